@@ -1,0 +1,1 @@
+"""What the papers share: data, models, attacks, training, metrics, plumbing, report."""
