@@ -1,0 +1,166 @@
+"""What every labelled set of pictures looks like, and the views of it: some examples, some classes, a loader.
+
+A set is map-style: example i is the same picture whatever was read before it. Pictures are float32 in [0, 1], channels first; mean/std
+and the resize to a model's input live inside the victim, so that an attack's ε is in pixels.
+"""
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from shared.errors import UserError
+from shared.files import digest
+
+
+class LabelledImages(Dataset):
+    """Labelled pictures with one prompt per class. A subclass sets the four fields and writes `__len__` and `__getitem__`
+    (or `__getitems__`, and `__getitem__` through it), and `labels` where they are known without opening the pictures.
+
+    name: of the set, e.g. "cifar10". classes: label i is classes[i]. prompts: the sentence of class i, template applied.
+    version: a short digest of what the examples are; a measurement made on other pictures, labels or prompts has another version.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    prompts: tuple[str, ...]
+    version: str
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Picture (3, H, W) float32 in [0, 1] and its label."""
+        raise NotImplementedError
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Pictures (N, 3, H, W) and labels (N,) int64: what DataLoader asks for when it is given whole batches."""
+        pairs = [self[int(i)] for i in indices]
+        if len({x.shape for x, _ in pairs}) > 1:
+            shapes = sorted({tuple(x.shape[1:]) for x, _ in pairs})
+            raise UserError(f"{self.name}: pictures of different sizes ({shapes[0]} and {shapes[-1]}) cannot share a batch; give an image size.")
+        return torch.stack([x for x, _ in pairs]), torch.tensor([y for _, y in pairs], dtype=torch.int64)
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """(len,) int64, the label of every example."""
+        return np.array([self[i][1] for i in range(len(self))], np.int64)
+
+    def usable(self, indices: Iterable[int]) -> list[int]:
+        """Those of `indices` whose picture can be read. Sets that may hold unreadable files override this (`shared.data.files`)."""
+        return [int(i) for i in indices]
+
+
+def subset(data: LabelledImages, n: int | None, seed: int) -> list[int]:
+    """At most n indices (all if n is None), as equal in number per class as the set allows; the same for the same (n, seed, labels).
+
+    Each class is put in an order of its own and the classes take turns, so the choice for a smaller n is the beginning of the choice
+    for a larger one, and growing a class does not reorder the others. Unreadable pictures are handled by `data.usable`.
+    """
+    if n is not None and n < 1:
+        raise UserError(f"{data.name}: the number of examples must be at least 1, not {n}.")
+    labels = np.asarray(data.labels)
+    if n is None:
+        return data.usable(range(len(labels)))
+    rank = np.empty(len(labels), np.int64)  # how many of its class come before an example
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        rank[np.random.default_rng([seed, int(label)]).permutation(members)] = np.arange(len(members))
+    turn = np.random.default_rng([seed, -1 % 2**32]).permutation(data.num_classes)  # who goes first when a round is cut short
+    return data.usable(np.lexsort((turn[labels], rank))[:n].tolist())
+
+
+class Subset(LabelledImages):
+    """The examples `indices` of a set, in that order."""
+
+    def __init__(self, data: LabelledImages, indices: Sequence[int], name: str | None = None):
+        self.data, self.indices = data, np.asarray(indices, np.int64).reshape(-1)
+        self.name, self.classes, self.prompts = name or data.name, data.classes, data.prompts
+        if len(self.indices) and not (0 <= self.indices.min() and self.indices.max() < len(data)):
+            raise IndexError(f"{data.name} has the examples 0 … {len(data) - 1}")
+
+    @cached_property
+    def version(self) -> str:
+        return digest([self.data.version, self.indices.tolist()])[:12]
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        return np.asarray(self.data.labels)[self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.data[int(self.indices[index])]
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        return self.data.__getitems__(self.indices[list(indices)].tolist())
+
+    def usable(self, indices: Iterable[int]) -> list[int]:
+        indices = list(indices)
+        good = set(self.data.usable(self.indices[indices].tolist()))
+        return [i for i in indices if int(self.indices[i]) in good]
+
+
+class ClassSubset(LabelledImages):
+    """Only the examples of the classes `keep` (labels of the set), relabelled 0 … len(keep) − 1 in the order given; prompts follow."""
+
+    def __init__(self, data: LabelledImages, keep: Sequence[int], name: str | None = None):
+        keep = [int(k) for k in keep]
+        if not keep or len(set(keep)) < len(keep) or not all(0 <= k < data.num_classes for k in keep):
+            raise UserError(f"{data.name}: the classes to keep must be different labels from 0 to {data.num_classes - 1}, not {keep}.")
+        self.data, self.keep = data, tuple(keep)
+        self.name = name or f"{data.name}-{len(keep)}"
+        self.classes, self.prompts = tuple(data.classes[k] for k in keep), tuple(data.prompts[k] for k in keep)
+        self.version = digest([data.version, keep])[:12]
+        self._new = np.full(data.num_classes, -1, np.int64)
+        self._new[keep] = np.arange(len(keep))
+
+    @cached_property
+    def indices(self) -> np.ndarray:
+        """(len,) the examples of the set that are kept, ascending."""
+        return np.flatnonzero(self._new[np.asarray(self.data.labels)] >= 0)
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        return self._new[np.asarray(self.data.labels)[self.indices]]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        x, y = self.data[int(self.indices[index])]
+        return x, int(self._new[y])
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        x, y = self.data.__getitems__(self.indices[list(indices)].tolist())
+        return x, torch.from_numpy(self._new)[y]
+
+    def usable(self, indices: Iterable[int]) -> list[int]:
+        indices = list(indices)
+        good = set(self.data.usable(self.indices[indices].tolist()))
+        return [i for i in indices if int(self.indices[i]) in good]
+
+
+def halves(num_classes: int) -> tuple[list[int], list[int]]:
+    """(seen, unseen): every other class. Neighbours in an alphabetical list are often of one kind, so both halves get some of each."""
+    return list(range(0, num_classes, 2)), list(range(1, num_classes, 2))
+
+
+def loader(data: Dataset, batches: Sequence[Sequence[int]], workers: int = 0) -> DataLoader:
+    """DataLoader over given batches of indices; each item is what `__getitems__` returns, e.g. (x (N, 3, H, W), y (N,)).
+
+    It has a generator of its own: a DataLoader otherwise draws a seed for its workers from torch's global one.
+    """
+    return DataLoader(data, batch_sampler=batches, collate_fn=_as_is, num_workers=workers, generator=torch.Generator())
+
+
+def _as_is(batch):
+    return batch
