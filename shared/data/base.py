@@ -33,6 +33,17 @@ class LabelledImages(Dataset):
     def num_classes(self) -> int:
         return len(self.classes)
 
+    @property
+    def duplicates(self) -> dict[str, tuple[int, ...]]:
+        """Prompts that more than one class has, with those classes: a classifier from prompts cannot tell these classes apart."""
+        same = {p: tuple(i for i, q in enumerate(self.prompts) if q == p) for p in self.prompts}
+        return {p: labels for p, labels in same.items() if len(labels) > 1}
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """Files left out because they cannot be read; see `usable`."""
+        return ()
+
     def __len__(self) -> int:
         raise NotImplementedError
 
@@ -44,8 +55,8 @@ class LabelledImages(Dataset):
         """Pictures (N, 3, H, W) and labels (N,) int64: what DataLoader asks for when it is given whole batches."""
         pairs = [self[int(i)] for i in indices]
         if len({x.shape for x, _ in pairs}) > 1:
-            shapes = sorted({tuple(x.shape[1:]) for x, _ in pairs})
-            raise UserError(f"{self.name}: pictures of different sizes ({shapes[0]} and {shapes[-1]}) cannot share a batch; give an image size.")
+            (a, b), *_, (c, d) = sorted({tuple(x.shape[1:]) for x, _ in pairs})
+            raise UserError(f"{self.name}: pictures of {a}×{b} and {c}×{d} pixels cannot share a batch; give an image size.")
         return torch.stack([x for x, _ in pairs]), torch.tensor([y for _, y in pairs], dtype=torch.int64)
 
     @cached_property
@@ -77,22 +88,19 @@ def subset(data: LabelledImages, n: int | None, seed: int) -> list[int]:
     return data.usable(np.lexsort((turn[labels], rank))[:n].tolist())
 
 
-class Subset(LabelledImages):
-    """The examples `indices` of a set, in that order."""
+class View(LabelledImages):
+    """Some examples of a set: example i is example indices[i] of `data`."""
 
-    def __init__(self, data: LabelledImages, indices: Sequence[int], name: str | None = None):
-        self.data, self.indices = data, np.asarray(indices, np.int64).reshape(-1)
-        self.name, self.classes, self.prompts = name or data.name, data.classes, data.prompts
-        if len(self.indices) and not (0 <= self.indices.min() and self.indices.max() < len(data)):
-            raise IndexError(f"{data.name} has the examples 0 … {len(data) - 1}")
-
-    @cached_property
-    def version(self) -> str:
-        return digest([self.data.version, self.indices.tolist()])[:12]
+    data: LabelledImages
+    indices: np.ndarray
 
     @cached_property
     def labels(self) -> np.ndarray:
         return np.asarray(self.data.labels)[self.indices]
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        return self.data.skipped
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -106,11 +114,28 @@ class Subset(LabelledImages):
     def usable(self, indices: Iterable[int]) -> list[int]:
         indices = list(indices)
         good = set(self.data.usable(self.indices[indices].tolist()))
-        return [i for i in indices if int(self.indices[i]) in good]
+        return [int(i) for i in indices if int(self.indices[i]) in good]
 
 
-class ClassSubset(LabelledImages):
-    """Only the examples of the classes `keep` (labels of the set), relabelled 0 … len(keep) − 1 in the order given; prompts follow."""
+class Subset(View):
+    """The examples `indices` of a set, in that order."""
+
+    def __init__(self, data: LabelledImages, indices: Sequence[int], name: str | None = None):
+        self.data, self.indices = data, np.asarray(indices, np.int64).reshape(-1)
+        self.name, self.classes, self.prompts = name or data.name, data.classes, data.prompts
+        if len(self.indices) and not (0 <= self.indices.min() and self.indices.max() < len(data)):
+            raise IndexError(f"{data.name} has the examples 0 … {len(data) - 1}")
+
+    @cached_property
+    def version(self) -> str:
+        return digest([self.data.version, self.indices.tolist()])[:12]
+
+
+class ClassSubset(View):
+    """Only the examples of the classes `keep` (labels of the set), relabelled 0 … len(keep) − 1 in the order given; prompts follow.
+
+    Raises UserError if `keep` is empty, repeats a label or names one that the set lacks.
+    """
 
     def __init__(self, data: LabelledImages, keep: Sequence[int], name: str | None = None):
         keep = [int(k) for k in keep]
@@ -132,21 +157,13 @@ class ClassSubset(LabelledImages):
     def labels(self) -> np.ndarray:
         return self._new[np.asarray(self.data.labels)[self.indices]]
 
-    def __len__(self) -> int:
-        return len(self.indices)
-
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        x, y = self.data[int(self.indices[index])]
+        x, y = super().__getitem__(index)
         return x, int(self._new[y])
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        x, y = self.data.__getitems__(self.indices[list(indices)].tolist())
+        x, y = super().__getitems__(indices)
         return x, torch.from_numpy(self._new)[y]
-
-    def usable(self, indices: Iterable[int]) -> list[int]:
-        indices = list(indices)
-        good = set(self.data.usable(self.indices[indices].tolist()))
-        return [i for i in indices if int(self.indices[i]) in good]
 
 
 def halves(num_classes: int) -> tuple[list[int], list[int]]:
@@ -154,12 +171,24 @@ def halves(num_classes: int) -> tuple[list[int], list[int]]:
     return list(range(0, num_classes, 2)), list(range(1, num_classes, 2))
 
 
+class _Loader(DataLoader):
+    """A DataLoader that hands on a `UserError` of a worker as the one sentence it was, without the worker's traceback."""
+
+    def __iter__(self):
+        try:
+            yield from super().__iter__()
+        except UserError as error:
+            if not str(error).startswith("Caught "):
+                raise
+            raise UserError(str(error).strip().splitlines()[-1].partition(": ")[2]) from None
+
+
 def loader(data: Dataset, batches: Sequence[Sequence[int]], workers: int = 0) -> DataLoader:
     """DataLoader over given batches of indices; each item is what `__getitems__` returns, e.g. (x (N, 3, H, W), y (N,)).
 
     It has a generator of its own: a DataLoader otherwise draws a seed for its workers from torch's global one.
     """
-    return DataLoader(data, batch_sampler=batches, collate_fn=_as_is, num_workers=workers, generator=torch.Generator())
+    return _Loader(data, batch_sampler=batches, collate_fn=_as_is, num_workers=workers, generator=torch.Generator())
 
 
 def _as_is(batch):

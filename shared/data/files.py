@@ -1,0 +1,202 @@
+"""Labelled pictures from files and from arrays, and what happens when a file cannot be read.
+
+An unreadable picture is never dropped in silence: reading it raises an error that names the file, or, with `skip_corrupt`, `usable`
+leaves it out of the chosen examples, counts it and says so on stderr. Indices never shift because of it.
+"""
+
+import hashlib
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from shared.data.base import LabelledImages
+from shared.errors import UserError
+from shared.files import digest
+
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+class UnreadableImage(UserError):
+    """A picture file that is missing, truncated or not a picture."""
+
+
+@dataclass(frozen=True)
+class ImageSize:
+    """Native size (no fields), or: the short side resized to `short` pixels, then the centre `crop`×`crop` pixels cut out.
+
+    The pixels are those of torchvision's Resize(short, interpolation) and CenterCrop(crop) on a PIL picture.
+    """
+
+    short: int | None = None
+    crop: int | None = None
+    interpolation: str = "bilinear"
+
+    def __post_init__(self):
+        if self.interpolation not in _FILTERS:
+            raise UserError(f"interpolation {self.interpolation!r} is not known; use {' or '.join(_FILTERS)}.")
+        if (self.short is None) != (self.crop is None) or (self.short and not 1 <= self.crop <= self.short):
+            raise UserError(f"an image size needs a short side and a crop that is not larger, not {self.short} and {self.crop}.")
+
+    @classmethod
+    def parse(cls, text: str) -> "ImageSize":
+        """"native", "SIZE", "SHORT:CROP" or "SHORT:CROP:bicubic", e.g. "256:224". Raises UserError for anything else."""
+        if text == "native":
+            return cls()
+        short, *rest = text.split(":")
+        crop, *filters = rest or [short]
+        if not (short.isdigit() and crop.isdigit() and len(filters) <= 1):
+            raise UserError(f"image size {text!r} is not understood; write native, 224, 256:224 or 256:224:bicubic.")
+        return cls(int(short), int(crop), *filters)
+
+    def apply(self, image: Image.Image) -> Image.Image:
+        if self.short is None:
+            return image
+        width, height = image.size
+        if min(width, height) != self.short:
+            long = int(self.short * max(width, height) / min(width, height))
+            width, height = (self.short, long) if width <= height else (long, self.short)
+            image = image.resize((width, height), _FILTERS[self.interpolation])
+        left, top = round((width - self.crop) / 2), round((height - self.crop) / 2)
+        return image.crop((left, top, left + self.crop, top + self.crop))
+
+
+NATIVE = ImageSize()
+CLIP_INPUT = ImageSize(256, 224, "bilinear")  # what PMG-AFT and TeCoA do to everything but CIFAR and STL-10
+
+
+def decode(path: str | os.PathLike, size: ImageSize = NATIVE) -> Tensor:
+    """Picture file -> (3, H, W) uint8, RGB.
+
+    Raises UnreadableImage if the file is missing, truncated or no picture, and UserError if the system refuses to open it (then the
+    picture may be fine, so skip_corrupt does not apply).
+    """
+    try:
+        with Image.open(path) as image:
+            return torch.from_numpy(np.array(size.apply(image.convert("RGB")))).permute(2, 0, 1).contiguous()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        reason = "is missing"
+    except MemoryError:
+        raise
+    except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error … on broken files
+        if isinstance(error, OSError) and error.errno is not None:
+            raise UserError(f"the picture {path} cannot be opened: {error.strerror}.") from None
+        reason = "is corrupt or truncated"
+    raise UnreadableImage(f"the picture {path} {reason}: replace it, or pass --skip-corrupt to leave such pictures out and have them counted.")
+
+
+class FileImages(LabelledImages):
+    """Pictures in files. x (3, H, W) float32 in [0, 1]; all of one size unless `size` is native and the files differ.
+
+    paths, labels: one per example. root: the folder that the version names files relative to. in_memory: keep each picture as uint8 once
+    it has been read (needs equal sizes; with DataLoader workers each worker has its own copy, so use it with workers=0).
+    """
+
+    def __init__(self, name: str, root: str | os.PathLike, paths: Sequence[str | os.PathLike], labels: Sequence[int], classes: Sequence[str],
+                 prompts: Sequence[str], *, size: ImageSize = NATIVE, skip_corrupt: bool = False, in_memory: bool = False):
+        self.name, self.root, self.classes, self.prompts = name, os.fspath(root), tuple(classes), tuple(prompts)
+        self.paths, self.labels = [os.fspath(p) for p in paths], np.asarray(labels, np.int64)
+        self.size, self.skip_corrupt, self.in_memory = size, skip_corrupt, in_memory
+        self._bad: dict[int, str] = {}
+        self._cache: Tensor | None = None
+        if len(self.paths) != len(self.labels) or len(self.classes) != len(self.prompts):
+            raise ValueError(f"{name}: {len(self.paths)} paths, {len(self.labels)} labels, {len(self.classes)} classes, {len(self.prompts)} prompts")
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_cache": None}  # a worker that is sent the set must not be sent gigabytes of pictures
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @cached_property
+    def version(self) -> str:
+        """Digest of names, sizes in bytes, labels, prompts and image size. It opens no file: a changed byte at equal size is not seen."""
+        names = hashlib.sha256()
+        for path, label in zip(self.paths, self.labels.tolist(), strict=True):
+            try:
+                length = os.stat(path).st_size
+            except OSError:
+                length = -1
+            names.update(f"{os.path.relpath(path, self.root) if os.path.isabs(path) else path}\0{length}\0{label}\n".encode())
+        return digest([names.hexdigest(), self.classes, self.prompts, repr(self.size)])[:12]
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        return tuple(self._bad[i] for i in sorted(self._bad))
+
+    def pixels(self, index: int) -> Tensor:
+        """(3, H, W) uint8."""
+        if not self.in_memory:
+            return decode(self.paths[index], self.size)
+        if self._cache is None:
+            first = decode(self.paths[index], self.size)
+            _refuse_more_than_memory(self.name, len(self) * first.numel())
+            self._cache = torch.empty((len(self), *first.shape), dtype=torch.uint8)
+            self._read = np.zeros(len(self), bool)
+        if not self._read[index]:
+            picture = decode(self.paths[index], self.size)
+            if picture.shape != self._cache.shape[1:]:
+                raise UserError(f"{self.paths[index]} is {tuple(picture.shape[1:])} pixels and others are {tuple(self._cache.shape[2:])}: "
+                                "give an image size, or do not keep the pictures in memory.")
+            self._cache[index], self._read[index] = picture, True
+        return self._cache[index]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.pixels(index).float().div_(255), int(self.labels[index])
+
+    def usable(self, indices: Iterable[int]) -> list[int]:
+        """`indices`, or with skip_corrupt those whose file decodes; the others go to `skipped` and are counted in one line on stderr.
+
+        Raises UserError if none decodes.
+        """
+        indices = [int(i) for i in indices]
+        if not self.skip_corrupt:
+            return indices
+        before = len(self._bad)
+        for i in indices:
+            try:
+                self.pixels(i)
+            except UnreadableImage:
+                self._bad[i] = self.paths[i]
+        good = [i for i in indices if i not in self._bad]
+        if len(self._bad) > before:
+            bad = [os.path.relpath(self.paths[i], self.root) for i in indices if i in self._bad]
+            print(f"{self.name}: {len(bad)} of {len(indices)} chosen pictures cannot be read and are left out: {', '.join(bad[:3])}"
+                  f"{' …' if len(bad) > 3 else ''}", file=sys.stderr, flush=True)
+        if indices and not good:
+            raise UserError(f"{self.name}: none of the {len(indices)} chosen pictures below {self.root} can be read.")
+        return good
+
+
+class ArrayImages(LabelledImages):
+    """Pictures in memory: pixels (N, 3, H, W) uint8, labels (N,)."""
+
+    def __init__(self, name: str, pixels: Tensor, labels: Sequence[int], classes: Sequence[str], prompts: Sequence[str]):
+        self.name, self.classes, self.prompts = name, tuple(classes), tuple(prompts)
+        self.pixels, self.labels = pixels.contiguous(), np.asarray(labels, np.int64)
+
+    @cached_property
+    def version(self) -> str:
+        return digest([hashlib.sha256(self.pixels.numpy()).hexdigest(), self.labels.tolist(), self.classes, self.prompts])[:12]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.pixels[index].float().div_(255), int(self.labels[index])
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        indices = torch.as_tensor(list(indices))
+        return self.pixels[indices].float().div_(255), torch.from_numpy(self.labels)[indices]
+
+
+def _refuse_more_than_memory(name: str, needed: int) -> None:
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > 0.8 * available:
+        raise UserError(f"{name} needs {needed / 2**30:.0f} GiB in memory and this machine has {available / 2**30:.0f}: do not keep it in memory.")
