@@ -1,0 +1,188 @@
+"""CLIP through open_clip: the small models of our own (configurations in `configs/`) and every model that open_clip knows.
+
+A model is named by its open_clip name (e.g. `scenes-vit-s8`, `ViT-B-32-quickgelu`) and its weights by `pretrained`: None (random), an open_clip
+tag such as `openai`, or the path of a local checkpoint (.safetensors, or a .pt read with `weights_only=True`). OpenAI's weights were trained
+with the quick GELU, so `openai` asks for a `-quickgelu` model name.
+"""
+
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from shared.errors import UserError
+from shared.files import atomic_path
+
+CONFIGS = Path(__file__).parent / "configs"
+MEAN_STD = {
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+
+
+class PatchEmbedding(nn.Conv2d):
+    """A convolution whose stride is its kernel, computed as one matrix product: y = W·vec(patch) + b.
+
+    Same weights and same result as `nn.Conv2d`; on a CPU its input gradient takes a small fraction of the convolution's time.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (N, C, H, W) -> (N, D, H/p, W/p)."""
+        n, c, h, w = x.shape
+        p, q = self.kernel_size
+        patches = x.reshape(n, c, h // p, p, w // q, q).permute(0, 2, 4, 1, 3, 5).reshape(n, (h // p) * (w // q), c * p * q)
+        return F.linear(patches, self.weight.flatten(1), self.bias).transpose(1, 2).unflatten(2, (h // p, w // q))
+
+
+class WordTokenizer:
+    """Words to numbers for the small text towers: 0 pads, 1 starts, 2…V+1 are words, V+2 (the largest, where open_clip pools) ends a text.
+
+    Raises UserError for a word outside the vocabulary and for a text longer than the context.
+    """
+
+    def __init__(self, vocabulary: Sequence[str], context_length: int):
+        self.vocabulary, self.context_length = tuple(vocabulary), context_length
+        self._number = {word: i + 2 for i, word in enumerate(self.vocabulary)}
+
+    @property
+    def size(self) -> int:
+        return len(self.vocabulary) + 3
+
+    def __call__(self, texts: str | Sequence[str]) -> Tensor:
+        """Texts -> (N, context_length) int64."""
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        out = torch.zeros((len(texts), self.context_length), dtype=torch.long)
+        for row, text in zip(out, texts, strict=True):
+            words = text.lower().replace(".", " ").replace(",", " ").replace("?", " ").split()
+            unknown = [w for w in words if w not in self._number]
+            if unknown:
+                raise UserError(f"the text {text!r} has the word {unknown[0]!r}, which this small model was not trained on: "
+                                "use its own words (see `vocabulary` in the model's config), or a model with a full tokenizer.")
+            if len(words) + 2 > self.context_length:
+                raise UserError(f"the text {text!r} has {len(words)} words; this model reads at most {self.context_length - 2}: shorten it.")
+            row[: len(words) + 2] = torch.tensor([1, *(self._number[w] for w in words), self.size - 1])
+        return out
+
+
+def small_config(name: str) -> dict | None:
+    """The configuration of one of our own small models, or None if `name` is not one of them."""
+    path = CONFIGS / f"{name}.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def create_clip(name: str, pretrained: str | Path | None = None, vocabulary: Sequence[str] | None = None) -> nn.Module:
+    """An open_clip CLIP in fp32 and eval mode; `model.tokenizer` goes with it.
+
+    vocabulary: the words of a small model's text tower (default: those its checkpoint was trained on, else those of the scenes world).
+    Raises UserError for an unknown name, weights that do not fit the model, or a file that is missing, truncated or not a plain checkpoint.
+    """
+    config = small_config(name)
+    if config is None:
+        return _open_clip(name, pretrained)
+    import open_clip
+
+    if pretrained is not None and vocabulary is None:
+        vocabulary = json.loads(read_metadata(pretrained).get("vocabulary", "null"))
+    if vocabulary is None:
+        from shared.data.language import VOCABULARY as vocabulary
+    tokenizer = WordTokenizer(vocabulary, config["text_cfg"]["context_length"])
+    model = open_clip.CLIP(**{**config, "text_cfg": {**config["text_cfg"], "vocab_size": tokenizer.size}})
+    if pretrained is not None:
+        _load(model, read_weights(pretrained), pretrained)
+    return _finish(model, tokenizer)
+
+
+def _open_clip(name: str, pretrained) -> nn.Module:
+    import open_clip
+
+    known = [*open_clip.list_models(), *(p.stem for p in CONFIGS.glob("*.json"))]
+    if name not in known:
+        import difflib
+
+        near = ", ".join(difflib.get_close_matches(name, known, 3)) or "none"
+        raise UserError(f"there is no CLIP model named {name!r}; near names: {near}.")
+    if pretrained == "openai" and not name.endswith("-quickgelu") and f"{name}-quickgelu" in known:
+        raise UserError(f"OpenAI's weights were trained with the quick GELU: use the model name {name}-quickgelu.")
+    local = pretrained is not None and Path(pretrained).suffix in (".safetensors", ".pt", ".bin", ".pth")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            model = open_clip.create_model(name, pretrained=None if local else pretrained, precision="fp32")
+        except UserError:
+            raise
+        except Exception as error:  # whatever the hub client raises: no network, no such tag
+            raise UserError(f"the weights {pretrained!r} of {name} cannot be had ({error}): give a tag of `open_clip.list_pretrained()` on a machine "
+                            "with a network, or the path of a local checkpoint.") from error
+    if local:
+        _load(model, read_weights(pretrained), pretrained)
+    return _finish(model, open_clip.get_tokenizer(name))
+
+
+def _finish(model: nn.Module, tokenizer) -> nn.Module:
+    conv = getattr(model.visual, "conv1", None)
+    if type(conv) is nn.Conv2d and conv.stride == conv.kernel_size:
+        conv.__class__ = PatchEmbedding
+    model.tokenizer = tokenizer
+    return model.float().eval()
+
+
+def _load(model: nn.Module, weights: dict[str, Tensor], source) -> None:
+    own = model.state_dict()
+    wrong = [k for k in own if k not in weights] + [k for k in weights if k not in own] + [
+        k for k in own if k in weights and own[k].shape != weights[k].shape]
+    if wrong:
+        raise UserError(f"the checkpoint {source} does not fit this model: {len(wrong)} tensors differ, the first is {wrong[0]!r}; "
+                        "give the model name it was made with.")
+    model.load_state_dict(weights)
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Tensors of a .safetensors file, or of a .pt file read with `weights_only=True` (a plain pickle is refused). Raises UserError."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"the checkpoint {path} does not exist: give the path of a .safetensors or .pt file.")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"the checkpoint {path} cannot be read ({type(error).__name__}): it is truncated, damaged or not a plain file of tensors; "
+                        "get or make it again.") from error
+    state = state.get("state_dict", state)
+    return {k.removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The string metadata of a .safetensors file ({} for other files). Raises UserError for a damaged file."""
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        return {}
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, "pt") as handle:
+            return handle.metadata() or {}
+    except FileNotFoundError as error:
+        raise UserError(f"the checkpoint {path} does not exist: give the path of a .safetensors or .pt file.") from error
+    except Exception as error:
+        raise UserError(f"the checkpoint {path} cannot be read ({type(error).__name__}): it is truncated or damaged; get or make it again.") from error
+
+
+def save_clip(model: nn.Module, path: str | Path) -> None:
+    """Write a model's weights as .safetensors, atomically, with the small text tower's vocabulary as metadata."""
+    save_tensors(model.state_dict(), path, {"vocabulary": json.dumps(model.tokenizer.vocabulary)} if isinstance(model.tokenizer, WordTokenizer) else {})
+
+
+def save_tensors(tensors: dict[str, Tensor], path: str | Path, metadata: dict[str, str] | None = None) -> None:
+    """Write tensors as .safetensors, atomically; the file is equal for equal tensors."""
+    from safetensors.torch import save_file
+
+    with atomic_path(path) as temporary:
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, metadata or None)

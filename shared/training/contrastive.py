@@ -1,0 +1,93 @@
+"""Contrastive pre-training of a CLIP on image-caption pairs, with open_clip's loss.
+
+L = ½·(CE(s·I Tᵀ, diagonal) + CE(s·T Iᵀ, diagonal)), I and T the unit embeddings of the batch, s = exp(logit_scale) ≤ 100 (Radford et al. 2021).
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from shared.models.victim import Pixels, image_size
+from shared.training.loop import Fit
+
+
+@dataclass(frozen=True)
+class ContrastiveConfig:
+    """How long and how fast to pre-train."""
+
+    steps: int = 4000
+    """Updates."""
+    batch: int = 256
+    """Pairs per update, over all processes together."""
+    lr: float = 1e-3
+    """Peak learning rate of AdamW."""
+    warmup: int = 200
+    """Updates of linear warm-up."""
+    weight_decay: float = 0.1
+    """Of matrices; vectors (biases, norms, the temperature) are not decayed."""
+    clip_norm: float = 1.0
+    """Bound of the gradient norm."""
+    every: int = 250
+    """Updates between checkpoints."""
+
+
+class PixelCLIP(nn.Module):
+    """A CLIP that takes pixels in [0, 1]: forward(x, tokens) -> unit image and text embeddings (N, D) and the scale s."""
+
+    def __init__(self, clip: nn.Module, norm: str = "clip"):
+        super().__init__()
+        self.clip, self.pixels = clip, Pixels(image_size(clip.visual), norm)
+
+    def forward(self, x: Tensor, tokens: Tensor):
+        return self.clip(self.pixels(x), tokens)
+
+
+def adamw(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW with decay on matrices only."""
+    groups = [{"params": [p for p in model.parameters() if p.requires_grad and p.ndim >= 2], "weight_decay": weight_decay},
+              {"params": [p for p in model.parameters() if p.requires_grad and p.ndim < 2], "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), eps=1e-6)
+
+
+def pretrain(clip: nn.Module, pairs, config: ContrastiveConfig, accelerator, checkpoint: Path | None = None, augment=None,
+             name: str = "pre-training") -> float:
+    """Train `clip` in place; returns the last loss.
+
+    pairs: a data set whose `__getitems__(indices)` gives pictures (N, 3, H, W) and N captions, at least steps × batch long (or read in epochs of a
+    permutation that is a function of the epoch). augment(x, step, indices): optional, on pictures. Every process takes its share of each batch.
+    """
+    import open_clip
+
+    rank, world = accelerator.process_index, accelerator.num_processes
+    model = accelerator.prepare(PixelCLIP(clip.train()))
+    loss_fn = open_clip.ClipLoss(local_loss=world > 1, gather_with_grad=world > 1, rank=rank, world_size=world)
+    optimizer = adamw(clip, config.lr, config.weight_decay)
+
+    def step_fn(step: int) -> Tensor:
+        indices = batch_indices(len(pairs), config.batch, step)[rank::world]
+        x, texts = pairs.__getitems__(indices)
+        x, tokens = x.to(accelerator.device), clip.tokenizer(texts).to(accelerator.device)
+        image, text, scale = model(x if augment is None else augment(x, step, indices), tokens)
+        return loss_fn(image, text, scale)
+
+    def clamp(step: int) -> None:
+        with torch.no_grad():
+            clip.logit_scale.clamp_(0, math.log(100))
+
+    fit = Fit(clip, optimizer, config.steps, config.lr, step_fn, config.warmup, checkpoint, config.every, accelerator, clamp, config.clip_norm, name)
+    loss = fit.run()
+    clip.eval()
+    return loss
+
+
+def batch_indices(n: int, batch: int, step: int, seed: int = 0) -> list[int]:
+    """Indices of update `step`: epoch after epoch of permutations of n samples, each a function of (seed, epoch); a last short batch is dropped."""
+    per_epoch = max(1, n // batch)
+    epoch, position = divmod(step, per_epoch)
+    if n > 2_000_000:  # an endless set: read it in order
+        return [(step * batch + i) % n for i in range(batch)]
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(1_000_003 * seed + epoch))
+    return order[position * batch:(position + 1) * batch].tolist()
