@@ -193,7 +193,7 @@ def _distance(shape: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         ax = np.abs(x)
         lobe = np.sqrt((ax - 0.43) ** 2 + (y - 0.33) ** 2) - 0.50
         tip = (1.10 * ax - 0.88 * (y + 0.95)) / 1.409
-        return np.minimum(lobe, np.maximum(tip, y - 0.34))
+        return np.minimum(lobe, np.maximum(np.maximum(tip, y - 0.5), ax - 0.86))
     # star: fold the plane onto one half of one of its five points, then the distance to the edge from the tip to the inner corner
     fifth = 2 * np.pi / 5
     r, a = np.sqrt(x * x + y * y), np.arctan2(x, y)
