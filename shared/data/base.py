@@ -54,10 +54,7 @@ class LabelledImages(Dataset):
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Pictures (N, 3, H, W) and labels (N,) int64: what DataLoader asks for when it is given whole batches."""
         pairs = [self[int(i)] for i in indices]
-        if len({x.shape for x, _ in pairs}) > 1:
-            (a, b), *_, (c, d) = sorted({tuple(x.shape[1:]) for x, _ in pairs})
-            raise UserError(f"{self.name}: pictures of {a}×{b} and {c}×{d} pixels cannot share a batch; give an image size.")
-        return torch.stack([x for x, _ in pairs]), torch.tensor([y for _, y in pairs], dtype=torch.int64)
+        return stack([x for x, _ in pairs], self.name), torch.tensor([y for _, y in pairs], dtype=torch.int64)
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -67,6 +64,14 @@ class LabelledImages(Dataset):
     def usable(self, indices: Iterable[int]) -> list[int]:
         """Those of `indices` whose picture can be read. Sets that may hold unreadable files override this (`shared.data.files`)."""
         return [int(i) for i in indices]
+
+
+def stack(pictures: Sequence[Tensor], name: str) -> Tensor:
+    """(N, 3, H, W) from pictures of one size. Raises UserError, naming the set, if the sizes differ."""
+    if len({x.shape for x in pictures}) > 1:
+        (a, b), *_, (c, d) = sorted({tuple(x.shape[1:]) for x in pictures})
+        raise UserError(f"{name}: pictures of {a}×{b} and {c}×{d} pixels cannot share a batch; give an image size.")
+    return torch.stack(list(pictures))
 
 
 def subset(data: LabelledImages, n: int | None, seed: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Labelled pictures from files and from arrays, and what happens when a file cannot be read.
+"""Labelled pictures from files, and what happens when a file cannot be read.
 
 An unreadable picture is never dropped in silence: reading it raises an error that names the file, or, with `skip_corrupt`, `usable`
 leaves it out of the chosen examples, counts it and says so on stderr. Indices never shift because of it.
@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from shared.data.base import LabelledImages
+from shared.data.base import LabelledImages, stack
 from shared.errors import UserError
 from shared.files import digest
 
@@ -71,6 +71,11 @@ NATIVE = ImageSize()
 CLIP_INPUT = ImageSize(256, 224, "bilinear")  # what PMG-AFT and TeCoA do to everything but CIFAR and STL-10
 
 
+def to_tensor(image: Image.Image) -> Tensor:
+    """RGB picture -> (3, H, W) uint8."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
 def decode(path: str | os.PathLike, size: ImageSize = NATIVE) -> Tensor:
     """Picture file -> (3, H, W) uint8, RGB.
 
@@ -79,7 +84,7 @@ def decode(path: str | os.PathLike, size: ImageSize = NATIVE) -> Tensor:
     """
     try:
         with Image.open(path) as image:
-            return torch.from_numpy(np.array(size.apply(image.convert("RGB")))).permute(2, 0, 1).contiguous()
+            return to_tensor(size.apply(image.convert("RGB")))
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         reason = "is missing"
     except MemoryError:
@@ -88,7 +93,7 @@ def decode(path: str | os.PathLike, size: ImageSize = NATIVE) -> Tensor:
         if isinstance(error, OSError) and error.errno is not None:
             raise UserError(f"the picture {path} cannot be opened: {error.strerror}.") from None
         reason = "is corrupt or truncated"
-    raise UnreadableImage(f"the picture {path} {reason}: replace it, or pass --skip-corrupt to leave such pictures out and have them counted.")
+    raise UnreadableImage(f"the picture {path} {reason}: replace it, or pass --skip-corrupt to leave out such pictures and count them.")
 
 
 class FileImages(LabelledImages):
@@ -98,15 +103,16 @@ class FileImages(LabelledImages):
     it has been read (needs equal sizes; with DataLoader workers each worker has its own copy, so use it with workers=0).
     """
 
-    def __init__(self, name: str, root: str | os.PathLike, paths: Sequence[str | os.PathLike], labels: Sequence[int], classes: Sequence[str],
-                 prompts: Sequence[str], *, size: ImageSize = NATIVE, skip_corrupt: bool = False, in_memory: bool = False):
+    def __init__(self, name: str, root: str | os.PathLike, paths: Sequence[str | os.PathLike], labels: Sequence[int],
+                 classes: Sequence[str], prompts: Sequence[str], *, size: ImageSize = NATIVE, skip_corrupt: bool = False,
+                 in_memory: bool = False):
         self.name, self.root, self.classes, self.prompts = name, os.fspath(root), tuple(classes), tuple(prompts)
         self.paths, self.labels = [os.fspath(p) for p in paths], np.asarray(labels, np.int64)
         self.size, self.skip_corrupt, self.in_memory = size, skip_corrupt, in_memory
         self._bad: dict[int, str] = {}
         self._cache: Tensor | None = None
         if len(self.paths) != len(self.labels) or len(self.classes) != len(self.prompts):
-            raise ValueError(f"{name}: {len(self.paths)} paths, {len(self.labels)} labels, {len(self.classes)} classes, {len(self.prompts)} prompts")
+            raise ValueError(f"{name}: a label is needed per path and a prompt per class")
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_cache": None}  # a worker that is sent the set must not be sent gigabytes of pictures
@@ -150,6 +156,10 @@ class FileImages(LabelledImages):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.pixels(index).float().div_(255), int(self.labels[index])
 
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        indices = [int(i) for i in indices]
+        return stack([self.pixels(i) for i in indices], self.name).float().div_(255), torch.from_numpy(self.labels[indices])
+
     def usable(self, indices: Iterable[int]) -> list[int]:
         """`indices`, or with skip_corrupt those whose file decodes; the others go to `skipped` and are counted in one line on stderr.
 
@@ -174,29 +184,8 @@ class FileImages(LabelledImages):
         return good
 
 
-class ArrayImages(LabelledImages):
-    """Pictures in memory: pixels (N, 3, H, W) uint8, labels (N,)."""
-
-    def __init__(self, name: str, pixels: Tensor, labels: Sequence[int], classes: Sequence[str], prompts: Sequence[str]):
-        self.name, self.classes, self.prompts = name, tuple(classes), tuple(prompts)
-        self.pixels, self.labels = pixels.contiguous(), np.asarray(labels, np.int64)
-
-    @cached_property
-    def version(self) -> str:
-        return digest([hashlib.sha256(self.pixels.numpy()).hexdigest(), self.labels.tolist(), self.classes, self.prompts])[:12]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.pixels[index].float().div_(255), int(self.labels[index])
-
-    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        indices = torch.as_tensor(list(indices))
-        return self.pixels[indices].float().div_(255), torch.from_numpy(self.labels)[indices]
-
-
 def _refuse_more_than_memory(name: str, needed: int) -> None:
     available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > 0.8 * available:
-        raise UserError(f"{name} needs {needed / 2**30:.0f} GiB in memory and this machine has {available / 2**30:.0f}: do not keep it in memory.")
+        raise UserError(f"{name} needs {needed / 2**30:.0f} GiB to be kept in memory and this machine has {available / 2**30:.0f}: "
+                        "read it from the disk instead.")

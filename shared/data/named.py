@@ -1,0 +1,73 @@
+"""The data sets of PMG-AFT by name: 16 test sets, of which TinyImageNet is also what is fine-tuned on.
+
+Splits (facts §4): SUN397, EuroSAT, Caltech-101 and Caltech-256 are used whole; ImageNet and TinyImageNet by their val split; the others by
+their test split. CIFAR-10, CIFAR-100 and STL-10 come, and so are attacked, at native size; everything else with the short side at 256 and
+the central 224×224 cut out.
+
+    named("DTD", root)                               what is evaluated
+    named("TinyImageNet", root, "train")             what is trained on
+    named("PCAM", root, wording="corrected")         see shared.data.prompts for the two wordings
+"""
+
+import difflib
+import os
+import re
+from pathlib import Path
+
+from shared.data import tinyimagenet, torchvision_sets
+from shared.data.arrays import ArrayImages, Hdf5Images
+from shared.data.base import LabelledImages
+from shared.data.files import CLIP_INPUT, NATIVE, FileImages, ImageSize
+from shared.data.prompts import class_names, prompts
+from shared.errors import UserError
+
+SIXTEEN = ("cifar10", "cifar100", "STL10", "SUN397", "Food101", "OxfordPets", "Flowers102", "DTD", "EuroSAT", "FGVC-Aircraft",
+           "TinyImageNet", "ImageNet", "Caltech101", "Caltech256", "StanfordCars", "PCAM")  # in the order of the released code
+ZERO_SHOT = tuple(name for name in SIXTEEN if name != "TinyImageNet")
+
+
+def named(name: str, root: str | os.PathLike, split: str = "test", *, wording: str = "released", size: ImageSize | None = None,
+          download: bool = False, skip_corrupt: bool = False, in_memory: bool = False) -> LabelledImages:
+    """The data set `name` (case, `-` and `_` do not matter) below the folder `root`, in the layout that torchvision keeps.
+
+    split: "train" or "test" as above. wording: "released" or "corrected". size: overrides the size above. download: let torchvision fetch
+    what is missing (it cannot fetch ImageNet, StanfordCars and TinyImageNet). skip_corrupt, in_memory: see FileImages.
+
+    Raises UserError for an unknown name or split, and if the files are missing, incomplete or unreadable.
+    """
+    name, root = canonical(name), Path(root).expanduser()
+    if split not in ("train", "test"):
+        raise UserError(f"split {split!r} is not known; use train or test.")
+    keep = {"skip_corrupt": skip_corrupt, "in_memory": in_memory}
+    if name == "TinyImageNet":
+        if download:
+            raise UserError(f"TinyImageNet cannot be downloaded: unpack tiny-imagenet-200.zip in {root}.")
+        where, paths, labels, raw = tinyimagenet.read(root, split)
+        names = class_names(name, raw, wording)
+        return FileImages(name, where, paths, labels, names, prompts(name, names, wording), size=size or CLIP_INPUT, **keep)
+
+    data = torchvision_sets.build(name, root, split, download)
+    names = class_names(name, [] if name == "PCAM" else torchvision_sets.raw_classes(data), wording)
+    sentences = prompts(name, names, wording)
+    size = size or (NATIVE if torchvision_sets.SETS[name].native else CLIP_INPUT)
+    if name == "PCAM":
+        return Hdf5Images(name, *torchvision_sets.pcam_files(data), names, sentences, size)
+    held = torchvision_sets.arrays(data)
+    if held is not None:
+        return ArrayImages(name, *held, names, sentences, size=size)
+    paths, labels = torchvision_sets.samples(data)
+    return FileImages(name, root, paths, labels, names, sentences, size=size, **keep)
+
+
+def canonical(name: str) -> str:
+    """The spelling of a set's name in SIXTEEN. Raises UserError with the closest names if there is none."""
+    spellings = {_plain(known): known for known in SIXTEEN} | {"oxfordpet": "OxfordPets", "oxfordiiitpet": "OxfordPets"}
+    if _plain(name) not in spellings:
+        close = dict.fromkeys(spellings[s] for s in difflib.get_close_matches(_plain(name), spellings, n=3, cutoff=0.5))
+        hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(SIXTEEN)}."
+        raise UserError(f"there is no data set {name!r}; {hint}")
+    return spellings[_plain(name)]
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
