@@ -1,0 +1,70 @@
+"""One dial: a scale is a preset of a paper's configuration dataclass, and every field can be overridden on the command line."""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
+from typing import Annotated, TypeVar
+
+from shared.errors import UserError
+
+SCALES = ("smoke", "cpu", "photos", "paper")
+Config = TypeVar("Config")
+
+
+def fraction(text: str) -> float:
+    """'2/255' or '0.01' -> float. Raises ValueError for anything else."""
+    try:
+        return float(Fraction(text))
+    except (ValueError, ZeroDivisionError) as error:
+        raise ValueError(f"{text!r} is not a number such as 2/255 or 0.01") from error
+
+
+def _pixels():
+    import tyro
+
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1, metavar="NUMBER/255", instance_from_str=lambda args: fraction(args[0]),
+        is_instance=lambda x: isinstance(x, float | int), str_from_instance=lambda x: [show_eps(x)])
+
+
+Pixels = Annotated[float, _pixels()]
+"""A length in pixel values of [0, 1], written on the command line as 2/255 or 0.0078."""
+
+
+def show_eps(eps: float) -> str:
+    """ε as people write it: 2/255 where it is a multiple of 1/255 (or of a quarter of it), else a decimal."""
+    units = eps * 255
+    return f"{units:g}/255" if abs(units * 4 - round(units * 4)) < 1e-6 else f"{eps:g}"
+
+
+def parse(presets: Mapping[str, Config], description: str, argv: Sequence[str] | None = None,
+          check: Callable[[Config], None] | None = None) -> tuple[str, Config]:
+    """Read `--scale NAME` and then every field of the chosen preset from the command line; returns (scale, configuration).
+
+    An unknown option or value prints what is wrong and leaves with exit code 2. `check` may raise UserError for combinations that cannot work.
+    """
+    import tyro
+
+    argv = list(sys.argv[1:] if argv is None else argv)
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("--scale", default="cpu")
+    known, rest = first.parse_known_args(argv)
+    if known.scale not in presets:
+        raise UserError(f"there is no scale {known.scale!r}: choose one of {', '.join(presets)}.")
+    config = tyro.cli(type(presets[known.scale]), args=rest, default=presets[known.scale], description=description)
+    if check is not None:
+        check(config)
+    return known.scale, config
+
+
+def plain(config: object) -> object:
+    """A configuration as JSON-able data (paths become strings)."""
+    if dataclasses.is_dataclass(config):
+        return {f.name: plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if isinstance(config, Mapping):
+        return {str(k): plain(v) for k, v in config.items()}
+    if isinstance(config, list | tuple):
+        return [plain(v) for v in config]
+    return config if config is None or isinstance(config, bool | int | float | str) else str(config)

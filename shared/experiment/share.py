@@ -1,0 +1,27 @@
+"""Whole tasks shared out over processes: which process runs a task changes nothing in its result."""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+Task = TypeVar("Task")
+
+
+def share(tasks: Sequence[Task], cost: Callable[[Task], float], rank: int, world: int) -> list[Task]:
+    """The tasks of process `rank` of `world`: dearest first, each to the process with the least to do so far. Deterministic."""
+    load, mine = [0.0] * world, []
+    for task in sorted(tasks, key=cost, reverse=True):
+        least = load.index(min(load))
+        load[least] += cost(task)
+        if least == rank:
+            mine.append(task)
+    return mine
+
+
+def quiet_threads(world: int) -> None:
+    """Give each process its part of the cores, once, before any heavy work."""
+    import os
+
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ or world > 1:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))

@@ -1,0 +1,126 @@
+"""The store of measurements: one JSON and one .npz per measurement, kept under the key of everything that produced it.
+
+    <root>/measurements/<slug>.json + .npz    root = results/<scale>/<paper>
+    <root>/plan.json                          what the last run set out to measure: {"paper", "scale", "config", "headline", "slugs": {slug: key}}
+    <root>/gates.json                         what had to hold before any defence was measured
+
+A measurement whose key is the wanted one is not measured again; so a run continues where it was, and a changed number re-measures only what
+depends on it. Nothing here imports torch: reports read the store in a second.
+"""
+
+import json
+import re
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from shared.errors import UserError
+from shared.files import atomic_path, write_json
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One number with what it was made from.
+
+    value, low, high: the mean over examples and its 95 % interval; n: examples; seeds: of training; unit: e.g. "share", "s"; seconds: how long it
+    took; sanity: outcome of the attack's sanity checks (robust cells only); tags: what it is a measurement of; values: per-example numbers.
+    """
+
+    slug: str
+    key: str
+    value: float
+    low: float
+    high: float
+    n: int
+    seeds: tuple[int, ...]
+    unit: str
+    seconds: float
+    tags: dict
+    provenance: dict
+    sanity: dict | None = None
+    path: Path | None = field(default=None, compare=False, repr=False)
+    given: np.ndarray | None = field(default=None, compare=False, repr=False)
+
+    @cached_property
+    def values(self) -> np.ndarray:
+        """Per-example values (n,), read from disk when first asked for."""
+        if self.given is not None:
+            return self.given
+        try:
+            with np.load(self.path, allow_pickle=False) as archive:
+                return archive["values"]
+        except Exception as error:
+            raise UserError(f"the values of a measurement, {self.path}, cannot be read: delete its .json and measure again.") from error
+
+
+def slug(*parts: object) -> str:
+    """A file name made of parts: lower case, other characters become '-', parts joined by '__'."""
+    return "__".join(re.sub(r"[^a-z0-9.+_]+", "-", str(p).lower()).strip("-") for p in parts)
+
+
+class Store:
+    """The measurements of one paper at one scale."""
+
+    def __init__(self, root: str | Path):
+        self.root = Path(root)
+
+    def _path(self, name: str, suffix: str) -> Path:
+        return self.root / "measurements" / f"{name}{suffix}"
+
+    def load(self, name: str) -> Measurement | None:
+        """The measurement of that slug, or None if there is none or its file is damaged (it is then measured again)."""
+        path = self._path(name, ".json")
+        try:
+            facts = json.loads(path.read_text())
+            return Measurement(**{**facts, "seeds": tuple(facts["seeds"])}, path=self._path(name, ".npz"))
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def fresh(self, name: str, key: str) -> bool:
+        """Whether the measurement exists, was made under `key`, and its per-example values are there."""
+        found = self.load(name)
+        return found is not None and found.key == key and self._path(name, ".npz").is_file()
+
+    def save(self, measurement: Measurement) -> None:
+        """Write values first, then the JSON that vouches for them: an interrupt between the two leaves the old key, so it is measured again."""
+        name = measurement.slug
+        self._path(name, ".json").unlink(missing_ok=True)
+        with atomic_path(self._path(name, ".npz")) as temporary:
+            np.savez(temporary, values=measurement.values)
+        facts = {k: v for k, v in asdict(replace(measurement, path=None, given=None)).items() if k not in ("path", "given")}
+        write_json(self._path(name, ".json"), facts)
+
+    def write_plan(self, plan: dict) -> None:
+        """Record what a run sets out to measure; readers then ignore what other configurations left behind."""
+        write_json(self.root / "plan.json", plan)
+
+    def plan(self) -> dict:
+        """The last plan. Raises UserError if nothing was run here."""
+        try:
+            return json.loads((self.root / "plan.json").read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"there are no measurements in {self.root}: run `make reproduce-{self.root.name} SCALE={self.root.parent.name}` "
+                            "first.") from error
+
+    def planned(self) -> list[Measurement]:
+        """Those measurements of the last plan that exist under the planned key."""
+        wanted = self.plan()["slugs"]
+        found = (self.load(name) for name in wanted)
+        return [m for m in found if m is not None and m.key == wanted[m.slug]]
+
+    def write_gates(self, gates: list[dict]) -> None:
+        """Record gates: [{"name", "value", "threshold", "sense": ">=" or "<=", "passed", "detail"}]."""
+        write_json(self.root / "gates.json", gates)
+
+    def gates(self) -> list[dict]:
+        """The recorded gates, [] if there are none."""
+        path = self.root / "gates.json"
+        return json.loads(path.read_text()) if path.is_file() else []
+
+
+def gate(name: str, value: float, threshold: float, sense: str, detail: str = "") -> dict:
+    """One gate: passed if value >= threshold (sense ">=") or value <= threshold (sense "<=")."""
+    passed = value >= threshold if sense == ">=" else value <= threshold
+    return {"name": name, "value": float(value), "threshold": float(threshold), "sense": sense, "passed": bool(passed), "detail": detail}
