@@ -128,7 +128,7 @@ class Subset(View):
     def __init__(self, data: LabelledImages, indices: Sequence[int], name: str | None = None):
         self.data, self.indices = data, np.asarray(indices, np.int64).reshape(-1)
         self.name, self.classes, self.prompts = name or data.name, data.classes, data.prompts
-        if len(self.indices) and not (0 <= self.indices.min() and self.indices.max() < len(data)):
+        if len(self.indices) and not (self.indices.min() >= 0 and self.indices.max() < len(data)):
             raise IndexError(f"{data.name} has the examples 0 … {len(data) - 1}")
 
     @cached_property

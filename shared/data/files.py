@@ -41,7 +41,7 @@ class ImageSize:
     def __post_init__(self):
         if self.interpolation not in _FILTERS:
             raise UserError(f"interpolation {self.interpolation!r} is not known; use {' or '.join(_FILTERS)}.")
-        if (self.short is None) != (self.crop is None) or (self.short and not 1 <= self.crop <= self.short):
+        if (self.short is None) != (self.crop is None) or (self.short is not None and not 1 <= self.crop <= self.short):
             raise UserError(f"an image size needs a short side and a crop that is not larger, not {self.short} and {self.crop}.")
 
     @classmethod

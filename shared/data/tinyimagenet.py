@@ -25,7 +25,7 @@ def read(root: Path, split: str) -> tuple[Path, list[str], list[int], list[str]]
     """
     folder = root if (root / "wnids.txt").is_file() else root / FOLDER
     if not (folder / "wnids.txt").is_file():
-        raise UserError(f"TinyImageNet is not at {root / FOLDER}: unpack tiny-imagenet-200.zip in {root}, or set the data root to where it is.")
+        raise UserError(f"TinyImageNet is not at {root / FOLDER}: unpack tiny-imagenet-200.zip in {root}, or set the data root.")
     wnids = sorted(_lines(folder / "wnids.txt"))
     words = dict(line.split("\t", 1) for line in _lines(folder / "words.txt") if "\t" in line)
     unnamed = [w for w in wnids if w not in words]
@@ -53,7 +53,7 @@ def _flat(where: Path, label: dict[str, int]) -> list[tuple[str, int]]:
     annotations = where / "val_annotations.txt"
     pairs = []
     for number, line in enumerate(_lines(annotations), 1):
-        file, wnid, *_ = line.split("\t") + [""]
+        file, wnid, *_ = [*line.split("\t"), ""]
         if wnid not in label:
             raise UserError(f"line {number} of {annotations} does not name a class of wnids.txt: unpack the archive again.")
         pairs.append((str(where / "images" / file), label[wnid]))

@@ -85,8 +85,8 @@ def build(name: str, root: Path, split: str, download: bool):
                         f"{'Check the network, or copy' if download else 'Copy'} a complete {spec.needs} folder there.") from error
     count = len(raw_classes(data)) if name != "PCAM" else 2
     if count != spec.num_classes:
-        raise UserError(f"{name} at {folder} has {count} classes instead of {spec.num_classes}: the copy is incomplete, or has folders that "
-                        "do not belong to it.")
+        raise UserError(f"{name} at {folder} has {count} classes instead of {spec.num_classes}: the copy is incomplete, or has folders "
+                        "that do not belong to it.")
     return data
 
 

@@ -1,0 +1,171 @@
+"""Decoding, sizes, broken files, and pictures kept in memory."""
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from shared.data.base import loader, subset
+from shared.data.files import CLIP_INPUT, NATIVE, FileImages, ImageSize, UnreadableImage, decode
+from shared.errors import UserError
+
+
+def files(tmp_path, picture, n=6, size=(12, 9), **options):
+    paths = [picture(tmp_path / f"{i}.png", i, size) for i in range(n)]
+    return FileImages("pictures", tmp_path, paths, [i % 2 for i in range(n)], ("a", "b"), ("an a", "a b"), **options)
+
+
+def break_file(path, how):
+    path = Path(path)
+    if how == "missing":
+        path.unlink()
+    else:
+        whole = path.read_bytes()
+        path.write_bytes({"empty": b"", "truncated": whole[: len(whole) // 2], "garbage": b"this is not a picture"}[how])
+
+
+@pytest.mark.parametrize("shape", [(300, 200), (200, 300), (64, 64), (257, 511), (256, 256), (400, 256)])
+@pytest.mark.parametrize("size", [CLIP_INPUT, ImageSize(224, 224, "bicubic"), ImageSize(33, 32)])
+def test_sizes_are_those_of_torchvision(tmp_path, picture, shape, size):
+    from torchvision import transforms
+    from torchvision.transforms import InterpolationMode
+
+    path = picture(tmp_path / "a.png", 1, shape)
+    mode = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}[size.interpolation]
+    chain = transforms.Compose([transforms.Resize(size.short, mode), transforms.CenterCrop(size.crop), transforms.ToTensor()])
+    expected = chain(Image.open(path))
+    assert torch.equal(decode(path, size).float().div_(255), expected)
+
+
+def test_sizes_in_words():
+    assert ImageSize.parse("native") == NATIVE
+    assert ImageSize.parse("32") == ImageSize(32, 32)
+    assert ImageSize.parse("256:224") == CLIP_INPUT
+    assert ImageSize.parse("256:224:bicubic") == ImageSize(256, 224, "bicubic")
+    for bad in ("", "big", "256:224:bicubic:x", "-3", "224:256", "0", "32:32:lanczos"):
+        with pytest.raises(UserError):
+            ImageSize.parse(bad)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1", "CMYK"])
+def test_other_kinds_of_picture_become_rgb(tmp_path, mode):
+    path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
+    Image.new("RGB", (5, 4), (200, 100, 0)).convert(mode).save(path)
+    assert decode(path).shape == (3, 4, 5) and decode(path).dtype == torch.uint8
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "webp", "ppm"])
+@pytest.mark.parametrize("how", ["missing", "empty", "truncated", "garbage"])
+def test_a_broken_picture_is_named(tmp_path, picture, suffix, how):
+    path = picture(tmp_path / f"a.{suffix}", 0, (40, 40))
+    break_file(path, how)
+    with pytest.raises(UnreadableImage, match="skip-corrupt") as error:
+        decode(path)
+    assert str(path) in str(error.value) and ("missing" in str(error.value)) == (how == "missing")
+
+
+def test_what_the_system_refuses_is_not_called_corrupt(tmp_path, picture, monkeypatch):
+    data = files(tmp_path, picture, skip_corrupt=True)
+    monkeypatch.setattr(Image, "open", lambda path: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    with pytest.raises(UserError, match="cannot be opened: Permission denied") as error:
+        data.usable([0])
+    assert not isinstance(error.value, UnreadableImage) and data.skipped == ()
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_pixels_labels_and_batches(tmp_path, picture, in_memory):
+    data = files(tmp_path, picture, in_memory=in_memory)
+    x, y = data.__getitems__([3, 0])
+    expected = np.stack([np.asarray(Image.open(tmp_path / f"{i}.png")) for i in (3, 0)]).transpose(0, 3, 1, 2).astype(np.float32) / 255
+    assert np.array_equal(x.numpy(), expected) and y.tolist() == [1, 0]
+    x0, y0 = data[3]
+    assert torch.equal(x0, x[0]) and y0 == 1 and isinstance(y0, int)
+    x0.zero_()
+    assert torch.equal(data[3][0], x[0])  # what is kept in memory is not what is handed out
+
+
+def test_in_memory_reads_each_file_once_and_is_not_sent_to_workers(tmp_path, picture):
+    data = files(tmp_path, picture, in_memory=True)
+    first = data.__getitems__([0, 1])[0]
+    os.remove(data.paths[0])
+    assert torch.equal(data.__getitems__([0, 1])[0], first)
+    with pytest.raises(UnreadableImage):
+        pickle.loads(pickle.dumps(data))[0]
+    picture(tmp_path / "5.png", 0, (13, 9))
+    with pytest.raises(UserError, match="13"):
+        data[5]
+
+
+def test_in_memory_refuses_more_than_the_machine_has(tmp_path, picture, monkeypatch):
+    data = files(tmp_path, picture, in_memory=True)
+    monkeypatch.setattr(os, "sysconf", lambda name: 30)
+    with pytest.raises(UserError, match="GiB"):
+        data[0]
+
+
+def test_by_default_a_broken_picture_stops_everything(tmp_path, picture):
+    data = files(tmp_path, picture)
+    break_file(data.paths[2], "truncated")
+    assert subset(data, None, 0) == list(range(6)) and data.skipped == ()
+    for workers in (0, 1):
+        with pytest.raises(UserError) as error:
+            list(loader(data, [[0, 1], [2, 3]], workers))
+        assert str(error.value).startswith(f"the picture {data.paths[2]} is corrupt") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_skip_corrupt_counts_and_says_so(tmp_path, picture, capsys, in_memory):
+    data = files(tmp_path, picture, skip_corrupt=True, in_memory=in_memory)
+    break_file(data.paths[2], "truncated")
+    break_file(data.paths[5], "missing")
+    chosen = subset(data, None, 0)
+    assert chosen == [0, 1, 3, 4] and data.skipped == (data.paths[2], data.paths[5])
+    said = capsys.readouterr().err
+    assert said == "pictures: 2 of 6 chosen pictures cannot be read and are left out: 2.png, 5.png\n"
+    assert data.usable(range(6)) == chosen and capsys.readouterr().err == ""  # said once
+    assert len(next(iter(loader(data, [chosen])))[1]) == 4
+    with pytest.raises(UnreadableImage):
+        data[2]  # the index still names the same file
+
+
+def test_skip_corrupt_looks_only_at_what_was_chosen(tmp_path, picture, capsys):
+    data = files(tmp_path, picture, skip_corrupt=True)
+    break_file(data.paths[2], "garbage")
+    assert data.usable([0, 1]) == [0, 1] and data.skipped == () and capsys.readouterr().err == ""
+
+
+def test_nothing_readable_is_an_error(tmp_path, picture):
+    data = files(tmp_path, picture, n=2, skip_corrupt=True)
+    for path in data.paths:
+        break_file(path, "empty")
+    with pytest.raises(UserError, match="none of the 2"):
+        subset(data, None, 0)
+
+
+def test_version_follows_names_sizes_labels_prompts_and_image_size(tmp_path, picture):
+    def make(**changes):
+        data = files(tmp_path, picture, **{k: v for k, v in changes.items() if k == "size_"})
+        for key, value in changes.items():
+            setattr(data, key, value)
+        return data.version
+
+    base = make()
+    assert make() == base
+    others = [make(labels=np.array([1, 1, 0, 1, 0, 1])), make(prompts=("an a", "the b")), make(size=CLIP_INPUT)]
+    data = files(tmp_path, picture)
+    break_file(data.paths[0], "truncated")
+    others.append(data.version)
+    break_file(data.paths[0], "missing")
+    data = FileImages("pictures", tmp_path, data.paths, data.labels, data.classes, data.prompts)
+    others.append(data.version)
+    assert len({base, *others}) == 6
+
+
+def test_version_does_not_depend_on_where_the_folder_is(tmp_path, picture):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    assert files(tmp_path / "a", picture).version == files(tmp_path / "b", picture).version
