@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+import shared.data.files
 from shared.data.base import loader, subset
 from shared.data.files import CLIP_INPUT, NATIVE, FileImages, ImageSize, UnreadableImage, decode
 from shared.errors import UserError
@@ -70,7 +71,10 @@ def test_a_broken_picture_is_named(tmp_path, picture, suffix, how):
 
 def test_what_the_system_refuses_is_not_called_corrupt(tmp_path, picture, monkeypatch):
     data = files(tmp_path, picture, skip_corrupt=True)
-    monkeypatch.setattr(Image, "open", lambda path: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    def refuse(*args):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(shared.data.files, "open", refuse, raising=False)
     with pytest.raises(UserError, match="cannot be opened: Permission denied") as error:
         data.usable([0])
     assert not isinstance(error.value, UnreadableImage) and data.skipped == ()
