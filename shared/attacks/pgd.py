@@ -11,14 +11,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from shared.attacks import losses as L
-from shared.attacks.gradient import eval_mode, input_gradient, precision
+from shared.attacks.goal import Goal, Loss, check_batch, check_rng
+from shared.attacks.gradient import eval_mode, input_gradient
 from shared.attacks.threat import Threat
 from shared.errors import UserError
 from shared.rng import SampleRng
-
-LossName = Literal["ce", "cw", "dlr"]
-Loss = LossName | Callable[[Tensor, Tensor], Tensor]
 
 
 def ascend(
@@ -74,7 +71,7 @@ def pgd(
 ) -> Tensor:
     """Adversarial images (N, C, H, W), detached, in B(x). x in [0, 1], y (N,) labels; the victim maps x to logits, used in eval mode.
 
-    loss: "ce", "cw" (the margin with `kappa`, see `losses.margin`), "dlr", or a function (logits, labels) -> (N,) to raise.
+    loss: "ce", "cw" (the margin with `kappa`, see `losses.margin`), "margin", "dlr", or a function (logits, labels) -> (N,) to raise.
     targeted: labels (N,) to reach; the loss is then lowered at the target, and success means that the target is predicted.
     keep: "best" returns the iterate that succeeded, else the one of highest loss, over all steps and restarts;
         "last" the last iterate of the last restart, as most released code does: success at some step is not success at the last.
@@ -85,6 +82,8 @@ def pgd(
     Raises UserError for images outside [0, 1], settings that contradict each other, and a random start without rng.
     """
     check_batch(x, y)
+    if random_start:
+        check_rng(x, rng)
     if keep not in ("best", "last"):
         raise UserError(f"unknown keep {keep!r}: use 'best' or 'last'.")
     if restarts < 1 or (restarts > 1 and not random_start):
@@ -92,11 +91,13 @@ def pgd(
     drop = (keep == "best" and reduction == "sum") if drop is None else drop
     if drop and (keep == "last" or reduction == "mean"):
         raise UserError("drop=True contradicts keep='last' and reduction='mean' (both need the whole batch): leave drop out.")
-    goal = _Goal(victim, loss, kappa, targeted is not None, eot_iter, reduction, autocast)
+    goal = Goal(
+        victim, loss, kappa=kappa, targeted=targeted is not None, eot_iter=eot_iter, reduction=reduction, autocast=autocast
+    )
     labels = y if targeted is None else targeted
     with eval_mode(victim):
         if keep == "last":
-            start = None if not random_start else _child(rng, restarts - 1)
+            start = None if not random_start else rng.child(f"restart{restarts - 1}")
             return _run_last(goal, x, labels, threat, steps, step_size, start)
         best = _Best(x, drop)
         if drop:
@@ -105,54 +106,9 @@ def pgd(
             todo = best.open()
             if len(todo) == 0:
                 break
-            start = _child(rng, restart).subset(todo) if random_start else None
+            start = rng.child(f"restart{restart}").subset(todo) if random_start else None
             _run_best(goal, x[todo], labels[todo], todo, threat, steps, step_size, start, best)
         return best.x_adv
-
-
-def check_batch(x: Tensor, y: Tensor) -> None:
-    """Raise UserError unless x is a floating (N, …) batch in [0, 1] with labels y (N,)."""
-    if not x.is_floating_point() or y.shape != x.shape[:1] or y.dtype != torch.int64:
-        raise UserError(f"expected floating images (N, …) and int64 labels (N,), got {x.dtype} {tuple(x.shape)}, {y.dtype} {tuple(y.shape)}.")
-    if len(x) and not (x.min() >= 0 and x.max() <= 1):
-        raise UserError("images must lie in [0, 1] and be finite: attack before mean/std, which belong inside the victim.")
-
-
-class _Goal:
-    """What the attack raises, and when it has succeeded."""
-
-    def __init__(self, victim, loss: Loss, kappa: float, targeted: bool, eot_iter: int, reduction: str, autocast: str | None):
-        table = {"ce": L.cross_entropy, "cw": lambda z, y: L.margin(z, y, kappa), "dlr": L.dlr}
-        if isinstance(loss, str) and loss not in table:
-            raise UserError(f"unknown loss {loss!r}: use one of {', '.join(table)} or a function.")
-        self.loss = table[loss] if isinstance(loss, str) else loss
-        self.victim, self.sign, self.targeted = victim, -1.0 if targeted else 1.0, targeted
-        self.eot_iter, self.reduction, self.autocast = eot_iter, reduction, autocast
-
-    def _done(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return (logits.argmax(dim=1) == labels) == self.targeted
-
-    def judge(self, x_adv: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses (N,) and success (N,) without a gradient."""
-        with torch.no_grad(), precision(x_adv, self.autocast):
-            logits = torch.stack([self.victim(x_adv) for _ in range(self.eot_iter)]).mean(dim=0)
-        return self.sign * self.loss(logits, labels), self._done(logits, labels)
-
-    def gradient(self, x_adv: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Losses, success and gradient, means over `eot_iter` evaluations."""
-        seen = []
-
-        def loss_fn(point: Tensor) -> Tensor:
-            logits = self.victim(point)
-            seen.append(logits.detach())
-            return self.sign * self.loss(logits, labels)
-
-        parts = [input_gradient(loss_fn, x_adv, reduction=self.reduction, autocast=self.autocast) for _ in range(self.eot_iter)]
-        if self.eot_iter == 1:
-            (values, grad), logits = parts[0], seen[0]
-        else:
-            values, grad, logits = (torch.stack(list(p)).mean(dim=0) for p in (*zip(*parts, strict=True), seen))
-        return values, self._done(logits, labels), grad
 
 
 class _Best:
@@ -174,7 +130,7 @@ class _Best:
         return (~self.done).nonzero().flatten() if self.drop else torch.arange(len(self.done), device=self.done.device)
 
 
-def _run_last(goal: _Goal, x, labels, threat, steps, step_size, start: SampleRng | None) -> Tensor:
+def _run_last(goal: Goal, x, labels, threat, steps, step_size, start: SampleRng | None) -> Tensor:
     project = threat.projector(x)
     x_adv = _start(x, threat, start, start is not None)
     for _ in range(steps):
@@ -182,7 +138,7 @@ def _run_last(goal: _Goal, x, labels, threat, steps, step_size, start: SampleRng
     return x_adv
 
 
-def _run_best(goal: _Goal, x, labels, where: Tensor, threat, steps, step_size, start: SampleRng | None, best: _Best) -> None:
+def _run_best(goal: Goal, x, labels, where: Tensor, threat, steps, step_size, start: SampleRng | None, best: _Best) -> None:
     project = threat.projector(x)
     x_adv = _start(x, threat, start, start is not None)
     for _ in range(steps):
@@ -199,16 +155,4 @@ def _run_best(goal: _Goal, x, labels, where: Tensor, threat, steps, step_size, s
 
 
 def _start(x: Tensor, threat: Threat, rng: SampleRng | None, random_start: bool) -> Tensor:
-    if not random_start:
-        return x.detach().clone()
-    if rng is None:
-        raise UserError("a random start needs rng=SampleRng(seed, sample indices): pass it, or random_start=False.")
-    if len(rng) != len(x):
-        raise UserError(f"rng is for {len(rng)} samples, the batch has {len(x)}: use rng.subset.")
-    return threat.random_start(x.detach(), rng)
-
-
-def _child(rng: SampleRng | None, restart: int) -> SampleRng:
-    if rng is None:
-        raise UserError("a random start needs rng=SampleRng(seed, sample indices): pass it, or random_start=False.")
-    return rng.child(f"restart{restart}")
+    return threat.random_start(x.detach(), check_rng(x, rng)) if random_start else x.detach().clone()
