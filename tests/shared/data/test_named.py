@@ -1,5 +1,6 @@
 """The sixteen sets through torchvision's own classes, from tiny copies in their own formats."""
 
+import os
 import pickle
 import sys
 from pathlib import Path
@@ -134,6 +135,13 @@ def test_workers_read_pcam_and_files(library):
         batches = [[0, 1], [2, 3], [4, 5]]
         for (x, y), (u, v) in zip(loader(data, batches, 2), loader(data, batches), strict=True):
             assert torch.equal(x, u) and torch.equal(y, v)
+
+
+def test_a_handle_of_another_process_is_not_used(library):
+    data = named("PCAM", library)
+    expected = data[0][0]
+    data._handle = (os.getpid() + 1, {"x": np.zeros((6, 96, 96, 3), np.uint8)})  # as a forked worker finds its parent's
+    assert torch.equal(data[0][0], expected)
 
 
 def test_duplicate_names_stay_and_are_reported(library):
