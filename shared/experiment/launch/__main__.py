@@ -35,9 +35,9 @@ def read_config(path: str) -> dict:
 
     try:
         with open(path, encoding="utf-8") as handle:
-            return yaml.safe_load(handle)
+            return yaml.safe_load(handle) or {}
     except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"the launch configuration {path} cannot be read ({error.__class__.__name__}): see shared/experiment/launch.") from error
+        raise UserError(f"the launch configuration {path} cannot be read ({type(error).__name__}).") from error
 
 
 def main() -> None:

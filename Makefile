@@ -1,0 +1,149 @@
+# One command for everything; `make` alone prints what there is. Needs GNU make, git and Python 3.11, nothing else.
+
+SHELL := /bin/sh
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+.SUFFIXES:
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+
+# ---- the dials -------------------------------------------------------------------------------------------------------------
+
+SCALE ?= cpu##         smoke (seconds, proves that it runs) | cpu (minutes, no GPU) | photos (real photographs) | paper (GPU hours)
+SEEDS ?=##             seeds instead of the preset's, as in SEEDS="0 1 2 3"
+ARGS ?=##              further options of train and evaluate, as in ARGS="--attack.eps 2/255"
+DATA_ROOT ?=##         folder with the images (SCALE=photos and paper)
+RESULTS ?= results##   where measurements and checkpoints go
+SET ?=##               parameters of the notebook, as in SET="name=value name=value"
+DEVICE ?=##            cpu | cpu2 (two processes) | gpu | gpus (one process each); gpu where one is seen, else cpu
+GPUS ?=##              how many with DEVICE=gpus; all by default
+LAUNCH ?=##            what starts a script instead, as in LAUNCH="srun accelerate launch" (shared/experiment/launch/README.md)
+PYTHON ?=##            the Python 3.11 that makes .venv
+VENV ?= .venv##        another environment with the same pins, as in VENV="$CONDA_PREFIX"
+SURE ?=##              yes: `make clean-results` may delete
+
+# The text of a variable's help ends its line, so the blanks before it would belong to the value.
+KNOBS := SCALE SEEDS ARGS DATA_ROOT RESULTS SET DEVICE GPUS LAUNCH PYTHON VENV SURE
+$(foreach v,$(KNOBS),$(if $(filter file,$(origin $v)),$(eval $v := $(strip $(value $v)))))
+
+SCALES  := smoke cpu photos paper
+DEVICES := cpu cpu2 gpu gpus
+PAPERS  := $(patsubst papers/%/train.py,%,$(sort $(wildcard papers/*/train.py)))
+
+# ---- mistakes, one sentence each -------------------------------------------------------------------------------------------
+
+GIVEN   := $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $v))),$(filter-out -%,$v)))
+UNKNOWN := $(filter-out $(KNOBS) MAKEFLAGS SHELL,$(GIVEN))
+digits   = $(subst 0,,$(subst 1,,$(subst 2,,$(subst 3,,$(subst 4,,$(subst 5,,$(subst 6,,$(subst 7,,$(subst 8,,$(subst 9,,$1))))))))))
+comma   := ,
+$(if $(UNKNOWN),$(error there is no variable $(firstword $(UNKNOWN)); make knows $(KNOBS)))
+$(if $(filter $(SCALES),$(SCALE)),,$(error there is no SCALE=$(SCALE); choose one of: $(SCALES)))
+$(if $(DEVICE),$(if $(filter $(DEVICES),$(DEVICE)),,$(error there is no DEVICE=$(DEVICE); choose one of: $(DEVICES))))
+$(if $(call digits,$(SEEDS)$(GPUS)),$(if $(strip $(foreach s,$(SEEDS) $(GPUS),$(call digits,$s))),\
+    $(error SEEDS and GPUS take whole numbers separated by blanks$(comma) not "$(strip $(SEEDS) $(GPUS))")))
+$(if $(strip $(RESULTS)),,$(error RESULTS is empty; name a folder or leave it out))
+$(foreach s,$(SET),$(if $(findstring =,$s),,$(error SET takes name=value$(comma) not "$s")))
+
+# ---- the pieces of a command -----------------------------------------------------------------------------------------------
+
+quote = '$(subst ','\'',$1)'
+PY    = $(VENV)/bin/python
+STAMP = $(VENV)/.complete
+find_python = for p in python3.11 python3 python; do "$$p" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo "$$p" && break; done
+python311   = $(or $(PYTHON),$(shell $(find_python)),$(error Python 3.11 was not found; install it or name it with PYTHON=/path/to/python3.11))
+seen_gpus   = $(shell nvidia-smi -L 2>/dev/null | grep -c '^GPU ')
+device      = $(or $(DEVICE),$(if $(filter-out 0,$(seen_gpus)),gpu,cpu))
+processes   = $(or $(GPUS),$(if $(filter-out 0 1,$(seen_gpus)),$(seen_gpus),$(error DEVICE=gpus needs at least two GPUs and $(seen_gpus) can be seen; use DEVICE=gpu or cpu)))
+launch      = $(or $(LAUNCH),$(call launch_on,$(device)))
+launch_on   = $(PY) -m shared.experiment.launch --config_file shared/experiment/launch/$1.yaml$(if $(filter gpus,$1), --num_processes $(processes))
+options     = --scale $(SCALE)$(if $(SEEDS), --seeds $(SEEDS))$(if $(DATA_ROOT), --data-root $(call quote,$(DATA_ROOT))) --results $(call quote,$(RESULTS))
+page        = $(PY) -m shared.report.page $1 --scale $(SCALE) --results $(call quote,$(RESULTS))$(foreach s,$(SET), --set $(call quote,$s))
+
+export PYTHONUNBUFFERED := 1
+export DO_NOT_TRACK := 1
+export HF_HUB_DISABLE_TELEMETRY := 1
+ifneq ($(SCALE),paper)
+# Only the paper scale downloads models, so everywhere else a script that tries to is wrong.
+export HF_HUB_OFFLINE := 1
+endif
+
+# ---- targets ---------------------------------------------------------------------------------------------------------------
+
+.PHONY: help setup reproduce headline test lint smoke test-slow bench zoo doctor clean-results FORCE
+
+help: ## this text
+	@echo "make TARGET [VARIABLE=value …]"
+	@echo
+	@sed -n 's/^\([a-z][a-zA-Z<>-]*\):[^#]*## \(.*\)/  \1|\2/p; s/^#> \([^ ]*\) *## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{printf "%-24s %s\n", $$1, $$2}'
+	@echo
+	@sed -n 's/^\([A-Z_]*\) ?= *\([^ #]*\)## *\(.*\)/  \1=\2#\3/p' Makefile | awk -F'#' '{printf "%-24s %s\n", $$1, $$2}'
+	@echo
+	@echo "papers here: $(or $(PAPERS),none yet)"
+
+# The stamp is written last, so an interrupted installation leaves none. What stands there is looked at each time (0.2 s), since
+# an environment can be broken later: a package removed, the interpreter under it upgraded, the lock changed.
+setup: $(STAMP) ## make .venv with the exact packages of requirements.lock (minutes once, then nothing)
+$(STAMP): requirements.lock
+	@$(if $(filter .venv,$(VENV)),$(python311),$(PY)) -m shared.experiment.install --venv $(call quote,$(VENV))
+ifneq ($(filter-out help doctor clean-results,$(or $(MAKECMDGOALS),help)),)
+ifneq ($(wildcard $(STAMP)),)
+ifneq ($(shell $(PY) -m shared.experiment.pins >/dev/null 2>&1 || echo broken),)
+$(STAMP): FORCE
+endif
+endif
+endif
+
+reproduce: $(addprefix reproduce-,$(PAPERS)) ## every paper: train, evaluate, then its tables, figures, claims and page
+#> reproduce-<paper>      ## one paper; run again, it continues where it was interrupted and skips what is measured
+$(addprefix reproduce-,$(PAPERS)): reproduce-%: $(STAMP)
+	$(launch) -m papers.$*.train $(options) $(ARGS)
+	$(launch) -m papers.$*.evaluate $(options) $(ARGS)
+	$(call page,$*)
+
+headline: $(addprefix headline-,$(PAPERS)) ## only what the claims of the abstracts need; a later `make reproduce` continues from it
+#> headline-<paper>       ## the same for one paper
+$(addprefix headline-,$(PAPERS)): headline-%: $(STAMP)
+	$(launch) -m papers.$*.train $(options) --headline $(ARGS)
+	$(launch) -m papers.$*.evaluate $(options) --headline $(ARGS)
+	$(call page,$*)
+
+#> figures-<paper>        ## redraw tables, figures and page from the measurements alone; loads no model
+$(addprefix figures-,$(PAPERS)): figures-%: $(STAMP)
+	$(call page,$*)
+
+.PHONY: $(foreach what,reproduce headline figures,$(addprefix $(what)-,$(PAPERS)))
+reproduce-% headline-% figures-%: FORCE
+	@echo "there is no paper '$*' with a train.py; there is: $(or $(PAPERS),none yet)" >&2; exit 2
+
+# pytest comes last, so that its closing line is the last line.
+test: lint smoke ## ruff, the import rules, one paper end to end at SCALE=smoke, and every test that is not slow
+	@$(PY) -m pytest -m "not slow and not bench" $(ARGS)
+
+lint: $(STAMP) ## ruff and the import rules alone (seconds)
+	@$(PY) -m ruff check .
+	@$(PY) -c "from importlinter.cli import lint_imports_command as main; main()" --no-logo
+
+# In a folder of its own, so that nothing measured before is skipped.
+smoke: $(STAMP) ## one paper end to end at SCALE=smoke, in a temporary folder (under a minute)
+	@$(if $(PAPERS),,echo "no paper yet, nothing to run at SCALE=smoke"; exit 0;) \
+	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && trap 'exit 130' INT TERM HUP && \
+	$(MAKE) reproduce-$(firstword $(PAPERS)) SCALE=smoke RESULTS="$$folder" SEEDS= ARGS= SET= DATA_ROOT=
+
+test-slow: $(STAMP) ## the slow tests, among them the rehearsal of SCALE=paper
+	@$(PY) -m pytest -m slow $(ARGS)
+
+bench: $(STAMP) ## speeds against plain loops and reference packages, side by side, with their spread
+	@$(PY) -m shared.bench $(ARGS)
+
+zoo: $(STAMP) ## train the shipped small models again (half an hour on 2 cores)
+	$(launch) -m shared.training.pretrain $(ARGS)
+
+doctor: ## what is wrong with this machine, in plain words
+	@$(if $(wildcard $(PY)),$(PY),$(or $(PYTHON),$(shell $(find_python)),python3)) -m shared.experiment.doctor --results $(call quote,$(RESULTS))
+
+clean-results: ## delete the results of one SCALE (asks for SURE=yes)
+	@folder=$(call quote,$(RESULTS)/$(SCALE)); \
+	if [ ! -d "$$folder" ]; then echo "there is nothing at $$folder"; \
+	elif [ "$(SURE)" != yes ]; then echo "this deletes $$(du -sh "$$folder" | cut -f1) in $$folder: run it again with SURE=yes" >&2; exit 2; \
+	else rm -rf "$$folder" && echo "deleted $$folder"; fi
+
+FORCE:
