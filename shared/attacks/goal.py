@@ -18,7 +18,8 @@ Loss = LossName | Callable[..., Tensor]
 def check_batch(x: Tensor, y: Tensor) -> None:
     """Raise UserError unless x is a floating (N, …) batch in [0, 1] with int64 labels y (N,)."""
     if not x.is_floating_point() or y.shape != x.shape[:1] or y.dtype != torch.int64:
-        raise UserError(f"expected floating images (N, …) and int64 labels (N,), got {x.dtype} {tuple(x.shape)}, {y.dtype} {tuple(y.shape)}.")
+        got = f"{x.dtype} {tuple(x.shape)} and {y.dtype} {tuple(y.shape)}"
+        raise UserError(f"expected floating images (N, …) and int64 labels (N,), got {got}.")
     if len(x) and not (x.min() >= 0 and x.max() <= 1):
         raise UserError("images must lie in [0, 1] and be finite: attack before mean/std, which belong inside the victim.")
 

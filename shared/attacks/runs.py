@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from shared.attacks.goal import Goal, check_batch, check_rng
+from shared.attacks.reach import has_score, reach, score
 from shared.attacks.threat import Threat, per_sample
 from shared.errors import UserError
 from shared.rng import SampleRng
@@ -50,6 +51,7 @@ class Runs:
         rho: float = 0.75,
         batch_size: int | None = None,
         drop: bool = True,
+        give_up: float | None = 5.0,
     ):
         check_batch(x, y)
         check_rng(x, rng)
@@ -57,7 +59,9 @@ class Runs:
         self.steps, self.eot_iter, self.rho, self.drop = at_least_one(steps, "steps"), eot_iter, rho, drop
         self.first_step = first_step * threat.eps
         self.limit = at_least_one(max(len(x), 1) if batch_size is None else batch_size, "batch_size")
-        self.windows = torch.tensor(checkpoint_windows(steps), device=x.device)
+        windows = checkpoint_windows(steps)
+        self.windows = torch.tensor(windows, device=x.device)
+        self.give_up, self.first_checkpoint = give_up if drop else None, next(k for k, window in enumerate(windows) if window)
         self.x_adv = self.x.clone()
         self.won = torch.full_like(y, NEVER)  # rank of the run whose success is in x_adv; −1: x itself
         self.loss = torch.full(y.shape, -torch.inf, device=x.device)  # of x_adv, while no run has succeeded
@@ -79,6 +83,7 @@ class Runs:
         open_samples = (self.won > -1).nonzero().flatten().tolist()
         queue = [(rank, sample) for rank in range(ranks) for sample in open_samples][::-1]
         rows: Rows | None = None
+        project = None
         while True:
             changed = False
             if fresh := self._admit(queue, self.limit - (len(rows["k"]) if rows else 0)):
@@ -89,7 +94,7 @@ class Runs:
             extra = [part[rows["rank"], rows["sample"]] for part in more]
             rows["loss"], done, rows["grad"] = goal.gradient(rows["x_adv"], self.y[rows["sample"]], *extra)
             self._remember_best(rows)
-            leave = self._settle(rows, done)
+            leave = self._settle(rows, done, self._hopeless(rows, loss))
             if leave.any():
                 stay = (~leave).nonzero().flatten()
                 rows = {name: value[stay] for name, value in rows.items()} if len(stay) else None
@@ -121,6 +126,7 @@ class Runs:
             "sample": sample, "rank": rank, "k": torch.zeros_like(rank), "x": x, "x_adv": x_adv, "previous": x_adv,
             "grad": x_adv, "best_x": x_adv, "best_grad": x_adv, "loss": zero, "best": zero - torch.inf, "last": zero + torch.inf,
             "rises": zero, "step": zero + self.first_step, "halved": zero == 0, "best_at_check": zero - torch.inf,
+            "promise": zero + torch.inf, "trusted": zero == 0,
         }  # fmt: skip
 
     def _remember_best(self, rows: Rows) -> None:
@@ -130,9 +136,22 @@ class Runs:
         rows["best_x"] = torch.where(mask, rows["x_adv"], rows["best_x"])
         rows["best_grad"] = torch.where(mask, rows["grad"], rows["best_grad"])
 
-    def _settle(self, rows: Rows, done: Tensor) -> Tensor:
+    def _hopeless(self, rows: Rows, loss: object) -> Tensor:
+        """Runs that may be given up (see `shared.attacks.reach`), (R,) bool."""
+        due = (rows["k"] == 0) | (rows["k"] >= self.first_checkpoint)
+        if self.give_up is None or not has_score(loss) or not due.any():
+            return torch.zeros_like(due)
+        value, gain = score(loss, rows["loss"], reach(self.threat, rows["x"], rows["x_adv"], rows["grad"]))
+        promise = value + self.give_up * gain
+        rows["promise"] = torch.where(due, torch.fmin(rows["promise"], promise), rows["promise"])
+        best, _ = score(loss, rows["best"], gain)
+        broken = best > rows["promise"]
+        rows["trusted"] = rows["trusted"] & ~(due & broken)  # `due`: what happens to a row must not depend on the others
+        return rows["trusted"] & (promise < 0) & (rows["k"] >= self.first_checkpoint)
+
+    def _settle(self, rows: Rows, done: Tensor, hopeless: Tensor) -> Tensor:
         """Write down the results of the runs that end here; returns which rows leave, (R,) bool."""
-        sample, rank, ended = rows["sample"], rows["rank"], rows["k"] == self.steps
+        sample, rank, ended = rows["sample"], rows["rank"], (rows["k"] == self.steps) | hopeless
         if self.drop:
             if done.any():
                 self.won.scatter_reduce_(0, sample[done], rank[done], "amin")
