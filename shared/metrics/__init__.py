@@ -1,0 +1,1 @@
+"""From per-example values to numbers with intervals. No torch, no files."""

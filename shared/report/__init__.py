@@ -1,0 +1,37 @@
+"""Tables, figures, the claims page. Imports no torch, and matplotlib only when something is drawn.
+
+How a paper uses it. `papers/<paper>/tables.py` says what each table and figure holds, as functions of the measurements:
+
+    from shared.report import figures, style, tables
+
+    def robust(results):
+        return tables.from_results(results, rows=METHODS, columns=SETS, common={"attack": "pgd10", "group": "main"},
+                                   caption="Robust accuracy (%), PGD-10.")
+
+    def overfitting(results):
+        "Robust accuracy along the training."          # the caption
+        fig, ax = style.figure(style.COLUMN)
+        figures.lines(ax, epochs, {name: [results.estimate(…) for epoch in epochs] for name in …}, xlabel="epoch")
+        return fig
+
+`papers/<paper>/notebook.ipynb` imports only this and that, reads measurements and never trains. Its cell tagged `parameters` names everything that
+can be set (`scale`, `results`, `figures`; others as the paper likes); `python -m shared.report.page <paper>` fills them in:
+
+    scale, results, figures = "cpu", "results", ""          # one per line, so that papermill finds them
+    from shared.report import Report
+    from papers.pmg_aft import tables
+    report = Report("pmg_aft", scale, results, figures)
+    report.claims()                                         # first: the page opens with the verdicts
+    report.gates()
+    report.table("robust", tables.robust)                   # one call per cell: a cell shows its last value
+    report.figure("overfitting", tables.overfitting)
+    report.references(); report.sanity(); report.provenance()
+
+Each table becomes .md, .tex and .csv, each figure .pdf and .png, all with a JSON sidecar that names the producer (the function), the measurements it
+read, their commit, configuration, seeds and machine. A function that returns None (nothing measured yet) shows a line that says so.
+"""
+
+from shared.report.data import Results
+from shared.report.notebook import Report
+
+__all__ = ["Report", "Results"]

@@ -1,0 +1,139 @@
+"""The claims table as HTML, as terminal text and as Markdown, and the reference tables below it."""
+
+import textwrap
+from collections.abc import Sequence
+from html import escape
+
+from shared.experiment.claims import UNKNOWN, Claim, ClaimsFile, ReferenceTable
+from shared.experiment.verdicts import Verdict, how_tested, judge, number, show, signed
+from shared.report.table_text import escape_markdown
+
+MARK_WORDS = {
+    "S": "seen in the paper or its code",
+    "S2": "secondary source",
+    "M": "measured by us",
+    "I": "inferred",
+    "L": "low-trust source",
+    "D": "derived",
+    "U": "not read by anybody here",
+}
+SCALE_WORDS = {
+    "smoke": "smoke: a few generated images and a few steps; it only shows that the code runs, so there are no verdicts.",
+    "cpu": "cpu: small models in a generated world. A verdict here speaks of the direction of a claim, never of the paper's own numbers.",
+    "photos": "photos: small models on real photographs. A verdict speaks of the direction of a claim, never of the paper's own numbers.",
+    "paper": "paper: the paper's own models, data and budgets.",
+}
+
+
+def paper_value(claim: Claim) -> str:
+    """The paper's number with its unit; "unknown" where nobody here has read it, a dash where the statement has none."""
+    if claim.value is None:
+        return "–"
+    if claim.value == UNKNOWN:
+        return "unknown"
+    return f"{number(claim.value)} {claim.unit}"
+
+
+def measured(verdict: Verdict) -> str:
+    """The estimate with its interval and what is behind it; for a sequence, its steps."""
+    claim, estimates = verdict.claim, verdict.estimates
+    if not estimates:
+        return "–"
+    behind = f"n = {estimates[0].n:,}".replace(",", " ") + f", {estimates[0].seeds} seed{'s' if estimates[0].seeds > 1 else ''}"
+    if claim.sequence:
+        return f"steps {', '.join(signed(e.value) for e in estimates)} {claim.unit} ({behind})"
+    return f"{show(estimates[0], claim)} ({behind})"
+
+
+def html_claims(verdicts: Sequence[Verdict], heading: str = "") -> str:
+    """The claims as a table which turns into cards on a narrow screen; the badge says the status in words and in colour."""
+    rows = ""
+    for v in verdicts:
+        c = v.claim
+        star = "<span class='star' title='claim of the abstract or headline'>headline</span> " if c.headline else ""
+        rows += (
+            f"<tr id='claim-{escape(c.id)}'><td class='what'>{star}{escape(c.text)}<small>{escape(c.where)}; {escape(c.source)} · "
+            f"<code>{escape(c.id)}</code></small></td>"
+            f"<td data-label='paper'>{escape(paper_value(c))}<small title='{escape(MARK_WORDS[c.mark])}'>[{escape(c.mark)}]</small></td>"
+            f"<td data-label='measured'>{escape(measured(v))}</td>"
+            f"<td data-label='verdict'>{badge(v)}<small>{escape(v.sentence)}</small></td>"
+            f"<td data-label='how tested' class='how'><small>{escape(how_tested(c))}</small></td></tr>\n"
+        )
+    head = "<thead><tr><th>claim</th><th>paper</th><th>measured [95 % interval]</th><th>verdict</th><th>how tested</th></tr></thead>"
+    top = f"<p class='lead'>{escape(heading)}</p>" if heading else ""
+    return f"{top}<table class='claims'>{head}<tbody>\n{rows}</tbody></table>{_marks_line(verdicts)}"
+
+
+def badge(verdict: Verdict) -> str:
+    """A coloured badge that also says its status in words."""
+    return f"<span class='badge {verdict.tone}'>{escape(verdict.status)}</span>"
+
+
+def text_claims(verdicts: Sequence[Verdict], width: int = 100) -> str:
+    """The claims for a terminal: status, claim, then the paper's number and ours."""
+    lines = []
+    for v in verdicts:
+        lines += textwrap.wrap(f"{v.status.upper():<18}{v.claim.text}", width, subsequent_indent=" " * 18)
+        numbers = f"paper {paper_value(v.claim)} [{v.claim.mark}] · measured {measured(v)}"
+        lines += textwrap.wrap(numbers, width, initial_indent=" " * 18, subsequent_indent=" " * 18)
+        if v.tone in ("unsure", "none") and v.sentence and v.status != "no verdict (smoke)":
+            lines += textwrap.wrap(v.sentence, width, initial_indent=" " * 18, subsequent_indent=" " * 18)
+    return "\n".join(lines)
+
+
+def markdown_claims(verdicts: Sequence[Verdict]) -> str:
+    """The claims as a pipe table, for a README."""
+    lines = ["| claim | paper | measured, 95 % interval | verdict |", "|---|---|---|---|"]
+    for v in verdicts:
+        paper = f"{paper_value(v.claim)} \\[{v.claim.mark}\\]"
+        lines.append(f"| {escape_markdown(v.claim.text)} | {paper} | {escape_markdown(measured(v))} | **{escape_markdown(v.status)}** |")
+    return "\n".join(lines) + "\n"
+
+
+def html_reference(file: ClaimsFile, table: ReferenceTable, results) -> str:
+    """Known numbers, compactly: at paper scale each with what was measured and a coloured mark, elsewhere in a fold with the reason."""
+    verdicts = {v.claim.id: v for v in judge(file, results, table.claims())}
+    tested = any(v.estimates for v in verdicts.values())
+    columns = [*table.columns, *(["mean"] if table.mean else [])]
+    head = "".join(f"<th>{escape(name)}</th>" for name in (table.row_tag, *columns))
+    body = ""
+    for row, numbers in table.rows.items():
+        cells = dict(zip(table.columns, numbers, strict=True)) | {"mean": table.mean.get(row)}
+        body += f"<tr><th>{escape(row)}</th>"
+        body += "".join(_reference_cell(cells[c], verdicts.get(f"{table.id}/{row}/{c}")) for c in columns) + "</tr>\n"
+    counts = _counts(verdicts.values()) if tested else f"not testable here: {table.why_not}"
+    legend = f"Paper's number, below it ours; within ±{table.tolerance:g} {table.unit} on the interval counts as reproduced." if tested else ""
+    numbers = f"<div class='scroll'><table class='numbers'><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>"
+    source = f"<p class='notes'>{escape(table.where)}; {escape(table.source)} [{escape(table.mark)}]. {escape(legend)}</p>"
+    title = f"{table.title} ({table.unit})"
+    return f"<details{' open' if tested else ''}><summary>{escape(title)} <small>{escape(counts)}</small></summary>{numbers}{source}</details>"
+
+
+def text_references(file: ClaimsFile, results) -> str:
+    """One line per reference table: how its cells fared."""
+    lines = [f"{t.id}: {_counts(judge(file, results, t.claims()))}" for t in file.reference_tables]
+    return "\n".join(lines)
+
+
+def _reference_cell(value: float | None, verdict: Verdict | None) -> str:
+    if value is None:
+        return "<td>unknown</td>"
+    if verdict is None or not verdict.estimates:
+        return f"<td>{value:g}</td>"
+    e = verdict.estimates[0]
+    title = escape(f"{verdict.status}: {verdict.sentence}")
+    return f"<td class='{verdict.tone}' title='{title}'>{value:g}<small>{e.value:.1f} {_sign(verdict)}</small></td>"
+
+
+def _sign(verdict: Verdict) -> str:
+    return {"good": "✓", "bad": "✗"}.get(verdict.tone, "?")
+
+
+def _counts(verdicts) -> str:
+    statuses = [v.status for v in verdicts]
+    return ", ".join(f"{statuses.count(s)} {s}" for s in dict.fromkeys(statuses)) or "no cells"
+
+
+def _marks_line(verdicts: Sequence[Verdict]) -> str:
+    used = [mark for mark in MARK_WORDS if any(v.claim.mark == mark for v in verdicts)]
+    return f"<p class='notes'>Where the paper's numbers come from: {'; '.join(f'[{m}] {MARK_WORDS[m]}' for m in used)}.</p>"

@@ -1,0 +1,79 @@
+"""What a run measured, ready to be selected from: `Results.load("results", "cpu", "pmg_aft")`."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from shared.experiment.selection import Selected, Selector, gather, matches
+from shared.metrics.intervals import Estimate
+
+
+class Results:
+    """The planned measurements of one paper at one scale, its configuration and its gates.
+
+    Selectors are given as a mapping, as keywords, or both: `results.estimate(method="tecoa", role="zero_shot")`.
+    """
+
+    def __init__(self, paper: str, scale: str, measurements: Sequence, config: dict | None = None, gates: Sequence[dict] = (),
+                 planned: dict[str, Selector] | None = None, slugs: Sequence[str] = ()):  # fmt: skip
+        self.paper, self.scale, self.measurements = paper, scale, list(measurements)
+        self.config, self.gates, self.planned = dict(config or {}), list(gates), dict(planned or {})
+        have = {m.slug for m in self.measurements}
+        self.missing = tuple(slug for slug in slugs if slug not in have)  # planned and not measured (yet)
+        self._trackers: list[dict[str, None]] = []
+
+    @classmethod
+    def load(cls, results: str | Path, scale: str, paper: str) -> "Results":
+        """Read `<results>/<scale>/<paper>`. Raises UserError when nothing has been measured there."""
+        from shared.experiment.store import Store
+
+        store = Store(Path(results) / scale / paper)
+        plan = store.plan()
+        return cls(paper, scale, store.planned(), plan.get("config"), store.gates(), plan.get("tags"), tuple(plan.get("slugs", ())))
+
+    def select(self, selector: Selector | None = None, /, **tags) -> list:
+        """The measurements whose tags match."""
+        wanted = {**(selector or {}), **tags}
+        found = [m for m in self.measurements if matches(wanted, m.tags)]
+        self._note(m.slug for m in found)
+        return found
+
+    def values(self, selector: Selector | None = None, /, **tags) -> Selected | None:
+        """The matching measurements as one (seeds, examples) matrix per set; None when nothing matches."""
+        selected = gather(self.measurements, {**(selector or {}), **tags}, self.planned)
+        if selected is not None:
+            self._note(selected.slugs)
+        return selected
+
+    def estimate(self, selector: Selector | None = None, /, **tags) -> Estimate | None:
+        """Mean over the matching sets of the mean over examples and seeds, with its interval; None when nothing matches."""
+        selected = self.values(selector, **tags)
+        return None if selected is None else selected.mean()
+
+    def difference(self, a: Selector, b: Selector) -> Estimate | None:
+        """Estimate of a − b; the tags that `b` does not name are those of `a`. Paired where the sets are the same."""
+        left, right = self.values(a), self.values({**a, **b})
+        return None if left is None or right is None else left.minus(right)
+
+    def tags(self, name: str, selector: Selector | None = None, /, **tags) -> list:
+        """The distinct values of a tag among the matching measurements, in the order of the plan."""
+        return list(dict.fromkeys(m.tags[name] for m in self.select(selector, **tags) if name in m.tags))
+
+    def failed_gates(self) -> list[str]:
+        """Names of the gates that the experiment did not pass."""
+        return [gate["name"] for gate in self.gates if not gate["passed"]]
+
+    @contextlib.contextmanager
+    def tracking(self) -> Iterator[dict[str, None]]:
+        """Collect, in order, the slugs of the measurements that are read inside the block: they go into the sidecar."""
+        used: dict[str, None] = {}
+        self._trackers.append(used)
+        try:
+            yield used
+        finally:
+            self._trackers.remove(used)
+
+    def _note(self, slugs) -> None:
+        for slug in slugs:
+            for tracker in self._trackers:
+                tracker[slug] = None

@@ -1,0 +1,111 @@
+"""What a paper's notebook calls. Each method returns something that shows itself in the notebook and on the page."""
+
+import base64
+from collections.abc import Callable
+from html import escape
+from pathlib import Path
+
+from shared.experiment import claims as claims_module
+from shared.experiment.verdicts import judge
+from shared.files import write_atomic
+from shared.report import claims_page, panels, sidecar
+from shared.report.data import Results
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Html:
+    """A piece of the page."""
+
+    def __init__(self, html: str, text: str = ""):
+        self.html, self.text = html, text
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def figures_folder(paper: str, scale: str, results: str | Path) -> Path:
+    """Where tables and figures go: into the repository for the cpu and photos runs of its own results folder, else beside the measurements.
+
+    `figures/<paper>`, `figures/<paper>/photos`, or `<results>/<scale>/<paper>/figures`, so that tests and trials never dirty the repository.
+    """
+    if scale in ("cpu", "photos") and Path(results).resolve() == ROOT / "results":
+        return ROOT / "figures" / paper / ("photos" if scale == "photos" else "")
+    return Path(results) / scale / paper / "figures"
+
+
+class Report:
+    """The report of one paper at one scale: measurements in, tables, figures and verdicts out."""
+
+    def __init__(self, paper: str, scale: str = "cpu", results: str = "results", figures: str = "", claims: str = ""):
+        self.results = Results.load(results, scale, paper)
+        self.claims_file = claims_module.load(claims or ROOT / "papers" / paper / "claims.yaml")
+        self.folder = Path(figures) if figures else figures_folder(paper, scale, results)
+
+    def claims(self, headline: bool | None = None) -> Html:
+        """Every claim beside what was measured (`headline=True`: only those), saved as `claims.md` too."""
+        chosen = [c for c in self.claims_file.claims if headline is None or c.headline == headline]
+        with self.results.tracking() as used:
+            verdicts = judge(self.claims_file, self.results, chosen)
+        path = self.folder / ("claims.md" if headline is None else f"claims_{'headline' if headline else 'other'}.md")
+        write_atomic(path, claims_page.markdown_claims(verdicts))
+        sidecar.write(path, sidecar.record(self.results, used, "shared.report.notebook.Report.claims"))
+        return Html(claims_page.html_claims(verdicts), claims_page.text_claims(verdicts))
+
+    def references(self) -> Html:
+        """The known tables of numbers, each cell held against ours where the scale allows it."""
+        tables = [claims_page.html_reference(self.claims_file, table, self.results) for table in self.claims_file.reference_tables]
+        return Html("\n".join(tables), claims_page.text_references(self.claims_file, self.results))
+
+    def table(self, stem: str, make: Callable[[Results], object]) -> Html:
+        """Call `make(results) -> Table | None`, save it as Markdown, LaTeX and CSV with records of exactly what it read, and show it."""
+        from shared.report.table_text import html, markdown
+        from shared.report.tables import save_table
+
+        with self.results.tracking() as used:
+            table = make(self.results)
+        if table is None:
+            return self._absent(stem)
+        save_table(table, self.folder / stem, sidecar.record(self.results, used, _producer(make)))
+        return Html(html(table), markdown(table))
+
+    def figure(self, stem: str, make: Callable[[Results], object], caption: str = "") -> Html:
+        """Call `make(results) -> matplotlib Figure | None` in the project's style, save PDF and PNG with records, and show it.
+
+        The caption is `caption` or the first paragraph of the function's docstring.
+        """
+        from shared.report.figures import save_figure
+        from shared.report.style import style
+
+        with self.results.tracking() as used, style():
+            fig = make(self.results)
+        if fig is None:
+            return self._absent(stem)
+        paths = save_figure(fig, self.folder / stem, sidecar.record(self.results, used, _producer(make)))
+        caption = caption or " ".join((make.__doc__ or stem).split("\n\n")[0].split())
+        data, width = base64.b64encode(paths[1].read_bytes()).decode(), fig.get_size_inches()[0]
+        image = f"<img alt='{escape(caption, quote=True)}' style='width:{width * 1.35:.1f}in' src='data:image/png;base64,{data}'>"
+        return Html(f"<figure class='plot'>{image}<figcaption>{escape(caption)}</figcaption></figure>", f"{caption} ({paths[0]})")
+
+    def gates(self) -> Html:
+        """What had to hold before any verdict may be given."""
+        return Html(panels.html_gates(self.results), f"{len(self.results.failed_gates())} gates failed")
+
+    def sanity(self) -> Html:
+        """The checks of the attacks behind the robust cells, failures listed."""
+        return Html(panels.html_sanity(self.results), "sanity checks of the attacks")
+
+    def provenance(self) -> Html:
+        """How many measurements, which seeds, commit and machine are behind the page."""
+        return Html(panels.html_provenance(self.results), panels.provenance_line(self.results))
+
+    def _absent(self, stem: str) -> Html:
+        command = f"make reproduce-{self.results.paper}" + ("" if self.results.scale == "cpu" else f" SCALE={self.results.scale}")
+        return Html(f"<p class='absent'>{escape(stem)}: not measured. Run <code>{escape(command)}</code>.</p>", f"{stem}: not measured")
+
+
+def _producer(make: Callable) -> str:
+    return f"{getattr(make, '__module__', '?')}.{getattr(make, '__qualname__', type(make).__name__)}"

@@ -1,0 +1,173 @@
+"""Make a paper's page: `python -m shared.report.page pmg_aft --scale cpu [--results results] [--figures DIR] [--set name=value]`
+
+Runs papers/<paper>/notebook.ipynb on its parameters and writes `<results>/<scale>/<paper>/page.html` (one file: no script, no style sheet, no font
+from anywhere else) and the executed `notebook.ipynb` beside it; tables and figures go where `shared.report.notebook.figures_folder` says.
+A parameter that the notebook does not know is refused. If a cell fails, the page of the run before stays as it is.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+import warnings
+from html import escape
+from pathlib import Path
+
+import yaml
+
+from shared.errors import UserError, run_main
+from shared.experiment import claims as claims_module
+from shared.experiment.verdicts import judge
+from shared.files import atomic_path, write_atomic
+from shared.report.claims_page import SCALE_WORDS, text_claims, text_references
+from shared.report.data import Results
+from shared.report.notebook import ROOT, figures_folder
+
+# no history file in the user's home, and no warnings about transports; what a cell prints or raises is not affected
+_QUIET = ("--HistoryManager.enabled=False", "--IPKernelApp.log_level=50")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse the command line, make the page, print the claims and where everything is."""
+    args = _arguments(argv)
+    notebook = Path(args.notebook) if args.notebook else ROOT / "papers" / args.paper / "notebook.ipynb"
+    claims = Path(args.claims) if args.claims else notebook.parent / "claims.yaml"
+    results = Path(args.results).resolve()
+    figures = Path(args.figures).resolve() if args.figures else figures_folder(args.paper, args.scale, results)
+    given = {"scale": args.scale, "results": str(results), "figures": str(figures), **_settings(args.set)}
+    loaded = Results.load(results, args.scale, args.paper)  # before the notebook, so that "nothing measured" is one sentence
+    file = claims_module.load(claims)
+    page = make_page(notebook, given, results / args.scale / args.paper, file, optional={"paper": args.paper, "claims": str(claims)})
+    verdicts = judge(file, loaded)
+    print(f"\n{file.title}\nscale {SCALE_WORDS[args.scale]}\n\n{text_claims(verdicts, min(shutil.get_terminal_size((110, 24)).columns, 130))}\n")
+    if file.reference_tables:
+        print(f"reference tables\n{text_references(file, loaded)}\n")
+    print(f"page     {_relative(page)}\nfigures  {_relative(figures)}/*.pdf, *.png\ntables   {_relative(figures)}/*.md, *.tex, *.csv", flush=True)
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m shared.report.page", description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("paper", help="folder under papers/")
+    parser.add_argument("--scale", default="cpu", choices=list(SCALE_WORDS))
+    parser.add_argument("--results", default=str(ROOT / "results"), help="the folder of all results")
+    parser.add_argument("--figures", default="", help="where tables and figures go")
+    parser.add_argument("--notebook", default="", help="another notebook than papers/<paper>/notebook.ipynb")
+    parser.add_argument("--claims", default="", help="another claims file than the one beside the notebook")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the notebook; may be repeated")
+    return parser.parse_args(argv)
+
+
+def make_page(notebook: Path, parameters: dict, out: Path, file, optional: dict | None = None) -> Path:
+    """Execute `notebook` with `parameters` (and those of `optional` that it knows) and write `out/page.html`; returns its path.
+
+    Raises UserError for a parameter the notebook does not know and for a failing cell; then `out/page.html` is left as it was.
+    """
+    if not notebook.is_file():
+        raise UserError(f"there is no notebook at {notebook}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from papermill.inspection import inspect_notebook
+
+        content = _read(notebook)
+        known = list(inspect_notebook(content))  # the names assigned in the cell tagged `parameters`
+        unknown = sorted(set(parameters) - set(known))
+        if unknown:
+            raise UserError(f"{notebook.name} has no parameter {', '.join(unknown)}; it knows {', '.join(known) or 'none'}")
+        parameters = {**{name: value for name, value in (optional or {}).items() if name in known}, **parameters}
+        out.mkdir(parents=True, exist_ok=True)
+        with atomic_path(out / "notebook.ipynb") as executed:
+            body = _body(_execute(content, notebook.name, executed, parameters, out))
+    write_atomic(out / "page.html", _wrap(body, file.title, parameters.get("scale", "")))
+    return out / "page.html"
+
+
+def _read(path: Path):
+    """The notebook, said to be for Python whatever its own metadata say (papermill needs to know, and authors' editors disagree)."""
+    import nbformat
+
+    try:
+        notebook = nbformat.read(path, as_version=4)
+    except (nbformat.reader.NotJSONError, nbformat.ValidationError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a readable notebook: {error}") from None
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    return notebook
+
+
+def _execute(notebook, name: str, executed: Path, parameters: dict, out: Path):
+    """Run the notebook with this interpreter; a failing cell becomes a UserError and leaves `notebook.failed.ipynb`."""
+    import importlib.util
+
+    if importlib.util.find_spec("ipykernel") is None:
+        raise UserError(f"{sys.executable} has no ipykernel, which runs the notebook: run `make setup`")
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    options = {"kernel_name": "python3", "progress_bar": sys.stderr.isatty(), "log_output": False, "cwd": str(ROOT)}
+    failed = out / "notebook.failed.ipynb"
+    try:
+        target = str(executed).replace("{", "{{").replace("}", "}}")  # papermill formats the path with the parameters
+        done = papermill.execute_notebook(notebook, target, parameters, kernel_manager_class=_this_interpreter(), **options)
+    except PapermillExecutionError as error:
+        shutil.copyfile(executed, failed)
+        said = " ".join(str(error.evalue).split())
+        where = f"cell {error.exec_count} of {name} failed"
+        raise UserError(f"{where} with {error.ename}: {said} (its full trace is in {failed}; the page was not touched)") from None
+    except (DeadKernelError, RuntimeError) as error:
+        raise UserError(f"the process that runs {name} died or did not start: {error}") from None
+    failed.unlink(missing_ok=True)
+    return done
+
+
+def _this_interpreter():
+    """A kernel manager whose kernel is this interpreter, whatever kernels the user has installed elsewhere under the same name."""
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+
+    class Manager(AsyncKernelManager):
+        @property
+        def kernel_spec(self):
+            argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", *_QUIET]
+            return KernelSpec(argv=argv, display_name="Python 3", language="python", env={"PYDEVD_DISABLE_FILE_VALIDATION": "1"})
+
+    return Manager
+
+
+def _body(notebook) -> str:
+    """The executed notebook as HTML without code, prompts or what was written to stderr (that goes to our stderr)."""
+    from nbconvert import HTMLExporter
+
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            for output in cell.outputs:
+                if output.output_type == "stream" and output.name == "stderr":
+                    print(output.text, end="", file=sys.stderr)
+            cell.outputs = [o for o in cell.outputs if not (o.output_type == "stream" and o.name == "stderr")]
+    exporter = HTMLExporter(template_name="basic", embed_images=True, exclude_input=True, exclude_anchor_links=True)
+    exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
+    return exporter.from_notebook_node(notebook)[0]
+
+
+def _wrap(body: str, title: str, scale: str) -> str:
+    css = (Path(__file__).parent / "page.css").read_text()
+    head = f"<meta charset='utf-8'><meta name='viewport' content='width=device-width, initial-scale=1'><title>{escape(title)}</title>"
+    top = f"<header class='page'><h1>{escape(title)}</h1><p>Scale {escape(SCALE_WORDS.get(scale, scale))}</p></header>"
+    return f"<!doctype html>\n<html lang='en'><head>{head}<style>\n{css}</style></head>\n<body>{top}\n<main>{body}</main></body></html>\n"
+
+
+def _settings(pairs: list[str]) -> dict:
+    out = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name.isidentifier():
+            raise UserError(f"--set takes name=value, not {pair!r}")
+        out[name] = yaml.safe_load(value)
+    return out
+
+
+def _relative(path: Path) -> str:
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+if __name__ == "__main__":
+    run_main(main)
