@@ -36,8 +36,9 @@ UNKNOWN := $(filter-out $(KNOBS) MAKEFLAGS SHELL,$(GIVEN))
 digits   = $(subst 0,,$(subst 1,,$(subst 2,,$(subst 3,,$(subst 4,,$(subst 5,,$(subst 6,,$(subst 7,,$(subst 8,,$(subst 9,,$1))))))))))
 comma   := ,
 $(if $(UNKNOWN),$(error there is no variable $(firstword $(UNKNOWN)); make knows $(KNOBS)))
-$(if $(filter $(SCALES),$(SCALE)),,$(error there is no SCALE=$(SCALE); choose one of: $(SCALES)))
-$(if $(DEVICE),$(if $(filter $(DEVICES),$(DEVICE)),,$(error there is no DEVICE=$(DEVICE); choose one of: $(DEVICES))))
+not_one_of = $(filter-out 1,$(words $1))$(filter-out $2,$1)
+$(if $(call not_one_of,$(SCALE),$(SCALES)),$(error there is no SCALE=$(SCALE); choose one of: $(SCALES)))
+$(if $(DEVICE),$(if $(call not_one_of,$(DEVICE),$(DEVICES)),$(error there is no DEVICE=$(DEVICE); choose one of: $(DEVICES))))
 $(if $(call digits,$(SEEDS)$(GPUS)),$(if $(strip $(foreach s,$(SEEDS) $(GPUS),$(call digits,$s))),\
     $(error SEEDS and GPUS take whole numbers separated by blanks$(comma) not "$(strip $(SEEDS) $(GPUS))")))
 $(if $(strip $(RESULTS)),,$(error RESULTS is empty; name a folder or leave it out))
@@ -82,6 +83,7 @@ help: ## this text
 # The stamp is written last, so an interrupted installation leaves none. What stands there is looked at each time (0.2 s), since
 # an environment can be broken later: a package removed, the interpreter under it upgraded, the lock changed.
 setup: $(STAMP) ## make .venv with the exact packages of requirements.lock (minutes once, then nothing)
+	@echo "$(VENV) is as requirements.lock says"
 $(STAMP): requirements.lock
 	@$(if $(filter .venv,$(VENV)),$(python311),$(PY)) -m shared.experiment.install --venv $(call quote,$(VENV))
 ifneq ($(filter-out help doctor clean-results,$(or $(MAKECMDGOALS),help)),)

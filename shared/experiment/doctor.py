@@ -23,6 +23,7 @@ from shared.experiment import pins
 
 CONFIGS = Path(__file__).parent / "launch"
 SETUP = "run `make setup`"
+AGAIN = "delete .venv and run `make setup`"  # for what the quick look of make does not see
 
 
 @dataclass(frozen=True)
@@ -41,29 +42,33 @@ def python(version: tuple[int, int, int] = sys.version_info[:3]) -> Line:
     return Line("ok", "python", f"{shown} at {sys.executable}")
 
 
-def packages(differences: list[str] | None = None) -> Line:
+def packages(differences: list[str] | None = None, damaged: list[str] | None = None) -> Line:
     """The installed packages against requirements.lock."""
     if not pins.LOCK.exists():
         return Line("problem", "packages", "requirements.lock is not there: restore it with `git checkout requirements.lock`")
-    found = pins.differences(pins.parse_pins(pins.LOCK.read_text())) if differences is None else differences
-    if not found:
-        return Line("ok", "packages", "every package of requirements.lock, at its version")
-    level = "problem" if any("is missing" in difference for difference in found) else "warning"
-    return Line(level, "packages", f"{len(found)} differ from requirements.lock ({'; '.join(found[:3])}): {SETUP}")
+    wanted = pins.parse_pins(pins.LOCK.read_text())
+    found = pins.differences(wanted) if differences is None else differences
+    if found:
+        level = "problem" if any("is missing" in difference for difference in found) else "warning"
+        return Line(level, "packages", f"{len(found)} differ from requirements.lock ({'; '.join(found[:3])}): {SETUP}")
+    if broken := pins.damaged(wanted) if damaged is None else damaged:
+        return Line("problem", "packages", f"files of {', '.join(broken[:3])} are missing or cut short: {AGAIN}")
+    return Line("ok", "packages", "every package of requirements.lock, whole and at its version")
 
 
 def pairing(probe: Mapping) -> Line:
     """Can torch and torchvision be used together? torch 2.n goes with torchvision 0.(n+15)."""
+    fix = AGAIN if "torch" in probe or "No module named 'torch'" not in _why(probe) else SETUP
     if "torch" not in probe:
-        return Line("problem", "torch", f"torch cannot be imported ({_why(probe)}): {SETUP}")
+        return Line("problem", "torch", f"torch cannot be imported ({_why(probe)}): {fix}")
     if "torchvision" not in probe:
-        return Line("problem", "torch", f"torch {probe['torch']} works, torchvision does not ({_why(probe)}): {SETUP}")
+        return Line("problem", "torch", f"torch {probe['torch']} works, torchvision does not ({_why(probe)}): {fix}")
     minor = [int(re.match(r"\d+\.(\d+)", probe[name])[1]) for name in ("torch", "torchvision")]
     both = f"torch {probe['torch']} and torchvision {probe['torchvision']}"
     if minor[1] != minor[0] + 15:
-        return Line("problem", "torch", f"{both} are not a pair (torchvision 0.{minor[0] + 15} is the one for this torch): {SETUP}")
+        return Line("problem", "torch", f"{both} are not a pair (torchvision 0.{minor[0] + 15} is the one for this torch): {fix}")
     if not probe.get("operators"):
-        return Line("problem", "torch", f"{both} do not work together ({_why(probe)}): {SETUP}")
+        return Line("problem", "torch", f"{both} do not work together ({_why(probe)}): {fix}")
     return Line("ok", "torch", f"{both} work together, {probe.get('threads', '?')} threads")
 
 
