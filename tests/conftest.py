@@ -1,4 +1,4 @@
-"""What holds for every test: one thread, no network, no window, nothing fetched. Set before torch is imported; torch is not imported here."""
+"""What holds for every test: one thread, no network, no window, nothing fetched. Set before torch is imported, and without importing it."""
 
 import os
 import socket
@@ -10,7 +10,7 @@ os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", OPENBLAS_NUM_THREADS
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_DATASETS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", DO_NOT_TRACK="1")
 os.environ["MPLBACKEND"] = "Agg"
 # A process that a test starts has no guard like the one below; a proxy that is not there stops most clients at once.
-os.environ.update({name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")})
+os.environ.update(dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9"))
 os.environ.update(no_proxy="localhost,127.0.0.1,::1", NO_PROXY="localhost,127.0.0.1,::1")
 
 LOCAL = ("localhost", "127.0.0.1", "::1", "0.0.0.0", "::", "", None, socket.gethostname())

@@ -93,9 +93,10 @@ def test_all_papers_are_those_with_a_train_script(place, target):
 
 
 def test_the_dials_reach_the_scripts(place):
-    place.make("reproduce-alpha", "SCALE=photos", "SEEDS=0 1 2 3", "ARGS=--attack.eps 2/255", "DATA_ROOT=/my pictures/it's", "RESULTS=/tmp/r")
-    options = "--scale photos --seeds 0 1 2 3 --data-root /my pictures/it's --results /tmp/r --attack.eps 2/255"
-    assert place.calls == [run("alpha", "train", options), run("alpha", "evaluate", options), page("alpha", "--scale photos --results /tmp/r")]
+    place.make("reproduce-alpha", "SCALE=photos", "SEEDS=0 1 2", "ARGS=--attack.eps 2/255", "DATA_ROOT=/my pictures/it's", "RESULTS=/tmp/r")
+    options = "--scale photos --seeds 0 1 2 --data-root /my pictures/it's --results /tmp/r --attack.eps 2/255"
+    drawn = page("alpha", "--scale photos --results /tmp/r")
+    assert place.calls == [run("alpha", "train", options), run("alpha", "evaluate", options), drawn]
 
 
 def test_figures_load_no_model(place):
@@ -134,8 +135,8 @@ def test_several_gpus_are_counted_or_given(place):
 def test_the_launcher_can_be_swapped(place):
     launcher = place.script(place.bin / "srun", '#!/bin/sh\necho "srun $*" >> "$LOG"\n')
     place.make("reproduce-alpha", f"LAUNCH={launcher} accelerate launch --num_processes 4")
-    options = "--scale cpu --results results"
-    assert place.calls[:2] == [f"srun accelerate launch --num_processes 4 -m papers.alpha.{script} {options}" for script in ("train", "evaluate")]
+    command = "srun accelerate launch --num_processes 4 -m papers.alpha.{} --scale cpu --results results"
+    assert place.calls[:2] == [command.format("train"), command.format("evaluate")]
 
 
 @pytest.mark.parametrize(("words", "said"), [
