@@ -75,7 +75,7 @@ def _check_predicate(entry: dict, fail) -> None:
         fail("predicate greater needs `minus` or `ratio`; to compare with a number use at_least")
     if predicate == "equal_within" and entry.get("minus") is None:
         fail("predicate equal_within needs `minus`")
-    if predicate == "within" and entry["value"] == "none":
+    if predicate == "within" and entry["value"] is None:
         fail("predicate within compares with the paper's number, so `value` must be a number or `unknown`")
     if (predicate == "monotone") != bool(entry.get("sequence")):
         fail("`sequence` belongs to predicate monotone, and monotone needs it")

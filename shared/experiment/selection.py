@@ -90,18 +90,21 @@ def _matches_one(wanted: object, tag: object) -> bool:
         return not _matches_one(wanted["not"], tag)
     if isinstance(wanted, (list, tuple, set, frozenset)):
         return any(_matches_one(one, tag) for one in wanted)
+    if wanted == tag:
+        return True
+    if isinstance(wanted, str) and isinstance(tag, str):
+        return False
     a, b = _number(wanted), _number(tag)
-    if a is not None and b is not None:
-        return abs(a - b) <= 1e-6 * max(abs(a), abs(b))
-    return wanted == tag
+    return a is not None and b is not None and abs(a - b) <= 1e-6 * max(abs(a), abs(b))
 
 
 def _number(x: object) -> float | None:
-    if isinstance(x, bool) or x is None:
-        return None
+    """A number, or one written as "1/255", as a float; None for anything else."""
+    if isinstance(x, int | float):
+        return None if isinstance(x, bool) else float(x)
     try:
-        return float(Fraction(x)) if isinstance(x, (int, float, str)) else None
-    except (ValueError, ZeroDivisionError, OverflowError):
+        return float(Fraction(x)) if isinstance(x, str) else None
+    except (ValueError, ZeroDivisionError):
         return None
 
 

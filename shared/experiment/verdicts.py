@@ -16,6 +16,7 @@ Otherwise: `not testable here`, `not measured` (with the command), `gate failed:
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from shared.errors import UserError
 from shared.experiment.claims import UNKNOWN, Claim, ClaimsFile
@@ -48,23 +49,31 @@ def judge(file: ClaimsFile, results, claims: Sequence[Claim] | None = None) -> l
 
 
 def how_tested(claim: Claim) -> str:
-    """In words: what is compared with what."""
+    """In words: what is compared with what, e.g. `pmg_aft − tecoa; pgd10, zero_shot, main; above 0`."""
     if claim.how:
         return claim.how
-    x = _tags(claim.quantity)
-    if claim.minus is not None:
-        x += f" minus {_tags(claim.minus)}"
-    elif claim.ratio is not None:
-        x += f" over {_tags(claim.ratio)}"
+    other, sign = (claim.ratio, "/") if claim.ratio is not None else (claim.minus or {}, "−")
+    sides = [f"{_words({k: claim.quantity.get(k, 'any')})} {sign} {_tag(v)}" for k, v in other.items()]
+    shared = {k: v for k, v in claim.quantity.items() if k not in other}
+    rest = _words(shared) if shared else ""
+    unit = "" if claim.unit == "ratio" else f" {claim.unit}"
     test = {
-        "greater": f"> {_margin(claim):g}",
-        "at_least": f">= {claim.threshold} {claim.unit}",
-        "at_most": f"<= {claim.threshold} {claim.unit}",
-        "within": f"within {claim.tolerance} {claim.unit} of the paper's",
-        "equal_within": f"within ±{claim.tolerance} {claim.unit}",
-        "monotone": f"{claim.order} along " + " → ".join(_tags(step) for step in claim.sequence),
-    }[claim.predicate]
-    return f"{x}: {test}"
+        "greater": lambda: f"above {_margin(claim):g}",
+        "at_least": lambda: f"at least {claim.threshold:g}{unit}",
+        "at_most": lambda: f"at most {claim.threshold:g}{unit}",
+        "within": lambda: f"the paper's number ± {claim.tolerance:g}{unit}",
+        "equal_within": lambda: f"equal within ± {claim.tolerance:g}{unit}",
+        "monotone": lambda: f"{claim.order} along {_steps(claim)}",
+    }[claim.predicate]()
+    return "; ".join([*sides, *([rest] if rest else []), test])
+
+
+def _steps(claim: Claim) -> str:
+    names = {name for step in claim.sequence for name in step}
+    if len(names) == 1 and all(len(step) == 1 for step in claim.sequence):
+        name = names.pop()
+        return f"{name} = {', '.join(_tag(step[name]) for step in claim.sequence)}"
+    return " → ".join(_words(step) for step in claim.sequence)
 
 
 def _judge(claim: Claim, results) -> Verdict:
@@ -95,7 +104,7 @@ def _judge(claim: Claim, results) -> Verdict:
 def _absent(claim: Claim, found: list[Selected | None]) -> str:
     for selector, selected in zip(claim.selectors, found, strict=True):
         if selected is None:
-            return f"Nothing measured fits {_tags(selector)}."
+            return f"Nothing measured fits {_words(selector)}."
         if selected.missing:
             few = ", ".join([*selected.missing[:3], *(["…"] if selected.missing[3:] else [])])
             return f"{len(selected.missing)} of the cells it needs are missing ({few})."
@@ -109,7 +118,7 @@ def _absent(claim: Claim, found: list[Selected | None]) -> str:
 def _estimates(claim: Claim, found: list[Selected]) -> tuple[Estimate, ...]:
     factor = unit_factor(found[0].unit, claim)
     if claim.sequence:
-        return tuple(b.minus(a).scaled(factor) for a, b in zip(found, found[1:], strict=False))
+        return tuple(b.minus(a).scaled(factor) for a, b in pairwise(found))
     if claim.minus is not None:
         return (found[0].minus(found[1]).scaled(factor),)
     if claim.ratio is not None:
@@ -148,7 +157,7 @@ def _test(claim: Claim, estimates: tuple[Estimate, ...]) -> tuple[bool | None, s
         yes, no, there, elsewhere, edge = e.low > bar, e.high <= bar, f"above {bar:g}", f"not above {bar:g}", f"{bar:g}"
     holds = True if yes else False if no else None
     where = f"includes {edge}" if holds is None else f"lies {there if holds else elsewhere}"
-    return holds, f"{show(e, claim)}: the interval {where}."
+    return holds, f"The interval {where}."
 
 
 def _test_order(claim: Claim, estimates: tuple[Estimate, ...]) -> tuple[bool | None, str]:
@@ -201,9 +210,15 @@ def _near(e: Estimate, centre: float, tolerance: float) -> tuple[bool, bool]:
     return low <= e.low and e.high <= high, e.high < low or e.low > high
 
 
-def show(e: Estimate, claim: Claim) -> str:
-    """An estimate in the claim's unit, e.g. `+5.21 points [3.9, 6.4]`; differences carry their sign."""
-    return f"{signed(e.value) if claim.minus is not None else number(e.value)} {claim.unit} [{number(e.low)}, {number(e.high)}]"
+def show(e: Estimate, claim: Claim) -> tuple[str, str]:
+    """(value with its unit, interval): `+5.21 points`, `[3.9, 6.4]`; differences carry their sign, ratios a ×."""
+    value = signed(e.value) if claim.minus is not None else number(e.value)
+    return with_unit(value, claim.unit), f"[{number(e.low)}, {number(e.high)}]"
+
+
+def with_unit(value: str, unit: str) -> str:
+    """`4.99 points`, `1.43×`."""
+    return f"{value}×" if unit == "ratio" else f"{value} {unit}"
 
 
 def signed(x: float) -> str:
@@ -218,11 +233,11 @@ def number(x: float) -> str:
     return text.replace("-", "−").replace("inf", "∞")
 
 
-def _tags(selector) -> str:
-    return " ".join(f"{v}" if k in _NAMED and isinstance(v, str) else f"{k}={_tag(v)}" for k, v in selector.items()) or "all"
+def _words(selector) -> str:
+    return ", ".join(f"{v}" if k in _NAMED and isinstance(v, str) else f"{k} {_tag(v)}" for k, v in selector.items()) or "everything"
 
 
 def _tag(wanted: object) -> str:
     if isinstance(wanted, dict):
         return f"not {_tag(wanted['not'])}"
-    return "|".join(map(str, wanted)) if isinstance(wanted, list | tuple) else str(wanted)
+    return " or ".join(map(str, wanted)) if isinstance(wanted, list | tuple) else str(wanted)

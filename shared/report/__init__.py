@@ -14,8 +14,8 @@ How a paper uses it. `papers/<paper>/tables.py` says what each table and figure 
         figures.lines(ax, epochs, {name: [results.estimate(…) for epoch in epochs] for name in …}, xlabel="epoch")
         return fig
 
-`papers/<paper>/notebook.ipynb` imports only this and that, reads measurements and never trains. Its cell tagged `parameters` names everything that
-can be set (`scale`, `results`, `figures`; others as the paper likes); `python -m shared.report.page <paper>` fills them in:
+`papers/<paper>/notebook.ipynb` imports only this and that, reads measurements and never trains. Its cell tagged `parameters` names
+everything that can be set (`scale`, `results`, `figures`; others as the paper likes); `python -m shared.report.page <paper>` fills them in:
 
     scale, results, figures = "cpu", "results", ""          # one per line, so that papermill finds them
     from shared.report import Report
@@ -27,8 +27,9 @@ can be set (`scale`, `results`, `figures`; others as the paper likes); `python -
     report.figure("overfitting", tables.overfitting)
     report.references(); report.sanity(); report.provenance()
 
-Each table becomes .md, .tex and .csv, each figure .pdf and .png, all with a JSON sidecar that names the producer (the function), the measurements it
-read, their commit, configuration, seeds and machine. A function that returns None (nothing measured yet) shows a line that says so.
+Each table becomes .md, .tex and .csv, each figure .pdf and .png, all with a JSON sidecar that names the producer (the function), the
+measurements it read, their commit, configuration, seeds and machine. A function that returns None (nothing measured yet) shows a line
+that says so.
 """
 
 from shared.report.data import Results

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from html import escape
 
 from shared.experiment.claims import UNKNOWN, Claim, ClaimsFile, ReferenceTable
-from shared.experiment.verdicts import Verdict, how_tested, judge, number, show, signed
+from shared.experiment.verdicts import Verdict, how_tested, judge, number, show, signed, with_unit
 from shared.report.table_text import escape_markdown
 
 MARK_WORDS = {
@@ -31,18 +31,24 @@ def paper_value(claim: Claim) -> str:
         return "–"
     if claim.value == UNKNOWN:
         return "unknown"
-    return f"{number(claim.value)} {claim.unit}"
+    return with_unit(number(claim.value), claim.unit)
 
 
-def measured(verdict: Verdict) -> str:
-    """The estimate with its interval and what is behind it; for a sequence, its steps."""
+def measured(verdict: Verdict) -> tuple[str, str]:
+    """(the estimate, its interval and what is behind it); for a sequence, its steps."""
     claim, estimates = verdict.claim, verdict.estimates
     if not estimates:
-        return "–"
+        return "–", ""
     behind = f"n = {estimates[0].n:,}".replace(",", " ") + f", {estimates[0].seeds} seed{'s' if estimates[0].seeds > 1 else ''}"
     if claim.sequence:
-        return f"steps {', '.join(signed(e.value) for e in estimates)} {claim.unit} ({behind})"
-    return f"{show(estimates[0], claim)} ({behind})"
+        return with_unit(", ".join(signed(e.value) for e in estimates), claim.unit), f"steps of the sequence; {behind}"
+    value, interval = show(estimates[0], claim)
+    return value, f"{interval}; {behind}"
+
+
+def source(claim: Claim) -> str:
+    """Where the claim stands, said once."""
+    return claim.source if claim.where in claim.source.lower() else f"{claim.where}; {claim.source}"
 
 
 def html_claims(verdicts: Sequence[Verdict], heading: str = "") -> str:
@@ -50,12 +56,14 @@ def html_claims(verdicts: Sequence[Verdict], heading: str = "") -> str:
     rows = ""
     for v in verdicts:
         c = v.claim
-        star = "<span class='star' title='claim of the abstract or headline'>headline</span> " if c.headline else ""
+        value, behind = measured(v)
+        star = "<span class='star'>headline</span> " if c.headline else ""
+        stands = f"<small>{escape(source(c))} · <code>{escape(c.id)}</code></small>"
+        mark = f"<abbr title='{escape(MARK_WORDS[c.mark])}'>[{escape(c.mark)}]</abbr>"
         rows += (
-            f"<tr id='claim-{escape(c.id)}'><td class='what'>{star}{escape(c.text)}<small>{escape(c.where)}; {escape(c.source)} · "
-            f"<code>{escape(c.id)}</code></small></td>"
-            f"<td data-label='paper'>{escape(paper_value(c))}<small title='{escape(MARK_WORDS[c.mark])}'>[{escape(c.mark)}]</small></td>"
-            f"<td data-label='measured'>{escape(measured(v))}</td>"
+            f"<tr id='claim-{escape(c.id)}'><td class='what'>{star}{escape(c.text)}{stands}</td>"
+            f"<td data-label='paper'><span class='value'>{escape(paper_value(c))}</span> {mark}</td>"
+            f"<td data-label='measured'><span class='value'>{escape(value)}</span><small>{escape(behind)}</small></td>"
             f"<td data-label='verdict'>{badge(v)}<small>{escape(v.sentence)}</small></td>"
             f"<td data-label='how tested' class='how'><small>{escape(how_tested(c))}</small></td></tr>\n"
         )
@@ -74,7 +82,7 @@ def text_claims(verdicts: Sequence[Verdict], width: int = 100) -> str:
     lines = []
     for v in verdicts:
         lines += textwrap.wrap(f"{v.status.upper():<18}{v.claim.text}", width, subsequent_indent=" " * 18)
-        numbers = f"paper {paper_value(v.claim)} [{v.claim.mark}] · measured {measured(v)}"
+        numbers = f"paper {paper_value(v.claim)} [{v.claim.mark}] · measured {' '.join(measured(v))}".rstrip()
         lines += textwrap.wrap(numbers, width, initial_indent=" " * 18, subsequent_indent=" " * 18)
         if v.tone in ("unsure", "none") and v.sentence and v.status != "no verdict (smoke)":
             lines += textwrap.wrap(v.sentence, width, initial_indent=" " * 18, subsequent_indent=" " * 18)
@@ -85,8 +93,8 @@ def markdown_claims(verdicts: Sequence[Verdict]) -> str:
     """The claims as a pipe table, for a README."""
     lines = ["| claim | paper | measured, 95 % interval | verdict |", "|---|---|---|---|"]
     for v in verdicts:
-        paper = f"{paper_value(v.claim)} \\[{v.claim.mark}\\]"
-        lines.append(f"| {escape_markdown(v.claim.text)} | {paper} | {escape_markdown(measured(v))} | **{escape_markdown(v.status)}** |")
+        cells = (v.claim.text, f"{paper_value(v.claim)} [{v.claim.mark}]", " ".join(measured(v)).rstrip())
+        lines.append(f"| {' | '.join(map(escape_markdown, cells))} | **{escape_markdown(v.status)}** |")
     return "\n".join(lines) + "\n"
 
 
@@ -102,11 +110,11 @@ def html_reference(file: ClaimsFile, table: ReferenceTable, results) -> str:
         body += f"<tr><th>{escape(row)}</th>"
         body += "".join(_reference_cell(cells[c], verdicts.get(f"{table.id}/{row}/{c}")) for c in columns) + "</tr>\n"
     counts = _counts(verdicts.values()) if tested else f"not testable here: {table.why_not}"
-    legend = f"Paper's number, below it ours; within ±{table.tolerance:g} {table.unit} on the interval counts as reproduced." if tested else ""
+    legend = f"Theirs, below it ours; an interval within ±{table.tolerance:g} {table.unit} is a match." if tested else ""
     numbers = f"<div class='scroll'><table class='numbers'><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>"
-    source = f"<p class='notes'>{escape(table.where)}; {escape(table.source)} [{escape(table.mark)}]. {escape(legend)}</p>"
-    title = f"{table.title} ({table.unit})"
-    return f"<details{' open' if tested else ''}><summary>{escape(title)} <small>{escape(counts)}</small></summary>{numbers}{source}</details>"
+    note = f"<p class='notes'>{escape(table.where)}; {escape(table.source)} [{escape(table.mark)}]. {escape(legend)}</p>"
+    summary = f"<summary>{escape(table.title)} ({escape(table.unit)}) <small>{escape(counts)}</small></summary>"
+    return f"<details{' open' if tested else ''}>{summary}{numbers}{note}</details>"
 
 
 def text_references(file: ClaimsFile, results) -> str:

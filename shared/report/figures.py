@@ -29,6 +29,8 @@ def save_figure(fig: Figure, stem: str | Path, content: dict) -> list[Path]:
     """
     paths = []
     with style():
+        fig.canvas.draw()
+        fig.set_layout_engine("none")  # the layout stands: the files need not compute it again
         for kind, resolutions in (("pdf", (200,)), ("png", (200, 150, 110, 80))):
             for dpi in resolutions:
                 buffer = io.BytesIO()
@@ -36,7 +38,8 @@ def save_figure(fig: Figure, stem: str | Path, content: dict) -> list[Path]:
                 if buffer.tell() <= LARGEST:
                     break
             else:
-                raise UserError(f"figure {stem}.{kind} has {buffer.tell() // 1000} kB, more than {LARGEST // 1000}: draw fewer points or rasterise")
+                size = f"{buffer.tell() // 1000} kB, more than {LARGEST // 1000}"
+                raise UserError(f"figure {stem}.{kind} has {size}: draw fewer points or rasterise")
             path = Path(stem).with_name(f"{Path(stem).name}.{kind}")
             write_atomic(path, buffer.getvalue())
             sidecar.write(path, content)
@@ -44,7 +47,8 @@ def save_figure(fig: Figure, stem: str | Path, content: dict) -> list[Path]:
     return paths
 
 
-def bars(ax, groups: Sequence[str], series: Series, *, ylabel: str = "", factor: float = 100, look: Mapping[str, Look] | None = None) -> None:
+def bars(ax, groups: Sequence[str], series: Series, *, ylabel: str = "", factor: float = 100,
+         look: Mapping[str, Look] | None = None) -> None:  # fmt: skip
     """Grouped bars with interval whiskers: `series[name][g]` is the bar of `name` in group g."""
     look, width = look or looks(list(series)), 0.8 / len(series)
     for k, (name, estimates) in enumerate(series.items()):
@@ -69,7 +73,7 @@ def lines(ax, x: Sequence[float], series: Series, *, xlabel: str = "", ylabel: s
         one = look[name]
         ax.plot(at[there], mid, color=one.colour, marker=one.marker, linestyle=one.line, label=name)
         ax.fill_between(at[there], mid - below, mid + above, color=one.colour, alpha=0.16, linewidth=0)
-    if categorical:
+    if categorical or len(x) <= 8:
         ax.set_xticks(at, [f"{v:g}" if isinstance(v, int | float) else str(v) for v in x])
     ax.set(xlabel=xlabel, ylabel=ylabel)
 
@@ -83,8 +87,8 @@ def tradeoff(ax, points: Mapping[str, tuple[Estimate | None, Estimate | None]], 
             continue
         (px,), bx, ax_, _ = _arrays([x], factor)
         (py,), by, ay, _ = _arrays([y], factor)
-        ax.errorbar(px, py, xerr=(bx, ax_), yerr=(by, ay), color=look[name].colour, marker=look[name].marker, markersize=4.5,
-                    elinewidth=0.7, capsize=1.2, linestyle="none", label=name)  # fmt: skip
+        ax.errorbar(px, py, xerr=(bx, ax_), yerr=(by, ay), fmt="none", ecolor=look[name].colour, elinewidth=0.7, capsize=1.2)
+        ax.plot(px, py, color=look[name].colour, marker=look[name].marker, markersize=4.5, linestyle="none", label=name)
     ax.grid(True, axis="both")
     ax.set(xlabel=xlabel, ylabel=ylabel)
 

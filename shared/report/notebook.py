@@ -30,7 +30,7 @@ class Html:
 def figures_folder(paper: str, scale: str, results: str | Path) -> Path:
     """Where tables and figures go: into the repository for the cpu and photos runs of its own results folder, else beside the measurements.
 
-    `figures/<paper>`, `figures/<paper>/photos`, or `<results>/<scale>/<paper>/figures`, so that tests and trials never dirty the repository.
+    `figures/<paper>`, `figures/<paper>/photos`, or `<results>/<scale>/<paper>/figures`; so tests and trials never dirty the repository.
     """
     if scale in ("cpu", "photos") and Path(results).resolve() == ROOT / "results":
         return ROOT / "figures" / paper / ("photos" if scale == "photos" else "")
@@ -41,9 +41,10 @@ class Report:
     """The report of one paper at one scale: measurements in, tables, figures and verdicts out."""
 
     def __init__(self, paper: str, scale: str = "cpu", results: str = "results", figures: str = "", claims: str = ""):
+        results = ROOT / results  # a relative folder is one of the repository, wherever the notebook was opened
         self.results = Results.load(results, scale, paper)
         self.claims_file = claims_module.load(claims or ROOT / "papers" / paper / "claims.yaml")
-        self.folder = Path(figures) if figures else figures_folder(paper, scale, results)
+        self.folder = ROOT / figures if figures else figures_folder(paper, scale, results)
 
     def claims(self, headline: bool | None = None) -> Html:
         """Every claim beside what was measured (`headline=True`: only those), saved as `claims.md` too."""

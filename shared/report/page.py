@@ -1,8 +1,9 @@
 """Make a paper's page: `python -m shared.report.page pmg_aft --scale cpu [--results results] [--figures DIR] [--set name=value]`
 
-Runs papers/<paper>/notebook.ipynb on its parameters and writes `<results>/<scale>/<paper>/page.html` (one file: no script, no style sheet, no font
-from anywhere else) and the executed `notebook.ipynb` beside it; tables and figures go where `shared.report.notebook.figures_folder` says.
-A parameter that the notebook does not know is refused. If a cell fails, the page of the run before stays as it is.
+Runs papers/<paper>/notebook.ipynb on its parameters and writes `<results>/<scale>/<paper>/page.html` (one file: no script, no style
+sheet, no font from anywhere else) and the executed `notebook.ipynb` beside it; tables and figures go where
+`shared.report.notebook.figures_folder` says. A parameter that the notebook does not know is refused. If a cell fails, the page of the
+run before stays as it is.
 """
 
 import argparse
@@ -39,10 +40,12 @@ def main(argv: list[str] | None = None) -> None:
     file = claims_module.load(claims)
     page = make_page(notebook, given, results / args.scale / args.paper, file, optional={"paper": args.paper, "claims": str(claims)})
     verdicts = judge(file, loaded)
-    print(f"\n{file.title}\nscale {SCALE_WORDS[args.scale]}\n\n{text_claims(verdicts, min(shutil.get_terminal_size((110, 24)).columns, 130))}\n")
+    width = max(60, min(shutil.get_terminal_size((110, 24)).columns, 130))
+    print(f"\n{file.title}\nscale {SCALE_WORDS[args.scale]}\n\n{text_claims(verdicts, width)}\n")
     if file.reference_tables:
         print(f"reference tables\n{text_references(file, loaded)}\n")
-    print(f"page     {_relative(page)}\nfigures  {_relative(figures)}/*.pdf, *.png\ntables   {_relative(figures)}/*.md, *.tex, *.csv", flush=True)
+    folder = _relative(figures)
+    print(f"page     {_relative(page)}\nfigures  {folder}/*.pdf, *.png\ntables   {folder}/*.md, *.tex, *.csv", flush=True)
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -11,8 +11,9 @@ def html_gates(results) -> str:
     if not results.gates:
         return "<p class='notes'>This run has no gates.</p>"
     rows = "".join(
-        f"<tr><td class='what'>{escape(g['name'])}<small>{escape(str(g.get('detail') or ''))}</small></td><td data-label='measured'>{_short(g['value'])}</td>"
-        f"<td data-label='needed'>{escape(g['sense'])} {_short(g['threshold'])}</td><td data-label='outcome'>{_outcome(g['passed'])}</td></tr>"
+        f"<tr><td class='what'>{escape(g['name'])}<small>{escape(str(g.get('detail') or ''))}</small></td>"
+        f"<td data-label='measured'>{_short(g['value'])}</td><td data-label='needed'>{escape(g['sense'])} {_short(g['threshold'])}</td>"
+        f"<td data-label='outcome'>{_outcome(g['passed'])}</td></tr>"
         for g in results.gates
     )
     note = "" if all(g["passed"] for g in results.gates) else "<p class='notes'>A gate failed, so verdicts are withheld.</p>"
@@ -23,7 +24,7 @@ def html_gates(results) -> str:
 def sanity_outcomes(sanity: dict) -> dict[str, tuple[bool | None, str]]:
     """Check name -> (passed, or None for not applicable; detail), from what `Measurement.sanity` holds.
 
-    Understood: `{name: bool}`, `{name: {"passed": bool, "detail": str}}`, `{"checks": {…}}` and `{"checks": [{"name", "passed", "detail"}]}`.
+    Understood: `{name: bool}`, `{name: {"passed": bool, "detail": str}}`, and either (or a list of the latter with "name") under "checks".
     """
     checks = sanity.get("checks", sanity)
     if isinstance(checks, list):
@@ -49,7 +50,7 @@ def html_sanity(results) -> str:
                 if not ok:
                     failures.append(f"<b>{escape(name)}</b> in <code>{escape(m.slug)}</code>" + (f": {escape(detail)}" if detail else ""))
     without = sum(not m.sanity for m in robust)
-    notes = [f"{without} of {len(robust)} robust cells carry no sanity check." if without else f"All {len(robust)} robust cells are checked."]
+    note = f"{without} of {len(robust)} robust cells carry no sanity check." if without else f"All {len(robust)} robust cells are checked."
     rows = "".join(
         f"<tr><td class='what'>{escape(name)}</td><td data-label='passed'>{passed[name]} of {ran[name]}</td>"
         f"<td data-label='outcome'>{_outcome(passed[name] == ran[name])}</td></tr>"
@@ -60,7 +61,7 @@ def html_sanity(results) -> str:
     listed = "".join(f"<li>{line}</li>" for line in failures[:_SHOWN])
     if len(failures) > _SHOWN:
         listed += f"<li>and {len(failures) - _SHOWN} more</li>"
-    return f"{table}{f'<ul class=failures>{listed}</ul>' if listed else ''}<p class='notes'>{' '.join(notes)}</p>"
+    return f"{table}{f'<ul class=failures>{listed}</ul>' if listed else ''}<p class='notes'>{note}</p>"
 
 
 def html_provenance(results) -> str:
@@ -84,7 +85,9 @@ def provenance_line(results) -> str:
 
 
 def _flat(value: object) -> str:
-    return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {v}" for k, v in value.items())
+    return str(value)[:12] if len(str(value)) == 40 else str(value)  # a commit needs no more to be found
 
 
 def _time(seconds: float) -> str:

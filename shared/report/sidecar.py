@@ -14,7 +14,8 @@ def record(results, slugs, producer: str, command: str | None = None) -> dict:
     No date and nothing else that changes when the same measurements are drawn again, so that redrawing changes no file.
     """
     used = sorted((m for m in results.measurements if m.slug in set(slugs)), key=lambda m: m.slug)
-    provenance = {name: _common([m.provenance.get(name) for m in used]) for name in sorted({n for m in used for n in m.provenance})}
+    names = sorted({name for m in used for name in m.provenance} - {"started"})
+    provenance = {name: _common([m.provenance.get(name) for m in used]) for name in names}
     return {
         "producer": producer,
         "command": command or redraw_command(results),

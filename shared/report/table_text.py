@@ -10,10 +10,11 @@ from shared.report.tables import Table
 EMPTY = "–"  # a cell that was not measured
 
 _LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}", "<": r"$<$", ">": r"$>$", "|": r"$|$", '"': "''", "±": r"$\pm$", "×": r"$\times$", "−": "$-$", "–": "--", "→": r"$\to$",
-    "≥": r"$\ge$", "≤": r"$\le$", "≈": r"$\approx$", "∞": r"$\infty$", "√": r"$\surd$", "²": r"$^2$", "‖": r"$\|$", "ℓ": r"$\ell$", "·": r"$\cdot$",
-    "α": r"$\alpha$", "β": r"$\beta$", "γ": r"$\gamma$", "δ": r"$\delta$", "ε": r"$\varepsilon$", "θ": r"$\theta$", "κ": r"$\kappa$", "λ": r"$\lambda$",
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"$<$", ">": r"$>$", "|": r"$|$", '"': "''", "±": r"$\pm$",
+    "×": r"$\times$", "−": "$-$", "–": "--", "→": r"$\to$", "≥": r"$\ge$", "≤": r"$\le$", "≈": r"$\approx$", "∞": r"$\infty$",
+    "√": r"$\surd$", "²": r"$^2$", "‖": r"$\|$", "ℓ": r"$\ell$", "·": r"$\cdot$", "α": r"$\alpha$", "β": r"$\beta$",
+    "γ": r"$\gamma$", "δ": r"$\delta$", "ε": r"$\varepsilon$", "θ": r"$\theta$", "κ": r"$\kappa$", "λ": r"$\lambda$",
     "μ": r"$\mu$", "σ": r"$\sigma$", "τ": r"$\tau$", "Δ": r"$\Delta$", "…": r"\dots{}", "\u00a0": "~", "\n": " ",
 }  # fmt: skip
 
@@ -66,7 +67,8 @@ def _latex_cell(table: Table, r: int, c: int, cell) -> str:
         return escape_latex(EMPTY if cell is None else cell)
     value, low, high, half = (x.replace("-", "$-$") for x in table.numbers(c, cell))
     value = rf"\textbf{{{value}}}" if (r, c) in table.bold else value
-    return value + {"pm": rf"{{\scriptsize\,$\pm$\,{half}}}", "brackets": rf" {{\scriptsize[{low}, {high}]}}", "none": ""}[table.interval_style]
+    pm, brackets = rf"{{\scriptsize\,$\pm$\,{half}}}", rf" {{\scriptsize[{low}, {high}]}}"
+    return value + {"pm": pm, "brackets": brackets, "none": ""}[table.interval_style]
 
 
 def csv(table: Table) -> str:

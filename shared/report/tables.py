@@ -25,7 +25,7 @@ PM_FROM = 6  # from so many columns on, intervals are written ±half instead of 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under `columns`. An estimate is shown times `factor` with `digits` decimals (one number for all columns, or a mapping of column names).
+    """Rows of cells under `columns`. An estimate is shown times `factor` with `digits` decimals, one number for all or by column name.
 
     `bold` holds the (row, column) positions to print bold. `interval` is "brackets", "pm", "none" or "auto" (by the number of columns).
     """

@@ -1,0 +1,165 @@
+"""The claims file: what is read, and every way of getting it wrong."""
+
+import copy
+
+import pytest
+import yaml
+
+from shared.errors import UserError
+from shared.experiment.claims import load
+from shared.experiment.selection import matches
+
+CLAIM = {
+    "id": "gain", "text": "A beats B.", "where": "abstract", "source": "abstract", "mark": "S", "value": 4.99, "unit": "points",
+    "quantity": {"method": "a", "attack": "pgd10", "group": "main"}, "minus": {"method": "b"}, "predicate": "greater", "tolerance": 1.5,
+    "testable": ["cpu", "photos", "paper"],
+}  # fmt: skip
+TABLE = {
+    "id": "known", "title": "PGD", "where": "third-party", "source": "a table", "mark": "S2", "unit": "%", "row_tag": "method",
+    "column_tag": "set", "columns": ["x", "y"], "rows": {"a": [1, 2.5], "b": [3, "unknown"]}, "mean": {"a": 1.75},
+    "quantity": {"attack": "pgd100"}, "tolerance": 1.0, "why_not": "Other pictures.",
+}  # fmt: skip
+
+
+def read(tmp_path, claims=(), tables=(), **top):
+    path = tmp_path / "claims.yaml"
+    path.write_text(yaml.safe_dump({"paper": "p", "title": "P", "claims": list(claims), "reference_tables": list(tables), **top}))
+    return load(path)
+
+
+def changed(base, **changes):
+    out = copy.deepcopy(base)
+    for key, value in changes.items():
+        if value is None:
+            out.pop(key, None)
+        else:
+            out[key] = value
+    return out
+
+
+def test_a_good_file(tmp_path):
+    file = read(tmp_path, [changed(CLAIM, headline=True)], [TABLE])
+    claim = file.claim("gain")
+    assert claim.headline and claim.value == 4.99 and claim.testable == ("cpu", "photos", "paper")
+    assert claim.selectors == (CLAIM["quantity"], {"method": "b", "attack": "pgd10", "group": "main"})
+    assert (file.paper, file.title) == ("p", "P")
+    with pytest.raises(UserError, match="no entry 'gone'"):
+        file.claim("gone")
+
+
+def test_the_example_in_the_docstring_is_valid(tmp_path):
+    import textwrap
+
+    from shared.experiment import claims
+
+    example = claims.__doc__.split("\n\n")[1]
+    path = tmp_path / "claims.yaml"
+    path.write_text(textwrap.dedent(example))
+    file = load(path)
+    assert file.claims[0].id == "abstract-robust" and file.reference("tga-pgd100").cell("tecoa", "cifar10") is None
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"txt": "x"}, "unknown key txt"),
+    ({"text": None}, "missing text"),
+    ({"testable": None}, "missing testable"),
+    ({"predicate": "bigger"}, "unknown predicate 'bigger'"),
+    ({"where": "somewhere"}, "`where` must be one of"),
+    ({"mark": "X"}, "`mark` must be one of"),
+    ({"mark": "U"}, "so `value` must be `unknown`"),
+    ({"value": "about 5"}, "must be a number, `unknown` or `none`"),
+    ({"value": True}, "must be a number"),
+    ({"minus": None}, "greater needs `minus` or `ratio`"),
+    ({"ratio": {"method": "b"}}, "exclude each other"),
+    ({"minus": "b"}, "`minus` must hold selectors"),
+    ({"quantity": {"set": {"no": "x"}}}, "tag set must be a value"),
+    ({"predicate": "at_least"}, "at_least needs `threshold`"),
+    ({"predicate": "at_most", "threshold": "low"}, "`threshold` must be a number"),
+    ({"predicate": "within", "tolerance": None}, "within needs `tolerance`"),
+    ({"predicate": "within", "value": "none"}, "compares with the paper's number"),
+    ({"predicate": "equal_within", "minus": None}, "equal_within needs `minus`"),
+    ({"predicate": "monotone", "order": "increasing"}, "`sequence` belongs to predicate monotone"),
+    ({"predicate": "monotone", "order": "up", "sequence": [{"e": 1}, {"e": 2}]}, "increasing or decreasing"),
+    ({"predicate": "monotone", "order": "increasing", "sequence": [{"e": 1}]}, "at least two"),
+    ({"sequence": [{"e": 1}, {"e": 2}]}, "`sequence` belongs to"),
+    ({"testable": ["paper"]}, "not testable at cpu, photos"),
+    ({"testable": ["paper"], "why_not": {"cpu": "small"}}, "not testable at photos,"),
+    ({"testable": ["laptop"]}, "`testable` must be a list"),
+])  # fmt: skip
+def test_mistakes_in_a_claim_name_file_and_claim(tmp_path, changes, message):
+    with pytest.raises(UserError, match=r"claims\.yaml: claim gain: ") as caught:
+        read(tmp_path, [changed(CLAIM, **changes)])
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"rows": {"a": [1]}}, "row a must list 2 numbers"),
+    ({"rows": {"a": [1, "?"]}}, "numbers or `unknown`"),
+    ({"mean": {"c": 1}}, "`mean` must give numbers for rows"),
+    ({"tolerance": "small"}, "`tolerance` must be a number"),
+    ({"columns": "x"}, "must be a list"),
+    ({"why_not": None}, "missing why_not"),
+])  # fmt: skip
+def test_mistakes_in_a_reference_table(tmp_path, changes, message):
+    with pytest.raises(UserError, match="reference table known: ") as caught:
+        read(tmp_path, tables=[changed(TABLE, **changes)])
+    assert message in str(caught.value)
+
+
+def test_mistakes_of_the_file(tmp_path):
+    with pytest.raises(UserError, match="claim gain: the id occurs 2 times"):
+        read(tmp_path, [CLAIM, CLAIM])
+    with pytest.raises(UserError, match="occurs 2 times"):
+        read(tmp_path, [CLAIM], [changed(TABLE, id="gain")])
+    with pytest.raises(UserError, match="unknown key extra"):
+        read(tmp_path, extra=1)
+    with pytest.raises(UserError, match="claim number 1: missing"):
+        read(tmp_path, [{"text": "x"}])
+    with pytest.raises(UserError, match="must be a mapping"):
+        read(tmp_path, ["x"])
+    with pytest.raises(UserError, match="no claims file"):
+        load(tmp_path / "none.yaml")
+    path = tmp_path / "claims.yaml"
+    for text, message in (("paper: [", "not valid YAML"), ("paper: p\npaper: q\n", "'paper' is written twice"), ("", "must be a mapping")):
+        path.write_text(text)
+        with pytest.raises(UserError, match=message):
+            load(path)
+
+
+def test_reference_cells(tmp_path):
+    table = read(tmp_path, tables=[TABLE]).reference("known")
+    assert table.cell("a", "y") == 2.5 and table.cell("b", "y") is None
+    with pytest.raises(UserError, match=r"no cell \(c, x\)"):
+        table.cell("c", "x")
+    claims = {c.id: c for c in table.claims()}
+    assert list(claims) == ["known/a/x", "known/a/y", "known/a/mean", "known/b/x"]  # the unknown cell makes no claim
+    assert claims["known/a/x"].quantity == {"attack": "pgd100", "method": "a", "set": "x"}
+    assert claims["known/a/mean"].quantity["set"] == ["x", "y"] and claims["known/a/mean"].value == 1.75
+    assert all(c.predicate == "within" and c.testable == ("paper",) and c.tolerance == 1.0 for c in claims.values())
+
+
+def test_which_measurements_the_headline_needs(tmp_path):
+    file = read(tmp_path, [changed(CLAIM, headline=True), changed(CLAIM, id="other", quantity={"method": "c"}, minus={"method": "d"})])
+    a, b, c = ({"method": m, "attack": "pgd10", "group": "main"} for m in "abc")
+    assert [file.wants(t, headline=True) for t in (a, b, c)] == [True, True, False]
+    assert file.wants(c) and not file.wants({"method": "z"})
+
+
+@pytest.mark.parametrize(("selector", "tags", "fits"), [
+    ({}, {"a": 1}, True),
+    ({"a": 1}, {"a": 1.0}, True),
+    ({"eps": "2/255"}, {"eps": 2 / 255}, True),
+    ({"eps": 0.0078431373}, {"eps": 2 / 255}, True),
+    ({"eps": "2/255"}, {"eps": 3 / 255}, False),
+    ({"a": ["x", "y"]}, {"a": "y"}, True),
+    ({"a": {"not": ["x", "y"]}}, {"a": "y"}, False),
+    ({"a": {"not": "x"}}, {}, True),
+    ({"a": "x"}, {}, False),
+    ({"a": 1}, {"a": True}, True),
+    ({"a": 0}, {"a": None}, False),
+    ({"e": lambda e: e > 2}, {"e": 3}, True),
+    ({"e": lambda e: e > 2}, {}, False),
+    ({"seed": 1}, {"seed": "1"}, True),
+])  # fmt: skip
+def test_matches(selector, tags, fits):
+    assert matches(selector, tags) is fits

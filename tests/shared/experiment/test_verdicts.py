@@ -1,0 +1,204 @@
+"""Every branch of a verdict, on measurements made so that the outcome is known."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from shared.errors import UserError
+from shared.experiment.claims import Claim, ClaimsFile
+from shared.experiment.verdicts import how_tested, judge, number
+from shared.report.data import Results
+
+N = 400
+
+
+def cell(method, share, seed=0, name="s1", unit="share", values=None, **tags):
+    """A measurement whose first `share` of the examples is right: methods that differ are nested, so paired."""
+    values = (np.arange(N) < round(share * N)).astype(float) if values is None else np.asarray(values, dtype=float)
+    tags = {"method": method, "set": name, "seed": seed, **tags}
+    slug = "-".join(map(str, (method, name, seed, *tags.values())))
+    return SimpleNamespace(slug=slug, tags=tags, unit=unit, seeds=(seed,), values=values)
+
+
+def results(*cells, scale="cpu", gates=(), planned=None):
+    return Results("p", scale, cells, gates=gates, planned=planned)
+
+
+def claim(predicate="greater", **fields):
+    base = {"value": 5.0, "unit": "points", "quantity": {"method": "a"}, "minus": {"method": "b"}, "testable": ("cpu", "photos", "paper")}
+    return Claim("c", "t", "abstract", "s", "S", predicate, **{**base, **fields})
+
+
+def verdict(one, res):
+    return judge(ClaimsFile(None, "p", "P", (one,)), res)[0]
+
+
+UP, SAME, DOWN = (cell("a", 0.55), cell("b", 0.50)), (cell("a", 0.50), cell("b", 0.50)), (cell("a", 0.45), cell("b", 0.50))
+
+
+@pytest.mark.parametrize(("cells", "status", "tone"), [
+    (UP, "direction holds", "good"), (SAME, "inconclusive", "unsure"), (DOWN, "direction fails", "bad"),
+])  # fmt: skip
+@pytest.mark.parametrize("scale", ["cpu", "photos"])
+def test_direction_at_small_scales(cells, status, tone, scale):
+    v = verdict(claim(), results(*cells, scale=scale))
+    assert (v.status, v.tone) == (status, tone)
+    assert v.slugs == tuple(c.slug for c in cells)
+    assert "reproduced" not in v.status
+
+
+def test_estimates_are_in_the_unit_of_the_claim():
+    v = verdict(claim(), results(*UP))
+    assert v.estimates[0].value == pytest.approx(5.0) and 2 < v.estimates[0].low < v.estimates[0].high < 8
+    with pytest.raises(UserError, match="claim c is in 'points', but its measurements are in 's'"):
+        verdict(claim(), results(*(cell(m, 0.5, unit="s") for m in "ab")))
+
+
+@pytest.mark.parametrize(("cells", "fields", "status"), [
+    (UP, {"tolerance": 3.0}, "reproduced"),
+    (UP, {"value": 12.0, "tolerance": 3.0}, "differs"),  # the direction holds, the number does not
+    (UP, {"value": 8.0, "tolerance": 3.0}, "inconclusive"),
+    (UP, {}, "reproduced"),  # no tolerance stated: the interval must contain the number
+    (UP, {"value": 9.0}, "differs"),
+    (UP, {"value": "unknown"}, "direction holds"),
+    (UP, {"value": None}, "reproduced"),  # a statement without a number
+    (SAME, {}, "inconclusive"),
+    (DOWN, {}, "differs"),
+    (DOWN, {"value": "unknown"}, "differs"),
+])  # fmt: skip
+def test_paper_scale(cells, fields, status):
+    v = verdict(claim(**fields), results(*cells, scale="paper"))
+    assert v.status == status
+    if fields.get("value") == "unknown" and cells is UP:
+        assert "Nobody here has read" in v.sentence
+
+
+def test_smoke_never_has_a_verdict():
+    v = verdict(claim(), results(*UP, scale="smoke"))
+    assert (v.status, v.tone, v.estimates) == ("no verdict (smoke)", "none", ())
+
+
+def test_not_testable_here_says_why():
+    v = verdict(claim(testable=("paper",), why_not="No GPU."), results(*UP))
+    assert (v.status, v.sentence) == ("not testable here", "No GPU.")
+    v = verdict(claim(testable=("paper",), why_not={"cpu": "Small.", "photos": "x"}), results(*UP))
+    assert v.sentence == "Small."
+
+
+def test_not_measured_says_what_to_run():
+    v = verdict(claim(), results(UP[0]))
+    assert v.status == "not measured" and "b" in v.sentence and "`make reproduce-p`" in v.sentence
+    v = verdict(claim(headline=True), results(UP[0], scale="photos"))
+    assert "`make headline-p SCALE=photos`" in v.sentence
+
+
+def test_half_measured_is_not_measured():
+    two = [cell(m, 0.5, name=s) for m in "ab" for s in ("s1", "s2")]
+    assert verdict(claim(), results(*two[:-1])).status == "not measured"  # sides with different sets
+    planned = {c.slug: c.tags for c in two}
+    v = verdict(claim(), results(two[0], two[2], planned=planned))  # s2 planned on both sides, and absent
+    assert v.status == "not measured" and two[1].slug in v.sentence
+    seeds = [cell("a", 0.5, seed=s, name=n) for s, n in ((0, "s1"), (1, "s1"), (0, "s2"))] + [cell("b", 0.5), cell("b", 0.5, name="s2")]
+    assert "set s2, seed 1" in verdict(claim(), results(*seeds)).sentence
+
+
+def test_a_failed_gate_withholds_the_verdict_but_not_the_number():
+    gates = [{"name": "base model", "value": 0.1, "threshold": 0.8, "sense": ">=", "passed": False, "detail": ""}]
+    v = verdict(claim(), results(*UP, gates=gates))
+    assert v.status == "gate failed: base model" and v.estimates[0].value == pytest.approx(5)
+
+
+@pytest.mark.parametrize(("fields", "status"), [
+    ({"predicate": "at_least", "threshold": 45}, "direction holds"),
+    ({"predicate": "at_least", "threshold": 52}, "inconclusive"),
+    ({"predicate": "at_least", "threshold": 70}, "direction fails"),
+    ({"predicate": "at_most", "threshold": 70}, "direction holds"),
+    ({"predicate": "at_most", "threshold": 56}, "inconclusive"),
+    ({"predicate": "at_most", "threshold": 45}, "direction fails"),
+    ({"predicate": "within", "value": 55, "tolerance": 6}, "direction holds"),
+    ({"predicate": "within", "value": 51, "tolerance": 6}, "inconclusive"),
+    ({"predicate": "within", "value": 30, "tolerance": 6}, "direction fails"),
+])  # fmt: skip
+def test_one_number_against_a_bar(fields, status):
+    v = verdict(claim(minus=None, unit="%", **fields), results(*UP))
+    assert v.status == status, v.sentence
+
+
+def test_within_at_paper_scale():
+    def at(value):
+        return verdict(claim("within", minus=None, unit="%", value=value, tolerance=6), results(*UP, scale="paper"))
+
+    assert at(55).status == "reproduced" and at(30).status == "differs" and at(51).status == "inconclusive"
+    assert at("unknown").status == "not testable here" and "Nobody here has read" in at("unknown").sentence
+
+
+@pytest.mark.parametrize(("cells", "tolerance", "status"), [
+    (SAME, 2, "direction holds"), (UP, 2, "direction fails"), (UP, 5, "inconclusive"),
+])  # fmt: skip
+def test_equal_within(cells, tolerance, status):
+    assert verdict(claim("equal_within", tolerance=tolerance), results(*cells)).status == status
+
+
+@pytest.mark.parametrize(("shares", "order", "status"), [
+    ((0.6, 0.5, 0.4), "decreasing", "direction holds"),
+    ((0.6, 0.5, 0.5), "decreasing", "direction holds"),  # one step supports it, the other does not contradict it
+    ((0.5, 0.5, 0.5), "decreasing", "inconclusive"),
+    ((0.6, 0.4, 0.5), "decreasing", "direction fails"),
+    ((0.6, 0.5, 0.4), "increasing", "direction fails"),
+])  # fmt: skip
+def test_monotone(shares, order, status):
+    cells = [cell("a", share, eps=e) for e, share in enumerate(shares, 1)]
+    one = claim("monotone", minus=None, value=None, sequence=({"eps": 1}, {"eps": 2}, {"eps": 3}), order=order)
+    v = verdict(one, results(*cells))
+    assert v.status == status and len(v.estimates) == 2
+    assert v.estimates[0].value == pytest.approx(100 * (shares[1] - shares[0]))
+    assert how_tested(one) == f"a; {order} along eps = 1, 2, 3"
+
+
+def test_monotone_at_paper_scale_does_not_reproduce_a_number():
+    cells = [cell("a", share, eps=e) for e, share in enumerate((0.6, 0.5), 1)]
+    one = claim("monotone", minus=None, sequence=({"eps": 1}, {"eps": 2}), order="decreasing")
+    assert verdict(one, results(*cells, scale="paper")).status == "direction holds"
+
+
+def test_ratio():
+    rng = np.random.default_rng(0)
+    cells = [cell(m, 0, unit="s", values=t + 0.1 * rng.random(30)) for m, t in (("a", 3), ("b", 2))]
+    one = claim(minus=None, ratio={"method": "b"}, unit="ratio", value=1.5, tolerance=0.1)
+    v = verdict(one, results(*cells))
+    assert v.status == "direction holds" and v.estimates[0].value == pytest.approx(1.5, abs=0.03)
+    assert verdict(one, results(*cells, scale="paper")).status == "reproduced"
+    low = claim("at_most", minus=None, ratio={"method": "b"}, unit="ratio", threshold=1.2)
+    assert verdict(low, results(*cells)).status == "direction fails"
+
+
+def test_seeds_pair_and_a_single_seed_serves_all():
+    cells = [cell("a", 0.55 + 0.005 * s, seed=s) for s in range(3)] + [cell("b", 0.5)]
+    v = verdict(claim(), results(*cells))
+    assert v.status == "direction holds" and v.estimates[0].seeds == 3
+    cells = [cell("a", 0.55, seed=s) for s in (0, 1, 2)] + [cell("b", 0.5, seed=s) for s in (1, 2, 3)]
+    assert verdict(claim(), results(*cells)).estimates[0].seeds == 2  # the seeds both have
+
+
+def test_different_sets_compare_unpaired():
+    cells = [cell("a", 0.7, name="seen", role="seen"), cell("a", 0.4, name="new", role="zero_shot")]
+    v = verdict(claim(quantity={"method": "a", "role": "seen"}, minus={"role": "zero_shot"}), results(*cells))
+    assert v.status == "direction holds" and v.estimates[0].n == 2 * N
+
+
+def test_a_loose_selector_is_an_error_that_names_the_missing_tag():
+    cells = [cell("a", 0.5, group="main"), cell("a", 0.5, group="sweep"), cell("b", 0.5)]
+    with pytest.raises(UserError, match="name the tag group too"):
+        verdict(claim(), results(*cells))
+
+
+def test_how_tested_in_words():
+    one = claim(quantity={"method": "a", "attack": "pgd10", "eps": 1})
+    assert how_tested(one) == "a − b; pgd10, eps 1; above 0"
+    assert how_tested(claim("at_most", minus=None, threshold=5, unit="%")) == "a; at most 5 %"
+    assert how_tested(claim(how="by hand")) == "by hand"
+
+
+def test_numbers_for_people():
+    assert [number(x) for x in (1234.5, 0.04321, -1.5, 1e-17, 99.96, float("inf"))] == ["1234", "0.0432", "−1.5", "0", "100", "∞"]
