@@ -39,7 +39,7 @@ class Fit:
     optimizer: torch.optim.Optimizer
     steps: int
     lr: float
-    step_fn: Callable[[int], Tensor]
+    step_fn: Callable[[int], Tensor] | None
     warmup: int = 0
     checkpoint: Path | None = None
     every: int = 0
@@ -47,12 +47,13 @@ class Fit:
     after_step: Callable[[int], None] | None = None
     clip_norm: float | None = None
     name: str = "training"
+    _start: int | None = None
 
     def run(self) -> float:
-        """Train (or continue) to the last step; returns the last loss. The checkpoint file is removed when the run is complete."""
+        """Train (or continue) to the last step; returns the last loss (0 if nothing was left to do)."""
         from tqdm import tqdm
 
-        start, main = self._restore(), self.accelerator is None or self.accelerator.is_main_process
+        start, main = self.start(), self.accelerator is None or self.accelerator.is_main_process
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         bar = tqdm(range(start, self.steps), initial=start, total=self.steps, desc=self.name, disable=not (main and sys.stderr.isatty()), leave=False)
         loss, began = torch.zeros(()), time.monotonic()
@@ -71,15 +72,16 @@ class Fit:
                 self._save(step + 1)
                 if not sys.stderr.isatty():
                     print(f"{self.name}: step {step + 1}/{self.steps}, loss {float(loss.detach()):.3f}, {time.monotonic() - began:.0f} s", flush=True)
-        value = float(loss.detach())
+        value = float(loss.detach()) if self.steps > start else 0.0
         if not math.isfinite(value):
             raise UserError(f"{self.name}: the loss became {value} after {self.steps} steps: lower the learning rate.")
         return value
 
-    def finish(self) -> None:
-        """Remove the checkpoint, once the result is saved elsewhere."""
-        if self.checkpoint is not None and (self.accelerator is None or self.accelerator.is_main_process):
-            Path(self.checkpoint).unlink(missing_ok=True)
+    def start(self) -> int:
+        """The step to begin with: 0, or where the checkpoint (read on the first call) left off."""
+        if self._start is None:
+            self._start = self._restore()
+        return self._start
 
     def _save(self, step: int) -> None:
         if self.checkpoint is None:

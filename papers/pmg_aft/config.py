@@ -1,0 +1,195 @@
+"""Everything that can be set for PMG-AFT: one dataclass, one preset per scale. `python -m papers.pmg_aft.train --scale cpu --help` lists it."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from shared.data.catalogue import Source
+from shared.data.scene_sets import FINE_TUNING, HOLD_OUT, ZERO_SHOT
+from shared.errors import UserError
+from shared.experiment.scale import Pixels
+from shared.training.adversarial import Tuning
+from shared.training.contrastive import ContrastiveConfig
+
+
+@dataclass(frozen=True)
+class Model:
+    """The CLIP that is fine-tuned."""
+
+    name: str = "scenes-vit-s8"
+    """open_clip name, or a small configuration of shared/models/configs."""
+    pretrained: str = "zoo:scenes-vit-s8"
+    """zoo:<name>, `pretrain` (train it first on the captions of the training pictures), an open_clip tag, a local checkpoint, or `random`."""
+    pretraining: ContrastiveConfig = field(default_factory=ContrastiveConfig)
+    """Only for `pretrain`."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is trained and tested on; names as in shared.data.catalogue."""
+
+    train: str = f"scenes:{FINE_TUNING}"
+    """The set that is fine-tuned on."""
+    seen: str = f"scenes:{FINE_TUNING}"
+    """Test pictures of its classes."""
+    zero_shot: tuple[str, ...] = tuple(f"scenes:{name}" for name in ZERO_SHOT)
+    """Sets whose classes are not trained on; averages are over these."""
+    holdout: tuple[str, ...] = (f"scenes:{HOLD_OUT}",)
+    """Further sets that are reported, but not averaged."""
+    other_train: tuple[str, ...] = ("scenes:colour_shape", "scenes:surface_shape")
+    """Training sets of the table on training data."""
+    source: Source = field(default_factory=Source)
+    n: int = 128
+    """Test pictures per set (0: all)."""
+
+
+@dataclass(frozen=True)
+class Attack:
+    """The threat model and the attacks of the evaluation; ε is in pixels of [0, 1] and is also that of training."""
+
+    eps: Pixels = 4 / 255
+    """ε of the ℓ∞ ball."""
+    train_steps: int = 2
+    """PGD steps in training, each of size ε."""
+    steps: int = 10
+    """PGD steps in evaluation."""
+    ratio: float = 1.0
+    """Step size in evaluation as a multiple of ε (the released code: 1)."""
+    kappa: float = 50.0
+    """κ of the margin attack that this line of work calls CW."""
+    multiples: tuple[float, ...] = (1, 2, 4)
+    """Factors on ε of the table over strengths."""
+    auto_n: int = 24
+    """Pictures per set under the AutoAttack-style cascade (0: all of n)."""
+    auto_steps: int = 20
+    """Iterations of each APGD run in the cascade."""
+    auto_targets: int = 3
+    """Target classes of APGD-T."""
+    auto_queries: int = 100
+    """Queries of Square."""
+    sanity_n: int = 32
+    """Pictures of the seen set on which the sanity checks of the attack run, for every model."""
+    strong_steps: int = 20
+    """Steps of the gate's PGD."""
+    batch: int = 128
+    """Pictures per evaluation batch."""
+    seed: int = 0
+    """Of the attacks' random starts."""
+
+
+@dataclass(frozen=True)
+class Sweeps:
+    """What `make reproduce-pmg_aft` varies beyond the main comparison; nothing here is needed for the headline."""
+
+    alphas: tuple[float, ...] = (0.0, 1.0, 4.0)
+    betas: tuple[float, ...] = (0.0, 1.0, 4.0)
+    last: tuple[int, ...] = (2, 14)
+    """Numbers of trained parameter tensors in the table on partial fine-tuning."""
+    curve: tuple[int, ...] = (0, 10, 20, 40)
+    """Updates after which the curve along training is taken, besides the last."""
+    curve_n: int = 32
+    """Pictures per set on the curve."""
+    test_batches: tuple[int, ...] = (16, 64, 256, 1024)
+    """Test batch sizes of the batch-size figure."""
+    test_batch_n: int = 128
+    """Pictures of that figure."""
+    cost_steps: int = 5
+    """Updates timed per method for the table of costs."""
+
+
+@dataclass(frozen=True)
+class Gates:
+    """What must hold of the undefended model before any defence is measured."""
+
+    clean: float = 0.80
+    """Least zero-shot accuracy on the seen classes …"""
+    times_chance: float = 20.0
+    """… or so many times chance, whichever is less."""
+    zero_shot_margin: float = 0.10
+    """Least accuracy above chance on every zero-shot set."""
+    robust: float = 0.05
+    """Largest accuracy on the seen classes under PGD with `attack.strong_steps`."""
+    enforce: bool = True
+    """Stop if a gate fails (off where the model is not meant to be any good)."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """PMG-AFT."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of fine-tuning; what a claim rests on uses all of them, sweeps the first."""
+    headline: bool = False
+    """Only what the claims of the abstract need."""
+    results: Path = Path("results")
+    """Where measurements and checkpoints go."""
+    data_root: str | None = None
+    """DATA_ROOT, same as --data.source.root."""
+    download: bool = False
+    """Same as --data.source.download."""
+    skip_corrupt: bool = False
+    """Same as --data.source.skip-corrupt."""
+    model: Model = field(default_factory=Model)
+    data: Data = field(default_factory=Data)
+    attack: Attack = field(default_factory=Attack)
+    tuning: Tuning = field(default_factory=Tuning)
+    """Optimiser and schedule of all methods but FARE."""
+    fare: Tuning = field(default_factory=Tuning)
+    """Optimiser and schedule of FARE, which has a recipe of its own."""
+    sweeps: Sweeps = field(default_factory=Sweeps)
+    gates: Gates = field(default_factory=Gates)
+
+    @property
+    def source(self) -> Source:
+        """The data source, after the short options."""
+        s = self.data.source
+        return replace(s, root=self.data_root or s.root, download=self.download or s.download, skip_corrupt=self.skip_corrupt or s.skip_corrupt)
+
+
+_SMALL = Tuning(steps=60, batch=64, lr=1e-3, warmup=10)
+_CPU = Config(tuning=_SMALL, fare=replace(_SMALL, optimizer="adamw", lr=1e-4, weight_decay=1e-4))
+_PHOTO_TUNING = Tuning(steps=300, batch=128, lr=1e-3, warmup=50, every=100)
+
+PRESETS = {
+    "smoke": replace(
+        _CPU, seeds=(0, 1),
+        data=Data(zero_shot=("scenes:shape", "scenes:colour"), other_train=("scenes:colour_shape",), n=16),
+        attack=Attack(steps=3, auto_n=4, auto_steps=3, auto_targets=2, auto_queries=3, sanity_n=4, strong_steps=4, batch=16),
+        tuning=replace(_SMALL, steps=3, batch=8, warmup=1), fare=replace(_SMALL, steps=3, batch=8, warmup=1, optimizer="adamw", lr=1e-4),
+        sweeps=Sweeps(alphas=(0.0, 1.0), betas=(0.0, 1.0), last=(2,), curve=(0, 1), curve_n=4, test_batches=(4, 8), test_batch_n=8, cost_steps=1),
+        gates=Gates(enforce=False)),
+    "cpu": _CPU,
+    "photos": Config(
+        model=Model("photos-vit-s4", "pretrain", ContrastiveConfig(steps=4000, batch=128, lr=1e-3, warmup=200, every=200)),
+        data=Data("folder:seen", "folder:seen", ("folder:unseen", "folder:all"), (), ("folder:all",), Source(size="32"), n=500),
+        attack=Attack(eps=1 / 255, auto_n=100, sanity_n=48),
+        tuning=_PHOTO_TUNING, fare=replace(_PHOTO_TUNING, optimizer="adamw", lr=1e-4, weight_decay=1e-4),
+        sweeps=Sweeps(alphas=(0.0, 1.0), betas=(0.0, 1.0), curve=(0, 50, 150), curve_n=100, test_batch_n=256),
+        gates=Gates(clean=0.70, times_chance=3.0, zero_shot_margin=0.30)),
+    "paper": Config(
+        model=Model("ViT-B-32-quickgelu", "openai"),
+        data=Data("named:TinyImageNet", "named:TinyImageNet",
+                  tuple(f"named:{n}" for n in ("cifar10", "cifar100", "STL10", "SUN397", "Food101", "OxfordPets", "Flowers102", "DTD", "EuroSAT",
+                                               "FGVC-Aircraft", "ImageNet", "Caltech101", "Caltech256", "StanfordCars", "PCAM")),
+                  (), ("named:cifar100",), n=0),
+        attack=Attack(eps=1 / 255, auto_n=1000, auto_steps=100, auto_targets=9, auto_queries=5000, sanity_n=256, strong_steps=100, batch=256),
+        tuning=Tuning(steps=3910, batch=256, lr=5e-5, warmup=1000, every=100, workers=12),
+        fare=Tuning(steps=3910, batch=256, lr=1e-5, warmup=274, optimizer="adamw", weight_decay=1e-4, every=100, workers=12),
+        sweeps=Sweeps(alphas=(0.0, 0.5, 1.0, 2.0, 4.0), betas=(0.0, 0.5, 1.0, 2.0, 4.0), last=(2, 14, 38), curve=(0, 391, 1173, 2346), curve_n=1000,
+                      test_batches=(64, 128, 256, 512), test_batch_n=1024, cost_steps=20),
+        gates=Gates(clean=0.50, times_chance=20.0, zero_shot_margin=0.0, robust=0.05)),
+}
+
+
+def check(config: Config) -> None:
+    """Refuse combinations that cannot work, in one sentence each."""
+    if not config.seeds or len(set(config.seeds)) < len(config.seeds):
+        raise UserError(f"--seeds must be one or more different numbers, not {' '.join(map(str, config.seeds)) or 'nothing'}.")
+    if not 0 < config.attack.eps <= 1:
+        raise UserError(f"--attack.eps is in pixel values of [0, 1], e.g. 4/255; {config.attack.eps} is not in (0, 1].")
+    for name, value in (("data.n", config.data.n), ("attack.auto-n", config.attack.auto_n)):
+        if value < 0:
+            raise UserError(f"--{name} is a number of pictures, or 0 for all; {value} is neither.")
+    for name, value in (("tuning.steps", config.tuning.steps), ("tuning.batch", config.tuning.batch), ("attack.steps", config.attack.steps),
+                        ("attack.batch", config.attack.batch)):
+        if value < 1:
+            raise UserError(f"--{name} must be at least 1, not {value}.")

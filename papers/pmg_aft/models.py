@@ -1,0 +1,140 @@
+"""The models of the experiment: the pre-trained CLIP, and victims with its own or a fine-tuned vision tower."""
+
+import copy
+import json
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from papers.pmg_aft.config import Config
+from papers.pmg_aft.runs import Face, Run
+from shared.data.base import LabelledImages
+from shared.data.catalogue import open_set
+from shared.errors import UserError
+from shared.experiment.scale import plain
+from shared.files import digest, sha256_file
+from shared.models import zoo
+from shared.models.clip import create_clip, read_metadata, read_weights, save_clip, small_config
+from shared.models.victim import ZeroShot, text_matrix
+
+
+@dataclass
+class Bench:
+    """What a process works with: configuration, scale, device, and data sets and text embeddings read once."""
+
+    config: Config
+    scale: str
+    device: torch.device
+
+    def __post_init__(self):
+        self._sets: dict[tuple[str, str], LabelledImages] = {}
+        self._texts: dict[str, torch.Tensor] = {}
+
+    def data(self, spec: str, split: str = "test") -> LabelledImages:
+        """The set `spec`, opened once."""
+        if (spec, split) not in self._sets:
+            self._sets[spec, split] = open_set(spec, split, self.config.source)
+        return self._sets[spec, split]
+
+    @cached_property
+    def pretrained(self) -> tuple[str | Path | None, str]:
+        """(what create_clip loads, its identity): a path with its sha256, or a tag."""
+        name = self.config.model.pretrained
+        if name == "random":
+            return None, "random"
+        if name.startswith("zoo:"):
+            path = zoo.weights(name.removeprefix("zoo:"))
+        elif name == "pretrain":
+            path = pretraining_path(self.config, self.scale)
+            if not path.is_file():
+                raise UserError(f"the pre-trained model {path} is not there yet: run the training first (make reproduce-pmg_aft does).")
+        elif Path(name).suffix in (".safetensors", ".pt", ".bin", ".pth"):
+            path = Path(name)
+        else:
+            return name, name
+        if not path.is_file():
+            raise UserError(f"the checkpoint {path} does not exist: give --model.pretrained the path of a .safetensors or .pt file.")
+        return path, sha256_file(path)
+
+    @cached_property
+    def base(self) -> str:
+        """Identity of the pre-trained model, for keys."""
+        return digest([self.config.model.name, self.pretrained[1]])
+
+    @cached_property
+    def clip(self) -> torch.nn.Module:
+        """The pre-trained CLIP, never trained."""
+        if self.pretrained[0] is None:
+            torch.manual_seed(0)  # random weights are for rehearsals; the global generator draws them, in this process only
+        return create_clip(self.config.model.name, self.pretrained[0]).to(self.device).requires_grad_(False)
+
+    def text(self, data: LabelledImages) -> torch.Tensor:
+        """Unit text embeddings of a set's prompts, computed once."""
+        if data.version not in self._texts:
+            self._texts[data.version] = text_matrix(self.clip, data.prompts)
+        return self._texts[data.version]
+
+    def scale_of(self, face: Face) -> float:
+        """s of the face: exp(logit_scale) of the model, or 1."""
+        return 1.0 if face.temperature == "one" else self.clip.logit_scale.exp().item()
+
+    def victim(self, data: LabelledImages, visual: torch.nn.Module | None = None, norm: str = "clip", scale: float | None = None) -> ZeroShot:
+        """The zero-shot classifier of `data` with a vision tower (default: the pre-trained one) and a logit scale (default: the model's)."""
+        s = self.clip.logit_scale.exp().item() if scale is None else scale
+        return ZeroShot(self.clip.visual if visual is None else visual, self.text(data), s, norm).to(self.device).eval()
+
+    def fresh_visual(self) -> torch.nn.Module:
+        """A copy of the pre-trained vision tower, to be trained."""
+        return copy.deepcopy(self.clip.visual)
+
+    def run_key(self, run: Run) -> str:
+        """The key of a run's weights."""
+        return run.key(self.config, self.base, self.data(run.train, "train").version)
+
+    def trained(self, run: Run, step: int | None = None) -> torch.nn.Module:
+        """The vision tower of a finished run. Raises UserError if it is missing, damaged or of another configuration."""
+        path = run.checkpoint(self.config, self.scale, step)
+        if not is_fresh(path, self.run_key(run)):
+            raise UserError(f"the trained model {path} is missing or of another configuration: run the training with the same options first.")
+        visual = self.fresh_visual()
+        visual.load_state_dict(read_weights(path))
+        return visual.requires_grad_(False).eval()
+
+
+def is_fresh(path: Path, key: str) -> bool:
+    """Whether a checkpoint exists and was made under `key`; a damaged one is reported and counts as missing."""
+    if not path.is_file():
+        return False
+    try:
+        return read_metadata(path).get("key") == key
+    except UserError as error:
+        print(f"note: {error} It will be made again.", file=sys.stderr, flush=True)
+        return False
+
+
+def pretraining_path(config: Config, scale: str) -> Path:
+    """Where the model of `--model.pretrained pretrain` is kept."""
+    identity = digest([config.model.name, plain(config.model.pretraining), config.source.root, config.source.size, small_config(config.model.name)])
+    return config.results / scale / "pmg_aft" / "checkpoints" / f"pretrained-{identity[:12]}.safetensors"
+
+
+def pretrain_base(bench: Bench, accelerator) -> None:
+    """Pre-train the small CLIP on template captions of all training pictures, unless that is done (photos scale)."""
+    from shared.data.captioned import Captioned, flip_and_shift, vocabulary_of
+    from shared.training.contrastive import pretrain
+
+    config, path = bench.config, pretraining_path(bench.config, bench.scale)
+    if path.is_file():
+        return
+    data = open_set("folder:all", "train", config.source)
+    torch.manual_seed(0)
+    clip = create_clip(config.model.name, vocabulary=vocabulary_of(data.classes)).to(accelerator.device)
+    pretrain(clip, Captioned(data), config.model.pretraining, accelerator, path.with_suffix(".ckpt"), augment=flip_and_shift)
+    if accelerator.is_main_process:
+        save_clip(clip, path)
+        path.with_suffix(".ckpt").unlink(missing_ok=True)
+        print(f"pre-trained {path} on {len(data)} pictures of {json.dumps(data.classes)}", flush=True)
+    accelerator.wait_for_everyone()

@@ -1,0 +1,52 @@
+"""Captions for pictures that only have a class: sentences from prompt templates, and mild augmentation, both functions of (step or epoch, index)."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from shared.data.base import LabelledImages
+from shared.data.language import article, words
+from shared.rng import SampleRng
+
+TEMPLATES = ("this is a photo of {}", "a photo of {}", "a picture of {}", "an image of {}", "there is {}", "this is {}", "a small photo of {}",
+             "a photo of one {}", "{}")
+_BARE = ("this is a photo of a {}",)  # the default prompt of the papers, whatever letter the class begins with
+
+
+def vocabulary_of(classes: Sequence[str]) -> tuple[str, ...]:
+    """Every word of the templates and the classes."""
+    return tuple(sorted({w for text in (*TEMPLATES, *_BARE, *classes, "a an") for w in words(text.replace("{}", ""))}))
+
+
+class Captioned(torch.utils.data.Dataset):
+    """A labelled set as pairs of picture and caption: the class name in one of the templates, chosen by the index."""
+
+    def __init__(self, data: LabelledImages, seed: int = 0):
+        self.data, self.seed = data, seed
+        self.version = data.version
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, list[str]]:
+        """Pictures (N, 3, H, W) in [0, 1] and N captions."""
+        x, y = self.data.__getitems__(list(indices))
+        draws = SampleRng(self.seed, indices, "caption").integers(len(TEMPLATES) + 3).tolist()
+        texts = []
+        for label, draw in zip(y.tolist(), draws, strict=True):
+            name = self.data.classes[label]
+            template = (*TEMPLATES, *_BARE * 3)[draw]
+            texts.append(template.format(name if template in _BARE or "one {}" in template else article(name)))
+        return x, texts
+
+
+def flip_and_shift(x: Tensor, step: int, indices: Sequence[int], reach: int = 4) -> Tensor:
+    """Mirror half of the pictures and shift each by up to `reach` pixels (edges padded by reflection); a function of (step, index)."""
+    rng = SampleRng(step, indices, "augment")
+    mirrored = rng.integers(2, device=x.device).bool()
+    x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
+    shift = rng.child("shift").integers(2 * reach + 1, (2,))
+    padded = F.pad(x, (reach,) * 4, mode="reflect")
+    return torch.stack([p[:, dy:dy + x.shape[2], dx:dx + x.shape[3]] for p, (dy, dx) in zip(padded, shift.tolist(), strict=True)])

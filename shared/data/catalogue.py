@@ -1,0 +1,66 @@
+"""Any data set by one name: `scenes:<set>`, `folder:<all|seen|unseen>`, `named:<set>`.
+
+scenes   drawn on the spot, see `shared.data.scene_sets`
+folder   the pictures below DATA_ROOT: an image folder, or CIFAR-10 as torchvision keeps it; `seen` and `unseen` are every other class
+named    the sets of the papers through torchvision, below DATA_ROOT, see `shared.data.named`
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from shared.data.base import ClassSubset, LabelledImages, halves
+from shared.errors import UserError
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where pictures come from and how they are read."""
+
+    root: str | None = None
+    """DATA_ROOT: the folder that holds image folders or the named sets."""
+    download: bool = False
+    """Let torchvision fetch what is missing."""
+    skip_corrupt: bool = False
+    """Leave unreadable pictures out, counted and reported, instead of stopping at the first."""
+    size: str = "native"
+    """Size of the pictures of an image folder: native, 224, 256:224 (short side, centre crop)."""
+    wording: str = "released"
+    """Prompts of the named sets: released, or corrected (without the known slips)."""
+
+
+def open_set(spec: str, split: str, source: Source, n: int = 100_000) -> LabelledImages:
+    """The data set `spec` ("scenes:shape", "folder:seen", "named:cifar10"), split "train" or "test"; n: length of a scenes set.
+
+    Raises UserError for an unknown kind or set, and where DATA_ROOT is needed and missing.
+    """
+    kind, _, name = spec.partition(":")
+    if kind == "scenes":
+        from shared.data.scene_sets import SceneSet
+
+        return SceneSet(name, split, n)
+    if kind not in ("folder", "named") or not name:
+        raise UserError(f"the data set {spec!r} is not understood: write scenes:<set>, folder:<all|seen|unseen> or named:<set>.")
+    if source.root is None:
+        raise UserError(f"the data set {spec!r} is read from files: set DATA_ROOT (or --data.source.root) to the folder that holds them.")
+    if kind == "named":
+        from shared.data.named import named
+
+        return named(name, source.root, split, wording=source.wording, download=source.download, skip_corrupt=source.skip_corrupt)
+    return _folder(name, split, source)
+
+
+def _folder(part: str, split: str, source: Source) -> LabelledImages:
+    from shared.data.files import ImageSize
+    from shared.data.folders import image_folder
+    from shared.data.named import named
+
+    root = Path(source.root)
+    if source.download or (root / "cifar-10-batches-py").is_dir():
+        whole = named("cifar10", root, split, download=source.download)
+    else:
+        whole = image_folder(root, split, size=ImageSize.parse(source.size), skip_corrupt=source.skip_corrupt, in_memory=True)
+    if part == "all":
+        return whole
+    if part not in ("seen", "unseen"):
+        raise UserError(f"the part {part!r} of an image folder is not known: use all, seen or unseen.")
+    return ClassSubset(whole, halves(whole.num_classes)[part == "unseen"], part)
