@@ -51,5 +51,5 @@ def input_gradient(
             raise UserError(f"the loss has shape {tuple(losses.shape)}, expected one value per sample, ({len(x)},).")
         losses = losses.float()
         total = losses.sum() if reduction == "sum" else losses.mean()
-    # outside autocast: the backward of an op runs in the precision its forward ran in
-    return losses.detach(), torch.autograd.grad(total, x)[0]
+    with precision(x, None):  # a caller's autocast would turn the backward's products to half precision too
+        return losses.detach(), torch.autograd.grad(total, x)[0]

@@ -91,9 +91,7 @@ def pgd(
     drop = (keep == "best" and reduction == "sum") if drop is None else drop
     if drop and (keep == "last" or reduction == "mean"):
         raise UserError("drop=True contradicts keep='last' and reduction='mean' (both need the whole batch): leave drop out.")
-    goal = Goal(
-        victim, loss, kappa=kappa, targeted=targeted is not None, eot_iter=eot_iter, reduction=reduction, autocast=autocast
-    )
+    goal = Goal(victim, loss, kappa=kappa, targeted=targeted is not None, eot_iter=eot_iter, reduction=reduction, autocast=autocast)
     labels = y if targeted is None else targeted
     with eval_mode(victim):
         if keep == "last":

@@ -190,9 +190,7 @@ def sign(u: Tensor) -> Tensor:
 def _bump(side: int) -> Tensor:
     def half(height: int, width: int) -> Tensor:
         middle_row, middle_column = height // 2, width // 2
-        rings = torch.maximum(
-            (torch.arange(height) - middle_row).abs()[:, None], (torch.arange(width) - middle_column).abs()[None, :]
-        )
+        rings = torch.maximum((torch.arange(height) - middle_row).abs()[:, None], (torch.arange(width) - middle_column).abs()[None, :])
         weights = 1 / torch.arange(1.0, max(middle_row, middle_column) + 2).square()
         tail = weights.flip(0).cumsum(0).flip(0)[rings]
         return tail / tail.norm()

@@ -1,0 +1,84 @@
+"""Each loss against a literal transcription of its equation, sample by sample."""
+
+import math
+
+import pytest
+import torch
+
+from shared.attacks import losses as L
+from shared.errors import UserError
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(40, 6, generator=generator) * 3, torch.randint(6, (40,), generator=generator)
+
+
+def by_hand(z, y, formula):
+    return torch.tensor([formula([float(v) for v in row], int(label)) for row, label in zip(z, y, strict=True)])
+
+
+def best_other(z, y):
+    return max(v for j, v in enumerate(z) if j != y)
+
+
+def test_cross_entropy(batch):
+    want = by_hand(*batch, lambda z, y: -math.log(math.exp(z[y]) / sum(math.exp(v) for v in z)))
+    torch.testing.assert_close(L.cross_entropy(*batch), want)
+
+
+def test_margin_is_positive_where_misclassified(batch):
+    z, y = batch
+    torch.testing.assert_close(L.margin(z, y), by_hand(z, y, lambda z, y: best_other(z, y) - z[y]))
+    assert ((L.margin(z, y) > 0) == (z.argmax(dim=1) != y)).all()
+
+
+@pytest.mark.parametrize("kappa", [0.0, 2.0, 50.0])
+def test_margin_with_kappa_is_the_tecoa_line_of_cw(batch, kappa):
+    want = by_hand(*batch, lambda z, y: -max(z[y] - best_other(z, y) + kappa, 0.0))
+    torch.testing.assert_close(L.margin(*batch, kappa), want)
+
+
+def test_dlr(batch):
+    def formula(z, y):
+        s = sorted(z, reverse=True)
+        return -(z[y] - best_other(z, y)) / (s[0] - s[2])
+
+    torch.testing.assert_close(L.dlr(*batch), by_hand(*batch, formula))
+
+
+def test_targeted_dlr(batch):
+    z, y = batch
+    target = (y + 1) % 6
+
+    def formula(z, y):
+        s = sorted(z, reverse=True)
+        return -(z[y] - z[(y + 1) % 6]) / (s[0] - (s[2] + s[3]) / 2)
+
+    torch.testing.assert_close(L.dlr_targeted(z, y, target), by_hand(z, y, formula))
+
+
+def test_dlr_ignores_scale_and_shift_of_the_logits_and_cross_entropy_does_not(batch):
+    z, y = batch
+    moved = 100 * z + 7
+    torch.testing.assert_close(L.dlr(moved, y), L.dlr(z, y), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(L.dlr_targeted(moved, y, (y + 1) % 6), L.dlr_targeted(z, y, (y + 1) % 6), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(L.margin(moved, y), 100 * L.margin(z, y), rtol=1e-4, atol=1e-3)
+    assert not torch.allclose(L.cross_entropy(moved, y), L.cross_entropy(z, y), rtol=0.1)
+
+
+def test_half_precision_logits_are_scored_in_fp32(batch):
+    z, y = batch
+    for loss in (L.cross_entropy, L.margin, L.dlr):
+        assert loss(z.half(), y).dtype == torch.float32
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_too_few_classes_are_named(classes):
+    z, y = torch.randn(4, classes), torch.zeros(4, dtype=torch.int64)
+    with pytest.raises(UserError, match=f"has {classes}"):
+        L.dlr_targeted(z, y, y + 1)
+    if classes == 2:
+        with pytest.raises(UserError, match="at least 3"):
+            L.dlr(z, y)
