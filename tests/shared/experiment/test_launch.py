@@ -135,7 +135,8 @@ from shared.lifeline import tie_to_launcher
 def main():
     tie_to_launcher()
     state = Accelerator()
-    print("up", state.process_index, state.num_processes, flush=True)
+    sys.stdout.write(f"up {state.process_index} {state.num_processes}\\n")  # one write, so that two processes do not mix their lines
+    sys.stdout.flush()
     if sys.argv[1] == "bad":
         raise UserError("bad input.")
     try:
@@ -149,25 +150,21 @@ run_main(main)
 
 @pytest.fixture
 def start(tmp_path):
-    """Start the real launcher on a script, in a process group of its own, and wait until `processes` scripts are up."""
+    """Start the real launcher on a script, in a process group of its own, and wait until `up` scripts are running."""
     (tmp_path / "script.py").write_text(SCRIPT)
-    started = []
 
-    def call(config: str, what: str, up: int) -> tuple[subprocess.Popen, list[str]]:
+    def call(config: str, what: str, up: int) -> tuple[subprocess.Popen, Path]:
         command = [sys.executable, "-m", "shared.experiment.launch", "--config_file", str(CONFIGS / f"{config}.yaml"), "-m", "script", what]
         environment = os.environ | {"PYTHONPATH": f"{ROOT}:{tmp_path}", "OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                                   start_new_session=True)  # fmt: skip
-        started.append(process)
-        said = []
-        while sum(line.startswith("up ") for line in said) < up:
-            said.append(process.stdout.readline())
-            assert said[-1], said
+        said = tmp_path / f"{config}-{what}.txt"
+        with open(said, "w") as out:
+            process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=out, stderr=out, start_new_session=True)
+        while said.read_text().count("\nup ") + said.read_text().startswith("up ") < up:
+            assert process.poll() is None, said.read_text()
+            time.sleep(0.05)
         return process, said
 
-    yield call
-    for process in started:
-        process.stdout.close()
+    return call
 
 
 def scripts_of(tmp_path: Path) -> list[int]:
@@ -185,22 +182,22 @@ def _works_in(entry: Path, folder: Path) -> bool:
 @pytest.mark.parametrize("config", ["cpu", "cpu2"])
 @pytest.mark.parametrize("signal_", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_group_leaves_no_orphan(start, tmp_path, config, signal_):
-    process, _ = start(config, "wait", 2 if config == "cpu2" else 1)
+    process, said = start(config, "wait", 2 if config == "cpu2" else 1)
     os.killpg(process.pid, signal_)
-    rest = process.communicate(timeout=60)[0]
+    process.wait(60)
     assert all(gone(pid) for pid in scripts_of(tmp_path))
-    assert "Traceback" not in rest
+    assert "Traceback" not in said.read_text()
     if signal_ == signal.SIGINT:
         assert process.returncode == 130
-        assert "put away" in rest
-        assert "run the same command again to continue" in rest
+        assert "put away" in said.read_text()
+        assert "run the same command again to continue" in said.read_text()
 
 
 @pytest.mark.slow
 def test_two_processes_find_each_other_and_a_mistake_is_one_sentence(start):
     process, said = start("cpu2", "go", 2)
-    assert sorted(line for line in said if line.startswith("up ")) == ["up 0 2\n", "up 1 2\n"]
     assert process.wait(60) == 0
-    process, _ = start("cpu", "bad", 1)
-    assert process.communicate(timeout=60)[0] == "error: bad input.\n"
-    assert process.returncode == 2
+    assert sorted(line for line in said.read_text().splitlines() if line.startswith("up ")) == ["up 0 2", "up 1 2"]
+    process, said = start("cpu", "bad", 1)
+    assert process.wait(60) == 2
+    assert said.read_text() == "up 0 1\nerror: bad input.\n"
