@@ -8,6 +8,7 @@ from shared.experiment.claims import UNKNOWN, Claim, ClaimsFile, ReferenceTable
 from shared.experiment.verdicts import Verdict, how_tested, judge, number, show, signed, with_unit
 from shared.report.table_text import escape_markdown
 
+_INDENT = 19  # of the terminal table: the longest common status and a blank
 MARK_WORDS = {
     "S": "seen in the paper or its code",
     "S2": "secondary source",
@@ -78,14 +79,16 @@ def badge(verdict: Verdict) -> str:
 
 
 def text_claims(verdicts: Sequence[Verdict], width: int = 100) -> str:
-    """The claims for a terminal: status, claim, then the paper's number and ours."""
+    """The claims for a terminal: status, claim, then the paper's number and ours, and why there is no clear verdict."""
     lines = []
     for v in verdicts:
-        lines += textwrap.wrap(f"{v.status.upper():<18}{v.claim.text}", width, subsequent_indent=" " * 18)
-        numbers = f"paper {paper_value(v.claim)} [{v.claim.mark}] · measured {' '.join(measured(v))}".rstrip()
-        lines += textwrap.wrap(numbers, width, initial_indent=" " * 18, subsequent_indent=" " * 18)
-        if v.tone in ("unsure", "none") and v.sentence and v.status != "no verdict (smoke)":
-            lines += textwrap.wrap(v.sentence, width, initial_indent=" " * 18, subsequent_indent=" " * 18)
+        status = f"{v.status.upper():<{_INDENT - 1}} "
+        lines += textwrap.wrap(status + v.claim.text, width, subsequent_indent=" " * _INDENT, break_on_hyphens=False)
+        more = [f"paper {paper_value(v.claim)} [{v.claim.mark}] · measured {' '.join(measured(v))}".rstrip()]
+        if v.tone in ("unsure", "none") and v.status != "no verdict (smoke)":  # which the line on the scale says once for all
+            more.append(v.sentence)
+        for text in more:
+            lines += textwrap.wrap(text, width, initial_indent=" " * _INDENT, subsequent_indent=" " * _INDENT, break_on_hyphens=False)
     return "\n".join(lines)
 
 
@@ -114,7 +117,8 @@ def html_reference(file: ClaimsFile, table: ReferenceTable, results) -> str:
     numbers = f"<div class='scroll'><table class='numbers'><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>"
     note = f"<p class='notes'>{escape(table.where)}; {escape(table.source)} [{escape(table.mark)}]. {escape(legend)}</p>"
     summary = f"<summary>{escape(table.title)} ({escape(table.unit)}) <small>{escape(counts)}</small></summary>"
-    return f"<details{' open' if tested else ''}>{summary}{numbers}{note}</details>"
+    unfolded = " open='open'" if tested else ""
+    return f"<details{unfolded}>{summary}{numbers}{note}</details>"
 
 
 def text_references(file: ClaimsFile, results) -> str:

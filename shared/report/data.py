@@ -56,8 +56,8 @@ class Results:
         return None if left is None or right is None else left.minus(right)
 
     def tags(self, name: str, selector: Selector | None = None, /, **tags) -> list:
-        """The distinct values of a tag among the matching measurements, in the order of the plan."""
-        return list(dict.fromkeys(m.tags[name] for m in self.select(selector, **tags) if name in m.tags))
+        """The distinct values of a tag among the matching measurements, sorted."""
+        return sorted({m.tags[name] for m in self.select(selector, **tags) if m.tags.get(name) is not None})
 
     def failed_gates(self) -> list[str]:
         """Names of the gates that the experiment did not pass."""

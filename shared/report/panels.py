@@ -61,7 +61,8 @@ def html_sanity(results) -> str:
     listed = "".join(f"<li>{line}</li>" for line in failures[:_SHOWN])
     if len(failures) > _SHOWN:
         listed += f"<li>and {len(failures) - _SHOWN} more</li>"
-    return f"{table}{f'<ul class=failures>{listed}</ul>' if listed else ''}<p class='notes'>{note}</p>"
+    listed = f"<ul class='failures'>{listed}</ul>" if listed else ""
+    return f"{table}{listed}<p class='notes'>{note}</p>"
 
 
 def html_provenance(results) -> str:

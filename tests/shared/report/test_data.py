@@ -1,0 +1,67 @@
+import subprocess
+import sys
+
+import pytest
+
+from shared.errors import UserError
+from shared.metrics.intervals import bootstrap_mean, paired_difference, wilson
+from shared.report import sidecar
+from shared.report.data import Results
+
+
+def test_nothing_measured_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="make reproduce-fake"):
+        Results.load(tmp_path, "cpu", "fake")
+
+
+def test_select_and_aggregate(fake_results):
+    r = fake_results
+    assert len(r.select(method="ours")) == 12 and len(r.select({"method": "ours"}, seed=1, attack="clean")) == 3
+    assert len(r.select(seed=lambda s: s > 0)) == 12 and len(r.select(set=["shape", "colour"], method="base")) == 4
+    assert r.tags("set", method="base") == ["colour", "scenes", "shape"]
+    ours, theirs = (r.values(method=m, attack="pgd10", role="zero_shot") for m in ("ours", "theirs"))
+    assert set(ours.sets) == {"shape", "colour"} and ours.sets["shape"].shape == (2, 120) and ours.seeds == (0, 1)
+    assert r.estimate(method="ours", attack="pgd10", role="zero_shot") == bootstrap_mean(ours.sets)
+    difference = r.difference({"method": "ours", "attack": "pgd10", "role": "zero_shot"}, {"method": "theirs"})
+    assert difference == paired_difference(ours.sets, theirs.sets)
+    single = r.values(method="base", attack="clean", set="shape")
+    assert single.mean() == wilson(single.sets["shape"].sum(), 120)
+    assert r.estimate(method="nobody") is None and r.values(method="nobody") is None
+    assert r.difference({"method": "ours", "attack": "clean"}, {"method": "nobody"}) is None
+
+
+def test_what_was_read_is_tracked(fake_results):
+    with fake_results.tracking() as outer:
+        fake_results.estimate(method="base", attack="clean", set="shape")
+        with fake_results.tracking() as inner:
+            fake_results.estimate(method="base", attack="clean", set="colour")
+    assert [len(outer), len(inner)] == [2, 1]
+
+
+def test_planned_but_missing_is_known(tmp_path, fake_results):
+    gone = fake_results.measurements[3].slug
+    (tmp_path / "results/cpu/fake/measurements" / f"{gone}.json").unlink()
+    assert Results.load(tmp_path / "results", "cpu", "fake").missing == (gone,)
+
+
+def test_sidecar_is_complete_and_stable(tmp_path, fake_results):
+    import hashlib
+    import json
+
+    path = tmp_path / "x.csv"
+    path.write_text("a\n")
+    used = [m.slug for m in fake_results.select(method="ours", attack="clean")]
+    record = sidecar.record(fake_results, used, "papers.fake.tables.x")
+    written = json.loads(sidecar.write(path, record).read_text())
+    assert written == {
+        "producer": "papers.fake.tables.x", "command": "make figures-fake", "paper": "fake", "scale": "cpu",
+        "config": {"attack": {"eps": 2 / 255}},
+        "seeds": [0, 1], "commit": "c" * 40, "machine": {"cores": 2}, "provenance": {"command": "evaluate"},
+        "measurements": {m.slug: m.key[:16] for m in fake_results.select(method="ours", attack="clean")},
+        "file": "x.csv", "sha256": hashlib.sha256(b"a\n").hexdigest(),
+    }  # fmt: skip
+
+
+def test_the_report_imports_no_torch_and_no_matplotlib_before_it_draws():
+    code = "import sys, shared.report.page; sys.exit(bool({'torch', 'matplotlib', 'scipy', 'papermill', 'nbconvert'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

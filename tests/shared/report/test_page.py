@@ -1,0 +1,144 @@
+"""The page from end to end, with a real kernel, on a fake paper."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+from shared.errors import UserError
+from shared.report import page
+from shared.report.notebook import ROOT, figures_folder
+
+START = """import sys
+sys.path.insert(0, {folder!r})
+import fake_tables as tables
+from shared.report import Report
+report = Report("fake", scale, results, figures, claims)"""
+
+
+@pytest.fixture(scope="module")
+def paper(tmp_path_factory, write):
+    """A folder with a notebook, claims, tables and measurements; nothing executed yet."""
+    folder = tmp_path_factory.mktemp("paper {x}")  # braces and blanks in the path must not matter
+    write.measurements(folder / "results" / "cpu" / "fake")
+    (folder / "claims.yaml").write_text(write.claims)
+    (folder / "fake_tables.py").write_text(write.tables)
+    write.notebook(
+        folder / "notebook.ipynb", START.format(folder=str(folder)),
+        "# What was claimed", "report.claims()", "report.gates()", "report.sanity()",
+        'report.table("robust", tables.robust)', 'report.table("absent", tables.absent)', 'report.figure("bars", tables.bars)',
+        "report.references()", 'print("a line of output", extra)', 'import sys; print("a warning", file=sys.stderr)', "report.provenance()",
+    )  # fmt: skip
+    return folder
+
+
+def arguments(paper, *more):
+    return ["fake", "--results", str(paper / "results"), "--notebook", str(paper / "notebook.ipynb"), *more]
+
+
+@pytest.fixture(scope="module")
+def made(paper):
+    """The paper after one run: (folder of the results, what was printed)."""
+    import contextlib
+    import io
+
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        page.main(arguments(paper, "--set", "extra=7"))
+    return paper / "results" / "cpu" / "fake", out.getvalue()
+
+
+def test_page_is_one_file_that_needs_nothing_else(made):
+    html = (made[0] / "page.html").read_text()
+    assert not re.search(r"<(script|link|iframe|object)\b|@import|url\(|https?://", html)
+    assert all(src.startswith("data:image/png;base64,") for src in re.findall(r"\ssrc='([^']*)'", html)) and "<img" in html
+    assert "report.claims()" not in html and "In [" not in html and "import sys" not in html  # no code
+    assert "<title>A fake &amp; small paper</title>" in html and "never of the paper&#x27;s own numbers" in html
+    assert html.index("What was claimed") < html.index("direction holds") < html.index("Robust accuracy")
+    for words in ("absent: not measured", "make reproduce-fake", "a line of output 7", "base model", "Robust accuracy by set."):
+        assert words in html
+    assert "a warning" not in html and "Not part of the caption" not in html
+
+
+def test_what_is_printed_at_the_end(made):
+    printed = made[1]
+    assert "A fake & small paper" in printed and "DIRECTION HOLDS    Ours <beats> theirs." in printed
+    assert printed.index("DIRECTION HOLDS") < printed.index("page     ") < printed.index("figures  ") < printed.index("tables   ")
+    assert str(made[0] / "page.html") in printed
+
+
+def test_files_have_complete_records_and_stay_out_of_the_repository(made):
+    folder = made[0] / "figures"
+    names = {p.name for p in folder.iterdir()}
+    files = {"claims.md", *(f"robust.{k}" for k in ("md", "tex", "csv")), "bars.pdf", "bars.png"}
+    assert names == files | {f"{name}.json" for name in files}
+    import hashlib
+
+    for name in files:
+        record = json.loads((folder / f"{name}.json").read_text())
+        assert record["sha256"] == hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        assert {"producer", "commit", "config", "seeds", "machine", "scale", "measurements", "command", "file"} <= set(record)
+    record = json.loads((folder / "robust.csv.json").read_text())
+    assert record["producer"] == "fake_tables.robust" and record["command"] == "make figures-fake"
+    assert len(record["measurements"]) == 15 - 5  # robust cells of the zero-shot sets, and no others
+    assert not (ROOT / "figures" / "fake").exists()
+
+
+def test_executed_notebook_is_kept_with_its_parameters(made, paper):
+    notebook = nbformat.read(made[0] / "notebook.ipynb", as_version=4)
+    source = "".join(c.source for c in notebook.cells)
+    assert "extra = 7" in source and 'scale = "cpu"' in source
+    assert not any(c.get("outputs") for c in nbformat.read(paper / "notebook.ipynb", as_version=4).cells)  # the original is untouched
+    assert not list(made[0].glob("*.failed*")) and not list(made[0].glob(".*"))
+
+
+def test_unknown_parameter_is_refused_before_anything_runs(paper, made):
+    before = (made[0] / "page.html").stat().st_mtime_ns
+    command = [sys.executable, "-m", "shared.report.page", *arguments(paper, "--set", "epsilon=2")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 2
+    assert done.stderr == "error: notebook.ipynb has no parameter epsilon; it knows scale, results, figures, claims, extra\n"
+    assert (made[0] / "page.html").stat().st_mtime_ns == before
+    done = subprocess.run([*command[:3], "fake", "--colour", "red"], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 2 and "--colour" in done.stderr
+    with pytest.raises(UserError, match="name=value"):
+        page.main(arguments(paper, "--set", "epsilon"))
+
+
+def test_a_failing_cell_leaves_the_old_page(paper, made, write, tmp_path):
+    before = {p.name: p.read_bytes() for p in made[0].iterdir() if p.is_file()}
+    write.notebook(tmp_path / "notebook.ipynb", "x = 1", "1 / 0", "raise SystemExit")
+    shutil.copy(paper / "claims.yaml", tmp_path)
+    with pytest.raises(UserError) as caught:
+        page.main(["fake", "--results", str(paper / "results"), "--notebook", str(tmp_path / "notebook.ipynb")])
+    said = str(caught.value)
+    assert "ZeroDivisionError: division by zero" in said and "the page was not touched" in said and "\n" not in said
+    failed = made[0] / "notebook.failed.ipynb"
+    assert str(failed) in said and "ZeroDivisionError" in failed.read_text()
+    failed.unlink()
+    assert {p.name: p.read_bytes() for p in made[0].iterdir() if p.is_file()} == before
+
+
+def test_mistakes_before_the_notebook(paper, tmp_path, write):
+    with pytest.raises(UserError, match=r"no notebook at .*gone\.ipynb"):
+        page.main([*arguments(paper)[:3], "--notebook", str(tmp_path / "gone.ipynb"), "--claims", str(paper / "claims.yaml")])
+    with pytest.raises(UserError, match="make reproduce-fake"):
+        page.main(["fake", "--results", str(tmp_path), "--notebook", str(paper / "notebook.ipynb")])
+    (tmp_path / "bad.ipynb").write_text("not json")
+    with pytest.raises(UserError, match="not a readable notebook"):
+        page.main([*arguments(paper)[:3], "--notebook", str(tmp_path / "bad.ipynb"), "--claims", str(paper / "claims.yaml")])
+    write.notebook(tmp_path / "mute.ipynb", "x = 1", parameters="pass")
+    with pytest.raises(UserError, match="has no parameter figures, results, scale; it knows none"):
+        page.main([*arguments(paper)[:3], "--notebook", str(tmp_path / "mute.ipynb"), "--claims", str(paper / "claims.yaml")])
+
+
+def test_where_files_go(tmp_path):
+    assert figures_folder("p", "cpu", ROOT / "results") == ROOT / "figures" / "p"
+    assert figures_folder("p", "photos", ROOT / "results") == ROOT / "figures" / "p" / "photos"
+    for scale in ("smoke", "paper"):
+        assert figures_folder("p", scale, ROOT / "results") == ROOT / "results" / scale / "p" / "figures"
+    assert figures_folder("p", "cpu", tmp_path) == tmp_path / "cpu" / "p" / "figures"
