@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 
 from papers.pmg_aft.config import Config
-from papers.pmg_aft.runs import MAIN, Run, data_name, runs
-from shared.data.catalogue import open_set
+from papers.pmg_aft.runs import MAIN, Run, runs
 from shared.experiment.store import slug
 
 CLIP = "clip"  # the row of the pre-trained model, which is not fine-tuned
@@ -17,6 +16,7 @@ class Strength:
     name: str
     kind: str
     multiple: float = 1.0
+    steps: int = 0  # of PGD, where it is not the preset's
 
 
 @dataclass(frozen=True)
@@ -68,27 +68,29 @@ class Cell:
 
 
 CLEAN, PGD, CW, AUTO = Strength("clean", "clean"), Strength("pgd", "pgd"), Strength("cw", "cw"), Strength("auto", "auto")
+PAIRED = Strength("pgd_paired", "pgd")  # PGD on the cascade's pictures, so that the two can be compared picture by picture
 
 
 def strengths(config: Config) -> list[Strength]:
-    """PGD at the multiples of ε other than 1, weakest first."""
-    return [Strength(f"pgd_x{m:g}", "pgd", float(m)) for m in config.attack.multiples if m != 1]
+    """PGD at the multiples of ε other than 1, weakest first, and the longer PGD if there is one."""
+    longer = [Strength("pgd_long", "pgd", steps=config.attack.long_steps)] if config.attack.long_steps else []
+    return [*(Strength(f"pgd_x{m:g}", "pgd", float(m)) for m in config.attack.multiples if m != 1), *longer]
 
 
 def cells(config: Config) -> list[Cell]:
     """All measurements of this configuration. The first ones are those of the pre-trained model, which the gates need."""
-    everything, main_only = runs(config), not config.headline
+    everything = runs(config)
     out = [c for strength in (CLEAN, PGD) for c in _row(config, CLIP, None, strength)]
     for run in everything:
         out += [c for strength in (CLEAN, PGD) for c in _row(config, run.name, run, strength)]
-    if not main_only:
+    if config.headline:
         return out
     first = [None, *(r for r in everything if r.seed == config.seeds[0] and r.name in (*MAIN, "pmg_released"))]
     for run in first:
         name = CLIP if run is None else run.name
         for strength in (CW, *strengths(config)):
             out += _row(config, name, run, strength)
-        out += _row(config, name, run, AUTO, n=config.attack.auto_n)
+        out += [c for strength in (AUTO, PAIRED) for c in _row(config, name, run, strength, n=config.attack.auto_n)]
     for run in (r for r in everything if r.curve):
         for step in [*(s for s in config.sweeps.curve if s < run.tuning.steps), run.tuning.steps]:
             out += [c for strength in (CLEAN, PGD) for c in _row(config, run.name, run, strength, "curve", config.sweeps.curve_n, step)]
@@ -111,18 +113,3 @@ def _row(config: Config, name: str, run: Run | None, strength: Strength, kind: s
 def _role(run: Run | None, spec: str, role: str) -> str:
     """A set is not zero-shot for a model that was trained on its classes."""
     return "seen" if run is not None and run.train == spec and role == "zero_shot" else role
-
-
-def row_names(config: Config) -> list[str]:
-    """Names of all rows, the pre-trained model first."""
-    return [CLIP, *dict.fromkeys(r.name for r in runs(config))]
-
-
-def rows_on(config: Config) -> list[tuple[str, str]]:
-    """(training set, method) -> rows of the table on training data: the preset's set and the others."""
-    return [(t, m if t == config.data.train else data_name(m, t)) for t in (config.data.train, *config.data.other_train) for m in ("tecoa", "pmg_aft")]
-
-
-def set_version(config: Config, spec: str) -> str:
-    """Identity of the test pictures of `spec`."""
-    return open_set(spec, "test", config.source).version

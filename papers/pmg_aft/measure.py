@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from papers.pmg_aft.cells import CLIP, Cell, Strength
+from papers.pmg_aft.cells import CLIP, Cell
 from papers.pmg_aft.models import Bench
 from papers.pmg_aft.runs import AS_RELEASED, AS_WRITTEN
 from shared.attacks import Threat, cascade, check_attack, pgd
@@ -41,7 +41,7 @@ class Measurer:
         a, s = self.config.attack, cell.strength
         how = None
         if s is not None and s.kind != "clean":
-            how = [s.kind, a.eps * s.multiple, a.steps, a.ratio, a.seed, a.sanity_n]
+            how = [s.kind, a.eps * s.multiple, s.steps or a.steps, a.ratio, a.seed, a.sanity_n]
             how += {"cw": [a.kappa], "auto": [a.auto_steps, a.auto_targets, a.auto_queries]}.get(s.kind, [])
         data = [self.bench.data(cell.spec).version, cell.n] if cell.spec else [self.config.sweeps.cost_steps]
         face = None if cell.run is None else [cell.run.face.norm, cell.run.face.temperature]
@@ -65,7 +65,7 @@ class Measurer:
         a = self.config.attack
         passes = {"clean": 1, "pgd": a.steps, "cw": a.steps, "auto": a.auto_steps * (1 + a.auto_targets) + a.auto_queries, "released": 4 * a.steps,
                   "correct": a.steps}
-        return float(sum(cell.n * passes[cell.strength.kind] if cell.strength else 2000 for cell in cells))
+        return float(sum((cell.n or 10_000) * passes[cell.strength.kind] if cell.strength else 2000 for cell in cells))
 
     def measure(self, cells: list[Cell]) -> None:
         """Measure and save cells of one model."""
@@ -132,7 +132,8 @@ class Measurer:
                            batch_size=a.batch).x_adv
         if s.kind in ("released", "correct"):
             return self._test_batch_attack(cell, victim, x, y, threat, rng)
-        return pgd(victim, x, y, threat, steps=a.steps, step_size=a.ratio * threat.eps, rng=rng, loss="cw" if s.kind == "cw" else "ce", kappa=a.kappa)
+        return pgd(victim, x, y, threat, steps=s.steps or a.steps, step_size=a.ratio * threat.eps, rng=rng, loss="cw" if s.kind == "cw" else "ce",
+                   kappa=a.kappa)
 
     def _test_batch_attack(self, cell: Cell, victim: ZeroShot, x, y, threat, rng):
         """PGD as the released code runs it on a test batch of `cell.point` pictures: half precision, loss averaged over the batch, last iterate.
@@ -227,8 +228,3 @@ class Measurer:
             name = cell.strength.name if cell.kind == "accuracy" else cell.kind
             total[name] = total.get(name, 0.0) + (found.seconds if found else 0.0)
         return ", ".join(f"{k} {v:.0f}" for k, v in total.items())
-
-
-def strength_of(name: str) -> Strength:
-    """A Strength by its name, for tests."""
-    return Strength(name, name)
