@@ -14,6 +14,7 @@ differs when the interval lies outside. A number that nobody has read (`unknown`
 Otherwise: `not testable here`, `not measured` (with the command), `gate failed: <name>`.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -211,9 +212,10 @@ def _near(e: Estimate, centre: float, tolerance: float) -> tuple[bool, bool]:
 
 
 def show(e: Estimate, claim: Claim) -> tuple[str, str]:
-    """(value with its unit, interval): `+5.21 points`, `[3.9, 6.4]`; differences carry their sign, ratios a ×."""
-    value = signed(e.value) if claim.minus is not None else number(e.value)
-    return with_unit(value, claim.unit), f"[{number(e.low)}, {number(e.high)}]"
+    """(value with its unit, interval): `+5.21 points`, `[3.90, 6.40]`; differences carry their sign, ratios a ×."""
+    digits = decimals(e.value, claim.unit)
+    value = number(e.value, digits, plus=claim.minus is not None)
+    return with_unit(value, claim.unit), f"[{number(e.low, digits)}, {number(e.high, digits)}]"
 
 
 def with_unit(value: str, unit: str) -> str:
@@ -221,16 +223,19 @@ def with_unit(value: str, unit: str) -> str:
     return f"{value}×" if unit == "ratio" else f"{value} {unit}"
 
 
-def signed(x: float) -> str:
-    """`number` with a plus sign where it is positive: for differences."""
-    return ("+" if x > 1e-9 else "") + number(x)
+def decimals(x: float, unit: str) -> int:
+    """Two for percent, points and ratios; else what gives three significant digits."""
+    if unit in ("%", "points", "ratio") or x == 0:
+        return 2
+    return max(0, 2 - math.floor(math.log10(abs(x))))
 
 
-def number(x: float) -> str:
-    """Three significant digits, without an exponent for what people read as plain numbers; a true minus sign."""
-    x = 0.0 if abs(x) < 1e-9 else x  # what is left of a difference of equal sums
-    text = f"{x:.0f}" if 100 <= abs(x) < 1e7 else f"{x:.3g}"
-    return text.replace("-", "−").replace("inf", "∞")
+def number(x: float, digits: int, plus: bool = False) -> str:
+    """A number for people: a true minus sign, no minus zero, a plus sign where `plus` asks for one."""
+    text = f"{x:.{digits}f}" if math.isfinite(x) else "∞" if x > 0 else "-∞"
+    if text.startswith("-") and not text.strip("-0."):
+        text = text[1:]
+    return ("+" if plus and x > 0 and text.strip("0.") else "") + text.replace("-", "−")
 
 
 def _words(selector) -> str:

@@ -1,13 +1,15 @@
 """The claims table as HTML, as terminal text and as Markdown, and the reference tables below it."""
 
+import re
 import textwrap
 from collections.abc import Sequence
 from html import escape
 
 from shared.experiment.claims import UNKNOWN, Claim, ClaimsFile, ReferenceTable
-from shared.experiment.verdicts import Verdict, how_tested, judge, number, show, signed, with_unit
+from shared.experiment.verdicts import Verdict, decimals, how_tested, judge, number, show, with_unit
 from shared.report.table_text import escape_markdown
 
+_NB = "\u00a0"  # a blank that does not break
 _INDENT = 19  # of the terminal table: the longest common status and a blank
 MARK_WORDS = {
     "S": "seen in the paper or its code",
@@ -32,7 +34,7 @@ def paper_value(claim: Claim) -> str:
         return "–"
     if claim.value == UNKNOWN:
         return "unknown"
-    return with_unit(number(claim.value), claim.unit)
+    return with_unit(f"{claim.value:g}".replace("-", "−"), claim.unit)
 
 
 def measured(verdict: Verdict) -> tuple[str, str]:
@@ -40,9 +42,12 @@ def measured(verdict: Verdict) -> tuple[str, str]:
     claim, estimates = verdict.claim, verdict.estimates
     if not estimates:
         return "–", ""
-    behind = f"n = {estimates[0].n:,}".replace(",", " ") + f", {estimates[0].seeds} seed{'s' if estimates[0].seeds > 1 else ''}"
+    n, seeds = f"{estimates[0].n:,}".replace(",", _NB), estimates[0].seeds
+    behind = f"n{_NB}={_NB}{n}, {seeds}{_NB}seed{'s' if seeds > 1 else ''}"
     if claim.sequence:
-        return with_unit(", ".join(signed(e.value) for e in estimates), claim.unit), f"steps of the sequence; {behind}"
+        digits = decimals(max(abs(e.value) for e in estimates), claim.unit)
+        steps = ", ".join(number(e.value, digits, plus=True) for e in estimates)
+        return with_unit(steps, claim.unit), f"step by step; {behind}"
     value, interval = show(estimates[0], claim)
     return value, f"{interval}; {behind}"
 
@@ -65,7 +70,7 @@ def html_claims(verdicts: Sequence[Verdict], heading: str = "") -> str:
             f"<tr id='claim-{escape(c.id)}'><td class='what'>{star}{escape(c.text)}{stands}</td>"
             f"<td data-label='paper'><span class='value'>{escape(paper_value(c))}</span> {mark}</td>"
             f"<td data-label='measured'><span class='value'>{escape(value)}</span><small>{escape(behind)}</small></td>"
-            f"<td data-label='verdict'>{badge(v)}<small>{escape(v.sentence)}</small></td>"
+            f"<td data-label='verdict'>{badge(v)}<small>{_code(v.sentence)}</small></td>"
             f"<td data-label='how tested' class='how'><small>{escape(how_tested(c))}</small></td></tr>\n"
         )
     head = "<thead><tr><th>claim</th><th>paper</th><th>measured [95 % interval]</th><th>verdict</th><th>how tested</th></tr></thead>"
@@ -125,6 +130,11 @@ def text_references(file: ClaimsFile, results) -> str:
     """One line per reference table: how its cells fared."""
     lines = [f"{t.id}: {_counts(judge(file, results, t.claims()))}" for t in file.reference_tables]
     return "\n".join(lines)
+
+
+def _code(sentence: str) -> str:
+    """Escaped, with `commands` set as code."""
+    return re.sub("`([^`]*)`", r"<code>\1</code>", escape(sentence))
 
 
 def _reference_cell(value: float | None, verdict: Verdict | None) -> str:

@@ -7,7 +7,7 @@ import pytest
 
 from shared.errors import UserError
 from shared.experiment.claims import Claim, ClaimsFile
-from shared.experiment.verdicts import how_tested, judge, number
+from shared.experiment.verdicts import decimals, how_tested, judge, number
 from shared.report.data import Results
 
 N = 400
@@ -201,4 +201,6 @@ def test_how_tested_in_words():
 
 
 def test_numbers_for_people():
-    assert [number(x) for x in (1234.5, 0.04321, -1.5, 1e-17, 99.96, float("inf"))] == ["1234", "0.0432", "−1.5", "0", "100", "∞"]
+    assert [number(x, 1) for x in (1234.54, -1.5, -1e-17, 99.96, float("inf"))] == ["1234.5", "−1.5", "0.0", "100.0", "∞"]
+    assert [number(x, 2, plus=True) for x in (1.5, -1.5, 1e-17)] == ["+1.50", "−1.50", "0.00"]
+    assert [decimals(x, "s") for x in (123.0, 1.23, 0.0123, 0)] == [0, 2, 4, 2] and decimals(123.0, "points") == 2

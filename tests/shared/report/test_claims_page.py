@@ -27,7 +27,7 @@ def test_html(verdicts):
     said = "".join(rows[0].itertext())
     for words in ("headline", "abstract", "5 points", "[S]", "direction holds", "lies above 0", "ours − theirs; pgd10, zero_shot; above 0"):
         assert words in said
-    assert "n = 240, 2 seeds" in said
+    assert "n = 240, 2 seeds" in said.replace("\u00a0", " ")
     assert "unknown" in "".join(rows[1].itertext())
     assert "not testable here" in "".join(rows[2].itertext()) and "There is no GPU." in "".join(rows[2].itertext())
     assert "not read by anybody here" in html  # what the mark U means
