@@ -1,5 +1,7 @@
 """Tiny victims: a small net that is partly robust, and a way to see what an attack did to its victim."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -96,6 +98,22 @@ def accuracy():
         return 100 * (victim(x).argmax(dim=1) == y).float().mean().item()
 
     return measure
+
+
+class Double(nn.Module):
+    """A victim that computes in float64, so that batches of different sizes give the same numbers to the last float32 bit (nearly)."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = copy.deepcopy(net).double()
+
+    def forward(self, x):
+        return self.net(x.double())
+
+
+@pytest.fixture(scope="session")
+def exact(net):
+    return Double(net)
 
 
 class Counted(nn.Module):
