@@ -24,13 +24,16 @@ def html_gates(results) -> str:
 def sanity_outcomes(sanity: dict) -> dict[str, tuple[bool | None, str]]:
     """Check name -> (passed, or None for not applicable; detail), from what `Measurement.sanity` holds.
 
-    Understood: `{name: bool}`, `{name: {"passed": bool, "detail": str}}`, and either (or a list of the latter with "name") under "checks".
+    Understood: `{name: bool}`, `{name: {"passed": bool, "detail": str}}`, and either (or a list of the latter with "name") under "checks";
+    an overall `"passed"` beside the checks is not one of them.
     """
     checks = sanity.get("checks", sanity)
     if isinstance(checks, list):
         checks = {check["name"]: check for check in checks}
     out = {}
     for name, check in checks.items():
+        if name == "passed":
+            continue
         if isinstance(check, dict) and "passed" in check:
             out[name] = (check["passed"], str(check.get("detail") or ""))
         elif check is None or isinstance(check, bool):
@@ -39,16 +42,17 @@ def sanity_outcomes(sanity: dict) -> dict[str, tuple[bool | None, str]]:
 
 
 def html_sanity(results) -> str:
-    """Each check of the attacks: how many robust cells passed, and the cells that did not."""
+    """Each check of the attacks: how many robust cells passed, and those that did not (cells of one model that say the same, together)."""
     robust = [m for m in results.measurements if m.tags.get("kind") == "accuracy" and m.tags.get("attack", "clean") != "clean"]
-    passed, ran, failures = Counter(), Counter(), []
+    passed, ran, failures = Counter(), Counter(), {}
     for m in results.measurements:
         for name, (ok, detail) in sanity_outcomes(m.sanity or {}).items():
             if ok is not None:
                 ran[name] += 1
                 passed[name] += bool(ok)
                 if not ok:
-                    failures.append(f"<b>{escape(name)}</b> in <code>{escape(m.slug)}</code>" + (f": {escape(detail)}" if detail else ""))
+                    model = (m.tags.get("method", m.slug), m.tags.get("seed"))
+                    failures.setdefault((name, detail, model), []).append(m.slug)
     without = sum(not m.sanity for m in robust)
     note = f"{without} of {len(robust)} robust cells carry no sanity check." if without else f"All {len(robust)} robust cells are checked."
     rows = "".join(
@@ -58,11 +62,17 @@ def html_sanity(results) -> str:
     )
     head = "<thead><tr><th>check of the attack</th><th>cells that passed</th><th>outcome</th></tr></thead>"
     table = f"<table class='claims gates'>{head}<tbody>{rows}</tbody></table>" if rows else ""
-    listed = "".join(f"<li>{line}</li>" for line in failures[:_SHOWN])
+    listed = "".join(_failure(*key, slugs) for key, slugs in list(failures.items())[:_SHOWN])
     if len(failures) > _SHOWN:
         listed += f"<li>and {len(failures) - _SHOWN} more</li>"
     listed = f"<ul class='failures'>{listed}</ul>" if listed else ""
     return f"{table}{listed}<p class='notes'>{note}</p>"
+
+
+def _failure(name: str, detail: str, model: tuple, slugs: list[str]) -> str:
+    method, seed = model
+    cells = f"{len(slugs)} cells of {method}" + (f", seed {seed}" if seed is not None else "") if slugs[1:] else slugs[0]
+    return f"<li><b>{escape(name)}</b> in <code>{escape(cells)}</code>" + (f": {escape(detail)}" if detail else "") + "</li>"
 
 
 def html_provenance(results) -> str:

@@ -98,6 +98,9 @@ def from_results(results, rows: Mapping[str, Selector], columns: Mapping[str, Se
         for c in range(len(columns)):
             winner = _winner([line[c] for line in grid.values()], [line[c] for _, line in cells], 1 if best == "max" else -1)
             bold |= {(winner, c)} if winner is not None else set()
+    missing = {slug for line in grid.values() for selected in line if selected for slug in selected.missing}
+    if missing:
+        options["notes"] = [*options.get("notes", ()), f"Incomplete: {len(missing)} planned measurements behind these cells are missing."]
     return Table(list(columns), cells, bold=frozenset(bold), **options)
 
 

@@ -74,11 +74,15 @@ def test_gates(tmp_path, write, fake_results):
 def test_sanity_lists_failures(fake_results):
     html = panels.html_sanity(fake_results)
     well_formed(html)
-    assert "12 of 15" in html and html.count("<li>") == 3 and "all zero" in html and "base__colour" in html
+    assert "12 of 15" in html and html.count("<li>") == 1 and "3 cells of base, seed 0</code>: all zero" in html
     assert "All 15 robust cells are checked." in html
     for m in fake_results.measurements[:20]:
         object.__setattr__(m, "sanity", None)
-    assert "of 15 robust cells carry no sanity check" in panels.html_sanity(fake_results)
+    html = panels.html_sanity(fake_results)
+    assert "of 15 robust cells carry no sanity check" in html
+    one = next(m for m in fake_results.measurements if m.sanity)
+    object.__setattr__(one, "sanity", {"gradients": {"passed": False}, "passed": False})
+    assert f"in <code>{one.slug}</code></li>" in panels.html_sanity(fake_results)
 
 
 @pytest.mark.parametrize(("sanity", "outcome"), [
@@ -87,6 +91,7 @@ def test_sanity_lists_failures(fake_results):
     ({"checks": {"a": {"passed": True}}}, {"a": (True, "")}),
     ({"checks": [{"name": "a", "passed": False, "detail": "x"}]}, {"a": (False, "x")}),
     ({"seconds": 3.0}, {}),
+    ({"a": {"passed": True, "value": 0.1, "threshold": 0.2, "detail": "x"}, "passed": True}, {"a": (True, "x")}),
 ])  # fmt: skip
 def test_forms_of_a_sanity_record(sanity, outcome):
     assert panels.sanity_outcomes(sanity) == outcome

@@ -97,6 +97,16 @@ def test_from_results(fake_results):
     assert worst.bold == {(2, 0)}
 
 
+def test_an_incomplete_table_says_so(fake_results):
+    kept = [m for m in fake_results.measurements if m.tags["set"] != "colour"]
+    fake_results.planned = {m.slug: m.tags for m in fake_results.measurements}
+    whole = from_results(fake_results, METHODS, {"mean": {"role": "zero_shot"}}, common={"attack": "pgd10"})
+    assert not any("Incomplete" in note for note in whole.all_notes)
+    fake_results.measurements = kept
+    partial = from_results(fake_results, METHODS, {"mean": {"role": "zero_shot"}}, common={"attack": "pgd10"}, notes=["One."])
+    assert partial.all_notes[:2] == ["One.", "Incomplete: 5 planned measurements behind these cells are missing."]
+
+
 def test_bold_only_where_the_difference_is_clear(fake_results):
     rows = {"seed 0": {"seed": 0}, "seed 1": {"seed": 1}}  # they differ by one example in a hundred
     assert not from_results(fake_results, rows, {"shape": {"set": "shape"}}, common={"method": "ours", "attack": "pgd10"}).bold
