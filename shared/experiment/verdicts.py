@@ -14,7 +14,6 @@ differs when the interval lies outside. A number that nobody has read (`unknown`
 Otherwise: `not testable here`, `not measured` (with the command), `gate failed: <name>`.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,11 +21,11 @@ from itertools import pairwise
 from shared.errors import UserError
 from shared.experiment.claims import UNKNOWN, Claim, ClaimsFile
 from shared.experiment.selection import Selected
+from shared.experiment.wording import margin, words
 from shared.metrics.intervals import Estimate
 
 GOOD, BAD, UNSURE, NONE = "good", "bad", "unsure", "none"  # tone of a status: what colour its badge has
 FRACTIONS = ("share", "fraction", "rate")  # units of numbers in [0, 1]
-_NAMED = {"method", "attack", "role", "set", "group", "variant"}  # tags that need no name in a sentence
 
 
 @dataclass(frozen=True)
@@ -47,34 +46,6 @@ def judge(file: ClaimsFile, results, claims: Sequence[Claim] | None = None) -> l
     `results` has `.paper`, `.scale`, `.failed_gates() -> names` and `.values(selector) -> Selected | None` (shared.report.data.Results).
     """
     return [_judge(claim, results) for claim in (file.claims if claims is None else claims)]
-
-
-def how_tested(claim: Claim) -> str:
-    """In words: what is compared with what, e.g. `pmg_aft − tecoa; pgd10, zero_shot, main; above 0`."""
-    if claim.how:
-        return claim.how
-    other, sign = (claim.ratio, "/") if claim.ratio is not None else (claim.minus or {}, "−")
-    sides = [f"{_words({k: claim.quantity.get(k, 'any')})} {sign} {_tag(v)}" for k, v in other.items()]
-    shared = {k: v for k, v in claim.quantity.items() if k not in other}
-    rest = _words(shared) if shared else ""
-    unit = "" if claim.unit == "ratio" else f" {claim.unit}"
-    test = {
-        "greater": lambda: f"above {_margin(claim):g}",
-        "at_least": lambda: f"at least {claim.threshold:g}{unit}",
-        "at_most": lambda: f"at most {claim.threshold:g}{unit}",
-        "within": lambda: f"the paper's number ± {claim.tolerance:g}{unit}",
-        "equal_within": lambda: f"equal within ± {claim.tolerance:g}{unit}",
-        "monotone": lambda: f"{claim.order} along {_steps(claim)}",
-    }[claim.predicate]()
-    return "; ".join([*sides, *([rest] if rest else []), test])
-
-
-def _steps(claim: Claim) -> str:
-    names = {name for step in claim.sequence for name in step}
-    if len(names) == 1 and all(len(step) == 1 for step in claim.sequence):
-        name = names.pop()
-        return f"{name} = {', '.join(_tag(step[name]) for step in claim.sequence)}"
-    return " → ".join(_words(step) for step in claim.sequence)
 
 
 def _judge(claim: Claim, results) -> Verdict:
@@ -105,7 +76,7 @@ def _judge(claim: Claim, results) -> Verdict:
 def _absent(claim: Claim, found: list[Selected | None]) -> str:
     for selector, selected in zip(claim.selectors, found, strict=True):
         if selected is None:
-            return f"Nothing measured fits {_words(selector)}."
+            return f"Nothing measured fits {words(selector)}."
         if selected.missing:
             few = ", ".join([*selected.missing[:3], *(["…"] if selected.missing[3:] else [])])
             return f"{len(selected.missing)} of the cells it needs are missing ({few})."
@@ -154,7 +125,7 @@ def _test(claim: Claim, estimates: tuple[Estimate, ...]) -> tuple[bool | None, s
         bar = claim.threshold
         yes, no, there, elsewhere, edge = e.low >= bar, e.high < bar, f"from {bar:g} up", f"below {bar:g}", f"{bar:g}"
     else:
-        bar = _margin(claim)
+        bar = margin(claim)
         yes, no, there, elsewhere, edge = e.low > bar, e.high <= bar, f"above {bar:g}", f"not above {bar:g}", f"{bar:g}"
     holds = True if yes else False if no else None
     where = f"includes {edge}" if holds is None else f"lies {there if holds else elsewhere}"
@@ -170,10 +141,6 @@ def _test_order(claim: Claim, estimates: tuple[Estimate, ...]) -> tuple[bool | N
     if supporting:
         return True, f"{along.capitalize()}: {supporting} of {len(steps)} steps clearly so, none the other way."
     return None, f"None of {len(steps)} steps is larger than its interval."
-
-
-def _margin(claim: Claim) -> float:
-    return claim.margin if claim.margin is not None else 1.0 if claim.ratio is not None else 0.0
 
 
 def _status(claim: Claim, scale: str, holds: bool | None, estimates: tuple[Estimate, ...]) -> tuple[str, str, str]:
@@ -209,40 +176,3 @@ def _near(e: Estimate, centre: float, tolerance: float) -> tuple[bool, bool]:
     slack = 1e-9 * max(1.0, abs(centre))
     low, high = centre - tolerance - slack, centre + tolerance + slack
     return low <= e.low and e.high <= high, e.high < low or e.low > high
-
-
-def show(e: Estimate, claim: Claim) -> tuple[str, str]:
-    """(value with its unit, interval): `+5.21 points`, `[3.90, 6.40]`; differences carry their sign, ratios a ×."""
-    digits = decimals(e.value, claim.unit)
-    value = number(e.value, digits, plus=claim.minus is not None)
-    return with_unit(value, claim.unit), f"[{number(e.low, digits)}, {number(e.high, digits)}]"
-
-
-def with_unit(value: str, unit: str) -> str:
-    """`4.99 points`, `1.43×`."""
-    return f"{value}×" if unit == "ratio" else f"{value} {unit}"
-
-
-def decimals(x: float, unit: str) -> int:
-    """Two for percent, points and ratios; else what gives three significant digits."""
-    if unit in ("%", "points", "ratio") or x == 0:
-        return 2
-    return max(0, 2 - math.floor(math.log10(abs(x))))
-
-
-def number(x: float, digits: int, plus: bool = False) -> str:
-    """A number for people: a true minus sign, no minus zero, a plus sign where `plus` asks for one."""
-    text = f"{x:.{digits}f}" if math.isfinite(x) else "∞" if x > 0 else "-∞"
-    if text.startswith("-") and not text.strip("-0."):
-        text = text[1:]
-    return ("+" if plus and x > 0 and text.strip("0.") else "") + text.replace("-", "−")
-
-
-def _words(selector) -> str:
-    return ", ".join(f"{v}" if k in _NAMED and isinstance(v, str) else f"{k} {_tag(v)}" for k, v in selector.items()) or "everything"
-
-
-def _tag(wanted: object) -> str:
-    if isinstance(wanted, dict):
-        return f"not {_tag(wanted['not'])}"
-    return " or ".join(map(str, wanted)) if isinstance(wanted, list | tuple) else str(wanted)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from html import escape
 
 from shared.experiment.claims import UNKNOWN, Claim, ClaimsFile, ReferenceTable
-from shared.experiment.verdicts import Verdict, decimals, how_tested, judge, number, show, with_unit
+from shared.experiment.verdicts import Verdict, judge
+from shared.experiment.wording import decimals, how_tested, number, show, with_unit
 from shared.report.table_text import escape_markdown
 
 _NB = "\u00a0"  # a blank that does not break

@@ -7,7 +7,8 @@ import pytest
 
 from shared.errors import UserError
 from shared.experiment.claims import Claim, ClaimsFile
-from shared.experiment.verdicts import decimals, how_tested, judge, number
+from shared.experiment.verdicts import judge
+from shared.experiment.wording import decimals, how_tested, number
 from shared.report.data import Results
 
 N = 400
