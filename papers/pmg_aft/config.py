@@ -46,7 +46,7 @@ class Data:
 class Attack:
     """The threat model and the attacks of the evaluation; ε is in pixels of [0, 1] and is also that of training."""
 
-    eps: Pixels = 4 / 255
+    eps: Pixels = 8 / 255
     """ε of the ℓ∞ ball."""
     train_steps: int = 2
     """PGD steps in training, each of size ε."""
@@ -86,7 +86,7 @@ class Sweeps:
     betas: tuple[float, ...] = (0.0, 1.0, 4.0)
     last: tuple[int, ...] = (2, 14)
     """Numbers of trained parameter tensors in the table on partial fine-tuning."""
-    curve: tuple[int, ...] = (0, 10, 20, 40)
+    curve: tuple[int, ...] = (0, 5, 10, 20)
     """Updates after which the curve along training is taken, besides the last."""
     curve_n: int = 32
     """Pictures per set on the curve."""
@@ -147,8 +147,8 @@ class Config:
         return replace(s, root=self.data_root or s.root, download=self.download or s.download, skip_corrupt=self.skip_corrupt or s.skip_corrupt)
 
 
-_SMALL = Tuning(steps=60, batch=64, lr=1e-3, warmup=10)
-_CPU = Config(tuning=_SMALL, fare=replace(_SMALL, optimizer="adamw", lr=1e-4, weight_decay=1e-4))
+_SMALL = Tuning(steps=40, batch=64, lr=1e-3, warmup=5)
+_CPU = Config(tuning=_SMALL, fare=replace(_SMALL, optimizer="adamw", lr=1e-3, weight_decay=1e-4))
 _PHOTO_TUNING = Tuning(steps=300, batch=128, lr=1e-3, warmup=50, every=100)
 
 PRESETS = {
@@ -161,7 +161,7 @@ PRESETS = {
         gates=Gates(enforce=False)),
     "cpu": _CPU,
     "photos": Config(
-        model=Model("photos-vit-s4", "pretrain", ContrastiveConfig(steps=4000, batch=128, lr=1e-3, warmup=200, every=200)),
+        model=Model("photos-vit-s8", "pretrain", ContrastiveConfig(steps=6000, batch=128, lr=1e-3, warmup=300, every=200)),
         data=Data("folder:seen", "folder:seen", ("folder:unseen", "folder:all"), (), ("folder:all",), Source(size="32"), n=500),
         attack=Attack(eps=1 / 255, auto_n=100, sanity_n=48),
         tuning=_PHOTO_TUNING, fare=replace(_PHOTO_TUNING, optimizer="adamw", lr=1e-4, weight_decay=1e-4),
