@@ -173,11 +173,12 @@ PRESETS = {
                   tuple(f"named:{n}" for n in ("cifar10", "cifar100", "STL10", "SUN397", "Food101", "OxfordPets", "Flowers102", "DTD", "EuroSAT",
                                                "FGVC-Aircraft", "ImageNet", "Caltech101", "Caltech256", "StanfordCars", "PCAM")),
                   (), ("named:cifar100",), n=0),
-        attack=Attack(eps=1 / 255, long_steps=100, auto_n=1000, auto_steps=100, auto_targets=9, auto_queries=5000, sanity_n=256, strong_steps=100, batch=256),
+        attack=Attack(eps=1 / 255, long_steps=100, auto_n=1000, auto_steps=100, auto_targets=9, auto_queries=5000, sanity_n=256,
+                      strong_steps=100, batch=256),
         tuning=Tuning(steps=3910, batch=256, lr=5e-5, warmup=1000, every=100, workers=12),
         fare=Tuning(steps=3910, batch=256, lr=1e-5, warmup=274, optimizer="adamw", weight_decay=1e-4, every=100, workers=12),
-        sweeps=Sweeps(alphas=(0.0, 0.5, 1.0, 2.0, 4.0), betas=(0.0, 0.5, 1.0, 2.0, 4.0), last=(2, 14, 38), curve=(0, 391, 1173, 2346), curve_n=1000,
-                      test_batches=(64, 128, 256, 1024), test_batch_n=1024, cost_steps=20),
+        sweeps=Sweeps(alphas=(0.0, 0.5, 1.0, 2.0, 4.0), betas=(0.0, 0.5, 1.0, 2.0, 4.0), last=(2, 14, 38), curve=(0, 391, 1173, 2346),
+                      curve_n=1000, test_batches=(64, 128, 256, 1024), test_batch_n=1024, cost_steps=20),
         gates=Gates(clean=0.50, times_chance=20.0, zero_shot_margin=0.0, robust=0.05)),
 }
 

@@ -200,8 +200,10 @@ class Measurer:
         out = [gate("zero-shot accuracy on the seen classes", accuracy(data.seen), min(g.clean, g.times_chance / classes), ">=",
                     f"{classes} classes, {self.config.model.name}"),
                gate(f"seen classes under PGD-{self.config.attack.strong_steps} at {show_eps(self.config.attack.eps)}", self._strong, g.robust, "<=")]
-        out += [gate(f"zero-shot accuracy on {spec.partition(':')[2]}", accuracy(spec), 1 / self.bench.data(spec).num_classes + g.zero_shot_margin, ">=",
-                     f"chance is {1 / self.bench.data(spec).num_classes:.3f}") for spec in data.zero_shot]
+        for spec in data.zero_shot:
+            chance = 1 / self.bench.data(spec).num_classes
+            name, least = f"zero-shot accuracy on {spec.partition(':')[2]}", chance + g.zero_shot_margin
+            out.append(gate(name, accuracy(spec), least, ">=", f"chance is {chance:.3f}"))
         out = [{**entry, "key": key} for entry in out]
         if write:
             self.store.write_gates(out)

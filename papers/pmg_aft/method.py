@@ -30,7 +30,8 @@ class PMGLoss:
     beta: float = 1.0
     """β, weight of L_clean."""
     direction: Literal["target_first", "adversarial_first"] = "target_first"
-    """target_first: KL(target ‖ P_θ(x_a)), as the code of May 2024 and later work that follows the text; adversarial_first: KL(P_θ(x_a) ‖ target), the code of April 2024."""
+    """target_first: KL(target ‖ P_θ(x_a)), as the code of May 2024 and later work that follows the text; adversarial_first: KL(P_θ(x_a) ‖ target),
+    the code of April 2024."""
     reduction: Literal["batchmean", "sum"] = "batchmean"
     """How a KL is joined over the batch; sum, as released, weighs it by the batch size against the cross-entropy."""
     detach_clean: bool = False

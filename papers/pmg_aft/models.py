@@ -20,6 +20,8 @@ from shared.models import zoo
 from shared.models.clip import create_clip, read_metadata, read_weights, save_clip, small_config
 from shared.models.victim import ZeroShot, text_matrix
 
+PICTURES = "folder:all"  # what `--model.pretrained pretrain` learns from
+
 
 @dataclass
 class Bench:
@@ -48,7 +50,7 @@ class Bench:
         if name.startswith("zoo:"):
             path = zoo.weights(name.removeprefix("zoo:"))
         elif name == "pretrain":
-            path = pretraining_path(self.config, self.scale)
+            path = pretraining_path(self)
             if not path.is_file():
                 raise UserError(f"the pre-trained model {path} is not there yet: run the training first (make reproduce-pmg_aft does).")
         elif Path(name).suffix in (".safetensors", ".pt", ".bin", ".pth"):
@@ -115,10 +117,12 @@ def is_fresh(path: Path, key: str) -> bool:
         return False
 
 
-def pretraining_path(config: Config, scale: str) -> Path:
-    """Where the model of `--model.pretrained pretrain` is kept."""
-    identity = digest([config.model.name, plain(config.model.pretraining), config.source.root, config.source.size, small_config(config.model.name)])
-    return config.results / scale / "pmg_aft" / "checkpoints" / f"pretrained-{identity[:12]}.safetensors"
+def pretraining_path(bench: Bench) -> Path:
+    """Where the model of `--model.pretrained pretrain` is kept: named by everything it depends on."""
+    model = bench.config.model
+    training = {k: v for k, v in plain(model.pretraining).items() if k != "every"}
+    identity = digest([model.name, small_config(model.name), training, bench.data(PICTURES, "train").version])
+    return bench.config.results / bench.scale / "pmg_aft" / "checkpoints" / f"pretrained-{identity[:12]}.safetensors"
 
 
 def pretrain_base(bench: Bench, accelerator) -> None:
@@ -126,10 +130,10 @@ def pretrain_base(bench: Bench, accelerator) -> None:
     from shared.data.captioned import Captioned, flip_and_shift, vocabulary_of
     from shared.training.contrastive import pretrain
 
-    config, path = bench.config, pretraining_path(bench.config, bench.scale)
+    config, path = bench.config, pretraining_path(bench)
     if path.is_file():
         return
-    data = open_set("folder:all", "train", config.source)
+    data = bench.data(PICTURES, "train")
     torch.manual_seed(0)
     clip = create_clip(config.model.name, vocabulary=vocabulary_of(data.classes)).to(accelerator.device)
     pretrain(clip, Captioned(data), config.model.pretraining, accelerator, path.with_suffix(".ckpt"), augment=flip_and_shift)

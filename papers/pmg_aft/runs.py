@@ -94,7 +94,7 @@ def runs(config: Config) -> list[Run]:
         run = _run(config, f"pmg_last{last}", "pmg_aft", first, PMGLoss())
         out.append(replace(run, tuning=replace(run.tuning, last=last)))
     unique = {run.slug: run for run in reversed(out)}  # a sweep's corner is the main run of that name
-    return [run for run in {r.slug: unique[r.slug] for r in out}.values()]
+    return list({r.slug: unique[r.slug] for r in out}.values())
 
 
 def _run(config: Config, name: str, objective: str, seed: int, loss: PMGLoss | None = None, face: Face = AS_WRITTEN) -> Run:

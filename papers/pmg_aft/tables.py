@@ -47,7 +47,8 @@ def robust(results):
 
 def auto(results):
     a = results.config["attack"]
-    return _by_set(results, "auto", f"Accuracy (%) under the cascade APGD-CE, APGD-T ({a['auto_targets']} targets), Square ({a['auto_queries']} queries), "
+    return _by_set(results, "auto", f"Accuracy (%) under the cascade APGD-CE, APGD-T ({a['auto_targets']} targets), Square "
+                   f"({a['auto_queries']} queries), "
                    f"{a['auto_steps']} iterations each, ε = {_eps(results)}. FAB is not part of it.")
 
 
@@ -66,13 +67,13 @@ def strengths(results):
     columns = {f"{where}, ε = {eps}": {"attack": attack, "role": role} for where, role in (("zero-shot", "zero_shot"), ("seen", "seen"))
                for eps, attack in _strengths(results).items()}
     return tables.from_results(results, _rows(), columns, common={"kind": "accuracy", "seed": first},
-                               caption=f"Accuracy (%) under PGD-{results.config['attack']['steps']} of growing ε (models trained at {_eps(results)}).")
+                               caption=f"Accuracy (%) under PGD-{results.config['attack']['steps']} of growing ε (trained at {_eps(results)}).")
 
 
 def ablation(results):
     rows = {"L_robust (TeCoA)": {"method": "tecoa"}, "+ α·L_general": {"method": "pmg_general"}, "+ β·L_clean": {"method": "pmg_clean"},
             "all (PMG-AFT)": {"method": "pmg_aft"}}
-    return tables.from_results(results, rows, _BOTH, common={"kind": "accuracy"}, caption="Which term of the loss does what: accuracy (%), α = β = 1.")
+    return tables.from_results(results, rows, _BOTH, common={"kind": "accuracy"}, caption="What each term of the loss does: accuracy (%), α = β = 1.")
 
 
 def faces(results):
@@ -155,7 +156,8 @@ def fig_tradeoff(results):
 def fig_sets(results):
     """Robust accuracy of every method on every set, beside the mean over the zero-shot sets."""
     columns = _columns(results)
-    series = {label: [results.estimate({"kind": "accuracy", "attack": "pgd", "method": m, **c}) for c in columns.values()] for m, label in METHODS.items()}
+    series = {label: [results.estimate({"kind": "accuracy", "attack": "pgd", "method": m, **c}) for c in columns.values()]
+              for m, label in METHODS.items()}
     series = {label: cells for label, cells in series.items() if any(cells)}
     if not series:
         return None
@@ -186,7 +188,7 @@ def fig_sweep(results):
     if sum(e is not None for row in panels["clean"] for e in row) < 4:
         return None
     fig, axes = style.figure(style.PAGE, 2.6, columns=2)
-    for ax, (attack, cells), label in zip(axes, panels.items(), ("clean accuracy (%)", "robust accuracy (%)"), strict=True):
+    for ax, (_attack, cells), label in zip(axes, panels.items(), ("clean accuracy (%)", "robust accuracy (%)"), strict=True):
         figures.heatmap(ax, [f"{a:g}" for a in s["alphas"]], [f"{b:g}" for b in s["betas"]], cells, xlabel="β", ylabel="α", label=label)
     return fig
 

@@ -131,7 +131,7 @@ def words(text: str) -> list[str]:
 
 def _vocabulary() -> tuple[str, ...]:
     found = {w for options in SYNONYMS.values() for o in options for w in (o, plural(o))}
-    found |= {v for values in ATTRIBUTES.values() for v in values} | {plural(v) for v in SHAPES} | {n for n in _NOUNS} | {plural(n) for n in _NOUNS}
+    found |= {v for values in ATTRIBUTES.values() for v in values} | {plural(v) for v in SHAPES} | set(_NOUNS) | {plural(n) for n in _NOUNS}
     texts = [*TEMPLATES, *_GROUNDS, *(p for places in _PLACES.values() for p in places), *_QUESTIONS.values(), "and to the left of", "are they do",
              "yes no", "one", "an outline drawing of gray photograph rotated cluttered blurry tiny textured"]
     found |= {w for t in texts for w in words(t.replace("{shape}", "").replace("{guess}", "").replace("{}", ""))}

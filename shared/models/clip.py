@@ -172,12 +172,14 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     except FileNotFoundError as error:
         raise UserError(f"the checkpoint {path} does not exist: give the path of a .safetensors or .pt file.") from error
     except Exception as error:
-        raise UserError(f"the checkpoint {path} cannot be read ({type(error).__name__}): it is truncated or damaged; get or make it again.") from error
+        raise UserError(f"the checkpoint {path} cannot be read ({type(error).__name__}): it is truncated or damaged; "
+                        "get or make it again.") from error
 
 
 def save_clip(model: nn.Module, path: str | Path) -> None:
     """Write a model's weights as .safetensors, atomically, with the small text tower's vocabulary as metadata."""
-    save_tensors(model.state_dict(), path, {"vocabulary": json.dumps(model.tokenizer.vocabulary)} if isinstance(model.tokenizer, WordTokenizer) else {})
+    words = {"vocabulary": json.dumps(model.tokenizer.vocabulary)} if isinstance(model.tokenizer, WordTokenizer) else {}
+    save_tensors(model.state_dict(), path, words)
 
 
 def save_tensors(tensors: dict[str, Tensor], path: str | Path, metadata: dict[str, str] | None = None) -> None:
