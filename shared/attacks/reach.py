@@ -5,7 +5,7 @@ Write m(x') for a score that must become positive before the sample can be miscl
     R(x') = max { ⟨∇m(x'), v − x'⟩ : v in the ball of radius ε (linf: cut with [0, 1]) },
 
 the most that m can gain by its linear model, i.e. the Frank-Wolfe gap. A run is given up once m + c·R < 0, that is, once even c times
-what the gradient promises would not do. c = 5 by default, and never before the first checkpoint (22 % of the steps).
+what the gradient promises would not do. c = 5 by default, and never before the first checkpoint (22 % of the steps) or 10 steps.
 The promise must have been kept: if the best m of the run exceeds any of its m + c·R, its gradients understate what steps achieve
 (masked or scaled gradients, BPDA) and the run goes to its end.
 

@@ -17,6 +17,7 @@ from shared.errors import UserError
 from shared.rng import SampleRng
 
 MOMENTUM = 0.75  # a of the update rule
+LEAST_STEPS = 10  # before a run may be given up
 NEVER = 1 << 30  # the rank of a success that has not happened
 
 Rows = dict[str, Tensor]  # the runs under way, one entry per row in every tensor
@@ -61,7 +62,8 @@ class Runs:
         self.limit = at_least_one(max(len(x), 1) if batch_size is None else batch_size, "batch_size")
         windows = checkpoint_windows(steps)
         self.windows = torch.tensor(windows, device=x.device)
-        self.give_up, self.first_checkpoint = give_up if drop else None, next(k for k, window in enumerate(windows) if window)
+        self.give_up = give_up if drop else None
+        self.patience = max(next(k for k, window in enumerate(windows) if window), LEAST_STEPS)
         self.x_adv = self.x.clone()
         self.won = torch.full_like(y, NEVER)  # rank of the run whose success is in x_adv; −1: x itself
         self.loss = torch.full(y.shape, -torch.inf, device=x.device)  # of x_adv, while no run has succeeded
@@ -138,7 +140,7 @@ class Runs:
 
     def _hopeless(self, rows: Rows, loss: object) -> Tensor:
         """Runs that may be given up (see `shared.attacks.reach`), (R,) bool."""
-        due = (rows["k"] == 0) | (rows["k"] >= self.first_checkpoint)
+        due = (rows["k"] == 0) | (rows["k"] >= self.patience)
         if self.give_up is None or not has_score(loss) or not due.any():
             return torch.zeros_like(due)
         value, gain = score(loss, rows["loss"], reach(self.threat, rows["x"], rows["x_adv"], rows["grad"]))
@@ -147,7 +149,7 @@ class Runs:
         best, _ = score(loss, rows["best"], gain)
         broken = best > rows["promise"]
         rows["trusted"] = rows["trusted"] & ~(due & broken)  # `due`: what happens to a row must not depend on the others
-        return rows["trusted"] & (promise < 0) & (rows["k"] >= self.first_checkpoint)
+        return rows["trusted"] & (promise < 0) & (rows["k"] >= self.patience)
 
     def _settle(self, rows: Rows, done: Tensor, hopeless: Tensor) -> Tensor:
         """Write down the results of the runs that end here; returns which rows leave, (R,) bool."""
