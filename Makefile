@@ -14,7 +14,7 @@ ARGS ?=##              further options of train and evaluate, as in ARGS="--atta
 DATA_ROOT ?=##         folder with the images (SCALE=photos and paper)
 RESULTS ?= results##   where measurements and checkpoints go
 SET ?=##               parameters of the notebook, as in SET="name=value name=value"
-DEVICE ?=##            cpu | cpu2 (two processes) | gpu | gpus (one process each); gpu where one is seen, else cpu
+DEVICE ?=##            cpus (a process per core) | cpu | cpu2 | gpu | gpus (a process each); gpu where one is seen, else cpus
 GPUS ?=##              how many with DEVICE=gpus; all by default
 LAUNCH ?=##            what starts a script instead, as in LAUNCH="srun accelerate launch" (shared/experiment/launch/README.md)
 PYTHON ?=##            the Python 3.11 that makes .venv
@@ -26,7 +26,7 @@ KNOBS := SCALE SEEDS ARGS DATA_ROOT RESULTS SET DEVICE GPUS LAUNCH PYTHON VENV S
 $(foreach v,$(KNOBS),$(if $(filter file,$(origin $v)),$(eval $v := $(strip $(value $v)))))
 
 SCALES  := smoke cpu photos paper
-DEVICES := cpu cpu2 gpu gpus
+DEVICES := cpu cpu2 cpus gpu gpus
 PAPERS  := $(patsubst papers/%/train.py,%,$(sort $(wildcard papers/*/train.py)))
 
 # ---- mistakes, one sentence each -------------------------------------------------------------------------------------------
@@ -52,10 +52,12 @@ STAMP = $(VENV)/.complete
 find_python = for p in python3.11 python3 python; do "$$p" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo "$$p" && break; done
 python311   = $(or $(PYTHON),$(shell $(find_python)),$(error Python 3.11 was not found; install it or name it with PYTHON=/path/to/python3.11))
 seen_gpus   = $(shell nvidia-smi -L 2>/dev/null | grep -c '^GPU ')
-device      = $(or $(DEVICE),$(if $(filter-out 0,$(seen_gpus)),gpu,cpu))
+device      = $(or $(DEVICE),$(if $(filter-out 0,$(seen_gpus)),gpu,cpus))
 processes   = $(or $(GPUS),$(if $(filter-out 0 1,$(seen_gpus)),$(seen_gpus),$(error DEVICE=gpus needs at least two GPUs and $(seen_gpus) can be seen; use DEVICE=gpu or cpu)))
 launch      = $(or $(LAUNCH),$(call launch_on,$(device)))
-launch_on   = $(PY) -m shared.experiment.launch --config_file shared/experiment/launch/$1.yaml$(if $(filter gpus,$1), --num_processes $(processes))
+# small models gain more from a process per core than from threads; eight are enough to wait for the longest task
+cores       = $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); [ $$n -gt 8 ] && n=8; echo $$n)
+launch_on   = $(PY) -m shared.experiment.launch --config_file shared/experiment/launch/$(if $(filter cpus,$1),$(if $(filter 1,$(cores)),cpu,cpu2),$1).yaml$(if $(filter cpus,$1), --num_processes $(cores))$(if $(filter gpus,$1), --num_processes $(processes))
 options     = --scale $(SCALE)$(if $(SEEDS), --seeds $(SEEDS))$(if $(DATA_ROOT), --data-root $(call quote,$(DATA_ROOT))) --results $(call quote,$(RESULTS))
 page        = $(PY) -m shared.report.page $1 --scale $(SCALE) --results $(call quote,$(RESULTS))$(foreach s,$(SET), --set $(call quote,$s))
 

@@ -59,8 +59,12 @@ def place(tmp_path):
     return Place(tmp_path)
 
 
-def run(paper: str, script: str, options: str = "--scale cpu --results results", device: str = "cpu") -> str:
-    return f"{LAUNCH.format(device)} -m papers.{paper}.{script} {options}".strip()
+CORES = min(8, os.cpu_count())
+BY_DEFAULT = f"{LAUNCH.format('cpu2')} --num_processes {CORES}" if CORES > 1 else f"{LAUNCH.format('cpu')} --num_processes 1"
+
+
+def run(paper: str, script: str, options: str = "--scale cpu --results results", device: str = "cpus") -> str:
+    return f"{BY_DEFAULT if device == 'cpus' else LAUNCH.format(device)} -m papers.{paper}.{script} {options}".strip()
 
 
 def page(paper: str, options: str = "--scale cpu --results results") -> str:
@@ -146,7 +150,7 @@ def test_the_launcher_can_be_swapped(place):
     (["SEEDS=0,1"], 'not "0,1"'),
     (["SEEDS=-1"], 'not "-1"'),
     (["GPUS=two"], 'not "two"'),
-    (["DEVICE=tpu"], "there is no DEVICE=tpu; choose one of: cpu cpu2 gpu gpus"),
+    (["DEVICE=tpu"], "there is no DEVICE=tpu; choose one of: cpu cpu2 cpus gpu gpus"),
     (["RESULTS="], "RESULTS is empty"),
     (["SET=digits"], 'SET takes name=value, not "digits"'),
 ])  # fmt: skip
@@ -255,7 +259,7 @@ def test_pytest_and_tools_take_arguments(place):
     place.make("bench", "ARGS=--quick")
     assert place.calls == ["-m shared.bench --quick"]
     place.make("zoo", "ARGS=--seed 1")
-    assert place.calls == [f"{LAUNCH.format('cpu')} -m shared.training.pretrain --seed 1"]
+    assert place.calls == [f"{BY_DEFAULT} -m shared.training.pretrain --seed 1"]
 
 
 def test_results_are_deleted_only_when_sure(place):

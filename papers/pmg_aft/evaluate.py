@@ -24,10 +24,9 @@ def main() -> None:
     from papers.pmg_aft.cells import CLIP, cells
     from papers.pmg_aft.measure import Measurer
     from papers.pmg_aft.models import Bench
-    from shared.experiment.share import quiet_threads, share
+    from shared.experiment.share import share
 
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    quiet_threads(accelerator.num_processes)
     began, main_process = time.monotonic(), accelerator.is_main_process
     measurer = Measurer(Bench(config, scale, accelerator.device))
     todo = cells(config)

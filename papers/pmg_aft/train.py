@@ -23,10 +23,9 @@ def main() -> None:
 
     from papers.pmg_aft.models import Bench, pretrain_base
     from papers.pmg_aft.runs import cost, runs
-    from shared.experiment.share import quiet_threads, share
+    from shared.experiment.share import share
 
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    quiet_threads(accelerator.num_processes)
     bench = Bench(config, scale, accelerator.device)
     if config.model.pretrained == "pretrain":
         pretrain_base(bench, accelerator)

@@ -15,13 +15,3 @@ def share(tasks: Sequence[Task], cost: Callable[[Task], float], rank: int, world
         if least == rank:
             mine.append(task)
     return mine
-
-
-def quiet_threads(world: int) -> None:
-    """Give each process its part of the cores, once, before any heavy work."""
-    import os
-
-    import torch
-
-    if "OMP_NUM_THREADS" not in os.environ or world > 1:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))
