@@ -30,6 +30,7 @@ class Measurer:
     def __init__(self, bench: Bench):
         self.bench, self.config = bench, bench.config
         self.store = Store(self.config.results / bench.scale / "pmg_aft")
+        self._chosen: dict[tuple[str, int], list[int]] = {}
         self._pictures: dict[tuple[str, int], tuple] = {}
         self._sanity: dict[tuple, dict] = {}
         self._weights: dict[tuple, str] = {}
@@ -94,12 +95,17 @@ class Measurer:
         """The model as it is judged: with the mean/std it was trained with, and the temperature of the pre-trained model."""
         return self.bench.victim(self.bench.data(cell.spec), visual, "clip" if cell.run is None else cell.run.face.norm)
 
+    def chosen(self, spec: str, n: int) -> list[int]:
+        """Indices of the test pictures of a set: a class-balanced choice that is the same for every model, made once."""
+        if (spec, n) not in self._chosen:
+            self._chosen[spec, n] = subset(self.bench.data(spec), n or None, 0)
+        return self._chosen[spec, n]
+
     def pictures(self, spec: str, n: int):
-        """(x, y, indices) of the test pictures of a set: a class-balanced choice that is the same for every model."""
+        """(x, y, indices) of the chosen test pictures of a set."""
         if (spec, n) not in self._pictures:
-            data = self.bench.data(spec)
-            indices = subset(data, n or None, 0)
-            x, y = data.__getitems__(indices)
+            indices = self.chosen(spec, n)
+            x, y = self.bench.data(spec).__getitems__(indices)
             if len(indices) * x[0].numel() > 2**28:  # a large set is read again when it is wanted again
                 return x, y, indices
             self._pictures[spec, n] = (x, y, indices)
@@ -107,8 +113,7 @@ class Measurer:
 
     def _correct(self, cell: Cell, visual) -> np.ndarray:
         victim, device = self._victim(cell, visual), self.bench.device
-        data, indices = self.bench.data(cell.spec), None
-        indices = subset(data, cell.n or None, 0)
+        data, indices = self.bench.data(cell.spec), self.chosen(cell.spec, cell.n)
         out = []
         step = max(self.config.attack.batch, 1) if cell.strength.kind != "auto" else len(indices)
         held = self.pictures(cell.spec, cell.n) if len(indices) <= 4096 else None
