@@ -238,7 +238,7 @@ def _render_block(s: Scenes, domain: Domain, size: int) -> np.ndarray:
     if domain.texture:
         picture = _texture(picture, s, px, py)
     for k in range(domain.clutter):
-        _speck(picture, s, k, px, py, size)
+        _speck(picture, s, k, pixel)
     dark = BACKGROUND_RGB[s.background].mean(1) < 0.45
     window = np.minimum(np.ceil(2.4 * s.radius * size / 32).astype(int) + 2, size)  # only the surroundings of an object are computed
     for k in range(int(s.n_objects.max(initial=0))):
@@ -247,19 +247,35 @@ def _render_block(s: Scenes, domain: Domain, size: int) -> np.ndarray:
         for value in np.unique(group[group >= 0]):
             rows = np.flatnonzero(group == value)
             _draw(picture, rows, k, s, int(value) // 1000, dark, jitter, pixel, int(window[rows, k].max()), domain.outline)
-    if domain.grey:
-        picture[:] = np.tensordot(np.array((0.299, 0.587, 0.114), f), picture, (0, 1))[:, None]
-    # light falling from one side, and sensor noise: a hash per pixel, 21 bits a channel
-    light = uniforms(0, s.noise, 1, 3).astype(f)[:, :, None, None]
+    for start in range(0, len(s), 32):  # few enough pictures to stay in the cache through all of it
+        _expose(picture[start:start + 32], s.noise[start:start + 32], domain, px, py)
+    return picture
+
+
+def _expose(picture, noise, domain, px, py):
+    """What happens to the whole picture, in place: grey, light falling from one side, sensor noise, contrast, eight bits as a photograph has."""
+    f = np.float32
+    if domain.grey:  # written out: a matrix product rounds differently in batches of different size
+        picture[:] = (f(0.299) * picture[:, 0] + f(0.587) * picture[:, 1] + f(0.114) * picture[:, 2])[:, None]
+    light = uniforms(0, noise, 1, 3).astype(f)[:, :, None, None]
     slope = ((light[:, 0] - 0.5) * (px / 16 - 1) + (light[:, 1] - 0.5) * (py / 16 - 1)) * f(0.16) + f(0.94) + light[:, 2] * f(0.06)
     picture *= slope[:, None]
-    words = _mix(s.noise[:, None] + np.arange(1, size * size + 1, dtype=np.uint64) * np.uint64(_GOLDEN))
+    size = picture.shape[-1]
+    words = _mix(noise[:, None] + np.arange(1, size * size + 1, dtype=np.uint64) * np.uint64(_GOLDEN))  # a hash per pixel, 21 bits a channel
     for channel in range(3):
         bits = ((words >> np.uint64(21 * channel)) & np.uint64(0x1FFFFF)).astype(f)
-        picture[:, channel] += ((bits * f(2.0**-20) - 1) * f(0.03)).reshape(len(s), size, size)
+        bits *= f(2.0**-20)
+        bits -= 1
+        bits *= f(0.03)
+        picture[:, channel] += bits.reshape(-1, size, size)
     if domain.contrast != 1.0:
-        picture = 0.5 + f(domain.contrast) * (picture - f(0.5))
-    return np.rint(np.clip(picture, 0, 1) * f(255)) / f(255)  # eight bits, as a photograph has
+        picture -= f(0.5)
+        picture *= f(domain.contrast)
+        picture += f(0.5)
+    np.clip(picture, 0, 1, out=picture)
+    picture *= f(255)
+    np.rint(picture, out=picture)
+    picture /= f(255)
 
 
 def _draw(picture, rows, k, s, shape, dark, jitter, pixel, window, outline):
@@ -302,8 +318,16 @@ def _texture(picture, s, px, py):
     return picture + (wave * np.float32(0.13))[:, None]
 
 
-def _speck(picture, s, k, px, py, size):
-    u = uniforms(0, s.noise, 16 + k, 4).astype(np.float32)[:, :, None, None]
-    distance = np.sqrt((px - 32 * u[:, 0]) ** 2 + (py - 32 * u[:, 1]) ** 2) - (1.2 + 1.3 * u[:, 2])
-    cover = np.clip(0.5 - distance * np.float32(size / 32), 0, 1)[:, None]
-    picture += cover * (0.25 + 0.5 * u[:, 3:4] - picture)
+def _speck(picture, s, k, pixel):
+    """A grey disc of 1.2 to 2.5 pixels at a random place, drawn inside the window it can reach."""
+    size, f = len(pixel), np.float32
+    u = uniforms(0, s.noise, 16 + k, 4).astype(f)[:, :, None, None]
+    x, y = 32 * u[:, 0], 32 * u[:, 1]
+    window = min(int(np.ceil(6 * size / 32)) + 3, size)
+    left, top = (np.clip((c[:, 0, 0] * (size / 32) - window / 2).astype(int), 0, size - window)[:, None] + np.arange(window) for c in (x, y))
+    distance = np.sqrt((pixel[left][:, None, :] - x) ** 2 + (pixel[top][:, :, None] - y) ** 2) - (1.2 + 1.3 * u[:, 2])
+    cover = np.clip(0.5 - distance * f(size / 32), 0, 1)
+    grey = 0.25 + 0.5 * u[:, 3]
+    for row in range(len(picture)):
+        view = picture[row, :, top[row, 0]:top[row, 0] + window, left[row, 0]:left[row, 0] + window]
+        view += cover[row] * (grey[row] - view)
