@@ -79,9 +79,14 @@ class Store:
             return None
 
     def fresh(self, name: str, key: str) -> bool:
-        """Whether the measurement exists, was made under `key`, and its per-example values are there."""
+        """Whether the measurement exists, was made under `key`, and its per-example values can be read."""
         found = self.load(name)
-        return found is not None and found.key == key and self._path(name, ".npz").is_file()
+        if found is None or found.key != key:
+            return False
+        try:
+            return len(found.values) == found.n
+        except UserError:  # missing or damaged: measured again
+            return False
 
     def save(self, measurement: Measurement) -> None:
         """Write values first, then the JSON that vouches for them: an interrupt between the two leaves the old key, so it is measured again."""
@@ -105,19 +110,23 @@ class Store:
                             "first.") from error
 
     def planned(self) -> list[Measurement]:
-        """Those measurements of the last plan that exist under the planned key."""
-        wanted = self.plan()["slugs"]
-        found = (self.load(name) for name in wanted)
-        return [m for m in found if m is not None and m.key == wanted[m.slug]]
+        """Those measurements of the last plan that exist under the planned key, with the tags that the plan gives them: a measurement that
+        another configuration left behind may be the same number in another place."""
+        plan = self.plan()
+        found = ((self.load(name), name, key) for name, key in plan["slugs"].items())
+        tags = plan.get("tags", {})
+        return [replace(m, slug=name, tags=tags.get(name, m.tags)) for m, name, key in found if m is not None and m.key == key]
 
     def write_gates(self, gates: list[dict]) -> None:
         """Record gates: [{"name", "value", "threshold", "sense": ">=" or "<=", "passed", "detail"}]."""
         write_json(self.root / "gates.json", gates)
 
     def gates(self) -> list[dict]:
-        """The recorded gates, [] if there are none."""
-        path = self.root / "gates.json"
-        return json.loads(path.read_text()) if path.is_file() else []
+        """The recorded gates, [] if there are none (or their file is damaged: they are then measured again)."""
+        try:
+            return json.loads((self.root / "gates.json").read_text())
+        except (OSError, ValueError):
+            return []
 
 
 def gate(name: str, value: float, threshold: float, sense: str, detail: str = "") -> dict:
