@@ -42,8 +42,10 @@ class Measurer:
         a, s = self.config.attack, cell.strength
         how = None
         if s is not None and s.kind != "clean":
-            how = [s.kind, a.eps * s.multiple, s.steps or a.steps, a.ratio, a.seed, a.sanity_n]
+            how = [s.kind, a.eps * s.multiple, s.steps or a.steps, a.ratio, a.seed]
             how += {"cw": [a.kappa], "auto": [a.auto_steps, a.auto_targets, a.auto_queries]}.get(s.kind, [])
+            if cell.kind == "accuracy":  # the sanity checks stand beside it
+                how += [a.sanity_n, a.eps, a.steps, self.bench.data(self.config.data.seen).version]
         data = [self.bench.data(cell.spec).version, cell.n] if cell.spec else [self.config.sweeps.cost_steps]
         face = None if cell.run is None else [cell.run.face.norm, cell.run.face.temperature]
         return digest([CODE, cell.kind, self._model(cell), data, how, face, cell.point, cell.step])
@@ -192,7 +194,8 @@ class Measurer:
     def gates(self, write: bool) -> list[dict]:
         """What must hold of the pre-trained model (config.Gates); the main process records it. Measured again only if it may have changed."""
         g, data = self.config.gates, self.config.data
-        key = digest([CODE, plain(g), plain(self.config.attack), self.bench.base, [self.bench.data(s).version for s in (data.seen, *data.zero_shot)]])
+        key = digest([CODE, plain(g), plain(self.config.attack), self.bench.base, data.n,
+                      [self.bench.data(s).version for s in (data.seen, *data.zero_shot)]])
         known = self.store.gates()
         if known and known[0].get("key") == key:
             return known
