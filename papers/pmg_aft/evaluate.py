@@ -18,15 +18,13 @@ def main() -> None:
 
     scale, config = parse(PRESETS, __doc__, check=check)
 
-    import torch
-    from accelerate import Accelerator
-
     from papers.pmg_aft.cells import CLIP, cells
     from papers.pmg_aft.measure import Measurer
     from papers.pmg_aft.models import Bench
+    from shared.experiment.share import accelerator as start
     from shared.experiment.share import share
 
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    accelerator = start()
     began, main_process = time.monotonic(), accelerator.is_main_process
     measurer = Measurer(Bench(config, scale, accelerator.device))
     todo = cells(config)
@@ -37,8 +35,10 @@ def main() -> None:
     stale = [cell for cell in todo if not measurer.store.fresh(cell.slug(), keys[cell.slug()])]
     if main_process:
         print(f"evaluation: {len(todo)} measurements, {len(todo) - len(stale)} already there", flush=True)
+    accelerator.wait_for_everyone()  # all have the same list of what is missing before anyone adds to it
     # the gate's own cells, one share each; everyone waits, for the gates read all of them
-    gate_models = _by_model([c for c in stale if c.method == CLIP and c.kind == "accuracy" and c.strength.name in ("clean", "pgd")], single=True)
+    of_gates = [c for c in stale if c.method == CLIP and c.kind == "accuracy" and c.strength.name in ("clean", "pgd")]
+    gate_models = _by_model(of_gates, single=True)
     for group in share(gate_models, measurer.cost, accelerator.process_index, accelerator.num_processes):
         measurer.measure(group)
     accelerator.wait_for_everyone()
@@ -47,7 +47,7 @@ def main() -> None:
         names = "; ".join(f"{g['name']} is {g['value']:.3f}, must be {g['sense']} {g['threshold']:.3f}" for g in failed)
         raise UserError(f"no defence is measured, because the undefended model does not pass its gates: {names}. "
                         "Use a better pre-trained model or an ε that breaks it (--attack.eps).")
-    groups = _by_model([c for c in stale if not measurer.store.fresh(c.slug(), keys[c.slug()])])
+    groups = _by_model([c for c in stale if c not in of_gates])
     mine = share(groups, measurer.cost, accelerator.process_index, accelerator.num_processes)
     for k, group in enumerate(mine, 1):
         started = time.monotonic()

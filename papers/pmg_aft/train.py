@@ -18,20 +18,19 @@ def main() -> None:
 
     scale, config = parse(PRESETS, __doc__, check=check)
 
-    import torch
-    from accelerate import Accelerator
-
     from papers.pmg_aft.models import Bench, pretrain_base
     from papers.pmg_aft.runs import cost, runs
+    from shared.experiment.share import accelerator as start
     from shared.experiment.share import share
 
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    accelerator = start()
     bench = Bench(config, scale, accelerator.device)
     if config.model.pretrained == "pretrain":
         pretrain_base(bench, accelerator)
     todo = [run for run in runs(config) if not _done(bench, run)]
     if accelerator.is_main_process:
         print(f"training: {len(runs(config))} runs, {len(runs(config)) - len(todo)} already there", flush=True)
+    accelerator.wait_for_everyone()  # all have the same list of what is missing before anyone adds to it
     mine = share(todo, cost, accelerator.process_index, accelerator.num_processes)
     for k, run in enumerate(mine, 1):
         began = time.monotonic()
