@@ -17,7 +17,7 @@ def fraction(text: str) -> float:
     """'2/255' or '0.01' -> float. Raises ValueError for anything else."""
     try:
         return float(Fraction(text))
-    except (ValueError, ZeroDivisionError) as error:
+    except (ValueError, ZeroDivisionError, OverflowError) as error:
         raise ValueError(f"{text!r} is not a number such as 2/255 or 0.01") from error
 
 
@@ -48,7 +48,7 @@ def parse(presets: Mapping[str, Config], description: str, argv: Sequence[str] |
     import tyro
 
     argv = list(sys.argv[1:] if argv is None else argv)
-    first = argparse.ArgumentParser(add_help=False)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--scale", default="cpu")
     known, rest = first.parse_known_args(argv)
     if known.scale not in presets:
