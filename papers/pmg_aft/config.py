@@ -40,6 +40,8 @@ class Data:
     source: Source = field(default_factory=Source)
     n: int = 128
     """Test pictures per set (0: all)."""
+    label: str = ""
+    """What to call the pictures on the page, e.g. "CIFAR-10 (JPEG copy)"."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ class Config:
 
 _SMALL = Tuning(steps=40, batch=64, lr=1e-3, warmup=5)
 _CPU = Config(tuning=_SMALL, fare=replace(_SMALL, optimizer="adamw", lr=1e-3, weight_decay=1e-4))
-_PHOTO_TUNING = Tuning(steps=300, batch=128, lr=1e-3, warmup=50, every=100)
+_PHOTO_TUNING = Tuning(steps=100, batch=64, lr=1e-3, warmup=10)
 
 PRESETS = {
     "smoke": replace(
@@ -162,10 +164,10 @@ PRESETS = {
     "cpu": _CPU,
     "photos": Config(
         model=Model("photos-vit-s8", "pretrain", ContrastiveConfig(steps=6000, batch=128, lr=1e-3, warmup=300, every=200)),
-        data=Data("folder:seen", "folder:seen", ("folder:unseen", "folder:all"), (), ("folder:all",), Source(size="32"), n=500),
-        attack=Attack(eps=1 / 255, auto_n=100, sanity_n=48),
-        tuning=_PHOTO_TUNING, fare=replace(_PHOTO_TUNING, optimizer="adamw", lr=1e-4, weight_decay=1e-4),
-        sweeps=Sweeps(alphas=(0.0, 1.0), betas=(0.0, 1.0), curve=(0, 50, 150), curve_n=100, test_batch_n=256),
+        data=Data("folder:seen", "folder:seen", ("folder:unseen",), ("folder:all",), ("folder:all",), Source(size="32"), n=300),
+        attack=Attack(eps=1 / 255, auto_n=60, sanity_n=48),
+        tuning=_PHOTO_TUNING, fare=replace(_PHOTO_TUNING, optimizer="adamw", lr=1e-3, weight_decay=1e-4),
+        sweeps=Sweeps(curve=(0, 10, 25, 50), curve_n=100, test_batch_n=256),
         gates=Gates(clean=0.70, times_chance=3.0, zero_shot_margin=0.30)),
     "paper": Config(
         model=Model("ViT-B-32-quickgelu", "openai"),

@@ -33,6 +33,8 @@ def _rows(names=METHODS) -> dict[str, dict]:
 
 
 def _by_set(results, attack: str, caption: str):
+    label = results.config["data"].get("label")
+    caption += f" Pictures: {label}." if label else ""
     return tables.from_results(results, _rows(), _columns(results), common={"kind": "accuracy", "attack": attack}, caption=caption)
 
 
