@@ -112,9 +112,9 @@ def questions(s: Scenes, seed: int, indices) -> list[tuple[str, str]]:
         shape = SHAPES[s.shape[i, 0]]
         if kind == "yes-no":
             true = dice.chance(0.5)
-            colour = s.colour[i, 0] if true else (s.colour[i, :s.n_objects[i]].sum() + 1 + int(dice.pick(range(7)))) % len(COLOURS)
-            present = any((s.colour[i, k], s.shape[i, k]) == (colour, s.shape[i, 0]) for k in range(s.n_objects[i]))
-            pairs.append((_QUESTIONS[kind].format(guess=article(f"{COLOURS[colour]} {shape}")), "yes" if present else "no"))
+            # another colour makes it wrong: if there is a second object of another colour, it is also of another shape
+            colour = (s.colour[i, 0] + (0 if true else 1 + dice.pick(range(len(COLOURS) - 1)))) % len(COLOURS)
+            pairs.append((_QUESTIONS[kind].format(guess=article(f"{COLOURS[colour]} {shape}")), "yes" if true else "no"))
             continue
         noun = plural(shape) if s.kind[i] == 1 else shape
         text = _QUESTIONS[kind].format(shape=noun)
@@ -125,8 +125,8 @@ def questions(s: Scenes, seed: int, indices) -> list[tuple[str, str]]:
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words of a text; punctuation is dropped, hyphens stay."""
-    return re.findall(r"[a-z0-9][a-z0-9\-']*", text.lower())
+    """Lower-case words of a text, letters and digits of any script; punctuation is dropped, hyphens and apostrophes inside a word stay."""
+    return re.findall(r"[^\W_]+(?:[-'’][^\W_]+)*", text.lower())
 
 
 def _vocabulary() -> tuple[str, ...]:

@@ -17,7 +17,8 @@ from shared.errors import UserError
 from shared.files import digest
 
 _ONE = (1.0, 0.0, 0.0)
-_SEEDS = {"train": 1, "test": 2, "validation": 3, "pretrain": 4}  # disjoint streams of pictures
+_SEEDS = {"train": 1, "test": 2, "validation": 3}  # disjoint streams of pictures …
+_PAIRS = 4  # … and that of the caption pairs
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,14 @@ SETS: dict[str, LabelSpace] = {
 ZERO_SHOT = tuple(name for name in SETS if name not in (FINE_TUNING, HOLD_OUT))
 
 
+def _inside(indices, data) -> np.ndarray:
+    """The indices as an array. There would be a picture for any number: without this a loop over a set would never end."""
+    indices = np.asarray(indices, np.int64).reshape(-1)
+    if len(indices) and not (indices.min() >= 0 and indices.max() < len(data)):
+        raise IndexError(f"there are {len(data)} pictures, 0 … {len(data) - 1}")
+    return indices
+
+
 class SceneSet(LabelledImages):
     """One labelled set of scenes: picture i has class i mod K, so every prefix of it is as balanced as can be.
 
@@ -124,8 +133,8 @@ class SceneSet(LabelledImages):
         return sample(self._seed, indices, self.space.domain, **given)
 
     def __getitems__(self, indices) -> tuple[Tensor, Tensor]:
-        """Pictures (N, 3, size, size) in [0, 1] and labels (N,)."""
-        indices = np.asarray(indices, np.int64)
+        """Pictures (N, 3, size, size) in [0, 1] and labels (N,). Raises IndexError outside 0 … n − 1."""
+        indices = _inside(indices, self)
         x = render(self.scenes(indices), self.space.domain, self.size)
         return torch.from_numpy(x), torch.from_numpy(indices % len(self._combos))
 
@@ -138,7 +147,7 @@ class ScenePairs(torch.utils.data.Dataset):
     """Pictures with captions, to pre-train on: item i is a function of (seed, i), and there is no end to them but `n`."""
 
     def __init__(self, n: int, size: int = 32, seed: int = 0):
-        self.n, self.size, self._seed = n, size, _SEEDS["pretrain"] + 1000 * seed
+        self.n, self.size, self._seed = n, size, _PAIRS + 1000 * seed
         self.domain = Domain()
         self.version = digest([VERSION, "pairs", size, self._seed])[:16]
 
@@ -146,7 +155,8 @@ class ScenePairs(torch.utils.data.Dataset):
         return self.n
 
     def __getitems__(self, indices) -> tuple[Tensor, list[str]]:
-        """Pictures (N, 3, size, size) in [0, 1] and N captions."""
+        """Pictures (N, 3, size, size) in [0, 1] and N captions. Raises IndexError outside 0 … n − 1."""
+        indices = _inside(indices, self)
         scenes = sample(self._seed, indices, self.domain)
         return torch.from_numpy(render(scenes, self.domain, self.size)), captions(scenes, self._seed, indices)
 
