@@ -3,6 +3,7 @@
 L = ½·(CE(s·I Tᵀ, diagonal) + CE(s·T Iᵀ, diagonal)), I and T the unit embeddings of the batch, s = exp(logit_scale) ≤ 100 (Radford et al. 2021).
 """
 
+import functools
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from shared.errors import UserError
 from shared.models.victim import Pixels, image_size
 from shared.training.loop import Fit
 
@@ -58,10 +60,14 @@ def pretrain(clip: nn.Module, pairs, config: ContrastiveConfig, accelerator, che
 
     pairs: a data set whose `__getitems__(indices)` gives pictures (N, 3, H, W) and N captions, at least steps × batch long (or read in epochs of a
     permutation that is a function of the epoch). augment(x, step, indices): optional, on pictures. Every process takes its share of each batch.
+    Raises UserError if the batch is no multiple of the number of processes.
     """
     import open_clip
 
     rank, world = accelerator.process_index, accelerator.num_processes
+    if min(config.batch, len(pairs)) % world:
+        raise UserError(f"{name}: a batch of {min(config.batch, len(pairs))} pairs has no equal shares for {world} processes: change the batch "
+                        "size or the number of processes.")
     model = accelerator.prepare(PixelCLIP(clip.train()))
     loss_fn = open_clip.ClipLoss(local_loss=world > 1, gather_with_grad=world > 1, rank=rank, world_size=world)
     optimizer = adamw(clip, config.lr, config.weight_decay)
@@ -89,5 +95,9 @@ def batch_indices(n: int, batch: int, step: int, seed: int = 0) -> list[int]:
     epoch, position = divmod(step, per_epoch)
     if n > 2_000_000:  # an endless set: read it in order
         return [(step * batch + i) % n for i in range(batch)]
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(1_000_003 * seed + epoch))
-    return order[position * batch:(position + 1) * batch].tolist()
+    return _order(n, seed, epoch)[position * batch:(position + 1) * batch].tolist()
+
+
+@functools.lru_cache(maxsize=2)  # a permutation of a million takes as long as reading a batch
+def _order(n: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(n, generator=torch.Generator().manual_seed(1_000_003 * seed + epoch))

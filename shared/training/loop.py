@@ -72,6 +72,7 @@ class Fit:
                 self._save(step + 1)
                 if not sys.stderr.isatty():
                     print(f"{self.name}: step {step + 1}/{self.steps}, loss {float(loss.detach()):.3f}, {time.monotonic() - began:.0f} s", flush=True)
+        self.optimizer.zero_grad(set_to_none=True)  # nothing is left behind for whoever uses the model next
         value = float(loss.detach()) if self.steps > start else 0.0
         if not math.isfinite(value):
             raise UserError(f"{self.name}: the loss became {value} after {self.steps} steps: lower the learning rate.")
