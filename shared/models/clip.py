@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from shared.data.language import VOCABULARY, words
 from shared.errors import UserError
-from shared.files import atomic_path
+from shared.files import write_atomic
 
 CONFIGS = Path(__file__).parent / "configs"
 MEAN_STD = {
@@ -42,7 +43,7 @@ class PatchEmbedding(nn.Conv2d):
 class WordTokenizer:
     """Words to numbers for the small text towers: 0 pads, 1 starts, 2…V+1 are words, V+2 (the largest, where open_clip pools) ends a text.
 
-    Raises UserError for a word outside the vocabulary and for a text longer than the context.
+    Words are those of `shared.data.language.words`. Raises UserError for one outside the vocabulary and for a text longer than the context.
     """
 
     def __init__(self, vocabulary: Sequence[str], context_length: int):
@@ -58,14 +59,14 @@ class WordTokenizer:
         texts = [texts] if isinstance(texts, str) else list(texts)
         out = torch.zeros((len(texts), self.context_length), dtype=torch.long)
         for row, text in zip(out, texts, strict=True):
-            words = text.lower().replace(".", " ").replace(",", " ").replace("?", " ").split()
-            unknown = [w for w in words if w not in self._number]
+            said = words(text)
+            unknown = [w for w in said if w not in self._number]
             if unknown:
                 raise UserError(f"the text {text!r} has the word {unknown[0]!r}, which this small model was not trained on: "
                                 "use its own words (see `vocabulary` in the model's config), or a model with a full tokenizer.")
-            if len(words) + 2 > self.context_length:
-                raise UserError(f"the text {text!r} has {len(words)} words; this model reads at most {self.context_length - 2}: shorten it.")
-            row[: len(words) + 2] = torch.tensor([1, *(self._number[w] for w in words), self.size - 1])
+            if len(said) + 2 > self.context_length:
+                raise UserError(f"the text {text!r} has {len(said)} words; this model reads at most {self.context_length - 2}: shorten it.")
+            row[: len(said) + 2] = torch.tensor([1, *(self._number[w] for w in said), self.size - 1])
         return out
 
 
@@ -78,23 +79,35 @@ def small_config(name: str) -> dict | None:
 def create_clip(name: str, pretrained: str | Path | None = None, vocabulary: Sequence[str] | None = None) -> nn.Module:
     """An open_clip CLIP in fp32 and eval mode; `model.tokenizer` goes with it.
 
+    Random initial weights are a function of torch's global generator, which is left as it was found: `torch.manual_seed` first for other ones.
     vocabulary: the words of a small model's text tower (default: those its checkpoint was trained on, else those of the scenes world).
     Raises UserError for an unknown name, weights that do not fit the model, or a file that is missing, truncated or not a plain checkpoint.
     """
-    config = small_config(name)
-    if config is None:
-        return _open_clip(name, pretrained)
+    with torch.random.fork_rng(devices=[]):  # a model is initialised at random even where its weights are then loaded
+        config = small_config(name)
+        return _open_clip(name, pretrained) if config is None else _small(config, pretrained, vocabulary)
+
+
+def _small(config: dict, pretrained, vocabulary) -> nn.Module:
     import open_clip
 
     if pretrained is not None and vocabulary is None:
-        vocabulary = json.loads(read_metadata(pretrained).get("vocabulary", "null"))
-    if vocabulary is None:
-        from shared.data.language import VOCABULARY as vocabulary
-    tokenizer = WordTokenizer(vocabulary, config["text_cfg"]["context_length"])
+        vocabulary = _stored_vocabulary(pretrained)
+    tokenizer = WordTokenizer(VOCABULARY if vocabulary is None else vocabulary, config["text_cfg"]["context_length"])
     model = open_clip.CLIP(**{**config, "text_cfg": {**config["text_cfg"], "vocab_size": tokenizer.size}})
     if pretrained is not None:
         _load(model, read_weights(pretrained), pretrained)
     return _finish(model, tokenizer)
+
+
+def _stored_vocabulary(path) -> list[str] | None:
+    try:
+        vocabulary = json.loads(read_metadata(path).get("vocabulary", "null"))
+        if vocabulary is None or (isinstance(vocabulary, list) and all(isinstance(w, str) for w in vocabulary)):
+            return vocabulary
+    except json.JSONDecodeError:
+        pass
+    raise UserError(f"the checkpoint {path} has a vocabulary that is not a list of words: it is damaged; get or make it again.")
 
 
 def _open_clip(name: str, pretrained) -> nn.Module:
@@ -108,7 +121,7 @@ def _open_clip(name: str, pretrained) -> nn.Module:
         raise UserError(f"there is no CLIP model named {name!r}; near names: {near}.")
     if pretrained == "openai" and not name.endswith("-quickgelu") and f"{name}-quickgelu" in known:
         raise UserError(f"OpenAI's weights were trained with the quick GELU: use the model name {name}-quickgelu.")
-    local = pretrained is not None and Path(pretrained).suffix in (".safetensors", ".pt", ".bin", ".pth")
+    local = pretrained is not None and (Path(pretrained).suffix in (".safetensors", ".pt", ".bin", ".pth") or Path(pretrained).is_file())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -155,8 +168,13 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     except Exception as error:
         raise UserError(f"the checkpoint {path} cannot be read ({type(error).__name__}): it is truncated, damaged or not a plain file of tensors; "
                         "get or make it again.") from error
-    state = state.get("state_dict", state)
-    return {k.removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    state = state if isinstance(state, dict) else {}
+    tensors = {k.removeprefix("module."): v for k, v in state.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    if not tensors:
+        raise UserError(f"the checkpoint {path} holds no named tensors: give a state dict, or a file with one under `state_dict`.")
+    return tensors
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
@@ -183,8 +201,15 @@ def save_clip(model: nn.Module, path: str | Path) -> None:
 
 
 def save_tensors(tensors: dict[str, Tensor], path: str | Path, metadata: dict[str, str] | None = None) -> None:
-    """Write tensors as .safetensors, atomically; the file is equal for equal tensors."""
-    from safetensors.torch import save_file
+    """Write tensors as .safetensors, atomically; the file is equal for equal tensors and metadata."""
+    from safetensors.torch import save
 
-    with atomic_path(path) as temporary:
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, metadata or None)
+    content = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata or None)
+    if metadata and len(metadata) > 1:  # the library writes metadata in an order that differs from call to call
+        end = 8 + int.from_bytes(content[:8], "little")
+        header = json.loads(content[8:end])
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        line = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        line += b" " * (-len(line) % 8)
+        content = len(line).to_bytes(8, "little") + line + content[end:]
+    write_atomic(path, content)

@@ -15,7 +15,13 @@ def card(name: str) -> dict:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.json"))) or "none yet (make zoo)"
         raise UserError(f"there is no zoo model named {name!r}; there are: {known}.")
-    return json.loads(path.read_text())
+    try:
+        content = json.loads(path.read_text())
+    except ValueError:
+        content = None
+    if not isinstance(content, dict) or "sha256" not in content:
+        raise UserError(f"the zoo card {path} is damaged: restore it with git, or train the model again with `make zoo`.")
+    return content
 
 
 def weights(name: str) -> Path:
