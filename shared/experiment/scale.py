@@ -2,9 +2,9 @@
 
 import argparse
 import dataclasses
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from fractions import Fraction
 from typing import Annotated, TypeVar
 
 from shared.errors import UserError
@@ -14,11 +14,15 @@ Config = TypeVar("Config")
 
 
 def fraction(text: str) -> float:
-    """'2/255' or '0.01' -> float. Raises ValueError for anything else."""
+    """'2/255', '0.5/255' or '0.01' -> float. Raises ValueError for anything else."""
+    top, slash, bottom = text.partition("/")
     try:
-        return float(Fraction(text))
-    except (ValueError, ZeroDivisionError, OverflowError) as error:
-        raise ValueError(f"{text!r} is not a number such as 2/255 or 0.01") from error
+        value = float(top) / (float(bottom) if slash else 1.0)
+    except (ValueError, ZeroDivisionError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{text!r} is not a number such as 2/255 or 0.01")
+    return value
 
 
 def _pixels():
