@@ -1,0 +1,185 @@
+"""The store: what is written is read back, what is stale or damaged is measured again, and nothing damaged stops a run."""
+
+import json
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from shared.errors import UserError
+from shared.experiment.store import Measurement, Store, gate, slug
+
+VALUES = np.array([1.0, 0.0, 1.0, 1.0], np.float32)
+TAGS = {"kind": "accuracy", "method": "tecoa", "set": "shape", "seed": 0}
+
+
+def measurement(name: str = "accuracy__tecoa", key: str = "k1", values=VALUES, **changes) -> Measurement:
+    facts = {"value": float(np.mean(values)), "low": 0.3, "high": 0.9, "n": len(values), "seeds": (0, 1), "unit": "share", "seconds": 1.25,
+             "tags": TAGS, "provenance": {"commit": "c" * 40}, "sanity": {"passed": True}}
+    return Measurement(name, key, **{**facts, **changes}, given=np.asarray(values))
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "cpu" / "fake")
+
+
+def test_round_trip(store):
+    store.save(measurement())
+    found = store.load("accuracy__tecoa")
+    assert found == measurement()  # every field but the values, whose place is not part of what a measurement is
+    assert found.values.dtype == VALUES.dtype
+    np.testing.assert_array_equal(found.values, VALUES)
+    assert found.seeds == (0, 1)
+
+
+def test_only_whole_files_are_left(store):
+    store.save(measurement())
+    assert sorted(p.name for p in (store.root / "measurements").iterdir()) == ["accuracy__tecoa.json", "accuracy__tecoa.npz"]
+
+
+def test_nothing_there_is_not_fresh(store):
+    assert store.load("accuracy__tecoa") is None
+    assert not store.fresh("accuracy__tecoa", "k1")
+
+
+def test_a_stale_key_is_measured_again(store):
+    store.save(measurement())
+    assert store.fresh("accuracy__tecoa", "k1")
+    assert not store.fresh("accuracy__tecoa", "k2")
+
+
+def test_saving_again_replaces(store):
+    store.save(measurement())
+    store.save(measurement(key="k2", values=np.zeros(6)))
+    assert not store.fresh("accuracy__tecoa", "k1")
+    assert store.fresh("accuracy__tecoa", "k2")
+    np.testing.assert_array_equal(store.load("accuracy__tecoa").values, np.zeros(6))
+
+
+def damage(path, how: str) -> None:
+    whole = path.read_bytes()
+    path.write_bytes({"empty": b"", "truncated": whole[: len(whole) // 2], "noise": bytes(range(256)) * 3, "other": b"[1, 2]", "null": b"null"}[how])
+
+
+@pytest.mark.parametrize("how", ["empty", "truncated", "noise", "other", "null"])
+@pytest.mark.parametrize("suffix", [".json", ".npz"])
+def test_a_damaged_file_is_measured_again(store, suffix, how):
+    store.save(measurement())
+    damage(store.root / "measurements" / f"accuracy__tecoa{suffix}", how)
+    assert not store.fresh("accuracy__tecoa", "k1")
+    store.save(measurement())
+    assert store.fresh("accuracy__tecoa", "k1")
+
+
+def test_a_flipped_bit_in_the_values_is_noticed(store):
+    store.save(measurement(values=np.arange(64.0)))
+    path = store.root / "measurements" / "accuracy__tecoa.npz"
+    content = bytearray(path.read_bytes())
+    content[content.index(np.float64(40.0).tobytes())] ^= 1
+    path.write_bytes(content)
+    assert not store.fresh("accuracy__tecoa", "k1")
+
+
+def test_a_json_with_other_fields_is_measured_again(store):
+    """As an older or newer version of the project would have written it."""
+    store.save(measurement())
+    path = store.root / "measurements" / "accuracy__tecoa.json"
+    facts = json.loads(path.read_text())
+    for changed in ({**facts, "colour": "red"}, {k: v for k, v in facts.items() if k != "value"}, {**facts, "seeds": None}):
+        path.write_text(json.dumps(changed))
+        assert not store.fresh("accuracy__tecoa", "k1")
+
+
+def test_an_interrupted_save_is_not_fresh(store, monkeypatch):
+    """Killed after the new values were written and before the new JSON was: the old key must not vouch for the new values."""
+    store.save(measurement(key="k1"))
+    monkeypatch.setattr("shared.experiment.store.write_json", lambda *_: sys.exit("killed"))
+    with pytest.raises(SystemExit):
+        store.save(measurement(key="k2", values=np.zeros(4)))
+    assert not store.fresh("accuracy__tecoa", "k1")
+    assert not store.fresh("accuracy__tecoa", "k2")
+
+
+def test_values_without_their_file_are_one_sentence(store):
+    store.save(measurement())
+    (store.root / "measurements" / "accuracy__tecoa.npz").unlink()
+    with pytest.raises(UserError, match=r"accuracy__tecoa\.npz.*measure again"):
+        _ = store.load("accuracy__tecoa").values
+
+
+def test_pickles_are_not_read(store):
+    store.save(measurement())
+    np.savez(store.root / "measurements" / "accuracy__tecoa.npz", values=np.array([{"a": 1}], dtype=object))
+    assert not store.fresh("accuracy__tecoa", "k1")
+
+
+def test_not_a_number_is_refused(store):
+    with pytest.raises(ValueError, match="JSON"):
+        store.save(measurement(value=float("nan")))
+    assert not store.fresh("accuracy__tecoa", "k1")
+
+
+def plan(slugs: dict, **more) -> dict:
+    return {"paper": "fake", "scale": "cpu", "config": {"attack": {"eps": 0.1}}, "headline": False, "slugs": slugs, **more}
+
+
+def test_planned_are_those_of_the_last_plan_under_its_keys(store):
+    for name, key in (("a", "k1"), ("b", "k1"), ("c", "k1")):
+        store.save(measurement(name, key))
+    store.write_plan(plan({"a": "k1", "b": "k2", "d": "k1"}))
+    assert [m.slug for m in store.planned()] == ["a"]
+    assert store.plan()["config"] == {"attack": {"eps": 0.1}}
+
+
+def test_the_plan_says_what_a_measurement_is(store):
+    """The same numbers may have been measured for another configuration, which gave them another place in its tables."""
+    store.save(measurement("a"))
+    store.save(measurement("b"))
+    store.write_plan(plan({"a": "k1", "b": "k1"}, tags={"a": {**TAGS, "seed": 5}}))
+    first, second = store.planned()
+    assert first.tags["seed"] == 5
+    assert second.tags == TAGS
+    np.testing.assert_array_equal(first.values, VALUES)
+
+
+@pytest.mark.parametrize("content", [None, "", "{"])
+def test_without_a_plan_the_sentence_names_the_command(store, content):
+    if content is not None:
+        store.root.mkdir(parents=True)
+        (store.root / "plan.json").write_text(content)
+    with pytest.raises(UserError, match="make reproduce-fake SCALE=cpu"):
+        store.plan()
+
+
+def test_gates(store):
+    assert store.gates() == []
+    gates = [gate("clean", 0.8, 0.8, ">="), gate("robust", 0.06, 0.05, "<=", "PGD-20")]
+    assert [g["passed"] for g in gates] == [True, False]
+    store.write_gates(gates)
+    assert store.gates() == gates
+    (store.root / "gates.json").write_text('[{"name": ')
+    assert store.gates() == []
+
+
+@pytest.mark.parametrize(("value", "threshold", "sense", "passed"), [
+    (0.5, 0.4, ">=", True), (0.4, 0.5, ">=", False), (0.4, 0.4, "<=", True), (0.5, 0.4, "<=", False)])  # fmt: skip
+def test_a_gate_passes_on_its_own_side(value, threshold, sense, passed):
+    assert gate("name", value, threshold, sense)["passed"] is passed
+
+
+@pytest.mark.parametrize(("parts", "expected"), [
+    (("Accuracy", "TeCoA", "seed0"), "accuracy__tecoa__seed0"), (("FGVC-Aircraft", "x 4/255"), "fgvc-aircraft__x-4-255"),
+    (("pgd_x0.5", 64, 1.5), "pgd_x0.5__64__1.5"), (("a/../b", "ü%"), "a-..-b__"), (("-x-",), "x")])  # fmt: skip
+def test_slugs_are_file_names(parts, expected):
+    assert slug(*parts) == expected
+    assert "/" not in slug(*parts)
+
+
+def test_stores_do_not_mix(tmp_path):
+    a, b = Store(tmp_path / "cpu" / "x"), Store(str(tmp_path / "smoke" / "x"))
+    a.save(measurement())
+    assert b.load("accuracy__tecoa") is None
+    b.save(replace(measurement(), key="other"))
+    assert a.load("accuracy__tecoa").key == "k1"
