@@ -47,13 +47,16 @@ class Report:
         self.folder = ROOT / figures if figures else figures_folder(paper, scale, results)
 
     def claims(self, headline: bool | None = None) -> Html:
-        """Every claim beside what was measured (`headline=True`: only those), saved as `claims.md` too."""
+        """Every claim beside what was measured (`headline=True`: only those), saved as `claims.md`, and the headline as `claims_headline.md`."""
         chosen = [c for c in self.claims_file.claims if headline is None or c.headline == headline]
         with self.results.tracking() as used:
             verdicts = judge(self.claims_file, self.results, chosen)
-        path = self.folder / ("claims.md" if headline is None else f"claims_{'headline' if headline else 'other'}.md")
-        write_atomic(path, claims_page.markdown_claims(verdicts))
-        sidecar.write(path, sidecar.record(self.results, used, "shared.report.notebook.Report.claims"))
+        record = sidecar.record(self.results, used, "shared.report.notebook.Report.claims")
+        for name, some in (("claims", verdicts if headline is None else []), ("claims_headline", [v for v in verdicts if v.claim.headline])):
+            if some:
+                path = self.folder / f"{name}.md"
+                write_atomic(path, claims_page.markdown_claims(some))
+                sidecar.write(path, record)
         return Html(claims_page.html_claims(verdicts), claims_page.text_claims(verdicts))
 
     def references(self) -> Html:
