@@ -64,6 +64,8 @@ class Cell:
             tags["step"] = self.step
         if self.point is not None:
             tags["point"] = self.point
+        if self.kind == "test_batch":  # the place of the batch size among those measured, so that claims can name it at every scale
+            tags["order"] = config.sweeps.test_batches.index(self.point) if self.point else -1
         return tags
 
 

@@ -92,8 +92,8 @@ class Sweeps:
     """Updates after which the curve along training is taken, besides the last."""
     curve_n: int = 32
     """Pictures per set on the curve."""
-    test_batches: tuple[int, ...] = (16, 64, 256, 1024)
-    """Test batch sizes of the batch-size figure."""
+    test_batches: tuple[int, ...] = (64, 1024, 4096, 16384)
+    """Test batch sizes of the batch-size figure, growing. Small pictures have larger gradients per pixel, so it takes larger batches to lose them."""
     test_batch_n: int = 128
     """Pictures of that figure."""
     cost_steps: int = 5
@@ -180,7 +180,7 @@ PRESETS = {
         tuning=Tuning(steps=3910, batch=256, lr=5e-5, warmup=1000, every=100, workers=12),
         fare=Tuning(steps=3910, batch=256, lr=1e-5, warmup=274, optimizer="adamw", weight_decay=1e-4, every=100, workers=12),
         sweeps=Sweeps(alphas=(0.0, 0.5, 1.0, 2.0, 4.0), betas=(0.0, 0.5, 1.0, 2.0, 4.0), last=(2, 14, 38), curve=(0, 391, 1173, 2346),
-                      curve_n=1000, test_batches=(64, 128, 256, 1024), test_batch_n=1024, cost_steps=20),
+                      curve_n=1000, test_batches=(64, 128, 256, 512), test_batch_n=1024, cost_steps=20),
         gates=Gates(clean=0.50, times_chance=20.0, zero_shot_margin=0.0, robust=0.05)),
 }
 

@@ -39,11 +39,16 @@ def input_gradient(
 
     `reduction="mean"` differentiates (1/N) Σ_i ℓ_i instead. In exact arithmetic that is the same direction; under unscaled fp16
     autocast the factor 1/N pushes gradients below the smallest fp16 number, and the more so the larger the batch. Both knobs
-    exist to reproduce that defect of released code, nothing else.
+    exist to reproduce that defect of released code, nothing else. On a CPU fp16 is emulated by rounding (`shared.attacks.half`).
     Raises UserError if the losses are not of shape (N,): a reduced loss would couple the samples of a batch.
     """
     if reduction not in ("sum", "mean"):
         raise UserError(f"unknown reduction {reduction!r}: use 'sum' or 'mean'.")
+    if autocast == "fp16" and x.device.type == "cpu":
+        from shared.attacks.half import HalfProducts
+
+        with HalfProducts():
+            return input_gradient(loss_fn, x, reduction=reduction)
     with torch.enable_grad(), precision(x, autocast):
         x = x.detach().requires_grad_()
         losses = loss_fn(x)

@@ -71,3 +71,17 @@ def test_attacks_pass_the_knobs_on(setting):
     assert (moved == start).float().mean() > 0.3
     start = Threat("linf", 0.02).random_start(x, rng.child("restart0"))
     assert (pgd(victim, x, y, Threat("linf", 0.02), keep="last", **knobs) == start).float().mean() > 0.3
+
+
+def test_rounding_does_what_autocast_does(setting):
+    """On a CPU fp16 is emulated; real autocast (slow there) is the reference: as many zeros, the same signs where both are non-zero."""
+    victim, x, y = setting
+    real = x.clone().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.float16):
+        losses = cross_entropy(victim(real), y)
+    real = torch.autograd.grad(losses.float().mean(), real)[0]
+    ours = gradient(setting, 512, reduction="mean", autocast="fp16")
+    assert abs((real == 0).float().mean() - (ours == 0).float().mean()) < 0.05
+    both = (real != 0) & (ours != 0)
+    assert both.float().mean() > 0.1
+    assert (real.sign() == ours.sign())[both].float().mean() > 0.95
