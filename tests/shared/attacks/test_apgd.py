@@ -74,12 +74,12 @@ def one_run(loss_fn, x, start, threat, steps, first_step=2.0):
 @pytest.mark.parametrize("threat", THREATS, ids=lambda t: t.norm)
 @pytest.mark.parametrize("loss", ["ce", "dlr"])
 def test_apgd_is_its_algorithm(exact, images, threat, loss):
-    x, y = images[0][:6], images[1][:6]
-    rng = SampleRng(3, range(6))
-    ours = apgd(exact, x, y, threat, loss=loss, steps=50, rng=rng, drop=False, batch_size=4)
+    x, y = images[0][:4], images[1][:4]
+    rng = SampleRng(3, range(4))
+    ours = apgd(exact, x, y, threat, loss=loss, steps=50, rng=rng, drop=False, batch_size=3)
     starts = threat.random_start(x, rng.child("run0"))
     formula = {"ce": lambda z, t: F.cross_entropy(z, t, reduction="none"), "dlr": L.dlr}[loss]
-    for i in range(6):
+    for i in range(4):
         theirs = one_run(lambda v, i=i: formula(exact(v[None]).float(), y[i : i + 1])[0], x[i], starts[i], threat, 50)
         torch.testing.assert_close(ours[i], theirs, atol=1e-5, rtol=0)
 

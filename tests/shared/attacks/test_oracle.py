@@ -10,10 +10,15 @@ from shared.rng import SampleRng
 
 POINTS = 0.5
 STEPS = 20
-CASES = [("net", "linf", 12 / 255), ("net", "l2", 0.7), ("plain_net", "linf", 13 / 255), ("plain_net", "l2", 0.85)]
+CASES = [
+    pytest.param(("net", "linf", 12 / 255), id="net-linf"),
+    pytest.param(("plain_net", "l2", 0.85), id="plain_net-l2"),
+    pytest.param(("net", "l2", 0.7), id="net-l2", marks=pytest.mark.slow),
+    pytest.param(("plain_net", "linf", 13 / 255), id="plain_net-linf", marks=pytest.mark.slow),
+]
 
 
-@pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
+@pytest.fixture(params=CASES)
 def case(request):
     name, norm, eps = request.param
     return request.getfixturevalue(name), Threat(norm, eps)
