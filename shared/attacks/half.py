@@ -12,6 +12,7 @@ _aten = torch.ops.aten
 PRODUCTS = {_aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten.baddbmm.default, _aten.convolution.default,
             _aten.convolution_backward.default, _aten._scaled_dot_product_flash_attention_for_cpu.default,
             _aten._scaled_dot_product_flash_attention_for_cpu_backward.default}
+IN_PLACE = {_aten.addmm_.default, _aten.baddbmm_.default}
 
 
 def rounded(value):
@@ -24,6 +25,10 @@ class HalfProducts(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if func in IN_PLACE:
+            args[0].copy_(rounded(args[0]))
+            func(args[0], *(rounded(a) for a in args[1:]), **kwargs)
+            return args[0].copy_(rounded(args[0]))
         if func not in PRODUCTS:
             return func(*args, **kwargs)
         out = func(*(rounded(a) for a in args), **kwargs)
