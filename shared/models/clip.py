@@ -137,11 +137,13 @@ def _open_clip(name: str, pretrained) -> nn.Module:
 
 
 def _finish(model: nn.Module, tokenizer) -> nn.Module:
+    from shared.models.blocks import make_lean
+
     conv = getattr(model.visual, "conv1", None)
     if type(conv) is nn.Conv2d and conv.stride == conv.kernel_size:
         conv.__class__ = PatchEmbedding
     model.tokenizer = tokenizer
-    return model.float().eval()
+    return make_lean(model.float().eval())
 
 
 def _load(model: nn.Module, weights: dict[str, Tensor], source) -> None:

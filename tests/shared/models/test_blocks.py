@@ -1,0 +1,259 @@
+"""The lean blocks and towers against open_clip's own classes with the same weights: values, gradients, hooks, fallbacks."""
+
+import copy
+
+import open_clip
+import pytest
+import torch
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from torch import nn
+
+from shared.models.blocks import LeanBlock, LeanCLIP, LeanVision
+from shared.models.clip import PatchEmbedding, create_clip
+
+SMALL, LARGE = "scenes-vit-s8", "ViT-B-32-quickgelu"
+CLOSE = 1e-5  # of the largest entry
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def plain_copy(lean):
+    """The same weights in open_clip's own classes."""
+    plain = copy.deepcopy(lean)
+    for module in plain.modules():
+        if type(module) in (LeanBlock, LeanVision, LeanCLIP, PatchEmbedding):
+            module.__class__ = type(module).__base__
+    assert type(plain) is open_clip.CLIP and type(plain.visual) is VisionTransformer
+    assert type(plain.transformer.resblocks[0]) is ResidualAttentionBlock and type(plain.visual.conv1) is nn.Conv2d
+    return plain
+
+
+def make_pair(name):
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        lean = create_clip(name)
+        for p in lean.parameters():  # biases and norms away from their initial 0 and 1
+            if p.ndim == 1:
+                p.data += 0.1 * torch.randn(p.shape)
+    return lean, plain_copy(lean)
+
+
+@pytest.fixture(scope="module")
+def small():
+    return make_pair(SMALL)
+
+
+@pytest.fixture(scope="module")
+def pair(request, small):
+    return small if request.param == SMALL else make_pair(request.param)
+
+
+def inputs(clip, n=2):
+    generator = torch.Generator().manual_seed(5)
+    size, context, words = clip.visual.image_size, clip.context_length, clip.vocab_size
+    size = size if isinstance(size, tuple) else (size, size)
+    tokens = torch.zeros(n, context, dtype=torch.long)
+    for row, length in zip(tokens, (4, 9), strict=True):
+        row[:length] = torch.randint(1, words - 1, (length,), generator=generator)
+        row[length - 1] = words - 1
+    return torch.randn(n, 3, *size, generator=generator), tokens
+
+
+def assert_close(ours, theirs, what=""):
+    assert ours.shape == theirs.shape and ours.dtype == theirs.dtype, what
+    error = (ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-6)
+    assert error < CLOSE, f"{what}: {error:.1e}"
+
+
+def gradients(clip, x, tokens, trained):
+    """Outputs, gradient of the image, gradients of the parameters, of a loss over both towers."""
+    clip.requires_grad_(trained)
+    x = x.clone().requires_grad_()
+    image, text, scale = clip(x, tokens)
+    raw = clip.encode_image(x)
+    loss = (scale * image @ text.T).square().sum() + raw.square().sum()
+    of = {k: p for k, p in clip.named_parameters() if p.requires_grad}
+    found = torch.autograd.grad(loss, [x, *of.values()])
+    return [image.detach(), text.detach(), raw.detach()], found[0], dict(zip(of, found[1:], strict=True))
+
+
+@pytest.mark.parametrize("pair, trained", [(SMALL, False), (SMALL, True), (LARGE, True)], indirect=["pair"])
+def test_values_and_gradients_are_those_of_open_clip(pair, trained):
+    lean, plain = pair
+    x, tokens = inputs(lean)
+    ours, theirs = gradients(lean, x, tokens, trained), gradients(plain, x, tokens, trained)
+    for a, b in zip(ours[0], theirs[0], strict=True):
+        assert_close(a, b, "values")
+    assert_close(ours[1], theirs[1], "input gradient")
+    assert ours[2].keys() == theirs[2].keys() and bool(ours[2]) == trained
+    unit = max(g.abs().max() for g in theirs[2].values()) if trained else 1
+    for name, grad in theirs[2].items():
+        # the bias of the keys has no influence at all (softmax drops it), so its gradient is rounding noise: compare it on the scale of all
+        assert ((ours[2][name] - grad).abs().max() < CLOSE * max(grad.abs().max(), 1e-3 * unit)), name
+
+
+def test_modules_and_state_dict_stay(small):
+    lean, plain = small
+    assert isinstance(lean, LeanCLIP) and isinstance(lean.visual, LeanVision)
+    assert all(isinstance(b, LeanBlock) for tower in (lean.visual, lean) for b in tower.transformer.resblocks)
+    assert [n for n, _ in lean.named_modules()] == [n for n, _ in plain.named_modules()]
+    assert list(lean.state_dict()) == list(plain.state_dict())
+    again = copy.deepcopy(lean)
+    again.load_state_dict(plain.state_dict())
+    assert isinstance(again.visual, LeanVision)
+
+
+@pytest.mark.parametrize("last", [1, 5, 12])
+def test_partly_frozen(small, last):
+    """Gradients reach exactly the parameters that ask for them."""
+    x, _ = inputs(small[0])
+    found = []
+    for clip in small:
+        visual = copy.deepcopy(clip.visual).requires_grad_(False)
+        chosen = list(visual.parameters())[-last:]
+        for p in chosen:
+            p.requires_grad_(True)
+        visual(x).square().sum().backward()
+        assert all((p.grad is not None) == p.requires_grad for p in visual.parameters())
+        found.append([p.grad for p in chosen])
+    for a, b in zip(*found, strict=True):
+        assert_close(a, b)
+
+
+def test_blocks_are_called_in_order_with_whole_sequences(small):
+    """Deep prompts: a hook before each block puts its own tokens behind the others, as later work does."""
+    lean, plain = (copy.deepcopy(clip.visual).requires_grad_(False) for clip in small)
+    x, _ = inputs(small[0])
+    prompts = torch.randn(4, 2, 96, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    seen = {}
+    for visual in (lean, plain):
+        seen[visual] = []
+        for k, block in enumerate(visual.transformer.resblocks):
+
+            def put(module, args, k=k, visual=visual):
+                seen[visual].append((k, tuple(args[0].shape)))
+                return (torch.cat([args[0][:, :17], prompts[k].expand(len(args[0]), -1, -1)], dim=1), *args[1:])
+
+            block.register_forward_pre_hook(put)
+    ours, theirs = (visual(x) for visual in (lean, plain))
+    assert seen[lean] == seen[plain] and seen[lean][1] == (1, (2, 19, 96)), seen
+    assert_close(ours, theirs)
+    for a, b in zip(*(torch.autograd.grad(out.square().sum(), prompts) for out in (ours, theirs)), strict=True):
+        assert_close(a, b)
+
+
+@pytest.mark.parametrize("where", ["", "ln_1", "attn", "mlp.gelu", "mlp"])
+def test_hooks_see_what_they_see_in_open_clip(small, where):
+    x, _ = inputs(small[0])
+    outputs = []
+    for clip in small:
+        visual = copy.deepcopy(clip.visual)
+        for block in visual.transformer.resblocks:
+            block.get_submodule(where).register_forward_hook(lambda module, args, out: outputs.append(out[0] if isinstance(out, tuple) else out))
+        with torch.no_grad():
+            visual(x)
+    assert len(outputs) == 8
+    for a, b in zip(outputs[:4], outputs[4:], strict=True):
+        assert_close(a, b)
+
+
+class Adapter(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def _adapter(visual):
+    visual.transformer.resblocks[1].mlp.c_fc.__class__ = Adapter
+
+
+def _tanh(visual):
+    visual.transformer.resblocks[2].mlp.gelu = nn.GELU(approximate="tanh")
+
+
+def _double(visual):
+    visual.double()
+
+
+def _tokens_out(visual):
+    visual.output_tokens = True
+
+
+def _checkpointing(visual):
+    visual.set_grad_checkpointing(True)
+
+
+def _pooled_by_mean(visual):
+    visual.pool_type = "avg"
+
+
+@pytest.mark.parametrize("change", [_adapter, _tanh, _double, _tokens_out, _checkpointing, _pooled_by_mean])
+def test_what_the_quick_way_cannot_do_is_done_by_open_clip(small, change):
+    x, _ = inputs(small[0])
+    found = []
+    for clip in small:
+        visual = copy.deepcopy(clip.visual)
+        change(visual)
+        point = x.to(next(visual.parameters()).dtype).requires_grad_()
+        out = visual(point)
+        out = out if isinstance(out, tuple) else (out,)
+        found.append([*(o.detach() for o in out), torch.autograd.grad(sum(o.square().sum() for o in out), point)[0]])
+    for a, b in zip(*found, strict=True):
+        assert_close(a, b)
+
+
+def test_autocast_is_open_clips(small):
+    """Half precision goes through the same modules; only the class token's products in the last block have another shape."""
+    x, tokens = inputs(small[0])
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        ours, theirs = ((clip.encode_image(x), clip.encode_text(tokens)) for clip in small)
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.dtype == b.dtype
+        assert (a - b).float().abs().max() < 0.02 * b.float().abs().max()
+
+
+@pytest.mark.parametrize("quick", [True, False])
+@pytest.mark.parametrize("masked", [True, False])
+def test_a_few_queries_are_the_first_rows_of_all(small, quick, masked):
+    block = copy.deepcopy(small[0].visual.transformer.resblocks[0]).requires_grad_(False)
+    if not quick:
+        block.double()
+    x = torch.randn(2, 9, 96, generator=torch.Generator().manual_seed(2), dtype=torch.float32 if quick else torch.float64).requires_grad_()
+    mask = torch.full((9, 9), float("-inf"), dtype=x.dtype).triu_(1) if masked else None
+    some, rows = block(x, attn_mask=mask, queries=4), block(x, attn_mask=mask)[:, :4]
+    assert_close(some, rows)
+    assert_close(*(torch.autograd.grad(out.square().sum(), x)[0] for out in (some, rows)))
+
+
+def test_sequences_that_are_not_contiguous(small):
+    x = torch.randn(9, 2, 96, generator=torch.Generator().manual_seed(2)).transpose(0, 1)
+    lean, plain = (clip.visual.transformer.resblocks[0] for clip in small)
+    with torch.no_grad():
+        assert_close(lean(x), plain(x))
+
+
+def test_second_derivatives_are_refused(small):
+    x, _ = inputs(small[0])
+    x.requires_grad_()
+    grad = torch.autograd.grad(small[0].visual(x).square().sum(), x, create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="differentiat"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("longest", [3, 7, 24])
+def test_texts_are_cut_after_the_longest(small, longest):
+    lean, plain = small
+    tokens = torch.full((2, lean.context_length), 5)
+    tokens[0, 2] = tokens[1, longest - 1] = lean.vocab_size - 1
+    seen = []
+    handle = lean.transformer.resblocks[0].register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[1]))
+    with torch.no_grad():
+        ours, theirs = lean.encode_text(tokens, normalize=True), plain.encode_text(tokens, normalize=True)
+    handle.remove()
+    assert seen == [longest]
+    assert_close(ours, theirs)
