@@ -122,6 +122,7 @@ def _open_clip(name: str, pretrained) -> nn.Module:
     if pretrained == "openai" and not name.endswith("-quickgelu") and f"{name}-quickgelu" in known:
         raise UserError(f"OpenAI's weights were trained with the quick GELU: use the model name {name}-quickgelu.")
     local = pretrained is not None and (Path(pretrained).suffix in (".safetensors", ".pt", ".bin", ".pth") or Path(pretrained).is_file())
+    weights = read_weights(pretrained) if local else None  # before the model is built, which takes seconds
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -132,7 +133,7 @@ def _open_clip(name: str, pretrained) -> nn.Module:
             raise UserError(f"the weights {pretrained!r} of {name} cannot be had ({error}): give a tag of `open_clip.list_pretrained()` on a machine "
                             "with a network, or the path of a local checkpoint.") from error
     if local:
-        _load(model, read_weights(pretrained), pretrained)
+        _load(model, weights, pretrained)
     return _finish(model, open_clip.get_tokenizer(name))
 
 
@@ -166,7 +167,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickle's protocol, before it is refused
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(f"the checkpoint {path} cannot be read ({type(error).__name__}): it is truncated, damaged or not a plain file of tensors; "
                         "get or make it again.") from error
