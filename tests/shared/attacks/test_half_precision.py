@@ -47,9 +47,7 @@ def test_the_mean_under_fp16_goes_blind_as_the_batch_grows(setting):
 
 def test_the_signs_turn_with_it(setting):
     honest = gradient(setting, 512)
-    agree = {
-        n: (gradient(setting, n, reduction="mean", autocast="fp16")[:8].sign() == honest[:8].sign()).float().mean().item() for n in (8, 512)
-    }
+    agree = {n: (gradient(setting, n, reduction="mean", autocast="fp16")[:8].sign() == honest[:8].sign()).float().mean().item() for n in (8, 512)}
     assert agree[512] < agree[8] - 0.2, agree
 
 

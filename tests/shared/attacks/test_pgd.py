@@ -110,9 +110,9 @@ def test_steps_are_taken_in_fp32_inside_a_callers_autocast(net, images):
     plain = ascend(loss_fn, x, THREATS[0], **settings)
     with torch.autocast("cpu", torch.bfloat16):
         inside = ascend(loss_fn, x, THREATS[0], **settings)
-        ascend(loss_fn, x, THREATS[0], autocast="fp16", **settings)
+        ascend(loss_fn, x, THREATS[0], autocast="bf16", **settings)
     assert torch.equal(plain, inside)
-    assert seen == [torch.float32] * 4 + [torch.float16] * 2
+    assert seen == [torch.float32] * 4 + [torch.bfloat16] * 2
 
 
 def test_a_reduced_loss_is_refused(net, images):
