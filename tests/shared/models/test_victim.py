@@ -1,0 +1,111 @@
+"""The zero-shot classifier against its equation, with mean/std and the resize inside."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from shared.errors import UserError
+from shared.models.clip import MEAN_STD, PatchEmbedding
+from shared.models.victim import Pixels, ZeroShot, image_size, text_matrix
+
+PROMPTS = ("a photo of a red circle", "a photo of a blue star", "a photo of two objects")
+
+
+class Tower(nn.Module):
+    """A vision tower for large pictures that shows what it was given."""
+
+    image_size = 224
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(-1, 1, 3 * 224 * 224 * 2).view(2, -1) / 400)
+
+    def forward(self, x):
+        self.seen = x
+        return x.flatten(1) @ self.weight.T
+
+
+def literally(clip, x, prompts, scale, mean, std):
+    """s·cos(F((x − mean)/std), text(prompt)), one pair at a time."""
+    rows = []
+    for picture in x:
+        normal = torch.stack([(picture[c] - mean[c]) / std[c] for c in range(3)])
+        image = clip.encode_image(normal[None])[0]
+        texts = [clip.encode_text(clip.tokenizer([p]))[0] for p in prompts]
+        rows.append(torch.stack([scale * (image @ t) / (image.norm() * t.norm()) for t in texts]))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("norm", MEAN_STD)
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_logits_are_the_scaled_cosines(small_clip, norm, scale):
+    torch.manual_seed(0)
+    x = torch.rand(4, 3, 32, 32)
+    victim = ZeroShot(small_clip.visual, text_matrix(small_clip, PROMPTS), scale, norm)
+    expected = literally(small_clip, x, PROMPTS, scale, *MEAN_STD[norm])
+    torch.testing.assert_close(victim(x), expected, rtol=1e-4, atol=1e-5 * scale)
+    assert victim.num_classes == 3 and victim(x).shape == (4, 3)
+    torch.testing.assert_close(victim.classify(victim.embed(x)), victim(x))
+    assert (victim.embed(x).norm(dim=1) - 1).abs().min() > 0.01  # not normalised
+
+
+def test_the_gradient_reaches_the_pixels(small_clip):
+    torch.manual_seed(1)
+    x = torch.rand(2, 3, 32, 32, requires_grad=True)
+    victim = ZeroShot(small_clip.visual, text_matrix(small_clip, PROMPTS), 10.0)
+    ours, = torch.autograd.grad(victim(x)[:, 0].sum(), x)
+    theirs, = torch.autograd.grad(literally(small_clip, x, PROMPTS, 10.0, *MEAN_STD["clip"])[:, 0].sum(), x)
+    assert ours.abs().max() > 0
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5 * float(theirs.abs().max()))
+
+
+def test_text_matrix_is_open_clips_normalised(small_clip):
+    prompts = [f"a photo of {n} {w} objects" for n in ("two", "three") for w in small_clip.tokenizer.vocabulary]
+    assert len(prompts) > 256  # encoded in more than one part
+    text = text_matrix(small_clip, prompts)
+    with torch.no_grad():
+        expected = F.normalize(small_clip.encode_text(small_clip.tokenizer(prompts)), dim=1)
+    torch.testing.assert_close(text, expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(text.norm(dim=1), torch.ones(len(prompts)))
+    assert not text.requires_grad and text.dtype == torch.float32
+
+
+def test_small_pictures_are_resized_inside_as_torch_does():
+    torch.manual_seed(2)
+    tower = Tower()
+    victim = ZeroShot(tower, torch.eye(2), 1.0)
+    x = torch.rand(3, 3, 32, 32)
+    victim(x)
+    large = F.interpolate(x, size=(224, 224), mode="bicubic")
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in MEAN_STD["clip"])
+    torch.testing.assert_close(tower.seen, (large - mean) / std)
+    x = torch.rand(1, 3, 40, 500)
+    torch.testing.assert_close(Pixels((224, 224), "none")(x), F.interpolate(x, size=(224, 224), mode="bicubic"))
+
+
+def test_pictures_of_the_right_size_are_not_resampled():
+    x = torch.rand(2, 3, 224, 224)
+    assert torch.equal(Pixels((224, 224), "none")(x), x)
+    assert not torch.equal(Pixels((200, 224), "none")(x)[:, :, :200], x[:, :, :200])
+
+
+def test_image_size_of_square_and_other_towers():
+    tower = Tower()
+    assert image_size(tower) == (224, 224)
+    tower.image_size = [64, 32]
+    assert image_size(tower) == (64, 32)
+
+
+def test_the_state_of_a_victim_is_its_tower(small_clip):
+    victim = ZeroShot(copy.deepcopy(small_clip.visual), text_matrix(small_clip, PROMPTS), 1.0)
+    assert {k.removeprefix("visual.") for k in victim.state_dict()} == set(small_clip.visual.state_dict())
+    assert victim.to(torch.float64).pixels.scale.dtype == torch.float64
+    assert isinstance(victim.visual.conv1, PatchEmbedding)
+
+
+def test_unknown_normalisations_are_refused(small_clip):
+    with pytest.raises(UserError, match="no normalisation named 'cifar': choose one of clip, imagenet, none"):
+        ZeroShot(small_clip.visual, torch.eye(2), 1.0, "cifar")
