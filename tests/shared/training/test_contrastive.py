@@ -1,0 +1,195 @@
+"""Contrastive pre-training against a literal transcription of the loss and a plain loop."""
+
+import copy
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from shared.data.scene_sets import ScenePairs
+from shared.errors import UserError
+from shared.models.clip import MEAN_STD, read_weights
+from shared.training.contrastive import ContrastiveConfig, PixelCLIP, adamw, batch_indices, pretrain
+
+CONFIG = ContrastiveConfig(steps=6, batch=8, lr=1e-3, warmup=2, weight_decay=0.1, clip_norm=1.0, every=2)
+
+
+@pytest.fixture(scope="module")
+def accelerator():
+    from accelerate import Accelerator
+
+    return Accelerator(cpu=True)
+
+
+def literal_loss(clip, x, texts):
+    """½(CE over texts + CE over images) of s·cos, written out."""
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in MEAN_STD["clip"])
+    image, text = clip.encode_image((x - mean) / std), clip.encode_text(clip.tokenizer(texts))
+    image, text = image / image.norm(dim=1, keepdim=True), text / text.norm(dim=1, keepdim=True)
+    z = clip.logit_scale.exp() * image @ text.T
+    by_image = -(z.diag() - z.logsumexp(1)).mean()
+    by_text = -(z.diag() - z.logsumexp(0)).mean()
+    return (by_image + by_text) / 2
+
+
+# ---- which samples ---------------------------------------------------------------------------------------------------------
+
+def test_an_epoch_is_a_permutation_less_a_short_batch():
+    seen = [batch_indices(23, 5, step) for step in range(12)]
+    assert all(len(b) == 5 for b in seen)
+    epochs = [[i for b in seen[k:k + 4] for i in b] for k in (0, 4, 8)]
+    for epoch in epochs:
+        assert len(set(epoch)) == 20 and set(epoch) <= set(range(23))
+    assert epochs[0] != epochs[1] != epochs[2] and set(epochs[0]) != set(epochs[1])
+    exact = [i for step in range(4) for i in batch_indices(20, 5, step, seed=3)]
+    assert sorted(exact) == list(range(20)) and exact != list(range(20))
+
+
+def test_batches_are_functions_of_their_arguments(quiet_generators):
+    later = batch_indices(100, 10, 57, 4)
+    for step in (3, 90, 0):
+        batch_indices(100, 10, step, 4)
+    assert batch_indices(100, 10, 57, 4) == later
+    assert batch_indices(100, 10, 57, 5) != later and batch_indices(100, 10, 58, 4) != later
+
+
+def test_small_and_endless_sets():
+    assert sorted(batch_indices(3, 10, 0)) == sorted(batch_indices(3, 10, 5)) == [0, 1, 2]
+    assert batch_indices(3_000_000, 4, 2) == [8, 9, 10, 11]
+    assert batch_indices(3_000_001, 4, 750_000) == [3_000_000, 0, 1, 2]
+
+
+# ---- one step --------------------------------------------------------------------------------------------------------------
+
+def test_the_loss_is_the_literal_one(clip):
+    import open_clip
+
+    x, texts = ScenePairs(16).__getitems__(range(16))
+    image, text, scale = PixelCLIP(clip)(x, clip.tokenizer(texts))
+    torch.testing.assert_close(image.norm(dim=1), torch.ones(16))
+    assert scale.item() == pytest.approx(clip.logit_scale.exp().item())
+    loss = open_clip.ClipLoss()(image, text, scale)
+    expected = literal_loss(clip, x, texts)
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+    ours = torch.autograd.grad(loss, [clip.logit_scale, clip.visual.conv1.weight, clip.token_embedding.weight])
+    theirs = torch.autograd.grad(expected, [clip.logit_scale, clip.visual.conv1.weight, clip.token_embedding.weight])
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
+
+
+def test_decay_is_for_matrices(clip):
+    groups = adamw(clip, 1e-3, 0.2).param_groups
+    decayed, free = ({id(p) for p in g["params"]} for g in groups)
+    assert [g["weight_decay"] for g in groups] == [0.2, 0.0]
+    names = {id(p): name for name, p in clip.named_parameters()}
+    assert decayed | free == set(names) and not decayed & free
+    assert {"logit_scale", "visual.ln_post.bias"} <= {names[p] for p in free} and "visual.proj" in {names[p] for p in decayed}
+
+
+def plain_loop(clip, pairs, config):
+    """The loop one would write by hand."""
+    clip.train()
+    parameters = list(clip.parameters())
+    optimizer = torch.optim.AdamW([{"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+                                   {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0}], betas=(0.9, 0.98), eps=1e-6)
+    for step in range(config.steps):
+        x, texts = pairs.__getitems__(batch_indices(len(pairs), config.batch, step))
+        progress = max(0, step - config.warmup) / (config.steps - config.warmup)
+        rate = (step + 1) / config.warmup if step < config.warmup else 0.5 * (1 + math.cos(math.pi * progress))
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr * rate
+        optimizer.zero_grad()
+        loss = literal_loss(clip, x, texts)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+        optimizer.step()
+        with torch.no_grad():
+            clip.logit_scale.clamp_(0, math.log(100))
+    return loss.item()
+
+
+def test_training_is_the_plain_loop(clip, accelerator, quiet_generators):
+    plain, pairs = copy.deepcopy(clip), ScenePairs(100)
+    start = clip.visual.proj.detach().clone()
+    loss = pretrain(clip, pairs, CONFIG, accelerator)
+    assert loss == pytest.approx(plain_loop(plain, pairs, CONFIG), rel=1e-3)
+    assert not clip.training and all(p.grad is None for p in clip.parameters())
+    moved = (clip.visual.proj - start).abs().mean()
+    assert moved > 20 * (clip.visual.proj - plain.visual.proj).abs().mean()
+    torch.testing.assert_close(clip.logit_scale, plain.logit_scale, rtol=1e-4, atol=1e-5)
+
+
+def test_the_scale_stays_below_100(clip, accelerator):
+    with torch.no_grad():
+        clip.logit_scale.fill_(6.0)
+    pretrain(clip, ScenePairs(100), ContrastiveConfig(steps=1, batch=4, lr=0.0, warmup=0), accelerator)
+    assert clip.logit_scale.exp().item() == pytest.approx(100)
+
+
+def test_pictures_are_augmented_by_step_and_index(clip, accelerator):
+    calls = []
+
+    def augment(x, step, indices):
+        calls.append((step, list(indices), tuple(x.shape)))
+        return 1 - x
+
+    pretrain(clip, ScenePairs(50), ContrastiveConfig(steps=2, batch=4, warmup=0), accelerator, augment=augment)
+    assert calls == [(step, batch_indices(50, 4, step), (4, 3, 32, 32)) for step in range(2)]
+
+
+# ---- killed and continued, several processes -------------------------------------------------------------------------------
+
+class Killed(BaseException):
+    pass
+
+
+class Fragile(ScenePairs):
+    """Pairs whose reading is killed at the k-th batch."""
+
+    def __init__(self, n, k):
+        super().__init__(n)
+        self.left = k
+
+    def __getitems__(self, indices):
+        self.left -= 1
+        if self.left < 0:
+            raise Killed
+        return super().__getitems__(indices)
+
+
+def test_killed_and_continued_is_bit_equal(clip, accelerator, tmp_path):
+    straight, killed = copy.deepcopy(clip), copy.deepcopy(clip)
+    loss = pretrain(straight, ScenePairs(100), CONFIG, accelerator)
+    with pytest.raises(Killed):
+        pretrain(killed, Fragile(100, 5), CONFIG, accelerator, tmp_path / "c.ckpt")
+    assert pretrain(clip, ScenePairs(100), CONFIG, accelerator, tmp_path / "c.ckpt") == loss
+    for (name, a), b in zip(clip.state_dict().items(), straight.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("n, batch, world", [(100, 8, 3), (6, 8, 4)])
+def test_unequal_shares_are_refused(clip, n, batch, world):
+    several = SimpleNamespace(process_index=0, num_processes=world)
+    with pytest.raises(UserError, match=f"has no equal shares for {world} processes"):
+        pretrain(clip, ScenePairs(n), ContrastiveConfig(steps=1, batch=batch), several)
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_same_model_as_one(tmp_path):
+    root = Path(__file__).parents[3]
+    for processes in (1, 2):
+        config = "cpu.yaml" if processes == 1 else "cpu2.yaml"
+        subprocess.run([sys.executable, "-m", "shared.experiment.launch", "--config_file", f"shared/experiment/launch/{config}", "-m",
+                        "shared.training.pretrain", "--out", str(tmp_path / f"{processes}.safetensors"), "--work", str(tmp_path / "work"),
+                        "--train.steps", "3", "--train.batch", "16", "--train.warmup", "1"], cwd=root, check=True, timeout=500,
+                       env={**os.environ, "OMP_NUM_THREADS": "1"})
+    one, two = (read_weights(tmp_path / f"{k}.safetensors") for k in (1, 2))
+    for name in one:
+        assert F.cosine_similarity(one[name].flatten(), two[name].flatten(), dim=0) > 0.9999, name
+        assert (one[name] - two[name]).abs().mean() < 1e-5, name
