@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +27,14 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: str | os.PathLike, seconds: float = 3600) -> None:
+    """Delete temporary files of `atomic_path` below `folder` that nothing has written to for an hour: whoever made them was killed."""
+    for path in Path(folder).rglob(".*.tmp-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > seconds:
+                path.unlink()
 
 
 def write_atomic(path: str | os.PathLike, content: bytes | str) -> None:

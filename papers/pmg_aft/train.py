@@ -10,6 +10,7 @@ import time
 
 from papers.pmg_aft.config import PRESETS, check
 from shared.errors import run_main
+from shared.files import remove_leftovers
 from shared.lifeline import tie_to_launcher
 
 
@@ -29,6 +30,7 @@ def main() -> None:
         pretrain_base(bench, accelerator)
     todo = [run for run in runs(config) if not _done(bench, run)]
     if accelerator.is_main_process:
+        remove_leftovers(config.results / scale / "pmg_aft")
         print(f"training: {len(runs(config))} runs, {len(runs(config)) - len(todo)} already there", flush=True)
     accelerator.wait_for_everyone()  # all have the same list of what is missing before anyone adds to it
     mine = share(todo, cost, accelerator.process_index, accelerator.num_processes)
