@@ -3,8 +3,10 @@
 import contextlib
 import importlib
 import io
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -43,8 +45,67 @@ def run_here(script: str, *options: object) -> Outcome:
     return Outcome(code, out.getvalue(), err.getvalue())
 
 
+def running(pid: int) -> bool:
+    """Whether a process is there and not yet dead (a zombie is)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_until(condition, pids, log: Path, seconds: float = 120) -> None:
+    """Wait for something while processes run; what they said if one ends, or if it takes too long."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert all(map(running, pids)) and time.monotonic() < end, log.read_text()
+        time.sleep(0.003)
+
+
+class Nursery:
+    """Scripts in processes that need not import anything; see nursery.py."""
+
+    def __init__(self):
+        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        self.process = subprocess.Popen([sys.executable, str(Path(__file__).with_name("nursery.py"))], cwd=ROOT, text=True, stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"})
+        assert self.process.stdout.readline() == "ready\n"
+
+    def order(self, **given) -> list[int]:
+        self.process.stdin.write(json.dumps(given) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def start(self, log: Path, processes: int, script: str, *options: object) -> "Started":
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        log.touch()
+        pids = self.order(script=script, options=list(map(str, options)), processes=processes, port=port, log=str(log))
+        return Started(self, pids, log)
+
+
+@dataclass(frozen=True)
+class Started:
+    """A script on one or several processes, all in one process group."""
+
+    nursery: Nursery
+    pids: list[int]
+    log: Path
+
+    def wait_until(self, condition) -> None:
+        wait_until(condition, self.pids, self.log)
+
+    def kill_group(self) -> None:
+        os.killpg(self.pids[0], signal.SIGKILL)
+        assert self.nursery.order(wait=self.pids) == [-signal.SIGKILL] * len(self.pids)
+
+    def finish(self) -> str:
+        assert self.nursery.order(wait=self.pids) == [0] * len(self.pids), self.log.read_text()
+        return self.log.read_text()
+
+
 class Launched:
-    """A script on two processes, started by the launcher in a process group of its own."""
+    """A script on two processes, by the launcher: what make does. The launcher is in a process group of its own."""
 
     def __init__(self, log: Path, script: str, *options: object):
         command = [sys.executable, "-m", "shared.experiment.launch", "--config_file", str(CPU2), "-m", f"papers.pmg_aft.{script}", *map(str, options)]
@@ -53,41 +114,28 @@ class Launched:
             self.process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=out, stderr=out,
                                             start_new_session=True)
 
-    def wait_until(self, condition, seconds: float = 120) -> None:
-        end = time.monotonic() + seconds
-        while not condition():
-            assert self.process.poll() is None and time.monotonic() < end, self.log.read_text()
-            time.sleep(0.005)
-
-    def children(self) -> list[int]:
-        """Processes whose parent is the launcher."""
-        stats = []
-        for entry in Path("/proc").iterdir():
-            with contextlib.suppress(OSError):
-                if entry.name.isdigit():
-                    stats.append((int(entry.name), (entry / "stat").read_text().rpartition(")")[2].split()))
-        return [pid for pid, stat in stats if int(stat[1]) == self.process.pid and stat[0] != "Z"]
+    def wait_until(self, condition) -> None:
+        wait_until(condition, [self.process.pid], self.log)
 
     def kill_group(self) -> None:
         """kill -9 of the process group, then wait until the scripts, which are in groups of their own, are gone too."""
-        scripts = self.children()
+        scripts = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and self._started(entry)]
+        assert len(scripts) == 2
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         end = time.monotonic() + 20
-        while any(_alive(pid) for pid in scripts):
+        while any(map(running, scripts)):
             assert time.monotonic() < end, "a script outlived its launcher"
             time.sleep(0.02)
+
+    def _started(self, entry: Path) -> bool:
+        with contextlib.suppress(OSError):
+            return int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == self.process.pid
+        return False
 
     def finish(self, seconds: float = 300) -> str:
         assert self.process.wait(seconds) == 0, self.log.read_text()
         return self.log.read_text()
-
-
-def _alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def contents(results: Path, scale: str = "smoke") -> dict[str, tuple[str, np.ndarray]]:
@@ -98,6 +146,15 @@ def contents(results: Path, scale: str = "smoke") -> dict[str, tuple[str, np.nda
 @pytest.fixture(scope="session")
 def script():
     return run_here
+
+
+@pytest.fixture(scope="module")
+def nursery():
+    out = Nursery()
+    yield out
+    out.process.stdin.close()
+    out.process.wait(20)
+    out.process.stdout.close()
 
 
 @pytest.fixture(scope="session")

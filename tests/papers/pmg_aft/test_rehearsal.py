@@ -1,0 +1,115 @@
+"""SCALE=photos and SCALE=paper from end to end on a handful of made-up pictures, shrunk by command-line options only."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shared.experiment.store import Store
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(scope="module")
+def makers():
+    """Writers of tiny copies of the data sets, each in its own format on disk."""
+    spec = importlib.util.spec_from_file_location("tiny_sets", ROOT / "tests" / "shared" / "data" / "conftest.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def photos(root: Path, classes=("airplane", "bird", "cat", "delivery_van"), train: int = 6, test: int = 3) -> None:
+    """An image folder: each class a colour of its own with noise, 40×32 JPEGs."""
+    rng = np.random.default_rng(0)
+    for split, n in (("train", train), ("test", test)):
+        for k, name in enumerate(classes):
+            (root / split / name).mkdir(parents=True)
+            for i in range(n):
+                picture = rng.integers(0, 90, (32, 40, 3)) + np.array([60 * (k & 1), 60 * (k & 2), 40 * k])
+                Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(root / split / name / f"{i}.jpg")
+
+
+def check_results(results: Path, scale: str, kinds: set[str]) -> Store:
+    """Everything planned is there, with checks beside every robust cell."""
+    store = Store(results / scale / "pmg_aft")
+    found = store.planned()
+    assert {m.slug for m in found} == set(store.plan()["slugs"])
+    assert {m.tags["kind"] for m in found} == kinds
+    assert all(m.sanity for m in found if m.tags["kind"] == "accuracy" and m.tags["attack"] != "clean")
+    assert all(np.isfinite(m.values).all() for m in found)
+    return store
+
+
+PHOTOS = ("--scale", "photos", "--seeds", 0, "--gates.no-enforce", "--data.n", 6,
+          "--model.pretraining.steps", 4, "--model.pretraining.batch", 8, "--model.pretraining.warmup", 1, "--model.pretraining.every", 2,
+          "--tuning.steps", 2, "--tuning.batch", 4, "--fare.steps", 2, "--fare.batch", 4,
+          "--attack.steps", 1, "--attack.auto-n", 4, "--attack.auto-steps", 1, "--attack.auto-queries", 2, "--attack.auto-targets", 1,
+          "--attack.sanity-n", 2, "--attack.strong-steps", 2, "--attack.multiples", 1, 2, "--sweeps.alphas", 0, 1, "--sweeps.betas", 0, 1,
+          "--sweeps.curve", 0, 1, "--sweeps.curve-n", 4, "--sweeps.last", 2, "--sweeps.test-batches", 64, 1024, "--sweeps.test-batch-n", 2,
+          "--sweeps.cost-steps", 1)  # fmt: skip
+
+
+def test_photographs(script, tmp_path):
+    """A small CLIP is pre-trained on the folder, tuned on every other class, and measured on these, the others and all."""
+    photos(tmp_path / "pictures")
+    options = (*PHOTOS, "--data-root", tmp_path / "pictures", "--results", tmp_path / "results")
+    trained = script("train", *options)
+    assert trained.code == 0, trained.err
+    assert 'pre-trained' in trained.out and '["airplane", "bird", "cat", "delivery van"]' in trained.out
+    outcome = script("evaluate", *options)
+    assert outcome.code == 0, outcome.err
+    store = check_results(tmp_path / "results", "photos", {"accuracy", "curve", "test_batch", "cost"})
+    assert {m.tags["set"] for m in store.planned()} == {"seen", "unseen", "all", "none"}
+    lengths = {m.tags["set"]: m.n for m in store.planned() if m.tags["kind"] == "accuracy" and m.tags["attack"] == "clean"}
+    assert lengths == {"seen": 6, "unseen": 6, "all": 6}
+    again = script("train", *options)
+    assert "pre-trained" not in again.out
+    assert re.search(r"training: (\d+) runs, \1 already there", again.out)
+    assert re.search(r"evaluation: (\d+) measurements, \1 already there", script("evaluate", *options).out)
+
+    picture = next((tmp_path / "pictures" / "test" / "bird").iterdir())
+    picture.write_bytes(picture.read_bytes()[:200])
+    broken = script("evaluate", *options)
+    assert broken.code == 2
+    assert re.fullmatch(r"error: the picture .*bird.* is corrupt or truncated: .*--skip-corrupt.*\n", broken.err)
+
+
+# 151 million weights: everything that costs a forward pass is as small as it can be, and nothing is left out.
+PAPER = ("--scale", "paper", "--seeds", 0, "--model.pretrained", "random", "--gates.no-enforce",
+         "--data.zero-shot", "named:cifar10", "named:DTD", "named:PCAM", "--data.n", 2,
+         "--tuning.steps", 1, "--tuning.batch", 2, "--tuning.workers", 1, "--fare.steps", 1, "--fare.batch", 2, "--fare.workers", 0,
+         "--attack.steps", 1, "--attack.long-steps", 2, "--attack.auto-n", 2, "--attack.auto-steps", 1, "--attack.auto-targets", 1,
+         "--attack.auto-queries", 1, "--attack.sanity-n", 1, "--attack.strong-steps", 1, "--attack.multiples", 1, 2, "--attack.batch", 2,
+         "--sweeps.alphas", 0, 1, "--sweeps.betas", 0, 1, "--sweeps.curve", 0, "--sweeps.curve-n", 1, "--sweeps.last", 2,
+         "--sweeps.test-batches", 64, 1024, "--sweeps.test-batch-n", 1, "--sweeps.cost-steps", 1)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_papers_own_scale(script, makers, tmp_path, monkeypatch):
+    """The real ViT-B/32 at random weights, TinyImageNet in its own folder layout, one update of every method, every table."""
+    from torchvision.datasets import cifar as cifar_module
+
+    from shared.report import page
+
+    monkeypatch.setattr(cifar_module, "check_integrity", lambda path, md5=None: Path(path).is_file())  # tiny copies have other checksums
+    for name in ("TinyImageNet", "cifar10", "cifar100", "DTD", "PCAM"):
+        makers.BUILDERS[name](tmp_path / "pictures")
+    options = (*PAPER, "--data-root", tmp_path / "pictures", "--results", tmp_path / "results")
+    for name in ("train", "evaluate"):
+        outcome = script(name, *options)
+        assert outcome.code == 0, outcome.err
+    store = check_results(tmp_path / "results", "paper", {"accuracy", "curve", "test_batch", "cost"})
+    assert {m.tags["set"] for m in store.planned()} == {"tinyimagenet", "cifar10", "dtd", "pcam", "none"}
+    assert {m.tags["attack"] for m in store.planned() if m.tags["kind"] == "accuracy"} == {
+        "clean", "pgd", "pgd_x2", "pgd_long", "cw", "auto", "pgd_paired"}  # fmt: skip
+    page.main(["pmg_aft", "--scale", "paper", "--results", str(tmp_path / "results")])
+    html = (tmp_path / "results" / "paper" / "pmg_aft" / "page.html").read_text()
+    assert "robust_by_set: not measured" not in html
+    assert not re.findall(r"<code>\w+</code>: not measured|class='absent'", html)
+    records = json.loads((tmp_path / "results" / "paper" / "pmg_aft" / "figures" / "robust.md.json").read_text())
+    assert records["scale"] == "paper"
