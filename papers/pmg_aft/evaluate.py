@@ -20,13 +20,14 @@ def main() -> None:
 
     from papers.pmg_aft.cells import CLIP, cells
     from papers.pmg_aft.measure import Measurer
-    from papers.pmg_aft.models import Bench
+    from papers.pmg_aft.models import Bench, fetch
     from shared.experiment.share import accelerator as start
     from shared.experiment.share import share
 
     accelerator = start()
     began, main_process = time.monotonic(), accelerator.is_main_process
     measurer = Measurer(Bench(config, scale, accelerator.device))
+    fetch(measurer.bench, accelerator)
     todo = cells(config)
     keys = {cell.slug(): measurer.key(cell) for cell in todo}
     if main_process:

@@ -106,6 +106,17 @@ class Bench:
         return visual.requires_grad_(False).eval()
 
 
+def fetch(bench: Bench, accelerator) -> None:
+    """Let one process download what is missing before the others read it (`--download`)."""
+    if bench.config.source.download:
+        data = bench.config.data
+        with accelerator.main_process_first():
+            for spec in (data.train, *data.other_train):
+                bench.data(spec, "train")
+            for spec in (data.seen, *data.zero_shot, *data.holdout):
+                bench.data(spec)
+
+
 def is_fresh(path: Path, key: str) -> bool:
     """Whether a checkpoint exists and was made under `key`; a damaged one is reported and counts as missing."""
     if not path.is_file():

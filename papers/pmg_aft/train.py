@@ -19,13 +19,14 @@ def main() -> None:
 
     scale, config = parse(PRESETS, __doc__, check=check)
 
-    from papers.pmg_aft.models import Bench, pretrain_base
+    from papers.pmg_aft.models import Bench, fetch, pretrain_base
     from papers.pmg_aft.runs import cost, runs
     from shared.experiment.share import accelerator as start
     from shared.experiment.share import share
 
     accelerator = start()
     bench = Bench(config, scale, accelerator.device)
+    fetch(bench, accelerator)
     if config.model.pretrained == "pretrain":
         pretrain_base(bench, accelerator)
     todo = [run for run in runs(config) if not _done(bench, run)]
