@@ -136,7 +136,7 @@ test-slow: $(STAMP) ## the slow tests, among them the rehearsal of SCALE=paper
 	@$(PY) -m pytest -m slow $(ARGS)
 
 bench: $(STAMP) ## speeds against plain loops and reference packages, side by side, with their spread
-	@$(PY) -m shared.bench $(ARGS)
+	@$(foreach b,shared $(subst /,.,$(patsubst %/bench.py,%,$(sort $(wildcard papers/*/bench.py)))),$(PY) -m $b.bench $(ARGS) &&) true
 
 zoo: $(STAMP) ## train the shipped small models again (half an hour on 2 cores)
 	$(launch) -m shared.training.pretrain $(ARGS)
