@@ -60,8 +60,8 @@ def test_the_vocabulary_covers_every_caption_and_prompt(texts):
 
 
 def test_flip_and_shift_is_one_of_the_crops_of_the_padded_picture():
-    x = Named().__getitems__(range(40))[0]
-    out = flip_and_shift(x, 3, range(40))
+    x = Named().__getitems__(range(120))[0]
+    out = flip_and_shift(x, 3, range(120))
     found = []
     for picture, result in zip(x, out, strict=True):
         places = [(m, dy, dx) for m, base in enumerate((picture, picture.flip(2)))
@@ -70,7 +70,7 @@ def test_flip_and_shift_is_one_of_the_crops_of_the_padded_picture():
         assert places
         found.append(places[0])
     mirrored, dy, dx = np.array(found).T
-    assert 8 < mirrored.sum() < 32 and len(set(dy)) > 5 and len(set(dx)) > 5
+    assert 40 < mirrored.sum() < 80 and set(dy) == set(dx) == set(range(9))
 
 
 def test_flip_and_shift_is_a_function_of_step_and_index():

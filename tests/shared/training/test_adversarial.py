@@ -167,6 +167,22 @@ def test_clean_training_does_not_attack(victim, attack):
     assert same(state(victim), state(other))
 
 
+def test_the_random_start_is_a_function_of_seed_step_and_index(victim):
+    starts = []
+
+    class Watch(TeCoA):
+        def loss(self, victim, x, x_adv, y):
+            starts.append(x_adv - x)
+            return super().loss(victim, x, x_adv, y)
+
+    tune(victim, Watch(), Tuning(steps=2, batch=8, lr=0.0, warmup=0), attack=TrainAttack(steps=1, ratio=0.0))
+    for step, start in enumerate(starts):
+        indices = batch_indices(60, 8, step, 3)
+        x, noise = DATA.__getitems__(indices)[0], SampleRng(3, indices).child(f"train{step}").uniform((3, 32, 32), -4 / 255, 4 / 255)
+        torch.testing.assert_close(start, (x + noise).clamp(0, 1) - x, rtol=0, atol=1e-6)
+    assert starts[0].abs().mean() > 0.3 * 4 / 255
+
+
 def test_the_step_size_is_a_multiple_of_eps(victim):
     """After one step of size 2ε from inside the ball every pixel is on its edge, or at 0 or 1."""
     seen = []
