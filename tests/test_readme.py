@@ -22,7 +22,7 @@ def test_claims_are_those_that_were_drawn(path):
 
 @pytest.mark.parametrize("path", READMES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_make_command_is_a_target(path):
-    commands = set(re.findall(r"\bmake ([a-z][a-z_-]*(?:-[a-z_]+)?)(?=[\s`])", path.read_text()))
+    commands = set(re.findall(r"(?:^ {4}|`)make ([a-z][a-z_-]*)", path.read_text(), re.M))
     assert commands
     for target in commands:
         done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -24,13 +24,17 @@ def _steps(bench: Bench, run: Run, steps: int, after) -> None:
 
 
 def step_seconds(bench: Bench, run: Run) -> np.ndarray:
-    """Seconds of each of `sweeps.cost_steps` updates, after one that does not count; reading the pictures is included."""
+    """Seconds of each of `sweeps.cost_steps` updates, after one that does not count; reading the pictures is included.
+
+    On a CPU these are seconds of processor time, because other processes of the same run compete for the cores.
+    """
     marks: list[float] = []
+    clock = time.perf_counter if bench.device.type == "cuda" else time.process_time
 
     def mark(step: int) -> None:
         if bench.device.type == "cuda":
             torch.cuda.synchronize()
-        marks.append(time.perf_counter())
+        marks.append(clock())
 
     _steps(bench, run, bench.config.sweeps.cost_steps + 1, mark)
     return np.diff(marks)

@@ -46,7 +46,7 @@ class Measurer:
             how += {"cw": [a.kappa], "auto": [a.auto_steps, a.auto_targets, a.auto_queries]}.get(s.kind, [])
             if cell.kind == "accuracy":  # the sanity checks stand beside it
                 how += [a.sanity_n, a.eps, a.steps, self.bench.data(self.config.data.seen).version]
-        data = [self.bench.data(cell.spec).version, cell.n] if cell.spec else [self.config.sweeps.cost_steps]
+        data = [self.bench.data(cell.spec).version, cell.n] if cell.spec else [self.config.sweeps.cost_steps, "processor time"]
         face = None if cell.run is None else [cell.run.face.norm, cell.run.face.temperature]
         return digest([CODE, cell.kind, self._model(cell), data, how, face, cell.point, cell.step])
 

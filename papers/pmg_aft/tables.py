@@ -124,9 +124,9 @@ def _sweep_name(alpha: float, beta: float) -> str:
 
 def cost(results):
     rows = {label: {"method": name} for name, label in METHODS.items() if name != "clip"}
-    columns = {"seconds per update": {"point": "seconds"}, "MB kept for the backward pass": {"point": "megabytes"}}
+    columns = {"processor seconds per update": {"point": "seconds"}, "MB kept for the backward pass": {"point": "megabytes"}}
     batch = results.config["tuning"]["batch"]
-    table = tables.from_results(results, rows, columns, common={"kind": "cost"}, best=None, factor=1, digits={"seconds per update": 3},
+    table = tables.from_results(results, rows, columns, common={"kind": "cost"}, best=None, factor=1, digits={"processor seconds per update": 3},
                                 caption=f"What one update of {batch} images costs, attack included, on one process.")
     return table and _over_tecoa(results, table)
 
