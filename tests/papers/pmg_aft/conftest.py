@@ -148,13 +148,12 @@ def script():
     return run_here
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def nursery():
     out = Nursery()
     yield out
-    out.process.stdin.close()
-    out.process.wait(20)
-    out.process.stdout.close()
+    out.process.kill()
+    out.process.communicate()
 
 
 @pytest.fixture(scope="session")

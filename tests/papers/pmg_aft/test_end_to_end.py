@@ -296,12 +296,6 @@ def test_every_file_has_a_record_and_a_producer(page):
     assert {p.name for p in figures.iterdir() if p.suffix != ".json"} == expected | {"claims.md", "claims_headline.md"}
 
 
-def test_files_in_the_repository_have_records_too():
-    for place in (ROOT / "figures" / "pmg_aft", ROOT / "figures" / "pmg_aft" / "photos"):
-        if place.is_dir():
-            assert check_records(place)
-
-
 # -- mistakes ---------------------------------------------------------------------------------------------------------------------------------
 
 
