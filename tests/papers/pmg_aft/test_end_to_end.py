@@ -200,7 +200,6 @@ def test_killed_and_continued_is_as_if_nothing_had_happened(reference, nursery, 
     assert_equal(measured(reference), measured(tmp_path))
 
 
-@pytest.mark.slow
 def test_two_processes_are_as_one(reference, nursery, measured, tmp_path):
     """From the start, without an interruption; each process does a part."""
     for name in ("train", "evaluate"):
