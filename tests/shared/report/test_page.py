@@ -74,7 +74,7 @@ def test_what_is_printed_at_the_end(made):
 def test_files_have_complete_records_and_stay_out_of_the_repository(made):
     folder = made[0] / "figures"
     names = {p.name for p in folder.iterdir()}
-    files = {"claims.md", *(f"robust.{k}" for k in ("md", "tex", "csv")), "bars.pdf", "bars.png"}
+    files = {"claims.md", "claims_headline.md", *(f"robust.{k}" for k in ("md", "tex", "csv")), "bars.pdf", "bars.png"}
     assert names == files | {f"{name}.json" for name in files}
     import hashlib
 
