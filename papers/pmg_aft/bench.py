@@ -32,7 +32,7 @@ def cases(quick: bool) -> Cases:
     prompts = [p for name in SETS for p in SceneSet(name).prompts][:200]
     ten = [f"This is a photo of a {colour} {thing}" for colour in ("red", "blue") for thing in ("car", "dog", "tree", "house", "shoe")]
     sizes = [("scenes-vit-s8", prompts[:20], 4, 1, 1), ("ViT-B-32-quickgelu", ten[:2], 1, 1, 1)] if quick else [
-        ("scenes-vit-s8", prompts, 64, 4, 5), ("ViT-B-32-quickgelu", ten, 8, 1, 3)]  # fmt: skip
+        ("scenes-vit-s8", prompts, 64, 3, 3), ("ViT-B-32-quickgelu", ten, 8, 1, 3)]  # fmt: skip
     named = {f"PMG-AFT, {steps} step{'s' * (steps > 1)}, {name}, batch {batch}, {len(texts)} prompts": (name, texts, batch, steps, repetitions)
              for name, texts, batch, steps, repetitions in sizes}  # fmt: skip
     return {title: lambda size=size: _case(*size) for title, size in named.items()}

@@ -22,7 +22,7 @@ def cases(quick: bool) -> Cases:
     small = SceneSet(FINE_TUNING).prompts
     ten = [f"This is a photo of a {name}" for name in CIFAR10]
     sizes = [("scenes-vit-s8", small, 8, 2, 2, None), ("ViT-B-32-quickgelu", ten[:2], 2, 1, 1, None)] if quick else [
-        ("scenes-vit-s8", small, 64, 10, 7, None), ("ViT-B-32-quickgelu", ten, 16, 2, 3, 0.6)]  # fmt: skip
+        ("scenes-vit-s8", small, 64, 10, 5, None), ("ViT-B-32-quickgelu", ten, 16, 2, 3, 0.6)]  # fmt: skip
     named = {f"PGD-{size[3]}, {size[0]}, batch {size[2]}{', text once' * once}": (*size, once) for size in sizes for once in (False, True)}
     return {name: lambda size=size: _case(*size) for name, size in named.items()}
 
