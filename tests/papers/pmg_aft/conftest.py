@@ -75,12 +75,12 @@ class Nursery:
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
 
-    def start(self, log: Path, processes: int, script: str, *options: object) -> "Started":
+    def start(self, log: Path, processes: int, script: str, *options: object, late: float = 0) -> "Started":
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         log.touch()
-        pids = self.order(script=script, options=list(map(str, options)), processes=processes, port=port, log=str(log))
+        pids = self.order(script=script, options=list(map(str, options)), processes=processes, port=port, log=str(log), late=late)
         return Started(self, pids, log)
 
 

@@ -2,14 +2,17 @@
 
 Reads orders from stdin, one JSON per line, and answers each with one line on stdout:
 
-    {"script": "train", "options": [...], "processes": 2, "port": 29500, "log": path}    -> [pid, pid], all in a group of their own
-    {"wait": [pid, pid]}                                                                -> [exit code, exit code]
+    {"script": "train", "options": [...], "processes": 2, "port": 29500, "log": path, "late": 0}    -> [pid, pid], a process group
+    {"wait": [pid, pid]}                                                                           -> [exit code, exit code]
+
+late: seconds by which the second process looks later than the first at what is already there, as may happen on a busy machine.
 """
 
 import importlib
 import json
 import os
 import sys
+import time
 
 import open_clip  # noqa: F401
 import torch
@@ -17,6 +20,7 @@ import torchvision  # noqa: F401
 
 from papers.pmg_aft import evaluate, measure, train  # noqa: F401
 from shared.errors import run_main
+from shared.experiment.store import Store
 
 
 def child(order: dict, rank: int, group: int) -> None:
@@ -24,12 +28,25 @@ def child(order: dict, rank: int, group: int) -> None:
     if order["processes"] > 1:  # what the launcher sets
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(order["processes"]), LOCAL_WORLD_SIZE=str(order["processes"]),
                           MASTER_ADDR="127.0.0.1", MASTER_PORT=str(order["port"]), ACCELERATE_USE_CPU="true")
+    if rank == 1 and order["late"]:
+        train._done, Store.fresh = late(train._done, order["late"]), late(Store.fresh, order["late"])
     with open(order["log"], "a") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     sys.argv = [order["script"], *order["options"]]
     run_main(importlib.import_module(f"papers.pmg_aft.{order['script']}").main)
+
+
+def late(function, seconds: float):
+    waited = []
+
+    def call(*args):
+        if not waited:
+            waited.append(time.sleep(seconds))
+        return function(*args)
+
+    return call
 
 
 def fork(order: dict) -> list[int]:

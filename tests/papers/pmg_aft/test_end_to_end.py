@@ -201,9 +201,9 @@ def test_killed_and_continued_is_as_if_nothing_had_happened(reference, nursery, 
 
 
 def test_two_processes_are_as_one(reference, nursery, measured, tmp_path):
-    """From the start, without an interruption; each process does a part."""
-    for name in ("train", "evaluate"):
-        log = nursery.start(tmp_path / f"{name}.log", 2, name, *SMALL, "--results", tmp_path).finish()
+    """From the start, without an interruption; each does a part, also if one begins so late that the other could have finished something."""
+    for name, late in (("train", 0), ("evaluate", 4)):
+        log = nursery.start(tmp_path / f"{name}.log", 2, name, *SMALL, "--results", tmp_path, late=late).finish()
         assert {rank for rank in "01" if f"of process {rank})" in log} == {"0", "1"}
     assert weights(tmp_path) == weights(reference)
     assert_equal(measured(reference), measured(tmp_path))
