@@ -39,6 +39,7 @@ for the mean over the matching sets of the mean over examples and seeds. Predica
     within        |x − value| <= tolerance           at_most    x <= threshold
     equal_within  |quantity − minus| <= tolerance
     monotone      `sequence: [{eps: 1}, {eps: 2}, …]` (each laid over `quantity`), `order: increasing | decreasing`
+    exceeds_all   quantity − rival > margin for every one of `rivals: [{method: a}, {method: b}, …]` (each laid over `quantity`)
 
 Unknown keys, duplicate ids, unknown predicates and missing fields are a UserError that names the file and the claim.
 """
@@ -53,7 +54,7 @@ from shared.experiment.selection import Selector, matches
 WHERE = ("abstract", "table", "figure", "text", "mechanism", "code", "third-party", "ours")
 MARKS = ("S", "S2", "M", "I", "L", "D", "U")
 SCALES = ("cpu", "photos", "paper")
-PREDICATES = ("greater", "at_least", "at_most", "within", "equal_within", "monotone")
+PREDICATES = ("greater", "at_least", "at_most", "within", "equal_within", "monotone", "exceeds_all")
 UNKNOWN = "unknown"
 
 
@@ -75,6 +76,7 @@ class Claim:
     minus: Selector | None = None
     ratio: Selector | None = None
     sequence: tuple[Selector, ...] = ()
+    rivals: tuple[Selector, ...] = ()
     order: str | None = None
     margin: float | None = None
     threshold: float | None = None
@@ -87,6 +89,8 @@ class Claim:
         """Every selector that the claim needs, tags filled in."""
         if self.sequence:
             return tuple({**self.quantity, **step} for step in self.sequence)
+        if self.rivals:
+            return (self.quantity, *({**self.quantity, **rival} for rival in self.rivals))
         other = self.minus if self.minus is not None else self.ratio
         return (self.quantity,) if other is None else (self.quantity, {**self.quantity, **other})
 

@@ -52,7 +52,7 @@ def _claim(raw: object, position: int, path: Path) -> Claim:
     missing = [scale for scale in untested if not (why if isinstance(why, str) else why.get(scale))]
     if missing:
         fail(f"not testable at {', '.join(missing)}, so `why_not` must say why")
-    entry.update(testable=tuple(testable), sequence=tuple(entry.get("sequence") or ()), why_not=why)
+    entry.update(testable=tuple(testable), sequence=tuple(entry.get("sequence") or ()), rivals=tuple(entry.get("rivals") or ()), why_not=why)
     return Claim(**entry)
 
 
@@ -79,6 +79,13 @@ def _check_predicate(entry: dict, fail) -> None:
         fail("predicate within compares with the paper's number, so `value` must be a number or `unknown`")
     if (predicate == "monotone") != bool(entry.get("sequence")):
         fail("`sequence` belongs to predicate monotone, and monotone needs it")
+    if (predicate == "exceeds_all") != bool(entry.get("rivals")):
+        fail("`rivals` belongs to predicate exceeds_all, and exceeds_all needs it")
+    if predicate == "exceeds_all":
+        if not isinstance(entry["rivals"], list) or any(entry.get(name) is not None for name in ("minus", "ratio")):
+            fail("`rivals` must be a list of selectors, without `minus` or `ratio` beside it")
+        for rival in entry["rivals"]:
+            _check_selector(rival, "rivals", fail)
     if predicate == "monotone":
         if entry["order"] not in ("increasing", "decreasing"):
             fail(f"`order` must be increasing or decreasing, not {entry['order']!r}")

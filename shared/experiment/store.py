@@ -25,7 +25,8 @@ class Measurement:
     """One number with what it was made from.
 
     value, low, high: the mean over examples and its 95 % interval; n: examples; seeds: of training; unit: e.g. "share", "s"; seconds: how long it
-    took; sanity: outcome of the attack's sanity checks (robust cells only); tags: what it is a measurement of; values: per-example numbers.
+    took; sanity: outcome of the attack's sanity checks (robust cells only); tags: what it is a measurement of; values: per-example numbers;
+    extra: further named arrays that a figure draws (pictures, curves, texts as arrays of strings), kept beside the values.
     """
 
     slug: str
@@ -42,15 +43,22 @@ class Measurement:
     sanity: dict | None = None
     path: Path | None = field(default=None, compare=False, repr=False)
     given: np.ndarray | None = field(default=None, compare=False, repr=False)
+    given_extra: dict | None = field(default=None, compare=False, repr=False)
 
     @cached_property
     def values(self) -> np.ndarray:
         """Per-example values (n,), read from disk when first asked for."""
-        if self.given is not None:
-            return self.given
+        return self.given if self.given is not None else self._read()["values"]
+
+    @cached_property
+    def extra(self) -> dict[str, np.ndarray]:
+        """The further arrays by name, {} if there are none."""
+        return self.given_extra or {} if self.given is not None else {k: v for k, v in self._read().items() if k != "values"}
+
+    def _read(self) -> dict[str, np.ndarray]:
         try:
             with np.load(self.path, allow_pickle=False) as archive:
-                return archive["values"]
+                return {name: archive[name] for name in archive.files}
         except Exception as error:
             raise UserError(f"the values of a measurement, {self.path}, cannot be read: delete its .json and measure again.") from error
 
@@ -93,8 +101,9 @@ class Store:
         name = measurement.slug
         self._path(name, ".json").unlink(missing_ok=True)
         with atomic_path(self._path(name, ".npz")) as temporary:
-            np.savez(temporary, values=measurement.values)
-        facts = {k: v for k, v in asdict(replace(measurement, path=None, given=None)).items() if k not in ("path", "given")}
+            np.savez(temporary, values=measurement.values, **measurement.extra)
+        hidden = ("path", "given", "given_extra")
+        facts = {k: v for k, v in asdict(replace(measurement, path=None, given=None, given_extra=None)).items() if k not in hidden}
         write_json(self._path(name, ".json"), facts)
 
     def write_plan(self, plan: dict) -> None:

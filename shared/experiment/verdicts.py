@@ -1,7 +1,8 @@
 """What the measurements say about each claim, judged on 95 % intervals.
 
 A predicate holds when the whole interval supports it, fails when the whole interval contradicts it, and is undecided otherwise.
-`monotone` holds when no consecutive difference contradicts the order and at least one supports it.
+`monotone` holds when no consecutive difference contradicts the order and at least one supports it. `exceeds_all` holds when it is above every
+rival, fails when it is clearly not above one of them; the difference to the strongest rival is shown.
 
 | scale        | holds                              | fails             | undecided      |
 |--------------|------------------------------------|-------------------|----------------|
@@ -91,6 +92,8 @@ def _estimates(claim: Claim, found: list[Selected]) -> tuple[Estimate, ...]:
     factor = unit_factor(found[0].unit, claim)
     if claim.sequence:
         return tuple(b.minus(a).scaled(factor) for a, b in pairwise(found))
+    if claim.rivals:
+        return tuple(found[0].minus(rival).scaled(factor) for rival in found[1:])
     if claim.minus is not None:
         return (found[0].minus(found[1]).scaled(factor),)
     if claim.ratio is not None:
@@ -113,6 +116,8 @@ def _test(claim: Claim, estimates: tuple[Estimate, ...]) -> tuple[bool | None, s
     """Whether the predicate holds (None: undecided), and the sentence that says so."""
     if claim.predicate == "monotone":
         return _test_order(claim, estimates)
+    if claim.predicate == "exceeds_all":
+        return _test_rivals(claim, estimates)
     e = estimates[0]
     if claim.predicate in ("within", "equal_within"):
         centre = 0.0 if claim.predicate == "equal_within" else claim.value
@@ -143,6 +148,17 @@ def _test_order(claim: Claim, estimates: tuple[Estimate, ...]) -> tuple[bool | N
     return None, f"None of {len(steps)} steps is larger than its interval."
 
 
+def _test_rivals(claim: Claim, estimates: tuple[Estimate, ...]) -> tuple[bool | None, str]:
+    bar = margin(claim)
+    above, below = sum(e.low > bar for e in estimates), sum(e.high <= bar for e in estimates)
+    names = [words(rival) for rival, e in zip(claim.rivals, estimates, strict=True) if e.low <= bar]
+    few = ", ".join(names[:4]) + (", …" if names[4:] else "")
+    if above == len(estimates):
+        return True, f"Clearly above all {len(estimates)} rivals."
+    sentence = f"Clearly above {above} of {len(estimates)} rivals; not above {few}."
+    return (False if below else None), sentence
+
+
 def _status(claim: Claim, scale: str, holds: bool | None, estimates: tuple[Estimate, ...]) -> tuple[str, str, str]:
     if holds is None:
         return "inconclusive", UNSURE, ""
@@ -155,7 +171,7 @@ def _status(claim: Claim, scale: str, holds: bool | None, estimates: tuple[Estim
     if claim.value == UNKNOWN:
         return "direction holds", GOOD, "Nobody here has read the paper's number, so nothing can be called reproduced."
     paper = f"the paper's {claim.value:g} {claim.unit}"
-    if claim.predicate in ("monotone", "equal_within"):
+    if claim.predicate in ("monotone", "equal_within", "exceeds_all"):
         return "direction holds", GOOD, f"The number itself ({paper}) is not what this claim measures."
     e = estimates[0]
     if claim.tolerance is None:

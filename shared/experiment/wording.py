@@ -24,6 +24,7 @@ def how_tested(claim: Claim) -> str:
         "within": lambda: f"the paper's number ± {claim.tolerance:g}{unit}",
         "equal_within": lambda: f"equal within ± {claim.tolerance:g}{unit}",
         "monotone": lambda: f"{claim.order} along {_steps(claim)}",
+        "exceeds_all": lambda: f"above each of {', '.join(map(words, claim.rivals))}{f' by {claim.margin:g}' if claim.margin else ''}",
     }[claim.predicate]()
     return "; ".join([*sides, *([rest] if rest else []), test])
 
@@ -44,7 +45,7 @@ def margin(claim: Claim) -> float:
 def show(e: Estimate, claim: Claim) -> tuple[str, str]:
     """(value with its unit, interval): `+5.21 points`, `[3.90, 6.40]`; differences carry their sign, ratios a ×."""
     digits = decimals(e.value, claim.unit)
-    value = number(e.value, digits, plus=claim.minus is not None)
+    value = number(e.value, digits, plus=claim.minus is not None or bool(claim.rivals))
     return with_unit(value, claim.unit), f"[{number(e.low, digits)}, {number(e.high, digits)}]"
 
 

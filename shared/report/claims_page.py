@@ -7,7 +7,7 @@ from html import escape
 
 from shared.experiment.claims import UNKNOWN, Claim, ClaimsFile, ReferenceTable
 from shared.experiment.verdicts import Verdict, judge
-from shared.experiment.wording import decimals, how_tested, number, show, with_unit
+from shared.experiment.wording import decimals, how_tested, number, show, with_unit, words
 from shared.report.table_text import escape_markdown
 
 _NB = "\u00a0"  # a blank that does not break
@@ -49,6 +49,10 @@ def measured(verdict: Verdict) -> tuple[str, str]:
         digits = decimals(max(abs(e.value) for e in estimates), claim.unit)
         steps = ", ".join(number(e.value, digits, plus=True) for e in estimates)
         return with_unit(steps, claim.unit), f"step by step; {behind}"
+    if claim.rivals:  # the difference to the strongest rival
+        closest = min(range(len(estimates)), key=lambda k: estimates[k].value)
+        value, interval = show(estimates[closest], claim)
+        return value, f"{interval} over {words(claim.rivals[closest])}; {behind}"
     value, interval = show(estimates[0], claim)
     return value, f"{interval}; {behind}"
 

@@ -183,3 +183,15 @@ def test_stores_do_not_mix(tmp_path):
     assert b.load("accuracy__tecoa") is None
     b.save(replace(measurement(), key="other"))
     assert a.load("accuracy__tecoa").key == "k1"
+
+
+def test_further_arrays_are_kept_beside_the_values(store):
+    extra = {"pictures": np.arange(6, dtype=np.uint8).reshape(2, 3), "answers": np.array(["a red star", "nothing"])}
+    store.save(replace(measurement(), given_extra=extra))
+    found = store.load("accuracy__tecoa")
+    assert found.extra.keys() == extra.keys() and found.extra["answers"].tolist() == ["a red star", "nothing"]
+    np.testing.assert_array_equal(found.extra["pictures"], extra["pictures"])
+    np.testing.assert_array_equal(found.values, VALUES)
+    assert store.fresh("accuracy__tecoa", "k1")
+    store.save(measurement())
+    assert store.load("accuracy__tecoa").extra == {}

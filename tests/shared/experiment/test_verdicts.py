@@ -9,6 +9,7 @@ from shared.errors import UserError
 from shared.experiment.claims import Claim, ClaimsFile
 from shared.experiment.verdicts import judge
 from shared.experiment.wording import decimals, how_tested, number
+from shared.report.claims_page import measured
 from shared.report.data import Results
 
 N = 400
@@ -205,3 +206,25 @@ def test_numbers_for_people():
     assert [number(x, 1) for x in (1234.54, -1.5, -1e-17, 99.96, float("inf"))] == ["1234.5", "−1.5", "0.0", "100.0", "∞"]
     assert [number(x, 2, plus=True) for x in (1.5, -1.5, 1e-17)] == ["+1.50", "−1.50", "0.00"]
     assert [decimals(x, "s") for x in (123.0, 1.23, 0.0123, 0)] == [0, 2, 4, 2] and decimals(123.0, "points") == 2
+
+
+@pytest.mark.parametrize(("shares", "status", "said"), [
+    ((0.6, 0.5, 0.4), "direction holds", "Clearly above all 2 rivals."),
+    ((0.5, 0.5, 0.4), "inconclusive", "Clearly above 1 of 2 rivals; not above r1."),
+    ((0.5, 0.6, 0.4), "direction fails", "Clearly above 1 of 2 rivals; not above r1."),
+    ((0.5, 0.6, 0.7), "direction fails", "Clearly above 0 of 2 rivals; not above r1, r2."),
+])  # fmt: skip
+def test_exceeds_all(shares, status, said):
+    one = claim("exceeds_all", minus=None, value="unknown", rivals=({"method": "r1"}, {"method": "r2"}))
+    v = verdict(one, results(*(cell(m, share) for m, share in zip(("a", "r1", "r2"), shares, strict=True))))
+    assert (v.status, v.sentence) == (status, said) and len(v.slugs) == 3
+    assert how_tested(one) == "a; above each of r1, r2"
+    value, behind = measured(v)  # the strongest rival is the one that is shown
+    assert value.startswith(number(100 * (shares[0] - max(shares[1:])), 2, plus=True))
+    assert ("over r2" if shares[2] > shares[1] else "over r1") in behind
+
+
+def test_exceeds_all_needs_every_rival_measured():
+    one = claim("exceeds_all", minus=None, rivals=({"method": "r1"}, {"method": "r2"}))
+    v = verdict(one, results(cell("a", 0.6), cell("r1", 0.5)))
+    assert v.status == "not measured" and "r2" in v.sentence
