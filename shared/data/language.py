@@ -1,6 +1,6 @@
-"""Sentences about scenes: captions from a small grammar with synonyms, and questions with one-word answers.
+"""Sentences about scenes: captions from a small grammar with synonyms, full descriptions, and questions with one-word answers.
 
-Both are pure functions of (seed, index), like the pictures of `shared.data.scenes`. `VOCABULARY` lists every word that can occur, so that a
+All are pure functions of (seed, index), like the pictures of `shared.data.scenes`. `VOCABULARY` lists every word that can occur, so that a
 small text tower needs only a small embedding.
 """
 
@@ -38,10 +38,10 @@ class _Dice:
     def pick(self, options):
         return options[int(next(self._row) * len(options))]
 
-    def word(self, name: str) -> str:
+    def word(self, name: str, varied: float = 0.3) -> str:
         # the plain word most of the time: synonyms must be learnt, but prompts use the plain one
         options = SYNONYMS.get(name, (name,))
-        return self.pick(options) if self.chance(0.3) else options[0]
+        return self.pick(options) if self.chance(varied) else options[0]
 
 
 def article(phrase: str) -> str:
@@ -87,6 +87,38 @@ def _caption(dice: _Dice, s: Scenes, i: int) -> str:
     if dice.chance(0.3):
         body += " " + dice.pick(_GROUNDS).format(dice.word(BACKGROUNDS[s.background[i]]))
     return dice.pick(TEMPLATES).format(body)
+
+
+def descriptions(s: Scenes, seed: int, indices, k: int = 5) -> list[list[str]]:
+    """k full captions for each of N scenes: references to score a captioner with. The first j of k are those of k = j.
+
+    Unlike `captions`, each names the colour and the shape of every object, and how many there are; the background mostly; the size or the surface
+    often. The plain word far more often than a synonym.
+    """
+    rows = uniforms(seed, np.asarray(indices, np.int64), 34, _DICE * k)
+    return [[_description(_Dice(rows[i, _DICE * j:_DICE * (j + 1)]), s, i) for j in range(k)] for i in range(len(s))]
+
+
+_DICE = 16  # numbers for one description, enough for the longest
+
+
+def _description(dice: _Dice, s: Scenes, i: int) -> str:
+    def words_of(k: int, detail: bool) -> str:
+        named = [dice.word(SIZES[s.size[i]], 0.1)] if detail and s.kind[i] == 0 and dice.chance(0.6) else []
+        if detail and dice.chance(0.3):
+            named.append(dice.word(SURFACES[s.surface[i, k]], 0.1))
+        return " ".join([*named, dice.word(COLOURS[s.colour[i, k]], 0.1), dice.word(SHAPES[s.shape[i, k]], 0.1)])
+
+    if s.kind[i] == 0:
+        body = article(words_of(0, True))
+    elif s.kind[i] == 1:
+        *rest, noun = words_of(0, True).split(" ")
+        body = " ".join([COUNTS[s.n_objects[i] - 1], *rest, plural(noun)])
+    else:
+        body = article(words_of(0, False)) + (" to the left of " if dice.chance(0.2) else " and ") + article(words_of(1, False))
+    if dice.chance(0.7):
+        body += (" on" if dice.chance(0.85) else " against") + f" a {dice.word(BACKGROUNDS[s.background[i]], 0.1)} background"
+    return ("there are " if s.kind[i] == 1 else "there is ") + body if dice.chance(0.1) else body
 
 
 _QUESTIONS = {

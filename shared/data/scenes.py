@@ -53,6 +53,10 @@ class Domain:
     texture: bool = False       # a two-tone wave pattern as background
 
 
+# of the vision-language sets: what the models are trained on, and pictures with grey specks and less contrast, which they never saw
+VL_DOMAINS = {"plain": Domain(), "shifted": Domain(kinds=(1.0, 0.0, 0.0), clutter=5, contrast=0.8)}
+
+
 @dataclass(frozen=True)
 class Scenes:
     """Attributes of N scenes as index arrays into the tuples above; object attributes are (N, 3), of which `n_objects` columns count.

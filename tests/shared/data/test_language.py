@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from shared.data.language import SYNONYMS, TEMPLATES, VOCABULARY, article, captions, plural, questions, words
+from shared.data.language import SYNONYMS, TEMPLATES, VOCABULARY, article, captions, descriptions, plural, questions, words
 from shared.data.scenes import ATTRIBUTES, BACKGROUNDS, COLOURS, COUNTS, POSITIONS, SHAPES, SIZES, SURFACES, Domain, sample
 
 N = 3000
@@ -131,6 +131,39 @@ def test_sentences_are_functions_of_seed_and_index(world):
     assert captions(part, 21, some) == [texts[i] for i in some]
     assert questions(part, 21, some) == [pairs[i] for i in some]
     assert captions(sample(21, np.arange(50)), 22, np.arange(50)) != texts[:50]
+
+
+@pytest.fixture(scope="module")
+def described(world):
+    return descriptions(world[0], 21, np.arange(N), 3)
+
+
+def test_descriptions_are_true_and_name_colour_and_shape_of_every_object(world, described):
+    s = world[0]
+    for i, texts in enumerate(described):
+        for text in texts:
+            check(text.removeprefix("there are "), s, i)
+            said = {plain(w) for w in words(text)}
+            if s.kind[i] == 1:
+                said |= {name for name in SHAPES for option in SYNONYMS[name] if plural(option) in said}
+            for k in (0, 1) if s.kind[i] == 2 else (0,):
+                assert {COLOURS[s.colour[i, k]], SHAPES[s.shape[i, k]]} <= said
+
+
+def test_descriptions_vary_and_stay_short(described):
+    flat = [t for texts in described for t in texts]
+    said = {w for t in flat for w in words(t)}
+    assert said <= set(VOCABULARY) and max(len(words(t)) for t in flat) <= 18
+    assert {*SIZES, *SURFACES, *BACKGROUNDS, "and", "left", "against", "there"} <= said
+    assert np.mean([len(set(texts)) > 1 for texts in described]) > 0.8
+    for name, options in SYNONYMS.items():
+        assert len(options) < 2 or 0 < sum(options[1] in t for t in flat) < 0.2 * sum(options[0] in t for t in flat), name
+
+
+def test_descriptions_are_functions_of_seed_and_index_and_the_first_ones_do_not_depend_on_how_many(described):
+    some = [5, 2999, 17]
+    assert descriptions(sample(21, some), 21, some, 2) == [described[i][:2] for i in some]
+    assert descriptions(sample(21, some), 22, some, 3) != [described[i] for i in some]
 
 
 ASKED = {"shape": r"what shape (?:is it|are they)", "colour": r"what colour (?:is|are) the (?!background)\w+",
