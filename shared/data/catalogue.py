@@ -1,6 +1,7 @@
-"""Any data set by one name: `scenes:<set>`, `folder:<all|seen|unseen>`, `named:<set>`.
+"""Any data set by one name: `scenes:<set>`, `digits:all`, `folder:<all|seen|unseen>`, `named:<set>`.
 
 scenes   drawn on the spot, see `shared.data.scene_sets`
+digits   real handwritten digits that need no files, see `shared.data.digits`
 folder   the pictures below DATA_ROOT: an image folder, or CIFAR-10 as torchvision keeps it; `seen` and `unseen` are every other class
 named    the sets of the papers through torchvision, below DATA_ROOT, see `shared.data.named`
 """
@@ -23,7 +24,7 @@ class Source:
     skip_corrupt: bool = False
     """Leave unreadable pictures out, counted and reported, instead of stopping at the first."""
     size: str = "native"
-    """Size of the pictures of an image folder: native, 224, 256:224 (short side, centre crop)."""
+    """Size of the pictures of an image folder (and of digits and captioned pictures): native, 224, 256:224 (short side, centre crop)."""
     wording: str = "released"
     """Prompts of the named sets: released, or corrected (without the known slips)."""
 
@@ -38,8 +39,13 @@ def open_set(spec: str, split: str, source: Source, n: int = 100_000) -> Labelle
         from shared.data.scene_sets import SceneSet
 
         return SceneSet(name, split, n)
+    if spec == "digits:all":
+        from shared.data.digits import digits
+        from shared.data.files import ImageSize
+
+        return digits(split, ImageSize.parse(source.size))
     if kind not in ("folder", "named") or not name:
-        raise UserError(f"the data set {spec!r} is not understood: write scenes:<set>, folder:<all|seen|unseen> or named:<set>.")
+        raise UserError(f"the data set {spec!r} is not understood: write scenes:<set>, digits:all, folder:<all|seen|unseen> or named:<set>.")
     if source.root is None:
         raise UserError(f"the data set {spec!r} is read from files: set DATA_ROOT (or --data.source.root) to the folder that holds them.")
     if kind == "named":
