@@ -9,6 +9,7 @@ apgd, runs  apgd, apgd_ce, apgd_dlr, apgd_t, and the engine that keeps their bat
 square      gradient-free random search
 autoattack  the cascade APGD-CE -> APGD-T -> Square on the survivors (no FAB-T, see there)
 sanity      checks that an attack can be trusted on a victim
+language    attacks on vision-language models, by the likelihood of texts; language_sanity: their checks
 
 Every attack returns detached images in B(x), changes neither x nor the victim, draws its random numbers per sample index from the
 `SampleRng` it is given, and gives a sample the same result in whatever batch it comes (up to the victim's own float error).

@@ -53,10 +53,14 @@ class Runs:
         batch_size: int | None = None,
         drop: bool = True,
         give_up: float | None = 5.0,
+        start: Tensor | None = None,
+        autocast: str | None = None,
     ):
+        """start: where every run of a sample begins, a point of B(x) shaped as x (default: random points). autocast: see `input_gradient`."""
         check_batch(x, y)
         check_rng(x, rng)
         self.victim, self.x, self.y, self.threat, self.rng = victim, x.detach(), y, threat, rng
+        self.start, self.autocast = start, autocast
         self.steps, self.eot_iter, self.rho, self.drop = at_least_one(steps, "steps"), eot_iter, rho, drop
         self.first_step = first_step * threat.eps
         self.limit = at_least_one(max(len(x), 1) if batch_size is None else batch_size, "batch_size")
@@ -81,7 +85,7 @@ class Runs:
 
     def ascend(self, loss: str | Callable, ranks: int, *more: Tensor) -> Tensor:
         """Raise `loss` in `ranks` runs per sample; `more` are its further arguments, (ranks, N) each. Returns x_adv."""
-        goal = Goal(self.victim, loss, eot_iter=self.eot_iter)
+        goal = Goal(self.victim, loss, eot_iter=self.eot_iter, autocast=self.autocast)
         open_samples = (self.won > -1).nonzero().flatten().tolist()
         queue = [(rank, sample) for rank in range(ranks) for sample in open_samples][::-1]
         rows: Rows | None = None
@@ -119,7 +123,7 @@ class Runs:
             return None
         rank, sample = torch.tensor(taken, device=self.x.device).T
         starts = [  # the queue is in the order of ranks, so the parts line up with `taken`
-            self.threat.random_start(self.x[part], self.rng.child(f"run{r}").subset(part))
+            self.threat.random_start(self.x[part], self.rng.child(f"run{r}").subset(part)) if self.start is None else self.start[part].detach()
             for r in sorted({r for r, _ in taken})
             for part in [sample[rank == r]]
         ]
