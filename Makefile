@@ -140,6 +140,7 @@ bench: $(STAMP) ## speeds against plain loops and reference packages, side by si
 
 zoo: $(STAMP) ## train the shipped small models again (half an hour on 2 cores)
 	$(launch) -m shared.training.pretrain $(ARGS)
+	$(launch) -m shared.training.pretrain --out shared/models/zoo/scenes-vit-xs8.safetensors --model scenes-vit-xs8 --seed 1 --train.steps 2400 $(ARGS)
 
 doctor: ## what is wrong with this machine, in plain words
 	@$(if $(wildcard $(PY)),$(PY),$(or $(PYTHON),$(shell $(find_python)),python3)) -m shared.experiment.doctor --results $(call quote,$(RESULTS))

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +15,8 @@ from shared.data.catalogue import open_set
 from shared.errors import UserError
 from shared.experiment.scale import plain
 from shared.files import digest, sha256_file
-from shared.models import zoo
-from shared.models.clip import create_clip, read_metadata, read_weights, save_clip, small_config
+from shared.models.clip import create_clip, read_weights, save_clip, small_config
+from shared.models.sources import is_fresh, locate, open_clip_model
 from shared.models.victim import ZeroShot, text_matrix
 
 PICTURES = "folder:all"  # what `--model.pretrained pretrain` learns from
@@ -45,20 +44,11 @@ class Bench:
     def pretrained(self) -> tuple[str | Path | None, str]:
         """(what create_clip loads, its identity): a path with its sha256, or a tag."""
         name = self.config.model.pretrained
-        if name == "random":
-            return None, "random"
-        if name.startswith("zoo:"):
-            path = zoo.weights(name.removeprefix("zoo:"))
-        elif name == "pretrain":
-            path = pretraining_path(self)
-            if not path.is_file():
-                raise UserError(f"the pre-trained model {path} is not there yet: run the training first (make reproduce-pmg_aft does).")
-        elif Path(name).suffix in (".safetensors", ".pt", ".bin", ".pth"):
-            path = Path(name)
-        else:
-            return name, name
+        if name != "pretrain":
+            return locate(name, "--model.pretrained")
+        path = pretraining_path(self)
         if not path.is_file():
-            raise UserError(f"the checkpoint {path} does not exist: give --model.pretrained the path of a .safetensors or .pt file.")
+            raise UserError(f"the pre-trained model {path} is not there yet: run the training first (make reproduce-pmg_aft does).")
         return path, sha256_file(path)
 
     @cached_property
@@ -69,9 +59,7 @@ class Bench:
     @cached_property
     def clip(self) -> torch.nn.Module:
         """The pre-trained CLIP, never trained."""
-        if self.pretrained[0] is None:
-            torch.manual_seed(0)  # random weights are for rehearsals; the global generator draws them, in this process only
-        return create_clip(self.config.model.name, self.pretrained[0]).to(self.device).requires_grad_(False)
+        return open_clip_model(self.config.model.name, self.pretrained[0], self.device)
 
     def text(self, data: LabelledImages) -> torch.Tensor:
         """Unit text embeddings of a set's prompts, computed once."""
@@ -115,17 +103,6 @@ def fetch(bench: Bench, accelerator) -> None:
                 bench.data(spec, "train")
             for spec in (data.seen, *data.zero_shot, *data.holdout):
                 bench.data(spec)
-
-
-def is_fresh(path: Path, key: str) -> bool:
-    """Whether a checkpoint exists and was made under `key`; a damaged one is reported and counts as missing."""
-    if not path.is_file():
-        return False
-    try:
-        return read_metadata(path).get("key") == key
-    except UserError as error:
-        print(f"note: {error} It will be made again.", file=sys.stderr, flush=True)
-        return False
 
 
 def pretraining_path(bench: Bench) -> Path:

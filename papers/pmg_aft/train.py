@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def _done(bench, run) -> bool:
-    from papers.pmg_aft.models import is_fresh
+    from shared.models.sources import is_fresh
 
     steps = [None, *(curve_steps(bench.config, run) if run.curve else ())]
     return all(is_fresh(run.checkpoint(bench.config, bench.scale, step), bench.run_key(run)) for step in steps)

@@ -1,0 +1,64 @@
+"""Where weights come from: one way to write it, for every paper, and what tells one source from another in the key of a measurement."""
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from shared.errors import UserError
+from shared.files import digest, sha256_file
+from shared.models import zoo
+from shared.models.clip import create_clip, read_metadata
+
+SUFFIXES = (".safetensors", ".pt", ".bin", ".pth")
+
+
+def locate(weights: str, option: str) -> tuple[str | Path | None, str]:
+    """(what `create_clip` loads, its identity): a path with its sha256, a tag of open_clip as it is, or (None, "random").
+
+    weights: zoo:<name>, a tag of open_clip, the path of a checkpoint, or `random`. option: the command-line option to name in an error.
+    """
+    if weights == "random":
+        return None, "random"
+    if weights.startswith("zoo:"):
+        path = zoo.weights(weights.removeprefix("zoo:"))
+    elif Path(weights).suffix in SUFFIXES:
+        path = Path(weights)
+    else:
+        return weights, weights
+    if not path.is_file():
+        raise UserError(f"the checkpoint {path} does not exist: give {option} the path of a .safetensors or .pt file.")
+    return path, sha256_file(path)
+
+
+def open_clip_model(name: str, pretrained: str | Path | None, device: torch.device | str = "cpu") -> nn.Module:
+    """A CLIP that is not trained; with pretrained None its weights are random, the same in every process."""
+    if pretrained is None:
+        torch.manual_seed(0)  # random weights are for rehearsals; the global generator draws them, in this process only
+    return create_clip(name, pretrained).to(device).requires_grad_(False)
+
+
+def is_fresh(path: Path, key: str) -> bool:
+    """Whether a checkpoint exists and was made under `key`; a damaged one is reported and counts as missing."""
+    if not path.is_file():
+        return False
+    try:
+        return read_metadata(path).get("key") == key
+    except UserError as error:
+        print(f"note: {error} It will be made again.", file=sys.stderr, flush=True)
+        return False
+
+
+def identity(source: str) -> str:
+    """What tells a model by name from another, for keys: the sha256 of a zoo model or of a file (after a prefix such as `guided:`), a digest of the
+    sizes and names of a folder's files, or the name itself."""
+    kind, _, rest = source.partition(":")
+    if kind == "zoo":
+        return sha256_file(zoo.weights(rest))
+    path = Path(rest or source)
+    if path.is_file():
+        return sha256_file(path)
+    if path.is_dir():
+        return digest(sorted([str(p.relative_to(path)), p.stat().st_size] for p in path.rglob("*") if p.is_file()))
+    return source
