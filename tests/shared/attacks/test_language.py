@@ -118,10 +118,6 @@ def overlap(captions, references):
     return np.array([50.0 * sum(a == b for a, b in zip(c.split(), r[0].split(), strict=True)) for c, r in zip(captions, references, strict=True)])
 
 
-def same(a, b):
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
-
-
 def test_the_nll_rises_and_falls_inside_the_ball(vlm, x, references):
     prompts, targets = ["say"] * N, [r[0] for r in references]
     before = x.clone()
@@ -145,12 +141,16 @@ def test_the_first_step_is_one_epsilon_from_the_image_itself(vlm, x, references)
     assert moved.sum() > N / 2 and torch.allclose(got[moved], wanted[moved], atol=1e-6)
 
 
-def test_a_given_start_is_kept_where_nothing_is_better(vlm, x, references):
+def test_a_given_start_is_where_it_begins(vlm, x, references):
+    """One step of size ε from the corner of the ball that is worst for the attack: back to about x, not beyond."""
     prompts, targets = ["say"] * N, [r[0] for r in references]
-    far = nll_attack(vlm, x, prompts, targets, THREAT, rng=RNG, steps=60)
-    further = nll_attack(vlm, x, prompts, targets, THREAT, rng=RNG, steps=5, start=far)
+    corner = THREAT.project(x - THREAT.eps * nll_gradient(vlm, x, prompts, targets).sign(), x)
+    got = nll_attack(vlm, x, prompts, targets, THREAT, rng=RNG, steps=1, start=corner)
+    assert torch.allclose(got, THREAT.project(corner + THREAT.eps * nll_gradient(vlm, corner, prompts, targets).sign(), x), atol=1e-6)
+    assert ((got - x).abs() < 1e-6).float().mean() > 0.5
+    further = nll_attack(vlm, x, prompts, targets, THREAT, rng=RNG, steps=5, start=got)
     with torch.no_grad():
-        assert (vlm.nll(further, prompts, targets) >= vlm.nll(far, prompts, targets)).all()
+        assert (vlm.nll(further, prompts, targets) >= vlm.nll(got, prompts, targets)).all()
 
 
 @pytest.mark.parametrize("size", [1, 5])
@@ -202,26 +202,43 @@ def test_samples_leave_below_the_threshold(x, references):
     assert counts[101] == 0 < counts[60] < counts[0] == N * 6 * 7
 
 
-def test_the_last_stage_uses_the_best_reference_from_the_best_image(vlm, x, references, monkeypatch):
+def test_the_last_stage_goes_on_from_the_best_image_against_the_reference_that_gave_it(monkeypatch):
+    """A scripted attack whose k-th call makes every image 0.5 + k/100, and a model that says how bright an image is."""
     import shared.attacks.language as module
 
     calls = []
 
-    def spy(victim, images, prompts, targets, *rest, **how):
+    def scripted(victim, images, prompts, targets, *rest, **how):
         calls.append((how["rng"].indices, list(targets), how["start"], how.get("half")))
-        return nll_attack(victim, images, prompts, targets, *rest, **how)
+        return torch.full_like(images, 0.5 + len(calls) / 100)
 
-    monkeypatch.setattr(module, "nll_attack", spy)
-    out = captioning_ensemble(vlm, x, "say", references, overlap, Threat("linf", 3 / 255), steps=3, threshold=10, rng=RNG, half=True)
+    class Bright:
+        def answer(self, images, prompts, max_tokens):
+            return [f"{v:.2f}" for v in images.mean((1, 2, 3)).tolist()]
+
+    table = {"0.50": (100, 100, 5), "0.51": (80, 90, 0), "0.52": (60, 90, 0), "0.53": (70, 8, 0), "0.54": (60, 0, 0), "0.55": (61, 0, 0),
+             "0.56": (75, 0, 0)}  # answer -> score of each of the three samples
+
+    def score(said, texts):
+        return np.array([table[a][int(t[0][0])] for a, t in zip(said, texts, strict=True)], float)
+
+    monkeypatch.setattr(module, "nll_attack", scripted)
+    texts = [[f"{i} text {k}" for k in range(6)] for i in range(3)]
+    images = torch.full((3, 3, 4, 4), 0.5)
+    out = captioning_ensemble(Bright(), images, "say", texts, score, THREAT, threshold=10, rng=SampleRng(0, range(3)), half=True)
+    assert [rows for rows, *_ in calls] == [(0, 1)] * 3 + [(0,)] * 3  # sample 2 never enters, sample 1 leaves after the third stage
     assert [half for *_, half in calls] == ["fp16"] * 5 + [None] and all(start is None for _, _, start, _ in calls[:5])
-    rows, targets, start, _ = calls[-1]
-    earlier = captioning_ensemble(vlm, x, "say", references, overlap, Threat("linf", 3 / 255), steps=3, threshold=10, rng=RNG, half=True)
-    assert torch.equal(out.x_adv, earlier.x_adv)
-    for k, i in enumerate(rows):
-        stage = next(s for s in out.scores if out.scores[s][i] == out.scores["against 5"][i])
-        assert targets[k] == references[i][0 if stage == "clean" else int(stage.split()[1]) - 1]
-        assert stage != "clean" or torch.equal(start[k], x[i])
-    assert any(not torch.equal(start[k], x[i]) for k, i in enumerate(rows))
+    assert [targets[0] for _, targets, *_ in calls] == [f"0 text {k}" for k in (0, 1, 2, 3, 4, 1)]
+    assert calls[-1][2].mean().item() == pytest.approx(0.52)
+    assert out.stage == ["against 2", "against 3", "clean"] and out.score.tolist() == [60, 8, 5] and out.answers == ["0.52", "0.53", "0.50"]
+    assert out.x_adv.mean((1, 2, 3)).tolist() == pytest.approx([0.52, 0.53, 0.5])
+
+
+def test_the_half_precision_stages_are_another_attack(x, references):
+    vlm = TinyVLM(torch.float32)
+    full, half = (captioning_ensemble(vlm, x, "say", references, overlap, Threat("linf", 2 / 255), steps=2, threshold=10, rng=RNG, half=h)
+                  for h in (False, True))
+    assert not torch.equal(full.x_adv, half.x_adv) and abs(full.score.mean() - half.score.mean()) < 30
 
 
 def test_question_answering_ends_with_two_decoys(vlm, x, answers):

@@ -103,6 +103,16 @@ def test_a_timid_attack_gains_from_more_steps(x, truths):
     assert "more_steps" in failed(report)
 
 
+def test_an_attack_that_does_not_scale_with_eps_is_caught(x, truths):
+    vlm = OneWord()
+    honest = attack_on(vlm, x, truths)
+
+    def shy(rows, threat, *, steps, rng):
+        return honest(rows, threat, steps=steps, rng=rng) if threat.eps < 1.5 * THREAT.eps else x[rows]
+
+    assert {"larger_eps", "unbounded"} <= failed(check_language_attack(vlm, x, PROMPTS, truths, exact, THREAT, shy, rng=RNG, steps=8))
+
+
 def test_masked_gradients_are_caught(x):
     vlm = OneWord(grid=0.3)
     truths = [[a] for a in vlm.answer(x, PROMPTS)]
