@@ -165,7 +165,7 @@ PRESETS = {
     "photos": Config(
         model=Model("photos-vit-s8", "pretrain", ContrastiveConfig(steps=6000, batch=128, lr=1e-3, warmup=300, every=200)),
         data=Data("folder:seen", "folder:seen", ("folder:unseen",), ("folder:all",), ("folder:all",), Source(size="32"), n=300),
-        attack=Attack(eps=1 / 255, auto_n=60, sanity_n=48),
+        attack=Attack(eps=4 / 255, auto_n=60, sanity_n=48),
         tuning=_PHOTO_TUNING, fare=replace(_PHOTO_TUNING, optimizer="adamw", lr=1e-3, weight_decay=1e-4),
         sweeps=Sweeps(curve=(0, 10, 25, 50), curve_n=100, test_batch_n=256),
         gates=Gates(clean=0.70, times_chance=3.0, zero_shot_margin=0.30)),

@@ -43,7 +43,7 @@ def sanity_outcomes(sanity: dict) -> dict[str, tuple[bool | None, str]]:
 
 def html_sanity(results) -> str:
     """Each check of the attacks: how many robust cells passed, and those that did not (cells of one model that say the same, together)."""
-    robust = [m for m in results.measurements if m.tags.get("kind") == "accuracy" and m.tags.get("attack", "clean") != "clean"]
+    robust = [m for m in results.measurements if m.tags.get("kind") in ("accuracy", "score") and m.tags.get("attack", "clean") != "clean"]
     passed, ran, failures = Counter(), Counter(), {}
     for m in results.measurements:
         for name, (ok, detail) in sanity_outcomes(m.sanity or {}).items():
