@@ -114,8 +114,8 @@ $(addprefix headline-,$(PAPERS)): headline-%: $(STAMP)
 $(addprefix figures-,$(PAPERS)): figures-%: $(STAMP)
 	$(call page,$*)
 
-.PHONY: $(foreach what,reproduce headline figures,$(addprefix $(what)-,$(PAPERS)))
-reproduce-% headline-% figures-%: FORCE
+.PHONY: $(foreach what,reproduce headline figures bench,$(addprefix $(what)-,$(PAPERS)))
+reproduce-% headline-% figures-% bench-%: FORCE
 	@echo "there is no paper '$*' with a train.py; there is: $(or $(PAPERS),none yet)" >&2; exit 2
 
 # pytest comes last, so that its closing line is the last line.
@@ -137,6 +137,10 @@ test-slow: $(STAMP) ## the slow tests, among them the rehearsal of SCALE=paper
 
 bench: $(STAMP) ## speeds against plain loops and reference packages, side by side, with their spread
 	@$(foreach b,shared $(subst /,.,$(patsubst %/bench.py,%,$(sort $(wildcard papers/*/bench.py)))),$(PY) -m $b.bench $(ARGS) &&) true
+
+#> bench-<paper>          ## the same for one paper
+$(addprefix bench-,$(PAPERS)): bench-%: $(STAMP)
+	@$(PY) -m papers.$*.bench $(ARGS)
 
 zoo: $(STAMP) ## train the shipped small models again (half an hour on 2 cores)
 	$(launch) -m shared.training.pretrain $(ARGS)
