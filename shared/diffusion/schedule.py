@@ -32,7 +32,7 @@ class Schedule:
     def __post_init__(self):
         if not (self.steps >= 1 and 0 < self.beta_min <= self.beta_max < self.steps):
             raise UserError(f"a linear schedule needs 0 < beta_min <= beta_max < steps, not {self.beta_min}, {self.beta_max} and {self.steps}.")
-        table = torch.cat((torch.zeros(1, dtype=torch.float64), torch.log1p(-self.betas).cumsum(0)))
+        table = torch.cat((torch.zeros(1, dtype=torch.float64, device="cpu"), torch.log1p(-self.betas).cumsum(0)))
         object.__setattr__(self, "log_alpha_bar", table)
 
     @classmethod
@@ -43,7 +43,7 @@ class Schedule:
     @property
     def betas(self) -> Tensor:
         """β_1 … β_T, (T,) float64."""
-        return torch.linspace(self.beta_min / self.steps, self.beta_max / self.steps, self.steps, dtype=torch.float64)
+        return torch.linspace(self.beta_min / self.steps, self.beta_max / self.steps, self.steps, dtype=torch.float64, device="cpu")
 
     def alpha_bar(self, t: Tensor | int) -> Tensor:
         """ᾱ_t in float64, of t's shape and on t's device. Raises UserError for a time outside 0 … T."""

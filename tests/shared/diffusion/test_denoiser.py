@@ -125,7 +125,7 @@ def test_what_is_saved_is_read_again(tmp_path, name, quiet_generator):
     read = read_denoiser(tmp_path / "a.safetensors")
     assert read.schedule == schedule and (read.size, read.patch) == (8, 1) and not any(p.requires_grad for p in read.parameters())
     x, t = batch(2)
-    assert torch.equal(read(x, t).eps, denoiser(x, t).eps)
+    assert torch.equal(read(x, t).eps, denoiser(x, t).eps) and torch.equal(read.schedule.log_alpha_bar, schedule.log_alpha_bar)
 
 
 def test_the_scenes_configuration_fits_the_zoo():
