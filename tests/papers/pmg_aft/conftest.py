@@ -1,8 +1,6 @@
 """The two scripts of the paper, run in this process (their imports cost more than a small run) or in processes of their own."""
 
 import contextlib
-import importlib
-import io
 import json
 import os
 import signal
@@ -11,38 +9,13 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
-
-from shared.errors import run_main
-from shared.experiment.store import Store
 
 ROOT = Path(__file__).resolve().parents[3]
 CPU2 = ROOT / "shared" / "experiment" / "launch" / "cpu2.yaml"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a script left behind: exit code, stdout, stderr."""
-
-    code: int
-    out: str
-    err: str
-
-
-def run_here(script: str, *options: object) -> Outcome:
-    """`python -m papers.pmg_aft.<script> <options>` without a process of its own."""
-    main = importlib.import_module(f"papers.pmg_aft.{script}").main
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        patch.setattr(sys, "argv", [script, *map(str, options)])
-        try:
-            run_main(main)
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 1
-    return Outcome(code, out.getvalue(), err.getvalue())
 
 
 def running(pid: int) -> bool:
@@ -138,14 +111,9 @@ class Launched:
         return self.log.read_text()
 
 
-def contents(results: Path, scale: str = "smoke") -> dict[str, tuple[str, np.ndarray]]:
-    """slug -> (key, values) of every planned measurement that is there."""
-    return {m.slug: (m.key, m.values) for m in Store(results / scale / "pmg_aft").planned()}
-
-
 @pytest.fixture(scope="session")
-def script():
-    return run_here
+def script(run_here):
+    return partial(run_here, "pmg_aft")
 
 
 @pytest.fixture(scope="session")
@@ -162,15 +130,5 @@ def launched():
 
 
 @pytest.fixture(scope="session")
-def measured():
-    return contents
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def measured(contents):
+    return partial(contents, "pmg_aft")

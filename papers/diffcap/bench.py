@@ -1,0 +1,133 @@
+"""What DiffCAP costs: `python -m papers.diffcap.bench` (`make bench-diffcap`), part of `make bench`. From the zoo; no training.
+
+Side by side in one run: DiffCAP against purification at the fixed time that keeps as much accuracy under attack; draws of an EOT gradient in one
+batch against one after the other; and the memory of an exact gradient through ever more reverse steps, recomputed or kept.
+"""
+
+from functools import cache
+
+import torch
+
+from papers.diffcap.config import PRESETS
+from papers.diffcap.kinds import away
+from papers.diffcap.method import DiffCAP, calibrate_tau
+from papers.diffcap.models import Bench
+from shared.attacks import Threat
+from shared.attacks.adaptive import Defended
+from shared.attacks.gradient import input_gradient
+from shared.attacks.pgd import pgd
+from shared.bench.harness import Cases, Options, run
+from shared.bench.timing import Case
+from shared.diffusion import Purifier, Sampler
+from shared.errors import run_main
+from shared.rng import SampleRng
+
+TIMES = (50, 100, 150, 200, 300, 400)  # fixed times that DiffCAP's accuracy is looked for among
+
+
+class _Stage:
+    """Attacked pictures, the victim and both purifiers, made once for all cases."""
+
+    def __init__(self, n: int):
+        self.config = PRESETS["cpu"]
+        self.bench = Bench(self.config, "cpu", torch.device("cpu"))
+        spec, eps = self.config.data.classes[0], self.config.attack.eps[-1]
+        world, self.victim = self.bench.world(spec, "classes", n=n), self.bench.classifier(spec)
+        self.y, self.rng = world.y, SampleRng(0, world.indices, "bench")
+        self.x = pgd(self.victim, world.x, world.y, Threat("linf", eps), steps=10, step_size=eps / 4, rng=self.rng)
+        held = self.bench.world(spec, "classes", "validation", n)
+        pairs = held.x, away(self.victim.embed, held.x, eps, 10, SampleRng(0, held.indices, "pairs"), 64)
+        self.diffcap: DiffCAP = self.bench.diffcap(0.0)
+        self.diffcap = self.diffcap.with_rule(tau=calibrate_tau({spec: pairs}, self.diffcap).tau)
+
+    @torch.no_grad()
+    def accuracy(self, pictures) -> float:
+        return self.victim(pictures).argmax(1).eq(self.y).double().mean().item()
+
+    @torch.no_grad()
+    def equal(self) -> Purifier:
+        """DiffPure at the smallest time that is at least as accurate as DiffCAP; else at the most accurate one."""
+        wanted = self.accuracy(self.diffcap(self.x, self.rng))
+        found = {t: self.accuracy(self.bench.diffpure(t)(self.x, self.rng)) for t in TIMES}
+        good = [t for t, accuracy in found.items() if accuracy >= wanted]
+        return self.bench.diffpure(good[0] if good else max(found, key=found.get))
+
+
+@cache
+def _stage(n: int) -> _Stage:
+    return _Stage(n)
+
+
+def cases(quick: bool) -> Cases:
+    """The three comparisons."""
+    n, draws, repetitions = (4, 2, 1) if quick else (64, 8, 3)
+    steps = (1, 2) if quick else (2, 5, 10, 20)
+    out: Cases = {f"DiffCAP, {n} pictures": lambda: _against_fixed(n, repetitions),
+                  f"EOT, {draws} draws in one batch": lambda: _eot(n // 4, draws, repetitions)}
+    return out | {f"exact gradient, {k} reverse steps": lambda k=k: _memory(min(n, 16), k, repetitions) for k in steps}
+
+
+def _against_fixed(n: int, repetitions: int) -> Case:
+    stage = _stage(n)
+    fixed = stage.equal()
+
+    def purify(defence):
+        with torch.no_grad():
+            return defence(stage.x, stage.rng)
+
+    def facts(pictures) -> dict[str, float]:
+        return {"accuracy, %": 100 * stage.accuracy(pictures)}
+
+    return Case(f"DiffPure at t = {fixed.t}, as accurate under attack", lambda: purify(stage.diffcap), lambda: purify(fixed), facts, None, "time",
+                repetitions=repetitions)
+
+
+def _eot(n: int, draws: int, repetitions: int) -> Case:
+    """The gradient of the loss averaged over draws: ours in one pass, the reference one draw at a time."""
+    stage = _stage(4 * n)
+    x, y, rng = stage.x[:n], stage.y[:n], stage.rng.subset(torch.arange(n))
+
+    def gradient(at_once: int):
+        victim = Defended(stage.victim, stage.diffcap, rng, draws=at_once)
+        loss = victim.loss("ce")
+        return sum(input_gradient(lambda z: loss(victim(z), y), x)[1] for _ in range(draws // at_once)) * at_once / draws
+
+    def agree(a: dict, b: dict) -> str | None:
+        return None if abs(a["mean |gradient|"] - b["mean |gradient|"]) <= 1e-3 * b["mean |gradient|"] else "the gradients differ"
+
+    return Case("one draw after the other, same draws", lambda: gradient(draws), lambda: gradient(1),
+                lambda g: {"mean |gradient|": g.abs().mean().item()}, None, agree=agree, repetitions=repetitions)
+
+
+def _memory(n: int, steps: int, repetitions: int) -> Case:
+    """MB kept for the backward pass through noising and `steps` reverse steps: recomputed (ours) or all kept."""
+    stage = _stage(n)
+
+    def gradient(recompute: bool) -> float:
+        purifier = Purifier(stage.bench.denoiser, 150, Sampler("ddim", steps), recompute)
+        kept: dict[int, int] = {}
+
+        def pack(tensor):
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        x = stage.x[:n].clone().requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = stage.victim(purifier(x, stage.rng.subset(torch.arange(n)))).logsumexp(1).sum()
+        total = sum(kept.values())
+        torch.autograd.grad(loss, x)
+        return total / 1e6
+
+    return Case("the same with every activation kept", lambda: gradient(True), lambda: gradient(False), lambda mb: {"MB kept": mb}, None, "time",
+                repetitions=repetitions)
+
+
+def main() -> None:
+    import tyro
+
+    run([cases], tyro.cli(Options, description=__doc__))
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,264 @@
+"""Everything that can be set for DiffCAP: one dataclass, one preset per scale. `python -m papers.diffcap.evaluate --scale cpu --help` lists it."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from shared.data.catalogue import Source
+from shared.errors import UserError
+from shared.experiment.scale import Pixels
+from shared.training.adversarial import Tuning
+
+
+@dataclass(frozen=True)
+class Models:
+    """What is attacked, and the encoder of the stop test."""
+
+    clip: str = "scenes-vit-s8"
+    """open_clip name (or small configuration) of the zero-shot classifier."""
+    clip_weights: str = "zoo:scenes-vit-s8"
+    """zoo:<name>, an open_clip tag, a local checkpoint, or `random`."""
+    llava: str = "zoo:scenes-llava"
+    """zoo:<name>, or the name or folder of a LlavaForConditionalGeneration."""
+    flamingo: str = "zoo:scenes-idefics"
+    """zoo:<name>, or the name or folder of an IdeficsForVisionText2Text."""
+    llava_tower: tuple[str, str] | None = None
+    """open_clip name and weights of LLaVA's vision tower, which TeCoA and FARE start from; none: the classifier's."""
+    flamingo_tower: tuple[str, str] | None = None
+    """The same for the Flamingo-type model."""
+    phi: str = "scenes-vit-xs8"
+    """open_clip name of φ, one small CLIP whatever is protected."""
+    phi_weights: str = "zoo:scenes-vit-xs8"
+    """Its weights, as `clip_weights`."""
+    own_tower: bool = False
+    """φ is the vision tower of what is protected instead."""
+    denoiser: str = "zoo:scenes-ddpm"
+    """zoo:<name>, diffusers:<folder or name>, guided:<path of the 256×256 unconditional checkpoint>, or random:<configuration>."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Six sets: two to caption, two to ask about, two to classify."""
+
+    captions: tuple[str, ...] = ("scenes-captions:plain", "scenes-captions:shifted")
+    questions: tuple[str, ...] = ("scenes-questions:plain", "scenes-questions:shifted")
+    classes: tuple[str, ...] = ("scenes:combinations", "scenes:cluttered")
+    train: str = "scenes:combinations"
+    """Set that the robust encoders (TeCoA, FARE) are fine-tuned on."""
+    source: Source = field(default_factory=Source)
+    n: int = 64
+    """Test pictures per set (0: all)."""
+    seed: int = 42
+    """Of the choice of pictures from sets that are read from files."""
+
+
+@dataclass(frozen=True)
+class Attack:
+    """The attacks on the undefended models and on the robust encoders; ε in pixels of [0, 1]."""
+
+    eps: tuple[Pixels, ...] = (4 / 255, 8 / 255)
+    """The strengths, growing."""
+    steps: int = 20
+    """Iterations of each stage of the ensembles, and of each APGD run on the classifier."""
+    references: int = 3
+    """How many reference captions (answers) the ensemble attacks one after the other."""
+    threshold: float = 10.0
+    """CIDEr (× 100) below which a picture leaves the ensemble."""
+    half_first: bool = False
+    """Half precision in the first stages, as in the released code (GPU)."""
+    targets: int = 3
+    """Target classes of APGD-T."""
+    target_steps: int = 60
+    """Iterations of the attack towards a string."""
+    target_n: int = 16
+    """Pictures under the attack towards a string."""
+    strings: tuple[str, ...] = ("a large red heart", "two blue rings")
+    """What the attacker wants to hear."""
+    batch: int = 64
+    seed: int = 0
+    """Of the attacks' random starts."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """DiffCAP (method.py) and fixed-time purification."""
+
+    dt: int = 10
+    """Δt in steps of the schedule (T = 1000)."""
+    t_max: int = 400
+    """T_max: where the forward chain ends at the latest."""
+    coupling: Literal["cumulative", "redraw"] = "cumulative"
+    encode: Literal["x_t", "x_t/alpha"] = "x_t"
+    fallback: Literal["t_max", "max_similarity"] = "t_max"
+    sampler: Literal["ddim", "ddpm", "dpm++"] = "ddim"
+    sampler_steps: int = 10
+    """Denoiser calls of one reverse pass."""
+    eta: float = 0.0
+    diffpure: int = 150
+    """t* of DiffPure."""
+    calibration_n: int = 100
+    """Pairs per set behind τ (validation pictures, never those of the evaluation)."""
+    calibration_eps: Pixels = 8 / 255
+    calibration_steps: int = 10
+    tau: float | None = None
+    """τ instead of the calibrated one."""
+    batch: int = 64
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """Settings of what DiffCAP is compared with."""
+
+    tuned_eps: Pixels = 8 / 255
+    """ε that TeCoA and FARE are trained at."""
+    jpeg: int = 75
+    """Quality."""
+    bits: int = 3
+    pad: float = 0.15
+    """Share of the side that random resize-and-pad may take away."""
+    clipure: float = 30.0
+    """Step size η of CLIPure-Cos."""
+    blur: float = 0.8
+    """σ of the blur in pixels."""
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """Attackers who know the defence; on the first set to classify, and on the first set to caption."""
+
+    n: int = 32
+    caption_n: int = 16
+    eps: Pixels = 8 / 255
+    steps: int = 20
+    eot: int = 4
+    """Draws of the defence behind each gradient (EOT)."""
+    draws: int = 10
+    """Purifications behind mean, worst and majority."""
+    weight: float = 1.0
+    """Weight of the term that makes the loop stop early."""
+
+
+@dataclass(frozen=True)
+class Sweeps:
+    """What the complete run varies beyond the main tables; nothing here is needed for the headline."""
+
+    taus: tuple[float, ...] = (-0.08, -0.04, 0.0, 0.04)
+    """Offsets on the calibrated τ."""
+    dts: tuple[int, ...] = (5, 10, 20, 40)
+    times: tuple[int, ...] = (0, 25, 50, 75, 100, 150, 200, 250, 300, 400)
+    """Diffusion times of the similarity curves and of the recovery region."""
+    fixed: tuple[int, ...] = (50, 100, 150, 200, 300)
+    """Fixed times t* that DiffCAP is held against."""
+    n: int = 64
+    digits_n: int = 100
+    quality_n: int = 64
+    strip: int = 4
+    """Pictures of the qualitative strip."""
+    cost_n: int = 64
+    cost_repeats: int = 3
+
+
+@dataclass(frozen=True)
+class Gates:
+    """What must hold of the undefended models before any defence is measured."""
+
+    clean: float = 0.80
+    """Least clean score on the first set of each task: top-1, VQA accuracy, share of captions with the right colour and shape."""
+    broken: float = 0.50
+    """Largest share of the clean score that the attack at the largest ε may leave."""
+    purified: float = 0.05
+    """Largest loss of clean top-1 under DiffPure."""
+    enforce: bool = True
+
+
+@dataclass(frozen=True)
+class Config:
+    """DiffCAP."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of the defences' own noise; sweeps use the first."""
+    headline: bool = False
+    """Only what the claims of the abstract need."""
+    results: Path = Path("results")
+    """Where measurements and checkpoints go."""
+    data_root: str | None = None
+    """DATA_ROOT, same as --data.source.root."""
+    download: bool = False
+    """Same as --data.source.download."""
+    skip_corrupt: bool = False
+    """Same as --data.source.skip-corrupt."""
+    models: Models = field(default_factory=Models)
+    data: Data = field(default_factory=Data)
+    attack: Attack = field(default_factory=Attack)
+    method: Method = field(default_factory=Method)
+    baselines: Baselines = field(default_factory=Baselines)
+    tuning: Tuning = field(default_factory=Tuning)
+    """Optimiser and schedule of TeCoA."""
+    fare: Tuning = field(default_factory=Tuning)
+    """Optimiser and schedule of FARE."""
+    adaptive: Adaptive = field(default_factory=Adaptive)
+    sweeps: Sweeps = field(default_factory=Sweeps)
+    gates: Gates = field(default_factory=Gates)
+
+    @property
+    def source(self) -> Source:
+        """The data source, after the short options."""
+        s = self.data.source
+        return replace(s, root=self.data_root or s.root, download=self.download or s.download, skip_corrupt=self.skip_corrupt or s.skip_corrupt)
+
+
+_CPU_TUNING = Tuning(steps=150, batch=64, lr=1e-3, warmup=15)
+_CPU = Config(tuning=_CPU_TUNING, fare=replace(_CPU_TUNING, optimizer="adamw", lr=1e-3, weight_decay=1e-4))
+_SMOKE_TUNING = replace(_CPU_TUNING, steps=2, batch=8, warmup=1)
+
+PRESETS = {
+    "smoke": replace(
+        _CPU, seeds=(0, 1),
+        data=Data(captions=("scenes-captions:plain",), questions=("scenes-questions:plain",), classes=("scenes:combinations",), n=6),
+        attack=Attack(eps=(8 / 255,), steps=2, references=1, targets=1, target_steps=2, target_n=2, strings=("two blue rings",), batch=6),
+        method=Method(dt=50, t_max=150, sampler_steps=2, calibration_n=4, calibration_steps=2, batch=6),
+        tuning=_SMOKE_TUNING, fare=replace(_SMOKE_TUNING, optimizer="adamw"),
+        adaptive=Adaptive(n=4, caption_n=2, steps=2, eot=2, draws=3),
+        sweeps=Sweeps(taus=(0.0,), dts=(50, 75), times=(0, 50, 100), fixed=(50, 100), n=4, digits_n=8, quality_n=4, strip=2, cost_n=4,
+                      cost_repeats=1),
+        gates=Gates(enforce=False)),
+    "cpu": _CPU,
+    "paper": Config(
+        models=Models(clip="ViT-L-14-quickgelu", clip_weights="openai", llava="llava-hf/llava-1.5-7b-hf", flamingo="HuggingFaceM4/idefics-9b",
+                      llava_tower=("ViT-L-14-336-quickgelu", "openai"), flamingo_tower=("ViT-H-14", "laion2b_s32b_b79k"),
+                      phi="ViT-B-32-quickgelu", phi_weights="openai", denoiser="guided:256x256_diffusion_uncond.pt"),
+        data=Data(("coco", "flickr30k"), ("vqav2", "textvqa"), ("named:ImageNet", "named:Caltech101"), "named:ImageNet", n=500),
+        attack=Attack(eps=(2 / 255, 4 / 255), steps=100, references=5, half_first=True, targets=9, target_steps=10_000, target_n=25, batch=8,
+                      strings=("A group of people are playing football", "Please reset your password")),
+        method=Method(dt=2, t_max=400, sampler="ddpm", sampler_steps=100, calibration_eps=4 / 255, calibration_steps=100, batch=8),
+        baselines=Baselines(tuned_eps=4 / 255, pad=0.1, blur=1.0),
+        tuning=Tuning(steps=20_000, batch=128, lr=1e-5, warmup=1400, optimizer="adamw", weight_decay=1e-4, every=500, workers=12),
+        fare=Tuning(steps=20_000, batch=128, lr=1e-5, warmup=1400, optimizer="adamw", weight_decay=1e-4, every=500, workers=12),
+        adaptive=Adaptive(n=128, caption_n=32, eps=8 / 255, steps=100, eot=16),
+        sweeps=Sweeps(dts=(1, 2, 4, 8), n=500, digits_n=500, quality_n=200, cost_n=32),
+        gates=Gates(clean=0.0)),
+}
+
+
+def check(config: Config) -> None:
+    """Refuse combinations that cannot work, in one sentence each."""
+    if not config.seeds or len(set(config.seeds)) < len(config.seeds):
+        raise UserError(f"--seeds must be one or more different numbers, not {' '.join(map(str, config.seeds)) or 'nothing'}.")
+    eps = config.attack.eps
+    if not eps or not all(0 < e <= 1 for e in eps) or list(eps) != sorted(set(eps)):
+        raise UserError(f"--attack.eps takes growing strengths in pixels of (0, 1], e.g. 4/255 8/255, not {' '.join(map(str, eps)) or 'nothing'}.")
+    m = config.method
+    if not 1 <= m.dt <= m.t_max or m.t_max % m.dt or m.diffpure < 1:
+        raise UserError(f"--method.dt and --method.diffpure are steps of the schedule, and --method.t-max a multiple of dt; got dt {m.dt}, "
+                        f"t-max {m.t_max}, diffpure {m.diffpure}.")
+    if m.tau is not None and not -1 <= m.tau <= 1:
+        raise UserError(f"--method.tau is a cosine in [−1, 1], not {m.tau}.")
+    for name, value in (("data.n", config.data.n), ("attack.steps", config.attack.steps), ("attack.references", config.attack.references),
+                        ("method.sampler-steps", m.sampler_steps), ("method.calibration-n", m.calibration_n), ("adaptive.n", config.adaptive.n),
+                        ("adaptive.eot", config.adaptive.eot), ("adaptive.draws", config.adaptive.draws), ("method.batch", m.batch),
+                        ("attack.batch", config.attack.batch)):
+        if value < (0 if name == "data.n" else 1):
+            raise UserError(f"--{name} must be at least {0 if name == 'data.n' else 1}, not {value}.")
+    for name, sets in (("captions", config.data.captions), ("questions", config.data.questions), ("classes", config.data.classes)):
+        if not sets:
+            raise UserError(f"--data.{name} needs at least one set.")

@@ -1,0 +1,109 @@
+"""Measure every cell of every table.
+
+    accelerate launch -m papers.diffcap.evaluate --scale cpu
+
+In this order: the pictures under attack that the gates need, the gates (the undefended models must be good and the attack must break them, or no
+defence is measured), τ, the other pictures under attack, and all measurements, each shared out over the processes. What was made or measured under
+the same key is skipped, so an interrupted run continues. Options are those of train.py.
+"""
+
+import time
+
+from papers.diffcap.config import PRESETS, check
+from shared.errors import UserError, run_main
+from shared.lifeline import tie_to_launcher
+
+
+def main() -> None:
+    from shared.experiment.scale import parse, plain
+
+    scale, config = parse(PRESETS, __doc__, check=check)
+
+    from papers.diffcap.attacked import sources
+    from papers.diffcap.cells import cells, gate_cells
+    from papers.diffcap.measure import Measurer
+    from papers.diffcap.models import Bench, fetch
+    from shared.experiment.share import accelerator as start
+    from shared.files import remove_leftovers
+
+    accelerator = start()
+    began = time.monotonic()
+    measurer = Measurer(Bench(config, scale, accelerator.device))
+    fetch(measurer.bench, accelerator)
+    todo = cells(config)
+    keys = {cell.slug(): measurer.key(cell) for cell in todo}
+    stale = [cell for cell in todo if not measurer.store.fresh(cell.slug(), keys[cell.slug()])]
+    if accelerator.is_main_process:
+        remove_leftovers(config.results / scale / "diffcap")
+        measurer.store.write_plan({"paper": "diffcap", "scale": scale, "config": plain(config), "headline": config.headline, "slugs": keys,
+                                   "tags": {c.slug(): c.tags(config) for c in todo}})
+        print(f"evaluation: {len(todo)} measurements, {len(todo) - len(stale)} already there", flush=True)
+    stages = Stages(measurer, accelerator, set(stale))
+    first = gate_cells(config)
+    stages.attack(sources([c for c in first if c in stages.stale]))
+    stages.measure([[c] for c in first])
+    failed = [g for g in measurer.gates(write=accelerator.is_main_process) if not g["passed"]]
+    if failed and config.gates.enforce:
+        names = "; ".join(f"{g['name']} is {g['value']:.3f}, must be {g['sense']} {g['threshold']:.3f}" for g in failed)
+        raise UserError(f"no defence is measured, because the undefended models do not pass their gates: {names}. "
+                        "Use better models or an ε that breaks them (--attack.eps).")
+    stages.measure([[c] for c in measurer.tau_cells])
+    stages.attack(sources(stale))
+    stages.measure(groups([c for c in todo if c not in stages.done]))
+    if accelerator.is_main_process:
+        print(f"evaluation: done in {time.monotonic() - began:.0f} s; seconds by kind, over all processes: {measurer.split(todo)}", flush=True)
+    accelerator.end_training()
+
+
+class Stages:
+    """Work shared out over the processes, everyone waiting for everyone at the end of each stage."""
+
+    def __init__(self, measurer, accelerator, stale: set):
+        self.measurer, self.accelerator, self.stale, self.done = measurer, accelerator, stale, set()
+
+    def attack(self, found: list) -> None:
+        """Make the attacked pictures that are missing."""
+        attacked = self.measurer.attacked
+        missing = [s for s in found if attacked.missing(s)]
+        self._run("attacks", missing, attacked.cost, attacked.make, lambda source: source.name)
+
+    def measure(self, grouped: list[list]) -> None:
+        """Measure the stale cells of each group; a group stays on one process."""
+        self.done |= {cell for group in grouped for cell in group}
+        grouped = [kept for group in grouped if (kept := [c for c in group if c in self.stale])]
+        self._run("evaluation", grouped, self.measurer.cost, self.measurer.measure,
+                  lambda group: f"{group[0].kind} {group[0].method} {group[0].model}, {len(group)} measurements")
+
+    def _run(self, what: str, tasks: list, cost, work, name) -> None:
+        from shared.experiment.share import share
+
+        self.accelerator.wait_for_everyone()  # all have the same list of what is missing before anyone adds to it
+        mine = share(tasks, cost, self.accelerator.process_index, self.accelerator.num_processes)
+        for k, task in enumerate(mine, 1):
+            began = time.monotonic()
+            work(task)
+            print(f"{what}: {name(task)} ({k}/{len(mine)} of process {self.accelerator.process_index}), {time.monotonic() - began:.1f} s", flush=True)
+        self.accelerator.wait_for_everyone()
+
+
+def groups(cells: list) -> list[list]:
+    """Cells that share a model, its pictures or an attack are measured together."""
+    out: dict = {}
+    for cell in cells:
+        point = dict(cell.point)
+        shared = {"adaptive": (cell.method, point.get("against")), "adaptive_caption": (cell.method, point.get("against")),
+                  "targeted": (cell.tower, point.get("string")), "cost": (cell.method,), "similarity": (cell.method,), "fading": (),
+                  "score": (cell.model, cell.spec, cell.eps, cell.method), "digits": (), "digits_stop": ()}
+        kind = "digits" if cell.kind.startswith("digits") else cell.kind
+        if point.get("against") in ("exact", "from_diffpure") and cell.kind == "adaptive" and (cell.method == "diffpure" or
+                                                                                           point["against"] == "from_diffpure"):
+            name = ("adaptive", "exact on diffpure")  # one attack, judged behind both defences
+        else:
+            name = (kind, *shared.get(kind, (cell.method, cell.spec, cell.eps, *point.values())))
+        out.setdefault(name, []).append(cell)
+    return list(out.values())
+
+
+if __name__ == "__main__":
+    tie_to_launcher()
+    run_main(main)

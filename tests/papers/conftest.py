@@ -1,0 +1,61 @@
+"""What the tests of every paper use: its scripts run in this process, and what they measured."""
+
+import contextlib
+import importlib
+import io
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shared.errors import run_main
+from shared.experiment.store import Store
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a script left behind: exit code, stdout, stderr."""
+
+    code: int
+    out: str
+    err: str
+
+
+def _run_here(paper: str, script: str, *options: object) -> Outcome:
+    """`python -m papers.<paper>.<script> <options>` without a process of its own: the imports cost more than a small run."""
+    main = importlib.import_module(f"papers.{paper}.{script}").main
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.setattr(sys, "argv", [script, *map(str, options)])
+        try:
+            run_main(main)
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 1
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def _contents(paper: str, results: Path, scale: str = "smoke") -> dict[str, tuple[str, np.ndarray]]:
+    """slug -> (key, values) of every planned measurement that is there."""
+    return {m.slug: (m.key, m.values) for m in Store(results / scale / paper).planned()}
+
+
+@pytest.fixture(scope="session")
+def run_here():
+    return _run_here
+
+
+@pytest.fixture(scope="session")
+def contents():
+    return _contents
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
