@@ -5,6 +5,7 @@ small text tower needs only a small embedding.
 """
 
 import re
+from itertools import pairwise
 
 import numpy as np
 
@@ -154,6 +155,21 @@ def questions(s: Scenes, seed: int, indices) -> list[tuple[str, str]]:
             text = text.replace("what shape is it", "what shape are they").replace(" is the " + noun, " are the " + noun).replace("does", "do")
         pairs.append((text, ATTRIBUTES[kind][s.values(kind)[i]]))
     return pairs
+
+
+def objects(s: Scenes, i: int) -> set[tuple[str, str]]:
+    """What scene i holds, as (colour, shape)."""
+    return {(COLOURS[s.colour[i, k]], SHAPES[s.shape[i, k]]) for k in range(s.n_objects[i])}
+
+
+def named_objects(text: str) -> set[tuple[str, str]]:
+    """What a sentence speaks of, as (colour, shape): every pair of a colour and a shape that follow each other, synonyms and plurals understood."""
+    said = words(text)
+    return {(_COLOUR_OF[a], _SHAPE_OF[b]) for a, b in pairwise(said) if a in _COLOUR_OF and b in _SHAPE_OF}
+
+
+_COLOUR_OF = {word: name for name in COLOURS for word in SYNONYMS[name]}
+_SHAPE_OF = {form: name for name in SHAPES for word in SYNONYMS[name] for form in (word, plural(word))}
 
 
 def words(text: str) -> list[str]:

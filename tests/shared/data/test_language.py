@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from shared.data.language import SYNONYMS, TEMPLATES, VOCABULARY, article, captions, descriptions, plural, questions, words
+from shared.data.language import SYNONYMS, TEMPLATES, VOCABULARY, article, captions, descriptions, named_objects, objects, plural, questions, words
 from shared.data.scenes import ATTRIBUTES, BACKGROUNDS, COLOURS, COUNTS, POSITIONS, SHAPES, SIZES, SURFACES, Domain, sample
 
 N = 3000
@@ -143,11 +143,14 @@ def test_descriptions_are_true_and_name_colour_and_shape_of_every_object(world, 
     for i, texts in enumerate(described):
         for text in texts:
             check(text.removeprefix("there are "), s, i)
-            said = {plain(w) for w in words(text)}
-            if s.kind[i] == 1:
-                said |= {name for name in SHAPES for option in SYNONYMS[name] if plural(option) in said}
-            for k in (0, 1) if s.kind[i] == 2 else (0,):
-                assert {COLOURS[s.colour[i, k]], SHAPES[s.shape[i, k]]} <= said
+            assert named_objects(text) == objects(s, i) != set()
+
+
+def test_what_a_sentence_names():
+    assert named_objects("There are three striped crimson boxes, and a red disc on a blue background.") == {("red", "square"), ("red", "circle")}
+    assert named_objects("a small star on a red background") == named_objects("") == named_objects("red, star") - {("red", "star")} == set()
+    s = sample(21, [0, 1])
+    assert len(objects(s, 0)) == len({*zip(s.colour[0, :s.n_objects[0]], s.shape[0, :s.n_objects[0]], strict=True)})
 
 
 def test_descriptions_vary_and_stay_short(described):

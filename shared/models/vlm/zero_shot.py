@@ -1,0 +1,57 @@
+"""Zero-shot CLIP as a VLM that only ever says the name of a class."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from shared.errors import UserError
+from shared.models.victim import ZeroShot, text_matrix
+from shared.models.vlm.base import VLM, check_lengths
+from shared.models.vlm.vision import tower_state
+
+
+class ZeroShotVLM(VLM):
+    """Answers with the class whose prompt is nearest; nll is the cross-entropy of the class that the target names. What is asked is not heard.
+
+    clip: an open_clip CLIP; classes: K names, what is answered; prompts: K sentences, what images are compared with.
+    """
+
+    def __init__(self, clip: nn.Module, classes: Sequence[str], prompts: Sequence[str]):
+        super().__init__()
+        if len(classes) != len(prompts) or len(set(classes)) != len(classes) or not classes:
+            raise UserError(f"{len(classes)} class names and {len(prompts)} prompts do not make a classifier: give one prompt for each, names that "
+                            "are all different.")
+        self.classes, self._number = tuple(classes), {c: k for k, c in enumerate(classes)}
+        self.victim = ZeroShot(clip.visual, text_matrix(clip, prompts), clip.logit_scale.exp().item())
+        self.size = self.victim.pixels.size[0]
+
+    def _labels(self, targets: Sequence[str]) -> Tensor:
+        unknown = [t for t in targets if t not in self._number]
+        if unknown:
+            raise UserError(f"{unknown[0]!r} is none of the {len(self.classes)} classes (the first are {', '.join(self.classes[:3])}): a zero-shot "
+                            "CLIP can be made to say class names only.")
+        return torch.tensor([self._number[t] for t in targets], dtype=torch.long, device=self.victim.text.device)
+
+    @torch.no_grad()
+    def answer(self, x, prompts, max_tokens=20, batch=64):
+        check_lengths(x, prompts)
+        said = [self.victim(x[i:i + batch]).argmax(1) for i in range(0, len(x), batch)]
+        return [self.classes[k] for k in (torch.cat(said).tolist() if said else [])]
+
+    def nll(self, x, prompts, targets):
+        check_lengths(x, prompts, targets)
+        return F.cross_entropy(self.victim(x), self._labels(targets), reduction="none")
+
+    def embed(self, x):
+        """In the space that images share with text, not normalised."""
+        return self.victim.embed(x)
+
+    def set_vision(self, tower):
+        state, own = tower_state(tower), self.victim.visual.state_dict()
+        wrong = [k for k in own if k not in state or state[k].shape != own[k].shape]
+        if wrong:
+            raise UserError(f"the vision tower does not fit this CLIP: {len(wrong)} tensors differ, the first is {wrong[0]}; give an open_clip tower "
+                            "of the same architecture.")
+        self.victim.visual.load_state_dict({k: state[k] for k in own})

@@ -1,0 +1,204 @@
+"""Train the small vision-language models of the scenes world on top of the zoo's CLIP, and put them into the zoo.
+
+    accelerate launch -m shared.training.vlm --model scenes-llava --out shared/models/zoo/scenes-llava.safetensors
+
+    L = mean over pictures of nll(x, prompt, target)       half of the prompts ask for a description, half are questions
+
+About ten minutes on 2 cores. The vision tower stays as it is, so that a robust one can take its place. Interrupted, it continues from its checkpoint
+(in `--work`). The card says how good the model is on validation pictures, and how far an attack brings it down; `--card-only` measures again.
+"""
+
+import shlex
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shared.data.language import descriptions, named_objects, objects, questions
+from shared.data.scenes import VERSION, VL_DOMAINS, render, sample, uniforms
+from shared.data.vision_language import INSTRUCTION, SceneCaptions, SceneQuestions
+from shared.errors import UserError, run_main
+from shared.files import digest
+from shared.lifeline import tie_to_launcher
+from shared.models.vlm.base import VLM
+from shared.training.contrastive import adamw, batch_indices
+from shared.training.loop import Fit
+from shared.training.pretrain import _commit, training_facts
+
+VALIDATION = 256  # pictures per measurement on a card
+ATTACKED = 128    # … and of those under attack
+_LESSONS = 5      # a stream of pictures that is no set's
+
+
+@dataclass(frozen=True)
+class VLMConfig:
+    """How long and how fast to train."""
+
+    steps: int = 3000
+    """Updates."""
+    batch: int = 256
+    """Pictures per update, over all processes together."""
+    lr: float = 2e-3
+    """Peak learning rate of AdamW."""
+    warmup: int = 200
+    """Updates of linear warm-up; a cosine to 0 follows."""
+    weight_decay: float = 0.05
+    """Of matrices."""
+    clip_norm: float = 1.0
+    """Bound of the gradient norm."""
+    gates: float = 1.0
+    """Idefics: value that the gates α of the cross-attention begin with. 0, as published, opens them only slowly."""
+    every: int = 200
+    """Updates between checkpoints."""
+
+
+@dataclass(frozen=True)
+class Args:
+    """Train a small vision-language model on scenes."""
+
+    model: str = "scenes-llava"
+    """A configuration of shared/models/configs/vlm."""
+    out: Path | None = None
+    """Where the weights go, by default into the zoo; the card goes beside them."""
+    seed: int = 0
+    """Of the initial weights and of the pictures."""
+    train: VLMConfig = field(default_factory=VLMConfig)
+    work: Path = Path("results/zoo")
+    """Folder of the checkpoint of an unfinished run."""
+    card_only: bool = False
+    """Train nothing: measure the weights at `--out` again and write their card."""
+
+
+class Lessons:
+    """Pictures, prompts and what is to be said: item i is a function of (seed, i). Half are descriptions, half questions, as a die falls."""
+
+    def __init__(self, n: int, seed: int = 0):
+        self.n, self._seed, self.domain = n, _LESSONS + 1000 * seed, VL_DOMAINS["plain"]
+        self.version = digest([VERSION, "lessons", self._seed, repr(self.domain)])[:16]
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitems__(self, indices) -> tuple[Tensor, list[str], list[str]]:
+        """Pictures (N, 3, 32, 32), N prompts, N targets."""
+        indices = np.asarray(indices, np.int64)
+        scenes, asks = sample(self._seed, indices, self.domain), uniforms(self._seed, indices, 40, 1)[:, 0] < 0.5
+        told, asked = descriptions(scenes, self._seed, indices, 1), questions(scenes, self._seed, indices)
+        both = [pair if ask else (INSTRUCTION, text[0]) for ask, pair, text in zip(asks, asked, told, strict=True)]
+        return torch.from_numpy(render(scenes, self.domain)), [prompt for prompt, _ in both], [target for _, target in both]
+
+
+def fit_vlm(vlm: VLM, lessons: Lessons, config: VLMConfig, accelerator, checkpoint: Path | None = None) -> float:
+    """Train all of `vlm` but its vision tower, in place; returns the last loss, afterwards all is frozen.
+
+    Every process takes its share of each batch. Raises UserError if the batch is no multiple of the number of processes.
+    """
+    rank, world = accelerator.process_index, accelerator.num_processes
+    if config.batch % world:
+        raise UserError(f"a batch of {config.batch} pictures has no equal shares for {world} processes: change the batch size or the number of "
+                        "processes.")
+    vlm.requires_grad_(True).train()
+    vlm.tower.requires_grad_(False).eval()
+    for name, p in vlm.named_parameters():
+        if name.endswith(("alpha_cross_attn", "alpha_dense")):
+            torch.nn.init.constant_(p, config.gates)
+    model = accelerator.prepare(vlm)
+
+    def step_fn(step: int) -> Tensor:
+        x, prompts, targets = lessons.__getitems__(batch_indices(len(lessons), config.batch, step)[rank::world])
+        return model(x.to(accelerator.device), prompts, targets).mean()
+
+    fit = Fit(vlm, adamw(vlm, config.lr, config.weight_decay), config.steps, config.lr, step_fn, config.warmup, checkpoint, config.every, accelerator,
+              clip_norm=config.clip_norm, name=f"training {vlm.name}")
+    loss = fit.run()
+    vlm.requires_grad_(False).eval()
+    return loss
+
+
+def main() -> None:
+    import tyro
+    from accelerate import Accelerator
+
+    from shared.models.zoo import FOLDER, write_card
+
+    args = tyro.cli(Args)
+    out = args.out or FOLDER / f"{args.model}.safetensors"
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    facts = training_facts(out) if args.card_only else train(args, out, accelerator)
+    if accelerator.is_main_process:
+        write_card(out, kind="vlm", **facts, **measured(out, accelerator.device))
+        print(f"wrote the card of {out}" if args.card_only else f"wrote {out} and its card", flush=True)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+def train(args: Args, out: Path, accelerator) -> dict:
+    """Train, write the weights, and return what the card says about it. seconds: None if the run was interrupted in between."""
+    from shared.models import zoo
+    from shared.models.vlm.opening import save_small, small_config, small_vlm
+
+    commit, began = _commit(), time.monotonic()
+    torch.manual_seed(args.seed)  # the initial weights are drawn from the global generator
+    vlm = small_vlm(args.model).to(accelerator.device)
+    lessons, tower = Lessons(args.train.steps * args.train.batch, args.seed), zoo.card(vlm.clip)["sha256"]
+    # named by all that the weights depend on, so that a run with other options does not continue from it
+    identity = digest([args.model, small_config(args.model), vlm.text.vocabulary, tower, args.seed, lessons.version,
+                       {k: v for k, v in asdict(args.train).items() if k != "every"}])
+    checkpoint = args.work / f"{out.stem}-{identity[:12]}.ckpt"
+    interrupted = checkpoint.is_file()
+    loss = fit_vlm(vlm, lessons, args.train, accelerator, checkpoint)
+    if accelerator.is_main_process:
+        save_small(vlm, out)
+        checkpoint.unlink(missing_ok=True)
+    return {"model": args.model, "config": asdict(args.train), "seed": args.seed, "data": lessons.version, "loss": loss, "commit": commit,
+            "command": shlex.join(["python", "-m", "shared.training.vlm", *sys.argv[1:]]),
+            "seconds": None if interrupted else time.monotonic() - began}
+
+
+def measured(path: Path, device="cpu") -> dict:
+    """The measured part of a card."""
+    from shared.files import sha256_file
+    from shared.models import zoo
+    from shared.models.vlm.opening import load_small
+
+    vlm = load_small(path).to(device).requires_grad_(False)
+    values = {f"{kind}:{domain}": float(correct(vlm, kind, domain, VALIDATION).mean()) for kind in ("captions", "questions") for domain in VL_DOMAINS}
+    attacked = {kind: float(correct(vlm, kind, "plain", ATTACKED, eps=8 / 255).mean()) for kind in ("captions", "questions")}
+    return {"clip": {"name": vlm.clip, "sha256": sha256_file(zoo.weights(vlm.clip))}, "n": VALIDATION, "accuracy": values,
+            "attacked": {"attack": "pgd20", "norm": "linf", "eps": 8 / 255, "n": ATTACKED, "accuracy": attacked}}
+
+
+def correct(vlm: VLM, kind: str, domain: str, n: int, eps: float = 0.0, steps: int = 20) -> np.ndarray:
+    """(n,) whether the model is right about the first n validation pictures of scenes-`kind`:`domain`.
+
+    A caption is right if it names exactly the colours and shapes that are there; an answer if it is the word. eps: of an attack that raises the nll
+    of the reference (or answer) by `steps` steps of ε/4 from a random start; 0: none.
+    """
+    from shared.attacks import Threat
+    from shared.attacks.pgd import ascend
+    from shared.rng import SampleRng
+
+    rows, device = range(n), next(vlm.parameters()).device
+    data = SceneCaptions(domain, "validation") if kind == "captions" else SceneQuestions(domain, "validation")
+    if kind == "captions":
+        prompts, targets = [data.prompt] * n, [r[0] for r in data.references(rows)]
+    else:
+        prompts, targets = data.questions(rows), [a[0] for a in data.answers(rows)]
+    x = data.pictures(rows).to(device)
+    if eps:
+        x = torch.cat([ascend(lambda v, s=slice(i, i + 64): vlm.nll(v, prompts[s], targets[s]), x[i:i + 64], Threat("linf", eps), steps=steps,
+                              step_size=eps / 4, rng=SampleRng(0, rows[i:i + 64], "card")) for i in range(0, n, 64)])
+    said = vlm.answer(x, prompts)
+    if kind == "captions":
+        scenes = data.scenes(rows)
+        return np.array([named_objects(text) == objects(scenes, i) for i, text in enumerate(said)])
+    return np.array([a == t for a, t in zip(said, targets, strict=True)])
+
+
+if __name__ == "__main__":
+    tie_to_launcher()
+    run_main(main)
