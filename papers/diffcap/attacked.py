@@ -1,9 +1,11 @@
 """Pictures under attack, made once per source and kept: the gray box of the paper attacks the model without its purifier.
 
-A file holds x_adv and, in its metadata, the key of what made it and the outcome of the attack's sanity checks on this model.
+A file holds x_adv and, in its metadata, the key of what made it. The sanity checks of the attack are made once for each model, encoder and task, on
+its first set at the largest ε, and stand in that file.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -21,7 +23,8 @@ from shared.rng import SampleRng
 
 CODE = "diffcap-attack-1"  # raise it when the meaning of an attack changes: all pictures are then attacked again
 STAGES = ("apgd-ce", "apgd-t")  # as in the evaluation base; FAB and Square are left out there too
-SANITY = 12  # pictures of the checks on language models
+OWN_ATTACK = ("adaptive", "adaptive_caption", "targeted")  # kinds that attack for themselves
+SANITY = 8  # pictures of the checks on language models
 
 
 class Attacked:
@@ -51,7 +54,8 @@ class Attacked:
     def make(self, source: Source) -> None:
         """Attack the pictures of one source and save them with the sanity checks of the attack."""
         x_adv = self._attack(source, self.world(source))
-        save_tensors({"x_adv": x_adv.cpu()}, self.path(source), {"key": self.key(source), "sanity": json.dumps(self._check(source))})
+        checks = {"sanity": json.dumps(self._check(source))} if source == self.checked(source) else {}
+        save_tensors({"x_adv": x_adv.cpu()}, self.path(source), {"key": self.key(source), **checks})
 
     def pictures(self, source: Source) -> Tensor:
         """(N, 3, H, W): the attacked pictures, or the unchanged ones for ε = 0."""
@@ -65,8 +69,14 @@ class Attacked:
         return self._held[source]
 
     def sanity(self, source: Source) -> dict | None:
-        """What `make` found out about the attack; None for unchanged pictures."""
-        return None if source.eps == 0 else json.loads(read_metadata(self.path(source))["sanity"])
+        """What `make` found out about the attack on this model; None for unchanged pictures."""
+        return None if source.eps == 0 else json.loads(read_metadata(self.path(self.checked(source)))["sanity"])
+
+    def checked(self, source: Source) -> Source:
+        """Where the attack on a model with this encoder and task was checked: its first set, at the largest ε."""
+        data = self.config.data
+        first = {"captions": data.captions, "questions": data.questions, "classes": data.classes}[task_of(source)][0]
+        return replace(source, spec=first, eps=self.config.attack.eps[-1])
 
     def cost(self, source: Source) -> float:
         """How long a source takes, roughly: gradient steps."""
@@ -120,5 +130,5 @@ def task_of(source: Source) -> str:
 
 def sources(cells: list[Cell]) -> list[Source]:
     """The attacked pictures that some cells read, each once."""
-    found = dict.fromkeys(c.source for c in cells if c.model in ("clip", "llava", "flamingo"))
-    return [s for s in found if s.eps > 0 and s.spec]
+    found = dict.fromkeys(c.source for c in cells if c.model in (CLASSIFIER, "llava", "flamingo") and c.kind not in OWN_ATTACK)
+    return [s for s in found if s.eps > 0]

@@ -1,12 +1,11 @@
 """Everything that can be set for DiffCAP: one dataclass, one preset per scale. `python -m papers.diffcap.evaluate --scale cpu --help` lists it."""
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Literal
 
 from shared.data.catalogue import Source
 from shared.errors import UserError
-from shared.experiment.scale import Pixels
+from shared.experiment.scale import Options, Pixels, check_least, check_seeds
 from shared.training.adversarial import Tuning
 
 
@@ -172,21 +171,9 @@ class Gates:
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Options):
     """DiffCAP."""
 
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds of the defences' own noise; sweeps use the first."""
-    headline: bool = False
-    """Only what the claims of the abstract need."""
-    results: Path = Path("results")
-    """Where measurements and checkpoints go."""
-    data_root: str | None = None
-    """DATA_ROOT, same as --data.source.root."""
-    download: bool = False
-    """Same as --data.source.download."""
-    skip_corrupt: bool = False
-    """Same as --data.source.skip-corrupt."""
     models: Models = field(default_factory=Models)
     data: Data = field(default_factory=Data)
     attack: Attack = field(default_factory=Attack)
@@ -199,12 +186,6 @@ class Config:
     adaptive: Adaptive = field(default_factory=Adaptive)
     sweeps: Sweeps = field(default_factory=Sweeps)
     gates: Gates = field(default_factory=Gates)
-
-    @property
-    def source(self) -> Source:
-        """The data source, after the short options."""
-        s = self.data.source
-        return replace(s, root=self.data_root or s.root, download=self.download or s.download, skip_corrupt=self.skip_corrupt or s.skip_corrupt)
 
 
 _CPU_TUNING = Tuning(steps=150, batch=64, lr=1e-3, warmup=15)
@@ -242,8 +223,7 @@ PRESETS = {
 
 def check(config: Config) -> None:
     """Refuse combinations that cannot work, in one sentence each."""
-    if not config.seeds or len(set(config.seeds)) < len(config.seeds):
-        raise UserError(f"--seeds must be one or more different numbers, not {' '.join(map(str, config.seeds)) or 'nothing'}.")
+    check_seeds(config.seeds)
     eps = config.attack.eps
     if not eps or not all(0 < e <= 1 for e in eps) or list(eps) != sorted(set(eps)):
         raise UserError(f"--attack.eps takes growing strengths in pixels of (0, 1], e.g. 4/255 8/255, not {' '.join(map(str, eps)) or 'nothing'}.")
@@ -253,12 +233,10 @@ def check(config: Config) -> None:
                         f"t-max {m.t_max}, diffpure {m.diffpure}.")
     if m.tau is not None and not -1 <= m.tau <= 1:
         raise UserError(f"--method.tau is a cosine in [−1, 1], not {m.tau}.")
-    for name, value in (("data.n", config.data.n), ("attack.steps", config.attack.steps), ("attack.references", config.attack.references),
-                        ("method.sampler-steps", m.sampler_steps), ("method.calibration-n", m.calibration_n), ("adaptive.n", config.adaptive.n),
-                        ("adaptive.eot", config.adaptive.eot), ("adaptive.draws", config.adaptive.draws), ("method.batch", m.batch),
-                        ("attack.batch", config.attack.batch)):
-        if value < (0 if name == "data.n" else 1):
-            raise UserError(f"--{name} must be at least {0 if name == 'data.n' else 1}, not {value}.")
+    check_least({"data.n": config.data.n}, 0)
+    check_least({"attack.steps": config.attack.steps, "attack.references": config.attack.references, "method.sampler-steps": m.sampler_steps,
+                 "method.calibration-n": m.calibration_n, "adaptive.n": config.adaptive.n, "adaptive.eot": config.adaptive.eot,
+                 "adaptive.draws": config.adaptive.draws, "method.batch": m.batch, "attack.batch": config.attack.batch})
     for name, sets in (("captions", config.data.captions), ("questions", config.data.questions), ("classes", config.data.classes)):
         if not sets:
             raise UserError(f"--data.{name} needs at least one set.")

@@ -11,6 +11,7 @@ import time
 
 from papers.diffcap.config import PRESETS, check
 from shared.errors import UserError, run_main
+from shared.experiment.share import work_off
 from shared.lifeline import tie_to_launcher
 
 
@@ -65,25 +66,14 @@ class Stages:
         """Make the attacked pictures that are missing."""
         attacked = self.measurer.attacked
         missing = [s for s in found if attacked.missing(s)]
-        self._run("attacks", missing, attacked.cost, attacked.make, lambda source: source.name)
+        work_off(self.accelerator, "attacks", missing, attacked.cost, attacked.make, lambda source: source.name)
 
     def measure(self, grouped: list[list]) -> None:
         """Measure the stale cells of each group; a group stays on one process."""
         self.done |= {cell for group in grouped for cell in group}
         grouped = [kept for group in grouped if (kept := [c for c in group if c in self.stale])]
-        self._run("evaluation", grouped, self.measurer.cost, self.measurer.measure,
-                  lambda group: f"{group[0].kind} {group[0].method} {group[0].model}, {len(group)} measurements")
-
-    def _run(self, what: str, tasks: list, cost, work, name) -> None:
-        from shared.experiment.share import share
-
-        self.accelerator.wait_for_everyone()  # all have the same list of what is missing before anyone adds to it
-        mine = share(tasks, cost, self.accelerator.process_index, self.accelerator.num_processes)
-        for k, task in enumerate(mine, 1):
-            began = time.monotonic()
-            work(task)
-            print(f"{what}: {name(task)} ({k}/{len(mine)} of process {self.accelerator.process_index}), {time.monotonic() - began:.1f} s", flush=True)
-        self.accelerator.wait_for_everyone()
+        work_off(self.accelerator, "evaluation", grouped, self.measurer.cost, self.measurer.measure,
+                 lambda group: f"{group[0].kind} {group[0].method} {group[0].model}, {len(group)} measurements")
 
 
 def groups(cells: list) -> list[list]:

@@ -11,7 +11,7 @@ from shared.files import digest
 from shared.training.adversarial import TrainAttack, Tuning
 
 CODE = "diffcap-train-1"  # raise it when the meaning of a training changes: every checkpoint is then made again
-ATTACK = TrainAttack(steps=10, ratio=0.25)
+ATTACK = TrainAttack()  # PGD-2, as the foundation trains them
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,6 @@ Runs whose weights exist under the same key are skipped; an interrupted run cont
 do not depend on their number. `--help` lists every option.
 """
 
-import time
-
 from papers.diffcap.config import PRESETS, check
 from shared.errors import run_main
 from shared.files import remove_leftovers
@@ -22,7 +20,7 @@ def main() -> None:
     from papers.diffcap.models import Bench, fetch
     from papers.diffcap.runs import runs
     from shared.experiment.share import accelerator as start
-    from shared.experiment.share import share
+    from shared.experiment.share import work_off
     from shared.models.sources import is_fresh
 
     accelerator = start()
@@ -32,14 +30,8 @@ def main() -> None:
     if accelerator.is_main_process:
         remove_leftovers(config.results / scale / "diffcap")
         print(f"training: {len(runs(config))} robust encoders, {len(runs(config)) - len(todo)} already there", flush=True)
-    accelerator.wait_for_everyone()  # all have the same list of what is missing before anyone adds to it
-    mine = share(todo, lambda run: float(run.tuning.steps * run.tuning.batch), accelerator.process_index, accelerator.num_processes)
-    for k, run in enumerate(mine, 1):
-        began = time.monotonic()
-        loss = train(bench, run)
-        print(f"training: {run.slug} ({k}/{len(mine)} of process {accelerator.process_index}), loss {loss:.3f}, {time.monotonic() - began:.1f} s",
-              flush=True)
-    accelerator.wait_for_everyone()
+    work_off(accelerator, "training", todo, lambda run: float(run.tuning.steps * run.tuning.batch), lambda run: f"loss {train(bench, run):.3f}",
+             lambda run: run.slug)
     accelerator.end_training()
 
 

@@ -1,12 +1,11 @@
 """Everything that can be set for PMG-AFT: one dataclass, one preset per scale. `python -m papers.pmg_aft.train --scale cpu --help` lists it."""
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from shared.data.catalogue import Source
 from shared.data.scene_sets import FINE_TUNING, HOLD_OUT, ZERO_SHOT
 from shared.errors import UserError
-from shared.experiment.scale import Pixels
+from shared.experiment.scale import Options, Pixels, check_least, check_seeds
 from shared.training.adversarial import Tuning
 from shared.training.contrastive import ContrastiveConfig
 
@@ -117,21 +116,9 @@ class Gates:
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Options):
     """PMG-AFT."""
 
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds of fine-tuning; what a claim rests on uses all of them, sweeps the first."""
-    headline: bool = False
-    """Only what the claims of the abstract need."""
-    results: Path = Path("results")
-    """Where measurements and checkpoints go."""
-    data_root: str | None = None
-    """DATA_ROOT, same as --data.source.root."""
-    download: bool = False
-    """Same as --data.source.download."""
-    skip_corrupt: bool = False
-    """Same as --data.source.skip-corrupt."""
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     attack: Attack = field(default_factory=Attack)
@@ -141,12 +128,6 @@ class Config:
     """Optimiser and schedule of FARE, which has a recipe of its own."""
     sweeps: Sweeps = field(default_factory=Sweeps)
     gates: Gates = field(default_factory=Gates)
-
-    @property
-    def source(self) -> Source:
-        """The data source, after the short options."""
-        s = self.data.source
-        return replace(s, root=self.data_root or s.root, download=self.download or s.download, skip_corrupt=self.skip_corrupt or s.skip_corrupt)
 
 
 _SMALL = Tuning(steps=40, batch=64, lr=1e-3, warmup=5)
@@ -187,14 +168,11 @@ PRESETS = {
 
 def check(config: Config) -> None:
     """Refuse combinations that cannot work, in one sentence each."""
-    if not config.seeds or len(set(config.seeds)) < len(config.seeds):
-        raise UserError(f"--seeds must be one or more different numbers, not {' '.join(map(str, config.seeds)) or 'nothing'}.")
+    check_seeds(config.seeds)
     if not 0 < config.attack.eps <= 1:
         raise UserError(f"--attack.eps is in pixel values of [0, 1], e.g. 4/255; {config.attack.eps} is not in (0, 1].")
     for name, value in (("data.n", config.data.n), ("attack.auto-n", config.attack.auto_n)):
         if value < 0:
             raise UserError(f"--{name} is a number of pictures, or 0 for all; {value} is neither.")
-    for name, value in (("tuning.steps", config.tuning.steps), ("tuning.batch", config.tuning.batch), ("attack.steps", config.attack.steps),
-                        ("attack.batch", config.attack.batch)):
-        if value < 1:
-            raise UserError(f"--{name} must be at least 1, not {value}.")
+    check_least({"tuning.steps": config.tuning.steps, "tuning.batch": config.tuning.batch, "attack.steps": config.attack.steps,
+                 "attack.batch": config.attack.batch})

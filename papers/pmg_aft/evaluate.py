@@ -22,7 +22,6 @@ def main() -> None:
     from papers.pmg_aft.measure import Measurer
     from papers.pmg_aft.models import Bench, fetch
     from shared.experiment.share import accelerator as start
-    from shared.experiment.share import share
 
     accelerator = start()
     began, main_process = time.monotonic(), accelerator.is_main_process
@@ -36,29 +35,24 @@ def main() -> None:
     stale = [cell for cell in todo if not measurer.store.fresh(cell.slug(), keys[cell.slug()])]
     if main_process:
         print(f"evaluation: {len(todo)} measurements, {len(todo) - len(stale)} already there", flush=True)
-    accelerator.wait_for_everyone()  # all have the same list of what is missing before anyone adds to it
     # the gate's own cells, one share each; everyone waits, for the gates read all of them
     of_gates = [c for c in stale if c.method == CLIP and c.kind == "accuracy" and c.strength.name in ("clean", "pgd")]
-    gate_models = _by_model(of_gates, single=True)
-    for group in share(gate_models, measurer.cost, accelerator.process_index, accelerator.num_processes):
-        measurer.measure(group)
-    accelerator.wait_for_everyone()
+    _measure(accelerator, measurer, _by_model(of_gates, single=True))
     failed = [g for g in measurer.gates(write=main_process) if not g["passed"]]
     if failed and config.gates.enforce:
         names = "; ".join(f"{g['name']} is {g['value']:.3f}, must be {g['sense']} {g['threshold']:.3f}" for g in failed)
         raise UserError(f"no defence is measured, because the undefended model does not pass its gates: {names}. "
                         "Use a better pre-trained model or an ε that breaks it (--attack.eps).")
-    groups = _by_model([c for c in stale if c not in of_gates])
-    mine = share(groups, measurer.cost, accelerator.process_index, accelerator.num_processes)
-    for k, group in enumerate(mine, 1):
-        started = time.monotonic()
-        measurer.measure(group)
-        print(f"evaluation: {group[0].method}, {len(group)} measurements ({k}/{len(mine)} of process {accelerator.process_index}), "
-              f"{time.monotonic() - started:.1f} s", flush=True)
-    accelerator.wait_for_everyone()
+    _measure(accelerator, measurer, _by_model([c for c in stale if c not in of_gates]))
     if main_process:
         print(f"evaluation: done in {time.monotonic() - began:.0f} s; seconds by kind, over all processes: {measurer.split(todo)}", flush=True)
     accelerator.end_training()
+
+
+def _measure(accelerator, measurer, groups: list[list]) -> None:
+    from shared.experiment.share import work_off
+
+    work_off(accelerator, "evaluation", groups, measurer.cost, measurer.measure, lambda group: f"{group[0].method}, {len(group)} measurements")
 
 
 def _by_model(cells: list, single: bool = False) -> list[list]:

@@ -6,8 +6,6 @@ Runs whose weights exist under the same key are skipped; an interrupted run cont
 do not depend on their number. `--headline` trains TeCoA and PMG-AFT only; `--help` lists every option.
 """
 
-import time
-
 from papers.pmg_aft.config import PRESETS, check
 from shared.errors import run_main
 from shared.files import remove_leftovers
@@ -22,7 +20,7 @@ def main() -> None:
     from papers.pmg_aft.models import Bench, fetch, pretrain_base
     from papers.pmg_aft.runs import cost, runs
     from shared.experiment.share import accelerator as start
-    from shared.experiment.share import share
+    from shared.experiment.share import work_off
 
     accelerator = start()
     bench = Bench(config, scale, accelerator.device)
@@ -33,14 +31,7 @@ def main() -> None:
     if accelerator.is_main_process:
         remove_leftovers(config.results / scale / "pmg_aft")
         print(f"training: {len(runs(config))} runs, {len(runs(config)) - len(todo)} already there", flush=True)
-    accelerator.wait_for_everyone()  # all have the same list of what is missing before anyone adds to it
-    mine = share(todo, cost, accelerator.process_index, accelerator.num_processes)
-    for k, run in enumerate(mine, 1):
-        began = time.monotonic()
-        loss = train(bench, run)
-        print(f"training: {run.slug} ({k}/{len(mine)} of process {accelerator.process_index}), loss {loss:.3f}, {time.monotonic() - began:.1f} s",
-              flush=True)
-    accelerator.wait_for_everyone()
+    work_off(accelerator, "training", todo, cost, lambda run: f"loss {train(bench, run):.3f}", lambda run: run.slug)
     accelerator.end_training()
 
 

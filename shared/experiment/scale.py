@@ -5,8 +5,11 @@ import dataclasses
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, TypeVar
 
+from shared.data.catalogue import Source
 from shared.errors import UserError
 
 SCALES = ("smoke", "cpu", "photos", "paper")
@@ -41,6 +44,43 @@ def show_eps(eps: float) -> str:
     """ε as people write it: 2/255 where it is a multiple of 1/255 (or of a quarter of it), else a decimal."""
     units = eps * 255
     return f"{units:g}/255" if abs(units * 4 - round(units * 4)) < 1e-6 else f"{eps:g}"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What every paper's configuration has, under the names that make uses. A subclass has a field `data` with a `source`."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of what a claim rests on; sweeps use the first."""
+    headline: bool = False
+    """Only what the claims of the abstract need."""
+    results: Path = Path("results")
+    """Where measurements and checkpoints go."""
+    data_root: str | None = None
+    """DATA_ROOT, same as --data.source.root."""
+    download: bool = False
+    """Same as --data.source.download."""
+    skip_corrupt: bool = False
+    """Same as --data.source.skip-corrupt."""
+
+    @property
+    def source(self) -> Source:
+        """The data source, after the short options."""
+        s = self.data.source
+        return replace(s, root=self.data_root or s.root, download=self.download or s.download, skip_corrupt=self.skip_corrupt or s.skip_corrupt)
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Refuse no seeds, and the same one twice."""
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds must be one or more different numbers, not {' '.join(map(str, seeds)) or 'nothing'}.")
+
+
+def check_least(named: Mapping[str, int], least: int = 1) -> None:
+    """Refuse the first number below `least`, by the name of its option."""
+    for name, value in named.items():
+        if value < least:
+            raise UserError(f"--{name} must be at least {least}, not {value}.")
 
 
 def parse(presets: Mapping[str, Config], description: str, argv: Sequence[str] | None = None,
