@@ -6,7 +6,7 @@ Images are in [−1, 1] here. A network is called with the index t − 1, since 
 """
 
 import contextlib
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -63,21 +63,23 @@ class GaussianDenoiser(Denoiser):
 
 
 class UNetDenoiser(Denoiser):
-    """A diffusers `UNet2DModel` that predicts ε, and beside it v if it has twice the channels.
+    """A diffusers `UNet2DModel` that predicts ε, and beside it the variance if it has twice the channels.
 
+    predicts: what the network's output is, in diffusers' words: "epsilon", or "v_prediction", where ε̂ = σ x_t + α out (Salimans & Ho 2022). Late in
+    time, where x_t is almost ε, the latter saves a small network from having to pass x_t on.
     size: resolution of the images; patch: the U-Net sees blocks of patch × patch pixels as channels, (3·patch², size/patch, size/patch), which
     takes a fraction of the time. Frozen and in eval mode; `requires_grad_` to train it. Gradients of any order: where gradients are on,
     attention is computed by plain matrix products, since the fused kernels have no second derivative.
     """
 
-    def __init__(self, unet: nn.Module, schedule: Schedule, size: int, patch: int = 1):
+    def __init__(self, unet: nn.Module, schedule: Schedule, size: int, patch: int = 1, predicts: Literal["epsilon", "v_prediction"] = "epsilon"):
         super().__init__()
         per_image = unet.config.out_channels // patch**2
         if unet.config.in_channels != 3 * patch**2 or per_image not in (3, 6) or unet.class_embedding is not None:
             raise UserError(f"a U-Net with {unet.config.in_channels} input and {unet.config.out_channels} output channels"
                             f"{'' if unet.class_embedding is None else ' and class labels'} is no unconditional denoiser of RGB images: give one "
                             "with 3 input channels, 3 or 6 output channels and no classes.")
-        self.unet, self.schedule, self.size, self.patch = unet, schedule, size, patch
+        self.unet, self.schedule, self.size, self.patch, self.predicts = unet, schedule, size, patch, predicts
         self.unet.to(memory_format=torch.channels_last)  # up to half as fast again on a CPU
         self.requires_grad_(False).eval()
 
@@ -86,6 +88,9 @@ class UNetDenoiser(Denoiser):
         with sdpa_kernel(SDPBackend.MATH) if torch.is_grad_enabled() else contextlib.nullcontext():
             out = self.unet(blocks, (t - 1).to(x_t.device)).sample
         eps, *variance = F.pixel_shuffle(out, self.patch).split(3, dim=1)
+        if self.predicts == "v_prediction":
+            bar = self.schedule.alpha_bar(t)
+            eps = per_sample((1 - bar).sqrt(), x_t) * x_t + per_sample(bar.sqrt(), x_t) * eps
         return Prediction(eps, (variance[0] + 1) / 2 if variance else None)
 
 

@@ -27,9 +27,9 @@ def build(config: dict, schedule: Schedule | None = None) -> UNetDenoiser:
     from diffusers import UNet2DModel
 
     config = dict(config)
-    size, patch = config.pop("size"), config.pop("patch")
+    size, patch, predicts = config.pop("size"), config.pop("patch"), config.pop("predicts", "epsilon")
     channels = {"in_channels": 3 * patch**2, "out_channels": config.pop("out_channels", 3) * patch**2}
-    return UNetDenoiser(UNet2DModel(sample_size=size // patch, **channels, **config), schedule or Schedule.linear(), size, patch)
+    return UNetDenoiser(UNet2DModel(sample_size=size // patch, **channels, **config), schedule or Schedule.linear(), size, patch, predicts)
 
 
 def random_denoiser(name: str, seed: int = 0) -> UNetDenoiser:
@@ -62,21 +62,21 @@ def read_denoiser(path: str | Path) -> UNetDenoiser:
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise UserError(f"the file {path} is not a denoiser that this project wrote ({type(error).__name__}): get it again, or train it with "
                         "`make zoo`.") from error
-    return UNetDenoiser(denoiser.unet, denoiser.schedule, denoiser.size, denoiser.patch)
+    return UNetDenoiser(denoiser.unet, denoiser.schedule, denoiser.size, denoiser.patch, denoiser.predicts)
 
 
 def from_diffusers(source: str) -> UNetDenoiser:
     """The U-Net of an unconditional diffusers pipeline, by folder or hub name, with the schedule of its scheduler.
 
     Both layouts are read: U-Net and scheduler in folders `unet` and `scheduler`, or everything in one. Raises UserError where it cannot be had, or is
-    no ε-predicting `UNet2DModel` on a linear schedule.
+    no `UNet2DModel` that predicts ε or v on a linear schedule.
     """
     from diffusers import UNet2DModel
 
     config, folder = _config(UNet2DModel, source, "unet")
     if config.get("_class_name") != "UNet2DModel":
         raise UserError(f"{source} holds a {config.get('_class_name')}: only an unconditional UNet2DModel in pixel space can purify here.")
-    schedule = read_scheduler(source)
+    schedule, predicts = read_scheduler(source)
     logger = logging.getLogger("diffusers")
     level = logger.level
     logger.setLevel(logging.ERROR)  # it prefers other kinds of file and says so
@@ -90,24 +90,25 @@ def from_diffusers(source: str) -> UNetDenoiser:
     size = unet.config.sample_size
     if not isinstance(size, int):
         raise UserError(f"the U-Net of {source} is for images of size {size}: only square ones are purified here.")
-    return UNetDenoiser(unet.float(), schedule, size)
+    return UNetDenoiser(unet.float(), schedule, size, predicts=predicts)
 
 
-def read_scheduler(source: str) -> Schedule:
-    """The schedule in a diffusers scheduler's configuration. Raises UserError unless it is linear, predicts ε and is not respaced."""
+def read_scheduler(source: str) -> tuple[Schedule, str]:
+    """The schedule in a diffusers scheduler's configuration, and what the network predicts. Raises UserError unless they are linear, and ε or v."""
     from diffusers import DDPMScheduler
 
     found, _ = _config(DDPMScheduler, source, "scheduler")
-    expected = {"beta_schedule": "linear", "prediction_type": "epsilon", "trained_betas": None, "rescale_betas_zero_snr": False}
-    for key, value in expected.items():
-        if found.get(key, value) != value:
-            raise UserError(f"the scheduler of {source} has {key} = {found[key]!r}: only linear β and ε-prediction are supported; choose another "
-                            "model.")
+    supported = {"beta_schedule": ("linear",), "prediction_type": ("epsilon", "v_prediction"), "trained_betas": (None,),
+                 "rescale_betas_zero_snr": (False,)}
+    for key, values in supported.items():
+        if found.get(key, values[0]) not in values:
+            raise UserError(f"the scheduler of {source} has {key} = {found[key]!r}: only linear β and prediction of ε or v are supported; choose "
+                            "another model.")
     if not {"beta_start", "beta_end", "num_train_timesteps"} <= set(found):
-        raise UserError(f"the scheduler of {source} ({found.get('_class_name')}) has no β: only linear β and ε-prediction are supported; choose "
-                        "another model.")
+        raise UserError(f"the scheduler of {source} ({found.get('_class_name')}) has no β: only linear β and prediction of ε or v are supported; "
+                        "choose another model.")
     steps = found["num_train_timesteps"]
-    return Schedule.linear(found["beta_start"] * steps, found["beta_end"] * steps, steps)
+    return Schedule.linear(found["beta_start"] * steps, found["beta_end"] * steps, steps), found.get("prediction_type", "epsilon")
 
 
 def _config(cls, source: str, folder: str) -> tuple[dict, dict]:

@@ -66,6 +66,16 @@ def test_the_second_half_of_the_channels_is_the_variance():
     torch.testing.assert_close(torch.cat((prediction.eps, 2 * prediction.v - 1), 1), out)
 
 
+def test_a_network_that_predicts_v():
+    """v = α ε − σ x and x_t = α x + σ ε are a rotation: whatever the network says, α x_t − σ v is x̂₀ and σ x_t + α v is ε̂."""
+    x_t, t = batch()
+    denoiser = UNetDenoiser(random_denoiser("tiny").unet, Schedule.linear(), 8, predicts="v_prediction")
+    alpha, sigma = (f(t).view(-1, 1, 1, 1) for f in (denoiser.schedule.alpha, denoiser.schedule.sigma))
+    v = denoiser.unet(x_t, t - 1).sample
+    torch.testing.assert_close(denoiser(x_t, t).eps, sigma * x_t + alpha * v)
+    torch.testing.assert_close(denoiser.posterior_mean(x_t, t)[:2], (alpha * x_t - sigma * v)[:2], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("channels", [3, 6])
 def test_patches_are_blocks_of_pixels_as_channels(channels):
     """Pixel (2i + a, 2j + b) of colour c is channel 4c + 2a + b of place (i, j), on both sides of the network."""
@@ -116,14 +126,15 @@ def test_unsuitable_unets_are_refused(change):
 
 # ---- files -----------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("name", ["tiny", "tiny-learned-variance"])
+@pytest.mark.parametrize("name", list(CONFIGS))
 def test_what_is_saved_is_read_again(tmp_path, name, quiet_generator):
     denoiser, schedule = random_denoiser(name), Schedule.linear(0.2, 10, 500)
     save_denoiser(denoiser.unet, tmp_path / "a.safetensors", CONFIGS[name], schedule)
     save_denoiser(denoiser.unet, tmp_path / "b.safetensors", CONFIGS[name], schedule)
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     read = read_denoiser(tmp_path / "a.safetensors")
-    assert read.schedule == schedule and (read.size, read.patch) == (8, 1) and not any(p.requires_grad for p in read.parameters())
+    assert read.schedule == schedule and (read.size, read.patch, read.predicts) == (denoiser.size, denoiser.patch, denoiser.predicts)
+    assert not any(p.requires_grad for p in read.parameters())
     x, t = batch(2)
     assert torch.equal(read(x, t).eps, denoiser(x, t).eps) and torch.equal(read.schedule.log_alpha_bar, schedule.log_alpha_bar)
 
@@ -163,13 +174,21 @@ def test_a_pipeline_is_opened_with_its_schedule(pipeline):
     torch.testing.assert_close(denoiser(x, t).eps, unet(x, t - 1).sample, rtol=1e-5, atol=1e-6)  # laid out otherwise in memory
 
 
-@pytest.mark.parametrize("change", [{"beta_schedule": "squaredcos_cap_v2"}, {"prediction_type": "v_prediction"}, {"trained_betas": [0.1, 0.2]},
+def test_what_a_pipeline_predicts_is_read_too(pipeline):
+    path, unet, scheduler = pipeline
+    scheduler.write_text(json.dumps({**json.loads(scheduler.read_text()), "prediction_type": "v_prediction"}))
+    denoiser, (x, t) = from_diffusers(str(path)), batch(2)
+    expected = UNetDenoiser(unet, denoiser.schedule, 8, predicts="v_prediction")(x, t).eps
+    torch.testing.assert_close(denoiser(x, t).eps, expected)
+
+
+@pytest.mark.parametrize("change", [{"beta_schedule": "squaredcos_cap_v2"}, {"prediction_type": "sample"}, {"trained_betas": [0.1, 0.2]},
                                     {"beta_schedule": "scaled_linear"}, {"rescale_betas_zero_snr": True}])
 def test_other_schedules_are_refused(pipeline, change):
     path, _, scheduler = pipeline
     scheduler.write_text(json.dumps({**json.loads(scheduler.read_text()), **change}))
     (key, value), = change.items()
-    with pytest.raises(UserError, match="only linear β and ε-prediction are supported") as error:
+    with pytest.raises(UserError, match="only linear β and prediction of ε or v are supported") as error:
         from_diffusers(str(path))
     assert f"{key} = {value!r}" in str(error.value)
 
