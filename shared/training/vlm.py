@@ -38,7 +38,7 @@ _LESSONS = 5      # a stream of pictures that is no set's
 class VLMConfig:
     """How long and how fast to train."""
 
-    steps: int = 3000
+    steps: int = 1500
     """Updates."""
     batch: int = 256
     """Pictures per update, over all processes together."""
@@ -51,7 +51,7 @@ class VLMConfig:
     clip_norm: float = 1.0
     """Bound of the gradient norm."""
     gates: float = 1.0
-    """Idefics: value that the gates α of the cross-attention begin with. 0, as published, opens them only slowly."""
+    """Idefics: what the gates α of the cross-attention begin with. 0 protects a language model that can already write; this one cannot yet."""
     every: int = 200
     """Updates between checkpoints."""
 
