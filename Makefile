@@ -130,7 +130,7 @@ lint: $(STAMP) ## ruff and the import rules alone (seconds)
 smoke: $(STAMP) ## one paper end to end at SCALE=smoke, in a temporary folder (under a minute)
 	@$(if $(PAPERS),,echo "no paper yet, nothing to run at SCALE=smoke"; exit 0;) \
 	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && trap 'exit 130' INT TERM HUP && \
-	$(MAKE) reproduce-$(firstword $(PAPERS)) SCALE=smoke RESULTS="$$folder" SEEDS= ARGS= SET= DATA_ROOT=
+	$(MAKE) reproduce-$(or $(filter pmg_aft,$(PAPERS)),$(firstword $(PAPERS))) SCALE=smoke RESULTS="$$folder" SEEDS= ARGS= SET= DATA_ROOT=
 
 test-slow: $(STAMP) ## the slow tests, among them the rehearsal of SCALE=paper
 	@$(PY) -m pytest -m slow $(ARGS)

@@ -76,7 +76,7 @@ def test_make_alone_prints_help_for_every_target_and_every_variable(place):
     assert text == place.make("help").stdout
     makefile = (ROOT / "Makefile").read_text()
     targets = re.search(r"^\.PHONY: (.*) FORCE$", makefile, re.M)[1].split()
-    assert set(re.findall(r"^  ([a-z][^ ]*) ", text, re.M)) == {*targets, "reproduce-<paper>", "headline-<paper>", "figures-<paper>"}
+    assert set(re.findall(r"^  ([a-z][^ ]*) ", text, re.M)) == {*targets, "reproduce-<paper>", "headline-<paper>", "figures-<paper>", "bench-<paper>"}
     assert re.findall(r"^  ([A-Z_]+)=", text, re.M) == KNOBS
     assert "papers here: alpha beta" in text
     assert place.calls == []  # and needs no environment
@@ -258,8 +258,9 @@ def test_pytest_and_tools_take_arguments(place):
     place.make("test-slow", "ARGS=-k rehearsal")
     place.make("bench", "ARGS=--quick")
     assert place.calls == ["-m shared.bench --quick"]
-    place.make("zoo", "ARGS=--seed 1")
-    assert place.calls == [f"{BY_DEFAULT} -m shared.training.pretrain --seed 1"]
+    place.make("zoo", "ARGS=--card-only")
+    assert place.calls[0] == f"{BY_DEFAULT} -m shared.training.pretrain --card-only"
+    assert all(call.startswith(f"{BY_DEFAULT} -m shared.training.") and call.endswith(" --card-only") for call in place.calls)
 
 
 def test_results_are_deleted_only_when_sure(place):

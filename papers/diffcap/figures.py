@@ -13,7 +13,7 @@ def fig_tradeoff(results):
     worst = strengths(results)[-1]
     tasks = {"captions": ("CIDEr", 1), "questions": ("VQA accuracy (%)", 100), "classes": ("top-1 (%)", 100)}
     fig, axes = style.figure(style.PAGE, 2.5, columns=3)
-    look, found = style.looks(list(METHODS.values())[:7] + list(METHODS.values())[7:]), False
+    look, found = style.looks(list(METHODS.values())), False
     for ax, (task, (unit, factor)) in zip(axes, tasks.items(), strict=True):
         points = {METHODS[m]: tuple(results.estimate(kind="score", task=task, method=m, eps=e) for e in (0.0, worst)) for m in METHODS}
         points = {k: v for k, v in points.items() if all(v)}
@@ -40,6 +40,8 @@ def fig_strengths(results):
         series = {k: v for k, v in series.items() if any(v)}
         figures.lines(ax, [eps(e) for e in strengths(results)], series, ylabel=unit, factor=factor, categorical=True)
         ax.set_title(f"{MODELS[model]}, {short(spec)}")
+    for ax in axes.T.ravel()[len(panels):]:
+        ax.set_axis_off()
     figures.legend(fig, axes, 6)
     return fig
 

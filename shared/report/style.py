@@ -67,8 +67,13 @@ def style() -> Iterator[None]:
 
 
 def looks(names: Sequence[str]) -> dict[str, Look]:
-    """A look per series, by position: give all figures of a paper the same list and a method looks the same in each."""
-    return {n: Look(*(kind[i % len(kind)] for kind in (COLOURS, MARKERS, LINES, HATCHES))) for i, n in enumerate(names)}
+    """A look per series, by position: give all figures of a paper the same list and a method looks the same in each. From the eighth on colours come
+    again, with other shapes."""
+    out = {}
+    for i, name in enumerate(names):
+        shape = i + 3 * (i // len(COLOURS))
+        out[name] = Look(COLOURS[i % len(COLOURS)], *(kind[shape % len(kind)] for kind in (MARKERS, LINES, HATCHES)))
+    return out
 
 
 def figure(width: float = COLUMN, height: float | None = None, rows: int = 1, columns: int = 1, **options) -> tuple[Figure, object]:

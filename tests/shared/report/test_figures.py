@@ -86,3 +86,8 @@ def test_a_heavy_png_is_made_smaller_and_a_heavy_pdf_refused(tmp_path, monkeypat
     if png > pdf:  # then a limit between the two lets the PDF through and shrinks the PNG
         monkeypatch.setattr(figures, "LARGEST", (png + pdf) // 2)
         assert figures.save_figure(fig, tmp_path / "less", {})[1].stat().st_size < png
+
+
+def test_twelve_series_can_be_told_apart():
+    looks = style.looks([f"m{i}" for i in range(12)])
+    assert len({(look.colour, look.marker) for look in looks.values()}) == len({(look.colour, str(look.line)) for look in looks.values()}) == 12
