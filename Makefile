@@ -142,9 +142,11 @@ bench: $(STAMP) ## speeds against plain loops and reference packages, side by si
 $(addprefix bench-,$(PAPERS)): bench-%: $(STAMP)
 	@$(PY) -m papers.$*.bench $(ARGS)
 
-zoo: $(STAMP) ## train the shipped small models again (half an hour on 2 cores)
+zoo: $(STAMP) ## train the shipped small models again (over an hour on 2 cores)
 	$(launch) -m shared.training.pretrain $(ARGS)
 	$(launch) -m shared.training.pretrain --out shared/models/zoo/scenes-vit-xs8.safetensors --model scenes-vit-xs8 --seed 1 --train.steps 2400 $(ARGS)
+	$(launch) -m shared.training.vlm --model scenes-llava --out shared/models/zoo/scenes-llava.safetensors $(ARGS)
+	$(launch) -m shared.training.vlm --model scenes-idefics --out shared/models/zoo/scenes-idefics.safetensors $(ARGS)
 
 doctor: ## what is wrong with this machine, in plain words
 	@$(if $(wildcard $(PY)),$(PY),$(or $(PYTHON),$(shell $(find_python)),python3)) -m shared.experiment.doctor --results $(call quote,$(RESULTS))
