@@ -38,7 +38,7 @@ _LESSONS = 5      # a stream of pictures that is no set's
 class VLMConfig:
     """How long and how fast to train."""
 
-    steps: int = 1500
+    steps: int = 800
     """Updates."""
     batch: int = 256
     """Pictures per update, over all processes together."""
