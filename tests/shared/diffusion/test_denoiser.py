@@ -129,6 +129,7 @@ def test_unsuitable_unets_are_refused(change):
 @pytest.mark.parametrize("name", list(CONFIGS))
 def test_what_is_saved_is_read_again(tmp_path, name, quiet_generator):
     denoiser, schedule = random_denoiser(name), Schedule.linear(0.2, 10, 500)
+    denoiser.schedule = schedule
     save_denoiser(denoiser.unet, tmp_path / "a.safetensors", CONFIGS[name], schedule)
     save_denoiser(denoiser.unet, tmp_path / "b.safetensors", CONFIGS[name], schedule)
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()

@@ -1,0 +1,214 @@
+"""Train the denoiser of the scenes world and put it into the zoo.
+
+    accelerate launch -m shared.training.denoising --out shared/models/zoo/scenes-ddpm.safetensors
+
+    L = E ‖ε̂(α(t) x + σ(t) ε, t) − ε‖²     Ho et al. 2020, L_simple; the average is over pixels, pictures, t and ε ~ N(0, I)
+
+About half an hour on 2 cores. What is shipped is the running average of the weights. Purification stays at t ≤ 500, so most times are drawn there
+(`early`); the rest keeps the network sane where noise is added until pictures cannot be told apart. t and ε of a picture are functions of (seed, its
+index). Interrupted, it continues from its checkpoint (in `--work`). The card beside the weights says how they were made and how well they denoise;
+`--card-only` measures again.
+"""
+
+import copy
+import shlex
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from shared.diffusion import Purifier, Sampler, Schedule, UNetDenoiser
+from shared.errors import UserError, run_main
+from shared.files import digest
+from shared.lifeline import tie_to_launcher
+from shared.rng import SampleRng
+from shared.training.contrastive import adamw, batch_indices
+from shared.training.loop import Fit
+from shared.training.pretrain import VALIDATION, _commit, training_facts
+
+EARLY = 500
+PURIFIED_AT, SAMPLER = 100, Sampler("ddim", 5)  # of the card
+
+
+@dataclass(frozen=True)
+class DenoisingConfig:
+    """How long and how fast to train."""
+
+    steps: int = 2600
+    """Updates."""
+    batch: int = 64
+    """Pictures per update, over all processes together."""
+    lr: float = 1e-3
+    """Peak learning rate of AdamW."""
+    warmup: int = 150
+    """Updates of linear warm-up; a cosine to 0 follows."""
+    weight_decay: float = 0.01
+    """Of matrices and kernels."""
+    clip_norm: float = 1.0
+    """Bound of the gradient norm."""
+    average: float = 0.998
+    """Decay of the running average of the weights, reached after a warm-up of its own."""
+    early: float = 0.8
+    """Share of the times that lie in 1 … 500; the others lie in 501 … T. Uniform in either."""
+    every: int = 100
+    """Updates between checkpoints."""
+
+
+@dataclass(frozen=True)
+class Args:
+    """Train the scenes denoiser."""
+
+    out: Path = Path("shared/models/zoo/scenes-ddpm.safetensors")
+    """Where the weights go; the card goes beside them."""
+    model: str = "scenes"
+    """A configuration of shared/diffusion/weights.py."""
+    seed: int = 0
+    """Of the initial weights, the pictures, the times and the noise."""
+    train: DenoisingConfig = field(default_factory=DenoisingConfig)
+    work: Path = Path("results/zoo")
+    """Folder of the checkpoint of an unfinished run."""
+    card_only: bool = False
+    """Train nothing: measure the weights at `--out` again and write their card."""
+
+
+class Averaged(nn.Module):
+    """A network and the running average of its weights, w̄ ← d w̄ + (1 − d) w, as one module: both are in a checkpoint."""
+
+    def __init__(self, network: nn.Module, decay: float):
+        super().__init__()
+        self.network, self.average, self.decay = network, copy.deepcopy(network).requires_grad_(False), decay
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """After update `step` (from 1). d = min(decay, (1 + step)/(10 + step)), so that the first weights are soon forgotten."""
+        weight = 1 - min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), weight)
+
+
+def times_and_noise(seed: int, indices, shape, schedule: Schedule, early: float) -> tuple[Tensor, Tensor]:
+    """t (N,) in 1 … T, and ε (N, *shape), of the pictures `indices`."""
+    rng = SampleRng(seed, indices, "denoising")
+    split = min(EARLY, schedule.steps // 2)
+    is_early, u = rng.child("early").uniform(()) < early, rng.child("t").uniform(()).double()
+    t = torch.where(is_early, (u * split).long() + 1, split + 1 + (u * (schedule.steps - split)).long())
+    return t, rng.child("noise").normal(shape)
+
+
+def fit_denoiser(denoiser: UNetDenoiser, pictures, config: DenoisingConfig, seed: int, accelerator,
+                 checkpoint: Path | None = None) -> tuple[UNetDenoiser, float]:
+    """Train `denoiser` in place; returns it with averaged weights, frozen, and the last loss.
+
+    pictures: a data set whose `__getitems__(indices)` gives pictures (N, 3, H, W) in [0, 1] and something else. Every process takes its share of each
+    batch. Raises UserError if the batch is no multiple of the number of processes.
+    """
+    rank, world = accelerator.process_index, accelerator.num_processes
+    if config.batch % world:
+        raise UserError(f"denoising: a batch of {config.batch} pictures has no equal shares for {world} processes: change the batch size or the "
+                        "number of processes.")
+    both = Averaged(denoiser.requires_grad_(True).train(), config.average)
+    model = accelerator.prepare(denoiser)
+
+    def step_fn(step: int) -> Tensor:
+        indices = batch_indices(len(pictures), config.batch, step, seed)[rank::world]
+        x = 2 * pictures.__getitems__(indices)[0].to(accelerator.device) - 1
+        t, noise = times_and_noise(seed, indices, x.shape[1:], denoiser.schedule, config.early)
+        noise = noise.to(x)
+        return (model(denoiser.schedule.diffuse(x, t, noise), t).eps - noise).square().mean()
+
+    fit = Fit(both, adamw(denoiser, config.lr, config.weight_decay), config.steps, config.lr, step_fn, config.warmup, checkpoint, config.every,
+              accelerator, both.update, config.clip_norm, "denoising")
+    loss = fit.run()
+    denoiser.requires_grad_(False).eval()
+    return both.average.eval(), loss
+
+
+def main() -> None:
+    import tyro
+    from accelerate import Accelerator
+
+    from shared.models.zoo import write_card
+
+    args = tyro.cli(Args)
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    facts = training_facts(args.out) if args.card_only else train(args, accelerator)
+    if accelerator.is_main_process:
+        write_card(args.out, kind="denoiser", **facts, **measured(args.out, accelerator.device))
+        print(f"wrote the card of {args.out}" if args.card_only else f"wrote {args.out} and its card", flush=True)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+def train(args: Args, accelerator) -> dict:
+    """Train, write the weights, and return what the card says about it. seconds: None if the run was interrupted in between."""
+    from shared.data.scene_sets import ScenePairs
+    from shared.diffusion.weights import CONFIGS, random_denoiser, save_denoiser
+
+    commit, began = _commit(), time.monotonic()
+    denoiser = random_denoiser(args.model, args.seed).to(accelerator.device)
+    pairs = ScenePairs(args.train.steps * args.train.batch, denoiser.size, args.seed)
+    # named by all that the weights depend on, so that a run with other options does not continue from it
+    identity = digest([args.model, CONFIGS[args.model], args.seed, pairs.version, {k: v for k, v in asdict(args.train).items() if k != "every"}])
+    checkpoint = args.work / f"{args.out.stem}-{identity[:12]}.ckpt"
+    interrupted = checkpoint.is_file()
+    average, loss = fit_denoiser(denoiser, pairs, args.train, args.seed, accelerator, checkpoint)
+    if accelerator.is_main_process:
+        save_denoiser(average.unet, args.out, CONFIGS[args.model], denoiser.schedule)
+        checkpoint.unlink(missing_ok=True)
+    return {"model": args.model, "config": asdict(args.train), "seed": args.seed, "data": pairs.version, "loss": loss, "commit": commit,
+            "command": shlex.join(["python", "-m", "shared.training.denoising", *sys.argv[1:]]),
+            "seconds": None if interrupted else time.monotonic() - began}
+
+
+@torch.no_grad()
+def measured(path: Path, device="cpu") -> dict:
+    """The measured part of a card, on validation pictures of the set to fine-tune on."""
+    from shared.data.scene_sets import FINE_TUNING, SceneSet
+    from shared.diffusion.weights import read_denoiser
+
+    denoiser, data = read_denoiser(path).to(device), SceneSet(FINE_TUNING, "validation", VALIDATION)
+    x = data.__getitems__(range(VALIDATION))[0].to(device)
+    return {"n": VALIDATION, "set": FINE_TUNING, "denoising": {str(t): error_ratio(denoiser, x, t) for t in (50, 100, 200)},
+            "purification": purified_accuracy(denoiser, data, VALIDATION, PURIFIED_AT)}
+
+
+def error_ratio(denoiser, x: Tensor, t: int) -> float:
+    """How many times smaller the squared error of x̂₀ is than that of the noised picture, ‖x_t/α − x‖²/‖x̂₀ − x‖²; x (N, 3, H, W) in [0, 1]."""
+    x = 2 * x - 1
+    noise = SampleRng(0, range(len(x)), f"card/{t}").normal(x.shape[1:]).to(x)
+    x_t, times = denoiser.schedule.diffuse(x, t, noise), torch.full((len(x),), t)
+    with torch.no_grad():
+        return ((x_t / denoiser.schedule.alpha(t).to(x) - x).square().sum() / (denoiser.posterior_mean(x_t, times) - x).square().sum()).item()
+
+
+def purified_accuracy(denoiser, data, n: int, t: int, sampler: Sampler = SAMPLER, victim: str = "scenes-vit-s8") -> dict:
+    """Accuracy of a zoo CLIP on the first n pictures of a set, and after purification from time t; clean, and on images attacked without it."""
+    from shared.attacks import Threat, pgd
+    from shared.models.clip import create_clip
+    from shared.models.victim import ZeroShot, text_matrix
+    from shared.models.zoo import weights
+
+    device = next(denoiser.parameters()).device
+    clip = create_clip(victim, weights(victim)).to(device).requires_grad_(False)
+    model = ZeroShot(clip.visual, text_matrix(clip, data.prompts), clip.logit_scale.exp().item()).to(device).eval()
+    x, y = (v.to(device) for v in data.__getitems__(range(n)))
+    threat, rng = Threat("linf", 4 / 255), SampleRng(0, range(n), "card")
+    with torch.enable_grad():
+        attacked = pgd(model, x, y, threat, steps=10, step_size=threat.eps / 4, rng=rng)
+
+    def accuracy(images: Tensor) -> float:
+        with torch.no_grad():
+            return (model(images).argmax(1) == y).double().mean().item()
+
+    purifier = Purifier(denoiser, t, sampler).to(device)
+    with torch.no_grad():
+        pair = {name: {"before": accuracy(images), "after": accuracy(purifier(images, rng.child("purify")))}
+                for name, images in (("clean", x), ("pgd10", attacked))}
+    return {"victim": victim, "t": t, "sampler": asdict(sampler), "eps": threat.eps, **pair}
+
+
+if __name__ == "__main__":
+    tie_to_launcher()
+    run_main(main)
