@@ -37,7 +37,7 @@ PURIFIED_AT, SAMPLER = 100, Sampler("ddim", 5)  # of the card
 class DenoisingConfig:
     """How long and how fast to train."""
 
-    steps: int = 2600
+    steps: int = 2000
     """Updates."""
     batch: int = 64
     """Pictures per update, over all processes together."""
