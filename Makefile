@@ -145,6 +145,7 @@ $(addprefix bench-,$(PAPERS)): bench-%: $(STAMP)
 zoo: $(STAMP) ## train the shipped small models again (over an hour on 2 cores)
 	$(launch) -m shared.training.pretrain $(ARGS)
 	$(launch) -m shared.training.pretrain --out shared/models/zoo/scenes-vit-xs8.safetensors --model scenes-vit-xs8 --seed 1 --train.steps 2400 $(ARGS)
+	$(launch) -m shared.training.denoising $(ARGS)
 	$(launch) -m shared.training.vlm --model scenes-llava --out shared/models/zoo/scenes-llava.safetensors $(ARGS)
 	$(launch) -m shared.training.vlm --model scenes-idefics --out shared/models/zoo/scenes-idefics.safetensors $(ARGS)
 
