@@ -21,7 +21,7 @@ from shared.attacks.language import nll_attack
 from shared.attacks.sanity_random import check_adaptive
 from shared.rng import SampleRng
 
-SANITY = 8  # pictures of the checks of the exact attack
+SANITY = 4  # pictures of the checks of the exact attack
 
 
 def attack_of(m, name: str) -> AdaptiveAttack:
