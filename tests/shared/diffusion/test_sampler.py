@@ -233,10 +233,11 @@ def test_equal_times_cost_nothing(sampler):
     assert sorted(denoiser.asked, reverse=True) == [[3], [2], [1]]
 
 
-@pytest.mark.parametrize("sampler", ATTAINABLE, ids=kind)
+@pytest.mark.parametrize("sampler", [*ATTAINABLE, Sampler("ddpm", variance="large"), Sampler("ddpm", variance="learned")],
+                         ids=lambda s: f"{s.kind}-{s.eta}-{s.variance}")
 def test_samples_go_their_own_way(sampler):
-    """Every sample as if it were alone, whatever the others' times; one at t = 0 is left as it is."""
-    x, t, denoiser = torch.randn(5, 3, 8, 8), torch.tensor([200, 0, 3, 200, 117]), Fixed()
+    """Every sample as if it were alone, whatever the others' times; one at t = 0 is left as it is, one at t = 1 arrives before the others."""
+    x, t, denoiser = torch.randn(5, 3, 8, 8), torch.tensor([200, 0, 1, 200, 117]), Fixed(sampler.variance == "learned")
     back, rng = sampler.sample(denoiser, x, t, SampleRng(0, range(5))), SampleRng(0, range(5))
     assert torch.equal(back[1], x[1])
     for i in range(5):
