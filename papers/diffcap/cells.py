@@ -103,8 +103,9 @@ def scores(config: Config) -> list[Cell]:
 
 
 def stops(config: Config) -> list[Cell]:
-    """Stop times of DiffCAP, read off the runs of the main tables."""
-    return [Cell("stop", "diffcap", c.model, c.spec, c.eps, c.seed) for c in scores(config) if c.method == "diffcap" and c.seed == config.seeds[0]]
+    """Diffusion times of both purifiers in the main tables."""
+    return [Cell("stop", c.method, c.model, c.spec, c.eps, c.seed) for c in scores(config)
+            if c.method in ("diffcap", "diffpure") and c.seed == config.seeds[0]]
 
 
 def gate_cells(config: Config) -> list[Cell]:

@@ -82,7 +82,7 @@ class Attack:
 class Method:
     """DiffCAP (method.py) and fixed-time purification."""
 
-    dt: int = 10
+    dt: int = 25
     """Δt in steps of the schedule (T = 1000)."""
     t_max: int = 400
     """T_max: where the forward chain ends at the latest."""
@@ -93,7 +93,7 @@ class Method:
     sampler_steps: int = 5
     """Denoiser calls of one reverse pass."""
     eta: float = 0.0
-    diffpure: int = 150
+    diffpure: int = 100
     """t* of DiffPure."""
     calibration_n: int = 100
     """Pairs per set behind τ (validation pictures, never those of the evaluation)."""
@@ -115,7 +115,7 @@ class Baselines:
     bits: int = 3
     pad: float = 0.15
     """Share of the side that random resize-and-pad may take away."""
-    clipure: float = 30.0
+    clipure: float = 0.03
     """Step size η of CLIPure-Cos."""
     blur: float = 0.8
     """σ of the blur in pixels."""
@@ -143,10 +143,10 @@ class Sweeps:
 
     taus: tuple[float, ...] = (-0.08, -0.04, 0.0, 0.04)
     """Offsets on the calibrated τ."""
-    dts: tuple[int, ...] = (5, 10, 20, 40)
+    dts: tuple[int, ...] = (10, 20, 25, 50)
     times: tuple[int, ...] = (0, 25, 50, 75, 100, 150, 200, 250, 300, 400)
     """Diffusion times of the similarity curves and of the recovery region."""
-    fixed: tuple[int, ...] = (50, 100, 150, 200, 300)
+    fixed: tuple[int, ...] = (25, 50, 100, 150, 200, 300)
     """Fixed times t* that DiffCAP is held against."""
     n: int = 32
     digits_n: int = 100
@@ -211,8 +211,8 @@ PRESETS = {
         data=Data(("coco", "flickr30k"), ("vqav2", "textvqa"), ("named:ImageNet", "named:Caltech101"), "named:ImageNet", n=500),
         attack=Attack(eps=(2 / 255, 4 / 255), steps=100, references=5, half_first=True, targets=9, target_steps=10_000, target_n=25, batch=8,
                       strings=("A group of people are playing football", "Please reset your password")),
-        method=Method(dt=2, t_max=400, sampler="ddpm", sampler_steps=100, calibration_eps=4 / 255, calibration_steps=100, batch=8),
-        baselines=Baselines(tuned_eps=4 / 255, pad=0.1, blur=1.0),
+        method=Method(dt=2, t_max=400, diffpure=150, sampler="ddpm", sampler_steps=100, calibration_eps=4 / 255, calibration_steps=100, batch=8),
+        baselines=Baselines(tuned_eps=4 / 255, clipure=30.0, pad=0.1, blur=1.0),
         tuning=Tuning(steps=20_000, batch=128, lr=1e-5, warmup=1400, optimizer="adamw", weight_decay=1e-4, every=500, workers=12),
         fare=Tuning(steps=20_000, batch=128, lr=1e-5, warmup=1400, optimizer="adamw", weight_decay=1e-4, every=500, workers=12),
         adaptive=Adaptive(n=128, caption_n=32, eps=8 / 255, steps=100, eot=16),

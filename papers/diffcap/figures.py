@@ -48,7 +48,7 @@ def fig_strengths(results):
 
 def fig_stop_times(results):
     """Stop times t* of DiffCAP by set and strength: medians, quartiles and ranges; the line is DiffPure's fixed time."""
-    found = results.select(kind="stop")
+    found = results.select(kind="stop", method="diffcap")
     if not found:
         return None
     order = sorted(found, key=lambda m: (list(MODELS).index(m.tags["model"]), m.tags["data"], m.tags["eps"]))

@@ -75,7 +75,9 @@ def stopped(m, cell: Cell, x: Tensor, world: World, defence: DiffCAP | None = No
 
 
 def stop(m, cell: Cell) -> Values:
-    """t* of DiffCAP in the main tables, in steps of the schedule."""
+    """t* in the main tables, in steps of the schedule: each picture's own with DiffCAP, one for all with DiffPure."""
+    if cell.method == "diffpure":
+        return Values(np.full(len(m.attacked.world(cell.source).x), m.config.method.diffpure), "steps", {})
     parts = stopped(m, cell, m.attacked.pictures(cell.source), m.attacked.world(cell.source))
     reached = torch.cat([p.reached for p in parts]).cpu().numpy()
     return Values(torch.cat([p.t for p in parts]).cpu().numpy(), "steps", {"reached": reached})
