@@ -4,7 +4,7 @@
 
     L = E ‖ε̂(α(t) x + σ(t) ε, t) − ε‖²     Ho et al. 2020, L_simple; the average is over pixels, pictures, t and ε ~ N(0, I)
 
-About half an hour on 2 cores. What is shipped is the running average of the weights. Purification stays at t ≤ 500, so most times are drawn there
+About 20 minutes on 2 cores. What is shipped is the running average of the weights. Purification stays at t ≤ 500, so most times are drawn there
 (`early`); the rest keeps the network sane where noise is added until pictures cannot be told apart. t and ε of a picture are functions of (seed, its
 index). Interrupted, it continues from its checkpoint (in `--work`). The card beside the weights says how they were made and how well they denoise;
 `--card-only` measures again.
