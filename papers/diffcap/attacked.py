@@ -1,7 +1,7 @@
 """Pictures under attack, made once per source and kept: the gray box of the paper attacks the model without its purifier.
 
-A file holds x_adv and, in its metadata, the key of what made it. The sanity checks of the attack are made once for each model, encoder and task, on
-its first set at the largest ε, and stand in that file.
+A file holds x_adv and, in its metadata, the key of what made it. The sanity checks of the attack are made once for each model and encoder, on its
+first set at the largest ε, and stand in that file.
 """
 
 import json
@@ -73,10 +73,9 @@ class Attacked:
         return None if source.eps == 0 else json.loads(read_metadata(self.path(self.checked(source)))["sanity"])
 
     def checked(self, source: Source) -> Source:
-        """Where the attack on a model with this encoder and task was checked: its first set, at the largest ε."""
+        """Where the attack on a model with this encoder was checked: its first set, at the largest ε."""
         data = self.config.data
-        first = {"captions": data.captions, "questions": data.questions, "classes": data.classes}[task_of(source)][0]
-        return replace(source, spec=first, eps=self.config.attack.eps[-1])
+        return replace(source, spec=(data.classes if source.model == CLASSIFIER else data.captions)[0], eps=self.config.attack.eps[-1])
 
     def cost(self, source: Source) -> float:
         """How long a source takes, roughly: gradient steps."""

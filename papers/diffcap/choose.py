@@ -1,9 +1,9 @@
 """How the settings that no source states were chosen: `python -m papers.diffcap.choose`. Validation pictures only, one rule for all.
 
-For each candidate the accuracy on 128 validation pictures of the first set to classify, clean and under PGD-10 at the larger ε on the undefended
-model; the candidate with the highest mean of the two is the default of `config.py`. Candidates:
+For each candidate the accuracy on 128 validation pictures of the first set to classify, clean and under the attack of the main tables at the larger ε
+on the undefended model; the candidate with the highest mean of the two is the default of `config.py`. Candidates:
 
-    DiffCAP    φ (one small CLIP, or the victim's own tower) × Δt, with τ from Algorithm 2 on these pictures
+    DiffCAP    Δt, with τ from Algorithm 2 on the six sets as in the evaluation; for one small CLIP as φ, and for the victim's own tower
     DiffPure   t*
     CLIPure    step size η, for 30 (the published one) turns every embedding back onto itself here
 """
@@ -42,19 +42,20 @@ def main() -> None:
 
 def choose(bench):
     """Yields one line per candidate."""
+    from papers.diffcap.attacked import run_attack
     from papers.diffcap.baselines import CLIPure, blank_direction
-    from papers.diffcap.kinds import TEMPLATES, away
-    from papers.diffcap.method import DiffCAP, calibrate_tau
+    from papers.diffcap.kinds import TEMPLATES, similarities
+    from papers.diffcap.measure import Measurer
+    from papers.diffcap.method import DiffCAP
     from papers.diffcap.runs import bases
-    from shared.attacks import Threat, pgd
+    from shared.attacks import Threat
     from shared.rng import SampleRng
 
     config: Config = bench.config
     spec, eps = config.data.classes[0], config.attack.eps[-1]
     world, victim = bench.world(spec, "classes", "validation", N), bench.classifier(spec)
     rng = SampleRng(0, world.indices, "choose")
-    attacked = pgd(victim, world.x, world.y, Threat("linf", eps), steps=10, step_size=eps / 4, rng=rng)
-    pairs = {spec: (world.x, away(victim.embed, world.x, eps, 10, rng, 64))}
+    attacked = run_attack(bench, victim, world, Threat("linf", eps), rng, config.attack.steps)
 
     def accuracy(model, defence=None) -> tuple[float, float]:
         with torch.no_grad():
@@ -68,10 +69,9 @@ def choose(bench):
         yield line(f"DiffPure, t* = {t}", *accuracy(victim, bench.diffpure(t)))
     for name, own in (("small", False), ("tower", True)):
         other = type(bench)(replace(config, models=replace(config.models, own_tower=own)), bench.scale, bench.device)
+        tau = similarities(Measurer(other)).tau
         for dt in DTS:
-            rule = other.diffcap(0.0, dt=dt)
-            tau = calibrate_tau(pairs, rule).tau
-            defence: DiffCAP = rule.with_rule(tau=tau)
+            defence: DiffCAP = other.diffcap(tau, dt=dt)
             stop = defence.stop_times(world.x, rng).t.double().mean().item(), defence.stop_times(attacked, rng).t.double().mean().item()
             yield line(f"DiffCAP, φ {name}, Δt = {dt}", *accuracy(victim, defence), f"τ {tau:.3f}, stops {stop[0]:.0f} clean, {stop[1]:.0f} attacked")
     blank = blank_direction(bench.open_clip(bases(config)["clip"]), TEMPLATES)

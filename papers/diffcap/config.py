@@ -82,7 +82,7 @@ class Attack:
 class Method:
     """DiffCAP (method.py) and fixed-time purification."""
 
-    dt: int = 25
+    dt: int = 50
     """Δt in steps of the schedule (T = 1000)."""
     t_max: int = 400
     """T_max: where the forward chain ends at the latest."""
@@ -93,7 +93,7 @@ class Method:
     sampler_steps: int = 5
     """Denoiser calls of one reverse pass."""
     eta: float = 0.0
-    diffpure: int = 100
+    diffpure: int = 150
     """t* of DiffPure."""
     calibration_n: int = 100
     """Pairs per set behind τ (validation pictures, never those of the evaluation)."""
@@ -143,7 +143,7 @@ class Sweeps:
 
     taus: tuple[float, ...] = (-0.08, -0.04, 0.0, 0.04)
     """Offsets on the calibrated τ."""
-    dts: tuple[int, ...] = (10, 20, 25, 50)
+    dts: tuple[int, ...] = (25, 40, 50, 100)
     times: tuple[int, ...] = (0, 25, 50, 75, 100, 150, 200, 250, 300, 400)
     """Diffusion times of the similarity curves and of the recovery region."""
     fixed: tuple[int, ...] = (25, 50, 100, 150, 200, 300)
