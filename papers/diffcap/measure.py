@@ -16,6 +16,7 @@ from shared.experiment.store import Measurement, Store, gate
 from shared.files import digest
 from shared.metrics.intervals import bootstrap_mean
 
+CALIBRATED = ("diffcap", "redraw", "x_t/alpha", "max_similarity")  # methods that stop by τ
 CODE = "diffcap-measure-1"  # raise it when the meaning of a measurement changes: everything is then measured again
 # what of the sweeps and the adaptive attackers a kind reads, besides the method itself
 READS = {"similarity": ("n",), "fading": ("n",), "recovery": ("n", "times"), "ablation": ("n",), "fixed": ("n",), "variant": ("n",),
@@ -61,16 +62,23 @@ class Measurer:
             parts.append([config.attack.target_steps, config.attack.target_n])
         if cell.kind not in ("tau", "calibration"):
             parts.append(self.bench.purifier_key(cell))
-            if cell.kind not in ("score", "quality", "targeted") or cell.method == "diffcap":
+            if cell.kind not in ("score", "quality", "targeted"):
+                parts.append(self.settings)
+            if cell.method in CALIBRATED:
                 parts.append(self.tau_key)
         return digest(parts)
 
     @cached_property
+    def settings(self) -> list:
+        """What all purification depends on but for τ."""
+        m = {k: v for k, v in plain(self.config.method).items() if k not in ("batch", "tau")}
+        return [self.bench.phi_identity, self.bench.denoiser_identity, m]
+
+    @cached_property
     def tau_key(self) -> object:
         """What τ is made of; known before it is measured."""
-        m = self.config.method
-        how = [self.bench.phi_identity, self.bench.denoiser_identity, {k: v for k, v in plain(m).items() if k != "batch"}]
-        return [m.tau] if m.tau is not None else [how, [self.key(c) for c in self.tau_cells]]
+        given = self.config.method.tau
+        return [given] if given is not None else [self.settings, [self.key(c) for c in self.tau_cells]]
 
     @property
     def sets(self) -> list[tuple[str, str]]:

@@ -245,7 +245,7 @@ class Bench:
         if method in TOWERS or method not in (*PURIFIERS, "clipure"):
             return [method]
         if method in ("diffpure", "diffcap", "noise"):
-            settings = {k: v for k, v in plain(m).items() if k not in ("batch",)}
+            settings = {k: v for k, v in plain(m).items() if k not in ("batch", "tau")}
             return [method, self.denoiser_identity, settings, *([self.phi_identity] if method == "diffcap" else [])]
         return [method, plain(self.config.baselines)]
 

@@ -36,10 +36,11 @@ def probe(m) -> Probe:
         x, y = data.__getitems__(list(range(len(data))))
         with torch.no_grad():
             features = torch.cat([embed(part.to(m.bench.device)) for part in x.split(256)]).cpu()
-        scale = features.std(dim=0).clamp_min(1e-6)
-        fitted = LogisticRegression(max_iter=1000).fit((features / scale).numpy(), y.numpy())
+        mean, scale = features.mean(dim=0), features.std(dim=0).clamp_min(1e-6)
+        fitted = LogisticRegression(max_iter=1000).fit(((features - mean) / scale).numpy(), y.numpy())
         weight = torch.tensor(fitted.coef_, dtype=torch.float32) / scale
-        m.held["probe"] = Probe(embed, weight, torch.tensor(fitted.intercept_, dtype=torch.float32)).to(m.bench.device).eval()
+        bias = torch.tensor(fitted.intercept_, dtype=torch.float32) - weight @ mean
+        m.held["probe"] = Probe(embed, weight, bias).to(m.bench.device).eval()
     return m.held["probe"]
 
 

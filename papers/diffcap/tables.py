@@ -99,7 +99,8 @@ def variants(results):
 
 
 def tau(results):
-    rows = {short(s) + (" (captions)" if "captions" in s else " (questions)" if "questions" in s else ""): {"data": s}
+    tasks = {"captions": " (captions)", "questions": " (questions)"}
+    rows = {"digits" if s == "digits:all" else short(s) + next((word for task, word in tasks.items() if task in s), ""): {"data": s}
             for s in results.tags("data", kind="tau")}
     return tables.from_results(results, rows, {"similarity": {"kind": "tau"}}, best=None, factor=1, digits=3,
                                caption="Calibration (Algorithm 2): mean cosine of φ between validation pictures and the same pictures attacked. τ is "

@@ -6,6 +6,8 @@ Runs whose weights exist under the same key are skipped; an interrupted run cont
 do not depend on their number. `--help` lists every option.
 """
 
+import copy
+
 from papers.diffcap.config import PRESETS, check
 from shared.errors import run_main
 from shared.files import remove_leftovers
@@ -46,7 +48,8 @@ def train(bench, run) -> float:
     config, key = bench.config, bench.run_key(run)
     data = bench.labelled(config.data.train, "train")
     clip = bench.open_clip(run.base)
-    victim = ZeroShot(clip.visual, text_matrix(clip, data.prompts), clip.logit_scale.exp().item()).to(bench.device)
+    # a copy: the tower that the next run starts from stays as it is
+    victim = ZeroShot(copy.deepcopy(clip.visual), text_matrix(clip, data.prompts), clip.logit_scale.exp().item()).to(bench.device)
     objective = FARE(frozen(victim)) if run.method == "fare" else TeCoA()
     path = run.checkpoint(config, bench.scale)
     partial = path.with_name(f"{run.slug}-{key[:12]}.ckpt")

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from papers.diffcap import choose
@@ -9,6 +10,7 @@ from papers.diffcap.config import PRESETS
 from papers.diffcap.models import Bench
 
 
+@pytest.mark.slow
 def test_every_candidate_has_a_line(monkeypatch):
     monkeypatch.setattr(choose, "N", 8)
     monkeypatch.setattr(choose, "DTS", (50,))
