@@ -132,7 +132,7 @@ def cells(config: Config) -> list[Cell]:
     out += [Cell("ablation", "diffcap", CLASSIFIER, zsc, 0.0, first, point) for point in grid]
     out += [Cell("fixed", "diffpure", CLASSIFIER, zsc, eps, first, (("t", t),)) for t in config.sweeps.fixed for eps in (0.0, *config.attack.eps)]
     out += [Cell("variant", v, CLASSIFIER, zsc, eps, first) for v in VARIANTS for eps in (0.0, *config.attack.eps)]
-    for t in config.sweeps.times:
+    for t in range(config.method.dt, config.method.t_max + 1, max(1, config.method.t_max // 20 // config.method.dt) * config.method.dt):
         out += [Cell("similarity", who, CLASSIFIER, zsc, worst, first, (("t", t),)) for who in ("clean", "adversarial", "noise")]
     out += [Cell("calibration", "diffcap", "phi", zsc, config.method.calibration_eps, first, (("pairs", n),)) for n in subset_sizes(config)]
     for method in ("diffpure", "diffcap"):

@@ -118,11 +118,12 @@ def fig_fading(results):
     fig, axes = style.figure(style.PAGE, 2.4, columns=2)
     figures.lines(axes[0], times, {"clean against adversarial": [results.estimate(kind="fading", t=t) for t in times]}, xlabel="t (steps)",
                   ylabel="1 − cos of the embeddings", factor=1)
-    later = [t for t in times if t > 0]
+    later = sorted({m.tags["t"] for m in results.select(kind="similarity")})
     series = {f"{who} pictures": [results.estimate(kind="similarity", method=who, t=t) for t in later] for who in ("clean", "adversarial", "noise")}
     series = {k: v for k, v in series.items() if any(v)}
     if series:
-        figures.lines(axes[1], later, series, xlabel="t (steps)", ylabel="cos(φ(x$_{t−Δt}$), φ(x$_t$))", factor=1)
+        look = style.looks(["clean against adversarial", *series])
+        figures.lines(axes[1], later, series, xlabel="t (steps)", ylabel="cos(φ(x$_{t−Δt}$), φ(x$_t$))", factor=1, look=look)
         tau = results.estimate(kind="tau", model="phi", data={"not": "digits:all"})
         if tau:
             axes[1].axhline(tau.value, color="#333333", linestyle="--", linewidth=0.8, label="τ")

@@ -181,9 +181,8 @@ def similarity(m, cell: Cell) -> Values:
         rule = m.bench.diffcap(m.tau)
         with torch.no_grad():
             m.held["similarity", cell.method] = rule.similarities(pictures, list(rule.rule.times), rng)
-    times = m.bench.diffcap(m.tau).rule.times
-    nearest = min(range(len(times)), key=lambda k: abs(times[k] - dict(cell.point)["t"]))
-    return Values(m.held["similarity", cell.method][:, nearest].cpu().numpy(), "cosine")
+    at = list(m.bench.diffcap(m.tau).rule.times).index(dict(cell.point)["t"])
+    return Values(m.held["similarity", cell.method][:, at].cpu().numpy(), "cosine")
 
 
 def fading(m, cell: Cell) -> Values:
