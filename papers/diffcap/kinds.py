@@ -119,18 +119,15 @@ def similarities(m, other: bool = False) -> Calibration:
 
 def tau(m, cell: Cell) -> Values:
     """The similarities of one set's pairs; τ is the mean over the sets."""
-    if cell.spec == "digits:all":
-        found = calibrate_tau({cell.spec: digits_pairs(m)}, m.bench.diffcap(0.0), batch=m.config.method.batch)
-        return Values(found.pairs[cell.spec].numpy(), "cosine")
-    rule = m.bench.diffcap(0.0)
-    task = dict(m.sets)[cell.spec]
-    found = calibrate_tau({cell.spec: calibration_pairs(m, cell.spec, task)}, rule, batch=m.config.method.batch)
+    pairs = digits_pairs(m) if cell.spec == "digits:all" else calibration_pairs(m, cell.spec, dict(m.sets)[cell.spec])
+    found = calibrate_tau({cell.spec: pairs}, m.bench.diffcap(0.0), batch=m.config.method.batch)
     return Values(found.pairs[cell.spec].numpy(), "cosine")
 
 
 def calibration(m, cell: Cell) -> Values:
     """τ from random subsets of so many pairs per set: one value per draw of the subset."""
-    return Values(similarities(m).spread([dict(cell.point)["pairs"]], seed=cell.seed)[dict(cell.point)["pairs"]].numpy(), "cosine")
+    size = dict(cell.point)["pairs"]
+    return Values(m.calibrated.spread([size], seed=cell.seed)[size].numpy(), "cosine")
 
 
 # -- sweeps of the method -------------------------------------------------------------------------------------------------------------------

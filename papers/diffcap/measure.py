@@ -4,10 +4,12 @@ import time
 from functools import cached_property
 
 import numpy as np
+import torch
 
 from papers.diffcap.attacked import Attacked
 from papers.diffcap.cells import CLASSIFIER, Cell, cells, gate_cells
 from papers.diffcap.kinds import KINDS, Values
+from papers.diffcap.method import Calibration
 from papers.diffcap.models import Bench
 from shared.errors import UserError
 from shared.experiment.provenance import provenance
@@ -34,12 +36,16 @@ class Measurer:
     @cached_property
     def tau(self) -> float:
         """τ: as given, or the mean over the sets' calibration pairs (Algorithm 2), which must have been measured."""
-        if self.config.method.tau is not None:
-            return self.config.method.tau
+        given = self.config.method.tau
+        return self.calibrated.tau if given is None else given
+
+    @property
+    def calibrated(self) -> Calibration:
+        """The similarities of the calibration pairs, as measured."""
         found = [self.store.load(cell.slug()) for cell in self.tau_cells]
         if any(m is None or m.key != self.key(c) for m, c in zip(found, self.tau_cells, strict=True)):
             raise UserError("τ has not been calibrated: run the evaluation with the same options, which does it first.")
-        return float(np.mean([m.value for m in found]))
+        return Calibration({c.spec: torch.from_numpy(m.values) for c, m in zip(self.tau_cells, found, strict=True)})
 
     @property
     def tau_cells(self) -> list[Cell]:

@@ -34,14 +34,6 @@ class Phi(nn.Module):
         return torch.tanh(6 * (x - 0.4).flatten(1) @ self.w.to(x))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def x():
     return torch.rand(N, 3, 10, 10, generator=torch.Generator().manual_seed(2))
