@@ -1,7 +1,7 @@
 """Pictures under attack, made once per source and kept: the gray box of the paper attacks the model without its purifier.
 
 A file holds x_adv and, in its metadata, the key of what made it. The sanity checks of the attack are made once for each model and encoder, on its
-first set at the largest ε, and stand in that file.
+first set at the largest ε, as a task of their own, and stand in a file beside it.
 """
 
 import json
@@ -16,15 +16,15 @@ from shared.attacks import Threat, cascade, check_attack
 from shared.attacks.language import captioning_ensemble, vqa_ensemble
 from shared.attacks.language_sanity import check_language_attack
 from shared.experiment.scale import plain
-from shared.files import digest
-from shared.models.clip import read_metadata, read_weights, save_tensors
+from shared.files import digest, write_json
+from shared.models.clip import read_weights, save_tensors
 from shared.models.sources import is_fresh
 from shared.rng import SampleRng
 
 CODE = "diffcap-attack-1"  # raise it when the meaning of an attack changes: all pictures are then attacked again
 STAGES = ("apgd-ce", "apgd-t")  # as in the evaluation base; FAB and Square are left out there too
 OWN_ATTACK = ("adaptive", "adaptive_caption", "targeted")  # kinds that attack for themselves
-SANITY = 6  # pictures of the checks on language models
+SANITY = 4  # pictures of the checks on language models
 
 
 class Attacked:
@@ -52,10 +52,23 @@ class Attacked:
         return source.eps > 0 and not is_fresh(self.path(source), self.key(source))
 
     def make(self, source: Source) -> None:
-        """Attack the pictures of one source and save them with the sanity checks of the attack."""
-        x_adv = self._attack(source, self.world(source))
-        checks = {"sanity": json.dumps(self._check(source))} if source == self.checked(source) else {}
-        save_tensors({"x_adv": x_adv.cpu()}, self.path(source), {"key": self.key(source), **checks})
+        """Attack the pictures of one source and save them."""
+        save_tensors({"x_adv": self._attack(source, self.world(source)).cpu()}, self.path(source), {"key": self.key(source)})
+
+    def unchecked(self, source: Source) -> bool:
+        """Whether the attack on the model of this source still has to be checked."""
+        record = self._record(source)
+        return not record.is_file() or json.loads(record.read_text()).get("key") != self._record_key(source)
+
+    def check(self, source: Source) -> None:
+        """Make the sanity checks of the attack on the model of this source and save their record."""
+        write_json(self._record(source), {"key": self._record_key(source), "sanity": self._check(self.checked(source))})
+
+    def _record(self, source: Source) -> Path:
+        return self.path(self.checked(source)).with_suffix(".sanity.json")
+
+    def _record_key(self, source: Source) -> str:
+        return digest([self.key(self.checked(source)), SANITY])
 
     def pictures(self, source: Source) -> Tensor:
         """(N, 3, H, W): the attacked pictures, or the unchanged ones for ε = 0."""
@@ -69,8 +82,8 @@ class Attacked:
         return self._held[source]
 
     def sanity(self, source: Source) -> dict | None:
-        """What `make` found out about the attack on this model; None for unchanged pictures."""
-        return None if source.eps == 0 else json.loads(read_metadata(self.path(self.checked(source)))["sanity"])
+        """What `check` found out about the attack on this model; None for unchanged pictures."""
+        return None if source.eps == 0 else json.loads(self._record(source).read_text())["sanity"]
 
     def checked(self, source: Source) -> Source:
         """Where the attack on a model with this encoder was checked: its first set, at the largest ε."""
@@ -83,6 +96,10 @@ class Attacked:
         undefended = source.tower == "base"
         stages = (1 + a.targets) if source.model == CLASSIFIER else a.references + 1
         return n * a.steps * stages * (0.5 if undefended else 1.0) * (1.0 if source.model == CLASSIFIER else 4.0)
+
+    def check_cost(self, source: Source) -> float:
+        """The same for its checks: eight attacks on few pictures, where a step costs what it costs for half of them all."""
+        return 6 * self.cost(source) if source.model != CLASSIFIER else 4 * self.cost(source)
 
     # -- how ----------------------------------------------------------------------------------------------------------------------------
 

@@ -45,7 +45,7 @@ class Data:
     train: str = "scenes:combinations"
     """Set that the robust encoders (TeCoA, FARE) are fine-tuned on."""
     source: Source = field(default_factory=Source)
-    n: int = 32
+    n: int = 24
     """Test pictures per set (0: all)."""
     seed: int = 42
     """Of the choice of pictures from sets that are read from files."""
@@ -57,9 +57,9 @@ class Attack:
 
     eps: tuple[Pixels, ...] = (4 / 255, 8 / 255)
     """The strengths, growing."""
-    steps: int = 10
+    steps: int = 8
     """Iterations of each stage of the ensembles, and of each APGD run on the classifier."""
-    references: int = 2
+    references: int = 1
     """How many reference captions (answers) the ensemble attacks one after the other."""
     threshold: float = 10.0
     """CIDEr (× 100) below which a picture leaves the ensemble."""
@@ -90,7 +90,7 @@ class Method:
     encode: Literal["x_t", "x_t/alpha"] = "x_t"
     fallback: Literal["t_max", "max_similarity"] = "t_max"
     sampler: Literal["ddim", "ddpm", "dpm++"] = "ddim"
-    sampler_steps: int = 5
+    sampler_steps: int = 4
     """Denoiser calls of one reverse pass."""
     eta: float = 0.0
     diffpure: int = 150
@@ -125,7 +125,7 @@ class Baselines:
 class Adaptive:
     """Attackers who know the defence; on the first set to classify, and on the first set to caption."""
 
-    n: int = 24
+    n: int = 20
     caption_n: int = 12
     eps: Pixels = 8 / 255
     steps: int = 15
@@ -144,16 +144,16 @@ class Sweeps:
     taus: tuple[float, ...] = (-0.08, -0.04, 0.0, 0.04)
     """Offsets on the calibrated τ."""
     dts: tuple[int, ...] = (25, 40, 50, 100)
-    times: tuple[int, ...] = (0, 25, 50, 75, 100, 150, 200, 250, 300, 400)
+    times: tuple[int, ...] = (0, 25, 50, 75, 100, 150, 200, 300)
     """Diffusion times of the similarity curves and of the recovery region."""
     fixed: tuple[int, ...] = (25, 50, 100, 150, 200, 300)
     """Fixed times t* that DiffCAP is held against."""
-    n: int = 32
+    n: int = 24
     digits_n: int = 100
-    quality_n: int = 32
+    quality_n: int = 24
     strip: int = 4
     """Pictures of the qualitative strip."""
-    cost_n: int = 32
+    cost_n: int = 24
     cost_repeats: int = 3
 
 
@@ -188,7 +188,7 @@ class Config(Options):
     gates: Gates = field(default_factory=Gates)
 
 
-_CPU_TUNING = Tuning(steps=100, batch=64, lr=1e-3, warmup=10)
+_CPU_TUNING = Tuning(steps=60, batch=64, lr=1e-3, warmup=6)
 _CPU = Config(tuning=_CPU_TUNING, fare=replace(_CPU_TUNING, optimizer="adamw", lr=1e-3, weight_decay=1e-4))
 _SMOKE_TUNING = replace(_CPU_TUNING, steps=2, batch=8, warmup=1)
 

@@ -63,10 +63,13 @@ class Stages:
         self.measurer, self.accelerator, self.stale, self.done = measurer, accelerator, stale, set()
 
     def attack(self, found: list) -> None:
-        """Make the attacked pictures that are missing."""
+        """Make the attacked pictures that are missing, and the missing checks of these attacks."""
         attacked = self.measurer.attacked
-        missing = [s for s in found if attacked.missing(s)]
-        work_off(self.accelerator, "attacks", missing, attacked.cost, attacked.make, lambda source: source.name)
+        checked = dict.fromkeys(attacked.checked(s) for s in found)
+        tasks = [(s, False) for s in found if attacked.missing(s)] + [(s, True) for s in checked if attacked.unchecked(s)]
+        work_off(self.accelerator, "attacks", tasks, lambda task: attacked.check_cost(task[0]) if task[1] else attacked.cost(task[0]),
+                 lambda task: attacked.check(task[0]) if task[1] else attacked.make(task[0]),
+                 lambda task: task[0].name + (", sanity checks" if task[1] else ""))
 
     def measure(self, grouped: list[list]) -> None:
         """Measure the stale cells of each group; a group stays on one process."""

@@ -19,6 +19,7 @@ from shared.rng import SampleRng
 
 IMAGES = 16  # how many of the images given are used
 UNBOUNDED = 0.1  # share of the clean score that an unbounded attack may leave: a wrong caption still shares some words with the references
+MORE_STEPS_FACTOR = 2  # an attack in stages tries again what its last stage left, so fewer steps are in doubt than with one
 BATCH = 0.05  # mean difference of a score, as a share of the clean one, between batch sizes
 
 Attack = Callable[..., Tensor]  # attack(rows, threat, *, steps, rng) -> images for the positions `rows` of x
@@ -33,7 +34,8 @@ def check_language_attack(vlm, x: Tensor, prompts: Sequence[str], truths: Sequen
     attack: what the scores were measured with, on the images at `rows` (a tensor of positions), for instance
         lambda rows, threat, steps, rng: captioning_ensemble(vlm, x[rows], prompt, [refs[i] for i in rows], cider.points, threat, steps=steps,
                                                              threshold=10, rng=rng).x_adv
-    score, max_tokens, recheck, batch_size: see `judge`. It runs the attack at `steps`, 1 and 4 × `steps`, at 2ε, without a bound and in batches of 7.
+    score, max_tokens, recheck, batch_size: see `judge`. It runs the attack at `steps`, 1 and 2 × `steps`, at 2ε, unbounded, and in batches of 7, or
+    of half the images where there are fewer than 14.
     If the clean score is 0 the check `clean` fails and only the gradients are looked at. Raises UserError for an eps of 0 and for no images.
     """
     check_rng(x, rng)
@@ -65,8 +67,8 @@ def check_language_attack(vlm, x: Tensor, prompts: Sequence[str], truths: Sequen
         single = (scores(run(1)) / clean).mean()
         check("iterative", left.mean() - single, S.ITERATIVE_MARGIN, f"score above a single step's, which leaves {single:.3f}")
 
-        both = np.minimum(left, scores(run(S.MORE_STEPS_FACTOR * steps)) / clean).mean()
-        check("more_steps", left.mean() - both, S.MORE_STEPS_MARGIN, f"score that {S.MORE_STEPS_FACTOR * steps} steps take from {steps}")
+        both = np.minimum(left, scores(run(MORE_STEPS_FACTOR * steps)) / clean).mean()
+        check("more_steps", left.mean() - both, S.MORE_STEPS_MARGIN, f"score that {MORE_STEPS_FACTOR * steps} steps take from {steps}")
 
         twice = (scores(run(inside=wide)) / clean).mean()
         check("larger_eps", twice - left.mean(), S.LARGER_EPS_MARGIN, f"score at eps {wide.eps:.4g} above that at {threat.eps:.4g}")
@@ -74,9 +76,10 @@ def check_language_attack(vlm, x: Tensor, prompts: Sequence[str], truths: Sequen
         free = (scores(run(inside=boundless)) / clean).mean()
         check("unbounded", free, UNBOUNDED, f"score left at eps {boundless.eps:.4g}")
 
-        small = torch.cat([run(rows=rows) for rows in everyone.split(S.SMALL_BATCH)])
+        size = S.small_batch(n)
+        small = torch.cat([run(rows=rows) for rows in everyone.split(size)])
         differ = np.abs(scores(small) / clean - left).mean()
-        check("batch_size", differ, BATCH, f"mean difference of the score between batches of {n} and {S.SMALL_BATCH}")
+        check("batch_size", differ, BATCH, f"mean difference of the score between batches of {n} and {size}")
 
     zero = (nll_gradient(vlm, x, prompts, [texts[0] for texts in truths], batch_size=batch_size) == 0).flatten(1)
     check("zero_samples", zero.all(dim=1).float().mean().item(), S.ZERO_SAMPLES, "samples whose gradient is exactly zero everywhere")

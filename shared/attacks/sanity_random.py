@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from shared.attacks.adaptive import AdaptiveAttack, Defence, Defended, predict, resubmit
 from shared.attacks.goal import Goal, check_batch, check_rng
 from shared.attacks.gradient import eval_mode
-from shared.attacks.sanity import SMALL_BATCH, TOLERANCE, UNBOUNDED_MARGIN, ZERO_PIXELS, ZERO_SAMPLES
+from shared.attacks.sanity import TOLERANCE, UNBOUNDED_MARGIN, ZERO_PIXELS, ZERO_SAMPLES, small_batch
 from shared.attacks.threat import Threat
 from shared.errors import UserError
 from shared.rng import SampleRng
@@ -99,7 +99,8 @@ def check_adaptive(
         check("zero_samples", zero.all(dim=1).float().mean().item(), ZERO_SAMPLES, "samples whose gradient is exactly zero everywhere")
         check("zero_pixels", zero.float().mean().item(), ZERO_PIXELS, "pixel values whose gradient is exactly zero")
 
-        differ = (correct(run(at_once=SMALL_BATCH)) != left).float().mean().item()
-        check("batch_size", differ, BATCH_MARGIN, f"submissions that differ between attacks in batches of {batch or len(x)} and {SMALL_BATCH}")
+        size = small_batch(min(batch or len(x), len(x)))
+        differ = (correct(run(at_once=size)) != left).float().mean().item()
+        check("batch_size", differ, BATCH_MARGIN, f"submissions that differ between attacks in batches of {min(batch or len(x), len(x))} and {size}")
 
     return report | {"passed": all(entry["passed"] for entry in report.values())}

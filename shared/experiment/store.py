@@ -140,5 +140,5 @@ class Store:
 
 def gate(name: str, value: float, threshold: float, sense: str, detail: str = "") -> dict:
     """One gate: passed if value >= threshold (sense ">=") or value <= threshold (sense "<=")."""
-    passed = value >= threshold if sense == ">=" else value <= threshold
+    passed = value >= threshold - 1e-9 if sense == ">=" else value <= threshold + 1e-9  # 1 − 0.95 is a little more than 0.05
     return {"name": name, "value": float(value), "threshold": float(threshold), "sense": sense, "passed": bool(passed), "detail": detail}
