@@ -162,4 +162,4 @@ ADAPTIVE = {"diffpure": ("control", "transfer", "bpda", "bpda_eot", "exact"),
 def subset_sizes(config: Config) -> list[int]:
     """Sizes of the calibration sets whose spread is shown."""
     n = config.method.calibration_n
-    return sorted({max(2, n // 10), max(2, n // 4), max(2, n // 2), n})
+    return sorted({min(n, max(2, n // share)) for share in (10, 4, 2, 1)})

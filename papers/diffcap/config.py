@@ -235,8 +235,10 @@ def check(config: Config) -> None:
         raise UserError(f"--method.tau is a cosine in [−1, 1], not {m.tau}.")
     check_least({"data.n": config.data.n}, 0)
     check_least({"attack.steps": config.attack.steps, "attack.references": config.attack.references, "method.sampler-steps": m.sampler_steps,
-                 "method.calibration-n": m.calibration_n, "adaptive.n": config.adaptive.n, "adaptive.eot": config.adaptive.eot,
+                 "adaptive.n": config.adaptive.n, "adaptive.eot": config.adaptive.eot,
                  "adaptive.draws": config.adaptive.draws, "method.batch": m.batch, "attack.batch": config.attack.batch})
+    if m.calibration_n < 2:
+        raise UserError(f"--method.calibration-n is the number of pairs per set behind τ, at least 2, not {m.calibration_n}.")
     for name, sets in (("captions", config.data.captions), ("questions", config.data.questions), ("classes", config.data.classes)):
         if not sets:
             raise UserError(f"--data.{name} needs at least one set.")

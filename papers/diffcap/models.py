@@ -107,8 +107,11 @@ class Bench:
 
     def _world(self, spec: str, task: str, split: str, n: int) -> World:
         if task == "classes":
-            data = self.labelled(spec, split)
-            indices = subset(data, n or None, self.config.data.seed)
+            data, used = self._classes(spec, split)
+            indices = subset(data, used + n if n else None, self.config.data.seed)[used:]  # the first `used` are those of the evaluation
+            if not indices:
+                raise UserError(f"{spec} has {len(data)} pictures, all of which are evaluated, and none is left to calibrate τ on: choose a smaller "
+                                "--data.n, or give --method.tau.")
             x, y = data.__getitems__(indices)
             return World(spec, task, x.to(self.device), indices, data.version, y.to(self.device), skipped=data.skipped)
         data = self.text_set(spec, split)
@@ -124,7 +127,18 @@ class Bench:
 
     def version(self, spec: str, task: str, split: str = "test") -> str:
         """Identity of a set's examples, without reading a picture."""
-        return (self.labelled(spec, split) if task == "classes" else self.text_set(spec, split)).version
+        if task != "classes":
+            return self.text_set(spec, split).version
+        data, used = self._classes(spec, split)
+        return f"{data.version}, from {used}" if used else data.version
+
+    def _classes(self, spec: str, split: str) -> tuple[LabelledImages, int]:
+        """A set to classify, and how many of its chosen pictures to pass over: sets in files have no validation split, so what calibrates τ comes
+        from the pictures of the test split that the evaluation leaves."""
+        if split != "validation" or spec.startswith("scenes:"):
+            return self.labelled(spec, split), 0
+        data = self.labelled(spec, "test")
+        return data, self.config.data.n or len(data)
 
     # -- models -------------------------------------------------------------------------------------------------------------------------
 

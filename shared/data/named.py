@@ -2,7 +2,7 @@
 
 Splits (facts §4): SUN397, EuroSAT, Caltech-101 and Caltech-256 are used whole; ImageNet and TinyImageNet by their val split; the others by
 their test split. CIFAR-10, CIFAR-100 and STL-10 come, and so are attacked, at native size; everything else with the short side at 256 and
-the central 224×224 cut out.
+the central 224×224 cut out. Beside the 16 there is "ImageNet30", see shared.data.imagenet30.
 
     named("DTD", root)                               what is evaluated
     named("TinyImageNet", root, "train")             what is trained on
@@ -18,6 +18,7 @@ from shared.data import tinyimagenet, torchvision_sets
 from shared.data.arrays import ArrayImages, Hdf5Images
 from shared.data.base import LabelledImages
 from shared.data.files import CLIP_INPUT, NATIVE, FileImages, ImageSize
+from shared.data.imagenet30 import imagenet30
 from shared.data.prompts import class_names, prompts
 from shared.errors import UserError
 
@@ -39,6 +40,10 @@ def named(name: str, root: str | os.PathLike, split: str = "test", *, wording: s
     if split not in ("train", "test"):
         raise UserError(f"split {split!r} is not known; use train or test.")
     keep = {"skip_corrupt": skip_corrupt, "in_memory": in_memory}
+    if name == "ImageNet30":
+        if download:
+            raise UserError(f"ImageNet30 cannot be downloaded: unpack its archives, or ILSVRC 2012's folders, in {root}.")
+        return imagenet30(root, split, size=size, **keep)
     if name == "TinyImageNet":
         if download:
             raise UserError(f"TinyImageNet cannot be downloaded: unpack tiny-imagenet-200.zip in {root}.")
@@ -60,8 +65,9 @@ def named(name: str, root: str | os.PathLike, split: str = "test", *, wording: s
 
 
 def canonical(name: str) -> str:
-    """The spelling of a set's name in SIXTEEN. Raises UserError with the closest names if there is none."""
-    spellings = {_plain(known): known for known in SIXTEEN} | {"oxfordpet": "OxfordPets", "oxfordiiitpet": "OxfordPets"}
+    """The spelling of a set's name in SIXTEEN, or "ImageNet30". Raises UserError with the closest names if there is none."""
+    spellings = {_plain(known): known for known in SIXTEEN} | {"oxfordpet": "OxfordPets", "oxfordiiitpet": "OxfordPets"} | {
+        "imagenet30": "ImageNet30"}
     if _plain(name) not in spellings:
         close = dict.fromkeys(spellings[s] for s in difflib.get_close_matches(_plain(name), spellings, n=3, cutoff=0.5))
         hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(SIXTEEN)}."

@@ -2,6 +2,8 @@
 
 The fine-tuning classes are the combinations colour × surface × shape with (colour + shape + surface) ≡ 0 mod 4: 64 classes that name every
 colour, surface and shape equally often, so that a loss over their prompts speaks about all three. The hold-out has the 64 with ≡ 2 mod 4.
+
+`CLASSIFIED` are for classifiers without a text tower, trained from nothing: stand-ins for CIFAR-10 and ImageNet30.
 """
 
 from dataclasses import dataclass, field
@@ -90,6 +92,14 @@ SETS: dict[str, LabelSpace] = {
     "textured": LabelSpace(("surface",), domain=_one(texture=True, fixed=_BIG)),
 }
 ZERO_SHOT = tuple(name for name in SETS if name not in (FINE_TUNING, HOLD_OUT))
+_FIVE = ("circle", "square", "triangle", "star", "cross")
+_MODEST = {"size": ("small", "medium"), "shape": _FIVE}
+CLASSIFIED: dict[str, LabelSpace] = {  # one small or medium object: large ones are hard to attack
+    "ten": LabelSpace(("surface", "shape"), domain=_one(fixed={**_MODEST, "surface": ("plain", "striped")})),
+    "thirty": LabelSpace(("surface", "colour", "shape"), domain=_one(fixed={
+        **_MODEST, "surface": ("plain", "striped", "checkered"), "colour": ("red", "orange")})),
+}
+_ALL = {**SETS, **CLASSIFIED}
 
 
 def _inside(indices, data) -> np.ndarray:
@@ -103,14 +113,14 @@ def _inside(indices, data) -> np.ndarray:
 class SceneSet(LabelledImages):
     """One labelled set of scenes: picture i has class i mod K, so every prefix of it is as balanced as can be.
 
-    name: a key of SETS; split: "train", "test" or "validation" (disjoint pictures); n: how many pictures the set has; size: pixels.
+    name: a key of SETS or CLASSIFIED; split: "train", "test" or "validation" (disjoint pictures); n: how many pictures the set has; size: pixels.
     Raises UserError for an unknown name or split.
     """
 
     def __init__(self, name: str, split: str = "test", n: int = 10_000, size: int = 32):
-        if name not in SETS or split not in _SEEDS:
-            raise UserError(f"there is no scenes set {name!r} with split {split!r}: sets are {', '.join(SETS)}; splits are {', '.join(_SEEDS)}.")
-        self.space, self.name, self.n, self.size = SETS[name], name, n, size
+        if name not in _ALL or split not in _SEEDS:
+            raise UserError(f"there is no scenes set {name!r} with split {split!r}: sets are {', '.join(_ALL)}; splits are {', '.join(_SEEDS)}.")
+        self.space, self.name, self.n, self.size = _ALL[name], name, n, size
         self._seed = _SEEDS[split] + 16 * (int(digest(name)[:8], 16) + 1)  # sets do not share pictures
         self._combos = self.space.combos()
         self.classes = tuple(self.space.name(c) for c in self._combos)

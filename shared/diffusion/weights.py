@@ -16,6 +16,10 @@ CONFIGS = {
     "scenes": {"size": 32, "patch": 2, "predicts": "v_prediction", "block_out_channels": (48, 64, 96), "layers_per_block": 1,
                "attention_head_dim": 16, "norm_num_groups": 8, "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
                "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D")},
+    # twice the weights of the scenes one, for photographs of CIFAR's size
+    "photos": {"size": 32, "patch": 2, "predicts": "v_prediction", "block_out_channels": (64, 96, 128), "layers_per_block": 1,
+               "attention_head_dim": 16, "norm_num_groups": 8, "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+               "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D")},
     "tiny": {"size": 8, "patch": 1, "block_out_channels": (8, 16), "layers_per_block": 1, "attention_head_dim": 8, "norm_num_groups": 4,
              "down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")},
     "tiny-learned-variance": {
@@ -43,12 +47,12 @@ def random_denoiser(name: str, seed: int = 0) -> UNetDenoiser:
         return build(CONFIGS[name])
 
 
-def save_denoiser(unet: torch.nn.Module, path: str | Path, config: dict, schedule: Schedule) -> None:
-    """Write a U-Net of `config` as .safetensors, atomically, with the configuration and the schedule as metadata."""
+def save_denoiser(unet: torch.nn.Module, path: str | Path, config: dict, schedule: Schedule, metadata: dict[str, str] | None = None) -> None:
+    """Write a U-Net of `config` as .safetensors, atomically, with the configuration and the schedule beside `metadata`."""
     from shared.models.clip import save_tensors
 
     facts = {"schedule": {"beta_min": schedule.beta_min, "beta_max": schedule.beta_max, "steps": schedule.steps}, "config": config}
-    save_tensors(unet.state_dict(), path, {"denoiser": json.dumps(facts, sort_keys=True)})
+    save_tensors(unet.state_dict(), path, {**(metadata or {}), "denoiser": json.dumps(facts, sort_keys=True)})
 
 
 def read_denoiser(path: str | Path) -> UNetDenoiser:

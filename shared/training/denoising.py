@@ -1,13 +1,14 @@
-"""Train the denoiser of the scenes world and put it into the zoo.
+"""Train a denoiser: that of the scenes world for the zoo, or one on photographs.
 
     accelerate launch -m shared.training.denoising --out shared/models/zoo/scenes-ddpm.safetensors
+    accelerate launch -m shared.training.denoising --data folder:all --data-root DATA_ROOT --model photos --out photos-ddpm.safetensors
 
     L = E ‖ε̂(α(t) x + σ(t) ε, t) − ε‖²     Ho et al. 2020, L_simple; the average is over pixels, pictures, t and ε ~ N(0, I)
 
-About 20 minutes on 2 cores. What is shipped is the running average of the weights. Purification stays at t ≤ 500, so most times are drawn there
-(`early`); the rest keeps the network sane where noise is added until pictures cannot be told apart. t and ε of a picture are functions of (seed, its
-index). Interrupted, it continues from its checkpoint (in `--work`). The card beside the weights says how they were made and how well they denoise;
-`--card-only` measures again.
+About 20 minutes on 2 cores for the scenes. What is shipped is the running average of the weights. Purification stays at t ≤ 500, so most times are
+drawn there (`early`); the rest keeps the network sane where noise is added until pictures cannot be told apart. t and ε of a picture are functions of
+(seed, its index, the epoch); photographs are mirrored half of the time, by the same rule. Interrupted, it continues from its checkpoint (`--work`).
+The card beside the weights says how they were made and how well they denoise; `--card-only` measures again.
 """
 
 import copy
@@ -29,6 +30,7 @@ from shared.training.contrastive import adamw, batch_indices
 from shared.training.loop import Fit
 from shared.training.pretrain import VALIDATION, _commit, training_facts
 
+SCENES = "scenes"
 EARLY = 500
 PURIFIED_AT, SAMPLER = 100, Sampler("ddim", 5)  # of the card
 
@@ -59,12 +61,16 @@ class DenoisingConfig:
 
 @dataclass(frozen=True)
 class Args:
-    """Train the scenes denoiser."""
+    """Train a denoiser."""
 
     out: Path = Path("shared/models/zoo/scenes-ddpm.safetensors")
     """Where the weights go; the card goes beside them."""
+    data: str = SCENES
+    """scenes: those the small CLIPs are trained on, no picture twice; else a data set of shared/data/catalogue.py, e.g. folder:all."""
+    data_root: str | None = None
+    """DATA_ROOT, for sets that are read from files."""
     model: str = "scenes"
-    """A configuration of shared/diffusion/weights.py."""
+    """A configuration of shared/diffusion/weights.py (photos for photographs of 32×32 pixels)."""
     seed: int = 0
     """Of the initial weights, the pictures, the times and the noise."""
     train: DenoisingConfig = field(default_factory=DenoisingConfig)
@@ -88,41 +94,74 @@ class Averaged(nn.Module):
         torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), weight)
 
 
-def times_and_noise(seed: int, indices, shape, schedule: Schedule, early: float) -> tuple[Tensor, Tensor]:
-    """t (N,) in 1 … T, and ε (N, *shape), of the pictures `indices`."""
+def _stream(seed: int, indices, epoch: int) -> SampleRng:
+    """What is drawn for pictures when they are seen for the `epoch`-th time, from 0."""
     rng = SampleRng(seed, indices, "denoising")
+    return rng.child(f"epoch{epoch}") if epoch else rng
+
+
+def times_and_noise(seed: int, indices, shape, schedule: Schedule, early: float, epoch: int = 0) -> tuple[Tensor, Tensor]:
+    """t (N,) in 1 … T, and ε (N, *shape), of the pictures `indices`."""
+    rng = _stream(seed, indices, epoch)
     split = min(EARLY, schedule.steps // 2)
     is_early, u = rng.child("early").uniform(()) < early, rng.child("t").uniform(()).double()
     t = torch.where(is_early, (u * split).long() + 1, split + 1 + (u * (schedule.steps - split)).long())
     return t, rng.child("noise").normal(shape)
 
 
-def fit_denoiser(denoiser: UNetDenoiser, pictures, config: DenoisingConfig, seed: int, accelerator,
-                 checkpoint: Path | None = None) -> tuple[UNetDenoiser, float]:
+def mirrored(x: Tensor, seed: int, indices, epoch: int) -> Tensor:
+    """Pictures x (N, 3, H, W), each mirrored (left to right) with probability 1/2."""
+    flip = _stream(seed, indices, epoch).child("flip").integers(2).bool().to(x.device)
+    return torch.where(flip[:, None, None, None], x.flip(3), x)
+
+
+def fit_denoiser(denoiser: UNetDenoiser, pictures, config: DenoisingConfig, seed: int, accelerator=None, checkpoint: Path | None = None,
+                 flip: bool = False, name: str = "denoising") -> tuple[UNetDenoiser, float]:
     """Train `denoiser` in place; returns it with averaged weights, frozen, and the last loss.
 
-    pictures: a data set whose `__getitems__(indices)` gives pictures (N, 3, H, W) in [0, 1] and something else. Every process takes its share of each
-    batch. Raises UserError if the batch is no multiple of the number of processes.
+    pictures: a data set whose `__getitems__(indices)` gives pictures (N, 3, H, W) in [0, 1] and something else. accelerator: every process takes its
+    share of each batch; None: this process alone, where the denoiser is. flip: mirror half of the pictures. Raises UserError if the batch is no
+    multiple of the number of processes or larger than the set, or the pictures are not of the denoiser's size.
     """
-    rank, world = accelerator.process_index, accelerator.num_processes
+    rank, world = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
     if config.batch % world:
         raise UserError(f"denoising: a batch of {config.batch} pictures has no equal shares for {world} processes: change the batch size or the "
                         "number of processes.")
+    if config.batch > len(pictures):
+        raise UserError(f"{name}: a batch of {config.batch} pictures is larger than the set, which has {len(pictures)}: make it smaller.")
+    device = next(denoiser.parameters()).device if accelerator is None else accelerator.device
     both = Averaged(denoiser.requires_grad_(True).train(), config.average)
-    model = accelerator.prepare(denoiser)
+    model = denoiser if accelerator is None else accelerator.prepare(denoiser)
 
     def step_fn(step: int) -> Tensor:
         indices = batch_indices(len(pictures), config.batch, step, seed)[rank::world]
-        x = 2 * pictures.__getitems__(indices)[0].to(accelerator.device) - 1
-        t, noise = times_and_noise(seed, indices, x.shape[1:], denoiser.schedule, config.early)
+        epoch = step // (len(pictures) // config.batch)
+        x = pictures.__getitems__(indices)[0].to(device)
+        if x.shape[2:] != (denoiser.size, denoiser.size):
+            raise UserError(f"{name}: the pictures are {x.shape[2]}×{x.shape[3]} pixels and the denoiser is for {denoiser.size}×{denoiser.size}: "
+                            "give an image size, or choose another configuration.")
+        x = 2 * (mirrored(x, seed, indices, epoch) if flip else x) - 1
+        t, noise = times_and_noise(seed, indices, x.shape[1:], denoiser.schedule, config.early, epoch)
         noise = noise.to(x)
         return (model(denoiser.schedule.diffuse(x, t, noise), t).eps - noise).square().mean()
 
     fit = Fit(both, adamw(denoiser, config.lr, config.weight_decay), config.steps, config.lr, step_fn, config.warmup, checkpoint, config.every,
-              accelerator, both.update, config.clip_norm, "denoising")
+              accelerator, both.update, config.clip_norm, name)
     loss = fit.run()
     denoiser.requires_grad_(False).eval()
     return both.average.eval(), loss
+
+
+def train_denoiser(config: DenoisingConfig, data, model: str = "photos", seed: int = 0, device="cpu", checkpoint: Path | None = None,
+                   flip: bool = True, accelerator=None, name: str = "denoising") -> tuple[UNetDenoiser, float]:
+    """A denoiser of the configuration `model` (of shared/diffusion/weights.py), trained from random weights: (it, frozen; the last loss).
+
+    data: labelled images with batched access, of the configuration's size; the rest, and the errors, as in `fit_denoiser`.
+    """
+    from shared.diffusion.weights import random_denoiser
+
+    denoiser = random_denoiser(model, seed).to(device if accelerator is None else accelerator.device)
+    return fit_denoiser(denoiser, data, config, seed, accelerator, checkpoint, flip, name)
 
 
 def main() -> None:
@@ -135,7 +174,7 @@ def main() -> None:
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     facts = training_facts(args.out) if args.card_only else train(args, accelerator)
     if accelerator.is_main_process:
-        write_card(args.out, kind="denoiser", **facts, **measured(args.out, accelerator.device))
+        write_card(args.out, kind="denoiser", **facts, **measured(args.out, accelerator.device, args.data, args.data_root))
         print(f"wrote the card of {args.out}" if args.card_only else f"wrote {args.out} and its card", flush=True)
     accelerator.wait_for_everyone()
     accelerator.end_training()
@@ -143,35 +182,58 @@ def main() -> None:
 
 def train(args: Args, accelerator) -> dict:
     """Train, write the weights, and return what the card says about it. seconds: None if the run was interrupted in between."""
-    from shared.data.scene_sets import ScenePairs
-    from shared.diffusion.weights import CONFIGS, random_denoiser, save_denoiser
+    from shared.diffusion.weights import CONFIGS, save_denoiser
 
-    commit, began = _commit(), time.monotonic()
-    denoiser = random_denoiser(args.model, args.seed).to(accelerator.device)
-    pairs = ScenePairs(args.train.steps * args.train.batch, denoiser.size, args.seed)
+    if args.model not in CONFIGS:
+        raise UserError(f"there is no denoiser configuration {args.model!r}: choose one of {', '.join(CONFIGS)}.")
+    commit, began, config = _commit(), time.monotonic(), CONFIGS[args.model]
+    data = _pictures(args, config["size"])
     # named by all that the weights depend on, so that a run with other options does not continue from it
-    identity = digest([args.model, CONFIGS[args.model], args.seed, pairs.version, {k: v for k, v in asdict(args.train).items() if k != "every"}])
+    identity = digest([args.model, config, args.seed, data.version, {k: v for k, v in asdict(args.train).items() if k != "every"}])
     checkpoint = args.work / f"{args.out.stem}-{identity[:12]}.ckpt"
     interrupted = checkpoint.is_file()
-    average, loss = fit_denoiser(denoiser, pairs, args.train, args.seed, accelerator, checkpoint)
+    average, loss = train_denoiser(args.train, data, args.model, args.seed, checkpoint=checkpoint, flip=_photographs(args.data),
+                                   accelerator=accelerator)
     if accelerator.is_main_process:
-        save_denoiser(average.unet, args.out, CONFIGS[args.model], denoiser.schedule)
+        save_denoiser(average.unet, args.out, config, average.schedule)
         checkpoint.unlink(missing_ok=True)
-    return {"model": args.model, "config": asdict(args.train), "seed": args.seed, "data": pairs.version, "loss": loss, "commit": commit,
+    return {"model": args.model, "config": asdict(args.train), "seed": args.seed, "data": data.version, "loss": loss, "commit": commit,
             "command": shlex.join(["python", "-m", "shared.training.denoising", *sys.argv[1:]]),
             "seconds": None if interrupted else time.monotonic() - began}
 
 
+def _photographs(spec: str) -> bool:
+    """Whether pictures of the set may be mirrored: drawn ones have attributes (left, right) and digits a meaning that a mirror changes."""
+    return spec.partition(":")[0] in ("folder", "named")
+
+
+def _pictures(args: Args, size: int):
+    from shared.data.catalogue import Source, open_set
+    from shared.data.scene_sets import ScenePairs
+
+    n = args.train.steps * args.train.batch
+    if args.data == SCENES:
+        return ScenePairs(n, size, args.seed)
+    return open_set(args.data, "train", Source(root=args.data_root, size=str(size)), n)
+
+
 @torch.no_grad()
-def measured(path: Path, device="cpu") -> dict:
-    """The measured part of a card, on validation pictures of the set to fine-tune on."""
+def measured(path: Path, device="cpu", spec: str = SCENES, root: str | None = None) -> dict:
+    """The measured part of a card: on validation pictures of the set to fine-tune on, or on test pictures of another set (then without a victim)."""
+    from shared.data.base import subset
+    from shared.data.catalogue import Source, open_set
     from shared.data.scene_sets import FINE_TUNING, SceneSet
     from shared.diffusion.weights import read_denoiser
 
-    denoiser, data = read_denoiser(path).to(device), SceneSet(FINE_TUNING, "validation", VALIDATION)
-    x = data.__getitems__(range(VALIDATION))[0].to(device)
-    return {"n": VALIDATION, "set": FINE_TUNING, "denoising": {str(t): error_ratio(denoiser, x, t) for t in (50, 100, 200)},
-            "purification": purified_accuracy(denoiser, data, VALIDATION, PURIFIED_AT)}
+    denoiser = read_denoiser(path).to(device)
+    if spec == SCENES:
+        name, data, chosen = FINE_TUNING, SceneSet(FINE_TUNING, "validation", VALIDATION), range(VALIDATION)
+    else:
+        name, data = spec, open_set(spec, "test", Source(root=root, size=str(denoiser.size)))
+        chosen = subset(data, VALIDATION, 0)
+    x = data.__getitems__(chosen)[0].to(device)
+    facts = {"n": len(x), "set": name, "denoising": {str(t): error_ratio(denoiser, x, t) for t in (50, 100, 200)}}
+    return {**facts, "purification": purified_accuracy(denoiser, data, VALIDATION, PURIFIED_AT)} if spec == SCENES else facts
 
 
 def error_ratio(denoiser, x: Tensor, t: int) -> float:

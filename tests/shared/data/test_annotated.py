@@ -55,8 +55,8 @@ def build_vqa(root: Path) -> None:
         write(root / "vqav2" / f"v2_mscoco_{year}_annotations.json", {"annotations": notes})
 
 
-def build_textvqa(root: Path, picture) -> None:
-    for part, n in (("train", 40), ("val", 6)):
+def build_textvqa(root: Path, picture, train: int = 40) -> None:
+    for part, n in (("train", train), ("val", 6)):
         data = [{"question_id": k, "image_id": f"{part}{k:04x}", "question": f"what does {k} say?", "answers": [f"word {k}"] * 10,
                  "image_classes": ["Sign"], "set_name": part} for k in range(n)]
         for entry in data:

@@ -8,7 +8,7 @@ import torch
 
 from shared.data.base import loader, subset
 from shared.data.language import VOCABULARY, words
-from shared.data.scene_sets import FINE_TUNING, HOLD_OUT, SETS, ZERO_SHOT, ScenePairs, SceneSet
+from shared.data.scene_sets import CLASSIFIED, FINE_TUNING, HOLD_OUT, SETS, ZERO_SHOT, ScenePairs, SceneSet
 from shared.data.scenes import ATTRIBUTES, COLOURS, SHAPES, SURFACES
 from shared.errors import UserError
 from shared.models.clip import WordTokenizer, small_config
@@ -136,3 +136,23 @@ def test_balanced_subset_works_on_a_scene_set():
 def test_unknown_names_are_refused(name, split):
     with pytest.raises(UserError, match=r"combinations.*validation"):
         SceneSet(name, split)
+
+
+# ---- the sets for classifiers ----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name, k", [("ten", 10), ("thirty", 30)])
+def test_the_sets_for_classifiers_are_single_objects_of_so_many_classes(name, k):
+    data = SceneSet(name, "train", 8 * k)
+    assert data.num_classes == len(set(data.classes)) == len(set(data.prompts)) == k and not data.duplicates
+    x, y = data.__getitems__(range(len(data)))
+    assert x.shape == (8 * k, 3, 32, 32) and np.bincount(y.numpy()).tolist() == [8] * k
+    s = data.scenes(range(len(data)))
+    for i, label in enumerate(data.labels):
+        assert data.classes[label] == " ".join(ATTRIBUTES[a][s.values(a)[i]] for a in data.space.attributes)
+    assert (s.n_objects == 1).all() and {ATTRIBUTES["size"][v] for v in s.size} == set(data.space.domain.fixed["size"])
+    assert len(set(s.background)) == 6 and len(set(s.position)) == 5
+
+
+def test_the_sets_for_classifiers_are_beside_the_others():
+    assert not set(CLASSIFIED) & set(SETS) and not set(CLASSIFIED) & set(ZERO_SHOT)
+    assert not torch.equal(SceneSet("ten")[0][0], SceneSet("thirty")[0][0])

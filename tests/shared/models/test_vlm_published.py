@@ -33,10 +33,18 @@ def tokenizer_files(folder, extra: list[str]) -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def llava(tmp_path_factory):
+    return save_llava(tmp_path_factory.mktemp("llava"))
+
+
+@pytest.fixture(scope="module")
+def idefics(tmp_path_factory):
+    return save_idefics(tmp_path_factory.mktemp("idefics"))
+
+
+def save_llava(folder) -> str:
     """LLaVA-1.5: CLIP ViT-L/14 at 336 pixels of full width, Llama and CLIP with two layers each; every kind of module of the original."""
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-    folder = tmp_path_factory.mktemp("llava")
     numbers = tokenizer_files(folder, ["<image>"])
     vision = CLIPVisionConfig(image_size=336, patch_size=14, hidden_size=1024, intermediate_size=4096, num_hidden_layers=2, num_attention_heads=16,
                               projection_dim=768)
@@ -46,12 +54,10 @@ def llava(tmp_path_factory):
                                                              vision_feature_layer=-2, vision_feature_select_strategy="default"), folder)
 
 
-@pytest.fixture(scope="module")
-def idefics(tmp_path_factory):
+def save_idefics(folder) -> str:
     """Idefics-9b: ViT-H/14, resampler, cross-attention before every fourth layer with normalised queries and keys; reduced depth and width."""
     from transformers import IdeficsConfig, IdeficsForVisionText2Text
 
-    folder = tmp_path_factory.mktemp("idefics")
     numbers = tokenizer_files(folder, ["<fake_token_around_image>", "<image>"])
     config = IdeficsConfig(
         vocab_size=numbers["<fake_token_around_image>"], additional_vocab_size=2, hidden_size=256, intermediate_size=688, num_hidden_layers=4,

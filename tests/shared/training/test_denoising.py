@@ -22,7 +22,16 @@ from shared.models import zoo
 from shared.models.clip import read_weights
 from shared.rng import SampleRng
 from shared.training import denoising as script
-from shared.training.denoising import Averaged, DenoisingConfig, error_ratio, fit_denoiser, purified_accuracy, times_and_noise
+from shared.training.denoising import (
+    Averaged,
+    DenoisingConfig,
+    error_ratio,
+    fit_denoiser,
+    mirrored,
+    purified_accuracy,
+    times_and_noise,
+    train_denoiser,
+)
 
 CONFIG = DenoisingConfig(steps=6, batch=4, warmup=2, every=2, average=0.6)
 
@@ -150,6 +159,64 @@ def test_unequal_shares_are_refused(tiny):
         fit_denoiser(tiny, Pictures(), CONFIG, 0, SimpleNamespace(process_index=0, num_processes=3))
 
 
+# ---- sets that are seen more than once -------------------------------------------------------------------------------------
+
+def test_a_picture_has_other_times_noise_and_mirrors_in_every_epoch():
+    schedule = Schedule.linear()
+    first, again, second = (times_and_noise(3, range(50), (2,), schedule, 0.8, *epoch) for epoch in ((), (0,), (1,)))
+    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
+    assert not torch.equal(first[0], second[0]) and not torch.equal(first[1], second[1])
+    x = SampleRng(0, range(200)).uniform((3, 4, 4))
+    once, twice = mirrored(x, 3, range(200), 0), mirrored(x, 3, range(200), 1)
+    flipped = (once == x.flip(3)).flatten(1).all(1)
+    assert torch.equal(once[~flipped], x[~flipped]) and flipped.float().mean().item() == pytest.approx(0.5, abs=0.12)
+    assert not torch.equal(once, twice) and torch.equal(mirrored(x[[7, 3]], 3, [7, 3], 0), once[[7, 3]])
+
+
+class Labelled(SceneSet):
+    """A finite set of 8-pixel pictures, which notes what is read and is killed at the k-th batch."""
+
+    def __init__(self, n=10, kill=None):
+        super().__init__("ten", "train", n, size=8)
+        self.read, self.kill = [], kill
+
+    def __getitems__(self, indices):
+        self.read.append(list(indices))
+        if self.kill is not None and len(self.read) > self.kill:
+            raise Killed
+        return super().__getitems__(indices)
+
+
+def test_a_labelled_set_trains_a_denoiser_without_an_accelerator(accelerator):
+    alone, loss = train_denoiser(CONFIG, Labelled(), "tiny", 5, flip=False)
+    together, same = fit_denoiser(random_denoiser("tiny", 5), Labelled(), CONFIG, 5, accelerator)
+    assert loss == same and all(torch.equal(a, b) for a, b in zip(alone.parameters(), together.parameters(), strict=True))
+    assert not alone.training and not any(p.requires_grad for p in alone.parameters())
+    flipped, _ = train_denoiser(CONFIG, Labelled(), "tiny", 5, flip=True)
+    assert any(not torch.equal(a, b) for a, b in zip(alone.parameters(), flipped.parameters(), strict=True))
+
+
+def test_epochs_of_a_labelled_set_continue_bit_equal(tmp_path):
+    whole, loss = train_denoiser(CONFIG, Labelled(), "tiny", 0)
+    with pytest.raises(Killed):
+        train_denoiser(CONFIG, Labelled(kill=5), "tiny", 0, checkpoint=tmp_path / "d.ckpt")
+    data = Labelled()
+    average, again = train_denoiser(CONFIG, data, "tiny", 0, checkpoint=tmp_path / "d.ckpt")
+    assert again == loss and len(data.read) == 2 and all(torch.equal(a, b) for a, b in zip(whole.parameters(), average.parameters(), strict=True))
+
+
+def test_sets_that_do_not_fit_are_refused():
+    with pytest.raises(UserError, match="the pictures are 32×32 pixels and the denoiser is for 8×8"):
+        train_denoiser(CONFIG, SceneSet("ten", "train", 10), "tiny")
+    with pytest.raises(UserError, match="a batch of 4 pictures is larger than the set, which has 3"):
+        train_denoiser(CONFIG, Labelled(3), "tiny")
+
+
+def test_the_denoiser_of_photographs_is_a_few_million_weights():
+    count = {name: sum(p.numel() for p in random_denoiser(name).parameters()) for name in ("scenes", "photos")}
+    assert 1.5 * count["scenes"] < count["photos"] < 8e6
+
+
 # ---- what the card says ----------------------------------------------------------------------------------------------------
 
 def test_the_error_ratio_of_known_data():
@@ -218,6 +285,21 @@ def test_an_interrupted_run_continues(run, tmp_path, monkeypatch):
     card = run("--train.steps", "3")
     assert len(read) == 3 + 1 and not checkpoint.exists()
     assert card["sha256"] == straight["sha256"] and card["seconds"] is None and straight["seconds"] > 0
+
+
+def test_photographs_are_another_set(run, tmp_path):
+    from PIL import Image
+
+    for split in ("train", "test"):
+        for label in "ab":
+            (tmp_path / "p" / split / label).mkdir(parents=True)
+            for i in range(3):
+                Image.new("RGB", (40, 32), (40 * i, 99, 10 * len(split))).save(tmp_path / "p" / split / label / f"{i}.png")
+    options = ("--data", "folder:all", "--data-root", str(tmp_path / "p"), "--train.steps", "3")
+    card = run(*options)
+    assert card["set"] == "folder:all" and card["n"] == 4 and "purification" not in card and set(card["denoising"]) == {"50", "100", "200"}
+    assert card["sha256"] == sha256_file(tmp_path / "m.safetensors") and card["data"] != ScenePairs(1).version
+    assert run(*options, "--card-only") == card
 
 
 @pytest.mark.slow

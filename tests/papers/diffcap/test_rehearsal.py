@@ -1,0 +1,88 @@
+"""SCALE=paper from end to end on made-up pictures: the published models' own classes at reduced depth, every data set in its own file layout."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shared.experiment.store import Store
+
+TESTS = Path(__file__).resolve().parents[2]
+
+# Few pictures, few steps, towers of two layers; nothing of the preset is left out.
+PAPER = ("--scale", "paper", "--seeds", 0, "--gates.no-enforce", "--data.n", 2, "--models.denoiser", "random:tiny",
+         "--models.clip", "rehearsal-clip", "--models.clip-weights", "random", "--models.phi", "rehearsal-phi", "--models.phi-weights", "random",
+         "--models.llava-tower", "rehearsal-llava", "random", "--models.flamingo-tower", "rehearsal-idefics", "random",
+         "--attack.steps", 1, "--attack.references", 1, "--attack.targets", 1, "--attack.target-steps", 1, "--attack.target-n", 1,
+         "--attack.no-half-first", "--method.dt", 100, "--method.t-max", 200, "--method.sampler-steps", 2, "--method.calibration-n", 2,
+         "--method.calibration-steps", 1, "--tuning.steps", 1, "--tuning.batch", 2, "--tuning.workers", 0, "--fare.steps", 1, "--fare.batch", 2,
+         "--fare.workers", 0, "--adaptive.n", 1, "--adaptive.caption-n", 1, "--adaptive.steps", 1, "--adaptive.eot", 1, "--adaptive.draws", 2,
+         "--sweeps.dts", 100, 200, "--sweeps.times", 0, 100, "--sweeps.fixed", 50, 100, "--sweeps.n", 2,
+         "--sweeps.digits-n", 4, "--sweeps.quality-n", 2, "--sweeps.strip", 1, "--sweeps.cost-n", 1, "--sweeps.cost-repeats", 1)  # fmt: skip
+
+TOWERS = {  # open_clip configurations: image tower of the published width, two layers
+    "rehearsal-clip": {"vision_cfg": {"image_size": 224, "layers": 2, "width": 64, "patch_size": 32}, "quick_gelu": True},
+    "rehearsal-phi": {"vision_cfg": {"image_size": 224, "layers": 1, "width": 64, "patch_size": 32}, "quick_gelu": True},
+    "rehearsal-llava": {"vision_cfg": {"image_size": 336, "layers": 2, "width": 1024, "patch_size": 14}, "quick_gelu": True},
+    "rehearsal-idefics": {"vision_cfg": {"image_size": 224, "layers": 2, "width": 320, "head_width": 80, "patch_size": 14}}}
+
+
+def load(path: Path):
+    """A test module, for what it makes."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def towers(tmp_path):
+    import open_clip
+
+    for name, config in TOWERS.items():
+        text = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1}
+        (tmp_path / f"{name}.json").write_text(json.dumps({"embed_dim": 64, **config, "text_cfg": text}))
+        open_clip.add_model_config(tmp_path / f"{name}.json")
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """DATA_ROOT: the four annotated sets, ImageNet and Caltech-101."""
+    from PIL import Image
+
+    def picture(path, seed, size=(40, 32)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(seed).integers(0, 255, (*size[::-1], 3), np.uint8)).save(path)
+
+    root, annotated, named = tmp_path / "pictures", load(TESTS / "shared/data/test_annotated.py"), load(TESTS / "shared/data/conftest.py")
+    annotated.build_coco(root, picture), annotated.build_flickr(root, picture), annotated.build_vqa(root), annotated.build_textvqa(root, picture, 100)
+    named.imagenet(root), named.caltech101(root)
+    (root / "imagenet/train").symlink_to("val")
+    return root
+
+
+@pytest.mark.slow
+def test_the_papers_own_scale(script, towers, pictures, tmp_path):
+    from shared.report import page
+
+    models = load(TESTS / "shared/models/test_vlm_published.py")
+    (tmp_path / "llava").mkdir(), (tmp_path / "idefics").mkdir()
+    options = (*PAPER, "--models.llava", models.save_llava(tmp_path / "llava"), "--models.flamingo", models.save_idefics(tmp_path / "idefics"),
+               "--data-root", pictures, "--results", tmp_path / "results")
+    for name in ("train", "evaluate"):
+        outcome = script(name, *options)
+        assert outcome.code == 0, outcome.err
+    store = Store(tmp_path / "results" / "paper" / "diffcap")
+    found = store.planned()
+    assert {m.slug for m in found} == set(store.plan()["slugs"])
+    assert all(np.isfinite(m.values).all() for m in found)
+    assert all(m.sanity for m in found if m.tags["kind"] == "score" and m.tags["attack"] == "adversarial")
+    assert {m.tags["data"] for m in found if m.tags["kind"] == "score"} == {
+        "coco", "flickr30k", "vqav2", "textvqa", "named:ImageNet", "named:Caltech101"}  # fmt: skip
+    assert len(list((tmp_path / "results" / "paper" / "diffcap" / "checkpoints").glob("*.safetensors"))) == 6  # TeCoA and FARE of three towers
+    page.main(["diffcap", "--scale", "paper", "--results", str(tmp_path / "results")])
+    html = (tmp_path / "results" / "paper" / "diffcap" / "page.html").read_text()
+    assert not re.findall(r"<code>\w+</code>: not measured|class='absent'", html)
