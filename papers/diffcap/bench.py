@@ -4,24 +4,27 @@ Side by side in one run: DiffCAP against purification at the fixed time that kee
 batch against one after the other; and the memory of an exact gradient through ever more reverse steps, recomputed or kept.
 """
 
+from dataclasses import replace
 from functools import cache
 
 import torch
 
+from papers.diffcap.attacked import run_attack
 from papers.diffcap.config import PRESETS
-from papers.diffcap.kinds import away
-from papers.diffcap.method import DiffCAP, calibrate_tau
+from papers.diffcap.kinds import similarities
+from papers.diffcap.measure import Measurer
+from papers.diffcap.method import DiffCAP
 from papers.diffcap.models import Bench
 from shared.attacks import Threat
 from shared.attacks.adaptive import Defended
 from shared.attacks.gradient import input_gradient
-from shared.attacks.pgd import pgd
 from shared.bench.harness import Cases, Options, run
 from shared.bench.timing import Case
 from shared.diffusion import Purifier, Sampler
 from shared.errors import run_main
 from shared.rng import SampleRng
 
+PICTURES = 64
 TIMES = (50, 100, 150, 200, 300, 400)  # fixed times that DiffCAP's accuracy is looked for among
 
 
@@ -29,16 +32,15 @@ class _Stage:
     """Attacked pictures, the victim and both purifiers, made once for all cases."""
 
     def __init__(self, n: int):
-        self.config = PRESETS["cpu"]
+        preset = PRESETS["cpu"]
+        method = replace(preset.method, calibration_n=preset.method.calibration_n if n >= PICTURES else n)
+        self.config = replace(preset, method=method)
         self.bench = Bench(self.config, "cpu", torch.device("cpu"))
-        spec, eps = self.config.data.classes[0], self.config.attack.eps[-1]
+        spec, attack = self.config.data.classes[0], self.config.attack
         world, self.victim = self.bench.world(spec, "classes", n=n), self.bench.classifier(spec)
         self.y, self.rng = world.y, SampleRng(0, world.indices, "bench")
-        self.x = pgd(self.victim, world.x, world.y, Threat("linf", eps), steps=10, step_size=eps / 4, rng=self.rng)
-        held = self.bench.world(spec, "classes", "validation", n)
-        pairs = held.x, away(self.victim.embed, held.x, eps, 10, SampleRng(0, held.indices, "pairs"), 64)
-        self.diffcap: DiffCAP = self.bench.diffcap(0.0)
-        self.diffcap = self.diffcap.with_rule(tau=calibrate_tau({spec: pairs}, self.diffcap).tau)
+        self.x = run_attack(self.bench, self.victim, world, Threat("linf", attack.eps[-1]), self.rng, attack.steps)
+        self.diffcap: DiffCAP = self.bench.diffcap(similarities(Measurer(self.bench)).tau)  # τ as in the evaluation
 
     @torch.no_grad()
     def accuracy(self, pictures) -> float:
@@ -60,7 +62,7 @@ def _stage(n: int) -> _Stage:
 
 def cases(quick: bool) -> Cases:
     """The three comparisons."""
-    n, draws, repetitions = (4, 2, 1) if quick else (64, 8, 3)
+    n, draws, repetitions = (4, 2, 1) if quick else (PICTURES, 8, 3)
     steps = (1, 2) if quick else (2, 5, 10, 20)
     out: Cases = {f"DiffCAP, {n} pictures": lambda: _against_fixed(n, repetitions),
                   f"EOT, {draws} draws in one batch": lambda: _eot(n // 4, draws, repetitions)}

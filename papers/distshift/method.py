@@ -251,6 +251,7 @@ class Distshift(Guided):
             out = -g.scale * self._scaled(grad, eps, time, follows[time])
             return out if exact else out.detach()
 
+        delta.at_x_t = g.domain == "x_t"
         return delta
 
     def _scaled(self, grad: Tensor, eps: Tensor, t: int, s: int) -> Tensor:

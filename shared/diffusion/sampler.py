@@ -29,7 +29,8 @@ from shared.rng import SampleRng
 
 Guide = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """guide(x_t, t, x0_hat, eps) -> what to add to ε̂, (N, 3, H, W). Gradients are on, x0_hat and eps are functions of x_t; use
-`torch.autograd.grad(..., x_t, create_graph=True)` for a guide that is itself to be differentiated."""
+`torch.autograd.grad(..., x_t, create_graph=True)` for a guide that is itself to be differentiated. A guide whose attribute `at_x_t` is true
+differentiates nothing through x0_hat and eps; where nobody else wants gradients, the denoiser then runs without them."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,8 @@ class Sampler:
             wanted = torch.is_grad_enabled() and x.requires_grad
             with torch.enable_grad():
                 x = x if x.requires_grad else x.detach().requires_grad_()
-                eps, v = denoiser(x, t)
+                with torch.set_grad_enabled(wanted or not getattr(guide, "at_x_t", False)):
+                    eps, v = denoiser(x, t)
                 eps = eps + guide(x, t, (x - sigma * eps) / alpha, eps)
             if not wanted:
                 x, eps, v = x.detach(), eps.detach(), None if v is None else v.detach()

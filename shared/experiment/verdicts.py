@@ -64,6 +64,8 @@ def _judge(claim: Claim, results) -> Verdict:
         command = f"make {goal}-{results.paper}" + ("" if scale == "cpu" else f" SCALE={scale}")
         return Verdict(claim, "not measured", NONE, f"{absent} Run `{command}`.")
     slugs = tuple(dict.fromkeys(slug for selected in found for slug in selected.slugs))
+    if claim.ratio is not None and found[1].mean().value <= 0:
+        return Verdict(claim, "inconclusive", UNSURE, "There is no ratio: what would be divided by is not above zero.", (), slugs)
     estimates = _estimates(claim, found)
     failed = results.failed_gates()
     if failed:

@@ -261,7 +261,7 @@ def test_the_whole_gradient_is_that_of_differences_and_needs_the_second_order(gu
     assert (exact * direction).sum().item() == pytest.approx(expected, rel=1e-5, abs=1e-7)
     first = defence.with_(second_order=False)
     hidden, = torch.autograd.grad(f(z, first), z)
-    assert torch.equal(first(z, rng), first(x, rng)) and (first(x, rng) - out).abs().max() < 1e-12  # the same purifier
+    assert all((f - out).abs().max() < 1e-12 for f in (first(z, rng), first(x, rng)))  # the same purifier, but for the rounding of its kernels
     assert (hidden - exact).norm() > 0.01 * exact.norm()
 
 

@@ -322,6 +322,24 @@ def test_a_guide_may_look_at_the_prediction_only():
     assert seen == [(True, True, [300, 100]), (True, True, [150, 50])] and not back.requires_grad
 
 
+def test_a_guide_at_x_t_alone_spares_the_denoiser_its_graph_unless_somebody_wants_it():
+    x, t, seen = torch.randn(2, 3, 8, 8), torch.tensor([300, 100]), []
+
+    def guide(x_t, t, x0_hat, eps):
+        seen.append(eps.requires_grad)
+        return 0.1 * torch.autograd.grad(x_t.square().sum(), x_t)[0]
+
+    def back(x):
+        return Sampler("ddim", 2).sample(Fixed(), x, t, SampleRng(0, range(2)), guide=guide)
+
+    slow = back(x)
+    guide.at_x_t = True
+    quick, wanted = back(x), back(x.clone().requires_grad_())
+    assert seen == [True, True, False, False, True, True] and wanted.requires_grad
+    torch.testing.assert_close(quick, slow)
+    torch.testing.assert_close(wanted, slow)
+
+
 # ---- what can be wrong -----------------------------------------------------------------------------------------------------
 
 def test_mistakes_are_sentences():

@@ -173,6 +173,8 @@ def test_ratio():
     assert verdict(one, results(*cells, scale="paper")).status == "reproduced"
     low = claim("at_most", minus=None, ratio={"method": "b"}, unit="ratio", threshold=1.2)
     assert verdict(low, results(*cells)).status == "direction fails"
+    nothing = verdict(low, results(cells[0], cell("b", 0, unit="s", values=np.zeros(30))))
+    assert nothing.status == "inconclusive" and not nothing.estimates and "no ratio" in nothing.sentence
 
 
 def test_seeds_pair_and_a_single_seed_serves_all():

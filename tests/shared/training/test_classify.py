@@ -273,7 +273,7 @@ def test_a_classifier_is_as_good_as_its_card_says(name):
     classifier = open_classifier(card["model"], f"zoo:{name}", data.num_classes)
     # two pictures, and under attack six: other processors round differently
     assert accuracy(classifier, data) == pytest.approx(card["accuracy"], abs=2.1 / card["n"])
-    assert attacked["attack"] == "pgd20" and attacked["norm"] == "linf"
+    assert attacked["attack"] == "apgd20" and attacked["norm"] == "linf"
     assert accuracy(classifier, data, Threat("linf", attacked["eps"])) == pytest.approx(attacked["accuracy"], abs=6.1 / card["n"])
 
 
@@ -282,5 +282,5 @@ def test_a_classifier_is_good_enough_to_protect(name):
     card = zoo.card(name)
     robust = card["config"]["eps"] > 0
     assert card["accuracy"] >= (3 / len(card["classes"]) if robust else 0.9)
-    assert robust or card["attacked"]["accuracy"] <= 0.1
+    assert robust or card["attacked"]["accuracy"] <= 0.2
     assert not robust or card["attacked"]["accuracy"] > 2 / len(card["classes"])

@@ -1,0 +1,300 @@
+"""Everything that can be set for distshift: one dataclass, a preset per scale. `python -m papers.distshift.evaluate --scale cpu --help` lists it."""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from papers.distshift.baselines import Pull
+from papers.distshift.method import Guidance
+from shared.data.catalogue import Source
+from shared.errors import UserError
+from shared.experiment.scale import Options, Pixels, check_least, check_seeds
+from shared.training.classify import ClassifierTraining
+from shared.training.denoising import DenoisingConfig
+
+NORMS = ("linf", "l2")
+
+
+@dataclass(frozen=True)
+class Protected:
+    """One data set, the classifier that is protected on it (the victim, which also guides), and the diffusion model."""
+
+    data: str = ""
+    """Set as in shared.data.catalogue; empty: there is no such set."""
+    arch: str = "resnet8"
+    """Architecture of both victims: resnet8, resnet20, wrn-28-10, torchvision:<name>."""
+    weights: str = "random"
+    """Victim: zoo:<name>, a local checkpoint, torchvision:<tag>, `train` (train.py makes it), or `random`."""
+    at_weights: str = "random"
+    """The adversarially trained victim, written the same way."""
+    denoiser: str = "zoo:scenes-ddpm"
+    """zoo:<name>, diffusers:<folder or name>, guided:<path>, random:<configuration>, or `train`."""
+    t: int = 0
+    """t* of this set (0: --method.t)."""
+    restrict: bool = False
+    """The weights are of 1,000-way ImageNet classifiers: only the logits of the set's classes are kept (ImageNet30). Not for what is trained here."""
+
+
+@dataclass(frozen=True)
+class Models:
+    """The two sets of the paper's tables, in its order."""
+
+    first: Protected = field(default_factory=lambda: Protected("scenes:ten", "resnet8", "zoo:scenes-ten-resnet8", "zoo:scenes-ten-resnet8-at"))
+    """In the place of CIFAR10."""
+    second: Protected = field(
+        default_factory=lambda: Protected("scenes:thirty", "resnet8", "zoo:scenes-thirty-resnet8", "zoo:scenes-thirty-resnet8-at"))
+    """In the place of ImageNet30."""
+    denoiser_config: str = "photos"
+    """Configuration (shared/diffusion/weights.py) of a denoiser that is trained here."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """The pictures."""
+
+    source: Source = field(default_factory=Source)
+    n: int = 64
+    """Test pictures per set (0: all)."""
+    seed: int = 42
+    """Of the choice of pictures from sets that are read from files."""
+    label: str = ""
+    """What to call the pictures on the page, e.g. "CIFAR-10 (JPEG copy)"."""
+
+
+@dataclass(frozen=True)
+class Attack:
+    """The attacks of the main tables, on the bare victim (gray box); radii in pixels of [0, 1]."""
+
+    linf: Pixels = 8 / 255
+    """ε of the ℓ∞ ball."""
+    l2: Pixels = 128 / 255
+    """ε of the ℓ2 ball."""
+    steps: int = 20
+    """PGD steps of 2.5·ε/steps; along the sign of the gradient (ℓ∞) or the normalised gradient (ℓ2). No picture leaves at its first success."""
+    stages: tuple[str, ...] = ("apgd-ce", "apgd-t", "square")
+    """Stages of the cascade that stands for AutoAttack (FAB is not in it)."""
+    auto_steps: int = 20
+    """Iterations of each APGD run of the cascade."""
+    targets: int = 3
+    """Target classes of APGD-T."""
+    queries: int = 200
+    """Queries of Square."""
+    sanity_n: int = 12
+    """Pictures of the sanity checks."""
+    batch: int = 64
+    """Pictures at a time."""
+    seed: int = 0
+    """Of the attacks' random starts."""
+
+    def budget(self, norm: str) -> float:
+        """ε of the main tables."""
+        return {"linf": self.linf, "l2": self.l2}[norm]
+
+
+@dataclass(frozen=True)
+class Method:
+    """What all diffusion defences share."""
+
+    t: int = 150
+    """t*, in steps of the schedule (T = 1000)."""
+    rounds: int = 1
+    """Purifications one after the other, of distshift."""
+    sampler: Literal["ddim", "ddpm"] = "ddim"
+    """The reverse process of distshift, DiffPure and GDMP."""
+    sampler_steps: int = 5
+    """Denoiser calls of one reverse pass."""
+    eta: float = 0.0
+    """η of ddim: 0 is deterministic, 1 is ancestral."""
+    batch: int = 64
+    """Pictures at a time."""
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """Settings of what distshift is compared with."""
+
+    jpeg: int = 75
+    """Quality."""
+    bits: int = 3
+    """Bits per channel."""
+    tv: float = 0.05
+    """Weight of total variation."""
+    pad: float = 0.15
+    """Share of the side that random resize-and-pad may add."""
+    gdmp: Pull = field(default_factory=Pull)
+    """What GDMP's guidance pulls towards, and how strongly."""
+    gdmp_rounds: int = 2
+    """Rounds of GDMP (published: 4 on CIFAR-10)."""
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """Attackers who know the defence; on the first set."""
+
+    n: int = 16
+    """Pictures."""
+    norms: tuple[Literal["linf", "l2"], ...] = ("linf",)
+    """Balls, with the radii of the main tables."""
+    steps: int = 10
+    """PGD steps of 2.5·ε/steps."""
+    eot: int = 2
+    """Draws of the defence behind each gradient (EOT)."""
+    draws: int = 10
+    """Purifications behind mean, worst and majority."""
+    apgd: bool = False
+    """The exact gradient with APGD as well: AutoAttack's version for random defences."""
+    square_n: int = 6
+    """Pictures under Square through the whole pipeline (no gradient)."""
+    square_queries: int = 60
+    """Its queries per picture."""
+    sanity_n: int = 2
+    """Pictures of the checks of the exact attack."""
+
+
+@dataclass(frozen=True)
+class Sweeps:
+    """What is varied beyond the main tables, on the first set, one seed."""
+
+    n: int = 24
+    """Pictures per point."""
+    times: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
+    """Multiples of the two ε; 2 is among them, since a claim of the abstract needs it."""
+    t: tuple[int, ...] = (25, 50, 100, 150, 200, 300)
+    """Diffusion times t*."""
+    rounds: tuple[int, ...] = (1, 2, 4)
+    """Numbers of rounds."""
+    scales: tuple[float, ...] = (0.0, 0.1, 0.3, 1.0, 3.0)
+    """Scales of the guidance, as shares of the norm of the score."""
+    features_n: int = 64
+    """Pictures on either side of the two-sample tests."""
+    block: int = 8
+    """Pictures of one block: MMD² is the mean over blocks, so that it has an interval."""
+    permutations: int = 500
+    """Of the permutation test."""
+    quality_n: int = 24
+    """Pictures behind PSNR and SSIM."""
+    strip: int = 4
+    """Pictures of the qualitative strip."""
+    cost_n: int = 16
+    """Pictures behind the costs."""
+    cost_repeats: int = 2
+    """Repetitions of each timing."""
+
+
+@dataclass(frozen=True)
+class Gates:
+    """What must hold of the undefended victims before any defence is measured."""
+
+    clean: float = 0.90
+    """Least clean accuracy on each set."""
+    linf: float = 0.20
+    """Largest accuracy that the cascade in the ℓ∞ ball may leave. (The cross-entropy is flat where a victim is sure, so PGD leaves more.)"""
+    l2: float = 0.50
+    """Largest accuracy that the cascade in the ℓ2 ball may leave."""
+    purified: float = 0.05
+    """Largest loss of clean accuracy under DiffPure."""
+    enforce: bool = True
+    """Stop where a gate fails."""
+
+
+@dataclass(frozen=True)
+class Config(Options):
+    """distshift."""
+
+    models: Models = field(default_factory=Models)
+    data: Data = field(default_factory=Data)
+    attack: Attack = field(default_factory=Attack)
+    guidance: Guidance = field(default_factory=lambda: GUIDANCE)
+    """The guide of the reverse process; which one the paper has is unknown, see README."""
+    method: Method = field(default_factory=Method)
+    baselines: Baselines = field(default_factory=Baselines)
+    training: ClassifierTraining = field(default_factory=ClassifierTraining)
+    """Of victims with weights `train`."""
+    at_training: ClassifierTraining = field(default_factory=ClassifierTraining)
+    """Of adversarially trained victims with weights `train`."""
+    denoising: DenoisingConfig = field(default_factory=DenoisingConfig)
+    """Of denoisers `train`."""
+    adaptive: Adaptive = field(default_factory=Adaptive)
+    sweeps: Sweeps = field(default_factory=Sweeps)
+    gates: Gates = field(default_factory=Gates)
+
+    @property
+    def protected(self) -> tuple[Protected, ...]:
+        """The sets that are there."""
+        return tuple(p for p in (self.models.first, self.models.second) if p.data)
+
+    def of(self, spec: str) -> Protected:
+        """The victims of a set."""
+        return next(p for p in self.protected if p.data == spec)
+
+
+# chosen on validation pictures by `python -m papers.distshift.choose`; the paper's own is unknown
+GUIDANCE = Guidance(kind="G1", label="running", domain="x_t", rescale="x_t/alpha", clamp=False, scale=0.3, unit="ratio")
+_CPU = Config()
+_NONE = Protected(weights="random")
+_PHOTO = ClassifierTraining(steps=5000, batch=128, lr=0.1, warmup=250, weight_decay=5e-4, augment="shift_flip", every=200)
+
+PRESETS = {
+    "smoke": replace(
+        _CPU, seeds=(0, 1), data=Data(n=8),
+        attack=Attack(steps=2, auto_steps=2, targets=1, queries=3, sanity_n=4, batch=8),
+        method=Method(t=100, sampler_steps=2, batch=16),
+        adaptive=Adaptive(n=2, steps=1, eot=1, draws=2, square_n=2, square_queries=2, sanity_n=2),
+        sweeps=Sweeps(n=4, times=(1.0, 2.0), t=(50, 100), rounds=(1, 2), scales=(0.0, 0.3), features_n=8, block=4, permutations=20, quality_n=4,
+                      strip=2, cost_n=2, cost_repeats=1),
+        gates=Gates(enforce=False)),
+    "cpu": _CPU,
+    "photos": replace(
+        _CPU, models=Models(Protected("folder:all", "resnet8", "train", "train", "train"), _NONE),
+        data=Data(Source(size="32"), n=256, label="CIFAR-10 photographs"),
+        attack=Attack(steps=20, auto_steps=50, targets=9, queries=1000, batch=256),
+        method=Method(t=100, sampler_steps=10, batch=128),
+        training=_PHOTO, at_training=replace(_PHOTO, steps=2500, eps=8 / 255, attack_steps=4, attack_ratio=0.4),
+        denoising=DenoisingConfig(steps=6000, batch=64, lr=1e-3, warmup=300, average=0.999),
+        adaptive=Adaptive(n=48, steps=20, eot=4, square_n=16, square_queries=200, sanity_n=8),
+        sweeps=Sweeps(n=128, features_n=256, block=16, quality_n=64, cost_n=32),
+        gates=Gates(clean=0.75, purified=0.15)),
+    "paper": replace(
+        _CPU,
+        models=Models(
+            Protected("named:cifar10", "wrn-28-10", "models/cifar10/Standard.pt", "train", "diffusers:google/ddpm-cifar10-32"),
+            Protected("named:ImageNet30", "torchvision:resnet50", "train", "train", "guided:256x256_diffusion_uncond.pt", t=150)),
+        data=Data(n=512),
+        attack=Attack(steps=20, auto_steps=100, targets=9, queries=5000, sanity_n=64, batch=64),
+        method=Method(t=100, sampler="ddpm", sampler_steps=100, batch=16),
+        training=replace(_PHOTO, steps=20_000, batch=256, every=500, workers=12),
+        at_training=replace(_PHOTO, steps=40_000, batch=256, eps=8 / 255, attack_steps=10, attack_ratio=0.25, every=500, workers=12),
+        adaptive=Adaptive(n=128, norms=NORMS, steps=100, eot=20, draws=10, apgd=True, square_n=64, square_queries=2000, sanity_n=8),
+        sweeps=Sweeps(n=256, features_n=512, block=32, quality_n=256, cost_n=16),
+        gates=Gates(purified=0.10)),
+}
+
+
+def check(config: Config) -> None:
+    """Refuse combinations that cannot work, in one sentence each."""
+    check_seeds(config.seeds)
+    if not config.models.first.data:
+        raise UserError("--models.first.data names the first set, e.g. scenes:ten.")
+    names = [p.data for p in config.protected]
+    if len(set(names)) < len(names):
+        raise UserError(f"both sets are {names[0]}: give --models.second.data another one, or an empty name.")
+    for p in config.protected:
+        if p.restrict and p.data != "named:ImageNet30":
+            raise UserError(f"only ImageNet30 is a part of ImageNet's 1,000 classes, so `restrict` cannot hold for {p.data}.")
+    for name in ("linf", "l2"):
+        if not config.attack.budget(name) > 0 or (name == "linf" and config.attack.linf > 1):
+            raise UserError(f"--attack.{name} is a radius in pixels of [0, 1], e.g. 8/255; got {config.attack.budget(name):g}.")
+    times = config.sweeps.times
+    if list(times) != sorted(set(times)) or not times or times[0] <= 0 or 2.0 not in times or times[-1] * config.attack.linf > 1:
+        raise UserError("--sweeps.times takes growing multiples of ε above 0, 2 among them, none beyond the pixel range; got "
+                        f"{' '.join(map(str, times)) or 'nothing'}.")
+    m = config.method
+    if m.t < 1 or any(t < 1 for t in config.sweeps.t) or any(p.t < 0 for p in config.protected):
+        raise UserError("--method.t and --sweeps.t are steps of the schedule, from 1 on, and the t of a set is one of them, or 0 for --method.t.")
+    check_least({"data.n": config.data.n}, 0)
+    check_least({"attack.steps": config.attack.steps, "attack.auto-steps": config.attack.auto_steps, "attack.batch": config.attack.batch,
+                 "method.rounds": m.rounds, "method.sampler-steps": m.sampler_steps, "method.batch": m.batch, "adaptive.n": config.adaptive.n,
+                 "adaptive.steps": config.adaptive.steps, "adaptive.eot": config.adaptive.eot, "adaptive.draws": config.adaptive.draws,
+                 "sweeps.n": config.sweeps.n, "sweeps.permutations": config.sweeps.permutations})
+    if config.sweeps.block < 2 or config.sweeps.features_n % config.sweeps.block or config.sweeps.features_n < config.sweeps.block:
+        raise UserError(f"--sweeps.features-n is a multiple of --sweeps.block, which is at least 2; got {config.sweeps.features_n} and "
+                        f"{config.sweeps.block}.")
