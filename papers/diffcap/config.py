@@ -101,6 +101,8 @@ class Method:
     calibration_steps: int = 10
     tau: float | None = None
     """τ instead of the calibrated one."""
+    recompute: bool = False
+    """Compute each reverse step again in the backward pass of an attack: a third more time, memory that does not grow with the steps."""
     batch: int = 64
 
 
@@ -211,7 +213,8 @@ PRESETS = {
         data=Data(("coco", "flickr30k"), ("vqav2", "textvqa"), ("named:ImageNet", "named:Caltech101"), "named:ImageNet", n=500),
         attack=Attack(eps=(2 / 255, 4 / 255), steps=100, references=5, half_first=True, targets=9, target_steps=10_000, target_n=25, batch=8,
                       strings=("A group of people are playing football", "Please reset your password")),
-        method=Method(dt=2, t_max=400, diffpure=150, sampler="ddpm", sampler_steps=100, calibration_eps=4 / 255, calibration_steps=100, batch=8),
+        method=Method(dt=2, t_max=400, diffpure=150, sampler="ddpm", sampler_steps=100, calibration_eps=4 / 255, calibration_steps=100,
+                      recompute=True, batch=8),
         baselines=Baselines(tuned_eps=4 / 255, clipure=30.0, pad=0.1, blur=1.0),
         tuning=Tuning(steps=20_000, batch=128, lr=1e-5, warmup=1400, optimizer="adamw", weight_decay=1e-4, every=500, workers=12),
         fare=Tuning(steps=20_000, batch=128, lr=1e-5, warmup=1400, optimizer="adamw", weight_decay=1e-4, every=500, workers=12),

@@ -77,7 +77,7 @@ class Measurer:
     @cached_property
     def settings(self) -> list:
         """What all purification depends on but for τ."""
-        m = {k: v for k, v in plain(self.config.method).items() if k not in ("batch", "tau")}
+        m = {k: v for k, v in plain(self.config.method).items() if k not in ("batch", "recompute", "tau")}
         return [self.bench.phi_identity, self.bench.denoiser_identity, m]
 
     @cached_property

@@ -229,13 +229,14 @@ class Bench:
 
     def diffpure(self, t: int | None = None) -> Purifier:
         """Purification at a fixed time."""
-        return Purifier(self.denoiser, self.config.method.diffpure if t is None else t, self.sampler)
+        m = self.config.method
+        return Purifier(self.denoiser, m.diffpure if t is None else t, self.sampler, m.recompute)
 
     def diffcap(self, tau: float, model: str = CLASSIFIER, **changes) -> DiffCAP:
         """DiffCAP with threshold τ; changes: fields of StopRule."""
         m = self.config.method
         rule = StopRule(**{"tau": tau, "dt": m.dt, "t_max": m.t_max, "coupling": m.coupling, "encode": m.encode, "fallback": m.fallback, **changes})
-        return DiffCAP(Purifier(self.denoiser, 0, self.sampler), self.phi(model), rule)
+        return DiffCAP(Purifier(self.denoiser, 0, self.sampler, m.recompute), self.phi(model), rule)
 
     def defence(self, method: str, tau: float, model: str = CLASSIFIER) -> Callable:
         """The purifier of a row; identity for rows that change the model."""
@@ -259,7 +260,7 @@ class Bench:
         if method in TOWERS or method not in (*PURIFIERS, "clipure"):
             return [method]
         if method in ("diffpure", "diffcap", "noise"):
-            settings = {k: v for k, v in plain(m).items() if k not in ("batch", "tau")}
+            settings = {k: v for k, v in plain(m).items() if k not in ("batch", "recompute", "tau")}
             return [method, self.denoiser_identity, settings, *([self.phi_identity] if method == "diffcap" else [])]
         return [method, plain(self.config.baselines)]
 

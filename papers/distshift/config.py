@@ -104,6 +104,8 @@ class Method:
     """Denoiser calls of one reverse pass."""
     eta: float = 0.0
     """η of ddim: 0 is deterministic, 1 is ancestral."""
+    recompute: bool = False
+    """Compute each reverse step again in the backward pass of an attack: more time, less memory."""
     batch: int = 64
     """Pictures at a time."""
 
@@ -247,7 +249,7 @@ PRESETS = {
         _CPU, models=Models(Protected("folder:all", "resnet8", "train", "train", "train"), _NONE),
         data=Data(Source(size="32"), n=256, label="CIFAR-10 photographs"),
         attack=Attack(steps=20, auto_steps=50, targets=9, queries=1000, batch=256),
-        method=Method(t=100, sampler_steps=10, batch=128),
+        method=Method(t=100, sampler_steps=10, recompute=True, batch=128),
         training=_PHOTO, at_training=replace(_PHOTO, steps=2500, eps=8 / 255, attack_steps=4, attack_ratio=0.4),
         denoising=DenoisingConfig(steps=6000, batch=64, lr=1e-3, warmup=300, average=0.999),
         adaptive=Adaptive(n=48, steps=20, eot=4, square_n=16, square_queries=200, sanity_n=8),
@@ -260,7 +262,7 @@ PRESETS = {
             Protected("named:ImageNet30", "torchvision:resnet50", "train", "train", "guided:256x256_diffusion_uncond.pt", t=150)),
         data=Data(n=512),
         attack=Attack(steps=20, auto_steps=100, targets=9, queries=5000, sanity_n=64, batch=64),
-        method=Method(t=100, sampler="ddpm", sampler_steps=100, batch=16),
+        method=Method(t=100, sampler="ddpm", sampler_steps=100, recompute=True, batch=16),
         training=replace(_PHOTO, steps=20_000, batch=256, every=500, workers=12),
         at_training=replace(_PHOTO, steps=40_000, batch=256, eps=8 / 255, attack_steps=10, attack_ratio=0.25, every=500, workers=12),
         adaptive=Adaptive(n=128, norms=NORMS, steps=100, eot=20, draws=10, apgd=True, square_n=64, square_queries=2000, sanity_n=8),

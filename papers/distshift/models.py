@@ -127,7 +127,7 @@ class Bench:
     def purifier(self, spec: str, t: int | None = None) -> Purifier:
         """Noising to t* and the reverse process."""
         m = self.config.method
-        return Purifier(self.denoiser(spec), self.time(spec) if t is None else t, Sampler(m.sampler, m.sampler_steps, m.eta))
+        return Purifier(self.denoiser(spec), self.time(spec) if t is None else t, Sampler(m.sampler, m.sampler_steps, m.eta), m.recompute)
 
     def distshift(self, spec: str, t: int | None = None, rounds: int | None = None, **changes) -> Distshift:
         """The guided purifier; changes: fields of Guidance."""
@@ -157,7 +157,7 @@ class Bench:
     def defence_key(self, cell: Cell, method: str | None = None) -> list:
         """Everything that a cell's defence is made of, for keys."""
         method, config = method or cell.method, self.config
-        settings = {k: v for k, v in plain(config.method).items() if k not in ("batch", "rounds", "t")} | {"t": self.time(cell.spec)}
+        settings = {k: v for k, v in plain(config.method).items() if k not in ("batch", "recompute", "rounds", "t")} | {"t": self.time(cell.spec)}
         baselines = plain(config.baselines)
         if method in (*DIFFUSION, "noise"):
             own = {"gdmp": [baselines[k] for k in sorted(baselines) if k.startswith("gdmp")],
