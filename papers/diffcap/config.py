@@ -127,8 +127,8 @@ class Baselines:
 class Adaptive:
     """Attackers who know the defence; on the first set to classify, and on the first set to caption."""
 
-    n: int = 20
-    caption_n: int = 12
+    n: int = 32
+    caption_n: int = 16
     eps: Pixels = 8 / 255
     steps: int = 15
     eot: int = 3
