@@ -128,7 +128,9 @@ class Adaptive:
     """Attackers who know the defence; on the first set to classify, and on the first set to caption."""
 
     n: int = 32
+    """Pictures behind the classifier, of the `data.n` that there are."""
     caption_n: int = 16
+    """Pictures behind the captioner."""
     eps: Pixels = 8 / 255
     steps: int = 15
     eot: int = 3
