@@ -7,16 +7,13 @@ defence is measured), τ, the other pictures under attack, and all measurements,
 the same key is skipped, so an interrupted run continues. Options are those of train.py.
 """
 
-import time
-
 from papers.diffcap.config import PRESETS, check
-from shared.errors import UserError, run_main
-from shared.experiment.share import work_off
+from shared.errors import run_main
 from shared.lifeline import tie_to_launcher
 
 
 def main() -> None:
-    from shared.experiment.scale import parse, plain
+    from shared.experiment.scale import parse
 
     scale, config = parse(PRESETS, __doc__, check=check)
 
@@ -24,59 +21,32 @@ def main() -> None:
     from papers.diffcap.cells import cells, gate_cells
     from papers.diffcap.measure import Measurer
     from papers.diffcap.models import Bench, fetch
+    from shared.experiment.evaluation import Evaluation
     from shared.experiment.share import accelerator as start
-    from shared.files import remove_leftovers
 
     accelerator = start()
-    began = time.monotonic()
     measurer = Measurer(Bench(config, scale, accelerator.device))
     fetch(measurer.bench, accelerator)
-    todo = cells(config)
-    keys = {cell.slug(): measurer.key(cell) for cell in todo}
-    stale = [cell for cell in todo if not measurer.store.fresh(cell.slug(), keys[cell.slug()])]
-    if accelerator.is_main_process:
-        remove_leftovers(config.results / scale / "diffcap")
-        measurer.store.write_plan({"paper": "diffcap", "scale": scale, "config": plain(config), "headline": config.headline, "slugs": keys,
-                                   "tags": {c.slug(): c.tags(config) for c in todo}})
-        print(f"evaluation: {len(todo)} measurements, {len(todo) - len(stale)} already there", flush=True)
-    stages = Stages(measurer, accelerator, set(stale))
-    first = gate_cells(config)
-    stages.attack(sources([c for c in first if c in stages.stale]))
-    stages.measure([[c] for c in first])
-    failed = [g for g in measurer.gates(write=accelerator.is_main_process) if not g["passed"]]
-    if failed and config.gates.enforce:
-        names = "; ".join(f"{g['name']} is {g['value']:.3f}, must be {g['sense']} {g['threshold']:.3f}" for g in failed)
-        raise UserError(f"no defence is measured, because the undefended models do not pass their gates: {names}. "
-                        "Use better models or an ε that breaks them (--attack.eps).")
-    stages.measure([[c] for c in measurer.tau_cells])
-    stages.attack(sources(stale))
-    stages.measure(groups([c for c in todo if c not in stages.done]))
-    if accelerator.is_main_process:
-        print(f"evaluation: done in {time.monotonic() - began:.0f} s; seconds by kind, over all processes: {measurer.split(todo)}", flush=True)
-    accelerator.end_training()
+    evaluation = Evaluation("diffcap", scale, measurer, accelerator, cells(config),
+                            lambda group: f"{group[0].kind} {group[0].method} {group[0].model}")
+    stale, first = [c for c in evaluation.cells if c in evaluation.stale], gate_cells(config)
+    attack(evaluation, sources([c for c in first if c in evaluation.stale]))
+    evaluation.measure([[c] for c in first])
+    evaluation.pass_gates("the undefended models do not pass their gates", "Use better models or an ε that breaks them (--attack.eps).")
+    evaluation.measure([[c] for c in measurer.tau_cells])
+    attack(evaluation, sources(stale))
+    evaluation.measure(groups(evaluation.left()))
+    evaluation.end()
 
 
-class Stages:
-    """Work shared out over the processes, everyone waiting for everyone at the end of each stage."""
-
-    def __init__(self, measurer, accelerator, stale: set):
-        self.measurer, self.accelerator, self.stale, self.done = measurer, accelerator, stale, set()
-
-    def attack(self, found: list) -> None:
-        """Make the attacked pictures that are missing, and the missing checks of these attacks."""
-        attacked = self.measurer.attacked
-        checked = dict.fromkeys(attacked.checked(s) for s in found)
-        tasks = [(s, False) for s in found if attacked.missing(s)] + [(s, True) for s in checked if attacked.unchecked(s)]
-        work_off(self.accelerator, "attacks", tasks, lambda task: attacked.check_cost(task[0]) if task[1] else attacked.cost(task[0]),
-                 lambda task: attacked.check(task[0]) if task[1] else attacked.make(task[0]),
-                 lambda task: task[0].name + (", sanity checks" if task[1] else ""))
-
-    def measure(self, grouped: list[list]) -> None:
-        """Measure the stale cells of each group; a group stays on one process."""
-        self.done |= {cell for group in grouped for cell in group}
-        grouped = [kept for group in grouped if (kept := [c for c in group if c in self.stale])]
-        work_off(self.accelerator, "evaluation", grouped, self.measurer.cost, self.measurer.measure,
-                 lambda group: f"{group[0].kind} {group[0].method} {group[0].model}, {len(group)} measurements")
+def attack(evaluation, found: list) -> None:
+    """Make the attacked pictures that are missing, and the missing checks of these attacks."""
+    attacked = evaluation.measurer.attacked
+    checked = dict.fromkeys(attacked.checked(s) for s in found)
+    tasks = [(s, False) for s in found if attacked.missing(s)] + [(s, True) for s in checked if attacked.unchecked(s)]
+    evaluation.prepare("attacks", tasks, lambda task: attacked.check_cost(task[0]) if task[1] else attacked.cost(task[0]),
+                       lambda task: attacked.check(task[0]) if task[1] else attacked.make(task[0]),
+                       lambda task: task[0].name + (", sanity checks" if task[1] else ""))
 
 
 def groups(cells: list) -> list[list]:

@@ -13,10 +13,10 @@ from papers.diffcap.method import Calibration, DiffCAP, calibrate_tau
 from papers.diffcap.models import World
 from papers.diffcap.runs import bases
 from papers.diffcap.shift import digits, digits_pairs, digits_stop
-from papers.diffcap.values import Values
 from shared.attacks import Threat
 from shared.attacks.language import says, targeted_string
 from shared.attacks.pgd import ascend
+from shared.experiment.evaluation import Values
 from shared.metrics.perceptual import embedding_similarity, psnr, ssim
 from shared.rng import SampleRng
 

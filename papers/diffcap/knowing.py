@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from papers.diffcap.cells import Cell
-from papers.diffcap.values import Values
 from shared.attacks import Threat
 from shared.attacks.adaptive import AdaptiveAttack, DefendedVLM, majority, predict, resubmit, summaries
 from shared.attacks.language import nll_attack
 from shared.attacks.sanity_random import check_adaptive
+from shared.experiment.evaluation import Values
 from shared.rng import SampleRng
 
 SANITY = 4  # pictures of the checks of the exact attack

@@ -1,22 +1,21 @@
 """The store side of a measurement: what identifies a cell, how long it takes, the gates; how each kind is measured stands in `kinds.py`."""
 
 import time
+from dataclasses import replace
 from functools import cached_property
 
-import numpy as np
 import torch
 
 from papers.diffcap.attacked import Attacked
 from papers.diffcap.cells import CLASSIFIER, Cell, cells, gate_cells
-from papers.diffcap.kinds import KINDS, Values
+from papers.diffcap.kinds import KINDS
 from papers.diffcap.method import Calibration
 from papers.diffcap.models import Bench
 from shared.errors import UserError
-from shared.experiment.provenance import provenance
+from shared.experiment.evaluation import Values, save
 from shared.experiment.scale import plain, show_eps
 from shared.experiment.store import Measurement, Store, gate
 from shared.files import digest
-from shared.metrics.intervals import bootstrap_mean
 
 CALIBRATED = ("diffcap", "redraw", "x_t/alpha", "max_similarity")  # methods that stop by τ
 CODE = "diffcap-measure-1"  # raise it when the meaning of a measurement changes: everything is then measured again
@@ -99,16 +98,10 @@ class Measurer:
         for cell in group:
             began = time.monotonic()
             measured: Values = KINDS[cell.kind](self, cell)
-            values = np.asarray(measured.values, np.float64)
-            estimate = bootstrap_mean({"all": values})
+            if measured.sanity is None and cell.kind == "score" and cell.eps:
+                measured = replace(measured, sanity=self.attacked.sanity(cell.source))
             skipped = self.attacked.world(cell.source).skipped if cell.model in (CLASSIFIER, "llava", "flamingo") else ()
-            sanity = measured.sanity
-            if sanity is None and cell.kind == "score" and cell.eps:
-                sanity = self.attacked.sanity(cell.source)
-            self.store.save(Measurement(
-                cell.slug(), self.key(cell), estimate.value, estimate.low, estimate.high, len(values), (cell.seed,), measured.unit,
-                round(time.monotonic() - began, 3), cell.tags(self.config),
-                {**provenance(), "skipped": list(skipped)[:20], "skipped_count": len(skipped)}, sanity, given=values, given_extra=measured.extra))
+            save(self.store, cell, self.key(cell), self.config, measured, time.monotonic() - began, (cell.seed,), skipped)
 
     def cost(self, group: list[Cell]) -> float:
         """How long a group takes, roughly: passes through the diffusion model."""
@@ -154,11 +147,3 @@ class Measurer:
         if write:
             self.store.write_gates(out)
         return out
-
-    def split(self, measured: list[Cell]) -> str:
-        """Seconds per kind of measurement, over all processes, as recorded."""
-        total: dict[str, float] = {}
-        for cell in measured:
-            found = self.store.load(cell.slug())
-            total[cell.kind] = total.get(cell.kind, 0.0) + (found.seconds if found else 0.0)
-        return ", ".join(f"{k} {v:.0f}" for k, v in total.items())

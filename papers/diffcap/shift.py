@@ -5,9 +5,9 @@ from torch import Tensor, nn
 
 from papers.diffcap.cells import Cell
 from papers.diffcap.method import calibrate_tau
-from papers.diffcap.values import Values
 from shared.attacks import Threat, pgd
 from shared.data.base import subset
+from shared.experiment.evaluation import Values
 from shared.rng import SampleRng
 
 SET = "digits:all"

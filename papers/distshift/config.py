@@ -188,7 +188,7 @@ class Gates:
 
     clean: float = 0.90
     """Least clean accuracy on each set."""
-    linf: float = 0.20
+    linf: float = 0.30
     """Largest accuracy that the cascade in the ℓ∞ ball may leave. (The cross-entropy is flat where a victim is sure, so PGD leaves more.)"""
     l2: float = 0.50
     """Largest accuracy that the cascade in the ℓ2 ball may leave."""

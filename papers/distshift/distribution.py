@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from papers.distshift.cells import Cell
-from papers.distshift.values import Values
 from shared.errors import UserError
+from shared.experiment.evaluation import Values
 from shared.metrics.two_sample import median_distance, mmd2, permutation_test
 from shared.rng import SampleRng
 

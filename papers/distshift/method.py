@@ -304,8 +304,11 @@ class Distshift(Guided):
 
 
 def _kept():
-    """Keeps what a gradient taken inside a recomputed step needs. Else it recomputes the denoiser first, and torch keeps all of that."""
-    return torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
+    """Keeps what a gradient taken inside a recomputed step needs. Else it recomputes the denoiser first, and torch keeps all of that.
+
+    Detached, for an operation that saves its own output would otherwise hold itself alive; torch attaches what is unpacked to its history again.
+    """
+    return torch.autograd.graph.saved_tensors_hooks(Tensor.detach, lambda tensor: tensor)
 
 
 def nll(log_probs: Tensor, y: Tensor) -> Tensor:

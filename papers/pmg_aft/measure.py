@@ -13,11 +13,10 @@ from papers.pmg_aft.runs import AS_RELEASED, AS_WRITTEN
 from shared.attacks import Threat, cascade, check_attack, pgd
 from shared.data.base import subset
 from shared.errors import UserError
-from shared.experiment.provenance import provenance
+from shared.experiment.evaluation import Values, save
 from shared.experiment.scale import plain, show_eps
-from shared.experiment.store import Measurement, Store, gate
+from shared.experiment.store import Store, gate
 from shared.files import digest, sha256_file
-from shared.metrics.intervals import bootstrap_mean
 from shared.models.victim import ZeroShot
 from shared.rng import SampleRng
 
@@ -80,13 +79,10 @@ class Measurer:
             else:
                 values, unit = self._correct(cell, visual), "share"
             seconds = time.monotonic() - began
-            estimate = bootstrap_mean({"all": values})
             skipped = getattr(self.bench.data(cell.spec), "skipped", ()) if cell.spec else ()
-            self.store.save(Measurement(
-                cell.slug(), self.key(cell), estimate.value, estimate.low, estimate.high, len(values),
-                () if cell.run is None else (cell.run.seed,), unit, round(seconds, 3), cell.tags(self.config),
-                {**provenance(), "skipped": list(skipped)[:20], "skipped_count": len(skipped)},
-                self._checked(cell, visual) if cell.robust and cell.kind == "accuracy" else None, given=values))
+            sanity = self._checked(cell, visual) if cell.robust and cell.kind == "accuracy" else None
+            seeds = () if cell.run is None else (cell.run.seed,)
+            save(self.store, cell, self.key(cell), self.config, Values(values, unit, sanity=sanity), seconds, seeds, skipped)
 
     def _visual(self, cell: Cell):
         if cell.run is None or cell.step == 0:
@@ -229,12 +225,3 @@ class Measurer:
         from papers.pmg_aft.costs import activation_megabytes, step_seconds
 
         return step_seconds(self.bench, cell.run) if cell.point == "seconds" else activation_megabytes(self.bench, cell.run)
-
-    def split(self, cells: list[Cell]) -> str:
-        """Seconds per kind of measurement, over all processes, as recorded."""
-        total: dict[str, float] = {}
-        for cell in cells:
-            found = self.store.load(cell.slug())
-            name = cell.strength.name if cell.kind == "accuracy" else cell.kind
-            total[name] = total.get(name, 0.0) + (found.seconds if found else 0.0)
-        return ", ".join(f"{k} {v:.0f}" for k, v in total.items())

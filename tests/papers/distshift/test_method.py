@@ -1,5 +1,7 @@
 """The guided purifier: each term against its written definition, scales and means in closed form, the second-order gradient, and its edges."""
 
+import gc
+import weakref
 from dataclasses import replace
 from itertools import pairwise
 
@@ -438,3 +440,37 @@ def test_mistakes_are_sentences():
 
 def test_the_tables_of_these_tests_are_those_of_the_schedule():
     torch.testing.assert_close(torch.tensor(BAR, dtype=torch.float64), SCHEDULE.alpha_bar(torch.arange(1001)), rtol=1e-12, atol=0)
+
+
+NODES: list[weakref.ref] = []
+
+
+class Watch(torch.autograd.Function):
+    """The identity; NODES knows which nodes of graphs it has made, dead or alive."""
+
+    @staticmethod
+    def forward(ctx, x):
+        NODES.append(weakref.ref(ctx))
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        return g
+
+
+@pytest.mark.parametrize("guidance", [Guidance("G1", "running"), Guidance("G3", "running", "x0_hat")], ids=name)
+@pytest.mark.parametrize("recompute", [True, False])
+def test_a_purification_leaves_no_graph_behind(guidance, recompute):
+    """tanh saves its own output: kept as it is, that holds itself alive, and every purification would keep its graph for ever."""
+    class Watched(Smooth):
+        def features(self, x):
+            return super().features(Watch.apply(x))
+
+    NODES.clear()
+    defence, x = make(guidance, victim=Watched(), recompute=recompute), pictures()
+    with torch.no_grad():
+        defence(x, streams())
+    z = x.clone().requires_grad_()
+    torch.autograd.grad(defence(z, streams()).sum(), z)
+    gc.collect()
+    assert NODES and not [node for node in NODES if node() is not None]

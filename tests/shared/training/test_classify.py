@@ -282,5 +282,5 @@ def test_a_classifier_is_good_enough_to_protect(name):
     card = zoo.card(name)
     robust = card["config"]["eps"] > 0
     assert card["accuracy"] >= (3 / len(card["classes"]) if robust else 0.9)
-    assert robust or card["attacked"]["accuracy"] <= 0.2
+    assert robust or card["attacked"]["accuracy"] <= 0.3
     assert not robust or card["attacked"]["accuracy"] > 2 / len(card["classes"])
