@@ -214,7 +214,7 @@ def test_the_card_says_how_the_classifier_was_made_and_how_good_it_is(run, tmp_p
     assert card["sha256"] == sha256_file(path) and card["kind"] == "classifier" and card["model"] == "resnet8" and card["seed"] == 5
     assert card["config"]["eps"] == EPS and card["data"] == SceneSet("thirty", "train").version and len(card["classes"]) == 30
     assert card["command"].startswith("python -m shared.training.classify --out ") and card["split"] == "validation" and card["n"] == 8
-    assert card["attacked"]["attack"] == "pgd2" and card["attacked"]["eps"] == EPS
+    assert card["attacked"]["attack"] == "apgd2" and card["attacked"]["eps"] == EPS
     data, _ = unseen("scenes:thirty")
     assert len(data) == 8 and card["accuracy"] == accuracy(open_classifier("resnet8", str(path), 30), data)
     assert card["attacked"]["accuracy"] == accuracy(open_classifier("resnet8", str(path), 30), data, Threat("linf", EPS)) <= card["accuracy"]
