@@ -1,0 +1,213 @@
+"""Train the encoder and decoder of ISSBA (`shared.attacks.steganography`): those of the scenes world for the zoo, or on photographs.
+
+    accelerate launch -m shared.training.steganography --out shared/models/zoo/scenes-stega.safetensors
+
+    L = E BCE(D(T(clip(x + ρ_k·r/rms(r)))), b) + β·E max(0, cos(r, E(x̃, b)) − ½),   r = E(x, b),   x̃ another picture
+
+b: uniform on {0, 1}^bits. T: the picture as it will be read, rounded to bytes (by noise of that size) or, for a share of the pictures, written as
+JPEG, through which gradients pass straight. ρ_k falls geometrically from `start` to the encoder's own ρ over the first `ramp` of the updates; no term
+is for the picture, ρ is its bound. The second term makes the trigger specific to the sample: without it the encoder learns one pattern per message
+(measured: cosine 0.98). b and the noise of a picture are functions of (seed, its index, the epoch). About 10 minutes on one core. Interrupted, it
+continues from its checkpoint (`--work`). `--card-only` measures again.
+"""
+
+import shlex
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from shared.attacks.steganography import Steganographer, bits_of, read_steganographer, save_steganographer
+from shared.errors import UserError, run_main
+from shared.files import digest
+from shared.lifeline import tie_to_launcher
+from shared.models.preprocess import JPEG
+from shared.rng import SampleRng
+from shared.training.contrastive import adamw, batch_indices
+from shared.training.denoising import SCENES, _pictures
+from shared.training.loop import Fit
+from shared.training.pretrain import VALIDATION, _commit, training_facts
+
+QUALITY = 75
+
+
+@dataclass(frozen=True)
+class StegaConfig:
+    """How long and how fast to train."""
+
+    steps: int = 2000
+    """Updates."""
+    batch: int = 64
+    """Pictures per update, over all processes together."""
+    lr: float = 2e-3
+    """Peak learning rate of AdamW."""
+    warmup: int = 50
+    """Updates of linear warm-up; a cosine to 0 follows."""
+    weight_decay: float = 0.01
+    """Of matrices and kernels."""
+    clip_norm: float = 1.0
+    """Bound of the gradient norm."""
+    start: float = 0.2
+    """ρ of the first update."""
+    ramp: float = 0.5
+    """Share of the updates over which ρ falls to its last value."""
+    jpeg: float = 0.5
+    """Share of the pictures that pass a JPEG codec."""
+    apart: float = 0.2
+    """β."""
+    every: int = 100
+    """Updates between checkpoints."""
+
+
+@dataclass(frozen=True)
+class Args:
+    """Train a steganographic encoder and its decoder."""
+
+    out: Path = Path("shared/models/zoo/scenes-stega.safetensors")
+    """Where the weights go; the card goes beside them."""
+    data: str = SCENES
+    """scenes: those the small CLIPs are trained on, no picture twice; else a data set of shared/data/catalogue.py, e.g. folder:all."""
+    data_root: str | None = None
+    """DATA_ROOT, for sets that are read from files."""
+    size: int = 32
+    """Pixels a side that the networks work at; a multiple of 4."""
+    seed: int = 0
+    """Of the initial weights, the pictures, the messages and the noise."""
+    train: StegaConfig = field(default_factory=StegaConfig)
+    work: Path = Path("results/zoo")
+    """Folder of the checkpoint of an unfinished run."""
+    card_only: bool = False
+    """Train nothing: measure the weights at `--out` again and write their card."""
+
+
+def strength_at(step: int, config: StegaConfig, last: float) -> float:
+    """ρ of update `step` (from 0): start^{1 − q}·last^q, q = min(1, step/(ramp·steps))."""
+    progress = min(1.0, step / max(1.0, config.ramp * config.steps))
+    return config.start ** (1 - progress) * last**progress
+
+
+def random_steganographer(size: int = 32, seed: int = 0, **config) -> Steganographer:
+    """Random weights, a function of the arguments; torch's global generator is left as it was."""
+    if size < 8 or size % 4:
+        raise UserError(f"the size is {size}: use a multiple of 4 from 8 pixels on.")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Steganographer(size, **config)
+
+
+def as_read(x: Tensor, rng: SampleRng, share: float) -> Tensor:
+    """T: pictures (N, 3, H, W), a `share` of them through JPEG, the others with noise uniform on ±1/510; drawn per sample."""
+    noisy = x + rng.child("noise").uniform(x.shape[1:], -1 / 510, 1 / 510, device=x.device)
+    coded = rng.child("jpeg").uniform((), device=x.device) < share
+    rows = coded.nonzero().flatten()
+    return noisy.index_copy(0, rows, JPEG(QUALITY)(x[rows])) if len(rows) else noisy
+
+
+def fit_steganographer(network: Steganographer, pictures, config: StegaConfig, seed: int, accelerator=None, checkpoint: Path | None = None,
+                       name: str = "steganography") -> float:
+    """Train `network` in place; returns the last loss and leaves it frozen.
+
+    pictures: a data set whose `__getitems__(indices)` gives pictures (N, 3, H, W) in [0, 1] and something else. accelerator: every process takes its
+    share of each batch; None: this process alone. Raises UserError if the batch is no multiple of the number of processes or larger than the set.
+    """
+    rank, world = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
+    if config.batch % world:
+        raise UserError(f"{name}: a batch of {config.batch} pictures has no equal shares for {world} processes: change the batch size or the number "
+                        "of processes.")
+    if config.batch > len(pictures):
+        raise UserError(f"{name}: a batch of {config.batch} pictures is larger than the set, which has {len(pictures)}: make it smaller.")
+    device = next(network.parameters()).device if accelerator is None else accelerator.device
+    network.requires_grad_(True).train()
+    model = network if accelerator is None else accelerator.prepare(network)
+
+    def step_fn(step: int) -> Tensor:
+        indices = batch_indices(len(pictures), config.batch, step, seed)[rank::world]
+        x = pictures.__getitems__(indices)[0].to(device)
+        rng = SampleRng(seed, indices, f"steganography/epoch{step // (len(pictures) // config.batch)}")
+        bits = rng.child("bits").integers(2, (network.bits,), device=device).float()
+        logits, alike = model(x, bits, strength_at(step, config, network.strength), lambda hidden: as_read(hidden, rng, config.jpeg))
+        return F.binary_cross_entropy_with_logits(logits, bits) + config.apart * (alike - 0.5).clamp(min=0).mean()
+
+    fit = Fit(network, adamw(network, config.lr, config.weight_decay), config.steps, config.lr, step_fn, config.warmup, checkpoint, config.every,
+              accelerator, clip_norm=config.clip_norm, name=name)
+    loss = fit.run()
+    network.requires_grad_(False).eval()
+    return loss
+
+
+def main() -> None:
+    import tyro
+    from accelerate import Accelerator
+
+    from shared.models.zoo import write_card
+
+    args = tyro.cli(Args)
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    facts = training_facts(args.out) if args.card_only else train(args, accelerator)
+    if accelerator.is_main_process:
+        write_card(args.out, kind="steganography", origin="re-trained, not StegaStamp", **facts,
+                   **measured(args.out, accelerator.device, args.data, args.data_root))
+        print(f"wrote the card of {args.out}" if args.card_only else f"wrote {args.out} and its card", flush=True)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+def train(args: Args, accelerator) -> dict:
+    """Train, write the weights, and return what the card says about it. seconds: None if the run was interrupted in between."""
+    commit, began = _commit(), time.monotonic()
+    network = random_steganographer(args.size, args.seed).to(accelerator.device)
+    data = _pictures(args, args.size)
+    # named by all that the weights depend on, so that a run with other options does not continue from it
+    identity = digest([network.config, args.seed, data.version, {k: v for k, v in asdict(args.train).items() if k != "every"}])
+    checkpoint = args.work / f"{args.out.stem}-{identity[:12]}.ckpt"
+    interrupted = checkpoint.is_file()
+    loss = fit_steganographer(network, data, args.train, args.seed, accelerator, checkpoint)
+    if accelerator.is_main_process:
+        save_steganographer(network, args.out)
+        checkpoint.unlink(missing_ok=True)
+    return {"model": f"steganographer {args.size}", "config": asdict(args.train), "seed": args.seed, "data": data.version, "loss": loss,
+            "commit": commit, "command": shlex.join(["python", "-m", "shared.training.steganography", *sys.argv[1:]]),
+            "seconds": None if interrupted else time.monotonic() - began}
+
+
+def measured(path: Path, device="cpu", spec: str = SCENES, root: str | None = None) -> dict:
+    """The measured part of a card, on validation pictures of the scenes or test pictures of another set."""
+    from shared.data.base import subset
+    from shared.data.catalogue import Source, open_set
+    from shared.data.scene_sets import FINE_TUNING, SceneSet
+
+    network = read_steganographer(path).to(device)
+    if spec == SCENES:
+        spec, data, chosen = FINE_TUNING, SceneSet(FINE_TUNING, "validation", VALIDATION, network.size), range(VALIDATION)
+    else:
+        data = open_set(spec, "test", Source(root=root, size=str(network.size)))
+        chosen = subset(data, VALIDATION, 0)
+    x = data.__getitems__(chosen)[0].to(device)
+    return {"n": len(x), "set": spec, "network": network.config, **quality(network, x)}
+
+
+@torch.no_grad()
+def quality(network: Steganographer, x: Tensor) -> dict:
+    """How well messages are read and hidden in pictures x (N, 3, H, W), N ≥ 2.
+
+    bit_accuracy: share of the bits of random messages read rightly, from bytes and after JPEG; psnr: in dB, mean and least; alike: the mean cosine of
+    the residuals of two pictures with one message, 1 if the trigger does not depend on the picture.
+    """
+    bits = SampleRng(0, range(len(x)), "card").integers(2, (network.bits,), device=x.device).float()
+    hidden = network.encode(x, bits)
+    seen = {"bytes": hidden.mul(255).round().div(255), f"jpeg{QUALITY}": JPEG(QUALITY)(hidden)}
+    psnr = -10 * (hidden - x).square().mean((1, 2, 3)).log10()
+    r = F.normalize(network.residual(x, bits_of("Stega!!"[:network.bits // 8], network.bits).to(x).expand(len(x), -1)).flatten(1), dim=1)
+    cosines = r @ r.T
+    return {"bit_accuracy": {name: ((network.decode(z) > 0) == bits.bool()).double().mean().item() for name, z in seen.items()},
+            "psnr": {"mean": psnr.mean().item(), "least": psnr.min().item()},
+            "alike": ((cosines.sum() - cosines.diagonal().sum()) / (len(x) * (len(x) - 1))).item()}
+
+
+if __name__ == "__main__":
+    tie_to_launcher()
+    run_main(main)
