@@ -52,7 +52,7 @@ class Data:
     """The pictures."""
 
     source: Source = field(default_factory=Source)
-    n: int = 64
+    n: int = 48
     """Test pictures per set (0: all)."""
     seed: int = 42
     """Of the choice of pictures from sets that are read from files."""
@@ -76,9 +76,9 @@ class Attack:
     """Iterations of each APGD run of the cascade."""
     targets: int = 3
     """Target classes of APGD-T."""
-    queries: int = 200
+    queries: int = 100
     """Queries of Square."""
-    sanity_n: int = 12
+    sanity_n: int = 8
     """Pictures of the sanity checks."""
     batch: int = 64
     """Pictures at a time."""
