@@ -223,7 +223,7 @@ def test_damaged_and_missing_pipelines_are_sentences(pipeline):
 @pytest.mark.parametrize("source, sentence", [
     ("scenes", "there is no denoiser 'scenes': write zoo:NAME, diffusers:PATH_OR_NAME, guided:PATH or random:NAME"),
     ("zoo:", "there is no denoiser 'zoo:'"), ("hub:x", "there is no denoiser 'hub:x'"), ("zoo:huge", "there is no zoo model named 'huge'"),
-    ("random:huge", "there is no denoiser configuration 'huge': choose one of scenes, tiny, tiny-learned-variance"),
+    ("random:huge", "there is no denoiser configuration 'huge': choose one of scenes, photos, tiny, tiny-learned-variance"),
     ("diffusers:/nowhere", "no unet configuration at '/nowhere'"), ("diffusers:nobody/nothing", "no unet configuration at 'nobody/nothing'"),
     ("zoo:scenes-vit-s8", "is not a denoiser that this project wrote"),
 ])

@@ -1,0 +1,93 @@
+"""SCALE=paper from end to end on made-up pictures: the published classifiers at random weights, both sets in their own file layouts."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shared.experiment.store import Store
+
+TESTS = Path(__file__).resolve().parents[2]
+
+# A few passes of each network; nothing of the preset is left out but the 256×256 denoiser, whose conversion has tests of its own.
+PAPER = ("--scale", "paper", "--seeds", 0, "--gates.no-enforce", "--data.n", 2, "--models.second.denoiser", "random:tiny",
+         "--attack.steps", 1, "--attack.auto-steps", 1, "--attack.targets", 1, "--attack.queries", 1, "--attack.sanity-n", 1, "--attack.batch", 2,
+         "--method.sampler-steps", 2, "--method.batch", 4, "--training.steps", 1, "--training.batch", 2, "--training.workers", 0,
+         "--at-training.steps", 1, "--at-training.batch", 2, "--at-training.attack-steps", 1, "--at-training.workers", 0,
+         "--adaptive.n", 1, "--adaptive.steps", 1, "--adaptive.eot", 1, "--adaptive.draws", 2, "--adaptive.square-n", 1,
+         "--adaptive.square-queries", 1, "--adaptive.sanity-n", 1, "--sweeps.n", 1, "--sweeps.times", 1, 2, "--sweeps.t", 50, 100,
+         "--sweeps.rounds", 1, 2, "--sweeps.scales", 0, 0.3, "--sweeps.features-n", 2, "--sweeps.block", 2, "--sweeps.permutations", 5,
+         "--sweeps.quality-n", 1, "--sweeps.strip", 1, "--sweeps.cost-n", 1, "--sweeps.cost-repeats", 1)  # fmt: skip
+
+
+def load(path: Path):
+    """A test module, for what it makes."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def pictures(tmp_path, monkeypatch):
+    """DATA_ROOT: CIFAR-10 as torchvision keeps it, and the two original archives of ImageNet30."""
+    from PIL import Image
+    from torchvision.datasets import cifar
+
+    from shared.data.imagenet30 import FOLDERS
+
+    monkeypatch.setattr(cifar, "check_integrity", lambda path, md5=None: Path(path).is_file())  # tiny copies have other checksums
+    root, rng = tmp_path / "pictures", np.random.default_rng(0)
+    load(TESTS / "shared/data/conftest.py").cifar(root, 10)
+    for part, n in (("one_class_train", 2), ("one_class_test", 1)):
+        for name in FOLDERS:
+            for k in range(n):
+                path = root / part / name / f"{k}.JPEG"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(rng.integers(0, 255, (60, 80, 3), np.uint8)).save(path)
+    return root
+
+
+@pytest.fixture
+def standard(tmp_path) -> Path:
+    """A checkpoint of a WRN-28-10 as RobustBench publishes it."""
+    import torch
+
+    from shared.models.classifier import random_classifier
+
+    path = tmp_path / "Standard.pt"
+    torch.save({"state_dict": {f"module.{k}": v for k, v in random_classifier("wrn-28-10", 10, 0).weights().items()}}, path)
+    return path
+
+
+@pytest.fixture
+def pipeline(tmp_path) -> Path:
+    """A diffusers pipeline of CIFAR-10's size in its folder."""
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    unet = UNet2DModel(sample_size=32, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, attention_head_dim=8,
+                       down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"))
+    DDPMPipeline(unet, DDPMScheduler(num_train_timesteps=1000)).save_pretrained(tmp_path / "ddpm")
+    return tmp_path / "ddpm"
+
+
+@pytest.mark.slow
+def test_the_papers_own_scale(script, pictures, standard, pipeline, tmp_path):
+    from shared.report import page
+
+    options = (*PAPER, "--models.first.weights", standard, "--models.first.denoiser", f"diffusers:{pipeline}",
+               "--data-root", pictures, "--results", tmp_path / "results")
+    for name in ("train", "evaluate"):
+        outcome = script(name, *options)
+        assert outcome.code == 0, outcome.err
+    store = Store(tmp_path / "results" / "paper" / "distshift")
+    found = store.planned()
+    assert {m.slug for m in found} == set(store.plan()["slugs"]) and all(np.isfinite(m.values).all() for m in found)
+    assert {m.tags["data"] for m in found if m.tags["kind"] == "score"} == {"named:cifar10", "named:ImageNet30"}
+    assert all(m.sanity for m in found if m.tags["kind"] == "score" and m.tags["attack"] != "clean")
+    assert "ImageNet30" in store.plan()["config"]["names"]["named:ImageNet30"]
+    page.main(["distshift", "--scale", "paper", "--results", str(tmp_path / "results")])
+    html = (tmp_path / "results" / "paper" / "distshift" / "page.html").read_text()
+    assert not re.findall(r"<code>\w+</code>: not measured|class='absent'", html)
