@@ -57,8 +57,10 @@ class Attacked:
 
     def unchecked(self, source: Source) -> bool:
         """Whether the attack on the model of this source still has to be checked."""
-        record = self._record(source)
-        return not record.is_file() or json.loads(record.read_text()).get("key") != self._record_key(source)
+        try:
+            return json.loads(self._record(source).read_text())["key"] != self._record_key(source)
+        except (OSError, ValueError, KeyError, TypeError):  # missing, or spoilt like any other file: the checks are then made again
+            return True
 
     def check(self, source: Source) -> None:
         """Make the sanity checks of the attack on the model of this source and save their record."""
