@@ -233,7 +233,7 @@ class Config(Options):
 GUIDANCE = Guidance(kind="G1", label="running", domain="x_t", rescale="x_t/alpha", clamp=False, scale=0.1, unit="ratio")
 _CPU = Config()
 _NONE = Protected(weights="random")
-_PHOTO = ClassifierTraining(steps=5000, batch=128, lr=0.1, warmup=250, weight_decay=5e-4, augment="shift_flip", every=200)
+_PHOTO = ClassifierTraining(steps=4000, batch=128, lr=0.1, warmup=250, weight_decay=5e-4, augment="shift_flip", every=200)
 
 PRESETS = {
     "smoke": replace(
@@ -250,8 +250,8 @@ PRESETS = {
         data=Data(Source(size="32"), n=256, label="CIFAR-10 photographs"),
         attack=Attack(steps=20, auto_steps=50, targets=9, queries=1000, batch=256),
         method=Method(t=100, sampler_steps=10, recompute=True, batch=128),
-        training=_PHOTO, at_training=replace(_PHOTO, steps=2500, eps=8 / 255, attack_steps=4, attack_ratio=0.4),
-        denoising=DenoisingConfig(steps=6000, batch=64, lr=1e-3, warmup=300, average=0.999),
+        training=_PHOTO, at_training=replace(_PHOTO, steps=2000, eps=8 / 255, attack_steps=4, attack_ratio=0.4),
+        denoising=DenoisingConfig(steps=3000, batch=64, lr=1e-3, warmup=300, average=0.999),
         adaptive=Adaptive(n=48, steps=20, eot=4, square_n=16, square_queries=200, sanity_n=8),
         sweeps=Sweeps(n=128, features_n=256, block=16, quality_n=64, cost_n=32),
         gates=Gates(clean=0.75, purified=0.15)),
