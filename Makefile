@@ -118,9 +118,13 @@ $(addprefix figures-,$(PAPERS)): figures-%: $(STAMP)
 reproduce-% headline-% figures-% bench-%: FORCE
 	@echo "there is no paper '$*' with a train.py; there is: $(or $(PAPERS),none yet)" >&2; exit 2
 
+# A process per core, at most four (each imports torch), and the files in the order in which they stand: those of papers take longest and come first,
+# where xdist would begin with the files of most tests. A file stays whole, so what its tests share is made once. ARGS="-n 0" for one process.
+workers = $(if $(filter 1,$(cores))$(findstring no:xdist,$(ARGS)),,-n $(if $(filter 2 3,$(cores)),$(cores),4) --dist loadfile --no-loadscope-reorder)
+
 # pytest comes last, so that its closing line is the last line.
-test: lint smoke ## ruff, the import rules, one paper end to end at SCALE=smoke, and every test that is not slow
-	@$(PY) -m pytest -m "not slow and not bench" $(ARGS)
+test: lint smoke ## ruff, the import rules, one paper end to end at SCALE=smoke, and every test that is not slow, on all cores
+	@$(PY) -m pytest -m "not slow and not bench" $(workers) $(ARGS)
 
 lint: $(STAMP) ## ruff and the import rules alone (seconds)
 	@$(PY) -m ruff check .
@@ -152,6 +156,7 @@ zoo: $(STAMP) ## train the shipped small models again (over an hour on 2 cores)
 	$(launch) -m shared.training.classify --data scenes:thirty --train.eps 8/255 --out shared/models/zoo/scenes-thirty-resnet8-at.safetensors $(ARGS)
 	$(launch) -m shared.training.vlm --model scenes-llava --out shared/models/zoo/scenes-llava.safetensors $(ARGS)
 	$(launch) -m shared.training.vlm --model scenes-idefics --out shared/models/zoo/scenes-idefics.safetensors $(ARGS)
+	$(launch) -m shared.training.steganography $(ARGS)
 
 doctor: ## what is wrong with this machine, in plain words
 	@$(if $(wildcard $(PY)),$(PY),$(or $(PYTHON),$(shell $(find_python)),python3)) -m shared.experiment.doctor --results $(call quote,$(RESULTS))

@@ -60,6 +60,7 @@ def place(tmp_path):
 
 
 CORES = min(8, os.cpu_count())
+SPREAD = f" -n {min(4, CORES)} --dist loadfile --no-loadscope-reorder" if CORES > 1 else ""
 BY_DEFAULT = f"{LAUNCH.format('cpu2')} --num_processes {CORES}" if CORES > 1 else f"{LAUNCH.format('cpu')} --num_processes 1"
 
 
@@ -232,7 +233,7 @@ def test_make_test_runs_rules_smoke_and_then_pytest(place):
     done = place.make("test", "SEEDS=5", "SCALE=photos", TMPDIR=str(place.root))
     assert done.returncode == 0, done.stderr
     ruff, imports, train, evaluate, drawn, tests = place.calls
-    assert (ruff, imports, tests) == ("-m ruff check .", "lint-imports", "-m pytest -m not slow and not bench")
+    assert (ruff, imports, tests) == ("-m ruff check .", "lint-imports", f"-m pytest -m not slow and not bench{SPREAD}")
     folder = Path(re.search(r"--results (\S+)", train)[1])
     assert train == run("alpha", "train", f"--scale smoke --results {folder}")
     assert (evaluate, drawn) == (train.replace("train", "evaluate"), page("alpha", f"--scale smoke --results {folder}"))
@@ -246,6 +247,20 @@ def test_make_test_fails_where_a_part_fails_and_cleans_up(place, word, calls):
     assert place.make("test", TMPDIR=str(place.root)).returncode == 2
     assert len(place.calls) == calls
     assert not list(place.root.glob("tmp.*"))
+
+
+@pytest.mark.parametrize(("cores", "given"), [(1, ""), (2, " -n 2"), (3, " -n 3"), (4, " -n 4"), (64, " -n 4")])
+def test_tests_run_on_every_core_but_at_most_four(place, cores, given):
+    place.script(place.bin / "getconf", f"#!/bin/sh\necho {cores}\n")
+    place.make("test")
+    assert place.calls[-1] == "-m pytest -m not slow and not bench" + (f"{given} --dist loadfile --no-loadscope-reorder" if given else "")
+
+
+@pytest.mark.parametrize(("words", "expected"), [("-k word", f"{SPREAD} -k word"), ("-n 0", f"{SPREAD} -n 0"), ("-p no:xdist", " -p no:xdist")])
+def test_make_test_takes_arguments(place, words, expected):
+    place.make("test", f"ARGS={words}")
+    assert place.calls[-1] == f"-m pytest -m not slow and not bench{expected}"
+    assert words not in "".join(place.calls[:-1])  # ruff and the smoke run are not asked for them
 
 
 def test_make_test_passes_without_papers(place):

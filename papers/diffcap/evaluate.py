@@ -20,13 +20,13 @@ def main() -> None:
     from papers.diffcap.attacked import sources
     from papers.diffcap.cells import cells, gate_cells
     from papers.diffcap.measure import Measurer
-    from papers.diffcap.models import Bench, fetch
+    from papers.diffcap.models import Bench
     from shared.experiment.evaluation import Evaluation
     from shared.experiment.share import accelerator as start
 
     accelerator = start()
     measurer = Measurer(Bench(config, scale, accelerator.device))
-    fetch(measurer.bench, accelerator)
+    measurer.bench.fetch(accelerator)
     evaluation = Evaluation("diffcap", scale, measurer, accelerator, cells(config),
                             lambda group: f"{group[0].kind} {group[0].method} {group[0].model}")
     stale, first = [c for c in evaluation.cells if c in evaluation.stale], gate_cells(config)

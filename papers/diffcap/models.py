@@ -14,17 +14,17 @@ from papers.diffcap.config import Config
 from papers.diffcap.method import DiffCAP, StopRule
 from papers.diffcap.runs import Base, Run, bases, run_of
 from shared.data.base import LabelledImages, subset
-from shared.data.catalogue import open_set
 from shared.data.vision_language import fare_draw, open_vl
 from shared.diffusion import Denoiser, Purifier, Sampler, open_denoiser
 from shared.errors import UserError
+from shared.experiment.bench import BaseBench
 from shared.experiment.scale import plain
 from shared.files import digest, sha256_file
 from shared.metrics.captions import Cider
 from shared.metrics.vqa import first_answer, vqa_accuracy
 from shared.models import preprocess
 from shared.models.clip import read_weights
-from shared.models.sources import identity, is_fresh, locate, open_clip_model
+from shared.models.sources import identity, locate, open_clip_model
 from shared.models.victim import ZeroShot, text_matrix
 from shared.models.vlm import open_vlm
 
@@ -70,31 +70,19 @@ class World:
         return 20 if self.task == "captions" else 10 if self.spec == "textvqa" else 5
 
 
-@dataclass
-class Bench:
-    """Configuration, scale, device, and models and sets opened once, when first needed."""
+class Bench(BaseBench):
+    """The models, the defences and the six sets, opened once, when first needed."""
 
     config: Config
-    scale: str
-    device: torch.device
-
-    def __post_init__(self):
-        self._kept: dict = {}
-
-    def _once(self, name: object, make: Callable):
-        if name not in self._kept:
-            self._kept[name] = make()
-        return self._kept[name]
 
     # -- sets ---------------------------------------------------------------------------------------------------------------------------
 
-    def labelled(self, spec: str, split: str = "test") -> LabelledImages:
-        """A set to classify, opened once."""
-        return self._once(("set", spec, split), lambda: open_set(spec, split, self.config.source))
+    def downloads(self) -> list[tuple[str, str]]:
+        return [(self.config.data.train, "train"), *((spec, "test") for spec in self.config.data.classes)]
 
     def text_set(self, spec: str, split: str):
         """A set with captions or questions, opened once."""
-        return self._once(("vl", spec, split), lambda: open_vl(spec, split, self.config.source, self._text_size))
+        return self.once(("vl", spec, split), lambda: open_vl(spec, split, self.config.source, self._text_size))
 
     @property
     def _text_size(self) -> int | None:
@@ -103,7 +91,7 @@ class Bench:
     def world(self, spec: str, task: str, split: str = "test", n: int | None = None) -> World:
         """The chosen examples of a set; the same for every model."""
         n = self.config.data.n if n is None else n
-        return self._once(("world", spec, task, split, n), lambda: self._world(spec, task, split, n))
+        return self.once(("world", spec, task, split, n), lambda: self._world(spec, task, split, n))
 
     def _world(self, spec: str, task: str, split: str, n: int) -> World:
         if task == "classes":
@@ -144,10 +132,10 @@ class Bench:
 
     def open_clip(self, base: Base) -> nn.Module:
         """A CLIP, never trained; opened once."""
-        return self._once(("clip", base), lambda: open_clip_model(base.name, self._located(base)[0], self.device))
+        return self.once(("clip", base), lambda: open_clip_model(base.name, self._located(base)[0], self.device))
 
     def _located(self, base: Base):
-        return self._once(("located", base), lambda: locate(base.weights, "--models.clip-weights"))
+        return self.once(("located", base), lambda: locate(base.weights, "--models.clip-weights"))
 
     def run_key(self, run: Run) -> str:
         """The key of a robust encoder's weights."""
@@ -155,24 +143,21 @@ class Bench:
 
     def _tower(self, model: str, tower: str) -> dict[str, Tensor]:
         run = run_of(self.config, model, tower)
-        path = run.checkpoint(self.config, self.scale)
-        if not is_fresh(path, self.run_key(run)):
-            raise UserError(f"the robust encoder {path} is missing or of another configuration: run the training with the same options first.")
-        return read_weights(path)
+        return read_weights(self.finished(run.checkpoint(self.config, self.scale), self.run_key(run), "robust encoder"))
 
     def classifier(self, spec: str, tower: str = "base") -> ZeroShot:
         """CLIP on the classes of a set, with its own or a robust encoder."""
         def make():
             clip = self.open_clip(bases(self.config)["clip"])
             data = self.labelled(spec)
-            text = self._once(("text", spec), lambda: text_matrix(clip, data.prompts))
+            text = self.once(("text", spec), lambda: text_matrix(clip, data.prompts))
             visual = clip.visual
             if tower != "base":
                 visual = copy.deepcopy(visual)
                 visual.load_state_dict(self._tower("clip", tower))
             return ZeroShot(visual, text, clip.logit_scale.exp().item()).to(self.device).requires_grad_(False).eval()
 
-        return self._once(("classifier", spec, tower), make)
+        return self.once(("classifier", spec, tower), make)
 
     def vlm(self, model: str, tower: str = "base"):
         """LLaVA or the Flamingo-type model, with its own or a robust encoder."""
@@ -183,7 +168,7 @@ class Bench:
                 vlm.set_vision(self._tower(model, tower))
             return vlm
 
-        return self._once(("vlm", model, tower), make)
+        return self.once(("vlm", model, tower), make)
 
     def victim(self, model: str, spec: str, tower: str = "base"):
         """What is attacked and asked: a ZeroShot or a VLM."""
@@ -201,7 +186,7 @@ class Bench:
                 robust = digest([self.run_key(run), sha256_file(path)])
             return digest([model, own, bases(self.config)["clip"].name, robust])
 
-        return self._once(("identity", model, tower), make)
+        return self.once(("identity", model, tower), make)
 
     # -- purification -------------------------------------------------------------------------------------------------------------------
 
@@ -220,7 +205,7 @@ class Bench:
             clip = self.open_clip(base)
             return ZeroShot(clip.visual, torch.zeros(1, 1, device=self.device), 1.0).to(self.device).requires_grad_(False).eval()
 
-        return self._once("phi", make).embed
+        return self.once("phi", make).embed
 
     @property
     def sampler(self) -> Sampler:
@@ -272,13 +257,3 @@ class Bench:
     def phi_identity(self) -> str:
         m = self.config.models
         return digest([m.own_tower, m.phi, locate(m.phi_weights, "--models.phi-weights")[1]])
-
-
-def fetch(bench: Bench, accelerator) -> None:
-    """Let one process download what is missing before the others read it (`--download`)."""
-    if bench.config.source.download:
-        data = bench.config.data
-        with accelerator.main_process_first():
-            bench.labelled(data.train, "train")
-            for spec in data.classes:
-                bench.labelled(spec)

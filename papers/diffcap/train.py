@@ -19,7 +19,7 @@ def main() -> None:
 
     scale, config = parse(PRESETS, __doc__, check=check)
 
-    from papers.diffcap.models import Bench, fetch
+    from papers.diffcap.models import Bench
     from papers.diffcap.runs import runs
     from shared.experiment.share import accelerator as start
     from shared.experiment.share import work_off
@@ -27,7 +27,7 @@ def main() -> None:
 
     accelerator = start()
     bench = Bench(config, scale, accelerator.device)
-    fetch(bench, accelerator)
+    bench.fetch(accelerator)
     todo = [run for run in runs(config) if not is_fresh(run.checkpoint(config, scale), bench.run_key(run))]
     if accelerator.is_main_process:
         remove_leftovers(config.results / scale / "diffcap")

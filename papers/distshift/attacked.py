@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from papers.distshift.cells import Cell, Source
-from papers.distshift.models import Bench, World
+from papers.distshift.models import Bench
 from shared.attacks import Threat, cascade, check_attack, pgd
+from shared.experiment.bench import World
 from shared.experiment.scale import plain
 from shared.files import digest
 from shared.models.clip import read_metadata, read_weights, save_tensors

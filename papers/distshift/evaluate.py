@@ -20,13 +20,13 @@ def main() -> None:
     from papers.distshift.attacked import sources
     from papers.distshift.cells import cells, gate_cells
     from papers.distshift.measure import Measurer
-    from papers.distshift.models import Bench, fetch
+    from papers.distshift.models import Bench
     from shared.experiment.evaluation import Evaluation
     from shared.experiment.share import accelerator as start
 
     accelerator = start()
     measurer = Measurer(Bench(config, scale, accelerator.device))
-    fetch(measurer.bench, accelerator)
+    measurer.bench.fetch(accelerator)
     names = {p.data: measurer.bench.labelled(p.data).name for p in config.protected}  # which say what the pictures are (ImageNet30)
     evaluation = Evaluation("distshift", scale, measurer, accelerator, cells(config),
                             lambda group: f"{group[0].kind} {group[0].method} {group[0].spec}", {"names": names})

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from papers.distshift.tables import AGAINST, ATTACKS, METHODS, NORMS, STATES, VARIANTS, conditions, radius, sets, short, time, written
+from papers.distshift.tables import AGAINST, ATTACKS, METHODS, NORMS, STATES, candidates, conditions, radius, sets, short, time
 from shared.report import figures, style
 
 # the first seven have colours of their own
@@ -104,9 +104,7 @@ def fig_variants(results):
     """Candidates for the guidance: accuracy clean and under PGD; first the default and no guidance. One seed. Whiskers: 95 % intervals."""
     if not results.select(kind="variant"):
         return None
-    g = results.config["guidance"]
-    rows = {f"default: {written(g)}": {"kind": "scale", "scale": g["scale"]}, "no guidance": {"kind": "scale", "scale": 0.0},
-            **{label: {"kind": "variant", "variant": v} for v, label in VARIANTS.items()}}
+    rows = candidates(results, "default: {}")
     fig, ax = style.figure(style.PAGE, 3.6)
     columns = conditions(results, ("pgd",))
     at, width, look = np.arange(len(rows))[::-1], 0.8 / len(columns), style.looks(list(columns))

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from papers.distshift import distribution, knowing
 from papers.distshift.cells import VARIANTS, Cell
-from papers.distshift.models import World
 from shared.attacks import Threat, square
 from shared.attacks.adaptive import AdaptiveAttack, Defended, majority, predict, resubmit, summaries
 from shared.attacks.gradient import input_gradient
 from shared.attacks.sanity_random import check_adaptive
+from shared.experiment.bench import World
 from shared.experiment.evaluation import Values
 from shared.metrics.perceptual import psnr, ssim
 from shared.rng import SampleRng

@@ -1,76 +1,30 @@
-"""What a process works with: the victims, the diffusion models, the defences, and the pictures of the two sets."""
+"""What a process works with: the victims, the diffusion models and the defences."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-
-import torch
-from torch import Tensor
+from dataclasses import replace
 
 from papers.distshift.baselines import GDMP
 from papers.distshift.cells import DIFFUSION, Cell
 from papers.distshift.config import Config
 from papers.distshift.method import Distshift
 from papers.distshift.runs import Run, run_of
-from shared.data.base import LabelledImages, subset
-from shared.data.catalogue import open_set
 from shared.diffusion import Denoiser, Purifier, Sampler, open_denoiser
 from shared.diffusion.weights import read_denoiser
-from shared.errors import UserError
+from shared.experiment.bench import PictureBench
 from shared.experiment.scale import plain
 from shared.files import digest, sha256_file
 from shared.models import preprocess
 from shared.models.classifier import Classifier, open_classifier
-from shared.models.sources import identity, is_fresh
+from shared.models.sources import identity
 
 
-@dataclass(frozen=True)
-class World:
-    """The chosen pictures of one set: x (N, 3, H, W) in [0, 1], labels y (N,), their indices."""
-
-    spec: str
-    x: Tensor
-    y: Tensor
-    indices: list[int]
-    skipped: tuple[str, ...] = ()
-
-    def part(self, n: int, first: int = 0) -> "World":
-        """n pictures from number `first` on."""
-        rows = slice(first, first + n)
-        return replace(self, x=self.x[rows], y=self.y[rows], indices=self.indices[rows])
-
-
-@dataclass
-class Bench:
-    """Configuration, scale, device, and models and sets opened once, when first needed."""
+class Bench(PictureBench):
+    """The victims, the diffusion models and the defences of both sets, opened once, when first needed."""
 
     config: Config
-    scale: str
-    device: torch.device
 
-    def __post_init__(self):
-        self._kept: dict = {}
-
-    def _once(self, name: object, make: Callable):
-        if name not in self._kept:
-            self._kept[name] = make()
-        return self._kept[name]
-
-    # -- sets ---------------------------------------------------------------------------------------------------------------------------
-
-    def labelled(self, spec: str, split: str = "test") -> LabelledImages:
-        """A set, opened once."""
-        return self._once(("set", spec, split), lambda: open_set(spec, split, self.config.source))
-
-    def world(self, spec: str, split: str = "test", n: int | None = None) -> World:
-        """The chosen pictures of a set; a smaller n gives the beginning of a larger one."""
-        n = self.config.data.n if n is None else n
-        return self._once(("world", spec, split, n), lambda: self._world(spec, split, n))
-
-    def _world(self, spec: str, split: str, n: int) -> World:
-        data = self.labelled(spec, split)
-        indices = subset(data, n or None, self.config.data.seed)
-        x, y = data.__getitems__(indices)
-        return World(spec, x.to(self.device), y.to(self.device), indices, data.skipped)
+    def downloads(self) -> list[tuple[str, str]]:
+        return [(p.data, split) for p in self.config.protected for split in ("train", "test")]
 
     # -- victims ------------------------------------------------------------------------------------------------------------------------
 
@@ -79,10 +33,7 @@ class Bench:
         return run.key(self.labelled(run.spec, "train").version)
 
     def _trained(self, run: Run) -> str:
-        path = run.checkpoint(self.config, self.scale)
-        if not is_fresh(path, self.run_key(run)):
-            raise UserError(f"the trained model {path} is missing or of another configuration: run the training with the same options first.")
-        return str(path)
+        return str(self.finished(run.checkpoint(self.config, self.scale), self.run_key(run)))
 
     def victim(self, spec: str, which: str = "base") -> Classifier:
         """The classifier that is protected, or the adversarially trained one ("at")."""
@@ -94,7 +45,7 @@ class Bench:
             source = weights if run is None else self._trained(run)
             return open_classifier(p.arch, source, self.labelled(spec).num_classes, keep, self.device)
 
-        return self._once(("victim", spec, which), make)
+        return self.once(("victim", spec, which), make)
 
     def identity(self, spec: str, which: str) -> str:
         """What a victim ("base", "at") or the "denoiser" of a set is made of, for keys."""
@@ -108,7 +59,7 @@ class Bench:
                 return identity(source)
             return digest([p.arch, p.restrict, identity(source), self.labelled(spec).num_classes])
 
-        return self._once(("identity", spec, which), make)
+        return self.once(("identity", spec, which), make)
 
     # -- purification -------------------------------------------------------------------------------------------------------------------
 
@@ -117,8 +68,8 @@ class Bench:
         p = self.config.of(spec)
         run = run_of(self.config, p, "denoiser")
         if run is None:
-            return self._once(("denoiser", p.denoiser), lambda: open_denoiser(p.denoiser).to(self.device))
-        return self._once(("denoiser", run), lambda: read_denoiser(self._trained(run)).to(self.device))
+            return self.once(("denoiser", p.denoiser), lambda: open_denoiser(p.denoiser).to(self.device))
+        return self.once(("denoiser", run), lambda: read_denoiser(self._trained(run)).to(self.device))
 
     def time(self, spec: str) -> int:
         """t* of a set."""
@@ -171,12 +122,3 @@ def imagenet30_logits() -> list[int]:
     from shared.data.imagenet30 import LOGITS
 
     return list(LOGITS)
-
-
-def fetch(bench: Bench, accelerator) -> None:
-    """Let one process download what is missing before the others read it (`--download`)."""
-    if bench.config.source.download:
-        with accelerator.main_process_first():
-            for p in bench.config.protected:
-                bench.labelled(p.data, "train")
-                bench.labelled(p.data)

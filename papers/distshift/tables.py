@@ -106,11 +106,16 @@ def adaptive(results):
                                "control is not attacked: the worst of N falls with N even there.")
 
 
-def variants(results):
-    g, seed = results.config["guidance"], results.config["seeds"][0]
-    rows = {f"default ({written(g)})": {"kind": "scale", "scale": g["scale"]}, "no guidance": {"kind": "scale", "scale": 0.0},
+def candidates(results, default: str = "default ({})") -> dict[str, dict]:
+    """Rows of what compares guidances: the default and none, which the sweep of the scale has measured, and the others."""
+    g = results.config["guidance"]
+    return {default.format(written(g)): {"kind": "scale", "scale": g["scale"]}, "no guidance": {"kind": "scale", "scale": 0.0},
             **{label: {"kind": "variant", "variant": v} for v, label in VARIANTS.items()}}
-    return tables.from_results(results, rows, conditions(results, ("pgd",)), common={"place": 1, "seed": seed}, best=None,
+
+
+def variants(results):
+    seed = results.config["seeds"][0]
+    return tables.from_results(results, candidates(results), conditions(results, ("pgd",)), common={"place": 1, "seed": seed}, best=None,
                                caption=f"Candidates for the guidance: accuracy (%) on {results.config['sweeps']['n']} pictures of "
                                f"{short(results, sets(results)[0])}, one seed. The label of x_adv is the attacker's class.")
 

@@ -23,14 +23,14 @@ def main() -> None:
         print("training: nothing to train, all weights come from elsewhere (the zoo, files, or random)", flush=True)
         return
 
-    from papers.distshift.models import Bench, fetch
+    from papers.distshift.models import Bench
     from shared.experiment.share import accelerator as start
     from shared.experiment.share import work_off
     from shared.models.sources import is_fresh
 
     accelerator = start()
     bench = Bench(config, scale, accelerator.device)
-    fetch(bench, accelerator)
+    bench.fetch(accelerator)
     todo = [run for run in runs(config) if not is_fresh(run.checkpoint(config, scale), bench.run_key(run))]
     if accelerator.is_main_process:
         remove_leftovers(config.results / scale / "distshift")

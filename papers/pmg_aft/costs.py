@@ -17,7 +17,7 @@ def _steps(bench: Bench, run: Run, steps: int, after) -> None:
 
     from papers.pmg_aft.train import objective
 
-    data = bench.data(run.train, "train")
+    data = bench.labelled(run.train, "train")
     victim = bench.victim(data, bench.fresh_visual(), run.face.norm, bench.scale_of(run.face))
     finetune(victim, objective(bench, run, victim), data, replace(run.tuning, steps=steps, every=0), Threat("linf", bench.config.attack.eps),
              run.face.attack, run.seed, bench.device, snapshot=after, name="cost")

@@ -44,8 +44,8 @@ class Measurer:
             how = [s.kind, a.eps * s.multiple, s.steps or a.steps, a.ratio, a.seed]
             how += {"cw": [a.kappa], "auto": [a.auto_steps, a.auto_targets, a.auto_queries]}.get(s.kind, [])
             if cell.kind == "accuracy":  # the sanity checks stand beside it
-                how += [a.sanity_n, a.eps, a.steps, self.bench.data(self.config.data.seen).version]
-        data = [self.bench.data(cell.spec).version, cell.n] if cell.spec else [self.config.sweeps.cost_steps, "processor time"]
+                how += [a.sanity_n, a.eps, a.steps, self.bench.labelled(self.config.data.seen).version]
+        data = [self.bench.labelled(cell.spec).version, cell.n] if cell.spec else [self.config.sweeps.cost_steps, "processor time"]
         face = None if cell.run is None else [cell.run.face.norm, cell.run.face.temperature]
         return digest([CODE, cell.kind, self._model(cell), data, how, face, cell.point, cell.step])
 
@@ -79,7 +79,7 @@ class Measurer:
             else:
                 values, unit = self._correct(cell, visual), "share"
             seconds = time.monotonic() - began
-            skipped = getattr(self.bench.data(cell.spec), "skipped", ()) if cell.spec else ()
+            skipped = getattr(self.bench.labelled(cell.spec), "skipped", ()) if cell.spec else ()
             sanity = self._checked(cell, visual) if cell.robust and cell.kind == "accuracy" else None
             seeds = () if cell.run is None else (cell.run.seed,)
             save(self.store, cell, self.key(cell), self.config, Values(values, unit, sanity=sanity), seconds, seeds, skipped)
@@ -91,19 +91,19 @@ class Measurer:
 
     def _victim(self, cell: Cell, visual) -> ZeroShot:
         """The model as it is judged: with the mean/std it was trained with, and the temperature of the pre-trained model."""
-        return self.bench.victim(self.bench.data(cell.spec), visual, "clip" if cell.run is None else cell.run.face.norm)
+        return self.bench.victim(self.bench.labelled(cell.spec), visual, "clip" if cell.run is None else cell.run.face.norm)
 
     def chosen(self, spec: str, n: int) -> list[int]:
         """Indices of the test pictures of a set: a class-balanced choice that is the same for every model, made once."""
         if (spec, n) not in self._chosen:
-            self._chosen[spec, n] = subset(self.bench.data(spec), n or None, 0)
+            self._chosen[spec, n] = subset(self.bench.labelled(spec), n or None, 0)
         return self._chosen[spec, n]
 
     def pictures(self, spec: str, n: int):
         """(x, y, indices) of the chosen test pictures of a set."""
         if (spec, n) not in self._pictures:
             indices = self.chosen(spec, n)
-            x, y = self.bench.data(spec).__getitems__(indices)
+            x, y = self.bench.labelled(spec).__getitems__(indices)
             if len(indices) * x[0].numel() > 2**28:  # a large set is read again when it is wanted again
                 return x, y, indices
             self._pictures[spec, n] = (x, y, indices)
@@ -111,7 +111,7 @@ class Measurer:
 
     def _correct(self, cell: Cell, visual) -> np.ndarray:
         victim, device = self._victim(cell, visual), self.bench.device
-        data, indices = self.bench.data(cell.spec), self.chosen(cell.spec, cell.n)
+        data, indices = self.bench.labelled(cell.spec), self.chosen(cell.spec, cell.n)
         out = []
         step = max(self.config.attack.batch, 1) if cell.strength.kind != "auto" else len(indices)
         held = self.pictures(cell.spec, cell.n) if len(indices) <= 4096 else None
@@ -158,7 +158,7 @@ class Measurer:
             a, spec = self.config.attack, self.config.data.seen
             x, y, indices = self.pictures(spec, a.sanity_n)
             x, y = x.to(self.bench.device), y.to(self.bench.device)
-            data = self.bench.data(spec)
+            data = self.bench.labelled(spec)
             norm = "clip" if cell.run is None else cell.run.face.norm
             surrogate = None if cell.run is None else self.bench.victim(data)
 
@@ -176,7 +176,7 @@ class Measurer:
         """Accuracy of the pre-trained model on the seen classes under PGD with `strong_steps`."""
         a, spec = self.config.attack, self.config.data.seen
         x, y, indices = self.pictures(spec, min(self.config.data.n, 256) or 256)
-        victim = self.bench.victim(self.bench.data(spec))
+        victim = self.bench.victim(self.bench.labelled(spec))
         right = []
         for start in range(0, len(y), a.batch):
             part = slice(start, start + a.batch)
@@ -191,7 +191,7 @@ class Measurer:
         """What must hold of the pre-trained model (config.Gates); the main process records it. Measured again only if it may have changed."""
         g, data = self.config.gates, self.config.data
         key = digest([CODE, plain(g), plain(self.config.attack), self.bench.base, data.n,
-                      [self.bench.data(s).version for s in (data.seen, *data.zero_shot)]])
+                      [self.bench.labelled(s).version for s in (data.seen, *data.zero_shot)]])
         known = self.store.gates()
         if known and known[0].get("key") == key:
             return known
@@ -200,12 +200,12 @@ class Measurer:
             cell = next(c for c in self._clip_cells if c.spec == spec and c.strength.name == "clean")
             return self.store.load(cell.slug()).value
 
-        classes = self.bench.data(data.seen).num_classes
+        classes = self.bench.labelled(data.seen).num_classes
         out = [gate("zero-shot accuracy on the seen classes", accuracy(data.seen), min(g.clean, g.times_chance / classes), ">=",
                     f"{classes} classes, {self.config.model.name}"),
                gate(f"seen classes under PGD-{self.config.attack.strong_steps} at {show_eps(self.config.attack.eps)}", self._strong, g.robust, "<=")]
         for spec in data.zero_shot:
-            chance = 1 / self.bench.data(spec).num_classes
+            chance = 1 / self.bench.labelled(spec).num_classes
             name, least = f"zero-shot accuracy on {spec.partition(':')[2]}", chance + g.zero_shot_margin
             out.append(gate(name, accuracy(spec), least, ">=", f"chance is {chance:.3f}"))
         out = [{**entry, "key": key} for entry in out]

@@ -2,7 +2,6 @@
 
 import copy
 import json
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -11,34 +10,26 @@ import torch
 from papers.pmg_aft.config import Config
 from papers.pmg_aft.runs import Face, Run
 from shared.data.base import LabelledImages
-from shared.data.catalogue import open_set
 from shared.errors import UserError
+from shared.experiment.bench import BaseBench
 from shared.experiment.scale import plain
 from shared.files import digest, sha256_file
 from shared.models.clip import create_clip, read_weights, save_clip, small_config
-from shared.models.sources import is_fresh, locate, open_clip_model
+from shared.models.sources import locate, open_clip_model
 from shared.models.victim import ZeroShot, text_matrix
 
 PICTURES = "folder:all"  # what `--model.pretrained pretrain` learns from
 
 
-@dataclass
-class Bench:
-    """What a process works with: configuration, scale, device, and data sets and text embeddings read once."""
+class Bench(BaseBench):
+    """The pre-trained CLIP, the fine-tuned vision towers, and data sets and text embeddings, each read once."""
 
     config: Config
-    scale: str
-    device: torch.device
 
-    def __post_init__(self):
-        self._sets: dict[tuple[str, str], LabelledImages] = {}
-        self._texts: dict[str, torch.Tensor] = {}
-
-    def data(self, spec: str, split: str = "test") -> LabelledImages:
-        """The set `spec`, opened once."""
-        if (spec, split) not in self._sets:
-            self._sets[spec, split] = open_set(spec, split, self.config.source)
-        return self._sets[spec, split]
+    def downloads(self) -> list[tuple[str, str]]:
+        data = self.config.data
+        return [*((spec, "train") for spec in (data.train, *data.other_train)),
+                *((spec, "test") for spec in (data.seen, *data.zero_shot, *data.holdout))]
 
     @cached_property
     def pretrained(self) -> tuple[str | Path | None, str]:
@@ -63,9 +54,7 @@ class Bench:
 
     def text(self, data: LabelledImages) -> torch.Tensor:
         """Unit text embeddings of a set's prompts, computed once."""
-        if data.version not in self._texts:
-            self._texts[data.version] = text_matrix(self.clip, data.prompts)
-        return self._texts[data.version]
+        return self.once(("text", data.version), lambda: text_matrix(self.clip, data.prompts))
 
     def scale_of(self, face: Face) -> float:
         """s of the face: exp(logit_scale) of the model, or 1."""
@@ -82,34 +71,21 @@ class Bench:
 
     def run_key(self, run: Run) -> str:
         """The key of a run's weights."""
-        return run.key(self.config, self.base, self.data(run.train, "train").version)
+        return run.key(self.config, self.base, self.labelled(run.train, "train").version)
 
     def trained(self, run: Run, step: int | None = None) -> torch.nn.Module:
         """The vision tower of a finished run. Raises UserError if it is missing, damaged or of another configuration."""
-        path = run.checkpoint(self.config, self.scale, step)
-        if not is_fresh(path, self.run_key(run)):
-            raise UserError(f"the trained model {path} is missing or of another configuration: run the training with the same options first.")
+        path = self.finished(run.checkpoint(self.config, self.scale, step), self.run_key(run))
         visual = self.fresh_visual()
         visual.load_state_dict(read_weights(path))
         return visual.requires_grad_(False).eval()
-
-
-def fetch(bench: Bench, accelerator) -> None:
-    """Let one process download what is missing before the others read it (`--download`)."""
-    if bench.config.source.download:
-        data = bench.config.data
-        with accelerator.main_process_first():
-            for spec in (data.train, *data.other_train):
-                bench.data(spec, "train")
-            for spec in (data.seen, *data.zero_shot, *data.holdout):
-                bench.data(spec)
 
 
 def pretraining_path(bench: Bench) -> Path:
     """Where the model of `--model.pretrained pretrain` is kept: named by everything it depends on."""
     model = bench.config.model
     training = {k: v for k, v in plain(model.pretraining).items() if k != "every"}
-    identity = digest([model.name, small_config(model.name), training, bench.data(PICTURES, "train").version])
+    identity = digest([model.name, small_config(model.name), training, bench.labelled(PICTURES, "train").version])
     return bench.config.results / bench.scale / "pmg_aft" / "checkpoints" / f"pretrained-{identity[:12]}.safetensors"
 
 
@@ -121,7 +97,7 @@ def pretrain_base(bench: Bench, accelerator) -> None:
     config, path = bench.config, pretraining_path(bench)
     if path.is_file():
         return
-    data = bench.data(PICTURES, "train")
+    data = bench.labelled(PICTURES, "train")
     torch.manual_seed(0)
     clip = create_clip(config.model.name, vocabulary=vocabulary_of(data.classes)).to(accelerator.device)
     pretrain(clip, Captioned(data), config.model.pretraining, accelerator, path.with_suffix(".ckpt"), augment=flip_and_shift)

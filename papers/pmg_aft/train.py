@@ -17,14 +17,14 @@ def main() -> None:
 
     scale, config = parse(PRESETS, __doc__, check=check)
 
-    from papers.pmg_aft.models import Bench, fetch, pretrain_base
+    from papers.pmg_aft.models import Bench, pretrain_base
     from papers.pmg_aft.runs import cost, runs
     from shared.experiment.share import accelerator as start
     from shared.experiment.share import work_off
 
     accelerator = start()
     bench = Bench(config, scale, accelerator.device)
-    fetch(bench, accelerator)
+    bench.fetch(accelerator)
     if config.model.pretrained == "pretrain":
         pretrain_base(bench, accelerator)
     todo = [run for run in runs(config) if not _done(bench, run)]
@@ -64,7 +64,7 @@ def train(bench, run) -> float:
     from shared.training.adversarial import finetune
 
     config, key = bench.config, bench.run_key(run)
-    data = bench.data(run.train, "train")
+    data = bench.labelled(run.train, "train")
     victim = bench.victim(data, bench.fresh_visual(), run.face.norm, bench.scale_of(run.face))
     steps = curve_steps(config, run)
 

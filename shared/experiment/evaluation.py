@@ -52,18 +52,18 @@ class Evaluation:
     """One evaluation of a paper on all processes. `stale`: the cells that have to be measured; `done`: those that a stage was given.
 
     names: said of a group of cells in its line of progress. more: what the plan records of the configuration beyond its fields. The main process
-    writes the plan and removes what killed runs left.
+    writes the plan and removes what killed runs left; plan False: it does not, for a few cells that are measured ahead of the others.
     """
 
     def __init__(self, paper: str, scale: str, measurer: Measurer, accelerator, cells: Sequence, names: Callable[[list], str],
-                 more: dict | None = None):
+                 more: dict | None = None, plan: bool = True):
         self.measurer, self.accelerator, self.cells, self.names = measurer, accelerator, list(cells), names
         self.began = time.monotonic()
         store, config = measurer.store, measurer.config
         keys = {cell.slug(): measurer.key(cell) for cell in self.cells}
         self.stale = {cell for cell in self.cells if not store.fresh(cell.slug(), keys[cell.slug()])}
         self.done: set = set()
-        if self.main:
+        if self.main and plan:
             remove_leftovers(config.results / scale / paper)
             store.write_plan({"paper": paper, "scale": scale, "config": {**plain(config), **(more or {})}, "headline": config.headline, "slugs": keys,
                               "tags": {c.slug(): c.tags(config) for c in self.cells}})

@@ -13,6 +13,8 @@ import pytest
 from shared.errors import run_main
 from shared.experiment.store import Store
 
+pytest.register_assert_rewrite("tests.papers.ends")  # the asserts of a helper say as much as those of a test
+
 
 @dataclass(frozen=True)
 class Outcome:

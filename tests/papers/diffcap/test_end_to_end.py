@@ -1,11 +1,7 @@
 """From training to the page at SCALE=smoke: everything planned is measured, nothing twice, damage is mended, the page draws all of it."""
 
-import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +9,8 @@ import pytest
 
 from papers.diffcap.measure import CALIBRATED
 from shared.experiment.store import Store
-from shared.report import Report
+from tests.papers.ends import assert_equal, check_continues, check_page, launch, run, stamps
 
-ROOT = Path(__file__).resolve().parents[3]
 SMALL = ("--scale", "smoke", "--seeds", 0, "--data.n", 3, "--attack.steps", 1, "--adaptive.n", 2, "--adaptive.caption-n", 1, "--adaptive.steps", 1,
          "--adaptive.eot", 1, "--adaptive.draws", 2, "--sweeps.digits-n", 4, "--attack.target-n", 1)
 
@@ -24,35 +19,11 @@ def folder(results: Path) -> Path:
     return results / "smoke" / "diffcap"
 
 
-def stamps(results: Path, *suffixes: str) -> dict[str, int]:
-    """When each file was written last, but for the plan, which every run writes."""
-    return {str(p.relative_to(results)): p.stat().st_mtime_ns for p in results.rglob("*")
-            if p.suffix in suffixes and not p.name.startswith(".") and p.name not in ("plan.json", "gates.json")}
-
-
-def run(script, results: Path, *options) -> str:
-    out = ""
-    for name in ("train", "evaluate"):
-        outcome = script(name, *SMALL, "--results", results, *options)
-        assert outcome.code == 0, outcome.err
-        out += outcome.out
-    return out
-
-
-def assert_equal(a: dict, b: dict) -> None:
-    """Same measurements: names, keys and the value of every example, but for the seconds."""
-    assert a.keys() == b.keys()
-    for slug, (key, values) in a.items():
-        assert b[slug][0] == key, slug
-        if "seconds" not in slug:
-            np.testing.assert_allclose(values, b[slug][1], atol=1e-6, err_msg=slug)
-
-
 @pytest.fixture(scope="module")
 def reference(script, tmp_path_factory) -> Path:
     """The results of an uninterrupted run on one process. Read only."""
     results = tmp_path_factory.mktemp("reference")
-    run(script, results)
+    run(script, results, *SMALL)
     return results
 
 
@@ -98,7 +69,7 @@ def test_attacked_pictures_are_in_the_ball(reference):
 
 def test_a_second_run_makes_nothing(reference, script):
     before = stamps(reference, ".safetensors", ".npz", ".json")
-    out = run(script, reference)
+    out = run(script, reference, *SMALL)
     total, there = re.search(r"(\d+) measurements, (\d+) already there", out).groups()
     assert total == there and int(total) > 100 and "already there" in out
     assert stamps(reference, ".safetensors", ".npz", ".json") == before
@@ -106,7 +77,7 @@ def test_a_second_run_makes_nothing(reference, script):
 
 def test_another_tau_measures_only_what_depends_on_it(copy, script, measured):
     before, old = stamps(copy, ".npz", ".safetensors"), measured(copy)
-    run(script, copy, "--method.tau", 0.5)
+    run(script, copy, *SMALL, "--method.tau", 0.5)
     after, new = stamps(copy, ".npz", ".safetensors"), measured(copy)
     touched = {Path(name).stem for name in after if after[name] != before.get(name)}
     tags = {m.slug: m.tags for m in Store(folder(copy)).planned()}
@@ -126,55 +97,22 @@ def test_damage_is_mended(copy, script, measured, reference):
     stopped = script("evaluate", *SMALL, "--results", copy)
     assert stopped.code == 2 and re.search(r"error: the robust encoder .*fare.*run the training", stopped.err)
     next((folder(copy) / "attacked").glob("*.sanity.json")).write_text("{")
-    run(script, copy)
+    run(script, copy, *SMALL)
     assert_equal(measured(reference), measured(copy))
 
 
 @pytest.mark.slow
 def test_an_interrupted_evaluation_continues(copy, script, measured, reference, monkeypatch):
-    from papers.diffcap import measure
-
     shutil.rmtree(folder(copy) / "measurements")
-    made, whole = [], measure.KINDS["quality"]
-
-    def interrupted(m, cell):
-        made.append(cell)
-        if len(made) == 5:
-            raise KeyboardInterrupt
-        return whole(m, cell)
-
-    monkeypatch.setitem(measure.KINDS, "quality", interrupted)
-    assert script("evaluate", *SMALL, "--results", copy).code == 130
-    monkeypatch.setitem(measure.KINDS, "quality", whole)
-    before = len(list((folder(copy) / "measurements").glob("*.json")))
-    outcome = script("evaluate", *SMALL, "--results", copy)
-    assert outcome.code == 0 and f"{before} already there" in outcome.out
+    check_continues("diffcap", script, folder(copy), monkeypatch, *SMALL, "--results", copy)
     assert_equal(measured(reference), measured(copy))
 
 
 def test_the_page_draws_everything(reference):
-    from papers.diffcap import figures, tables
-
-    report = Report("diffcap", "smoke", str(reference))
-    notebook = json.loads((ROOT / "papers" / "diffcap" / "notebook.ipynb").read_text())
-    source = "".join("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code")
-    assert "not measured" not in repr(report.claims())
-    for name in re.findall(r'report\.table\("(\w+)"', source):
-        assert getattr(tables, name)(report.results) is not None, name
-    for name in re.findall(r'report\.figure\("(\w+)"', source):
-        made = getattr(figures, f"fig_{name}")(report.results)
-        assert made is not None or name == "ablation", name  # one cell of the grid at this scale
-    for module, prefix in ((tables, ""), (figures, "fig_")):
-        own = {n for n, f in vars(module).items() if callable(f) and getattr(f, "__module__", "") == module.__name__ and not n.startswith("_")}
-        helpers = {"eps", "strengths", "short"}
-        shown = {prefix + name for name in re.findall(r'report\.(?:table|figure)\("(\w+)"', source)}
-        assert own - helpers <= shown, "drawn nowhere"
+    check_page("diffcap", reference, {"eps", "strengths", "short"}, absent=("ablation",))  # one cell of the grid at this scale
 
 
 @pytest.mark.slow
 def test_two_processes_measure_what_one_does(reference, measured, tmp_path):
-    launch = [sys.executable, "-m", "shared.experiment.launch", "--config_file", "shared/experiment/launch/cpu2.yaml", "--num_processes", "2"]
-    for name in ("train", "evaluate"):
-        subprocess.run([*launch, "-m", f"papers.diffcap.{name}", *map(str, SMALL), "--results", str(tmp_path)], cwd=ROOT, check=True, timeout=600,
-                       env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
+    launch("diffcap", *SMALL, "--results", tmp_path)
     assert_equal(measured(reference), measured(tmp_path))

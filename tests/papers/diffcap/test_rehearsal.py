@@ -1,16 +1,11 @@
 """SCALE=paper from end to end on made-up pictures: the published models' own classes at reduced depth, every data set in its own file layout."""
 
-import importlib.util
 import json
-import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from shared.experiment.store import Store
-
-TESTS = Path(__file__).resolve().parents[2]
+from tests.papers.ends import load, rehearse
 
 # Few pictures, few steps, towers of two layers; nothing of the preset is left out.
 PAPER = ("--scale", "paper", "--seeds", 0, "--gates.no-enforce", "--data.n", 2, "--models.denoiser", "random:tiny",
@@ -28,14 +23,6 @@ TOWERS = {  # open_clip configurations: image tower of the published width, two 
     "rehearsal-phi": {"vision_cfg": {"image_size": 224, "layers": 1, "width": 64, "patch_size": 32}, "quick_gelu": True},
     "rehearsal-llava": {"vision_cfg": {"image_size": 336, "layers": 2, "width": 1024, "patch_size": 14}, "quick_gelu": True},
     "rehearsal-idefics": {"vision_cfg": {"image_size": 224, "layers": 2, "width": 320, "head_width": 80, "patch_size": 14}}}
-
-
-def load(path: Path):
-    """A test module, for what it makes."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -57,7 +44,7 @@ def pictures(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.random.default_rng(seed).integers(0, 255, (*size[::-1], 3), np.uint8)).save(path)
 
-    root, annotated, named = tmp_path / "pictures", load(TESTS / "shared/data/test_annotated.py"), load(TESTS / "shared/data/conftest.py")
+    root, annotated, named = tmp_path / "pictures", load("shared/data/test_annotated.py"), load("shared/data/conftest.py")
     annotated.build_coco(root, picture), annotated.build_flickr(root, picture), annotated.build_vqa(root), annotated.build_textvqa(root, picture, 100)
     named.imagenet(root), named.caltech101(root)
     (root / "imagenet/train").symlink_to("val")
@@ -66,23 +53,12 @@ def pictures(tmp_path):
 
 @pytest.mark.slow
 def test_the_papers_own_scale(script, towers, pictures, tmp_path):
-    from shared.report import page
-
-    models = load(TESTS / "shared/models/test_vlm_published.py")
+    models = load("shared/models/test_vlm_published.py")
     (tmp_path / "llava").mkdir(), (tmp_path / "idefics").mkdir()
     options = (*PAPER, "--models.llava", models.save_llava(tmp_path / "llava"), "--models.flamingo", models.save_idefics(tmp_path / "idefics"),
-               "--data-root", pictures, "--results", tmp_path / "results")
-    for name in ("train", "evaluate"):
-        outcome = script(name, *options)
-        assert outcome.code == 0, outcome.err
-    store = Store(tmp_path / "results" / "paper" / "diffcap")
-    found = store.planned()
-    assert {m.slug for m in found} == set(store.plan()["slugs"])
-    assert all(np.isfinite(m.values).all() for m in found)
-    assert all(m.sanity for m in found if m.tags["kind"] == "score" and m.tags["attack"] == "adversarial")
-    assert {m.tags["data"] for m in found if m.tags["kind"] == "score"} == {
-        "coco", "flickr30k", "vqav2", "textvqa", "named:ImageNet", "named:Caltech101"}  # fmt: skip
-    assert len(list((tmp_path / "results" / "paper" / "diffcap" / "checkpoints").glob("*.safetensors"))) == 6  # TeCoA and FARE of three towers
-    page.main(["diffcap", "--scale", "paper", "--results", str(tmp_path / "results")])
-    html = (tmp_path / "results" / "paper" / "diffcap" / "page.html").read_text()
-    assert not re.findall(r"<code>\w+</code>: not measured|class='absent'", html)
+               "--data-root", pictures)
+    store = rehearse("diffcap", script, tmp_path / "results", *options)
+    scores = [m for m in store.planned() if m.tags["kind"] == "score"]
+    assert all(m.sanity for m in scores if m.tags["attack"] == "adversarial")
+    assert {m.tags["data"] for m in scores} == {"coco", "flickr30k", "vqav2", "textvqa", "named:ImageNet", "named:Caltech101"}
+    assert len(list((store.root / "checkpoints").glob("*.safetensors"))) == 6  # TeCoA and FARE of three towers

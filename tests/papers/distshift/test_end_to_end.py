@@ -3,12 +3,8 @@
 Victims have random weights and the denoiser is a tiny one with random weights: what is tested is the machinery.
 """
 
-import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +13,8 @@ import pytest
 import torch
 
 from shared.experiment.store import Store
-from shared.report import Report
+from tests.papers.ends import assert_equal, check_continues, check_page, launch, run, stamps
 
-ROOT = Path(__file__).resolve().parents[3]
 RANDOM = [o for place in ("first", "second") for o in (f"--models.{place}.weights", "random", f"--models.{place}.at-weights", "random",
                                                        f"--models.{place}.denoiser", "random:tiny")]
 SMALL = ("--scale", "smoke", *RANDOM, "--seeds", 0, "--data.n", 4, "--attack.steps", 1, "--attack.auto-steps", 1, "--attack.queries", 1,
@@ -31,35 +26,11 @@ def folder(results: Path) -> Path:
     return results / "smoke" / "distshift"
 
 
-def stamps(results: Path, *suffixes: str) -> dict[str, int]:
-    """When each file was written last, but for the plan, which every run writes."""
-    return {str(p.relative_to(results)): p.stat().st_mtime_ns for p in results.rglob("*")
-            if p.suffix in suffixes and not p.name.startswith(".") and p.name not in ("plan.json", "gates.json")}
-
-
-def run(script, results: Path, *options) -> str:
-    out = ""
-    for name in ("train", "evaluate"):
-        outcome = script(name, *SMALL, "--results", results, *options)
-        assert outcome.code == 0, outcome.err
-        out += outcome.out
-    return out
-
-
-def assert_equal(a: dict, b: dict) -> None:
-    """Same measurements: names, keys and the value of every example, but for the seconds."""
-    assert a.keys() == b.keys()
-    for slug, (key, values) in a.items():
-        assert b[slug][0] == key, slug
-        if "seconds" not in slug:
-            np.testing.assert_allclose(values, b[slug][1], atol=1e-6, err_msg=slug)
-
-
 @pytest.fixture(scope="module")
 def reference(script, tmp_path_factory) -> Path:
     """The results of an uninterrupted run on one process. Read only."""
     results = tmp_path_factory.mktemp("reference")
-    assert "nothing to train" in run(script, results)
+    assert "nothing to train" in run(script, results, *SMALL)
     return results
 
 
@@ -120,7 +91,7 @@ def test_attacked_pictures_are_in_the_ball(reference, measured):
 
 def test_a_second_run_makes_nothing(reference, script):
     before = stamps(reference, ".safetensors", ".npz", ".json")
-    out = run(script, reference)
+    out = run(script, reference, *SMALL)
     total, there = re.search(r"(\d+) measurements, (\d+) already there", out).groups()
     assert total == there and int(total) > 300
     assert stamps(reference, ".safetensors", ".npz", ".json") == before
@@ -128,7 +99,7 @@ def test_a_second_run_makes_nothing(reference, script):
 
 def test_another_scale_of_the_guidance_measures_only_what_depends_on_it(copy, script, measured):
     before, old = stamps(copy, ".npz", ".safetensors"), measured(copy)
-    run(script, copy, "--guidance.scale", 0.4)
+    run(script, copy, *SMALL, "--guidance.scale", 0.4)
     after, new = stamps(copy, ".npz", ".safetensors"), measured(copy)
     touched = {Path(name).stem for name in after if after[name] != before.get(name)}
     tags = {m.slug: m.tags for m in Store(folder(copy)).planned()}
@@ -144,26 +115,12 @@ def test_damage_is_mended(copy, script, measured, reference):
         pictures.write_bytes(pictures.read_bytes()[:500])
     cells = sorted((folder(copy) / "measurements").glob("score__jpeg__scenes-thirty__autoattack__linf*.json"))
     cells[0].write_bytes(b"{")
-    run(script, copy)
+    run(script, copy, *SMALL)
     assert_equal(measured(reference), measured(copy))
 
 
 def test_the_page_draws_everything(reference):
-    from papers.distshift import figures, tables
-
-    report = Report("distshift", "smoke", str(reference))
-    notebook = json.loads((ROOT / "papers" / "distshift" / "notebook.ipynb").read_text())
-    source = "".join("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code")
-    assert "not measured" not in repr(report.claims())
-    for name in re.findall(r'report\.table\("(\w+)"', source):
-        assert getattr(tables, name)(report.results) is not None, name
-    for name in re.findall(r'report\.figure\("(\w+)"', source):
-        assert getattr(figures, f"fig_{name}")(report.results) is not None, name
-    for module, prefix in ((tables, ""), (figures, "fig_")):
-        own = {n for n, f in vars(module).items() if callable(f) and getattr(f, "__module__", "") == module.__name__ and not n.startswith("_")}
-        helpers = {"radius", "sets", "short", "time", "victim", "conditions", "written"}
-        shown = {prefix + name for name in re.findall(r'report\.(?:table|figure)\("(\w+)"', source)}
-        assert own - helpers <= shown, "drawn nowhere"
+    check_page("distshift", reference, {"radius", "sets", "short", "time", "victim", "conditions", "written", "candidates"})
 
 
 def test_what_is_trained_here_is_found_and_kept(script, tmp_path):
@@ -198,32 +155,14 @@ def test_what_is_trained_here_is_found_and_kept(script, tmp_path):
 
 @pytest.mark.slow
 def test_an_interrupted_evaluation_continues(copy, script, measured, reference, monkeypatch):
-    from papers.distshift import measure
-
     shutil.rmtree(folder(copy) / "measurements")
-    made, whole = [], measure.KINDS["quality"]
-
-    def interrupted(m, cell):
-        made.append(cell)
-        if len(made) == 5:
-            raise KeyboardInterrupt
-        return whole(m, cell)
-
-    monkeypatch.setitem(measure.KINDS, "quality", interrupted)
-    assert script("evaluate", *SMALL, "--results", copy).code == 130
-    monkeypatch.setitem(measure.KINDS, "quality", whole)
-    before = len(list((folder(copy) / "measurements").glob("*.json")))
-    outcome = script("evaluate", *SMALL, "--results", copy)
-    assert outcome.code == 0 and f"{before} already there" in outcome.out
+    check_continues("distshift", script, folder(copy), monkeypatch, *SMALL, "--results", copy)
     assert_equal(measured(reference), measured(copy))
 
 
 @pytest.mark.slow
 def test_two_processes_measure_what_one_does(reference, measured, tmp_path):
-    launch = [sys.executable, "-m", "shared.experiment.launch", "--config_file", "shared/experiment/launch/cpu2.yaml", "--num_processes", "2"]
-    for name in ("train", "evaluate"):
-        subprocess.run([*launch, "-m", f"papers.distshift.{name}", *map(str, SMALL), "--results", str(tmp_path)], cwd=ROOT, check=True, timeout=600,
-                       env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
+    launch("distshift", *SMALL, "--results", tmp_path)
     assert_equal(measured(reference), measured(tmp_path))
 
 

@@ -1,15 +1,11 @@
 """SCALE=paper from end to end on made-up pictures: the published classifiers at random weights, both sets in their own file layouts."""
 
-import importlib.util
-import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from shared.experiment.store import Store
-
-TESTS = Path(__file__).resolve().parents[2]
+from tests.papers.ends import load, rehearse
 
 # A few passes of each network; nothing of the preset is left out but the 256×256 denoiser, whose conversion has tests of its own.
 PAPER = ("--scale", "paper", "--seeds", 0, "--gates.no-enforce", "--data.n", 2, "--models.second.denoiser", "random:tiny",
@@ -22,14 +18,6 @@ PAPER = ("--scale", "paper", "--seeds", 0, "--gates.no-enforce", "--data.n", 2, 
          "--sweeps.quality-n", 1, "--sweeps.strip", 1, "--sweeps.cost-n", 1, "--sweeps.cost-repeats", 1)  # fmt: skip
 
 
-def load(path: Path):
-    """A test module, for what it makes."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
 def pictures(tmp_path, monkeypatch):
     """DATA_ROOT: CIFAR-10 as torchvision keeps it, and the two original archives of ImageNet30."""
@@ -40,7 +28,7 @@ def pictures(tmp_path, monkeypatch):
 
     monkeypatch.setattr(cifar, "check_integrity", lambda path, md5=None: Path(path).is_file())  # tiny copies have other checksums
     root, rng = tmp_path / "pictures", np.random.default_rng(0)
-    load(TESTS / "shared/data/conftest.py").cifar(root, 10)
+    load("shared/data/conftest.py").cifar(root, 10)
     for part, n in (("one_class_train", 2), ("one_class_test", 1)):
         for name in FOLDERS:
             for k in range(n):
@@ -75,19 +63,9 @@ def pipeline(tmp_path) -> Path:
 
 @pytest.mark.slow
 def test_the_papers_own_scale(script, pictures, standard, pipeline, tmp_path):
-    from shared.report import page
-
-    options = (*PAPER, "--models.first.weights", standard, "--models.first.denoiser", f"diffusers:{pipeline}",
-               "--data-root", pictures, "--results", tmp_path / "results")
-    for name in ("train", "evaluate"):
-        outcome = script(name, *options)
-        assert outcome.code == 0, outcome.err
-    store = Store(tmp_path / "results" / "paper" / "distshift")
-    found = store.planned()
-    assert {m.slug for m in found} == set(store.plan()["slugs"]) and all(np.isfinite(m.values).all() for m in found)
-    assert {m.tags["data"] for m in found if m.tags["kind"] == "score"} == {"named:cifar10", "named:ImageNet30"}
-    assert all(m.sanity for m in found if m.tags["kind"] == "score" and m.tags["attack"] != "clean")
+    options = (*PAPER, "--models.first.weights", standard, "--models.first.denoiser", f"diffusers:{pipeline}", "--data-root", pictures)
+    store = rehearse("distshift", script, tmp_path / "results", *options)
+    scores = [m for m in store.planned() if m.tags["kind"] == "score"]
+    assert {m.tags["data"] for m in scores} == {"named:cifar10", "named:ImageNet30"}
+    assert all(m.sanity for m in scores if m.tags["attack"] != "clean")
     assert "ImageNet30" in store.plan()["config"]["names"]["named:ImageNet30"]
-    page.main(["distshift", "--scale", "paper", "--results", str(tmp_path / "results")])
-    html = (tmp_path / "results" / "paper" / "distshift" / "page.html").read_text()
-    assert not re.findall(r"<code>\w+</code>: not measured|class='absent'", html)

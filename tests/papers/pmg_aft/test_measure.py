@@ -50,7 +50,7 @@ def released(zoo: Measurer, batch: int, part: slice = slice(None), kind: str = "
     """Adversarial pictures of the emulated test-batch attack, on the pre-trained model."""
     cell = Cell("test_batch", "pmg_released", run_named(ZOO, "pmg_released"), Strength(kind, kind), SET, "seen", N, point=batch)
     x, y, indices = zoo.pictures(SET, N)
-    victim = zoo.bench.victim(zoo.bench.data(SET), None, "imagenet")
+    victim = zoo.bench.victim(zoo.bench.labelled(SET), None, "imagenet")
     rng = SampleRng(0, indices[part], "evaluation")
     return zoo._test_batch_attack(cell, victim, x[part], y[part], Threat("linf", ZOO.attack.eps), rng)
 
@@ -59,7 +59,7 @@ def on_a_real_batch(zoo: Measurer, autocast: str | None, scale: float = 1.0, red
     """What the released code does: the loss of one whole test batch, averaged."""
     x, y, indices = zoo.pictures(SET, N)
     bench = zoo.bench
-    victim = ZeroShot(bench.clip.visual, bench.text(bench.data(SET)), scale, "imagenet").eval()
+    victim = ZeroShot(bench.clip.visual, bench.text(bench.labelled(SET)), scale, "imagenet").eval()
     return pgd(victim, x, y, Threat("linf", ZOO.attack.eps), steps=ZOO.attack.steps, step_size=ZOO.attack.ratio * ZOO.attack.eps,
                rng=SampleRng(0, indices, "evaluation"), keep="last", reduction=reduction, autocast=autocast)
 
@@ -86,7 +86,7 @@ def test_the_size_of_the_batch_in_memory_does_not_matter(zoo):
 
 def test_a_large_test_batch_blinds_the_released_attack(zoo):
     x, y, indices = zoo.pictures(SET, N)
-    victim = zoo.bench.victim(zoo.bench.data(SET), None, "imagenet")
+    victim = zoo.bench.victim(zoo.bench.labelled(SET), None, "imagenet")
 
     def left(x_adv) -> float:
         with torch.no_grad():
@@ -129,11 +129,11 @@ def test_stronger_is_not_weaker_and_values_are_those_of_a_plain_loop(zoo):
     assert clean.mean() >= one.mean() >= two.mean()
     assert not (one > clean).any()  # a picture that is wrong to begin with stays wrong
     x, y, indices = zoo.pictures("scenes:shape", 64)
-    victim = zoo.bench.victim(zoo.bench.data("scenes:shape"))
+    victim = zoo.bench.victim(zoo.bench.labelled("scenes:shape"))
     with torch.no_grad():
         np.testing.assert_array_equal(clean, victim(x).argmax(1).eq(y).float().numpy())
     assert len(set(indices)) == 64
-    counts = torch.bincount(y, minlength=zoo.bench.data("scenes:shape").num_classes)
+    counts = torch.bincount(y, minlength=zoo.bench.labelled("scenes:shape").num_classes)
     assert counts.max() - counts.min() <= 1
 
 
@@ -222,12 +222,12 @@ def test_the_least_accuracy_is_the_lower_of_both_bars(zoo, tmp_path, monkeypatch
     monkeypatch.setattr(type(own.store), "load", lambda self, slug: type("M", (), {"value": 0.5}))
     gates = {g["name"]: g for g in own.gates(write=False)}
     seen = gates["zero-shot accuracy on the seen classes"]
-    classes = own.bench.data(RANDOM.data.seen).num_classes
+    classes = own.bench.labelled(RANDOM.data.seen).num_classes
     assert classes >= 40
     assert seen["threshold"] == pytest.approx(min(0.8, 20 / classes))
     assert seen["passed"] is (seen["threshold"] <= 0.5)
     shape = gates["zero-shot accuracy on shape"]
-    assert shape["threshold"] == pytest.approx(1 / own.bench.data("scenes:shape").num_classes + RANDOM.gates.zero_shot_margin)
+    assert shape["threshold"] == pytest.approx(1 / own.bench.labelled("scenes:shape").num_classes + RANDOM.gates.zero_shot_margin)
 
 
 # -- sanity checks and costs -------------------------------------------------------------------------------------------------------------------

@@ -248,7 +248,7 @@ def test_a_victim_of_the_released_face_gives_plain_cosines():
     config = replace(PRESETS["smoke"], model=Model(PRESETS["smoke"].model.name, "random"))
     state = torch.get_rng_state()
     bench = Bench(config, "smoke", torch.device("cpu"))
-    data = bench.data("scenes:shape")
+    data = bench.labelled("scenes:shape")
     victim = bench.victim(data, None, AS_RELEASED.norm, bench.scale_of(AS_RELEASED))
     torch.set_rng_state(state)  # random weights come from the global generator, which is the process's own business
     x = data.__getitems__(range(6))[0]

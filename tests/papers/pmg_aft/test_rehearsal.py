@@ -1,6 +1,5 @@
 """SCALE=photos and SCALE=paper from end to end on a handful of made-up pictures, shrunk by command-line options only."""
 
-import importlib.util
 import json
 import re
 import shutil
@@ -12,17 +11,13 @@ import torch
 from PIL import Image
 
 from shared.experiment.store import Store
-
-ROOT = Path(__file__).resolve().parents[3]
+from tests.papers.ends import everything_measured, load, rehearse
 
 
 @pytest.fixture(scope="module")
 def makers():
     """Writers of tiny copies of the data sets, each in its own format on disk."""
-    spec = importlib.util.spec_from_file_location("tiny_sets", ROOT / "tests" / "shared" / "data" / "conftest.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("shared/data/conftest.py")
 
 
 def photos(root: Path, classes=("airplane", "bird", "cat", "delivery_van"), train: int = 6, test: int = 3) -> None:
@@ -36,15 +31,11 @@ def photos(root: Path, classes=("airplane", "bird", "cat", "delivery_van"), trai
                 Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(root / split / name / f"{i}.jpg")
 
 
-def check_results(results: Path, scale: str, kinds: set[str]) -> Store:
-    """Everything planned is there, with checks beside every robust cell."""
-    store = Store(results / scale / "pmg_aft")
+def check_results(store: Store, kinds: set[str]) -> None:
+    """Every kind is measured, with checks beside every robust cell."""
     found = store.planned()
-    assert {m.slug for m in found} == set(store.plan()["slugs"])
     assert {m.tags["kind"] for m in found} == kinds
     assert all(m.sanity for m in found if m.tags["kind"] == "accuracy" and m.tags["attack"] != "clean")
-    assert all(np.isfinite(m.values).all() for m in found)
-    return store
 
 
 PHOTOS = ("--scale", "photos", "--seeds", 0, "--gates.no-enforce", "--data.n", 6,
@@ -65,7 +56,8 @@ def test_photographs(script, tmp_path):
     assert 'pre-trained' in trained.out and '["airplane", "bird", "cat", "delivery van"]' in trained.out
     outcome = script("evaluate", *options)
     assert outcome.code == 0, outcome.err
-    store = check_results(tmp_path / "results", "photos", {"accuracy", "curve", "test_batch", "cost"})
+    store = everything_measured(tmp_path / "results" / "photos" / "pmg_aft")
+    check_results(store, {"accuracy", "curve", "test_batch", "cost"})
     assert {m.tags["set"] for m in store.planned()} == {"seen", "unseen", "all", "none"}
     lengths = {m.tags["set"]: m.n for m in store.planned() if m.tags["kind"] == "accuracy" and m.tags["attack"] == "clean"}
     assert lengths == {"seen": 6, "unseen": 6, "all": 6}
@@ -117,22 +109,13 @@ def test_the_papers_own_scale(script, makers, roomy, monkeypatch):
     """The real ViT-B/32 at random weights, TinyImageNet in its own folder layout, one update of every method, every table."""
     from torchvision.datasets import cifar as cifar_module
 
-    from shared.report import page
-
     monkeypatch.setattr(cifar_module, "check_integrity", lambda path, md5=None: Path(path).is_file())  # tiny copies have other checksums
     for name in ("TinyImageNet", "cifar10", "cifar100", "PCAM"):
         makers.BUILDERS[name](roomy / "pictures")
-    options = (*PAPER, "--data-root", roomy / "pictures", "--results", roomy / "results")
-    for name in ("train", "evaluate"):
-        outcome = script(name, *options)
-        assert outcome.code == 0, outcome.err
-    store = check_results(roomy / "results", "paper", {"accuracy", "curve", "test_batch", "cost"})
+    store = rehearse("pmg_aft", script, roomy / "results", *PAPER, "--data-root", roomy / "pictures")
+    check_results(store, {"accuracy", "curve", "test_batch", "cost"})
     assert {m.tags["set"] for m in store.planned()} == {"tinyimagenet", "cifar10", "pcam", "none"}
     assert {m.tags["attack"] for m in store.planned() if m.tags["kind"] == "accuracy"} == {
         "clean", "pgd", "pgd_x2", "pgd_long", "cw", "auto", "pgd_paired"}  # fmt: skip
-    page.main(["pmg_aft", "--scale", "paper", "--results", str(roomy / "results")])
-    html = (roomy / "results" / "paper" / "pmg_aft" / "page.html").read_text()
-    assert "robust_by_set: not measured" not in html
-    assert not re.findall(r"<code>\w+</code>: not measured|class='absent'", html)
-    records = json.loads((roomy / "results" / "paper" / "pmg_aft" / "figures" / "robust.md.json").read_text())
+    records = json.loads((store.root / "figures" / "robust.md.json").read_text())
     assert records["scale"] == "paper"
