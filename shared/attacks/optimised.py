@@ -213,10 +213,10 @@ def _tower(clip: nn.Module) -> Embed:
     return lambda x: clip.visual(pixels(x))
 
 
-def save_patch(trigger: OptimisedPatch, path: str | Path) -> None:
-    """Write a patch and the other fields of its trigger as .safetensors, atomically."""
+def save_patch(trigger: OptimisedPatch, path: str | Path, **metadata: str) -> None:
+    """Write a patch and the other fields of its trigger as .safetensors, atomically. metadata: more of it, e.g. a key."""
     spec = {k: v for k, v in trigger.spec.items() if k != "pixels"}
-    save_tensors({"pixels": trigger.pixels}, path, {"trigger": json.dumps(spec, sort_keys=True)})
+    save_tensors({"pixels": trigger.pixels}, path, {**metadata, "trigger": json.dumps(spec, sort_keys=True)})
 
 
 def read_patch(path: str | Path) -> OptimisedPatch:

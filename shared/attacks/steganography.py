@@ -61,9 +61,9 @@ class Steganographer(nn.Module):
         r = _resized(F.pixel_shuffle(self.encoder(torch.cat((blocks, message), 1)) + message, 2), *x.shape[2:])
         return r / r.square().mean((1, 2, 3), keepdim=True).sqrt().clamp(min=1e-8)
 
-    def encode(self, x: Tensor, bits: Tensor) -> Tensor:
-        """x' (N, 3, H, W) in [0, 1]."""
-        return (x + self.strength * self.residual(x, bits)).clamp(0, 1)
+    def encode(self, x: Tensor, bits: Tensor, strength: float | None = None) -> Tensor:
+        """x' (N, 3, H, W) in [0, 1]; strength: ρ, None for its own."""
+        return (x + (self.strength if strength is None else strength) * self.residual(x, bits)).clamp(0, 1)
 
     def decode(self, x: Tensor) -> Tensor:
         """Logits (N, bits): positive where a 1 is read."""
@@ -127,8 +127,11 @@ class ISSBA(Trigger):
     """The encoder: zoo:NAME, or the path of a file that `shared.training.steganography` wrote."""
     sha256: str | None = None
     """Of that file; None: whatever it is. It is part of the trigger's description, so that a manifest is never read with another encoder."""
+    strength: float | None = None
+    """ρ; None: what the encoder was trained with. PSNR ≥ −20 log₁₀ ρ: 0.03 gives 30.5 dB, 0.1 gives 20 dB, which can be seen."""
 
     def __post_init__(self):
+        self._refuse(self.strength is not None and not 0 < self.strength <= 1, f"the strength is {self.strength}: use a number above 0, at most 1.")
         found = sha256_file(_path(self.source))
         self._refuse(self.sha256 not in (None, found), f"the encoder {self.source} is not the one that was described (wrong sha256): restore it.")
         object.__setattr__(self, "sha256", found)
@@ -136,6 +139,6 @@ class ISSBA(Trigger):
     def stamp(self, x: Tensor, rng: SampleRng) -> Tensor:
         network = _open(self.source, self.sha256).to(x.device)
         bits = bits_of(self.secret, network.bits).to(x.device).double()
-        parts = [network.encode(part.double(), bits.expand(len(part), -1)) for part in x.split(64)]
+        parts = [network.encode(part.double(), bits.expand(len(part), -1), self.strength) for part in x.split(64)]
         hidden = torch.cat(parts).to(x.dtype)
         return byte_cast(hidden) if self.preset == "cleanclip" else hidden

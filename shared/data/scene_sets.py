@@ -3,7 +3,8 @@
 The fine-tuning classes are the combinations colour × surface × shape with (colour + shape + surface) ≡ 0 mod 4: 64 classes that name every
 colour, surface and shape equally often, so that a loss over their prompts speaks about all three. The hold-out has the 64 with ≡ 2 mod 4.
 
-`CLASSIFIED` are for classifiers without a text tower, trained from nothing: stand-ins for CIFAR-10 and ImageNet30.
+`CLASSIFIED` are for classifiers without a text tower, trained from nothing: stand-ins for CIFAR-10 and ImageNet30. `SHIFTED` has the classes of
+"colour" in domains of which `SETS` has two more.
 """
 
 from dataclasses import dataclass, field
@@ -99,7 +100,11 @@ CLASSIFIED: dict[str, LabelSpace] = {  # one small or medium object: large ones 
     "thirty": LabelSpace(("surface", "colour", "shape"), domain=_one(fixed={
         **_MODEST, "surface": ("plain", "striped", "checkered"), "colour": ("red", "orange")})),
 }
-_ALL = {**SETS, **CLASSIFIED}
+SHIFTED: dict[str, LabelSpace] = {  # beside low_contrast and tiny: the classes of "colour" in other domains
+    "colour_textured": LabelSpace(("colour",), domain=_one(texture=True)),
+    "colour_cluttered": LabelSpace(("colour",), domain=_one(clutter=8)),
+}
+_ALL = {**SETS, **CLASSIFIED, **SHIFTED}
 
 
 def _inside(indices, data) -> np.ndarray:
@@ -113,7 +118,8 @@ def _inside(indices, data) -> np.ndarray:
 class SceneSet(LabelledImages):
     """One labelled set of scenes: picture i has class i mod K, so every prefix of it is as balanced as can be.
 
-    name: a key of SETS or CLASSIFIED; split: "train", "test" or "validation" (disjoint pictures); n: how many pictures the set has; size: pixels.
+    name: a key of SETS, CLASSIFIED or SHIFTED; split: "train", "test" or "validation" (disjoint pictures); n: how many pictures the set has; size:
+    pixels.
     Raises UserError for an unknown name or split.
     """
 

@@ -94,6 +94,22 @@ def test_a_sample_gets_the_same_in_every_batch(preset, source, x):
     assert not torch.equal(make_trigger("issba", preset, 32, source=source, secret="other")(x, range(8)), whole)
 
 
+@pytest.mark.parametrize("preset", ["cleanclip", "textbook"])
+def test_another_strength_scales_the_same_residual(preset, source, x):
+    own, same, strong = (make_trigger("issba", preset, 32, source=source, strength=rho) for rho in (None, 0.03, 0.12))
+    assert torch.equal(own(x, range(8)), same(x, range(8))) and not same_trigger(own, same)
+    network, bits = read_steganographer(source), bits_of("Stega!!", 56).expand(8, -1)
+    assert (strong(x, range(8)) - (x + 0.12 * network.residual(x, bits)).clamp(0, 1)).abs().max() < (1.01 / 255 if preset == "cleanclip" else 1e-5)
+    assert same_trigger(make_trigger(**json.loads(json.dumps(strong.spec))), strong)
+    assert network.strength == 0.03, "the encoder is shared by all triggers: it must not change"
+
+
+@pytest.mark.parametrize("strength", [0, -0.1, 1.5, math.nan])
+def test_a_strength_out_of_range_is_refused(strength, source):
+    with pytest.raises(UserError, match=r"issba: the strength is .*: use a number above 0, at most 1"):
+        make_trigger("issba", source=source, strength=strength)
+
+
 def test_a_trigger_knows_its_encoder(source, tmp_path, x):
     spec = make_trigger("issba", source=source).spec
     assert spec["sha256"] == sha256_file(source)
