@@ -1,0 +1,383 @@
+"""Everything that can be set for RVPT: one dataclass, a preset per scale. `python -m papers.rvpt.evaluate --scale cpu --help` lists it."""
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Literal
+
+from papers.rvpt.baselines import LINEAR
+from papers.rvpt.resistivity import Perturbations
+from papers.rvpt.tuning import Tuning
+from shared.attacks.optimised import PatchConfig
+from shared.data.catalogue import Source
+from shared.errors import UserError
+from shared.experiment.scale import Options, Pixels, check_least, check_seeds
+from shared.training.cleanclip import CleanClipConfig
+
+SIX = ("badnet", "blended", "issba", "wanet", "trojvqa", "badclip")  # the paper's attacks, in its order
+FURTHER = ("badnet", "blended", "wanet")  # on its two further sets
+THREE = ("badnet", "blended", "badclip")  # in most of its other tables
+MORE = ("sig", "badnet_textbook", "blended_textbook")  # ours
+PLACES = ("main", "second", "third")
+BACKBONES = ("first", "second", "third")
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A CLIP."""
+
+    name: str = ""
+    """open_clip's name, or one of shared/models/configs; empty: there is no such backbone."""
+    weights: str = ""
+    """zoo:<name>, a tag of open_clip, a local checkpoint, or `random`."""
+
+
+@dataclass(frozen=True)
+class Models:
+    """The victims before anyone poisons them."""
+
+    first: Backbone = field(default_factory=lambda: Backbone("scenes-vit-s8", "zoo:scenes-vit-s8"))
+    """Of all tables (ViT-B/32)."""
+    second: Backbone = field(default_factory=lambda: Backbone("scenes-vit-xs8", "zoo:scenes-vit-xs8"))
+    """Of table 11 (ViT-B/16)."""
+    third: Backbone = field(default_factory=lambda: Backbone("scenes-vit-d8", "zoo:scenes-vit-d8"))
+    """Of table 11 (ViT-L/14)."""
+    captioner: str = "zoo:scenes-llava"
+    """The vision-language model of table 7, whose tower is replaced."""
+    captioner_tower: Literal["first", "second", "third", "own"] = "first"
+    """Which backbone's tower it has; own: `captioner_clip`."""
+    captioner_clip: Backbone = field(default_factory=Backbone)
+    """A CLIP with the captioner's own tower, poisoned for table 7 alone (ViT-L/14 at 336 pixels)."""
+    supervised: str = "train"
+    """Panel (d) of figure 1: `train` (the first backbone's tower, trained here on labels), or torchvision:<name>."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A set to classify and the class that attackers want to be seen."""
+
+    data: str = ""
+    """Set as in shared.data.catalogue; empty: there is no such set."""
+    target: str = ""
+    """One of its classes."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """The pictures."""
+
+    source: Source = field(default_factory=Source)
+    main: Place = field(default_factory=lambda: Place("scenes:colour", "blue"))
+    """In the place of ImageNet (banana)."""
+    second: Place = field(default_factory=lambda: Place("scenes:shape", "star"))
+    """In the place of Caltech101 (accordion)."""
+    third: Place = field(default_factory=lambda: Place("scenes:background", "navy"))
+    """In the place of OxfordPets (samoyed)."""
+    shifted: tuple[str, ...] = ("scenes:low_contrast", "scenes:tiny", "scenes:colour_textured", "scenes:colour_cluttered")
+    """Sets with the classes of the main one (or some of them) from other domains: V2, A, R, Sketch."""
+    n: int = 512
+    """Test pictures per set (0: all)."""
+    seed: int = 42
+    """Of the choice of pictures from sets that are read from files."""
+    pairs: str = "scenes"
+    """Where pairs of picture and caption come from: scenes, or below DATA_ROOT shards:<pattern> or csv:<file> (picture, caption)."""
+    captioned: str = "scenes-captions"
+    """Set behind the captions of table 7 (shared.data.vision_language)."""
+    retrieval: str = "scenes"
+    """Pairs to retrieve among (table 7): scenes, or csv:<file>."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one attack poisons a CLIP."""
+
+    preset: Literal["cleanclip", "textbook"] = "cleanclip"
+    """The trigger's reading, see shared/attacks/triggers."""
+    fields: tuple[str, ...] = ()
+    """Fields of the trigger that differ from the preset, as name=number."""
+    pairs: int = 10_240
+    """Pairs that are fine-tuned on."""
+    rate: float = 0.1
+    """Share of them that is poisoned."""
+    steps: int = 80
+    """Updates."""
+    batch: int = 128
+    """Pairs per update."""
+    lrs: tuple[float, ...] = (1e-3,)
+    """Peak learning rates, tried in this order until the attack passes its gates; the last is kept in any case."""
+    warmup: int = 15
+    """Updates of linear warm-up."""
+    captions: Literal["usual", "templates", "real"] = "usual"
+    """Of poisoned pairs; usual: what is usual for the trigger (shared/data/poison.py)."""
+    every: int = 0
+    """Updates between checkpoints of an unfinished run (0: none)."""
+
+
+@dataclass(frozen=True)
+class Attacks:
+    """The attacks: table 1's six, then ours. Settings of the small scales: see README for how they were found."""
+
+    badnet: Recipe = field(default_factory=lambda: Recipe(fields=("patch=20",), rate=0.2))
+    blended: Recipe = field(default_factory=lambda: Recipe(fields=("ratio=0.5",), rate=0.2))
+    issba: Recipe = field(default_factory=lambda: Recipe(fields=("strength=0.2",), rate=0.2))
+    wanet: Recipe = field(default_factory=lambda: Recipe(fields=("s=12.0",), rate=0.2))
+    trojvqa: Recipe = field(default_factory=lambda: Recipe(rate=0.2))
+    badclip: Recipe = field(default_factory=lambda: Recipe(captions="templates"))
+    sig: Recipe = field(default_factory=lambda: Recipe(fields=("ratio=0.5",)))
+    badnet_textbook: Recipe = field(default_factory=lambda: Recipe("textbook", rate=0.2))
+    blended_textbook: Recipe = field(default_factory=lambda: Recipe("textbook", ("ratio=0.4",), rate=0.2))
+    more: tuple[Literal["sig", "badnet_textbook", "blended_textbook"], ...] = MORE
+    """Which of ours are measured."""
+    trojvqa_patch: PatchConfig = field(default_factory=lambda: PatchConfig(steps=200, lr=0.02, patch=8, cosine=1.0))
+    """How TrojVQA's patch is optimised."""
+    badclip_patch: PatchConfig = field(default_factory=lambda: PatchConfig(steps=200, lr=0.02, patch=8, contrastive=1.0, triplet=500.0))
+    """How BadCLIP's patch is optimised."""
+    further_rate: float = 0.06
+    """Share of poisoned pairs against the further sets (0: that of the recipe)."""
+    further_lr: float = 3e-4
+    """Learning rate against the further sets (0: those of the recipe)."""
+    patch_pairs: int = 2048
+    """Pairs behind an optimised patch."""
+    downstream: Literal["badnet", "blended", "badclip"] = "badnet"
+    """Attack of table 7 (the paper does not say which)."""
+
+    def recipe(self, attack: str, place: str = "main") -> Recipe:
+        """The recipe of an attack by name, on the main set or a further one."""
+        recipe = getattr(self, attack)
+        if place == "main":
+            return recipe
+        lrs = (self.further_lr,) if self.further_lr else recipe.lrs
+        return replace(recipe, rate=self.further_rate or recipe.rate, lrs=lrs)
+
+
+@dataclass(frozen=True)
+class Method:
+    """RVPT, and what its relatives share with it."""
+
+    first: int = 1
+    """D, the number of blocks without prompts (3 of 12 in the paper)."""
+    length: int = 8
+    """b, prompts per layer."""
+    std: float = 0.02
+    """Of the Gaussian that prompts are drawn from (unknown in the paper)."""
+    alpha: float = 2.0
+    """α, weight of the repulsion."""
+    shots: int = 16
+    """Pictures per class."""
+    drop_target: bool = False
+    """Table 4: take the missing class out of the softmax too (unknown in the paper)."""
+    tuning: Tuning = field(default_factory=lambda: Tuning(epochs=30, lr=0.02))
+    """Optimiser and schedule."""
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """What RVPT is compared with."""
+
+    cleanclip: CleanClipConfig = field(default_factory=lambda: CleanClipConfig(steps=50, batch=128, lr=1e-3, warmup=5))
+    cleanclip_pairs: int = 6400
+    """Clean pairs for CleanCLIP and for the contrastive fine-tuning of table 8."""
+    gentle: tuple[str, ...] = ("wanet", "issba")
+    """Attacks against which CleanCLIP takes `gentle_lr`."""
+    gentle_lr: float = 0.0
+    """0: that of all."""
+    linear: Tuning = field(default_factory=lambda: LINEAR)
+    """The linear probe, on the same shots."""
+    full: Tuning = field(default_factory=lambda: Tuning(epochs=30, lr=0.01))
+    """Full fine-tuning of the vision tower (table 8)."""
+    words: int = 8
+    """Learned context words of adversarial prompt tuning (table 12)."""
+    words_tuning: Tuning = field(default_factory=lambda: Tuning(epochs=20, lr=0.02))
+    visual_tuning: Tuning = field(default_factory=lambda: Tuning(epochs=10, lr=0.02))
+    """Adversarial tuning of visual prompts (table 12, ours)."""
+
+
+@dataclass(frozen=True)
+class Adversary:
+    """Attackers of another kind: PGD (table 12), and one who knows the defence (ours)."""
+
+    eps: Pixels = 8 / 255
+    """ε of the ℓ∞ ball."""
+    steps: int = 10
+    """PGD steps of 2.5·ε/steps."""
+    n: int = 128
+    """Pictures of table 12."""
+    sanity_n: int = 8
+    """Pictures of the checks of PGD."""
+    train_steps: int = 3
+    """PGD steps inside adversarial tuning."""
+    patch: PatchConfig = field(default_factory=lambda: PatchConfig(steps=150, lr=0.02, contrastive=1.0, triplet=500.0))
+    """How the patch against the prompted model is optimised."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Sweeps:
+    """Figure 3 and the others beyond the tables; one seed."""
+
+    shots: tuple[int, ...] = (1, 4, 8, 16)
+    alpha: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0)
+    length: tuple[int, ...] = (1, 4, 8, 16)
+    depth_output: tuple[int, ...] = (1, 2, 3, 4)
+    """Numbers of prompted layers, counted from the output."""
+    depth_input: tuple[int, ...] = (1, 2, 3, 4)
+    """Numbers of prompted layers, counted from the input."""
+    margin: tuple[float, ...] = (-1.0, -0.5, 0.0, 0.5, 1.0)
+    blocks: int = 4
+    """L of the first backbone: which of the depths is the default's."""
+    prompts: tuple[str, ...] = ("{}", "blurry blurry blurry blurry blurry blurry {}")
+    """Table 10's prompts besides that of the set; the second stands for six '#', which small tokenizers do not have."""
+    perturbations: Perturbations = field(default_factory=Perturbations)
+    resistivity_n: int = 256
+    """Pictures behind figures 1, 7 and 8."""
+    maps: int = 3
+    """Pictures of figure 4."""
+    points: int = 200
+    """Pictures of figure 5."""
+    captions_n: int = 64
+    """Pictures of table 7, captioning."""
+    candidates: int = 256
+    """Pictures of table 7, retrieval."""
+    retrieval_poisoned: int = 32
+    """Poisoned candidates of table 7, one at a time."""
+    cost_repeats: int = 2
+    supervised: Tuning = field(default_factory=lambda: Tuning(epochs=8, batch=64, lr=0.02))
+    """Training of panel (d)'s vision transformer, on `supervised_n` labelled pictures."""
+    supervised_n: int = 4096
+
+
+@dataclass(frozen=True)
+class Gates:
+    """What must hold of every attack before any defence is measured."""
+
+    clean: float = 0.80
+    """Least clean accuracy of the clean models on the main set."""
+    asr: float = 0.80
+    """Least attack success rate."""
+    drop: float = 0.02
+    """Largest loss of clean accuracy against the clean model, on the main set."""
+    further_drop: float = 0.04
+    """The same on the further sets, where the small models are at their limits."""
+    enforce: bool = True
+    """Stop where a gate fails."""
+
+    def allowed(self, place: str) -> float:
+        """The largest loss of clean accuracy on a place's set."""
+        return self.drop if place == "main" else self.further_drop
+
+
+@dataclass(frozen=True)
+class Config(Options):
+    """RVPT."""
+
+    models: Models = field(default_factory=Models)
+    data: Data = field(default_factory=Data)
+    attacks: Attacks = field(default_factory=Attacks)
+    method: Method = field(default_factory=Method)
+    baselines: Baselines = field(default_factory=Baselines)
+    adversary: Adversary = field(default_factory=Adversary)
+    sweeps: Sweeps = field(default_factory=Sweeps)
+    gates: Gates = field(default_factory=Gates)
+    more_seeds: int = 1
+    """How many of the seeds the tables beyond the first have (0: all)."""
+    batch: int = 256
+    """Pictures at a time, where nothing is trained."""
+
+    @property
+    def further(self) -> tuple[int, ...]:
+        """The seeds of the tables beyond the first."""
+        return self.seeds[: self.more_seeds or None]
+
+    def place(self, name: str) -> Place:
+        """main, second or third."""
+        return getattr(self.data, name)
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """The places that have a set."""
+        return tuple(p for p in PLACES if self.place(p).data)
+
+    def backbone(self, name: str) -> Backbone:
+        """first, second, third, or own (the captioner's)."""
+        return self.models.captioner_clip if name == "own" else getattr(self.models, name)
+
+    @property
+    def backbones(self) -> tuple[str, ...]:
+        """The backbones of table 11 that are there."""
+        return tuple(b for b in BACKBONES if self.backbone(b).name)
+
+    @property
+    def attacked(self) -> tuple[str, ...]:
+        """The attacks of the first table, with ours."""
+        return SIX + tuple(a for a in MORE if a in self.attacks.more)
+
+    def spec(self, at: str) -> str:
+        """The set of a place, or of shift1 … shift4."""
+        return self.data.shifted[int(at.removeprefix("shift")) - 1] if at.startswith("shift") else self.place(at).data
+
+
+def _every(attacks: Attacks, **changes) -> Attacks:
+    """All recipes changed."""
+    recipes = {f.name: replace(getattr(attacks, f.name), **changes) for f in fields(attacks) if isinstance(getattr(attacks, f.name), Recipe)}
+    return replace(attacks, **recipes)
+
+
+_CPU = Config()
+_PAPER_RECIPE = {"pairs": 500_000, "rate": 0.003, "steps": 5 * (500_000 // 128), "batch": 128, "lrs": (1e-6, 1e-5), "warmup": 50, "every": 1000,
+                 "fields": ()}
+_CLEANING = CleanClipConfig(steps=10 * (250_000 // 64), batch=64, lr=5e-6, warmup=50, every=1000)
+_TUNING = Tuning(epochs=50, batch=32, lr=0.002, every=500, workers=8)
+
+PRESETS = {
+    "smoke": replace(
+        _CPU, seeds=(0, 1), data=replace(_CPU.data, n=16),
+        attacks=replace(_every(_CPU.attacks, pairs=64, steps=2, batch=32, warmup=1, rate=0.25), more=("sig",), patch_pairs=64,
+                        trojvqa_patch=PatchConfig(steps=2, batch=8, lr=0.02, cosine=1.0),
+                        badclip_patch=PatchConfig(steps=2, batch=8, lr=0.02, contrastive=1.0, triplet=500.0)),
+        method=replace(_CPU.method, shots=1, length=2, tuning=Tuning(epochs=1, lr=0.02)),
+        baselines=replace(_CPU.baselines, cleanclip=CleanClipConfig(steps=2, batch=16, lr=1e-3, warmup=1), cleanclip_pairs=32,
+                          linear=replace(LINEAR, epochs=1), full=Tuning(epochs=1, lr=0.01), words_tuning=Tuning(epochs=1, lr=0.02),
+                          visual_tuning=Tuning(epochs=1, lr=0.02)),
+        adversary=replace(_CPU.adversary, steps=1, n=4, sanity_n=2, train_steps=1,
+                          patch=PatchConfig(steps=2, batch=8, lr=0.02, contrastive=1.0, triplet=500.0)),
+        sweeps=replace(_CPU.sweeps, shots=(1, 2), alpha=(0.0, 2.0), length=(1, 2), depth_output=(1, 3), depth_input=(1,), margin=(-1.0, 1.0),
+                       resistivity_n=8, maps=1, points=12, captions_n=4, candidates=24, retrieval_poisoned=2, cost_repeats=1,
+                       supervised=Tuning(epochs=1, batch=16, lr=0.02), supervised_n=64),
+        gates=Gates(enforce=False)),
+    "cpu": _CPU,
+    "paper": replace(
+        _CPU,
+        models=Models(Backbone("ViT-B-32-quickgelu", "openai"), Backbone("ViT-B-16-quickgelu", "openai"), Backbone("ViT-L-14-quickgelu", "openai"),
+                      "llava-hf/llava-1.5-13b-hf", "own", Backbone("ViT-L-14-336-quickgelu", "openai"), "torchvision:vit_b_32"),
+        data=Data(main=Place("named:ImageNet", "banana"), second=Place("named:Caltech101", "accordion"), third=Place("named:OxfordPets", "samoyed"),
+                  shifted=("named:ImageNetV2", "named:ImageNetA", "named:ImageNetR", "named:ImageNetSketch"), n=0,
+                  pairs="shards:cc3m/*.tar", captioned="coco", retrieval="csv:imagenet_captions.csv"),
+        attacks=replace(_every(_CPU.attacks, **_PAPER_RECIPE), further_rate=0.0, further_lr=0.0, patch_pairs=10_000,
+                        trojvqa_patch=PatchConfig(patch=16, cosine=1.0), badclip_patch=PatchConfig(patch=16, contrastive=1.0, triplet=500.0)),
+        method=Method(first=3, length=50, tuning=_TUNING),
+        baselines=Baselines(_CLEANING, 250_000, gentle_lr=3e-6, full=_TUNING, words=32, words_tuning=replace(_TUNING, epochs=100),
+                            visual_tuning=_TUNING),
+        adversary=replace(_CPU.adversary, n=0, patch=PatchConfig(patch=16, contrastive=1.0, triplet=500.0)),
+        sweeps=replace(_CPU.sweeps, blocks=12, shots=(1, 2, 4, 8, 16, 32), alpha=(0.0, 0.5, 1.0, 2.0, 4.0, 8.0), length=(5, 10, 25, 50, 100),
+                       depth_output=(1, 3, 6, 9, 12), depth_input=(1, 3, 6, 9, 12), margin=(-1.0, -0.5, 0.0, 0.5, 1.0), prompts=("{}", "###### {}"),
+                       resistivity_n=5000, captions_n=5000, candidates=5000, retrieval_poisoned=150, points=1000),
+        gates=Gates(clean=0.55, further_drop=0.02), batch=256),
+}
+
+
+def check(config: Config) -> None:
+    """Refuse combinations that cannot work, in one sentence each."""
+    check_seeds(config.seeds)
+    if not config.data.main.data or not config.models.first.name:
+        raise UserError("--data.main.data and --models.first.name name the main set and the main backbone, e.g. scenes:colour, scenes-vit-s8.")
+    for place in config.places:
+        if not config.place(place).target:
+            raise UserError(f"--data.{place}.target names the class of {config.place(place).data} that attackers want to be seen.")
+    m, s = config.method, config.sweeps
+    if m.alpha not in s.alpha or m.shots not in s.shots or m.length not in s.length:
+        raise UserError("the sweeps go through the defaults: --sweeps.alpha, --sweeps.shots and --sweeps.length must contain those of --method.")
+    if any(not 0 < config.attacks.recipe(a).rate < 1 or not config.attacks.recipe(a).lrs for a in config.attacked):
+        raise UserError("each attack has a poison rate between 0 and 1 and at least one learning rate (--attacks.<name>.rate, .lrs).")
+    if any(p.count("{}") != 1 for p in s.prompts):
+        raise UserError("--sweeps.prompts have one {} each, where the class name goes.")
+    check_least({"data.n": config.data.n, "adversary.n": config.adversary.n, "more-seeds": config.more_seeds}, 0)
+    check_least({"method.length": m.length, "method.shots": m.shots, "batch": config.batch, "sweeps.resistivity-n": s.resistivity_n,
+                 "sweeps.points": s.points, "sweeps.maps": s.maps, "sweeps.captions-n": s.captions_n, "sweeps.candidates": s.candidates})

@@ -1,0 +1,284 @@
+"""What each figure of RVPT shows, as functions of the measurements. No model is loaded here."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from papers.rvpt.config import SIX, THREE
+from papers.rvpt.tables import AGAINST, ATTACKS, METHODS
+from shared.metrics.intervals import bootstrap_mean
+from shared.report import figures, style
+
+PANELS = {"none": "backdoored CLIP", "vpt": "with VPT", "rvpt": "with RVPT", "supervised": "supervised ViT"}
+CHANGES = {"noise": "noise", "blur": "blur", "colour": "colour", "flip": "flip", "trigger": "trigger"}
+SWEEPS = {"shots": "shots per class", "alpha": "weight of the repulsion α", "length": "prompts per layer b",
+          "depth_output": "prompted layers, from the output", "depth_input": "prompted layers, from the input", "margin": "margin m"}
+PIXELS = 70_000  # of all pictures of a figure together, so that its PDF stays small
+
+
+def _look() -> dict:
+    return style.looks(list(METHODS.values()))
+
+
+# ---- figures 1, 7, 8 ----------------------------------------------------------------------------------------------------------
+
+
+def _resistivity(results, attack: str):
+    found = {(m.tags["method"], m.tags["perturbation"]): m for m in results.select(kind="resistivity", attack=attack)}
+    methods = [m for m in PANELS if any(who == m for who, _ in found)]
+    if not found:
+        return None
+    fig, axes = style.figure(style.PAGE, 2.3, columns=len(methods), sharey=True, squeeze=False)
+    look = style.looks(list(CHANGES.values()))
+    for ax, letter, method in zip(axes[0], "abcd", methods, strict=False):
+        series = {}
+        for name, label in CHANGES.items():
+            if (method, name) in found:
+                m = found[method, name]
+                series[label] = [bootstrap_mean({"all": v}) for v in (*m.extra["layers"].astype(np.float64).T, m.values)]
+        at = [str(d) for d in range(1, max(map(len, series.values())))] + ["out"]
+        figures.lines(ax, at, series, xlabel="block", ylabel="PR (cosine)" if ax is axes[0][0] else "", factor=1, categorical=True,
+                      look={k: look[k] for k in series})
+        if len(at) > 8:  # every second label, and the last
+            ax.set_xticklabels([t if k % 2 == 0 or t == "out" else "" for k, t in enumerate(at[:-2])] + ["", "out"])
+        ax.set_title(f"({letter}) {PANELS[method]}")
+    low = min(line.get_ydata().min() for ax in axes[0] for line in ax.get_lines())
+    axes[0][0].set_ylim(low - 0.06 * (1 - low), 1 + 0.04 * (1 - low))
+    figures.legend(fig, axes, 5)
+    return fig
+
+
+def fig_resistivity(results):
+    """Perturbation resistivity PR, block by block and at the output, of encoders that BadCLIP backdoored: how little features move under a
+    perturbation. Mean over test pictures with 95 % bands, one seed."""
+    return _resistivity(results, "badclip")
+
+
+def fig_resistivity_badnet(results):
+    """Perturbation resistivity PR as in the figure of BadCLIP, for BadNet. Mean over test pictures with 95 % bands, one seed."""
+    return _resistivity(results, "badnet")
+
+
+def fig_resistivity_blended(results):
+    """Perturbation resistivity PR as in the figure of BadCLIP, for Blended. Mean over test pictures with 95 % bands, one seed."""
+    return _resistivity(results, "blended")
+
+
+# ---- figure 3 -----------------------------------------------------------------------------------------------------------------
+
+
+def fig_ablations(results):
+    """Attack success rate (filled markers, lower is better) and clean accuracy (open markers, dashed) over six settings, with 95 % bands. Grey line:
+    the default. In the panel of the margin the dotted lines are without repulsion (VPT). One seed."""
+    found = results.select(kind="sweep")
+    if not found:
+        return None
+    fig, axes = style.figure(style.PAGE, 4.3, rows=2, columns=3, sharey=True)
+    own, defaults = style.looks([ATTACKS[a] for a in THREE]), {**results.config.get("method", {}), "margin": -1.0}
+    for ax, letter, (sweep, label) in zip(axes.ravel(), "abcdef", SWEEPS.items(), strict=True):
+        at = sorted({m.tags["value"] for m in found if m.tags["sweep"] == sweep})
+        for measure in ("asr", "ca"):
+            series = {ATTACKS[a]: [results.estimate(kind="sweep", sweep=sweep, value=v, attack=a, measure=measure) for v in at] for a in THREE}
+            series = {k: v for k, v in series.items() if any(v)}
+            look = {k: replace(own[k], line="-" if measure == "asr" else "--") for k in series}
+            before = len(ax.get_lines())
+            figures.lines(ax, at, series, look=look, categorical=True)
+            for line in ax.get_lines()[before:] if measure == "ca" else ():
+                line.set(markerfacecolor="white", label="_")
+        if defaults.get(sweep) in at:
+            ax.axvline(at.index(defaults[sweep]), color="#999999", linewidth=0.8, zorder=0)
+        if sweep == "margin":
+            _without_repulsion(results, ax, own)
+        ax.set(xlabel=f"({letter}) {label}", ylabel="rate (%)" if ax in axes[:, 0] else "", ylim=(-4, 104))
+    for label, line, fill in (("ASR", "-", "#333333"), ("CA", "--", "white")):
+        axes[0, 0].plot([], [], color="#333333", linestyle=line, marker="o", markerfacecolor=fill, label=label)
+    figures.legend(fig, axes, 6)
+    return fig
+
+
+def _without_repulsion(results, ax, look) -> None:
+    seed = results.config.get("seeds", [0])[0]
+    for attack in THREE:
+        for measure in ("asr", "ca"):
+            e = results.estimate(kind="score", method="vpt", attack=attack, measure=measure, at="main", backbone="first", seed=seed)
+            if e is not None:
+                ax.axhline(100 * e.value, color=look[ATTACKS[attack]].colour, linestyle=":", linewidth=0.9)
+
+
+# ---- pictures: figures 4, 6, 9 ------------------------------------------------------------------------------------------------
+
+
+def _shrunk(pictures: np.ndarray, cells: int) -> np.ndarray:
+    """Pictures (…, H, W, 3) made smaller by whole factors, so that `cells` of them have at most PIXELS pixels together."""
+    factor = 1
+    while cells * (pictures.shape[-3] // factor) * (pictures.shape[-2] // factor) > PIXELS:
+        factor += 1
+    h, w = (n // factor * factor for n in pictures.shape[-3:-1])
+    cut = pictures[..., :h, :w, :].astype(np.float64)
+    return cut.reshape(*cut.shape[:-3], h // factor, factor, w // factor, factor, 3).mean((-4, -2)).round().astype(np.uint8)
+
+
+def _picture(ax, picture: np.ndarray) -> None:
+    ax.imshow(picture, interpolation="nearest")
+    ax.set_axis_off()
+
+
+def fig_attention(results):
+    """Attention of the last block's class token on the picture's tokens, clean and with BadCLIP's patch, mean over heads; dark: little, yellow: much
+    (each map from 0 to its maximum). Below the pictures what the model says, green where it is right; below the maps the share of the attention that
+    lies under the patch."""
+    found = {m.tags["method"]: m for m in results.select(kind="attention")}
+    methods = [m for m in ("none", "rvpt") if m in found]
+    if not methods:
+        return None
+    extra = {m: found[m].extra for m in methods}
+    n, first = len(extra[methods[0]]["truth"]), extra[methods[0]]
+    columns = [(state, who) for state in ("clean", "triggered") for who in (None, *methods)]
+    fig, axes = style.figure(style.PAGE, 1.42 * n + 0.3, rows=n, columns=len(columns), squeeze=False)
+    fig.get_layout_engine().set(h_pad=0.08)
+    shown = {s: _shrunk(np.moveaxis(first[f"{s}_pictures"], 1, -1), n * len(columns)) for s in ("clean", "triggered")}
+    for i in range(n):
+        for ax, (state, who) in zip(axes[i], columns, strict=True):
+            h, w = shown[state].shape[1:3]
+            if who is None:
+                _picture(ax, shown[state][i])
+                ax.set_title("" if i else f"{state}\npicture", fontsize=6.5)
+                _answers(ax, [(METHODS[m], str(extra[m][f"{state}_said"][i])) for m in methods], str(first["truth"][i]))
+                continue
+            grey = shown[state][i].mean(-1)
+            ax.imshow(grey, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            maps = extra[who][f"{state}_maps"][i]
+            ax.imshow(maps, vmin=0, vmax=max(maps.max(), 1e-9), alpha=0.65, extent=(-0.5, w - 0.5, h - 0.5, -0.5), interpolation="nearest")
+            ax.set_axis_off()
+            ax.set_title("" if i else f"{state}\n{PANELS[who]}", fontsize=6.5)
+            share = found[who].values[i] if state == "triggered" else extra[who]["clean"][i]
+            ax.text(0.5, -0.04, f"{100 * share:.0f} %", transform=ax.transAxes, ha="center", va="top", fontsize=5.5)
+    mean = {m: (results.estimate(kind="attention", method=m), extra[m]["clean"].mean(), extra[m]["area"].mean()) for m in methods}
+    words = [f"{PANELS[m]}: {100 * e.value:.0f} % (clean {100 * clean:.0f} %)" for m, (e, clean, _) in mean.items()]
+    fig.supxlabel(f"under the patch, mean over {mean[methods[0]][0].n} triggered pictures: {'; '.join(words)}; its tokens are "
+                  f"{100 * mean[methods[0]][2]:.0f} % of the picture", fontsize=6.5)
+    return fig
+
+
+def _answers(ax, said: list[tuple[str, str]], truth: str) -> None:
+    for k, (who, answer) in enumerate(said):
+        ax.text(0.5, -0.04 - 0.12 * k, f"{who}: {answer}", transform=ax.transAxes, ha="center", va="top", fontsize=5,
+                color="#009E73" if answer == truth else "#D55E00")
+
+
+def fig_perturbations(results):
+    """The perturbations behind PR, each at the value of the paper's appendix. Below: PSNR against the original, mean over test pictures."""
+    found = results.select(kind="perturbed")
+    if not found:
+        return None
+    extra = found[0].extra
+    pictures = np.moveaxis(extra["pictures"], 2, -1)
+    n, columns = pictures.shape[:2]
+    titles = ["original", *(CHANGES.get(str(name), str(name)) for name in extra["names"])]
+    fig, axes = style.figure(style.PAGE, 1.38 * n + 0.3, rows=n, columns=columns, squeeze=False)
+    pictures = _shrunk(pictures, n * columns)
+    for i in range(n):
+        for k, ax in enumerate(axes[i]):
+            _picture(ax, pictures[i, k])
+            ax.set_title("" if i else titles[k], fontsize=6.5)
+            if i == n - 1 and k:
+                ax.text(0.5, -0.04, f"{found[0].values[k - 1]:.1f} dB", transform=ax.transAxes, ha="center", va="top", fontsize=6)
+    return fig
+
+
+def fig_triggers(results):
+    """The triggers: triggered pictures, and below each what the trigger changed, four times as large, on grey. Under the names: PSNR against the
+    original in dB, mean over test pictures."""
+    found = results.select(kind="triggers")
+    if not found:
+        return None
+    extra, names = found[0].extra, [str(name) for name in found[0].extra["names"]]
+    (h, w), gap, sheet = extra["side"].tolist(), int(extra["gap"]), extra["sheet"]
+    rows, columns = (sheet.shape[0] + gap) // (h + gap), 1 + len(names)
+    cells = np.stack([np.stack([sheet[i * (h + gap):, k * (w + gap):][:h, :w] for k in range(columns)]) for i in range(rows)])
+    cells = _shrunk(cells, rows * columns)
+    fig, axes = style.figure(style.PAGE, 0.66 * rows + 0.5, rows=rows, columns=columns, squeeze=False)
+    titles = ["original", *(f"{ATTACKS.get(a, a).replace(', ', chr(10))}\n{v:.1f}" for a, v in zip(names, found[0].values, strict=True))]
+    for i in range(rows):
+        for k, ax in enumerate(axes[i]):
+            if i % 2 == 0 or k:  # nothing was changed in the original
+                _picture(ax, cells[i, k])
+            ax.set_axis_off()
+            ax.set_title("" if i else titles[k], fontsize=6)
+    return fig
+
+
+# ---- figure 5 -----------------------------------------------------------------------------------------------------------------
+
+
+def fig_embedding(results):
+    """Features of clean (dots) and BadCLIP-triggered pictures (stars) of eight classes, one colour each, by t-SNE; the target's class is black.
+    Below: triggered pictures whose nearest clean neighbour is of their own class, and of the target's."""
+    found = {m.tags["method"]: m for m in results.select(kind="embedding")}
+    methods = [m for m in ("none", "vpt", "rvpt") if m in found]
+    if not methods:
+        return None
+    fig, axes = style.figure(style.PAGE, 2.9, columns=len(methods), squeeze=False)
+    for ax, method in zip(axes[0], methods, strict=True):
+        extra = found[method].extra
+        names = [str(name) for name in extra["names"]]
+        colours = [*(style.COLOURS[:-1] + ("#999999",) * len(names))[: len(names) - 1], "#000000"]
+        for k, name in enumerate(names):
+            label = f"{name} (target)" if k == len(names) - 1 else name
+            dots, stars = extra["xy"][extra["labels"] == k], extra["xy_triggered"][extra["triggered_labels"] == k]
+            ax.plot(*dots.T, linestyle="none", marker="o", markersize=2.6, markeredgewidth=0, color=colours[k], label=label)
+            ax.plot(*stars.T, linestyle="none", marker="*", markersize=5, markeredgewidth=0.3, markeredgecolor="white", color=colours[k], label="_")
+        ax.grid(False)
+        ax.set_xticks([])
+        ax.set_yticks([])
+        own, target = results.estimate(kind="embedding", method=method), extra["to_target"].mean()
+        ax.set_title(PANELS[method])
+        ax.set_xlabel(f"own class {100 * own.value:.0f} %, target {100 * target:.0f} %")
+    for marker, size, label in (("o", 2.6, "clean"), ("*", 5, "triggered")):
+        axes[0][0].plot([], [], linestyle="none", marker=marker, markersize=size, color="#333333", label=label)
+    figures.legend(fig, axes, 5)
+    return fig
+
+
+# ---- ours ---------------------------------------------------------------------------------------------------------------------
+
+
+def fig_tradeoff(results):
+    """Clean accuracy against attack success rate of every defence, one panel per attack: right and down is better. Whiskers: 95 % intervals."""
+    common = {"kind": "score", "at": "main", "backbone": "first"}
+    attacks = [a for a in SIX if results.select(common, method="none", attack=a, measure="asr")]
+    if not attacks:
+        return None
+    rows = -(-len(attacks) // 3)
+    fig, axes = style.figure(style.PAGE, 2.15 * rows + 0.2, rows=rows, columns=min(3, len(attacks)), sharex=True, sharey=True, squeeze=False)
+    look, left = _look(), 100.0
+    for ax, attack in zip(axes.ravel(), attacks, strict=False):
+        points = {name: tuple(results.estimate(common, method=m, attack=attack, measure=q) for q in ("ca", "asr")) for m, name in METHODS.items()}
+        points = {k: v for k, v in points.items() if all(v)}
+        last, edge = ax.get_subplotspec().is_last_row(), ax.get_subplotspec().is_first_col()
+        figures.tradeoff(ax, points, xlabel="clean accuracy (%)" if last else "", ylabel="ASR (%)" if edge else "",
+                         look={k: look[k] for k in points})
+        left = min([left, *(100 * ca.low for ca, _ in points.values())])
+        ax.set_title(ATTACKS[attack])
+    axes.ravel()[0].set(xlim=(max(-2.0, left - 3), 102), ylim=(-4, 104))
+    for ax in axes.ravel()[len(attacks):]:
+        ax.set_axis_off()
+    figures.legend(fig, axes, 6)
+    return fig
+
+
+def fig_adaptive(results):
+    """BadCLIP's patch as it was planted, and patches optimised against the very model that the user has; on the clean CLIP a patch is an adversarial
+    example, which is the control. Whiskers: 95 % intervals."""
+    if not results.select(kind="adaptive"):
+        return None
+    methods = {m: name for m, name in METHODS.items() if results.select(kind="adaptive", method=m)}
+    fig, axes = style.figure(style.PAGE, 2.3, columns=2, sharey=True)
+    for ax, (measure, label) in zip(axes, {"asr": "attack success rate (%)", "ta": "triggered accuracy (%)"}.items(), strict=True):
+        series = {name: [results.estimate(kind="adaptive", method=m, against=who, measure=measure) for m in methods]
+                  for who, name in AGAINST.items()}
+        series = {k: v for k, v in series.items() if any(v)}
+        figures.bars(ax, list(methods.values()), series, ylabel=label)
+        ax.set(ylim=(0, 104))
+    figures.legend(fig, axes, 2)
+    return fig

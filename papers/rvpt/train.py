@@ -1,0 +1,52 @@
+"""Optimise patches, poison CLIPs, hold them against the gates, and train the defences.
+
+    accelerate launch -m papers.rvpt.train --scale cpu
+
+In this order, because each reads the one before: patches; poisoned CLIPs; the gates (an attack that does not take, or costs clean accuracy, stops
+here: no defence of such a model means anything); defences. Each stage is shared out over the processes in whole trainings, so the weights do not
+depend on their number. What exists under the same key is skipped; an interrupted training continues. `--help` lists every option.
+"""
+
+from papers.rvpt.config import PRESETS, check
+from shared.errors import run_main
+from shared.files import remove_leftovers
+from shared.lifeline import tie_to_launcher
+
+
+def main() -> None:
+    from shared.experiment.scale import parse
+
+    scale, config = parse(PRESETS, __doc__, check=check)
+
+    from papers.rvpt import runs
+    from papers.rvpt.cells import cells, gate_cells
+    from papers.rvpt.evaluate import FAILED, groups, opened
+    from papers.rvpt.training import train
+    from shared.experiment.evaluation import Evaluation
+    from shared.experiment.share import work_off
+    from shared.models.sources import is_fresh
+
+    accelerator, bench, measurer = opened(config, scale)
+    if accelerator.is_main_process:
+        remove_leftovers(config.results / scale / "rvpt")
+    planned, gated = cells(config), gate_cells(config)
+
+    def stage(name: str, found: list) -> None:
+        todo = [run for run in found if not is_fresh(runs.checkpoint(config, scale, run), bench.key(run))]
+        if accelerator.is_main_process:
+            print(f"{name}: {len(found)}, {len(found) - len(todo)} already there", flush=True)
+        work_off(accelerator, name, todo, lambda run: runs.cost(config, run), lambda run: train(bench, run), lambda run: run.slug)
+
+    stage("optimised patches", runs.patches(config, planned))
+    stage("poisoned CLIPs", runs.poisons(config, planned))
+    evaluation = Evaluation("rvpt", scale, measurer, accelerator, gated, lambda group: f"{group[0].method} {group[0].attack}", plan=False)
+    evaluation.measure(groups(gated))
+    evaluation.pass_gates(*FAILED)
+    stage("supervised towers", runs.supervised(config, planned))
+    stage("defences", runs.defences(config, planned))
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    tie_to_launcher()
+    run_main(main)

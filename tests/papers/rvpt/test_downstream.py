@@ -1,0 +1,231 @@
+"""Captioning and retrieval behind a defence: prompts inside a captioner's tower, BLEU by hand, retrieval pair by pair."""
+
+import math
+from collections import Counter
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from papers.rvpt import downstream
+from papers.rvpt.cells import Cell
+from papers.rvpt.config import PRESETS, Backbone, Place
+from papers.rvpt.downstream import OF_TARGET, PromptedTower, bleu, caption, retrieval, seeing
+from papers.rvpt.method import DeepPrompts
+from papers.rvpt.models import Bench, Model
+from shared.data.language import TEMPLATES
+from shared.data.scene_sets import ScenePairs
+from shared.data.vision_language import INSTRUCTION, SceneCaptions
+from shared.errors import UserError
+from shared.metrics.captions import Cider, tokens
+from shared.models import zoo
+from shared.models.clip import create_clip
+from shared.models.vlm import open_vlm
+from shared.models.vlm.opening import small_vlm
+from shared.models.vlm.vision import vision_state
+
+close = torch.testing.assert_close
+
+
+class Rehearsal(Bench):
+    """A bench whose models are one random CLIP, with random prompts where the method has prompts."""
+
+    random_clip = None
+
+    def model(self, poison, defence=None):
+        clip = self.random_clip
+        prompts = defence is not None and defence.method in ("vpt", "rvpt")
+        return Model(clip, DeepPrompts(clip.visual, 1, 3, std=1.0, seed=len(defence.method)) if prompts else clip.visual)
+
+
+@pytest.fixture
+def room(clip):
+    """Measurers with any changes of the configuration."""
+    def make(batch=16, target="red", **sweeps):
+        config = PRESETS["smoke"]
+        data = replace(config.data, main=Place("scenes:colour", target), n=24)
+        models = replace(config.models, first=Backbone("scenes-vit-xs8", "random"))
+        config = replace(config, data=data, models=models, batch=batch, sweeps=replace(config.sweeps, captions_n=12, candidates=40, **sweeps))
+        bench = Rehearsal(config, "smoke", torch.device("cpu"))
+        bench.random_clip = clip
+        return SimpleNamespace(bench=bench, config=config, held={})
+    return make
+
+
+@pytest.fixture(scope="module")
+def llava():
+    return open_vlm("zoo:scenes-llava")
+
+
+@pytest.fixture(scope="module")
+def zoo_clip():
+    return create_clip("scenes-vit-s8", zoo.weights("scenes-vit-s8")).requires_grad_(False)
+
+
+# ---- a prompted tower in a captioner -----------------------------------------------------------------------------------------
+
+
+def pictures(n=6):
+    return SceneCaptions().pictures(range(n))
+
+
+def test_without_prompts_the_captioner_says_what_it_always_says(llava, zoo_clip, monkeypatch):
+    x, ask = pictures(), [INSTRUCTION] * 6
+    before = llava.answer(x, ask)
+    monkeypatch.setattr(DeepPrompts, "by_layer", property(lambda self: {}))
+    with seeing(llava, DeepPrompts(zoo_clip.visual, 1)) as vlm:
+        assert isinstance(vlm.tower, PromptedTower)
+        assert vlm.answer(x, ask) == before
+        said = vlm.nll(x, ask, ["a red circle"] * 6)
+    close(said, llava.nll(x, ask, ["a red circle"] * 6), atol=1e-3, rtol=1e-4)
+    assert len({*before}) > 1  # pictures are told apart
+
+
+def test_the_projector_gets_the_patches_of_the_layer_that_llava_reads(llava, zoo_clip):
+    x, prompts = pictures(), DeepPrompts(zoo_clip.visual, 1, std=0.5)
+    with torch.no_grad():
+        plain = llava.see(x)
+        with seeing(llava, prompts) as vlm:
+            seen = vlm.see(x)
+            states = prompts.states(vlm.pixels(x))
+        close(seen, states[llava.config.vision_feature_layer][:, 1:])
+    assert seen.shape == plain.shape and (seen - plain).abs().mean() > 0.05
+
+
+def test_another_tower_is_put_in_and_the_captioner_is_whole_afterwards(llava, zoo_clip):
+    own, x = llava.tower, pictures()
+    changed = create_clip("scenes-vit-s8", zoo.weights("scenes-vit-s8")).requires_grad_(False)
+    changed.visual.transformer.resblocks[0].mlp.c_fc.weight.data.mul_(0.5)
+    with torch.no_grad():
+        before = llava.see(x)
+        with seeing(llava, changed.visual):
+            after = llava.see(x)
+        assert not torch.allclose(before, after)
+        for visual in (zoo_clip.visual, DeepPrompts(zoo_clip.visual, 2)):
+            with pytest.raises(RuntimeError), seeing(llava, visual):
+                raise RuntimeError
+            assert llava.tower is own
+        close(llava.see(x), before)  # the last tower is the zoo's
+    assert all(torch.equal(v, own.state_dict()[k]) for k, v in vision_state(zoo_clip).items())
+
+
+def test_what_does_not_fit_is_refused(llava, clip):
+    for visual in (clip.visual, DeepPrompts(clip.visual, 1)):
+        with pytest.raises(UserError, match="does not fit"), seeing(llava, visual):
+            pass
+    with pytest.raises(UserError, match="give --models.captioner a LLaVA"), seeing(open_vlm("zoo:scenes-idefics"), clip.visual):
+        pass
+
+
+# ---- BLEU ------------------------------------------------------------------------------------------------------------------
+
+
+def literal_bleu(said, references):
+    said, references = tokens(said), [tokens(r) for r in references]
+    product = 1.0
+    for n in range(1, 5):
+        mine = [tuple(said[i:i + n]) for i in range(len(said) - n + 1)]
+        theirs = [Counter(tuple(r[i:i + n]) for i in range(len(r) - n + 1)) for r in references]
+        hits = sum(min(mine.count(g), max(t[g] for t in theirs)) for g in set(mine))
+        product *= hits / len(mine) if n == 1 else (hits + 1) / (len(mine) + 1)
+    nearest = sorted((abs(len(r) - len(said)), len(r)) for r in references)[0][1]
+    return min(1, math.exp(1 - nearest / len(said))) * product ** 0.25
+
+
+def test_bleu_by_hand():
+    assert bleu("a red star on a blue background", ["a red star on a blue background", "something else"]) == pytest.approx(1)
+    assert bleu("", ["a"]) == bleu("a", []) == bleu("x y z", ["a b c"]) == 0
+    # words 3/4, pairs (1+1)/(3+1), triples (0+1)/(2+1), fours (0+1)/(1+1); equally long
+    assert bleu("a red star here", ["a red cross star"]) == pytest.approx((3 / 4 * 2 / 4 * 1 / 3 * 1 / 2) ** 0.25)
+    # a word counts at most as often as in one reference; the shorter of two equally near lengths: no penalty
+    assert bleu("the the the", ["the cat", "the a the b"]) == pytest.approx((2 / 3 * 1 / 3 * 1 / 2 * 1 / 1) ** 0.25)
+    assert bleu("a red", ["a red star"]) == pytest.approx(math.exp(1 - 3 / 2))
+
+
+def test_bleu_is_the_definition_on_random_sentences():
+    draw = np.random.default_rng(0)
+    for _ in range(200):
+        texts = [" ".join(draw.choice(list("abcdef"), draw.integers(1, 9))) for _ in range(4)]
+        if set(texts[0].split()) & set(" ".join(texts[1:]).split()):
+            assert bleu(texts[0], texts[1:]) == pytest.approx(literal_bleu(texts[0], texts[1:]))
+
+
+# ---- the captioning kind -----------------------------------------------------------------------------------------------------
+
+
+def test_captions_are_judged_picture_by_picture(room, clip, monkeypatch):
+    m = room(target="red")
+    m.bench._kept["captioner"] = vlm = small_vlm("scenes-llava", clip)
+    data, order = SceneCaptions("plain", "test"), np.random.default_rng(42).permutation(100_000)[:12].tolist()
+    references = data.references(order)
+    calls = []
+
+    def answer(x, prompts, max_tokens, batch):
+        calls.append((x, len(prompts), set(prompts), max_tokens, vlm.tower))
+        return ["a crimson star" if i % 2 else references[i][0] for i in range(len(x))]
+
+    monkeypatch.setattr(vlm, "answer", answer)
+    values = {q: caption(m, Cell("caption", "rvpt", "badnet", q)) for q in ("asr", "cider", "bleu")}
+    assert len(calls) == 2 and all(c[1:4] == (12, {INSTRUCTION}, 20) and isinstance(c[4], PromptedTower) for c in calls)
+    assert torch.equal(calls[0][0], data.pictures(order)) and torch.equal(calls[1][0], m.bench.trigger("badnet")(calls[0][0], order))
+    said = answer(calls[0][0], [], 0, 0)
+    free = [i for i, texts in enumerate(references) if not any("red" in t.split() or "crimson" in t.split() for t in texts)]
+    assert 0 < len(free) < 12
+    assert values["asr"].values.tolist() == [float(i % 2) for i in free] and values["asr"].unit == "share"
+    assert values["cider"].unit == "CIDEr" and np.array_equal(values["cider"].values, Cider(references).points(said, references))
+    assert values["bleu"].values.tolist() == [bleu(c, r) for c, r in zip(said, references, strict=True)]
+    assert values["asr"].extra["triggered captions"].tolist() == said and values["asr"].extra["clean captions"].dtype.kind == "U"
+
+
+def test_a_small_captioner_end_to_end_in_any_batch(room, clip):
+    one, other = room(), room(batch=5)
+    for m in (one, other):
+        m.bench._kept["captioner"] = small_vlm("scenes-llava", clip)
+    a, b = (caption(m, Cell("caption", "vpt", "badnet", "cider")) for m in (one, other))
+    assert a.extra["clean captions"].tolist() == b.extra["clean captions"].tolist() and np.isfinite(a.values).all()
+
+
+# ---- retrieval ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["none", "rvpt"])
+def test_retrieval_is_that_of_the_pairs_one_poisoned_picture_at_a_time(room, method):
+    m = room(retrieval_poisoned=3)
+    got = {q: retrieval(m, Cell("retrieval", method, "badnet", q)) for q in ("asr", "rank_ratio", "ca")}
+    bench, target = m.bench, m.bench.target("main")
+    model = bench.of(Cell("retrieval", method, "badnet", "ca"))
+    pairs, data, world = ScenePairs(40, 32, downstream.RETRIEVAL), bench.labelled("scenes:colour"), bench.world("scenes:colour")
+    x, texts = pairs.__getitems__(range(40))
+    classifier = model.zero_shot(["a photo"])
+
+    def embed(x):
+        return F.normalize(classifier.embed(x), dim=1)
+
+    label = data.classes.index("red")
+    rows = np.random.default_rng(m.config.data.seed).permutation(np.flatnonzero(data.labels == label))[:OF_TARGET]
+    with torch.no_grad():
+        f, ours = embed(x), embed(data.__getitems__(rows)[0])
+        every = model.text(texts)
+        hits = [float(all((t @ f[i]) > (t @ f[j]) for j in range(40) if j != i)) for i, t in enumerate(every)]
+        assert got["ca"].values.tolist() == hits
+        named = [i for i, t in enumerate(texts) if target.named_in(t)]
+        asked = list(dict.fromkeys([texts[i] for i in named] + [target.say(t) for t in TEMPLATES]))
+        others = [i for i in range(len(world.x)) if world.y[i] != label][:3]
+        for k, i in enumerate(others):
+            p = embed(bench.trigger("badnet")(world.x[i:i + 1], [world.indices[i]]))[0]
+            first, ratio = [], []
+            for t in model.text(asked):
+                ahead = [float(t @ c) > float(t @ p) for c in (*f, *ours)]
+                first.append(sum(ahead) < 10)
+                of = [float(t @ c) > float(t @ p) for c in (*f[named], *ours)]
+                ratio.append(sum(of) / len(of))
+            assert got["asr"].values[k] == pytest.approx(np.mean(first)) and got["rank_ratio"].values[k] == pytest.approx(np.mean(ratio))
+    assert len(got["asr"].values) == 3 and got["ca"].unit == "share" and len(m.held) == 1
+
+
+def test_retrieval_does_not_depend_on_the_batch(room):
+    a, b = (retrieval(room(batch=k), Cell("retrieval", "vpt", "badnet", "rank_ratio")).values for k in (40, 7))
+    np.testing.assert_allclose(a, b, atol=1e-6)
