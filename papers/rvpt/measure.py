@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from papers.rvpt import runs
+from papers.rvpt import pictures, runs
 from papers.rvpt.cells import Cell, Poison, gate_cells
 from papers.rvpt.kinds import KINDS, predict, triggered
 from papers.rvpt.models import Bench
@@ -17,8 +17,7 @@ from shared.metrics import backdoor
 
 CODE = "rvpt-measure-1"  # raise it when the meaning of a measurement changes: everything is then measured again
 # what of the sweeps a kind reads
-READS = {"resistivity": ("resistivity_n", "perturbations"), "attention": ("maps",), "embedding": ("points",), "caption": ("captions_n",),
-         "retrieval": ("candidates", "retrieval_poisoned"), "cost": ("cost_repeats",), "perturbed": ("perturbations",)}
+READS = {**pictures.READS, "caption": ("captions_n",), "retrieval": ("candidates", "retrieval_poisoned"), "cost": ("cost_repeats",)}
 WORK = {"resistivity": 6.0, "adaptive": 60.0, "adversarial": 15.0, "caption": 12.0, "retrieval": 4.0, "cost": 40.0, "embedding": 8.0}
 
 
