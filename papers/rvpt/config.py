@@ -254,8 +254,8 @@ class Gates:
     """Least attack success rate."""
     drop: float = 0.02
     """Largest loss of clean accuracy against the clean model, on the main set."""
-    further_drop: float = 0.04
-    """The same on the further sets, where the small models are at their limits."""
+    further_drop: float = 0.06
+    """The same on the further sets, where the small models are at their limits: on "shape", fine-tuning on clean pairs alone costs 1.6 points."""
     enforce: bool = True
     """Stop where a gate fails."""
 

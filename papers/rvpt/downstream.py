@@ -130,7 +130,8 @@ def bleu(caption: str, references: Sequence[str]) -> float:
         BLEU = min(1, e^{1 − r/c}) · (p_1 p_2 p_3 p_4)^{1/4},     p_1 = h_1/c,   p_n = (h_n + 1)/(max(0, c − n + 1) + 1) for n > 1
 
     h_n: n-grams of the caption that some reference has, each counted at most as often as there; c: its words; r: those of the reference nearest
-    in length, the shorter of two. Papineni et al. 2002, smoothed for single sentences as in Lin and Och 2004 (ORANGE, §4). Words are those of CIDEr here.
+    in length, the shorter of two. Papineni et al. 2002, smoothed for single sentences as in Lin and Och 2004 (ORANGE, §4). Words are those of CIDEr
+    here.
     """
     said, refs = tokens(caption), [tokens(r) for r in references]
     if not said or not refs:
@@ -159,9 +160,9 @@ def _grams(words: Sequence[str], n: int) -> Counter:
 def retrieval(m, cell: Cell) -> Values:
     """Pictures by captions, with the cell's CLIP: `candidates` pairs, and for asr and rank_ratio 16 test pictures of the target class beside them.
 
-    asr, rank_ratio: one value per poisoned picture, of `retrieval_poisoned` triggered pictures of other classes that join the candidates one at a time:
-    the mean over the captions of the target (each different one of the pairs, and the templates). asr: in the first ten. rank_ratio: the share of
-    the target's clean candidates ahead of it, so high is good for the defender. ca: per pair, whether its caption's first candidate is its own
+    asr, rank_ratio: one value per poisoned picture, of `retrieval_poisoned` triggered pictures of other classes that join the candidates one at a
+    time: the mean over the captions of the target (each different one of the pairs, and the templates). asr: in the first ten. rank_ratio: the share
+    of the target's clean candidates ahead of it, so high is good for the defender. ca: per pair, whether its caption's first candidate is its own
     picture, among the pictures of the pairs. With fewer than ten pictures of the target, any picture could come into the first ten.
     """
     made = _retrieval(m, cell)

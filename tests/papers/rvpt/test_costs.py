@@ -32,7 +32,7 @@ def room(clip):
         config = PRESETS["smoke"]
         config = replace(config, data=replace(config.data, main=Place("scenes:colour", "red"), n=16),
                          models=replace(config.models, first=Backbone("scenes-vit-xs8", "random")),
-                         method=replace(config.method, shots=2, length=2, tuning=Tuning(epochs=10, batch=8, lr=0.02), **(method or {})),
+                         method=replace(config.method, **{"shots": 2, "length": 2, "tuning": Tuning(epochs=10, batch=8, lr=0.02), **(method or {})}),
                          baselines=replace(config.baselines, cleanclip=CleanClipConfig(**{"steps": 20, "batch": 8, "warmup": 1, **(cleaning or {})}),
                                            cleanclip_pairs=32),
                          sweeps=replace(config.sweeps, cost_repeats=2, **sweeps))
@@ -76,9 +76,7 @@ def test_the_beginning_of_the_training_and_nothing_is_left_of_it(room, method):
 
 @pytest.mark.parametrize("method", ["cleanclip", "rvpt"])
 def test_a_training_shorter_than_what_is_watched(room, method):
-    m = room(method={"tuning": Tuning(epochs=1, batch=8, lr=0.02)} if False else None, cleaning={"steps": 2})
-    if method == "rvpt":
-        m.bench.config = m.config = replace(m.config, method=replace(m.config.method, tuning=Tuning(epochs=1, batch=8, lr=0.02)))
+    m = room(method={"tuning": Tuning(epochs=1, batch=8, lr=0.02)}, cleaning={"steps": 2})
     marks = []
     assert costs.train_a_little(m.bench, run_of(method), 7, marks.append) == 2
     assert len(marks) == 3

@@ -116,7 +116,7 @@ def test_what_does_not_fit_is_refused(llava, clip):
     for visual in (clip.visual, DeepPrompts(clip.visual, 1)):
         with pytest.raises(UserError, match="does not fit"), seeing(llava, visual):
             pass
-    with pytest.raises(UserError, match="give --models.captioner a LLaVA"), seeing(open_vlm("zoo:scenes-idefics"), clip.visual):
+    with pytest.raises(UserError, match=r"give --models\.captioner a LLaVA"), seeing(open_vlm("zoo:scenes-idefics"), clip.visual):
         pass
 
 
