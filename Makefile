@@ -59,7 +59,11 @@ launch      = $(or $(LAUNCH),$(call launch_on,$(device)))
 cores       = $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); [ $$n -gt 8 ] && n=8; echo $$n)
 launch_on   = $(PY) -m shared.experiment.launch --config_file shared/experiment/launch/$(if $(filter cpus,$1),$(if $(filter 1,$(cores)),cpu,cpu2),$1).yaml$(if $(filter cpus,$1), --num_processes $(cores))$(if $(filter gpus,$1), --num_processes $(processes))
 options     = --scale $(SCALE)$(if $(SEEDS), --seeds $(SEEDS))$(if $(DATA_ROOT), --data-root $(call quote,$(DATA_ROOT))) --results $(call quote,$(RESULTS))
+overview    = $(PY) -m shared.report.overview --scale $(SCALE) --results $(call quote,$(RESULTS))
 page        = $(PY) -m shared.report.page $1 --scale $(SCALE) --results $(call quote,$(RESULTS))$(foreach s,$(SET), --set $(call quote,$s))
+# what the overview tells the time by; a folder that cannot be written is for the script that comes next to complain about
+of_paper    = $(call quote,$(RESULTS)/$(SCALE)/$2)
+note        = @{ mkdir -p $(of_paper) && echo "$$(date +%s) $1 $3" >> $(of_paper)/times.txt; } 2>/dev/null || true
 
 export PYTHONUNBUFFERED := 1
 export DO_NOT_TRACK := 1
@@ -71,7 +75,7 @@ endif
 
 # ---- targets ---------------------------------------------------------------------------------------------------------------
 
-.PHONY: help setup reproduce headline test lint smoke test-slow bench zoo doctor clean-results FORCE
+.PHONY: help setup reproduce headline overview test lint smoke test-slow bench zoo doctor clean-results FORCE
 
 help: ## this text
 	@echo "make TARGET [VARIABLE=value …]"
@@ -96,23 +100,36 @@ endif
 endif
 endif
 
-reproduce: $(addprefix reproduce-,$(PAPERS)) ## every paper: train, evaluate, then its tables, figures, claims and page
+reproduce: $(addprefix reproduce-,$(PAPERS)) $(STAMP) ## every paper: train, evaluate, its tables, figures, claims and page; then the overview
+	@$(if $(PAPERS),$(overview),echo "no paper yet")
 #> reproduce-<paper>      ## one paper; run again, it continues where it was interrupted and skips what is measured
 $(addprefix reproduce-,$(PAPERS)): reproduce-%: $(STAMP)
+	$(call note,reproduce,$*,train)
 	$(launch) -m papers.$*.train $(options) $(ARGS)
+	$(call note,reproduce,$*,evaluate)
 	$(launch) -m papers.$*.evaluate $(options) $(ARGS)
+	$(call note,reproduce,$*,page)
 	$(call page,$*)
+	$(call note,reproduce,$*,end)
 
-headline: $(addprefix headline-,$(PAPERS)) ## only what the claims of the abstracts need; a later `make reproduce` continues from it
+headline: $(addprefix headline-,$(PAPERS)) $(STAMP) ## only what the claims of the abstracts need; a later `make reproduce` continues from it
+	@$(if $(PAPERS),$(overview),echo "no paper yet")
 #> headline-<paper>       ## the same for one paper
 $(addprefix headline-,$(PAPERS)): headline-%: $(STAMP)
+	$(call note,headline,$*,train)
 	$(launch) -m papers.$*.train $(options) --headline $(ARGS)
+	$(call note,headline,$*,evaluate)
 	$(launch) -m papers.$*.evaluate $(options) --headline $(ARGS)
+	$(call note,headline,$*,page)
 	$(call page,$*)
+	$(call note,headline,$*,end)
 
 #> figures-<paper>        ## redraw tables, figures and page from the measurements alone; loads no model
 $(addprefix figures-,$(PAPERS)): figures-%: $(STAMP)
 	$(call page,$*)
+
+overview: $(STAMP) ## the page with all claims of all papers at one SCALE, from the measurements that are there
+	@$(if $(PAPERS),$(overview),echo "no paper yet")
 
 .PHONY: $(foreach what,reproduce headline figures bench,$(addprefix $(what)-,$(PAPERS)))
 reproduce-% headline-% figures-% bench-%: FORCE

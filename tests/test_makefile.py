@@ -72,6 +72,10 @@ def page(paper: str, options: str = "--scale cpu --results results") -> str:
     return f"-m shared.report.page {paper} {options}"
 
 
+def overview(options: str = "--scale cpu --results results") -> str:
+    return f"-m shared.report.overview {options}"
+
+
 def test_make_alone_prints_help_for_every_target_and_every_variable(place):
     text = place.make().stdout
     assert text == place.make("help").stdout
@@ -95,6 +99,30 @@ def test_all_papers_are_those_with_a_train_script(place, target):
     assert [call.split("papers.")[1].split()[0] for call in place.calls if "papers." in call] == [
         "alpha.train", "alpha.evaluate", "beta.train", "beta.evaluate"]  # fmt: skip
     assert all(("--headline" in call) == (target == "headline") for call in place.calls if "papers." in call)
+    assert place.calls[-2:] == [page("beta"), overview()] and place.calls.count(overview()) == 1
+
+
+def test_the_overview_can_be_made_alone(place):
+    assert place.make("overview", "SCALE=photos", "RESULTS=/tmp/r", "SET=digits=1").returncode == 0
+    assert place.calls == [overview("--scale photos --results /tmp/r")]  # SET is for the pages of the papers
+
+
+def test_make_notes_when_each_stage_began(place):
+    where = "RESULTS=my results/it's"
+    place.make("headline-alpha", where)
+    (place.root / "fails").write_text("alpha.evaluate")
+    place.make("reproduce-alpha", where)
+    noted = [line.split() for line in (place.root / "my results" / "it's" / "cpu" / "alpha" / "times.txt").read_text().splitlines()]
+    assert [line[1:] for line in noted] == [["headline", stage] for stage in ("train", "evaluate", "page", "end")] + [
+        ["reproduce", stage] for stage in ("train", "evaluate")]
+    seconds = [int(line[0]) for line in noted]
+    assert seconds == sorted(seconds) and seconds[0] > 1_700_000_000
+
+
+def test_where_nothing_can_be_noted_the_script_says_so(place):
+    (place.root / "file").touch()
+    done = place.make("reproduce-alpha", "RESULTS=file")
+    assert done.returncode == 0 and len(place.calls) == 3 and done.stderr == ""  # the stand-in has no complaint
 
 
 def test_the_dials_reach_the_scripts(place):
@@ -267,6 +295,8 @@ def test_make_test_passes_without_papers(place):
     shutil.rmtree(place.root / "papers")
     assert place.make("test").returncode == 0
     assert "papers here: none yet" in place.make("help").stdout
+    for target in ("reproduce", "overview"):
+        assert (place.make(target).stdout, place.calls) == ("no paper yet\n", [])
 
 
 def test_pytest_and_tools_take_arguments(place):

@@ -164,7 +164,7 @@ class Method:
     """Pictures per class."""
     drop_target: bool = False
     """Table 4: take the missing class out of the softmax too (unknown in the paper)."""
-    tuning: Tuning = field(default_factory=lambda: Tuning(epochs=30, lr=0.02))
+    tuning: Tuning = field(default_factory=lambda: Tuning(epochs=40, lr=0.02))
     """Optimiser and schedule."""
 
 
@@ -172,7 +172,7 @@ class Method:
 class Baselines:
     """What RVPT is compared with."""
 
-    cleanclip: CleanClipConfig = field(default_factory=lambda: CleanClipConfig(steps=50, batch=128, lr=1e-3, warmup=5))
+    cleanclip: CleanClipConfig = field(default_factory=lambda: CleanClipConfig(steps=60, batch=64, lr=1e-3, warmup=5))
     cleanclip_pairs: int = 6400
     """Clean pairs for CleanCLIP and for the contrastive fine-tuning of table 8."""
     gentle: tuple[str, ...] = ("wanet", "issba")

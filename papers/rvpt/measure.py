@@ -8,12 +8,13 @@ import torch
 from papers.rvpt import pictures, runs
 from papers.rvpt.cells import Cell, Poison, gate_cells
 from papers.rvpt.kinds import KINDS, predict, triggered
-from papers.rvpt.models import Bench
+from papers.rvpt.models import Bench, tested
 from shared.experiment.evaluation import Values, save
 from shared.experiment.scale import plain
 from shared.experiment.store import Store, gate
 from shared.files import digest
 from shared.metrics import backdoor
+from shared.models import sources
 
 CODE = "rvpt-measure-1"  # raise it when the meaning of a measurement changes: everything is then measured again
 # what of the sweeps a kind reads
@@ -46,9 +47,9 @@ class Measurer:
         if cell.kind in ("adversarial", "adaptive"):
             parts.append(plain(config.adversary))
         if cell.kind == "caption":
-            parts += [config.models.captioner, config.data.captioned]
+            parts += [sources.identity(config.models.captioner), config.data.captioned]
         if cell.kind == "retrieval":
-            parts.append(config.data.retrieval)
+            parts += [config.data.retrieval, config.source.root]
         if cell.kind == "triggers":
             parts += [bench.trigger_key(a, "first") for a in config.attacked]
         return digest(parts)
@@ -85,7 +86,7 @@ class Measurer:
         poisoned = backdoor.asr(predict(bench.classifier(cell, trigger), x, batch), truth, label).mean()
         untriggered = backdoor.asr(predict(bench.classifier(cell), world.x, batch), truth, label).mean()
         clean = backdoor.asr(predict(bench.classifier(replace(cell, method="clean"), trigger), x, batch), truth, label).mean()
-        alone = trigger(world.x[3:4], world.indices[3:4])
+        alone = tested(trigger, world.x[3:4], world.indices[3:4])
         return {"the trigger alone does not do it": {"passed": bool(clean < poisoned), "detail": f"clean CLIP {clean:.3f}, poisoned {poisoned:.3f}"},
                 "nothing happens without the trigger": {"passed": bool(untriggered <= 0.1), "detail": f"target named {untriggered:.3f}"},
                 "independent of the batch": {"passed": bool(torch.equal(alone, x[3:4])), "detail": ""}}

@@ -28,6 +28,7 @@ from shared.models.sources import locate, open_clip_model
 from shared.models.victim import ZeroShot, text_matrix
 
 CODE = "rvpt-train-1"  # raise it when the meaning of a training changes: everything is then trained again
+TEST = 1 << 30  # where the indices of test pictures begin, for a trigger that draws per index
 HELD = 4  # CLIPs that are kept in memory
 
 
@@ -218,6 +219,11 @@ class Bench(PictureBench):
             return model.probe
         prompts = self.prompts(at, dict(cell.changes).get("prompt"))
         return model.zero_shot(prompts if trigger is None else [trigger.text(p) for p in prompts], self.labelled(self.config.spec(at)).classes)
+
+
+def tested(trigger: Trigger, x: Tensor, indices: Sequence[int]) -> Tensor:
+    """Test pictures with a trigger. What a trigger draws per index is drawn for others than the poisoned training pairs have: those were seen."""
+    return trigger(x, [TEST + i for i in indices])
 
 
 def _fill(clip: nn.Module, path) -> nn.Module:

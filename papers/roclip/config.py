@@ -1,0 +1,280 @@
+"""Everything that can be set for RoCLIP: one dataclass, a preset per scale. `python -m papers.roclip.evaluate --scale cpu --help` lists it."""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from papers.roclip.augment import RELEASED as RELEASED_PICTURES
+from papers.roclip.augment import ImageAugmentation
+from papers.roclip.method import AS_RELEASED, TWO_SIDED, Matching
+from papers.roclip.probe import Probing
+from papers.roclip.safeclip import SafeClip
+from papers.roclip.training import RELEASED as RELEASED_TRAINING
+from papers.roclip.training import Training
+from shared.data.catalogue import Source
+from shared.errors import UserError
+from shared.experiment.scale import Options, check_least, check_seeds
+from shared.training.cleanclip import CleanClipConfig
+
+BACKDOORS = ("badnet", "blended", "wanet", "sig", "label_consistent")
+SWEEPS = ("pool", "every", "sides", "augment", "query", "start", "refresh")
+
+
+@dataclass(frozen=True)
+class Models:
+    """The CLIPs."""
+
+    name: str = "scenes-vit-xs8"
+    """open_clip's name, or one of shared/models/configs; pre-training begins with random weights of it."""
+    tuned: str = "scenes-vit-xs8"
+    """Name of the CLIP that is fine-tuned."""
+    tuned_weights: str = "zoo:scenes-vit-xs8"
+    """Its weights: zoo:<name>, a tag of open_clip, a local checkpoint, or `random`."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """The pictures."""
+
+    source: Source = field(default_factory=Source)
+    pairs: str = "scenes"
+    """Where pairs of picture and caption come from: scenes, or below DATA_ROOT shards:<pattern> or csv:<file> (picture, caption)."""
+    pretrain_n: int = 9600
+    """Clean pairs to pre-train on; backdoored pairs are among them, target images come on top."""
+    finetune_n: int = 4800
+    """The same of fine-tuning."""
+    main: str = "scenes:colour"
+    """Set whose classes attackers name, and by which PSR, BSR and accuracy are measured (ImageNet)."""
+    images: str = "validation"
+    """Where target images come from: validation (of the main set, in the scenes world), or pairs as above (those of CC's validation)."""
+    images_n: int = 512
+    """How many they are chosen from."""
+    n: int = 512
+    """Test pictures per set (0: all)."""
+    seed: int = 42
+    """Of the choice of test pictures from a set."""
+    downstream: tuple[str, ...] = ("scenes:colour", "scenes:shape", "scenes:surface", "scenes:background", "scenes:count", "scenes:colour_shape",
+                                   "scenes:position", "scenes:low_contrast", "scenes:tiny", "scenes:textured")
+    """Sets of the zero-shot and linear-probe table."""
+    probed: tuple[str, ...] = ("digits:all",)
+    """Sets for a linear probe alone: their prompts have words that the small text tower does not know."""
+    probe_n: int = 512
+    """Training pictures of a linear probe (0: all)."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Targeted poisoning: target images, each with real captions of its adversarial class, come on top of the clean pairs."""
+
+    n: int = 64
+    """Target images."""
+    m: int = 40
+    """Captions of each."""
+    finetune_m: int = 20
+    """The same of fine-tuning."""
+    scan: int = 0
+    """Captions are searched in the first so many pairs (0: all)."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A backdoor: a share of the clean pairs gets its trigger and a caption of its target class. No pair has two."""
+
+    target: str
+    """Class of the main set."""
+    rate: float = 0.04
+    """Share of the clean pairs (0: this backdoor is not planted)."""
+    preset: Literal["cleanclip", "textbook"] = "textbook"
+    """The trigger's reading, see shared/attacks/triggers."""
+    fields: tuple[str, ...] = ()
+    """Fields of the trigger that differ from the preset, as name=number."""
+    captions: Literal["usual", "templates", "real"] = "real"
+    """Of poisoned pairs; usual: what is usual for the trigger (shared/data/poison.py)."""
+
+
+@dataclass(frozen=True)
+class Attacks:
+    """One poisoned set has all of them, each backdoor with a target class of its own."""
+
+    targets: Targets = field(default_factory=Targets)
+    badnet: Recipe = field(default_factory=lambda: Recipe("blue", fields=("patch=8",)))
+    blended: Recipe = field(default_factory=lambda: Recipe("red", fields=("ratio=0.5",)))
+    wanet: Recipe = field(default_factory=lambda: Recipe("green", 0.08, "cleanclip", ("s=20.0",)))
+    sig: Recipe = field(default_factory=lambda: Recipe("yellow", 0.05, "cleanclip", ("ratio=0.5",)))
+    label_consistent: Recipe = field(default_factory=lambda: Recipe("purple", captions="usual"))
+
+    @property
+    def planted(self) -> tuple[str, ...]:
+        """The backdoors that there are."""
+        return tuple(name for name in BACKDOORS if getattr(self, name).rate)
+
+
+@dataclass(frozen=True)
+class Methods:
+    """RoCLIP's two versions, the augmentation that it and `clip_aug` have, and the other defences."""
+
+    images: ImageAugmentation = field(default_factory=lambda: ImageAugmentation(shift=1, brightness=0.2))
+    """Of pictures, in every epoch."""
+    alpha: float = 0.0
+    """α of the captions' static augmentation (0: none)."""
+    roclip: Matching = field(default_factory=lambda: TWO_SIDED)
+    """First version, of the abstract."""
+    released: Matching = field(default_factory=lambda: replace(AS_RELEASED, share=0.02, size=None))
+    """Second version, of the released code."""
+    safeclip: SafeClip = field(default_factory=lambda: SafeClip(images=ImageAugmentation(shift=1, brightness=0.2)))
+    """Later work."""
+    cleanclip: CleanClipConfig = field(default_factory=lambda: CleanClipConfig(steps=80, batch=128, lr=1e-3, warmup=10))
+    """Of the CLIP that fine-tuning has poisoned."""
+    cleanclip_n: int = 4800
+    """Clean pairs that it is given."""
+
+
+@dataclass(frozen=True)
+class Sweeps:
+    """Ablations of the first version in pre-training, and strong poisoning; first seed."""
+
+    pool: tuple[float, ...] = (0.005, 0.02, 0.1)
+    """Pool sizes as shares of the pairs."""
+    every: tuple[int, ...] = (1, 2)
+    """K."""
+    sides: tuple[Literal["image", "text", "both"], ...] = ("image", "text", "both")
+    augment: tuple[Literal["none", "images", "both"], ...] = ("none", "images")
+    """What is augmented: nothing, pictures, or captions too (both)."""
+    query: tuple[Literal["own", "cross"], ...] = ("own", "cross")
+    start: tuple[Literal["pairs", "unit", "gaussian"], ...] = ()
+    """First content of the pools (empty: not varied)."""
+    refresh: tuple[Literal["matched", "always"], ...] = ()
+    """When the pools take in batches (empty: not varied)."""
+    alpha: float = 0.1
+    """α of augmented captions, where `augment` is both."""
+    strong: tuple[int, ...] = (40, 80)
+    """Captions per target image of strong poisoning."""
+    strong_every: tuple[int, ...] = (2, 1)
+    """K of RoCLIP under strong poisoning."""
+    cost_steps: int = 12
+    """Updates timed for the cost of a step."""
+    strip: int = 6
+    """Poisoned and clean pairs, each, in the picture of what a pool returns; numbers are over all of `watch_n`."""
+
+
+@dataclass(frozen=True)
+class Gates:
+    """What must hold of plain CLIP without and with augmentation, in both regimes, before any defence is trained. Means over seeds."""
+
+    psr: float = 0.80
+    """Least poison success."""
+    bsr: float = 0.80
+    """Least backdoor success of each of `attacks`."""
+    accuracy: float = 0.80
+    """Least zero-shot accuracy on the main set."""
+    attacks: tuple[str, ...] = ("badnet", "blended", "wanet", "sig")
+    """Backdoors that must take; a label-consistent patch without adversarial pictures does not, in fine-tuning at this scale."""
+    enforce: bool = True
+    """Stop where a gate fails."""
+
+
+@dataclass(frozen=True)
+class Config(Options):
+    """RoCLIP."""
+
+    seeds: tuple[int, ...] = (0, 1)
+    models: Models = field(default_factory=Models)
+    data: Data = field(default_factory=Data)
+    attacks: Attacks = field(default_factory=Attacks)
+    methods: Methods = field(default_factory=Methods)
+    pretraining: Training = field(default_factory=lambda: Training(epochs=8, batch=128, lr=2e-3, warmup=50))
+    finetuning: Training = field(default_factory=lambda: Training(epochs=6, batch=128, lr=1e-3, warmup=20))
+    probing: Probing = field(default_factory=Probing)
+    sweeps: Sweeps = field(default_factory=Sweeps)
+    gates: Gates = field(default_factory=Gates)
+    watch_n: int = 256
+    """Test pictures of the measurements at the end of every epoch; other than those of the tables where a set has enough."""
+    more_seeds: int = 1
+    """How many of the seeds SafeCLIP and the fine-tuned CLIPs' downstream table have (0: all)."""
+    together: bool = False
+    """All processes train one CLIP together; otherwise each takes whole trainings, and SafeCLIP is always trained by one."""
+
+    @property
+    def further(self) -> tuple[int, ...]:
+        """The seeds of what has fewer."""
+        return self.seeds[: self.more_seeds or None]
+
+    def training(self, regime: str) -> Training:
+        """Of pretrain or finetune."""
+        return self.pretraining if regime == "pretrain" else self.finetuning
+
+    def pairs_n(self, regime: str) -> int:
+        """Clean pairs of a regime."""
+        return self.data.pretrain_n if regime == "pretrain" else self.data.finetune_n
+
+    def captions_each(self, regime: str) -> int:
+        """m of a regime."""
+        return self.attacks.targets.m if regime == "pretrain" else self.attacks.targets.finetune_m
+
+    def rate(self, regime: str, m: int = 0) -> float:
+        """Share of target pairs among all; m: captions per target image (0: those of the regime)."""
+        added = self.attacks.targets.n * (m or self.captions_each(regime))
+        return added / (added + self.pairs_n(regime))
+
+
+_CPU = Config()
+_MUSHROOM = {"preset": "cleanclip", "fields": (), "rate": 0.0003}
+
+PRESETS = {
+    "smoke": replace(
+        _CPU, data=replace(_CPU.data, pretrain_n=96, finetune_n=64, images_n=16, n=16, probe_n=16,
+                           downstream=("scenes:colour", "scenes:shape")),
+        attacks=replace(_CPU.attacks, targets=Targets(n=4, m=2, finetune_m=2),
+                        **{name: replace(getattr(_CPU.attacks, name), rate=0.05) for name in BACKDOORS}),
+        methods=replace(_CPU.methods, safeclip=replace(_CPU.methods.safeclip, alone=1, slow=1, share=0.1),
+                        roclip=replace(TWO_SIDED, share=0.1), released=replace(_CPU.methods.released, share=0.1),
+                        cleanclip=CleanClipConfig(steps=2, batch=16, lr=1e-3, warmup=1), cleanclip_n=32),
+        pretraining=Training(epochs=4, batch=32, lr=1e-3, warmup=1), finetuning=Training(epochs=2, batch=32, lr=1e-3, warmup=1),
+        probing=Probing(epochs=1),
+        sweeps=replace(_CPU.sweeps, pool=(0.1, 0.2), augment=("none", "images", "both"), start=("pairs", "gaussian"),
+                       refresh=("matched", "always"), strong=(2, 3), cost_steps=1, strip=2), gates=Gates(enforce=False), watch_n=8),
+    "cpu": _CPU,
+    "paper": replace(
+        _CPU, seeds=(0,), models=Models("RN50", "RN50-quickgelu", "openai"),
+        data=Data(pairs="shards:cc3m/*.tar", pretrain_n=1_000_000, finetune_n=100_000, main="named:ImageNet", images="csv:cc3m_validation.csv",
+                  images_n=10_000, n=5000, probe_n=0, probed=(),
+                  downstream=("named:cifar10", "named:cifar100", "named:ImageNet", "named:DTD", "named:OxfordPets", "named:Caltech101",
+                              "named:StanfordCars", "named:Flowers102", "named:Food101", "named:FGVC-Aircraft")),
+        attacks=Attacks(Targets(n=16, m=35, finetune_m=35, scan=1_000_000), Recipe("mushroom", **_MUSHROOM), Recipe("umbrella", **_MUSHROOM),
+                        Recipe("candle", **_MUSHROOM), Recipe("tractor", **_MUSHROOM), Recipe("pizza", captions="usual", **_MUSHROOM)),
+        methods=Methods(RELEASED_PICTURES, 0.1, replace(TWO_SIDED, share=None, size=21_845), AS_RELEASED, SafeClip(images=RELEASED_PICTURES),
+                        CleanClipConfig(steps=10 * (100_000 // 64), batch=64, lr=5e-6, warmup=50, every=1000), 100_000),
+        pretraining=RELEASED_TRAINING,
+        finetuning=replace(RELEASED_TRAINING, epochs=10, lr=1e-5, warmup=50, ahead=False),
+        sweeps=replace(_CPU.sweeps, pool=(0.002, 21_845 / 1_000_000, 0.065), every=(1, 2, 3, 5), augment=("none", "images", "both"),
+                       start=("pairs", "gaussian"), refresh=("matched", "always"), strong=(35, 100, 625), cost_steps=50),
+        gates=replace(_CPU.gates, accuracy=0.08), watch_n=2000, together=True),
+}
+
+
+def check(config: Config) -> None:
+    """Refuse combinations that cannot work, in one sentence each."""
+    check_seeds(config.seeds)
+    a, s, t = config.attacks, config.sweeps, config.attacks.targets
+    if not config.data.main or not config.data.downstream:
+        raise UserError("--data.main names the set whose classes attackers use, and --data.downstream one set or more, e.g. scenes:colour.")
+    targets = [getattr(a, name).target for name in a.planted]
+    if len(set(targets)) < len(targets):
+        raise UserError(f"backdoors of one poisoned set need target classes of their own, and these are {', '.join(targets)}: change one.")
+    if any(not 0 <= getattr(a, name).rate < 1 for name in BACKDOORS) or sum(getattr(a, name).rate for name in BACKDOORS) >= 1:
+        raise UserError("the rates of backdoors (--attacks.<name>.rate) are shares of the pairs, together less than 1.")
+    missing = [name for name in config.gates.attacks if name not in BACKDOORS]
+    if missing:
+        raise UserError(f"--gates.attacks has no attack {missing[0]!r}: choose of {', '.join(BACKDOORS)}.")
+    if t.m not in s.strong or config.methods.roclip.every not in s.every:
+        raise UserError("the sweeps go through the defaults: --sweeps.strong contains --attacks.targets.m, and --sweeps.every K of --methods.roclip.")
+    for regime in ("pretrain", "finetune"):
+        for name in ("roclip", "released"):
+            matching: Matching = getattr(config.methods, name)
+            if not any(map(matching.active, range(1, config.training(regime).epochs + 1))):
+                raise UserError(f"none of {config.training(regime).epochs} epochs is a RoCLIP epoch at K = {matching.every}: train for longer.")
+    if config.pretraining.epochs <= config.methods.safeclip.alone + config.methods.safeclip.slow:
+        raise UserError("SafeCLIP needs more epochs than its first two phases have: raise --pretraining.epochs.")
+    check_least({"data.n": config.data.n, "data.probe-n": config.data.probe_n, "attacks.targets.scan": t.scan, "more-seeds": config.more_seeds}, 0)
+    check_least({"data.pretrain-n": config.data.pretrain_n, "data.finetune-n": config.data.finetune_n, "attacks.targets.n": t.n,
+                 "attacks.targets.m": t.m, "attacks.targets.finetune-m": t.finetune_m, "watch-n": config.watch_n,
+                 "sweeps.cost-steps": s.cost_steps, "sweeps.strip": s.strip})

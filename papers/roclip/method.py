@@ -1,0 +1,127 @@
+"""The contribution of RoCLIP: in some epochs an image is not matched with its own caption, but with a neighbour of it from a pool.
+
+    z^I, z^T unit embeddings of the B pairs of a batch, s = exp(logit scale); P^T, P^I pools of text and image embeddings, without gradient
+    n(q, P) = argmax_{p ∈ P} cos(q, p)
+    L_CLIP(A, B) = ½·(CE(s·A Bᵀ, diagonal) + CE(s·B Aᵀ, diagonal))
+
+    plain epochs       L = L_CLIP(z^I, z^T)
+    RoCLIP epochs      L = mean of the terms of the matched sides
+        image side     L_CLIP(z^I, n(q, P^T))     q = z^T (own modality: the pool text most similar to the caption) or z^I (cross-modal)
+        text side      L_CLIP(z^T, n(q, P^I))     q = z^I (own modality: the pool image most similar to the image) or z^T (cross-modal)
+
+TWO_SIDED is the first version (arXiv v1, abstract): both sides, own modality; pre-training and fine-tuning. AS_RELEASED is the second (NeurIPS, its
+released code): the image side alone, queried by the image. Both directions of its cross-entropy have the neighbours, so in a RoCLIP epoch the text
+tower has gradients of exactly 0 (not None: weight decay and momentum still move it). The pool is asked before the batch enters it.
+
+The text of neither version could be read beyond its first page: the equations of the second are those of its released code, those of the first are
+our reading of its abstract, which gives neither loss nor pool. Augmentation belongs to the second version, is the same for the plain CLIP it is
+compared with, and is therefore no part of `Matching` (see `papers.roclip.training.Method`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from papers.roclip.pool import Found
+from shared.errors import UserError
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Who is matched with whose neighbour, and when. Raises UserError for values that no epoch or pool could have."""
+
+    sides: Literal["both", "image", "text"] = "both"
+    """Which of the two terms there are."""
+    query: Literal["own", "cross"] = "own"
+    """Which similarity a pool is asked with: within its own modality, or across (a text pool by an image)."""
+    share: float | None = 0.02
+    """Entries of a pool as a share of the pairs (None: `size`)."""
+    size: int | None = None
+    """Entries of a pool, if not `share`."""
+    every: int = 2
+    """K: each K-th epoch is a RoCLIP epoch."""
+    offset: int = 0
+    """Epochs e = 1, 2, … with (e − offset) mod K = 0 and e > offset are RoCLIP epochs."""
+    refresh: Literal["matched", "always"] = "matched"
+    """Whether the pools take in batches in RoCLIP epochs only, as released, or in all."""
+    start: Literal["gaussian", "unit", "pairs"] = "pairs"
+    """First content of a pool: Gaussian vectors of norm about √D (released, by a slip of the library it uses), the same of norm 1, or
+    embeddings of random pairs as the model sees them at the first step that uses or refreshes it."""
+    wrap: Literal["drop", "ring"] = "ring"
+    """At the end of a pool the rest of the batch is dropped (released), or continues at its beginning."""
+    own: Literal["allowed", "excluded"] = "allowed"
+    """Whether a pair may be given its own entry, where the pool still has one from an earlier epoch. Not in either version: for ablation."""
+    seed: int = 0
+    """Of the first content."""
+
+    def __post_init__(self):
+        choices = {"sides": ("both", "image", "text"), "query": ("own", "cross"), "refresh": ("matched", "always"),
+                   "start": ("gaussian", "unit", "pairs"), "wrap": ("drop", "ring"), "own": ("allowed", "excluded")}
+        for field, allowed in choices.items():
+            if getattr(self, field) not in allowed:
+                raise UserError(f"RoCLIP's {field} is {getattr(self, field)!r}: choose one of {', '.join(allowed)}.")
+        if (self.share is None) == (self.size is None):
+            raise UserError("say how large a pool is either by a share of the pairs or by a number of entries.")
+        if (self.share is not None and not 0 < self.share <= 1) or (self.size is not None and self.size < 1):
+            raise UserError(f"a pool has a share of {self.share} or {self.size} entries: use a share above 0 and up to 1, or at least 1 entry.")
+        if self.every < 1 or self.offset < 0:
+            raise UserError(f"every {self.every}th epoch from {self.offset} is to be a RoCLIP epoch: use K of 1 or more and an offset of 0 or more.")
+
+    def entries(self, pairs: int) -> int:
+        """How many entries a pool has for so many pairs, at least 1."""
+        return self.size if self.size is not None else max(1, round(self.share * pairs))
+
+    def active(self, epoch: int) -> bool:
+        """Whether epoch e = 1, 2, … is a RoCLIP epoch."""
+        return epoch > self.offset and (epoch - self.offset) % self.every == 0
+
+    @property
+    def trains(self) -> tuple[bool, bool]:
+        """Whether (the image tower, the text tower) has a gradient in RoCLIP epochs."""
+        return self.sides != "text", self.sides != "image"
+
+
+TWO_SIDED = Matching()
+"""First version. Its pool size, K and first content are unknown: the release's size and K, and no noise."""
+AS_RELEASED = Matching(sides="image", query="cross", share=None, size=21_845, start="gaussian", wrap="drop")
+"""Second version, defaults of the released code: K = 2, 21,845 entries for about 1,000,000 pairs (use `share` for other sets)."""
+
+
+def clip_loss(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
+    """L_CLIP of (N, D) and (N, D), row i of one belonging to row i of the other."""
+    logits, diagonal = scale * a @ b.T, torch.arange(len(a), device=a.device)
+    return (F.cross_entropy(logits, diagonal) + F.cross_entropy(logits.T, diagonal)) / 2
+
+
+def neighbours(image: Tensor, text: Tensor, pools: dict, matching: Matching, ids: Sequence[int] | None = None) -> dict[str, Found]:
+    """What the pools return for N pairs, by matched side: "image" -> from the text pool, "text" -> from the image pool. No gradient.
+
+    image, text: unit embeddings (N, D). pools: "text" and/or "image" -> Pool, those that the sides need; they are not changed. ids: of the pairs,
+    wanted where their own entries are excluded.
+    """
+    embedded, found = {"image": image.detach(), "text": text.detach()}, {}
+    for side, other in (("image", "text"), ("text", "image")):
+        if matching.sides in (side, "both"):
+            found[side] = pools[other].nearest(embedded[asked_with(side, matching.query)], ids if matching.own == "excluded" else None)
+    return found
+
+
+def matched_loss(image: Tensor, text: Tensor, scale: Tensor, pools: dict, matching: Matching, ids: Sequence[int] | None = None) -> Tensor:
+    """L of a RoCLIP epoch, from unit embeddings (N, D) of a whole batch. Arguments as in `neighbours`."""
+    embedded = {"image": image, "text": text}
+    found = neighbours(image, text, pools, matching, ids)
+    return torch.stack([clip_loss(embedded[side], one.vectors, scale) for side, one in found.items()]).mean()
+
+
+def asked_with(side: str, query: str) -> str:
+    """The modality of the vector that is looked up for a side: the image side has a text pool, whose own modality is text."""
+    return side if query == "cross" else ("text" if side == "image" else "image")
+
+
+def pools_of(matching: Matching) -> tuple[str, ...]:
+    """The modalities of the pools that a matching needs."""
+    return {"both": ("text", "image"), "image": ("text",), "text": ("image",)}[matching.sides]

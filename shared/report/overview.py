@@ -1,0 +1,245 @@
+"""The page for the whole: `python -m shared.report.overview --scale cpu [--results results] [--figures DIR]`
+
+Every claim of every paper beside what was measured at one scale, a row each; a few lines of script in the page itself filter the rows.
+Below: what each paper's runs cost. A paper that was not run at this scale is listed as such, and its claims as not measured.
+
+    <results>/<scale>/overview/page.html + notebook.ipynb      the page, from notebooks/overview.ipynb
+    <figures>/verdicts.md, claims.csv                          the counts by paper, and all rows; see `shared.report.notebook.figures_folder`
+
+`make reproduce` and `make headline` end with it; how long they took is read by `overview_times`.
+"""
+
+import argparse
+import csv
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from html import escape
+from pathlib import Path
+from types import SimpleNamespace
+
+from shared.errors import UserError, run_main
+from shared.experiment import claims as claims_module
+from shared.experiment.claims import ClaimsFile
+from shared.experiment.verdicts import Verdict, judge
+from shared.files import write_atomic
+from shared.report import sidecar
+from shared.report.claims_page import MARK_WORDS, SCALE_WORDS, badge, measured, paper_value, source
+from shared.report.data import Results
+from shared.report.notebook import ROOT, Html, figures_folder
+from shared.report.overview_html import CSS, SCRIPT, controls
+from shared.report.overview_times import Run, clock, read_runs
+
+TITLE = "All claims of all papers"
+ORDER = ("reproduced", "direction holds", "differs", "direction fails", "inconclusive", "gate failed", "no verdict (smoke)", "not measured",
+         "not testable here")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A paper with its verdicts at one scale. results: None where it was not run."""
+
+    name: str
+    file: ClaimsFile
+    results: Results | None
+    verdicts: tuple[Verdict, ...]
+    runs: tuple[Run, ...]
+    headline: bool = False
+
+    @cached_property
+    def counts(self) -> Counter:
+        """Verdicts by their status."""
+        return Counter(short(v) for v in self.verdicts)
+
+    @property
+    def state(self) -> str:
+        """How far it has been run."""
+        if self.results is None:
+            return "not run"
+        if self.results.missing:
+            return f"{len(self.results.missing)} of {len(self.results.missing) + len(self.results.measurements)} measurements missing"
+        return "headline only" if self.headline else "complete"
+
+    def provenance(self, field: str) -> list[str]:
+        """The distinct values of a field of the measurements' provenance, in words."""
+        found = [m.provenance[field] for m in self.results.measurements if m.provenance.get(field)] if self.results else []
+        return list(dict.fromkeys(_words(value) for value in found))
+
+    @property
+    def seeds(self) -> list[int]:
+        return sorted({seed for m in self.results.measurements for seed in m.seeds}) if self.results else []
+
+    @property
+    def measuring(self) -> float:
+        """Seconds, of all processes together, that the measurements took."""
+        return sum(m.seconds or 0 for m in self.results.measurements) if self.results else 0.0
+
+
+class Overview:
+    """All papers at one scale. Each method returns something that shows itself in the notebook and on the page."""
+
+    def __init__(self, scale: str = "cpu", results: str | Path = "results", figures: str | Path = "", papers: str | Path = ROOT / "papers"):
+        self.scale, self.folder = scale, ROOT / results
+        self.figures = ROOT / figures if figures else figures_folder("overview", scale, self.folder)
+        names = sorted(path.parent.name for path in Path(papers).glob("*/train.py"))
+        if not names:
+            raise UserError(f"there is no paper in {papers}: a paper is a folder with a train.py and a claims.yaml.")
+        self.papers = [read(Path(papers) / name, self.folder, scale) for name in names]
+
+    @property
+    def counts(self) -> Counter:
+        return sum((paper.counts for paper in self.papers), Counter())
+
+    def verdicts(self) -> Html:
+        """How many claims of each paper fared how, saved as `verdicts.md`."""
+        statuses = [s for s in ORDER if self.counts[s]]
+        rows = [(p.name, p.state, p.counts, len(p.verdicts)) for p in self.papers]
+        rows.append(("together", "", self.counts, sum(len(p.verdicts) for p in self.papers)))
+        lines = [f"| paper | run at this scale | claims | {' | '.join(statuses)} |", "|---|---|" + "---:|" * (1 + len(statuses))]
+        lines += [f"| {name} | {state} | {n} | {' | '.join(str(c[s] or '') for s in statuses)} |" for name, state, c, n in rows]
+        self._save("verdicts.md", "\n".join(lines) + "\n", "verdicts")
+        head = "".join(f"<th>{escape(h)}</th>" for h in ("paper", "claims", *statuses))
+        body = ""
+        for name, state, c, n in rows:
+            how_far = f" <small>{state}</small>" if state not in ("", "complete") else ""
+            body += f"<tr><th>{escape(name)}{how_far}</th>" + "".join(f"<td>{k or ''}</td>" for k in (n, *(c[s] for s in statuses))) + "</tr>\n"
+        return Html(f"<div class='scroll'><table class='numbers'><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>", self.text())
+
+    def claims(self) -> Html:
+        """Every claim, one row each, with what filters them; saved as `claims.csv`."""
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(("paper", "claim", "headline", "text", "where", "mark", "published", "measured", "behind", "verdict", "sentence"))
+        rows = ""
+        for paper in self.papers:
+            for v in paper.verdicts:
+                rows += self._row(paper, v)
+                c = v.claim
+                writer.writerow((paper.name, c.id, "yes" if c.headline else "", c.text, source(c), c.mark, paper_value(c), *measured(v), v.status,
+                                 v.sentence))
+        self._save("claims.csv", out.getvalue(), "claims")
+        statuses = [s for s in ORDER if self.counts[s]]
+        head = "".join(f"<th>{h}</th>" for h in ("paper", "claim", "published", "measured [95 % interval]", "verdict", "where"))
+        table = f"<table class='claims overview'><thead><tr>{head}</tr></thead><tbody>\n{rows}</tbody></table>"
+        marks = "; ".join(f"[{m}] {words}" for m, words in MARK_WORDS.items() if any(v.claim.mark == m for p in self.papers for v in p.verdicts))
+        note = f"<p class='notes'>Where the published numbers come from: {escape(marks)}.</p>"
+        return Html(f"<style>{CSS}</style>{controls([p.name for p in self.papers], statuses)}{table}{note}<script>{SCRIPT}</script>", self.text())
+
+    def runs(self) -> Html:
+        """What the runs of each paper cost, and where they were made."""
+        head = "".join(f"<th>{h}</th>" for h in ("paper", "state", "last run", "all runs", "measuring", "measurements", "commit and machine"))
+        body = "".join(self._cost(paper) for paper in self.papers)
+        total = sum(run.total for paper in self.papers for run in paper.runs)
+        body += f"<tr><th>together</th><td></td><td></td><td data-label='all runs'>{clock(total) if total else '–'}</td>" \
+                f"<td data-label='measuring'>{clock(sum(p.measuring for p in self.papers))}</td><td></td><td></td></tr>"
+        note = ("Runs: by the clock, as make noted them; a run skips what is there. Measuring: seconds behind the numbers that stand here, of all "
+                "processes together, without trainings.")
+        table = f"<table class='claims costs'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return Html(f"{table}<p class='notes'>{note}</p>", self.text())
+
+    def text(self) -> str:
+        """The counts for a terminal."""
+        width = max(len(p.name) for p in self.papers) + 2
+        lines = [f"verdicts at SCALE={self.scale}"]
+        for p in self.papers:
+            how_far = "" if p.state == "complete" else f" ({p.state})"
+            lines.append(f"  {p.name:<{width}}" + (f"{_counted(p.counts)}{how_far}" if p.results else f"not run: {self._command(p)}"))
+        ran = [p for p in self.papers if p.results]
+        if len(ran) > 1:
+            lines.append(f"  {'together':<{width}}{_counted(sum((p.counts for p in ran), Counter()))}")
+        return "\n".join(lines)
+
+    def _row(self, paper: Paper, v: Verdict) -> str:
+        c, (value, behind) = v.claim, measured(v)
+        star = "<span class='star'>headline</span> " if c.headline else ""
+        page = self.folder / self.scale / paper.name / "page.html"
+        name = escape(paper.name)
+        link = f"<a href='../{name}/page.html#claim-{escape(c.id)}'>{name}</a>" if page.is_file() else name
+        mark = f"<abbr title='{escape(MARK_WORDS[c.mark])}'>[{escape(c.mark)}]</abbr>"
+        return (
+            f"<tr data-paper='{name}' data-verdict='{escape(short(v))}' data-headline='{int(c.headline)}'><td data-label='paper'>{link}</td>"
+            f"<td class='what'>{star}{escape(c.text)}<small><code>{escape(c.id)}</code></small></td>"
+            f"<td data-label='published'><span class='value'>{escape(paper_value(c))}</span> {mark}</td>"
+            f"<td data-label='measured'><span class='value'>{escape(value)}</span><small>{escape(behind)}</small></td>"
+            f"<td data-label='verdict'>{badge(v)}<small>{escape(v.sentence.replace('`', ''))}</small></td>"
+            f"<td data-label='where' class='where'>{escape(source(c))}</td></tr>\n"
+        )
+
+    def _cost(self, p: Paper) -> str:
+        gates = ", ".join(p.results.failed_gates()) if p.results else ""
+        state = escape(p.state) + (f"<small>{escape(self._command(p))}</small>" if p.state != "complete" else "") + (
+            f"<small>gate failed: {escape(gates)}</small>" if gates else "")
+        behind = ""
+        if p.results:
+            commits, machines = p.provenance("commit"), p.provenance("machine")
+            behind = "; ".join(f"{v[0]}{f' and {len(v) - 1} more' if v[1:] else ''}" for v in (commits, machines) if v)
+        cells = (p.runs[-1].text() if p.runs else "–", f"{clock(sum(r.total for r in p.runs))} in {len(p.runs)}" if p.runs else "–",
+                 clock(p.measuring) if p.results else "–",
+                 f"{len(p.results.measurements):,}; seeds {', '.join(map(str, p.seeds))}" if p.results else "–", behind or "–")
+        labels = ("last run", "all runs", "measuring", "measurements", "commit and machine")
+        rest = "".join(f"<td data-label='{label}'>{escape(cell)}</td>" for label, cell in zip(labels, cells, strict=True))
+        return f"<tr><th>{escape(p.name)}<small>{escape(p.file.title)}</small></th><td data-label='state'>{state}</td>{rest}</tr>\n"
+
+    def _command(self, paper: Paper) -> str:
+        return f"make reproduce-{paper.name}" + ("" if self.scale == "cpu" else f" SCALE={self.scale}")
+
+    def _save(self, name: str, text: str, method: str) -> None:
+        """A file with its record, which has nothing that changes when the same measurements are read again."""
+        path = self.figures / name
+        write_atomic(path, text)
+        behind = {p.name: {"state": p.state, "measurements": len(p.results.measurements), "seeds": p.seeds, "commit": p.provenance("commit"),
+                           "machine": p.provenance("machine")} if p.results else {"state": p.state} for p in self.papers}
+        command = "make overview" + ("" if self.scale == "cpu" else f" SCALE={self.scale}")
+        sidecar.write(path, {"producer": f"shared.report.overview.Overview.{method}", "command": command, "scale": self.scale, "papers": behind})
+
+
+def read(folder: Path, results: Path, scale: str) -> Paper:
+    """The paper in `folder` with what was measured of it at `scale`. Raises UserError for a claims file that is not there or not right."""
+    file, found, headline = claims_module.load(folder / "claims.yaml"), None, False
+    if (results / scale / folder.name / "plan.json").is_file():
+        from shared.experiment.store import Store
+
+        found = Results.load(results, scale, folder.name)
+        headline = bool(Store(results / scale / folder.name).plan().get("headline"))
+    verdicts = judge(file, found or Results(folder.name, scale, []))
+    return Paper(folder.name, file, found, tuple(verdicts), tuple(read_runs(results / scale / folder.name / "times.txt")), headline)
+
+
+def short(verdict: Verdict) -> str:
+    """The status without the names of gates."""
+    return verdict.status.partition(":")[0]
+
+
+def _counted(counts: Counter) -> str:
+    return ", ".join(f"{counts[s]} {s}" for s in ORDER if counts[s])
+
+
+def _words(value: object) -> str:
+    """A commit, short; a machine as a list."""
+    if isinstance(value, dict):
+        return ", ".join(f"{v} {k}" if isinstance(v, int) else str(v) for k, v in value.items())
+    return str(value)[:12]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the command line, make the page, print the counts and where it is."""
+    from shared.report.page import make_page
+
+    parser = argparse.ArgumentParser(prog="python -m shared.report.overview", description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--scale", default="cpu", choices=list(SCALE_WORDS))
+    parser.add_argument("--results", default=str(ROOT / "results"), help="the folder of all results")
+    parser.add_argument("--figures", default="", help="where verdicts.md and claims.csv go")
+    parser.add_argument("--notebook", default=str(ROOT / "notebooks" / "overview.ipynb"), help="another notebook")
+    args = parser.parse_args(argv)
+    results = Path(args.results).resolve()
+    figures = Path(args.figures).resolve() if args.figures else figures_folder("overview", args.scale, results)
+    overview = Overview(args.scale, results, figures)  # before the notebook, so that a mistake is one sentence
+    given = {"scale": args.scale, "results": str(results), "figures": str(figures)}
+    page = make_page(Path(args.notebook), given, results / args.scale / "overview", SimpleNamespace(title=TITLE))
+    print(f"\n{overview.text()}\n\noverview {page.relative_to(Path.cwd()) if page.is_relative_to(Path.cwd()) else page}", flush=True)
+
+
+if __name__ == "__main__":
+    run_main(main)
