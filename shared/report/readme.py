@@ -23,10 +23,15 @@ def readmes() -> list[Path]:
 
 
 def filled(text: str) -> str:
-    """`text` with every marked place holding the file that it names. Raises UserError for a file that is not there."""
+    """`text` with every marked place holding the file that it names, or saying that there is no record of this paper yet.
+
+    Raises UserError for a file that is not there beside other figures of the paper.
+    """
 
     def insert(found: re.Match) -> str:
         path = ROOT / found[2]
+        if not path.parent.is_dir():
+            return f"{found[1]}No record yet: `make reproduce-{path.parent.name}` measures it.\n{found[3]}"
         if not path.is_file():
             raise UserError(f"a README shows {found[2]}, which is not there: draw it first (make figures-<paper>).")
         return f"{found[1]}{path.read_text()}{found[3]}"
