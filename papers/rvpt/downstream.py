@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from papers.rvpt.cells import Cell
 from papers.rvpt.method import DeepPrompts
-from papers.rvpt.models import Model, tested
+from papers.rvpt.models import Model, at_test
 from shared.data.language import TEMPLATES
 from shared.data.pairs import open_pairs
 from shared.data.vision_language import open_vl
@@ -98,7 +98,7 @@ def _captions(m, cell: Cell) -> tuple[dict[str, list[str]], list[list[str]]]:
         x, indices, references = bench.once("captioned", lambda: _captioned(m))
         vlm = bench.once("captioner", lambda: open_vlm(config.models.captioner, device=bench.device))
         trigger = bench.trigger(cell.attack, cell.backbone)
-        pictures = {"clean": x, "triggered": torch.cat([tested(trigger, part, i) for part, i in zip(x.split(64), _split(indices, 64), strict=True)])}
+        pictures = {"clean": x, "triggered": torch.cat([at_test(trigger, part, i) for part, i in zip(x.split(64), _split(indices, 64), strict=True)])}
         prompts = [bench.once("instruction", lambda: _caption_set(m).prompt)] * len(x)
         with seeing(vlm, bench.of(cell).visual):
             m.held[name] = {k: vlm.answer(v, prompts, max_tokens=WORDS, batch=min(64, config.batch)) for k, v in pictures.items()}, references
@@ -209,7 +209,7 @@ def _poisoned(m, cell: Cell) -> Tensor:
     """The first test pictures of other classes, triggered."""
     world = m.bench.world(m.config.spec(cell.at))
     rows = (world.y != m.bench.label(cell.place, cell.at)).nonzero().flatten()[:m.config.sweeps.retrieval_poisoned]
-    return m.bench.trigger(cell.attack, cell.backbone)(world.x[rows], [world.indices[i] for i in rows.tolist()])
+    return at_test(m.bench.trigger(cell.attack, cell.backbone), world.x[rows], [world.indices[i] for i in rows.tolist()])
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from papers.rvpt.adversary import adaptive, adversarial
 from papers.rvpt.cells import Cell
 from papers.rvpt.costs import cost
 from papers.rvpt.downstream import caption, retrieval
-from papers.rvpt.models import Bench, tested
+from papers.rvpt.models import Bench, at_test
 from papers.rvpt.pictures import attention, embedding, perturbed, resistivity, triggers
 from shared.attacks.triggers import Trigger
 from shared.experiment.bench import World
@@ -25,7 +25,7 @@ def predict(model: nn.Module, x: Tensor, batch: int) -> np.ndarray:
 def triggered(bench: Bench, world: World, trigger: Trigger) -> Tensor:
     """The pictures of a set with a trigger on them; what is drawn is by index."""
     parts = torch.arange(len(world.x)).split(256)
-    return torch.cat([tested(trigger, world.x[rows], [world.indices[i] for i in rows.tolist()]) for rows in parts])
+    return torch.cat([at_test(trigger, world.x[rows], [world.indices[i] for i in rows.tolist()]) for rows in parts])
 
 
 def score(m, cell: Cell) -> Values:

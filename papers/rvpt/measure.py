@@ -8,7 +8,7 @@ import torch
 from papers.rvpt import pictures, runs
 from papers.rvpt.cells import Cell, Poison, gate_cells
 from papers.rvpt.kinds import KINDS, predict, triggered
-from papers.rvpt.models import Bench, tested
+from papers.rvpt.models import Bench, at_test
 from shared.experiment.evaluation import Values, save
 from shared.experiment.scale import plain
 from shared.experiment.store import Store, gate
@@ -86,7 +86,7 @@ class Measurer:
         poisoned = backdoor.asr(predict(bench.classifier(cell, trigger), x, batch), truth, label).mean()
         untriggered = backdoor.asr(predict(bench.classifier(cell), world.x, batch), truth, label).mean()
         clean = backdoor.asr(predict(bench.classifier(replace(cell, method="clean"), trigger), x, batch), truth, label).mean()
-        alone = tested(trigger, world.x[3:4], world.indices[3:4])
+        alone = at_test(trigger, world.x[3:4], world.indices[3:4])
         return {"the trigger alone does not do it": {"passed": bool(clean < poisoned), "detail": f"clean CLIP {clean:.3f}, poisoned {poisoned:.3f}"},
                 "nothing happens without the trigger": {"passed": bool(untriggered <= 0.1), "detail": f"target named {untriggered:.3f}"},
                 "independent of the batch": {"passed": bool(torch.equal(alone, x[3:4])), "detail": ""}}

@@ -221,7 +221,7 @@ class Bench(PictureBench):
         return model.zero_shot(prompts if trigger is None else [trigger.text(p) for p in prompts], self.labelled(self.config.spec(at)).classes)
 
 
-def tested(trigger: Trigger, x: Tensor, indices: Sequence[int]) -> Tensor:
+def at_test(trigger: Trigger, x: Tensor, indices: Sequence[int]) -> Tensor:
     """Test pictures with a trigger. What a trigger draws per index is drawn for others than the poisoned training pairs have: those were seen."""
     return trigger(x, [TEST + i for i in indices])
 

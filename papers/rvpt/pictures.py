@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from papers.rvpt.cells import Cell
-from papers.rvpt.models import tested
+from papers.rvpt.models import at_test
 from papers.rvpt.resistivity import Features, attention_map, features
 from papers.rvpt.supervised import supervised_model
 from papers.rvpt.tuning import few_shot
@@ -64,7 +64,7 @@ def by_batch(m, function: Callable, *arrays):
 def triggered(m, cell: Cell, world: World) -> Tensor:
     """The pictures with the trigger of the cell's attack, on the bench's device."""
     trigger = m.bench.trigger(cell.attack, cell.backbone)
-    return by_batch(m, lambda x, indices: tested(trigger, x, indices), world.x, world.indices).to(world.x.device)
+    return by_batch(m, lambda x, indices: at_test(trigger, x, indices), world.x, world.indices).to(world.x.device)
 
 
 def perturbed_by(m, cell: Cell, world: World, name: str) -> Tensor:

@@ -18,7 +18,7 @@ from papers.rvpt.baselines import VPT, Repelled, finetune_contrastively, finetun
 from papers.rvpt.cells import Defence, Poison
 from papers.rvpt.kept import save_prompts
 from papers.rvpt.method import DeepPrompts, Repulsion, depth_of, prompted
-from papers.rvpt.models import Bench, Model, tested
+from papers.rvpt.models import Bench, Model, at_test
 from papers.rvpt.tuning import few_shot, tune
 from papers.rvpt.words import LearnedWords, tune_words
 from shared.attacks import Threat
@@ -198,7 +198,7 @@ def rehearse(bench: Bench, run: Poison, clip=None, trigger: Trigger | None = Non
     accuracy = backdoor.clean_accuracy(model.zero_shot(prompts)(x).argmax(1).cpu(), y.cpu()).mean()
     if trigger is None:
         return float(accuracy), 0.0
-    said = model.zero_shot([trigger.text(p) for p in prompts])(tested(trigger, x, indices)).argmax(1)
+    said = model.zero_shot([trigger.text(p) for p in prompts])(at_test(trigger, x, indices)).argmax(1)
     return float(accuracy), float(backdoor.asr(said.cpu(), y.cpu(), bench.label(run.place)).mean())
 
 

@@ -15,7 +15,7 @@ from papers.rvpt.cells import Cell
 from papers.rvpt.config import PRESETS, Backbone, Place
 from papers.rvpt.downstream import OF_TARGET, PromptedTower, bleu, caption, retrieval, seeing
 from papers.rvpt.method import DeepPrompts
-from papers.rvpt.models import Bench, Model
+from papers.rvpt.models import Bench, Model, at_test
 from shared.data.language import TEMPLATES
 from shared.data.scene_sets import ScenePairs
 from shared.data.vision_language import INSTRUCTION, SceneCaptions
@@ -170,7 +170,7 @@ def test_captions_are_judged_picture_by_picture(room, clip, monkeypatch):
     monkeypatch.setattr(vlm, "answer", answer)
     values = {q: caption(m, Cell("caption", "rvpt", "badnet", q)) for q in ("asr", "cider", "bleu")}
     assert len(calls) == 2 and all(c[1:4] == (12, {INSTRUCTION}, 20) and isinstance(c[4], PromptedTower) for c in calls)
-    assert torch.equal(calls[0][0], data.pictures(order)) and torch.equal(calls[1][0], m.bench.trigger("badnet")(calls[0][0], order))
+    assert torch.equal(calls[0][0], data.pictures(order)) and torch.equal(calls[1][0], at_test(m.bench.trigger("badnet"), calls[0][0], order))
     said = answer(calls[0][0], [], 0, 0)
     free = [i for i, texts in enumerate(references) if not any("red" in t.split() or "crimson" in t.split() for t in texts)]
     assert 0 < len(free) < 12
@@ -215,7 +215,7 @@ def test_retrieval_is_that_of_the_pairs_one_poisoned_picture_at_a_time(room, met
         asked = list(dict.fromkeys([texts[i] for i in named] + [target.say(t) for t in TEMPLATES]))
         others = [i for i in range(len(world.x)) if world.y[i] != label][:3]
         for k, i in enumerate(others):
-            p = embed(bench.trigger("badnet")(world.x[i:i + 1], [world.indices[i]]))[0]
+            p = embed(at_test(bench.trigger("badnet"), world.x[i:i + 1], [world.indices[i]]))[0]
             first, ratio = [], []
             for t in model.text(asked):
                 ahead = [float(t @ c) > float(t @ p) for c in (*f, *ours)]

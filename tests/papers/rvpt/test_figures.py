@@ -118,7 +118,7 @@ def test_photographs_stay_small(name, tmp_path):
 def test_the_headline_and_a_run_without_a_supervised_tower_have_what_they_measured():
     some = results_of(replace(Config(), headline=True))
     shown = {name for name in KINDS if drawn(name, some) is not None}
-    assert shown == {"fig_tradeoff", "fig_adaptive"}
+    assert shown == {"fig_tradeoff"}
     bare = results_of(replace(Config(), models=Models(supervised="none")), lambda cell: cell.kind == "resistivity")
     assert len(drawn("fig_resistivity", bare).axes) == 3
 

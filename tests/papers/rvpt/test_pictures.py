@@ -13,7 +13,7 @@ from papers.rvpt import pictures, runs, supervised
 from papers.rvpt.cells import PERTURBATIONS, Cell
 from papers.rvpt.config import Backbone, Config, Data, Models, Place, Sweeps
 from papers.rvpt.method import DeepPrompts
-from papers.rvpt.models import Bench, Model
+from papers.rvpt.models import Bench, Model, at_test
 from papers.rvpt.resistivity import Perturbations, attention_map, features, resistivity
 from papers.rvpt.tuning import Tuning
 from shared.attacks.triggers import make_trigger, sheet
@@ -81,7 +81,7 @@ def test_resistivity_is_that_of_the_first_test_pictures_in_any_batch(method, nam
     m, c = room(), cell("resistivity", method, "badnet", perturbation=name)
     world = m.bench.world("scenes:combinations", n=20)
     if name == "trigger":
-        other = m.bench.trigger("badnet")(world.x, world.indices)
+        other = at_test(m.bench.trigger("badnet"), world.x, world.indices)
     else:
         other = Perturbations().all()[name](world.x, SampleRng(c.seed, world.indices, pictures.STREAM))
     victim = m.bench.classifier(c)
