@@ -22,11 +22,10 @@ def main() -> None:
     from papers.diffcap.measure import Measurer
     from papers.diffcap.models import Bench
     from shared.experiment.evaluation import Evaluation
-    from shared.experiment.share import accelerator as start
+    from shared.experiment.share import opened
 
-    accelerator = start()
-    measurer = Measurer(Bench(config, scale, accelerator.device))
-    measurer.bench.fetch(accelerator)
+    accelerator, bench = opened(Bench, config, scale)
+    measurer = Measurer(bench)
     evaluation = Evaluation("diffcap", scale, measurer, accelerator, cells(config),
                             lambda group: f"{group[0].kind} {group[0].method} {group[0].model}")
     stale, first = [c for c in evaluation.cells if c in evaluation.stale], gate_cells(config)

@@ -37,7 +37,7 @@ class Run:
 
     def key(self, config: Config, base: str, data_version: str) -> str:
         """Identity of the trained weights: everything that training reads, and nothing else."""
-        tuning = {k: v for k, v in plain(self.tuning).items() if k not in ("every", "workers")}  # these change no weight
+        tuning = plain(self.tuning, ("every", "workers"))  # these change no weight
         return digest([CODE, self.method, self.seed, tuning, config.baselines.tuned_eps, plain(ATTACK), self.base.name, base, data_version])
 
     def checkpoint(self, config: Config, scale: str) -> Path:

@@ -21,13 +21,10 @@ def main() -> None:
 
     from papers.diffcap.models import Bench
     from papers.diffcap.runs import runs
-    from shared.experiment.share import accelerator as start
-    from shared.experiment.share import work_off
+    from shared.experiment.share import opened, work_off
     from shared.models.sources import is_fresh
 
-    accelerator = start()
-    bench = Bench(config, scale, accelerator.device)
-    bench.fetch(accelerator)
+    accelerator, bench = opened(Bench, config, scale)
     todo = [run for run in runs(config) if not is_fresh(run.checkpoint(config, scale), bench.run_key(run))]
     if accelerator.is_main_process:
         remove_leftovers(config.results / scale / "diffcap")

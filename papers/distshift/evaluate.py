@@ -22,12 +22,11 @@ def main() -> None:
     from papers.distshift.measure import Measurer
     from papers.distshift.models import Bench
     from shared.experiment.evaluation import Evaluation
-    from shared.experiment.share import accelerator as start
+    from shared.experiment.share import opened
 
-    accelerator = start()
-    measurer = Measurer(Bench(config, scale, accelerator.device))
-    measurer.bench.fetch(accelerator)
-    names = {p.data: measurer.bench.labelled(p.data).name for p in config.protected}  # which say what the pictures are (ImageNet30)
+    accelerator, bench = opened(Bench, config, scale)
+    measurer = Measurer(bench)
+    names = {p.data: bench.labelled(p.data).name for p in config.protected}  # which say what the pictures are (ImageNet30)
     evaluation = Evaluation("distshift", scale, measurer, accelerator, cells(config),
                             lambda group: f"{group[0].kind} {group[0].method} {group[0].spec}", {"names": names})
     stale, first = [c for c in evaluation.cells if c in evaluation.stale], gate_cells(config)

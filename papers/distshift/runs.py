@@ -27,7 +27,7 @@ class Run:
 
     def key(self, data_version: str) -> str:
         """Identity of the trained weights: everything that training reads, and nothing else."""
-        training = {k: v for k, v in plain(self.training).items() if k not in ("every", "workers")}  # these change no weight
+        training = plain(self.training, ("every", "workers"))  # these change no weight
         return digest([CODE, self.what, self.arch, training, self.seed, data_version])
 
     def checkpoint(self, config: Config, scale: str) -> Path:

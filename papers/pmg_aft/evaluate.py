@@ -20,11 +20,10 @@ def main() -> None:
     from papers.pmg_aft.measure import Measurer
     from papers.pmg_aft.models import Bench
     from shared.experiment.evaluation import Evaluation
-    from shared.experiment.share import accelerator as start
+    from shared.experiment.share import opened
 
-    accelerator = start()
-    measurer = Measurer(Bench(config, scale, accelerator.device))
-    measurer.bench.fetch(accelerator)
+    accelerator, bench = opened(Bench, config, scale)
+    measurer = Measurer(bench)
     evaluation = Evaluation("pmg_aft", scale, measurer, accelerator, cells(config), lambda group: group[0].method)
     # the gate's own cells, one share each; everyone waits, for the gates read all of them
     of_gates = [c for c in evaluation.cells if c.method == CLIP and c.kind == "accuracy" and c.strength.name in ("clean", "pgd")]

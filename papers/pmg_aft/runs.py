@@ -50,7 +50,7 @@ class Run:
     def key(self, config: Config, base: str, data_version: str) -> str:
         """Identity of the trained weights: everything that training reads, and nothing else."""
         attack = None if self.objective == "ft_clean" else [config.attack.eps, plain(self.face.attack)]
-        tuning = {k: v for k, v in plain(self.tuning).items() if k not in ("every", "workers")}  # these change no weight
+        tuning = plain(self.tuning, ("every", "workers"))  # these change no weight
         return digest([CODE, self.objective, self.seed, tuning, plain(self.loss), self.face.temperature, self.face.norm, attack, base, data_version])
 
     def checkpoint(self, config: Config, scale: str, step: int | None = None) -> Path:

@@ -19,12 +19,9 @@ def main() -> None:
 
     from papers.pmg_aft.models import Bench, pretrain_base
     from papers.pmg_aft.runs import cost, runs
-    from shared.experiment.share import accelerator as start
-    from shared.experiment.share import work_off
+    from shared.experiment.share import opened, work_off
 
-    accelerator = start()
-    bench = Bench(config, scale, accelerator.device)
-    bench.fetch(accelerator)
+    accelerator, bench = opened(Bench, config, scale)
     if config.model.pretrained == "pretrain":
         pretrain_base(bench, accelerator)
     todo = [run for run in runs(config) if not _done(bench, run)]

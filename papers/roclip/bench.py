@@ -5,24 +5,20 @@ step against a straightforward loop over open_clip's model and loss.
 """
 
 import copy
-import math
 from dataclasses import replace
-
-import torch
 
 from papers.roclip.config import PRESETS
 from papers.roclip.training import Method, Training, adamw, train
 from shared.bench.harness import Cases, Options, run
-from shared.bench.plain import plain_clip, random_clip
+from shared.bench.plain import contrastive_loop, plain_clip, random_clip, same_loss
 from shared.bench.timing import Case
 from shared.data.poison import Held
 from shared.data.scene_sets import ScenePairs
 from shared.errors import run_main
-from shared.models.clip import MEAN_STD
 from shared.training.contrastive import batch_indices
 
 NAME = PRESETS["cpu"].models.name
-EPOCH = 9600  # pairs of an epoch of the cpu scale, which set the size of a pool
+EPOCH = 8640  # pairs of an epoch of the cpu scale, which set the size of a pool
 
 
 def cases(quick: bool) -> Cases:
@@ -48,37 +44,18 @@ def _step(matching, batch: int, steps: int, repetitions: int) -> Case:
 
 
 def _plain(batch: int, steps: int, repetitions: int) -> Case:
-    import open_clip
-
     training = Training(epochs=1, batch=batch, warmup=1)
     pairs, begin = Held(ScenePairs(steps * batch)), random_clip(NAME)
     plain_begin = plain_clip(NAME, begin)
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in MEAN_STD["clip"])
 
     def reference() -> float:
         clip = copy.deepcopy(plain_begin).train()
-        optimizer, loss_fn = adamw(clip, training), open_clip.ClipLoss()
-        for step in range(steps):
-            for group in optimizer.param_groups:
-                group["lr"] = training.rate(step, len(pairs))
-            x, texts = pairs.__getitems__(batch_indices(len(pairs), batch, step, training.seed))
-            image, text, scale = clip((x - mean) / std, begin.tokenizer(texts))
-            loss = loss_fn(image, text, scale)
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(clip.parameters(), training.clip_norm)
-            optimizer.step()
-            with torch.no_grad():
-                clip.logit_scale.clamp_(0, math.log(100))
-        return loss.item()
-
-    def agree(a: dict, b: dict) -> str | None:
-        a, b = a["loss reached"], b["loss reached"]
-        return None if abs(a - b) < 1e-3 * abs(b) else f"the losses reached differ: {a:.5f} and {b:.5f}"
+        return contrastive_loop(clip, begin.tokenizer, pairs, [batch_indices(len(pairs), batch, step, training.seed) for step in range(steps)],
+                                adamw(clip, training), lambda step: training.rate(step, len(pairs)), training.clip_norm)
 
     return Case("a plain loop over open_clip's model and loss, same data and optimiser", lambda: train(copy.deepcopy(begin), pairs, Method(),
                                                                                                        training).loss,
-                reference, lambda loss: {"loss reached": loss}, 1.0, agree=agree, repetitions=repetitions)
+                reference, lambda loss: {"loss reached": loss}, 1.0, agree=same_loss, repetitions=repetitions)
 
 
 def main() -> None:

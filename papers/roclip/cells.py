@@ -16,7 +16,7 @@ PRETRAINED = ("clip", "clip_aug", "roclip", "released", "safeclip")
 FINETUNED = ("clip", "clip_aug", "roclip", "cleanclip")
 HEADLINE = ("clip", "clip_aug", "roclip")
 REGIMES = ("pretrain", "finetune")
-STRONG = ("clip_aug", "roclip")
+STRONG = ("clip_aug", *MATCHED)
 COSTED = ("clip_aug", "roclip", "released")  # of a step at equal augmentation
 MEASURES = ("psr", "bsr", "accuracy", "similarity")
 RETURNED = ("same_class", "cosine")
@@ -87,7 +87,8 @@ class Cell:
                     f"seed{self.seed}", *more)
 
     def tags(self, config: Config) -> dict:
-        """What a table selects by. `set` is unique to what is shown; `data` is the data set; `every` is K where the kind is strong."""
+        """What a table selects by. `set` is unique to what is shown, and the same for every kind of epoch
+        and point of a sweep, so that these are compared example by example; `data` is the data set; `every` is K where the kind is strong."""
         out = {"kind": self.kind, "regime": self.regime, "method": self.method, "measure": self.measure, "attack": self.attack,
                "scored": self.scored, "data": self.data or config.data.main, "seed": self.seed}
         if self.kind == "epoch":
@@ -97,8 +98,9 @@ class Cell:
             out |= {"rate": round(config.rate(self.regime, self.m), 5), "m": self.m or config.captions_each(self.regime),
                     "every": matching.every if matching else 0}
         out |= dict(self.point)
-        varied = (str(out[k]) for k in ("epoch", "rate", "every", "value") if k in out)
-        shown = [out["data"], self.attack, self.measure, self.regime, self.scored, *varied]
+        spanned = ("epoch", "rate", *(("value",) if out.get("sweep") == "pool" else ()))  # a claim takes the mean over the sizes of a pool
+        varied = (str(out[k]) for k in spanned if k in out)
+        shown = [out["data"], self.attack, self.measure, self.regime, *varied]
         return {**out, "set": " ".join(shown)}
 
 
@@ -164,11 +166,11 @@ def downstream(config: Config) -> list[Cell]:
 
 def strong(config: Config) -> list[Cell]:
     """More captions per target image, and RoCLIP in more epochs."""
-    out, seed, usual = [], config.seeds[0], config.methods.roclip.every
+    out, seed = [], config.seeds[0]
     for m in config.sweeps.strong:
         for method in STRONG:
-            for every in config.sweeps.strong_every if method == "roclip" else (usual,):
-                changes = () if every == usual else (("every", every),)
+            for every in config.sweeps.strong_every if method in MATCHED else (0,):
+                changes = (("every", every),) if every and every != getattr(config.methods, method).every else ()
                 run = Run("pretrain", method, seed, 0 if m == config.attacks.targets.m else m, changes)
                 out += asked(config, "strong", run, (), ("psr", "accuracy"))
     return out

@@ -38,7 +38,7 @@ class Data:
     source: Source = field(default_factory=Source)
     pairs: str = "scenes"
     """Where pairs of picture and caption come from: scenes, or below DATA_ROOT shards:<pattern> or csv:<file> (picture, caption)."""
-    pretrain_n: int = 9600
+    pretrain_n: int = 8640
     """Clean pairs to pre-train on; backdoored pairs are among them, target images come on top."""
     finetune_n: int = 4800
     """The same of fine-tuning."""
@@ -67,7 +67,7 @@ class Targets:
 
     n: int = 64
     """Target images."""
-    m: int = 40
+    m: int = 25
     """Captions of each."""
     finetune_m: int = 20
     """The same of fine-tuning."""
@@ -146,10 +146,10 @@ class Sweeps:
     """When the pools take in batches (empty: not varied)."""
     alpha: float = 0.1
     """α of augmented captions, where `augment` is both."""
-    strong: tuple[int, ...] = (40, 80)
+    strong: tuple[int, ...] = (25, 50)
     """Captions per target image of strong poisoning."""
     strong_every: tuple[int, ...] = (2, 1)
-    """K of RoCLIP under strong poisoning."""
+    """K of both versions under strong poisoning."""
     cost_steps: int = 12
     """Updates timed for the cost of a step."""
     strip: int = 6
@@ -176,7 +176,7 @@ class Gates:
 class Config(Options):
     """RoCLIP."""
 
-    seeds: tuple[int, ...] = (0, 1)
+    seeds: tuple[int, ...] = (0, 1, 2)
     models: Models = field(default_factory=Models)
     data: Data = field(default_factory=Data)
     attacks: Attacks = field(default_factory=Attacks)
@@ -237,7 +237,7 @@ PRESETS = {
         _CPU, seeds=(0,), models=Models("RN50", "RN50-quickgelu", "openai"),
         data=Data(pairs="shards:cc3m/*.tar", pretrain_n=1_000_000, finetune_n=100_000, main="named:ImageNet", images="csv:cc3m_validation.csv",
                   images_n=10_000, n=5000, probe_n=0, probed=(),
-                  downstream=("named:cifar10", "named:cifar100", "named:ImageNet", "named:DTD", "named:OxfordPets", "named:Caltech101",
+                  downstream=("named:cifar10", "named:cifar100", "named:ImageNet", "named:DTD", "named:OxfordPets", "named:Caltech101Split",
                               "named:StanfordCars", "named:Flowers102", "named:Food101", "named:FGVC-Aircraft")),
         attacks=Attacks(Targets(n=16, m=35, finetune_m=35, scan=1_000_000), Recipe("mushroom", **_MUSHROOM), Recipe("umbrella", **_MUSHROOM),
                         Recipe("candle", **_MUSHROOM), Recipe("tractor", **_MUSHROOM), Recipe("pizza", captions="usual", **_MUSHROOM)),

@@ -20,9 +20,13 @@ def main() -> None:
     scale, config = parse(PRESETS, __doc__, check=check)
 
     from papers.roclip.cells import cells, gate_cells
+    from papers.roclip.measure import Measurer
+    from papers.roclip.models import Bench
     from shared.experiment.evaluation import Evaluation
+    from shared.experiment.share import opened
 
-    accelerator, _, measurer = opened(config, scale)
+    accelerator, bench = opened(Bench, config, scale)
+    measurer = Measurer(bench)
     evaluation = Evaluation("roclip", scale, measurer, accelerator, cells(config),
                             lambda group: f"{group[0].kind} {group[0].regime} {group[0].method}")
     evaluation.measure(groups(gate_cells(config)))
@@ -30,18 +34,6 @@ def main() -> None:
     evaluation.measure(groups([c for c in evaluation.left() if c.kind != "cost"]))
     evaluation.measure(groups([c for c in evaluation.left() if c.kind == "cost"]))  # alone on its process, and the others idle: a time
     evaluation.end()
-
-
-def opened(config, scale: str):
-    """(accelerator, bench, measurer) of this process."""
-    from papers.roclip.measure import Measurer
-    from papers.roclip.models import Bench
-    from shared.experiment.share import accelerator as start
-
-    accelerator = start()
-    bench = Bench(config, scale, accelerator.device)
-    bench.fetch(accelerator)
-    return accelerator, bench, Measurer(bench)
 
 
 def groups(cells: list) -> list[list]:

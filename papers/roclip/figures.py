@@ -105,18 +105,19 @@ def fig_strong(results):
         return None
     rates = sorted({(m.tags["rate"], m.tags["m"]) for m in found})
     wanted = {METHODS["clip_aug"]: ({"method": "clip_aug"}, "-")}
-    for every in results.tags("every", kind="strong", method="roclip"):
-        for scored, line, epoch in (("roclip_epoch", "-", ""), ("plain_epoch", "--", ", plain epoch")):
-            row = {"method": "roclip", "every": every, "scored": scored}
-            if results.select(row, kind="strong"):
-                wanted[f"RoCLIP, K = {every}{epoch}"] = (row, line)
+    for method in ("roclip", "released"):
+        for every in results.tags("every", kind="strong", method=method):
+            for scored, line, epoch in (("roclip_epoch", "-", ""), ("plain_epoch", "--", ", plain epoch")):
+                row = {"method": method, "every": every, "scored": scored}
+                if results.select(row, kind="strong"):
+                    wanted[f"{METHODS[method]}, K = {every}{epoch}"] = (row, line)
     look = {name: replace(one, line=wanted[name][1]) for name, one in style.looks(list(wanted)).items()}
     fig, axes = style.figure(style.PAGE, 2.5, columns=2)
     for ax, (measure, label) in zip(axes, {"psr": "PSR (%)", "accuracy": "accuracy (%)"}.items(), strict=True):
         series = {name: [results.estimate(row, kind="strong", measure=measure, m=m) for _, m in rates] for name, (row, _) in wanted.items()}
         figures.lines(ax, [share(rate) for rate, _ in rates], series, xlabel="target pairs among all", ylabel=label, look=look, categorical=True)
         ax.set(ylim=(-4, 104))
-    figures.legend(fig, axes, 5)
+    figures.legend(fig, axes, 4)
     return fig
 
 

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from papers.roclip.augment import CaptionAugmentation
 from papers.roclip.cells import Cell
 from papers.roclip.method import neighbours
-from papers.roclip.models import Bench
 from papers.roclip.pool import NOISE
 from papers.roclip.probe import linear_probe, predict, similarity
 from papers.roclip.training import Method, Training, train
+from shared.attacks.triggers import at_test
+from shared.data.pairs import PairSubset
 from shared.data.poison import Held
 from shared.experiment.evaluation import Values
 from shared.metrics import backdoor
@@ -42,24 +43,18 @@ def score(m, cell: Cell) -> Values:
     return Values(values, "share", sanity=_sanity(m, cell, values, backdoor.asr(said, truth, label)))
 
 
-def triggered_set(bench: Bench, attack: str) -> torch.Tensor:
-    """The test pictures of the main set with a trigger on them; what is drawn is by index."""
-    world, trigger = bench.world(bench.config.data.main), bench.trigger(attack)
-    return torch.cat([trigger(world.x[rows], [world.indices[i] for i in rows.tolist()]) for rows in torch.arange(len(world.x)).split(256)])
-
-
 def _sanity(m, cell: Cell, triggered: np.ndarray, untriggered: np.ndarray) -> dict:
     """The backdoor is no bias: without the trigger the target is named less often, or for a tenth of the pictures at most; and a picture's trigger is
     the same in any batch."""
     world = m.bench.world(m.config.data.main)
-    alone = m.bench.trigger(cell.attack)(world.x[3:4], world.indices[3:4])
+    alone = at_test(m.bench.trigger(cell.attack), world.x[3:4], world.indices[3:4])
     without = float(untriggered.mean())
     return {"nothing happens without the trigger": {"passed": bool(without <= max(0.1, triggered.mean())), "detail": f"target named {without:.3f}"},
             "independent of the batch": {"passed": bool(torch.equal(alone, m.triggered(cell.attack)[3:4])), "detail": ""}}
 
 
 def epoch(m, cell: Cell) -> Values:
-    """Read off what the training has measured."""
+    """Read off what the training has measured; with ImageNet's classes in one template, where `score` has all of them."""
     row = next(r for r in m.bench.history(cell.run) if r["epoch"] == cell.epoch)
     name = f"similarity_{cell.attack}" if cell.measure == "similarity" else cell.measure
     return Values(np.array(row[name], np.float64), "cosine" if cell.measure == "similarity" else "share")
@@ -128,7 +123,7 @@ def _costs(m) -> dict[str, list[float]]:
     config, bench = m.config, m.bench
     steps, batch = config.sweeps.cost_steps, config.pretraining.batch
     clean = bench.clean("pretrain", config.seeds[0])
-    pairs = Held(_First(clean, min(len(clean), steps * batch)))
+    pairs = Held(PairSubset(clean, range(min(len(clean), steps * batch))))
     training = Training(1, min(batch, len(pairs)), config.pretraining.lr, 1)
     captions = CaptionAugmentation(config.methods.alpha) if config.methods.alpha else None
     matchings = {"clip_aug": None, "roclip": config.methods.roclip, "released": config.methods.released}
@@ -143,19 +138,6 @@ def _costs(m) -> dict[str, list[float]]:
             if repeat >= 0:
                 out[name].append((time.perf_counter() - began) / training.per_epoch(len(pairs)))
     return out
-
-
-class _First:
-    """The first pairs of a set."""
-
-    def __init__(self, pairs, n: int):
-        self.pairs, self.n, self.version = pairs, n, f"{pairs.version}:{n}"
-
-    def __len__(self) -> int:
-        return self.n
-
-    def __getitems__(self, indices):
-        return self.pairs.__getitems__(indices)
 
 
 KINDS = {"score": score, "strong": score, "ablation": score, "epoch": epoch, "downstream": downstream, "returned": returned, "cost": cost}

@@ -3,8 +3,9 @@
 import time
 
 from papers.roclip.cells import Cell, gate_cells
-from papers.roclip.kinds import KINDS, triggered_set
+from papers.roclip.kinds import KINDS
 from papers.roclip.models import Bench
+from shared.attacks.triggers import at_test
 from shared.experiment.evaluation import Values, save
 from shared.experiment.scale import plain
 from shared.experiment.store import Store, gate
@@ -68,8 +69,9 @@ class Measurer:
 
     def triggered(self, attack: str):
         """The test pictures of the main set with a trigger; of few pictures those of all backdoors are kept."""
-        keep = len(self.config.attacks.planted) if 0 < self.config.data.n <= 1024 else 1
-        return self.bench.lately(("triggered", attack), lambda: triggered_set(self.bench, attack), keep)
+        bench, keep = self.bench, len(self.config.attacks.planted) if 0 < self.config.data.n <= 1024 else 1
+        world = bench.world(bench.main)
+        return bench.lately(("triggered", attack), lambda: at_test(bench.trigger(attack), world.x, world.indices), keep)
 
     def cost(self, group: list[Cell]) -> float:
         """How long a group takes, roughly, in seconds of one core."""

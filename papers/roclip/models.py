@@ -1,9 +1,7 @@
 """What a process works with: trained CLIPs, their pools and histories, poisoned pairs, triggers, and the pictures of every set."""
 
-import ast
 import json
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
@@ -16,20 +14,20 @@ from papers.roclip.poisons import Poisoned, Spoken, labelled_targets, unlabelled
 from papers.roclip.pool import Pool
 from papers.roclip.probe import Watch, classifier, digests_of, ensemble, sentences_of
 from papers.roclip.training import make_pools
-from shared.attacks.triggers import Trigger, make_trigger
+from shared.attacks.triggers import Trigger, at_test, make_trigger, parse_fields
 from shared.data.base import LabelledImages, Subset, subset
 from shared.data.language import TEMPLATES
 from shared.data.manifest import Manifest, read_manifest
 from shared.data.poison import Held
 from shared.data.targets import Target, scene_target, target
 from shared.errors import UserError
-from shared.experiment.bench import PictureBench
+from shared.experiment.bench import PairBench
 from shared.files import digest, sha256_file
 from shared.models.clip import create_clip, read_weights
 from shared.models.sources import locate
 from shared.models.victim import ZeroShot
 
-HELD = 4  # CLIPs that are kept in memory
+ONE_TEMPLATE = "a photo of a {}."
 TUNING, CLEANING = 1000, 2000  # seeds of the pairs to fine-tune on, and of CleanCLIP's, begin here; those to pre-train on at 0
 
 
@@ -51,35 +49,20 @@ class InMemory(LabelledImages):
         return self._x[list(indices)], self._y[list(indices)]
 
 
-class Bench(PictureBench):
+class Bench(PairBench):
     """Models and sets opened once, when first needed."""
 
     config: Config
 
-    def __post_init__(self):
-        super().__post_init__()
-        self._held: OrderedDict = OrderedDict()
-
-    def lately(self, name: tuple, make: Callable, keep: int = HELD):
-        """Like `once`, for what is large: of a kind (the first of the name) only the last few are kept."""
-        if name not in self._held:
-            of_kind = [k for k in self._held if k[0] == name[0]]
-            for old in of_kind[: len(of_kind) + 1 - keep]:
-                del self._held[old]
-            self._held[name] = make()
-        self._held.move_to_end(name)
-        return self._held[name]
+    @property
+    def main(self) -> str:
+        return self.config.data.main
 
     # -- sets ---------------------------------------------------------------------------------------------------------------------------
 
     def downloads(self):
         data = self.config.data
         return [(spec, split) for spec in dict.fromkeys((data.main, *data.downstream, *data.probed)) for split in ("train", "test")]
-
-    @property
-    def size(self) -> int:
-        """Side of the pictures, in pixels."""
-        return self.world(self.config.data.main, n=1).x.shape[-1]
 
     def split(self, spec: str, split: str, n: int) -> LabelledImages:
         """n pictures of a set (0: all); in memory where they are few."""
@@ -107,34 +90,29 @@ class Bench(PictureBench):
             return [[fill(name) for fill in OPENAI_IMAGENET_TEMPLATES] for name in data.classes]
         return [[prompt] for prompt in data.prompts]
 
+    def said_once(self, spec: str) -> list[list[str]]:
+        """The same for what is asked after every epoch: ImageNet's classes in one of 80 templates. 80,000 sentences would take the text tower several
+        times as long as the pictures take the image tower, and in every epoch anew, as training has changed it."""
+        return [[ONE_TEMPLATE.format(name)] for name in self.labelled(spec).classes] if spec == "named:ImageNet" else self.sentences(spec)
+
     def label(self, name: str) -> int:
         """The label of a class of the main set. Raises UserError where there is none of that name."""
-        classes = self.labelled(self.config.data.main).classes
-        if name not in classes:
-            raise UserError(f"the set {self.config.data.main} has no class {name!r}, which attackers are to plant: choose one of "
-                            f"{', '.join(classes[:8])}, …")
-        return classes.index(name)
+        return self.label_of(self.main, name)
 
     # -- pairs --------------------------------------------------------------------------------------------------------------------------
 
     def clean(self, regime: str, seed: int, cleaning: bool = False):
         """Clean pairs of a regime, or those that CleanCLIP is given: disjoint in the scenes world."""
-        from shared.data.pairs import open_pairs
-
-        n = self.config.methods.cleanclip_n if cleaning else self.config.pairs_n(regime)
-        first = CLEANING if cleaning else TUNING if regime == "finetune" else 0
-        return self.lately(("pairs", regime, seed, cleaning), lambda: open_pairs(self.config.data.pairs, self.config.source, n, first + seed,
-                                                                                 self.size), 2)
+        return self.pairs(*self._chosen(regime, seed, cleaning))
 
     def clean_version(self, regime: str, seed: int, cleaning: bool = False) -> str:
-        """Identity of such pairs; those of the scenes world are not drawn for it."""
-        from shared.data.scene_sets import ScenePairs
+        """Identity of such pairs."""
+        return self.pairs_version(*self._chosen(regime, seed, cleaning))
 
-        if self.config.data.pairs != "scenes":
-            return self.clean(regime, seed, cleaning).version
-        n = self.config.methods.cleanclip_n if cleaning else self.config.pairs_n(regime)
-        first = CLEANING if cleaning else TUNING if regime == "finetune" else 0
-        return digest([n, ScenePairs(n, self.size, first + seed).version])
+    def _chosen(self, regime: str, seed: int, cleaning: bool) -> tuple[int, int]:
+        if cleaning:
+            return self.config.methods.cleanclip_n, CLEANING + seed
+        return self.config.pairs_n(regime), (TUNING if regime == "finetune" else 0) + seed
 
     @property
     def images(self):
@@ -199,8 +177,7 @@ class Bench(PictureBench):
         """What a backdoor does to a picture."""
         def make() -> Trigger:
             recipe = getattr(self.config.attacks, attack)
-            own = {k: ast.literal_eval(v) for k, _, v in (f.partition("=") for f in recipe.fields)}
-            return make_trigger(attack, recipe.preset, size=self.size, **own)
+            return make_trigger(attack, recipe.preset, size=self.size, **parse_fields(recipe.fields))
 
         return self.once(("trigger", attack), make)
 
@@ -213,8 +190,8 @@ class Bench(PictureBench):
         triggered = None
         if config.attacks.planted:
             attack = config.attacks.planted[0]
-            triggered = (self.trigger(attack)(x, chosen), y, self.label(getattr(config.attacks, attack).target))
-        return Watch(self.sentences(config.data.main), (targets, classes), triggered, (x, y),
+            triggered = (at_test(self.trigger(attack), x, chosen), y, self.label(getattr(config.attacks, attack).target))
+        return Watch(self.said_once(config.data.main), (targets, classes), triggered, (x, y),
                      {"targets": (targets, said), "none": (clean, captions)})
 
     def _watched(self) -> tuple[Tensor, Tensor, list[int]]:

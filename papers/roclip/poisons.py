@@ -15,6 +15,7 @@ from torch import Tensor
 from shared.attacks.triggers import Trigger
 from shared.data.language import words
 from shared.data.manifest import Manifest
+from shared.data.pairs import PairSubset
 from shared.data.poison import PoisonedPairs, TargetedPairs, draw_targets
 from shared.data.targets import Target, captions_of, naming
 from shared.errors import UserError
@@ -43,23 +44,6 @@ def _apart(text: str) -> str:
     return f" {' '.join(words(text))} "
 
 
-class Part(torch.utils.data.Dataset):
-    """Some of the pairs of a set."""
-
-    def __init__(self, pairs, indices: Sequence[int]):
-        self.pairs, self.indices = pairs, list(indices)
-        self.version = digest([pairs.version, self.indices])[:16]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def captions(self, indices: Sequence[int]) -> list[str]:
-        return captions_of(self.pairs, [self.indices[int(i)] for i in indices])
-
-    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, list[str]]:
-        return self.pairs.__getitems__([self.indices[int(i)] for i in indices])
-
-
 class Poisoned(torch.utils.data.Dataset):
     """Clean pairs with backdoors in them, and target images after them.
 
@@ -73,7 +57,7 @@ class Poisoned(torch.utils.data.Dataset):
                  classes: Sequence[Target], m: int, seed: int = 0, scan: int | None = None):
         left, self.manifests, self._triggers, self._rows = list(range(len(clean))), {}, {}, {}
         for name, (trigger, target, rate, captions) in backdoors.items():
-            made = PoisonedPairs(Part(clean, left), trigger, target, count=round(rate * len(clean)), captions=captions, seed=seed, scan=scan)
+            made = PoisonedPairs(PairSubset(clean, left), trigger, target, count=round(rate * len(clean)), captions=captions, seed=seed, scan=scan)
             rows = tuple(replace(row, index=left[row.index], picture=left[row.picture]) for row in made.manifest.rows)
             self.manifests[name] = Manifest({**made.manifest.about, "pairs": clean.version, "n": len(clean), "attack": name}, rows)
             taken = {row.index for row in rows}

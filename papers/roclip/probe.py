@@ -9,6 +9,7 @@
 The released code trains the probe of Flowers-102 on its test split; here a probe whose two sets share their pictures is refused.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from shared.data.base import loader
 from shared.data.manifest import Manifest
 from shared.data.targets import Target
 from shared.errors import UserError
@@ -26,6 +28,7 @@ from shared.training.contrastive import batch_indices
 from shared.training.loop import cosine_schedule
 
 CHUNK = 256
+FEW = 4096  # pictures that one process reads
 LEAK = 0.1  # share of the test pictures that may also be training pictures: real sets have a few duplicates
 
 
@@ -130,19 +133,22 @@ def linear_probe(clip: nn.Module, train, test, probing: Probing = Probing(), nor
     shared = sum(one in known for one in tested)
     if shared > LEAK * len(tested):
         raise UserError(f"{shared} of {len(tested)} test pictures of {train.name} are training pictures of the linear probe: give disjoint splits.")
-    return _fit(x, y, train.num_classes, probing)(x_test).argmax(1), y_test
+    head = _fit(x, y, train.num_classes, probing, clip.logit_scale.device).cpu()
+    return head(x_test).argmax(1), y_test
 
 
 def _read(clip: nn.Module, data, norm: str) -> tuple[Tensor, Tensor, list[bytes]]:
     """Embeddings (N, D), labels (N,) and digests of all pictures."""
-    rows, labels, known = [], [], getattr(data, "digests", None)  # a set in memory that many CLIPs are asked about keeps its digests
+    rows, labels, known = [], [], getattr(data, "digests", None)  # they are the same for every CLIP that is asked about a set
     digests = [] if known is None else known
-    for indices in torch.arange(len(data)).split(CHUNK):
-        x, y = data.__getitems__(indices.tolist())
+    workers = min(12, os.cpu_count() or 1) if len(data) > FEW else 0  # decoding photographs takes longer than embedding them
+    for x, y in loader(data, [part.tolist() for part in torch.arange(len(data)).split(CHUNK)], workers):
         rows.append(_embedded(clip, x, norm).cpu())
         labels.append(y)
         if known is None:
             digests += digests_of(x)
+    if known is None:
+        data.digests = digests
     return torch.cat(rows), torch.cat(labels), digests
 
 
@@ -159,10 +165,10 @@ def _embedded(clip: nn.Module, x: Tensor, norm: str) -> Tensor:
     return torch.cat([clip.visual(pixels(part.to(device))) for part in x.split(CHUNK)]).float()
 
 
-def _fit(x: Tensor, y: Tensor, classes: int, probing: Probing) -> nn.Linear:
+def _fit(x: Tensor, y: Tensor, classes: int, probing: Probing, device: torch.device) -> nn.Linear:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(probing.seed)
-        head = nn.Linear(x.shape[1], classes)
+        head = nn.Linear(x.shape[1], classes).to(device)
     optimizer = torch.optim.AdamW([{"params": [head.weight], "weight_decay": probing.weight_decay}, {"params": [head.bias], "weight_decay": 0.0}])
     batch = min(probing.batch, len(x))
     steps = probing.epochs * (len(x) // batch)
@@ -171,7 +177,7 @@ def _fit(x: Tensor, y: Tensor, classes: int, probing: Probing) -> nn.Linear:
             for group in optimizer.param_groups:
                 group["lr"] = probing.lr * cosine_schedule(step, steps, 0)
             rows = batch_indices(len(x), batch, step, probing.seed)
-            loss = F.cross_entropy(head(x[rows]), y[rows])
+            loss = F.cross_entropy(head(x[rows].to(device)), y[rows].to(device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -96,24 +96,19 @@ def settings(bench, run: Run) -> list:
     """Everything that a run's training reads, besides weights that it begins with: for its key."""
     config = bench.config
     if run.method == "cleanclip":
-        return ["cleanclip", _weighty(config.methods.cleanclip), run.seed, bench.clean_version(run.regime, run.seed, True), config.watch_n,
+        return ["cleanclip", plain(config.methods.cleanclip, ("every",)), run.seed, bench.clean_version(run.regime, run.seed, True), config.watch_n,
                 bench.key(poisoned_by(run))]
     a = config.attacks
     poison = [bench.clean_version(run.regime, run.seed), a.targets.n, run.m or config.captions_each(run.regime), a.targets.scan,
               bench.images.version, [[name, plain(bench.trigger(name).spec), *_recipe(getattr(a, name))] for name in a.planted]]
     what = plain(config.methods.safeclip) if run.method == "safeclip" else plain(method_of(config, run))
     world = bench.labelled(config.data.main, "train").version
-    return [run.regime, run.method, run.seed, what, _weighty(config.training(run.regime)), bench.origin(run.regime), poison,
+    return [run.regime, run.method, run.seed, what, plain(config.training(run.regime), ("every",)), bench.origin(run.regime), poison,
             [config.watch_n, config.data.seed, world]]
 
 
 def _recipe(recipe) -> list:
     return [recipe.target, recipe.rate, recipe.captions]
-
-
-def _weighty(config: object) -> dict:
-    """Those settings that change weights."""
-    return {k: v for k, v in plain(config).items() if k != "every"}
 
 
 def key(bench, run: Run) -> str:

@@ -146,9 +146,10 @@ def _nth(k: int) -> str:
 def strong(results):
     rates = sorted({(m.tags["rate"], m.tags["m"]) for m in results.select(kind="strong")})
     out = {METHODS["clip_aug"]: {"method": "clip_aug"}}
-    for every in results.tags("every", kind="strong", method="roclip"):
-        for s in ("roclip_epoch", "plain_epoch"):
-            out[f"{METHODS['roclip']}, K = {every}{SCORED[s]}"] = {"method": "roclip", "every": every, "scored": s}
+    for method in ("roclip", "released"):
+        for every in results.tags("every", kind="strong", method=method):
+            for s in ("roclip_epoch", "plain_epoch"):
+                out[f"{METHODS[method]}, K = {every}{SCORED[s]}"] = {"method": method, "every": every, "scored": s}
     columns = {f"{share(rate)} ({m} captions): {name}": {"m": m, "measure": q} for rate, m in rates
                for q, name in (("psr", "PSR"), ("accuracy", "accuracy"))}
     return tables.from_results(results, out, columns, common={"kind": "strong"}, best=None,

@@ -20,12 +20,15 @@ def main() -> None:
     scale, config = parse(PRESETS, __doc__, check=check)
 
     from papers.roclip.cells import cells, gate_cells, runs
-    from papers.roclip.evaluate import FAILED, groups, opened
+    from papers.roclip.evaluate import FAILED, groups
+    from papers.roclip.measure import Measurer
+    from papers.roclip.models import Bench
     from papers.roclip.runs import cost, is_done, train
     from shared.experiment.evaluation import Evaluation
-    from shared.experiment.share import work_off
+    from shared.experiment.share import opened, work_off
 
-    accelerator, bench, measurer = opened(config, scale)
+    accelerator, bench = opened(Bench, config, scale)
+    measurer = Measurer(bench)
     if accelerator.is_main_process:
         remove_leftovers(config.results / scale / "roclip")
     planned, gated = runs(cells(config)), gate_cells(config)

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 
 from papers.rvpt.cells import Cell
-from papers.rvpt.models import Model, at_test
+from papers.rvpt.models import Model
 from papers.rvpt.training import badclip
 from shared.attacks import Threat, check_attack, pgd
-from shared.attacks.triggers import Trigger
+from shared.attacks.triggers import Trigger, at_test
 from shared.experiment.evaluation import Values
 from shared.metrics import backdoor
 from shared.models.victim import Pixels, image_size
@@ -53,7 +53,7 @@ def adaptive(m, cell: Cell) -> Values:
     name = ("adaptive", cell.poison, cell.defence, against)
     if name not in m.held:
         trigger = m.bench.trigger(cell.attack, cell.backbone) if against == "planted" else known_patch(m, cell)
-        x = torch.cat([at_test(trigger, world.x[rows], [world.indices[i] for i in rows.tolist()]) for rows in torch.arange(len(world.x)).split(256)])
+        x = at_test(trigger, world.x, world.indices)
         m.held[name] = _labels(m, m.bench.classifier(cell, trigger), x), trigger
     said, trigger = m.held[name]
     truth = world.y.cpu().numpy()

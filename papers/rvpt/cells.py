@@ -96,11 +96,11 @@ class Cell:
     def tags(self, config: Config) -> dict:
         """What a table selects by. `set` is unique to what is shown (set, trigger, backbone, measure), since means are taken over it; `data` is the
         data set. sweep, value: which setting is varied and to what; the point of the defaults is among them."""
-        data = config.spec(self.at)
+        data = {"caption": config.data.captioned, "retrieval": config.data.retrieval}.get(self.kind) or config.spec(self.at)
         return {"kind": self.kind, "method": self.method, "attack": self.attack, "measure": self.measure, "backbone": self.backbone,
                 "place": self.place, "at": self.at, "tuned": self.tuned, "data": data, "seed": self.seed,
                 "set": " ".join([data, self.attack, self.backbone, self.measure, *(str(v) for k, v in self.point if k != "sweep")]),
-                **dict(self.point), **dict(self.changes)}
+                **({"captioner": config.models.captioner} if self.kind == "caption" else {}), **dict(self.point), **dict(self.changes)}
 
 
 def _written(value: float | str) -> str:

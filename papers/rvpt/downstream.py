@@ -18,14 +18,18 @@ from torch import Tensor, nn
 
 from papers.rvpt.cells import Cell
 from papers.rvpt.method import DeepPrompts
-from papers.rvpt.models import Model, at_test
+from papers.rvpt.models import Model
+from shared.attacks.triggers import at_test
 from shared.data.language import TEMPLATES
 from shared.data.pairs import open_pairs
+from shared.data.scene_sets import ScenePairs
 from shared.data.vision_language import open_vl
 from shared.errors import UserError
 from shared.experiment.evaluation import Values
+from shared.files import digest
 from shared.metrics import backdoor
 from shared.metrics.captions import Cider, tokens
+from shared.models.sources import identity
 from shared.models.victim import Pixels, image_size
 from shared.models.vlm import open_vlm
 from shared.models.vlm.llava import LlavaVLM
@@ -105,6 +109,11 @@ def _captions(m, cell: Cell) -> tuple[dict[str, list[str]], list[list[str]]]:
     return m.held[name]
 
 
+def captioner_key(m) -> list:
+    """What captions depend on beside the cell's CLIP and trigger: the captioner, and pictures and references."""
+    return [identity(m.config.models.captioner), _caption_set(m).version]
+
+
 def _caption_set(m):
     spec = m.config.data.captioned
     return m.bench.once("caption set", lambda: open_vl("scenes-captions:plain" if spec == "scenes-captions" else spec, "test", m.config.source,
@@ -177,13 +186,25 @@ def retrieval(m, cell: Cell) -> Values:
     return Values(np.array(values), "share")
 
 
+def candidates_key(m) -> str:
+    """Identity of the pairs to retrieve among; those of the scenes world are not drawn for it."""
+    config, size = m.config, m.bench.size
+    n = config.sweeps.candidates
+    return digest([n, ScenePairs(n, size, RETRIEVAL).version]) if config.data.retrieval == "scenes" else _candidates(m).version
+
+
+def _candidates(m):
+    config = m.config
+    return m.bench.once("candidates", lambda: open_pairs(config.data.retrieval, config.source, config.sweeps.candidates, RETRIEVAL, m.bench.size))
+
+
 def _retrieval(m, cell: Cell) -> dict[str, np.ndarray]:
     """Cosines of a cell's CLIP, made once: clean (pairs × pairs), queries (captions of the target × candidates), poisoned (the same captions ×
     poisoned pictures), of_target (candidates,)."""
     name = ("retrieval", cell.poison, cell.defence, cell.attack)
     if name not in m.held:
         bench, config, model, target = m.bench, m.config, m.bench.of(cell), m.bench.target(cell.place)
-        pairs = bench.once("candidates", lambda: open_pairs(config.data.retrieval, config.source, config.sweeps.candidates, RETRIEVAL, bench.size))
+        pairs = _candidates(m)
         texts = pairs.captions(range(len(pairs)))
         named = [target.named_in(t) for t in texts]
         queries = list(dict.fromkeys([t for t, yes in zip(texts, named, strict=True) if yes] + [target.say(t) for t in TEMPLATES]))
@@ -217,3 +238,7 @@ def _embed(m, model: Model, x: Tensor) -> Tensor:
     """Unit embeddings (N, D) of pictures, on the CPU."""
     pixels = Pixels(image_size(model.visual)).to(m.bench.device)
     return torch.cat([F.normalize(model.visual(pixels(part.to(m.bench.device))), dim=1).float().cpu() for part in x.split(m.config.batch)])
+
+
+SHOWN = {"caption": captioner_key, "retrieval": candidates_key}
+"""What each kind shows beside the pictures of a place, for keys: m -> identity."""

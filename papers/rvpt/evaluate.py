@@ -20,26 +20,18 @@ def main() -> None:
     scale, config = parse(PRESETS, __doc__, check=check)
 
     from papers.rvpt.cells import cells, gate_cells
+    from papers.rvpt.measure import Measurer
+    from papers.rvpt.models import Bench
     from shared.experiment.evaluation import Evaluation
+    from shared.experiment.share import opened
 
-    accelerator, _, measurer = opened(config, scale)
+    accelerator, bench = opened(Bench, config, scale)
+    measurer = Measurer(bench)
     evaluation = Evaluation("rvpt", scale, measurer, accelerator, cells(config), lambda group: f"{group[0].kind} {group[0].method} {group[0].attack}")
     evaluation.measure(groups(gate_cells(config)))
     evaluation.pass_gates(*FAILED)
     evaluation.measure(groups(evaluation.left()))
     evaluation.end()
-
-
-def opened(config, scale: str):
-    """(accelerator, bench, measurer) of this process."""
-    from papers.rvpt.measure import Measurer
-    from papers.rvpt.models import Bench
-    from shared.experiment.share import accelerator as start
-
-    accelerator = start()
-    bench = Bench(config, scale, accelerator.device)
-    bench.fetch(accelerator)
-    return accelerator, bench, Measurer(bench)
 
 
 def groups(cells: list) -> list[list]:

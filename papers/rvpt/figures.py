@@ -155,8 +155,9 @@ def fig_attention(results):
             ax.text(0.5, -0.04, f"{100 * share:.0f} %", transform=ax.transAxes, ha="center", va="top", fontsize=5.5)
     mean = {m: (results.estimate(kind="attention", method=m), extra[m]["clean"].mean(), extra[m]["area"].mean()) for m in methods}
     words = [f"{PANELS[m]}: {100 * e.value:.0f} % (clean {100 * clean:.0f} %)" for m, (e, clean, _) in mean.items()]
-    fig.supxlabel(f"under the patch, mean over {mean[methods[0]][0].n} triggered pictures: {'; '.join(words)}; its tokens are "
-                  f"{100 * mean[methods[0]][2]:.0f} % of the picture", fontsize=6.5)
+    where = (f"attention under the patch (its tokens are {100 * mean[methods[0]][2]:.0f} % of the picture), mean over "
+             f"{mean[methods[0]][0].n} triggered pictures:")
+    fig.supxlabel(f"{where}\n{'; '.join(words)}", fontsize=6.5)
     return fig
 
 
@@ -260,7 +261,7 @@ def fig_tradeoff(results):
                          look={k: look[k] for k in points})
         left = min([left, *(100 * ca.low for ca, _ in points.values())])
         ax.set_title(ATTACKS[attack])
-    axes.ravel()[0].set(xlim=(max(-2.0, left - 3), 102), ylim=(-4, 104))
+    axes.ravel()[0].set(xlim=(max(-2.0, left - 3), 100.5), ylim=(-4, 104))
     for ax in axes.ravel()[len(attacks):]:
         ax.set_axis_off()
     figures.legend(fig, axes, 6)

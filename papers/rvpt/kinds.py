@@ -8,10 +8,8 @@ from papers.rvpt.adversary import adaptive, adversarial
 from papers.rvpt.cells import Cell
 from papers.rvpt.costs import cost
 from papers.rvpt.downstream import caption, retrieval
-from papers.rvpt.models import Bench, at_test
 from papers.rvpt.pictures import attention, embedding, perturbed, resistivity, triggers
-from shared.attacks.triggers import Trigger
-from shared.experiment.bench import World
+from shared.attacks.triggers import at_test
 from shared.experiment.evaluation import Values
 from shared.metrics import backdoor
 
@@ -20,12 +18,6 @@ from shared.metrics import backdoor
 def predict(model: nn.Module, x: Tensor, batch: int) -> np.ndarray:
     """(N,) the labels that a classifier gives to pictures."""
     return np.concatenate([model(part).argmax(1).cpu().numpy() for part in x.split(batch)])
-
-
-def triggered(bench: Bench, world: World, trigger: Trigger) -> Tensor:
-    """The pictures of a set with a trigger on them; what is drawn is by index."""
-    parts = torch.arange(len(world.x)).split(256)
-    return torch.cat([at_test(trigger, world.x[rows], [world.indices[i] for i in rows.tolist()]) for rows in parts])
 
 
 def score(m, cell: Cell) -> Values:
@@ -37,7 +29,7 @@ def score(m, cell: Cell) -> Values:
         said = _said(m, cell, "clean", lambda: predict(bench.classifier(cell), world.x, m.config.batch))
         return Values(backdoor.clean_accuracy(said, truth), "share")
     trigger = bench.trigger(cell.attack, cell.backbone)
-    said = _said(m, cell, "triggered", lambda: predict(bench.classifier(cell, trigger), triggered(bench, world, trigger), m.config.batch))
+    said = _said(m, cell, "triggered", lambda: predict(bench.classifier(cell, trigger), at_test(trigger, world.x, world.indices), m.config.batch))
     values = {"asr": lambda: backdoor.asr(said, truth, label), "asr_all": lambda: backdoor.asr_all(said, label),
               "ta": lambda: backdoor.triggered_accuracy(said, truth)}[cell.measure]()
     return Values(values, "share", sanity=sanity)

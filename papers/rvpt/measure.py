@@ -7,14 +7,15 @@ import torch
 
 from papers.rvpt import pictures, runs
 from papers.rvpt.cells import Cell, Poison, gate_cells
-from papers.rvpt.kinds import KINDS, predict, triggered
-from papers.rvpt.models import Bench, at_test
+from papers.rvpt.downstream import SHOWN
+from papers.rvpt.kinds import KINDS, predict
+from papers.rvpt.models import Bench
+from shared.attacks.triggers import at_test
 from shared.experiment.evaluation import Values, save
 from shared.experiment.scale import plain
 from shared.experiment.store import Store, gate
 from shared.files import digest
 from shared.metrics import backdoor
-from shared.models import sources
 
 CODE = "rvpt-measure-1"  # raise it when the meaning of a measurement changes: everything is then measured again
 # what of the sweeps a kind reads
@@ -46,10 +47,8 @@ class Measurer:
             parts.append(bench.origin(cell.backbone))
         if cell.kind in ("adversarial", "adaptive"):
             parts.append(plain(config.adversary))
-        if cell.kind == "caption":
-            parts += [sources.identity(config.models.captioner), config.data.captioned]
-        if cell.kind == "retrieval":
-            parts += [config.data.retrieval, config.source.root]
+        if cell.kind in SHOWN:
+            parts.append(SHOWN[cell.kind](self))
         if cell.kind == "triggers":
             parts += [bench.trigger_key(a, "first") for a in config.attacked]
         return digest(parts)
@@ -82,7 +81,7 @@ class Measurer:
         bench, world = self.bench, self.bench.world(self.config.spec(cell.at)).part(128)
         trigger, label = bench.trigger(cell.attack, cell.backbone), bench.label(cell.place, cell.at)
         truth, batch = world.y.cpu().numpy(), self.config.batch
-        x = triggered(bench, world, trigger)
+        x = at_test(trigger, world.x, world.indices)
         poisoned = backdoor.asr(predict(bench.classifier(cell, trigger), x, batch), truth, label).mean()
         untriggered = backdoor.asr(predict(bench.classifier(cell), world.x, batch), truth, label).mean()
         clean = backdoor.asr(predict(bench.classifier(replace(cell, method="clean"), trigger), x, batch), truth, label).mean()

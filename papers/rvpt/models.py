@@ -1,9 +1,7 @@
 """What a process works with: CLIPs (clean, poisoned, defended), triggers, and the pictures of every set."""
 
-import ast
 import copy
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,10 +14,9 @@ from papers.rvpt.config import Config
 from papers.rvpt.kept import load_prompts
 from papers.rvpt.words import LearnedWords
 from shared.attacks.optimised import read_patch
-from shared.attacks.triggers import Trigger, make_trigger
+from shared.attacks.triggers import Trigger, make_trigger, parse_fields
 from shared.data.targets import Target, scene_target, target
-from shared.errors import UserError
-from shared.experiment.bench import PictureBench
+from shared.experiment.bench import PairBench
 from shared.experiment.scale import plain
 from shared.files import digest, sha256_file
 from shared.models import zoo
@@ -28,8 +25,7 @@ from shared.models.sources import locate, open_clip_model
 from shared.models.victim import ZeroShot, text_matrix
 
 CODE = "rvpt-train-1"  # raise it when the meaning of a training changes: everything is then trained again
-TEST = 1 << 30  # where the indices of test pictures begin, for a trigger that draws per index
-HELD = 4  # CLIPs that are kept in memory
+HELD = 2  # CLIPs that are kept in memory, and defended ones
 
 
 @dataclass(frozen=True)
@@ -56,23 +52,14 @@ class Model:
             return learned().detach()
 
 
-class Bench(PictureBench):
+class Bench(PairBench):
     """Models and sets opened once, when first needed."""
 
     config: Config
 
-    def __post_init__(self):
-        super().__post_init__()
-        self._held: OrderedDict = OrderedDict()
-
-    def _lately(self, name: object, make: Callable):
-        """Like `once`, for what is large: only the last few are kept."""
-        if name not in self._held:
-            self._held[name] = make()
-        self._held.move_to_end(name)
-        while len(self._held) > HELD:
-            self._held.popitem(last=False)
-        return self._held[name]
+    @property
+    def main(self) -> str:
+        return self.config.data.main.data
 
     # -- sets ---------------------------------------------------------------------------------------------------------------------------
 
@@ -82,11 +69,7 @@ class Bench(PictureBench):
 
     def label(self, place: str, at: str | None = None) -> int:
         """The label of a place's target class in the set of `at` (default: the place itself). Raises UserError where it has no such class."""
-        name, spec = self.config.place(place).target, self.config.spec(at or place)
-        classes = self.labelled(spec).classes
-        if name not in classes:
-            raise UserError(f"the set {spec} has no class {name!r}, which attackers are to plant: choose one of {', '.join(classes[:8])}, …")
-        return classes.index(name)
+        return self.label_of(self.config.spec(at or place), self.config.place(place).target)
 
     def target(self, place: str) -> Target:
         """How the target class is said."""
@@ -98,23 +81,6 @@ class Bench(PictureBench):
         data = self.labelled(self.config.spec(at))
         return list(data.prompts) if choice is None else [self.config.sweeps.prompts[int(choice)].format(name) for name in data.classes]
 
-    def pairs(self, n: int, seed: int):
-        """Pairs of picture and caption, read once where that is cheap: the same for the same seed, disjoint for others in the scenes world."""
-        from shared.data.pairs import open_pairs
-
-        return self.once(("pairs", n, seed), lambda: open_pairs(self.config.data.pairs, self.config.source, n, seed, size=self.size))
-
-    def pairs_version(self, n: int, seed: int) -> str:
-        """Identity of such pairs; those of the scenes world are not drawn for it."""
-        from shared.data.scene_sets import ScenePairs
-
-        return digest([n, ScenePairs(n, self.size, seed).version]) if self.config.data.pairs == "scenes" else self.pairs(n, seed).version
-
-    @property
-    def size(self) -> int:
-        """Side of the pictures, in pixels."""
-        return self.world(self.config.data.main.data, n=1).x.shape[-1]
-
     # -- triggers -----------------------------------------------------------------------------------------------------------------------
 
     def trigger(self, attack: str, backbone: str = "first") -> Trigger:
@@ -123,7 +89,7 @@ class Bench(PictureBench):
 
     def _trigger(self, attack: str, backbone: str) -> Trigger:
         recipe = self.config.attacks.recipe(attack)
-        own = {k: ast.literal_eval(v) for k, _, v in (f.partition("=") for f in recipe.fields)}
+        own = parse_fields(recipe.fields)
         if attack in runs.OPTIMISED:
             spec = read_patch(self.made(runs.Patch(attack, backbone))).spec
             return make_trigger(**{**spec, **own, "preset": recipe.preset})
@@ -182,7 +148,7 @@ class Bench(PictureBench):
             clip = open_clip_model(b.name, locate(b.weights, "--models.*.weights")[0], self.device)
             return clip if poison.clean else _fill(clip, self.made(poison))
 
-        return self._lately(("clip", poison), make)
+        return self.lately(("clip", poison), make, HELD)
 
     def fresh(self, poison: Poison) -> nn.Module:
         """A copy that may be trained."""
@@ -190,7 +156,7 @@ class Bench(PictureBench):
 
     def model(self, poison: Poison, defence: Defence | None = None) -> Model:
         """A CLIP behind its defence."""
-        return self._lately(("model", poison, defence), lambda: self._model(poison, defence))
+        return self.lately(("model", poison, defence), lambda: self._model(poison, defence), HELD)
 
     def _model(self, poison: Poison, defence: Defence | None) -> Model:
         clip = self.clip(poison)
@@ -219,11 +185,6 @@ class Bench(PictureBench):
             return model.probe
         prompts = self.prompts(at, dict(cell.changes).get("prompt"))
         return model.zero_shot(prompts if trigger is None else [trigger.text(p) for p in prompts], self.labelled(self.config.spec(at)).classes)
-
-
-def at_test(trigger: Trigger, x: Tensor, indices: Sequence[int]) -> Tensor:
-    """Test pictures with a trigger. What a trigger draws per index is drawn for others than the poisoned training pairs have: those were seen."""
-    return trigger(x, [TEST + i for i in indices])
 
 
 def _fill(clip: nn.Module, path) -> nn.Module:

@@ -13,11 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from papers.rvpt.cells import Cell
-from papers.rvpt.models import at_test
 from papers.rvpt.resistivity import Features, attention_map, features
 from papers.rvpt.supervised import supervised_model
 from papers.rvpt.tuning import few_shot
-from shared.attacks.triggers import sheet
+from shared.attacks.triggers import at_test, sheet
 from shared.data.base import ClassSubset
 from shared.experiment.bench import World
 from shared.experiment.evaluation import Values

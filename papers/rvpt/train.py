@@ -20,16 +20,20 @@ def main() -> None:
 
     from papers.rvpt import runs
     from papers.rvpt.cells import cells, gate_cells
-    from papers.rvpt.evaluate import FAILED, groups, opened
+    from papers.rvpt.evaluate import FAILED, groups
+    from papers.rvpt.measure import Measurer
+    from papers.rvpt.models import Bench
     from papers.rvpt.training import train
     from shared.experiment.evaluation import Evaluation
-    from shared.experiment.share import work_off
+    from shared.experiment.share import opened, work_off
     from shared.models.sources import is_fresh
 
-    accelerator, bench, measurer = opened(config, scale)
+    accelerator, bench = opened(Bench, config, scale)
+    measurer = Measurer(bench)
     if accelerator.is_main_process:
         remove_leftovers(config.results / scale / "rvpt")
     planned, gated = cells(config), gate_cells(config)
+    look(measurer, planned)
 
     def stage(name: str, found: list) -> None:
         todo = [run for run in found if not is_fresh(runs.checkpoint(config, scale, run), bench.key(run))]
@@ -45,6 +49,18 @@ def main() -> None:
     stage("supervised towers", runs.supervised(config, planned))
     stage("defences", runs.defences(config, planned))
     accelerator.end_training()
+
+
+def look(measurer, planned: list) -> None:
+    """Open all that is read later, so that a set that is missing, or has no class to plant, is said before anything is trained."""
+    from papers.rvpt.downstream import SHOWN
+
+    bench = measurer.bench
+    for place, at, tuned in dict.fromkeys((c.place, c.at, c.tuned) for c in planned):
+        bench.label(place, at)
+        bench.labelled(bench.config.spec(tuned), "train")
+    for kind in dict.fromkeys(c.kind for c in planned if c.kind in SHOWN):
+        SHOWN[kind](measurer)
 
 
 if __name__ == "__main__":

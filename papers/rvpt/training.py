@@ -7,10 +7,11 @@ Pairs for poisoning, for cleaning and for optimised patches are disjoint in the 
 in the paper, where all come from CC3M.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from papers.rvpt import runs
@@ -18,14 +19,15 @@ from papers.rvpt.baselines import VPT, Repelled, finetune_contrastively, finetun
 from papers.rvpt.cells import Defence, Poison
 from papers.rvpt.kept import save_prompts
 from papers.rvpt.method import DeepPrompts, Repulsion, depth_of, prompted
-from papers.rvpt.models import Bench, Model, at_test
+from papers.rvpt.models import Bench, Model
 from papers.rvpt.tuning import few_shot, tune
 from papers.rvpt.words import LearnedWords, tune_words
 from shared.attacks import Threat
 from shared.attacks.optimised import BadCLIP, make_badclip, make_trojvqa, save_patch
-from shared.attacks.triggers import Trigger
+from shared.attacks.triggers import Trigger, at_test
 from shared.data.base import ClassSubset, subset
 from shared.data.language import TEMPLATES
+from shared.data.pairs import PairSubset
 from shared.data.poison import PoisonedPairs
 from shared.data.targets import Target, naming
 from shared.experiment.scale import plain
@@ -37,20 +39,8 @@ from shared.training.poisoning import FineTuning, finetune_clip
 
 POISONING, CLEANING, PATCHES = 1000, 2000, 3000  # seeds of the three kinds of pairs begin here
 POSITIVES = 64  # pictures of the target class behind BadCLIP's triplet term
+WEIGHTLESS = ("every", "workers", "cache")  # settings that change no weights
 CHECKED = 256  # validation pictures that say whether an attack takes
-
-
-class Chosen(torch.utils.data.Dataset):
-    """Some of the pairs of a set."""
-
-    def __init__(self, pairs, indices: Sequence[int]):
-        self.pairs, self.indices = pairs, list(indices)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitems__(self, indices):
-        return self.pairs.__getitems__([self.indices[i] for i in indices])
 
 
 # ---- what a training reads -------------------------------------------------------------------------------------------------
@@ -64,11 +54,11 @@ def settings(bench: Bench, run: runs.Run) -> list:
         return ["patch", run.attack, run.backbone, plain(patch), config.data.main.target, bench.labelled(config.data.main.data).version,
                 bench.pairs_version(config.attacks.patch_pairs, PATCHES)]
     if isinstance(run, runs.Supervised):
-        return ["supervised", _weighty(config.sweeps.supervised), config.sweeps.supervised_n, run.seed,
+        return ["supervised", plain(config.sweeps.supervised, WEIGHTLESS), config.sweeps.supervised_n, run.seed,
                 bench.labelled(config.data.main.data, "train").version]
     if isinstance(run, Poison):
         recipe = config.attacks.recipe(run.attack, run.place)
-        return ["poison", {k: v for k, v in plain(recipe).items() if k != "every"}, config.place(run.place).target,
+        return ["poison", plain(recipe, WEIGHTLESS), config.place(run.place).target,
                 bench.labelled(config.spec(run.place)).version, bench.pairs_version(recipe.pairs, POISONING + run.seed), run.seed]
     return ["defence", *_defence_settings(bench, run)]
 
@@ -78,7 +68,7 @@ def _defence_settings(bench: Bench, run: runs.Defended) -> list:
     b, m, changes = config.baselines, config.method, dict(defence.changes)
     out = [defence.method, defence.seed, list(map(list, defence.changes))]
     if defence.method in runs.CLIP_PAIRS:
-        out += [_weighty(cleaning(bench, run)), bench.pairs_version(b.cleanclip_pairs, CLEANING + defence.seed)]
+        out += [plain(cleaning(bench, run), WEIGHTLESS), bench.pairs_version(b.cleanclip_pairs, CLEANING + defence.seed)]
     if defence.method.endswith("_fr"):
         out += [m.first, m.alpha]
     if defence.tuned:
@@ -95,12 +85,7 @@ def _defence_settings(bench: Bench, run: runs.Defended) -> list:
         out += [config.adversary.eps, config.adversary.train_steps]
     tuning = {"linear_probe": b.linear, "full": b.full, "full_fr": b.full, "words": b.words_tuning, "adversarial_prompts": b.visual_tuning,
               "vpt": m.tuning, "rvpt": m.tuning}.get(defence.method)
-    return [*out, None if tuning is None else _weighty(tuning), b.words if defence.method == "words" else 0]
-
-
-def _weighty(config: object) -> dict:
-    """Those settings that change weights."""
-    return {k: v for k, v in plain(config).items() if k not in ("every", "workers", "cache")}
+    return [*out, None if tuning is None else plain(tuning, WEIGHTLESS), b.words if defence.method == "words" else 0]
 
 
 def cleaning(bench: Bench, run: runs.Defended):
@@ -145,18 +130,18 @@ def _patch(bench: Bench, run: runs.Patch, path: Path, key: str) -> str:
     return f"{trigger.pixels.shape[-1]} pixels"
 
 
-def patch_pictures(bench: Bench) -> Chosen:
+def patch_pictures(bench: Bench) -> PairSubset:
     """Pictures to optimise a patch on: of pairs whose caption does not name the target."""
     pairs = bench.pairs(bench.config.attacks.patch_pairs, PATCHES)
     named = set(naming(pairs, [bench.target("main")])[0])
-    return Chosen(pairs, [i for i in range(len(pairs)) if i not in named])
+    return PairSubset(pairs, [i for i in range(len(pairs)) if i not in named])
 
 
 def badclip(bench: Bench, model: Model, config, through: Callable | None = None, seed: int = 0, **fields) -> BadCLIP:
     """BadCLIP's patch towards the target of the main set, optimised on a model; through: pixels -> embeddings of the model as an attacker sees it."""
     at, label = bench.config.spec("main"), bench.label("main")
     data, target = bench.labelled(at, "train"), bench.target("main")
-    own = [i for i, y in enumerate(data.labels[:100_000]) if y == label][:POSITIVES]
+    own = np.flatnonzero(np.asarray(data.labels) == label)[:POSITIVES].tolist()
     others = [p for k, p in enumerate(bench.prompts("main")) if k != label]
     return make_badclip(model.clip, patch_pictures(bench), [target.say(t) for t in TEMPLATES], others, data.__getitems__(data.usable(own))[0], config,
                         through=through, seed=seed, **fields)

@@ -1,6 +1,8 @@
 """What the product is compared with: open_clip's own classes and the loops that are commonly written around them."""
 
 import logging
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -62,3 +64,30 @@ def pgd_loop(clip: nn.Module, x: Tensor, y: Tensor, start: Tensor, tokens: Tenso
         x_adv = torch.clamp(torch.min(torch.max(x_adv, x - eps), x + eps), 0, 1)
     clip.zero_grad()
     return x_adv.detach()
+
+
+def contrastive_loop(clip: nn.Module, tokenizer: Callable, pairs, batches: Sequence[Sequence[int]], optimizer: torch.optim.Optimizer,
+                     rate: Callable[[int], float], clip_norm: float) -> float:
+    """Contrastive training over open_clip's model (in place) and loss, the indices of every batch given; returns the last loss."""
+    import open_clip
+
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in MEAN_STD["clip"])
+    loss_fn = open_clip.ClipLoss()
+    for step, indices in enumerate(batches):
+        for group in optimizer.param_groups:
+            group["lr"] = rate(step)
+        x, texts = pairs.__getitems__(indices)
+        loss = loss_fn(*clip((x - mean) / std, tokenizer(texts)))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(clip.parameters(), clip_norm)
+        optimizer.step()
+        with torch.no_grad():
+            clip.logit_scale.clamp_(0, math.log(100))
+    return loss.item()
+
+
+def same_loss(a: dict, b: dict) -> str | None:
+    """What is wrong where two trainings of a case did not reach the same loss."""
+    a, b = a["loss reached"], b["loss reached"]
+    return None if abs(a - b) < 1e-3 * abs(b) else f"the losses reached differ: {a:.5f} and {b:.5f}"

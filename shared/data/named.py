@@ -2,7 +2,11 @@
 
 Splits (facts §4): SUN397, EuroSAT, Caltech-101 and Caltech-256 are used whole; ImageNet and TinyImageNet by their val split; the others by
 their test split. CIFAR-10, CIFAR-100 and STL-10 come, and so are attacked, at native size; everything else with the short side at 256 and
-the central 224×224 cut out. Beside the 16 there is "ImageNet30", see shared.data.imagenet30.
+the central 224×224 cut out.
+
+Beside the 16: "ImageNet30" (shared.data.imagenet30), the shifted test sets "ImageNetV2", "ImageNetA", "ImageNetR" and "ImageNetSketch"
+(shared.data.imagenet_variants), and "Caltech101Split", for what learns from some pictures of Caltech-101. That split is ours, as the set has none: of
+each class the three tenths (rounded down, at least one) whose file names hash lowest are the test split, the rest is the train split.
 
     named("DTD", root)                               what is evaluated
     named("TinyImageNet", root, "train")             what is trained on
@@ -10,11 +14,12 @@ the central 224×224 cut out. Beside the 16 there is "ImageNet30", see shared.da
 """
 
 import difflib
+import hashlib
 import os
 import re
 from pathlib import Path
 
-from shared.data import tinyimagenet, torchvision_sets
+from shared.data import imagenet_variants, tinyimagenet, torchvision_sets
 from shared.data.arrays import ArrayImages, Hdf5Images
 from shared.data.base import LabelledImages
 from shared.data.files import CLIP_INPUT, NATIVE, FileImages, ImageSize
@@ -25,6 +30,7 @@ from shared.errors import UserError
 SIXTEEN = ("cifar10", "cifar100", "STL10", "SUN397", "Food101", "OxfordPets", "Flowers102", "DTD", "EuroSAT", "FGVC-Aircraft",
            "TinyImageNet", "ImageNet", "Caltech101", "Caltech256", "StanfordCars", "PCAM")  # in the order of the released code
 ZERO_SHOT = tuple(name for name in SIXTEEN if name != "TinyImageNet")
+BESIDE = ("ImageNet30", *imagenet_variants.VARIANTS, "Caltech101Split")
 
 
 def named(name: str, root: str | os.PathLike, split: str = "test", *, wording: str = "released", size: ImageSize | None = None,
@@ -32,7 +38,7 @@ def named(name: str, root: str | os.PathLike, split: str = "test", *, wording: s
     """The data set `name` (case, `-` and `_` do not matter) below the folder `root`, in the layout that torchvision keeps.
 
     split: "train" or "test" as above. wording: "released" or "corrected". size: overrides the size above. download: let torchvision fetch
-    what is missing (it cannot fetch ImageNet, StanfordCars and TinyImageNet). skip_corrupt, in_memory: see FileImages.
+    what is missing (it cannot fetch StanfordCars, TinyImageNet, ImageNet and the sets around it). skip_corrupt, in_memory: see FileImages.
 
     Raises UserError for an unknown name or split, and if the files are missing, incomplete or unreadable.
     """
@@ -50,6 +56,12 @@ def named(name: str, root: str | os.PathLike, split: str = "test", *, wording: s
         where, paths, labels, raw = tinyimagenet.read(root, split)
         names = class_names(name, raw, wording)
         return FileImages(name, where, paths, labels, names, prompts(name, names, wording), size=size or CLIP_INPUT, **keep)
+    if name in imagenet_variants.VARIANTS:
+        where, paths, labels, raw = imagenet_variants.read(name, root, split, download)
+        names = class_names(name, raw, wording)
+        return FileImages(name, where, paths, labels, names, prompts(name, names, wording), size=size or CLIP_INPUT, **keep)
+    if name == "Caltech101Split":
+        return _caltech101(root, split, wording, size, download, keep)
 
     data = torchvision_sets.build(name, root, split, download)
     names = class_names(name, [] if name == "PCAM" else torchvision_sets.raw_classes(data), wording)
@@ -64,13 +76,31 @@ def named(name: str, root: str | os.PathLike, split: str = "test", *, wording: s
     return FileImages(name, root, paths, labels, names, sentences, size=size, **keep)
 
 
+def _caltech101(root: Path, split: str, wording: str, size: ImageSize | None, download: bool, keep: dict) -> FileImages:
+    """One of the two parts of Caltech-101. Raises UserError where a class is too small for both."""
+    data = torchvision_sets.build("Caltech101", root, "test", download)
+    names = class_names("Caltech101", torchvision_sets.raw_classes(data), wording)
+    by_class: dict[int, list[str]] = {}
+    for path, label in zip(*torchvision_sets.samples(data), strict=True):
+        by_class.setdefault(label, []).append(path)
+    paths, labels = [], []
+    for label, files in sorted(by_class.items()):
+        if len(files) < 2:
+            raise UserError(f"the class {names[label]!r} of Caltech101 has one picture, and a train and a test split need two: copy a complete set.")
+        ranked = sorted(files, key=lambda f: hashlib.blake2b(f"{Path(f).parent.name}/{Path(f).name}".encode()).digest())
+        cut = max(1, 3 * len(files) // 10)
+        part = sorted(ranked[:cut] if split == "test" else ranked[cut:])
+        paths += part
+        labels += [label] * len(part)
+    return FileImages("Caltech101Split", root, paths, labels, names, prompts("Caltech101", names, wording), size=size or CLIP_INPUT, **keep)
+
+
 def canonical(name: str) -> str:
-    """The spelling of a set's name in SIXTEEN, or "ImageNet30". Raises UserError with the closest names if there is none."""
-    spellings = {_plain(known): known for known in SIXTEEN} | {"oxfordpet": "OxfordPets", "oxfordiiitpet": "OxfordPets"} | {
-        "imagenet30": "ImageNet30"}
+    """The spelling of a set's name in SIXTEEN or BESIDE. Raises UserError with the closest names if there is none."""
+    spellings = {_plain(known): known for known in SIXTEEN + BESIDE} | {"oxfordpet": "OxfordPets", "oxfordiiitpet": "OxfordPets"}
     if _plain(name) not in spellings:
         close = dict.fromkeys(spellings[s] for s in difflib.get_close_matches(_plain(name), spellings, n=3, cutoff=0.5))
-        hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(SIXTEEN)}."
+        hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(SIXTEEN + BESIDE)}."
         raise UserError(f"there is no data set {name!r}; {hint}")
     return spellings[_plain(name)]
 

@@ -30,6 +30,7 @@ from shared.data.catalogue import Source
 from shared.data.files import UnreadableImage, to_tensor
 from shared.data.poison import Held
 from shared.data.scene_sets import ScenePairs
+from shared.data.targets import captions_of
 from shared.errors import UserError
 from shared.files import digest
 from shared.rng import SampleRng
@@ -200,6 +201,27 @@ class Table:
                                   "pictures and count them.") from None
         except OSError as error:
             raise UserError(f"the picture {self.name(number)} cannot be opened: {error.strerror}.") from None
+
+
+class PairSubset(torch.utils.data.Dataset):
+    """Some of the pairs of a set, by their indices."""
+
+    def __init__(self, pairs, indices: Sequence[int]):
+        self.pairs, self.indices = pairs, list(indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @cached_property
+    def version(self) -> str:
+        return digest([self.pairs.version, self.indices])[:16]
+
+    def captions(self, indices: Sequence[int]) -> list[str]:
+        """Captions without their pictures."""
+        return captions_of(self.pairs, [self.indices[int(i)] for i in indices])
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, list[str]]:
+        return self.pairs.__getitems__([self.indices[int(i)] for i in indices])
 
 
 def open_pairs(spec: str, source: Source, n: int, seed: int, size: int = 32) -> Held | FilePairs:

@@ -1,5 +1,6 @@
 """What a process of an experiment works with: configuration, scale and device, and data sets and models that are opened once, when first needed."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from shared.data.base import LabelledImages, subset
 from shared.data.catalogue import open_set
 from shared.errors import UserError
 from shared.experiment.scale import Options
+from shared.files import digest
 from shared.models.sources import is_fresh
 
 Made = TypeVar("Made")
@@ -43,12 +45,23 @@ class BaseBench:
 
     def __post_init__(self):
         self._kept: dict = {}
+        self._latest: OrderedDict = OrderedDict()
 
     def once(self, name: Hashable, make: Callable[[], Made]) -> Made:
         """What `make` returned when it was first asked for under this name."""
         if name not in self._kept:
             self._kept[name] = make()
         return self._kept[name]
+
+    def lately(self, name: tuple, make: Callable[[], Made], keep: int = 4) -> Made:
+        """Like `once`, for what is large: of a kind (the first of the name) only the last few are kept."""
+        if name not in self._latest:
+            of_kind = [k for k in self._latest if k[0] == name[0]]
+            for old in of_kind[: len(of_kind) + 1 - keep]:
+                del self._latest[old]
+            self._latest[name] = make()
+        self._latest.move_to_end(name)
+        return self._latest[name]
 
     def labelled(self, spec: str, split: str = "test") -> LabelledImages:
         """A set to classify, opened once. Raises UserError where it is not known or not there."""
@@ -85,3 +98,36 @@ class PictureBench(BaseBench):
         indices = subset(data, n or None, self.config.data.seed)
         x, y = data.__getitems__(indices)
         return World(spec, x.to(self.device), y.to(self.device), indices, data.skipped)
+
+
+class PairBench(PictureBench):
+    """A bench for CLIPs that are trained on pairs of picture and caption too. config.data.pairs: where those come from."""
+
+    @property
+    def main(self) -> str:
+        """The set whose classes attackers name; pairs have the size of its pictures."""
+        raise NotImplementedError
+
+    @property
+    def size(self) -> int:
+        """Side of the pictures, in pixels."""
+        return self.world(self.main, n=1).x.shape[-1]
+
+    def label_of(self, spec: str, name: str) -> int:
+        """The label of a class that attackers plant. Raises UserError where the set has none of that name."""
+        classes = self.labelled(spec).classes
+        if name not in classes:
+            raise UserError(f"the set {spec} has no class {name!r}, which attackers are to plant: choose one of {', '.join(classes[:8])}, …")
+        return classes.index(name)
+
+    def pairs(self, n: int, seed: int):
+        """n pairs of picture and caption: the same for the same seed, disjoint for others in the scenes world."""
+        from shared.data.pairs import open_pairs
+
+        return self.lately(("pairs", n, seed), lambda: open_pairs(self.config.data.pairs, self.config.source, n, seed, self.size), 8)
+
+    def pairs_version(self, n: int, seed: int) -> str:
+        """Identity of such pairs; those of the scenes world are not drawn for it."""
+        from shared.data.scene_sets import ScenePairs
+
+        return digest([n, ScenePairs(n, self.size, seed).version]) if self.config.data.pairs == "scenes" else self.pairs(n, seed).version

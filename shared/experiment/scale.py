@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -103,10 +103,10 @@ def parse(presets: Mapping[str, Config], description: str, argv: Sequence[str] |
     return known.scale, config
 
 
-def plain(config: object) -> object:
-    """A configuration as JSON-able data (paths become strings)."""
+def plain(config: object, without: Collection[str] = ()) -> object:
+    """A configuration as JSON-able data (paths become strings). without: fields of its own that are left out, such as those that change no result."""
     if dataclasses.is_dataclass(config):
-        return {f.name: plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+        return {f.name: plain(getattr(config, f.name)) for f in dataclasses.fields(config) if f.name not in without}
     if isinstance(config, Mapping):
         return {str(k): plain(v) for k, v in config.items()}
     if isinstance(config, list | tuple):

@@ -19,6 +19,14 @@ def accelerator():
     return Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=30))])
 
 
+def opened(bench: Callable, config, scale: str) -> tuple:
+    """(accelerator, bench) of this process, from a paper's class of benches; what is to be downloaded is there."""
+    started = accelerator()
+    made = bench(config, scale, started.device)
+    made.fetch(started)
+    return started, made
+
+
 def share(tasks: Sequence[Task], cost: Callable[[Task], float], rank: int, world: int) -> list[Task]:
     """The tasks of process `rank` of `world`: dearest first, each to the process with the least to do so far. Deterministic."""
     load, mine = [0.0] * world, []

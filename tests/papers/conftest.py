@@ -3,8 +3,10 @@
 import contextlib
 import importlib
 import io
+import shutil
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +53,40 @@ def run_here():
 @pytest.fixture(scope="session")
 def contents():
     return _contents
+
+
+@pytest.fixture(scope="module")
+def paper(request) -> str:
+    """The paper whose tests these are, by their folder."""
+    return request.path.parent.name
+
+
+@pytest.fixture(scope="module")
+def script(paper):
+    """script(name, *options): one of the paper's scripts, see `_run_here`."""
+    return partial(_run_here, paper)
+
+
+@pytest.fixture(scope="module")
+def measured(paper):
+    """measured(results): see `_contents`."""
+    return partial(_contents, paper)
+
+
+@pytest.fixture(scope="module")
+def reference(request, script, tmp_path_factory) -> Path:
+    """The results of an uninterrupted run on one process with the options SMALL of the test's module. Read only."""
+    from tests.papers.ends import run
+
+    results = tmp_path_factory.mktemp("reference")
+    run(script, results, *request.module.SMALL)
+    return results
+
+
+@pytest.fixture
+def copy(reference, tmp_path) -> Path:
+    """A copy of these results to spoil."""
+    return Path(shutil.copytree(reference, tmp_path / "copy"))
 
 
 @pytest.fixture(scope="session", autouse=True)

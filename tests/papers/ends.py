@@ -2,11 +2,14 @@
 
 import importlib
 import importlib.util
+import io
 import json
 import os
 import re
 import subprocess
 import sys
+import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,10 +53,10 @@ def assert_equal(a: dict, b: dict, exact: bool = False) -> None:
             np.testing.assert_allclose(values, b[slug][1], rtol=0 if exact else 1e-7, atol=0 if exact else 1e-6, err_msg=slug)
 
 
-def check_continues(paper: str, script, folder: Path, monkeypatch, *options: object) -> None:
-    """An evaluation that is interrupted at its fifth measurement of quality, and started again, keeps what it has. folder: without measurements."""
+def check_continues(paper: str, script, folder: Path, monkeypatch, *options: object, kind: str = "quality") -> None:
+    """An evaluation that is interrupted at its fifth measurement of a kind, and started again, keeps what it has. folder: without measurements."""
     measure = importlib.import_module(f"papers.{paper}.measure")
-    made, whole = [], measure.KINDS["quality"]
+    made, whole = [], measure.KINDS[kind]
 
     def interrupted(m, cell):
         made.append(cell)
@@ -61,9 +64,9 @@ def check_continues(paper: str, script, folder: Path, monkeypatch, *options: obj
             raise KeyboardInterrupt
         return whole(m, cell)
 
-    monkeypatch.setitem(measure.KINDS, "quality", interrupted)
+    monkeypatch.setitem(measure.KINDS, kind, interrupted)
     assert script("evaluate", *options).code == 130
-    monkeypatch.setitem(measure.KINDS, "quality", whole)
+    monkeypatch.setitem(measure.KINDS, kind, whole)
     before = len(list((folder / "measurements").glob("*.json")))
     outcome = script("evaluate", *options)
     assert outcome.code == 0 and f"{before} already there" in outcome.out
@@ -88,20 +91,42 @@ def check_page(paper: str, results: Path, helpers: set[str], absent: tuple[str, 
     source = "".join("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code")
     assert "not measured" not in repr(report.claims())
     for kind, module, prefix in (("table", tables, ""), ("figure", figures, "fig_")):
-        shown = re.findall(rf'report\.{kind}\("(\w+)"', source)
+        shown = re.findall(rf'report\.{kind}\("\w+", \w+\.(\w+)', source)
+        assert shown
         for name in shown:
-            assert getattr(module, prefix + name)(report.results) is not None or name in absent, name
+            assert getattr(module, name)(report.results) is not None or name.removeprefix(prefix) in absent, name
         own = {n for n, f in vars(module).items() if callable(f) and getattr(f, "__module__", "") == module.__name__ and not n.startswith("_")}
-        assert own - helpers <= {prefix + name for name in shown}, "drawn nowhere"
+        assert own - helpers <= set(shown), "drawn nowhere"
 
 
 def everything_measured(folder: Path) -> Store:
-    """The store of a run that has measured what it planned, all of it finite."""
+    """The store of a run that has measured what it planned, all of it finite, and left nothing half done."""
     store = Store(folder)
     found = store.planned()
     assert {m.slug for m in found} == set(store.plan()["slugs"])
-    assert all(np.isfinite(m.values).all() for m in found)
+    assert all(m.provenance["commit"] and m.n == len(m.values) > 0 and np.isfinite(m.values).all() for m in found)
+    assert not [p for p in folder.rglob("*") if ".tmp-" in p.name or p.suffix == ".ckpt"]
     return store
+
+
+def check_second_run(script, results: Path, least: int, *options: object) -> str:
+    """Another run with these options measures nothing, of more than `least` measurements, and writes nothing again; returns what it said."""
+    kinds = (".safetensors", ".npz", ".json", ".jsonl")
+    before = stamps(results, *kinds)
+    out = run(script, results, *options)
+    total, there = re.search(r"(\d+) measurements, (\d+) already there", out).groups()
+    assert total == there and int(total) > least
+    assert stamps(results, *kinds) == before
+    return out
+
+
+def one_sentence(outcome, *said: str) -> None:
+    """A script ended with one sentence that says these things."""
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: ")
+    assert outcome.err.count("\n") == 1
+    for part in said:
+        assert part in outcome.err
 
 
 def rehearse(paper: str, script, results: Path, *options: object) -> Store:
@@ -113,3 +138,30 @@ def rehearse(paper: str, script, results: Path, *options: object) -> Store:
     page.main([paper, "--scale", "paper", "--results", str(results)])
     assert not re.findall(r"<code>\w+</code>: not measured|class='absent'", (store.root / "page.html").read_text())
     return store
+
+
+def write_shards(root: Path, captions: Sequence[str], files: int = 3, each: int = 16) -> None:
+    """Web shards cc3m/<number>.tar as img2dataset writes them, below a DATA_ROOT: noise pictures, with the captions in turn."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    (root / "cc3m").mkdir(parents=True, exist_ok=True)
+    for k in range(files):
+        with tarfile.open(root / "cc3m" / f"{k:05d}.tar", "w") as tar:
+            for i in range(each):
+                file = io.BytesIO()
+                Image.fromarray(rng.integers(0, 255, (40, 60, 3), np.uint8)).save(file, "JPEG")
+                for suffix, content in (("jpg", file.getvalue()), ("txt", captions[(k * each + i) % len(captions)].encode())):
+                    info = tarfile.TarInfo(f"{k}{i:04d}.{suffix}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+
+
+def small_towers(folder: Path, towers: dict[str, dict], text_width: int = 64) -> None:
+    """Make CLIPs known to open_clip: name -> what differs from an embedding of 64 numbers and a text tower of one layer with OpenAI's tokens."""
+    import open_clip
+
+    text = {"context_length": 77, "vocab_size": 49408, "width": text_width, "heads": 1, "layers": 1}
+    for name, config in towers.items():
+        (folder / f"{name}.json").write_text(json.dumps({"embed_dim": 64, **config, "text_cfg": text}))
+        open_clip.add_model_config(folder / f"{name}.json")

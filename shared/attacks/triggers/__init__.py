@@ -11,6 +11,7 @@ issba                       a hidden message      `shared.attacks.steganography`
     x_poisoned = trigger.stored(x_triggered)    # what training sees
 """
 
+import ast
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -22,8 +23,10 @@ from shared.attacks.triggers.everywhere import SIG, Blended, WaNet
 from shared.attacks.triggers.patches import BadNet, LabelConsistent, centre, paste
 from shared.errors import UserError
 
-__all__ = ["SIG", "TRIGGERS", "BadNet", "Blended", "LabelConsistent", "Trigger", "WaNet", "byte_cast", "centre", "make_trigger", "paste",
-           "patch_side", "same_trigger", "sheet"]
+__all__ = ["SIG", "TRIGGERS", "BadNet", "Blended", "LabelConsistent", "Trigger", "WaNet", "at_test", "byte_cast", "centre", "make_trigger",
+           "parse_fields", "paste", "patch_side", "same_trigger", "sheet"]
+
+TEST = 1 << 30  # where the indices of test pictures begin
 
 
 def _badnet(preset: str, size: int) -> tuple[type[Trigger], dict]:
@@ -84,6 +87,24 @@ def make_trigger(name: str, preset: str = "cleanclip", size: int = 224, **fields
     if unknown:
         raise UserError(f"the trigger {name} has no field {unknown[0]!r}: its fields are {', '.join(cls.__dataclass_fields__)}.")
     return cls(**{**defaults, "preset": preset, **fields})
+
+
+def parse_fields(options: Sequence[str]) -> dict[str, object]:
+    """Fields of a trigger as options give them: {"patch": 8} of "patch=8". Raises UserError for what is not name=number."""
+    out = {}
+    for option in options:
+        name, _, value = option.partition("=")
+        try:
+            out[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            raise UserError(f"the trigger's field {option!r} is not understood: write name=number, as in patch=8, with text in quotes.") from None
+    return out
+
+
+def at_test(trigger: Trigger, x: Tensor, indices: Sequence[int], batch: int = 256) -> Tensor:
+    """Test pictures with a trigger. What a trigger draws per index is drawn for others than the poisoned training pairs have: those were seen."""
+    parts, indices = x.split(batch), iter(indices)
+    return torch.cat([trigger(part, [TEST + next(indices) for _ in range(len(part))]) for part in parts])
 
 
 def sheet(x: Tensor, triggers: Sequence[Trigger], indices: Sequence[int] | None = None, gain: float = 4.0, gap: int = 2) -> np.ndarray:

@@ -1,7 +1,6 @@
 """A tiny CLIP and poisoned pairs for it."""
 
 import copy
-from functools import partial
 
 import pytest
 import torch
@@ -41,13 +40,3 @@ def pairs():
 def units():
     """units(N, D, seed=0): unit vectors."""
     return lambda *shape, seed=0: F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
-
-
-@pytest.fixture(scope="session")
-def script(run_here):
-    return partial(run_here, "roclip")
-
-
-@pytest.fixture(scope="session")
-def measured(contents):
-    return partial(contents, "roclip")

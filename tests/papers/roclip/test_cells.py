@@ -22,7 +22,8 @@ def test_every_measurement_has_its_own_file_and_place(scale, headline):
     assert len({c.slug() for c in found}) == len(found) == len(set(found))
     assert set(gate_cells(config)) <= set(found)
     tags = [c.tags(config) for c in found]
-    assert len({(t["kind"], t["method"], t["set"], t.get("sweep"), t["seed"]) for t in tags}) == len(tags)
+    place = ("kind", "method", "set", "scored", "sweep", "value", "every", "seed")  # what a selector has to name
+    assert len({tuple(map(t.get, place)) for t in tags}) == len(tags)
     trained = runs(found)
     assert len({r.slug for r in trained}) == len(trained)
     assert sum(map(len, groups(found))) == len(found)
@@ -68,13 +69,15 @@ def test_the_defaults_are_points_of_the_sweeps_and_not_trained_again():
 
 def test_strong_poisoning_has_its_share_and_k():
     tags = [c.tags(CPU) for c in cells(CPU) if c.kind == "strong" and c.measure == "psr"]
-    assert {t["m"] for t in tags} == {40, 80} and {t["every"] for t in tags if t["method"] == "roclip"} == {1, 2}
-    assert {round(t["rate"], 3) for t in tags} == {round(64 * m / (64 * m + 9600), 3) for m in (40, 80)}
+    n, clean, strong = CPU.attacks.targets.n, CPU.data.pretrain_n, CPU.sweeps.strong
+    assert {t["m"] for t in tags} == set(strong) and {t["rate"] for t in tags} == {round(n * m / (n * m + clean), 5) for m in strong}
+    for method, every in (("roclip", {1, 2}), ("released", {1, 2}), ("clip_aug", {0})):
+        assert {t["every"] for t in tags if t["method"] == method} == every
 
 
 def test_cleanclip_begins_with_what_fine_tuning_has_poisoned():
     only = [c for c in cells(CPU) if c.method == "cleanclip" and c.kind == "score"]
-    assert [r.method for r in runs(only)] == ["clip", "clip", "cleanclip", "cleanclip"]
+    assert [r.method for r in runs(only)] == ["clip"] * len(CPU.seeds) + ["cleanclip"] * len(CPU.seeds)
 
 
 @pytest.mark.parametrize(("changed", "message"), [

@@ -2,6 +2,7 @@
 
 import zlib
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -68,21 +69,31 @@ def drawn(name, results):
         return FIGURES[name](results)
 
 
+@pytest.fixture(scope="module")
+def once(results):
+    """once(name): a figure of the whole plan, drawn when it is first asked for, and the measurements that it read."""
+    @cache
+    def call(name):
+        with results.tracking() as used:
+            return drawn(name, results), {m.tags["kind"] for m in results.measurements if m.slug in used}
+
+    return call
+
+
 def test_every_figure_has_its_kind_and_its_caption():
     assert set(KINDS) == set(FIGURES) and all(f.__doc__ for f in FIGURES.values())
     assert tuple(figures.SWEEPS) == SWEEPS
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_figure_reads_its_cells(name, results):
-    with results.tracking() as used:
-        fig = drawn(name, results)
-    assert {m.tags["kind"] for m in results.measurements if m.slug in used} == {KINDS[name]} and fig.axes
+def test_a_figure_reads_its_cells(name, once):
+    fig, kinds = once(name)
+    assert kinds == {KINDS[name]} and fig.axes
 
 
 @pytest.mark.parametrize("name", [n if n == "fig_returned" else pytest.param(n, marks=pytest.mark.slow) for n in KINDS])
-def test_a_figure_can_be_kept(name, results, tmp_path):
-    assert len(save_figure(drawn(name, results), tmp_path / name, {})) == 2
+def test_a_figure_can_be_kept(name, once, tmp_path):
+    assert len(save_figure(once(name)[0], tmp_path / name, {})) == 2
 
 
 def test_nothing_measured_is_no_figure():
@@ -106,8 +117,8 @@ def test_the_epochs_of_the_paper_scale_can_be_drawn():
     assert len(fig.axes) == 6
 
 
-def test_roclip_epochs_are_the_large_markers(results):
-    axes = drawn("fig_epochs", results).axes
+def test_roclip_epochs_are_the_large_markers(results, once):
+    axes = once("fig_epochs")[0].axes
     large = [line for line in axes[0].get_lines() if line.get_markersize() > 5]
     assert [list(line.get_xdata()) for line in large] == [[2, 4, 6, 8], [2, 4, 6, 8]]
     for line, method in zip(large, ("roclip", "released"), strict=True):

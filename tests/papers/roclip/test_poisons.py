@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from papers.roclip.poisons import Part, Poisoned, Spoken, labelled_targets, unlabelled_targets
+from papers.roclip.poisons import Poisoned, Spoken, labelled_targets, unlabelled_targets
 from shared.attacks.triggers import make_trigger
 from shared.data.poison import Held
 from shared.data.scene_sets import ScenePairs, SceneSet
@@ -47,11 +47,6 @@ def test_other_rates_targets_or_seeds_are_another_set(clean):
                 poisoned(clean, {"badnet": 0.1}, seed=1).version}) == 4
     with pytest.raises(UserError, match="of 36 pairs are to be poisoned"):
         poisoned(clean, {"badnet": 0.7, "blended": 0.7})
-
-
-def test_a_part_gives_captions_and_pictures_of_its_pairs(clean):
-    part = Part(clean, [7, 3])
-    assert len(part) == 2 and part.captions([1]) == clean.captions([3]) and torch.equal(part.__getitems__([0])[0], clean.__getitems__([7])[0])
 
 
 def test_targets_show_another_class_or_are_drawn_among_named_ones(clean):

@@ -2,10 +2,6 @@
 
 import copy
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,10 +12,10 @@ from papers.roclip.augment import MILD, CaptionAugmentation
 from papers.roclip.method import AS_RELEASED, TWO_SIDED, Matching
 from papers.roclip.training import RELEASED, Method, Training, adamw, last_of_either, make_pools, tower_parameters, train
 from shared.errors import UserError
-from shared.models.clip import MEAN_STD, read_weights
+from shared.models.clip import MEAN_STD
 from shared.training.contrastive import batch_indices
+from tests.processes import saved_by_one_and_two
 
-ROOT = Path(__file__).resolve().parents[3]
 SMALL = Training(epochs=3, batch=64, lr=1e-3, warmup=2)
 ONE_SIDED = Matching(sides="image", query="cross", share=None, size=80, start="gaussian", wrap="drop")
 
@@ -213,9 +209,9 @@ def test_both_versions_have_the_pools_they_need(clip):
 
 def test_it_learns(clip, pairs):
     """Plain CLIP, from random weights and again from what came out of it."""
-    first = train(clip, pairs, training=Training(epochs=25, batch=64, lr=3e-3, warmup=5))
+    first = train(clip, pairs, training=Training(epochs=15, batch=64, lr=4e-3, warmup=5))
     second = train(clip, pairs, Method(TWO_SIDED), Training(epochs=2, batch=64, lr=1e-4, warmup=2), name="fine-tuning")
-    assert first.history[0]["loss"] > 4 > 3 > first.history[-1]["loss"] and math.isfinite(second.loss)
+    assert first.history[0]["loss"] > 4 > 3.3 > first.history[-1]["loss"] and math.isfinite(second.loss)
     assert not clip.training and not any(p.requires_grad for p in clip.parameters())
 
 
@@ -261,12 +257,7 @@ accelerator.end_training()
 
 @pytest.mark.slow
 def test_two_processes_train_the_same_model_and_hold_the_same_pools_as_one(tmp_path):
-    (tmp_path / "script.py").write_text(SCRIPT)
-    for config in ("cpu", "cpu2"):
-        command = [sys.executable, "-m", "shared.experiment.launch", "--config_file", f"shared/experiment/launch/{config}.yaml"]
-        subprocess.run([*command, str(tmp_path / "script.py"), str(tmp_path / f"{config}.safetensors")], cwd=ROOT, check=True, timeout=250,
-                       env={**os.environ, "PYTHONPATH": str(ROOT)})
-    one, two = (read_weights(tmp_path / f"{config}.safetensors") for config in ("cpu", "cpu2"))
+    one, two = saved_by_one_and_two(SCRIPT, tmp_path)
     assert sum(".ids" in name for name in one) == 3
     for name in one:
         a, b = one[name].float(), two[name].float()

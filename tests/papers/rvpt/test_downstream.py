@@ -15,7 +15,8 @@ from papers.rvpt.cells import Cell
 from papers.rvpt.config import PRESETS, Backbone, Place
 from papers.rvpt.downstream import OF_TARGET, PromptedTower, bleu, caption, retrieval, seeing
 from papers.rvpt.method import DeepPrompts
-from papers.rvpt.models import Bench, Model, at_test
+from papers.rvpt.models import Bench, Model
+from shared.attacks.triggers import at_test
 from shared.data.language import TEMPLATES
 from shared.data.scene_sets import ScenePairs
 from shared.data.vision_language import INSTRUCTION, SceneCaptions

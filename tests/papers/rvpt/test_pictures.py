@@ -13,10 +13,10 @@ from papers.rvpt import pictures, runs, supervised
 from papers.rvpt.cells import PERTURBATIONS, Cell
 from papers.rvpt.config import Backbone, Config, Data, Models, Place, Sweeps
 from papers.rvpt.method import DeepPrompts
-from papers.rvpt.models import Bench, Model, at_test
+from papers.rvpt.models import Bench, Model
 from papers.rvpt.resistivity import Perturbations, attention_map, features, resistivity
 from papers.rvpt.tuning import Tuning
-from shared.attacks.triggers import make_trigger, sheet
+from shared.attacks.triggers import at_test, make_trigger, sheet
 from shared.data.base import subset
 from shared.errors import UserError
 from shared.metrics.perceptual import psnr

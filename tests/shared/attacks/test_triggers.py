@@ -13,8 +13,10 @@ from PIL import Image
 from shared.attacks.triggers import (
     TRIGGERS,
     BadNet,
+    at_test,
     byte_cast,
     make_trigger,
+    parse_fields,
     paste,
     patch_side,
     same_trigger,
@@ -240,3 +242,18 @@ def test_errors(call, sentence, x):
 
 def test_all_names_of_the_issue_are_there():
     assert set(TRIGGERS) == {"badnet", "blended", "sig", "wanet", "label_consistent", "trojvqa", "badclip", "issba"}
+
+
+def test_fields_as_options_give_them():
+    assert parse_fields(()) == {} and parse_fields(("patch=8", "s=20.0", "pattern='checker'")) == {"patch": 8, "s": 20.0, "pattern": "checker"}
+    for wrong in ("patch", "pattern=checker", "patch=8px"):
+        with pytest.raises(UserError, match=f"field '{wrong}' is not understood: write name=number"):
+            parse_fields((wrong,))
+
+
+def test_what_is_drawn_for_test_pictures_was_not_drawn_for_training_pairs(x):
+    trigger = make_trigger("blended", "cleanclip", size=x.shape[-1])
+    x, indices = x[:1].expand(3, -1, -1, -1), [4, 9, 4]
+    at = at_test(trigger, x, indices)
+    assert torch.equal(at, at_test(trigger, x, indices, batch=2)) and torch.equal(at[0], at[2]) and not torch.equal(at[0], at[1])
+    assert not torch.equal(at, trigger(x, indices))

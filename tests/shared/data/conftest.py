@@ -130,9 +130,32 @@ def imagenet(root: Path) -> None:
     torch.save((names, []), root / "imagenet" / "meta.bin")
 
 
-def caltech101(root: Path) -> None:
+def imagenet_meta(root: Path, names: dict[str, tuple[str, ...]]) -> None:
+    """What torchvision makes of the devkit, alone."""
+    import torch
+
+    (root / "imagenet").mkdir(parents=True, exist_ok=True)
+    torch.save((names, []), root / "imagenet" / "meta.bin")
+
+
+def imagenet_variants(root: Path, wnids: list[str], few: list[str], size: tuple[int, int] = (4, 4)) -> None:
+    """V2 (one picture per label, three for label 1), A and R (of the WNIDs `few`) and Sketch."""
+    content = draw(root / "picture.jpeg", 0, size).read_bytes()
+    (root / "picture.jpeg").unlink()
+    v2 = [f"imagenetv2-matched-frequency-format-val/{k}/{i}.jpeg" for k in range(len(wnids)) for i in range(3 if k == 1 else 1)]
+    sketch, a, r = ([f"{folder}/{wnid}/{name}" for wnid in part] for folder, part, name in (
+        ("sketch", wnids, "sketch_0.JPEG"), ("imagenet-a", few, "0.0001_digital clock _ digital clock_0.86.jpg"), ("imagenet-r", few, "art_0.jpg")))
+    for name in (*v2, *sketch, *a, *r):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    for folder in ("imagenet-a", "imagenet-r"):
+        text(root / folder / "README.txt", ["what the archive says of itself"])
+
+
+def caltech101(root: Path, each: int = 1) -> None:
     for k, name in enumerate(["BACKGROUND_Google", *CALTECH101]):
-        draw(root / "caltech101/101_ObjectCategories" / name / "image_0001.jpg", k)
+        for i in range(each):
+            draw(root / "caltech101/101_ObjectCategories" / name / f"image_{i + 1:04d}.jpg", k + 1000 * i)
 
 
 def caltech256(root: Path) -> None:

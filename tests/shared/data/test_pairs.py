@@ -13,7 +13,7 @@ from PIL import Image
 import shared.data.shards as shards
 from shared.data.base import loader
 from shared.data.catalogue import Source
-from shared.data.pairs import FilePairs, open_pairs
+from shared.data.pairs import FilePairs, PairSubset, open_pairs
 from shared.data.poison import PoisonedPairs
 from shared.data.shards import expand, shard_files
 from shared.data.targets import target
@@ -119,6 +119,15 @@ def test_the_version_sees_a_caption_and_a_file(tmp_path):
     text = (tmp_path / "pairs.csv").read_text().replace("picture 2", "picture two")
     (tmp_path / "pairs.csv").write_text(text)
     assert len({before, changed, open_pairs("csv:pairs.csv", source, 3, 0, 4).version}) == 3
+
+
+def test_a_subset_has_captions_pictures_and_an_identity(tmp_path):
+    pairs = open_pairs("csv:pairs.csv", table(tmp_path), 6, 0, 8)
+    part = PairSubset(pairs, [5, 2])
+    assert len(part) == 2 and part.captions([1, 0]) == pairs.captions([2, 5])
+    x, texts = part.__getitems__([0])
+    assert torch.equal(x, pairs.__getitems__([5])[0]) and texts == pairs.captions([5])
+    assert part.version == PairSubset(pairs, (5, 2)).version != PairSubset(pairs, [2, 5]).version
 
 
 def test_pairs_can_be_poisoned_and_read_by_workers(tmp_path):

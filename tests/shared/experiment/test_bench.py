@@ -9,7 +9,7 @@ import torch
 from shared.data.catalogue import Source
 from shared.errors import UserError
 from shared.experiment import bench as module
-from shared.experiment.bench import BaseBench, PictureBench
+from shared.experiment.bench import BaseBench, PairBench, PictureBench
 from shared.experiment.scale import Options
 from shared.models.clip import save_tensors
 
@@ -19,6 +19,7 @@ class Data:
     source: Source = field(default_factory=Source)
     n: int = 6
     seed: int = 3
+    pairs: str = "scenes"
 
 
 @dataclass(frozen=True)
@@ -103,3 +104,37 @@ def test_weights_that_are_not_those_of_the_run_are_refused(tmp_path, spoilt):
         path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(UserError, match=r"the robust tower .*victim\.safetensors is missing or of another configuration: run the training"):
         bench().finished(path, "other" if spoilt == "other key" else "k", "robust tower")
+
+
+def test_of_what_is_large_the_last_few_of_a_kind_are_kept():
+    b, made = bench(), []
+
+    def lately(*name):
+        return b.lately(name, lambda: made.append(name) or name, 2)
+
+    assert lately("clip", 1) == ("clip", 1) and lately("clip", 2) and lately("tower", 1) and lately("clip", 1)
+    assert made == [("clip", 1), ("clip", 2), ("tower", 1)]
+    lately("clip", 3), lately("clip", 1), lately("tower", 1)  # the second was asked for longest ago
+    assert made[3:] == [("clip", 3)]
+    lately("clip", 2)
+    assert made[4:] == [("clip", 2)]
+
+
+class Pairing(PairBench):
+    main = "scenes:colour"
+
+
+def test_pairs_are_those_of_their_seed_and_of_the_size_of_the_main_set():
+    b = bench(Pairing)
+    pairs = b.pairs(4, 7)
+    assert b.pairs(4, 7) is pairs and pairs.__getitems__([0])[0].shape == (1, 3, 32, 32) == (1, 3, b.size, b.size)
+    assert b.pairs(4, 8).__getitems__(range(4))[1] != pairs.__getitems__(range(4))[1]
+    versions = {b.pairs_version(n, seed) for n, seed in ((4, 7), (4, 8), (5, 7))}
+    assert len(versions) == 3 and b.pairs_version(4, 7) in versions
+
+
+def test_a_class_that_a_set_does_not_have_cannot_be_planted():
+    b = bench(Pairing)
+    assert b.labelled(b.main).classes[b.label_of(b.main, "blue")] == "blue"
+    with pytest.raises(UserError, match="the set scenes:colour has no class 'banana', which attackers are to plant: choose one of"):
+        b.label_of(b.main, "banana")

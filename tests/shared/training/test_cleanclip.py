@@ -2,10 +2,6 @@
 
 import copy
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,11 +11,11 @@ import torch.nn.functional as F
 from shared.data.augment import EDA, CropAndJitter
 from shared.data.scene_sets import ScenePairs
 from shared.errors import UserError
-from shared.models.clip import MEAN_STD, read_weights
+from shared.models.clip import MEAN_STD
 from shared.training.cleanclip import PAPER, CleanClipConfig, cleanclip, cleanclip_loss, self_supervised
 from shared.training.contrastive import batch_indices
+from tests.processes import saved_by_one_and_two
 
-ROOT = Path(__file__).parents[3]
 CONFIG = CleanClipConfig(steps=5, batch=8, lr=1e-3, warmup=2, every=2, image_weight=0.7, text_weight=0.3, seed=4)
 
 
@@ -192,12 +188,7 @@ accelerator.end_training()
 
 @pytest.mark.slow
 def test_two_processes_train_the_same_model_as_one(tmp_path):
-    (tmp_path / "script.py").write_text(SCRIPT)
-    for config in ("cpu", "cpu2"):
-        command = [sys.executable, "-m", "shared.experiment.launch", "--config_file", f"shared/experiment/launch/{config}.yaml"]
-        subprocess.run([*command, str(tmp_path / "script.py"), str(tmp_path / f"{config}.safetensors")], cwd=ROOT, check=True, timeout=250,
-                       env={**os.environ, "PYTHONPATH": str(ROOT)})
-    one, two = (read_weights(tmp_path / f"{config}.safetensors") for config in ("cpu", "cpu2"))
+    one, two = saved_by_one_and_two(SCRIPT, tmp_path)
     for name in one:
         assert F.cosine_similarity(one[name].flatten(), two[name].flatten(), dim=0) > 0.9999, name
         assert (one[name] - two[name]).abs().mean() < 1e-5, name
