@@ -103,7 +103,7 @@ def settings(bench, run: Run) -> list:
               bench.images.version, [[name, plain(bench.trigger(name).spec), *_recipe(getattr(a, name))] for name in a.planted]]
     what = plain(config.methods.safeclip) if run.method == "safeclip" else plain(method_of(config, run))
     world = bench.labelled(config.data.main, "train").version
-    return [run.regime, run.method, run.seed, what, plain(config.training(run.regime), ("every",)), bench.origin(run.regime), poison,
+    return [run.regime, run.method, run.seed, what, plain(config.training(run.regime), ("every", "workers")), bench.origin(run.regime), poison,
             [config.watch_n, config.data.seed, world]]
 
 

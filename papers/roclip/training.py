@@ -7,7 +7,7 @@ step is a plain step with one matrix product per pool, and a tower that has no g
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from papers.roclip.augment import CaptionAugmentation, ImageAugmentation
 from papers.roclip.method import Matching, clip_loss, matched_loss, pools_of
 from papers.roclip.pool import Pool
+from shared.data.base import loader
 from shared.errors import UserError
 from shared.models.victim import Pixels, image_size
 from shared.training.contrastive import batch_indices
@@ -57,6 +58,8 @@ class Training:
     """Bound of the gradient norm (None: none, as released)."""
     every: int = 0
     """Updates between checkpoints (0: none)."""
+    workers: int = 0
+    """Processes that read and augment pairs ahead, for each process that trains; for pictures in files."""
     seed: int = 0
     """Of the order of the pairs."""
 
@@ -78,7 +81,7 @@ class Training:
 
 
 RELEASED = Training(epochs=24, batch=512, lr=5e-5, warmup=10_000, ahead=True, decayed="names", betas=(0.9, 0.999), epsilon=1e-8, clip_norm=None,
-                    every=1000)
+                    every=1000, workers=12)
 """Defaults of the released code. At fewer pairs than a million the warm-up has to shrink with them: 10,000 updates are 5.1 of its epochs."""
 
 REMEMBERED = 100_000  # captions of so many pairs are tokenised once, not once per epoch
@@ -152,8 +155,9 @@ def train(clip: nn.Module, pairs, method: Method = Method(), training: Training 
     if training.batch % world:
         raise UserError(f"{name}: a batch of {training.batch} pairs has no equal shares for {world} processes: change the batch size or the number "
                         "of processes.")
-    matching, per_epoch = method.matching, training.per_epoch(len(pairs))
-    reader, pools = _Reader(pairs, method, clip.tokenizer), make_pools(clip, matching, len(pairs), device)
+    matching, per_epoch, stream = method.matching, training.per_epoch(len(pairs)), []
+    updates = training.epochs * per_epoch
+    reader, pools = _Reader(pairs, method, clip.tokenizer, training.workers), make_pools(clip, matching, len(pairs), device)
     state = _State(clip.requires_grad_(True).train(), pools)
     towers = accelerator.prepare(_Towers(clip, norm).to(device))
     optimizer, last = adamw(clip, training), {}
@@ -167,7 +171,9 @@ def train(clip: nn.Module, pairs, method: Method = Method(), training: Training 
         everyone = batch_indices(len(pairs), training.batch, step, training.seed)
         if taken_in and not all(pool.ready for pool in pools.values()):
             _fill(pools, reader, clip, towers, matching.seed, training.batch, device)
-        x, tokens = reader(everyone[rank::world], step)
+        if not stream:
+            stream.append(reader.stream((batch_indices(len(pairs), training.batch, s, training.seed)[rank::world], s) for s in range(step, updates)))
+        x, tokens = next(stream[0])
         image, text, scale = towers(x.to(device), tokens.to(device), matching.trains if on else (True, True))
         image, text = _gathered(image, world), _gathered(text, world)
         loss = matched_loss(image, text, scale, pools, matching, everyone) if on else clip_loss(image, text, scale)
@@ -191,7 +197,7 @@ def train(clip: nn.Module, pairs, method: Method = Method(), training: Training 
             clip.train()
         state.history.append(row)
 
-    fit = Fit(state, optimizer, training.epochs * per_epoch, training.lr, step_fn, training.warmup, checkpoint, training.every, accelerator,
+    fit = Fit(state, optimizer, updates, training.lr, step_fn, training.warmup, checkpoint, training.every, accelerator,
               after_step, training.clip_norm, name)
     loss = fit.run()
     clip.requires_grad_(False).eval()
@@ -201,8 +207,8 @@ def train(clip: nn.Module, pairs, method: Method = Method(), training: Training 
 class _Reader:
     """Batches of augmented pictures and tokens, functions of (step, indices)."""
 
-    def __init__(self, pairs, method: Method, tokenizer):
-        self.pairs, self.images, self.tokenizer = pairs, method.images, tokenizer
+    def __init__(self, pairs, method: Method, tokenizer, workers: int = 0):
+        self.pairs, self.images, self.tokenizer, self.workers = pairs, method.images, tokenizer, workers
         self.captions = None if method.captions is None else method.captions.bind(tokenizer)
         self._known: dict[int, Tensor] | None = {} if len(pairs) <= REMEMBERED else None
 
@@ -217,6 +223,13 @@ class _Reader:
             made = self._tokens([texts[k] for k in new], [indices[k] for k in new])
             self._known.update(zip((indices[k] for k in new), made, strict=True))
         return x, torch.stack([self._known[i] for i in indices])
+
+    def stream(self, batches: Iterable[tuple[list[int], int]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches (indices, step) one after another, by the worker processes where there are any."""
+        return iter(loader(self, ([batch] for batch in batches), self.workers))
+
+    def __getitems__(self, batch: list[tuple[list[int], int]]) -> tuple[Tensor, Tensor]:
+        return self(*batch[0])
 
     def _tokens(self, texts: list[str], indices: Sequence[int]) -> Tensor:
         return self.tokenizer(texts if self.captions is None else self.captions(texts, indices))

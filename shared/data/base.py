@@ -188,8 +188,8 @@ class _Loader(DataLoader):
             raise UserError(str(error).strip().splitlines()[-1].partition(": ")[2]) from None
 
 
-def loader(data: Dataset, batches: Sequence[Sequence[int]], workers: int = 0) -> DataLoader:
-    """DataLoader over given batches of indices; each item is what `__getitems__` returns, e.g. (x (N, 3, H, W), y (N,)).
+def loader(data: Dataset, batches: Iterable[Sequence], workers: int = 0) -> DataLoader:
+    """DataLoader over given batches of indices, or whatever else `__getitems__` takes; each item is what it returns, e.g. (x (N, 3, H, W), y (N,)).
 
     It has a generator of its own: a DataLoader otherwise draws a seed for its workers from torch's global one.
     """

@@ -28,8 +28,10 @@ HELPERS = ("backdoors",)
 TABLES = {name: f for name, f in vars(tables).items() if inspect.isfunction(f) and f.__module__ == tables.__name__
           and list(inspect.signature(f).parameters) == ["results"] and name not in HELPERS}
 UNITS = {"similarity": "cosine", "cosine": "cosine", "seconds": "s"}
-PLANS = {(scale, headline): (config := replace(PRESETS[scale], headline=headline), [(c, c.tags(config)) for c in cells(config)])
-         for scale in ("cpu", "paper", "smoke") for headline in (False, True)}
+ONE_SEED = "cpu, one seed"
+CONFIGS = {name: PRESETS[name] for name in ("cpu", "paper", "smoke")} | {ONE_SEED: replace(PRESETS["cpu"], seeds=(0,))}
+PLANS = {(scale, headline): (config := replace(whole, headline=headline), [(c, c.tags(config)) for c in cells(config)])
+         for scale, whole in CONFIGS.items() for headline in (False, True)}
 
 
 def found(selector, scale, headline=False):
@@ -113,7 +115,7 @@ class Asked(Results):
         self.read = getattr(self, "read", set()) | set(slugs)
 
 
-@pytest.mark.parametrize("scale", ["cpu", "smoke", pytest.param("paper", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("scale", [ONE_SEED, "smoke", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cpu", "paper"))])
 def test_tables_can_be_drawn_and_hold_all_that_is_planned(scale):
     whole = made_up(scale)
     results = Asked("roclip", scale, whole.measurements, whole.config)  # all is measured: what is planned says no more, and takes its time
@@ -129,7 +131,7 @@ def test_tables_can_be_drawn_and_hold_all_that_is_planned(scale):
 
 
 def test_the_headline_has_the_tables_that_it_measures():
-    made = {name for name, f in TABLES.items() if f(made_up("cpu", True))}
+    made = {name for name, f in TABLES.items() if f(made_up(ONE_SEED, True))}
     assert made == {"pretrain", "finetune", "zero_shot", "probe"}
 
 

@@ -23,7 +23,8 @@ from tests.papers.ends import assert_equal, check_second_run, everything_measure
 
 # Smaller than smoke itself; a set of scenes in the place of the digits, whose library takes long to import.
 SMALL = ("--scale", "smoke", "--seeds", 0, "--data.probed", "scenes:count", "--sweeps.augment", "images", "both", "--sweeps.pool", 0.1,
-         "--sweeps.sides", "both", "--sweeps.query", "own", "--sweeps.start", "pairs", "--sweeps.refresh", "matched", "--sweeps.strong-every", 2)
+         "--sweeps.every", 2, "--sweeps.sides", "both", "--sweeps.query", "own", "--sweeps.start", "pairs", "--sweeps.refresh", "matched",
+         "--sweeps.strong-every", 2)
 RUN = Run("pretrain", "roclip", 0)
 
 
@@ -108,7 +109,7 @@ def test_a_second_run_makes_nothing(reference, script):
 
 def test_other_test_pictures_train_nothing_and_another_pool_only_its_runs(reference, copy, script):
     weights = stamps(reference, ".safetensors")
-    options = ("--results", copy, "--sweeps.every", 2)
+    options = ("--results", copy)
     out = script("train", *SMALL, *options, "--data.n", 8).out
     assert {k: v for k, v in stamps(copy, ".safetensors").items() if k not in weights} == {}
     assert "plain CLIPs: 4, 4 already there" in out

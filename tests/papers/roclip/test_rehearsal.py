@@ -27,8 +27,9 @@ PAPER = ("--scale", "paper", "--gates.no-enforce", "--models.name", "rehearsal-r
          *(option for name in PRESET.attacks.planted for option in (f"--attacks.{name.replace('_', '-')}.rate", 0.05)),
          "--methods.roclip.size", 8, "--methods.released.size", 8, "--methods.safeclip.alone", 1, "--methods.safeclip.slow", 1,
          "--methods.safeclip.share", 0.2, "--methods.cleanclip.steps", 1, "--methods.cleanclip.batch", 4, "--methods.cleanclip-n", 8,
-         "--pretraining.epochs", 3, "--pretraining.batch", 16, "--pretraining.warmup", 1, "--finetuning.epochs", 3, "--finetuning.batch", 14,
-         "--finetuning.warmup", 1, "--probing.epochs", 1, "--sweeps.pool", 8 / 30, 0.5, "--sweeps.every", 2, 1, "--sweeps.sides", "both", "image",
+         "--pretraining.epochs", 3, "--pretraining.batch", 16, "--pretraining.warmup", 1, "--pretraining.workers", 0, "--finetuning.epochs", 3,
+         "--finetuning.batch", 14, "--finetuning.warmup", 1, "--finetuning.workers", 1, "--probing.epochs", 1, "--sweeps.pool", 8 / 30, 0.5,
+         "--sweeps.every", 2, 1, "--sweeps.sides", "both", "image",
          "--sweeps.augment", "both", "none", "--sweeps.strong", 2, 3, "--sweeps.cost-steps", 1, "--sweeps.strip", 2, "--watch-n", 4)  # fmt: skip
 CAPTIONS = [f"a photo of a {name} at home" for name in NAMED]
 TOWER = {"embed_dim": 32, "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None}}

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -108,6 +109,12 @@ def test_the_gradient_itself_is_zero_and_not_missing(clip, pairs, monkeypatch):
     assert all(g is not None and torch.count_nonzero(g) == 0 for g in seen["grads"])
     train(clip, pairs, Method(Matching(every=1)), Training(epochs=1, batch=200, warmup=0))
     assert any(torch.count_nonzero(g) for g in seen["grads"])
+
+
+def test_pairs_that_are_read_ahead_by_other_processes_are_the_same(clip, pairs):
+    other, method = copy.deepcopy(clip), Method(ONE_SIDED, MILD, CaptionAugmentation(0.1, 1))
+    alone, ahead = train(clip, pairs, method, SMALL), train(other, pairs, method, replace(SMALL, workers=2))
+    assert alone.loss == ahead.loss and all(torch.equal(a, b) for a, b in zip(clip.parameters(), other.parameters(), strict=True))
 
 
 def test_a_pool_is_asked_before_the_batch_enters_it(clip, pairs, monkeypatch):

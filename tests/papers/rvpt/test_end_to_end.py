@@ -110,21 +110,20 @@ def test_the_page_draws_everything(reference):
     check_page("rvpt", reference, {"name_of", "place_name", "shift_names", "places", "backbone_name", "target_name"})
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate"])
-def test_what_cannot_work_is_one_sentence(script, tmp_path, name):
-    for options, said in ((("--method.beta", 2), "--method.beta"), (("--method.shots", "few"), "few")):
+def test_what_cannot_work_is_one_sentence(script, tmp_path):
+    for name, options, said in (("train", ("--method.beta", 2), "--method.beta"), ("evaluate", ("--method.shots", "few"), "few")):
         outcome = script(name, *SMALL, "--results", tmp_path, *options)
         assert outcome.code == 2 and said in outcome.err + outcome.out
-    for options, said in ((("--method.shots", 3), "--sweeps.shots"), (("--data.main.target", ""), "--data.main.target"),
-                          (("--attacks.badnet.rate", 1.5), "--attacks.<name>.rate"), (("--sweeps.prompts", "a photo"), "--sweeps.prompts"),
-                          (("--seeds", 1, 1), "--seeds")):
+    for name, options, said in (("train", ("--method.shots", 3), "--sweeps.shots"), ("evaluate", ("--data.main.target", ""), "--data.main.target"),
+                                ("train", ("--attacks.badnet.rate", 1.5), "--attacks.<name>.rate"), ("evaluate", ("--seeds", 1, 1), "--seeds")):
         one_sentence(script(name, *SMALL, "--results", tmp_path, *options), said)
-    one_sentence(script(name, "--scale", "tiny"), "'tiny'", "smoke, cpu, paper")
+    for name in ("train", "evaluate"):
+        one_sentence(script(name, "--scale", "tiny"), "'tiny'", "smoke, cpu, paper")
     assert not list(tmp_path.iterdir())
 
 
 def test_what_is_missing_is_said_before_anything_is_trained(script, tmp_path):
-    for options, said in ((("--data.main.target", "mauve"), "no class 'mauve'"),
+    for options, said in ((("--data.main.target", "mauve", "--headline"), "no class 'mauve'"),
                           (("--data.shifted", "scenes:shape"), "scenes:shape has no class 'blue'"),
                           (("--data.captioned", "coco"), "DATA_ROOT"), (("--data.retrieval", "csv:no.csv", "--data-root", tmp_path), "no.csv"),
                           (("--data.second.data", "named:Caltech101", "--data-root", tmp_path), "Caltech101")):
