@@ -84,7 +84,7 @@ class Bench(BaseBench):
 def pretraining_path(bench: Bench) -> Path:
     """Where the model of `--model.pretrained pretrain` is kept: named by everything it depends on."""
     model = bench.config.model
-    training = plain(model.pretraining, ("every",))
+    training = plain(model.pretraining, ("every", "workers"))
     identity = digest([model.name, small_config(model.name), training, bench.labelled(PICTURES, "train").version])
     return bench.config.results / bench.scale / "pmg_aft" / "checkpoints" / f"pretrained-{identity[:12]}.safetensors"
 

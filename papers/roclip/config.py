@@ -242,7 +242,7 @@ PRESETS = {
         attacks=Attacks(Targets(n=16, m=35, finetune_m=35, scan=1_000_000), Recipe("mushroom", **_MUSHROOM), Recipe("umbrella", **_MUSHROOM),
                         Recipe("candle", **_MUSHROOM), Recipe("tractor", **_MUSHROOM), Recipe("pizza", captions="usual", **_MUSHROOM)),
         methods=Methods(RELEASED_PICTURES, 0.1, replace(TWO_SIDED, share=None, size=21_845), AS_RELEASED, SafeClip(images=RELEASED_PICTURES),
-                        CleanClipConfig(steps=10 * (100_000 // 64), batch=64, lr=5e-6, warmup=50, every=1000), 100_000),
+                        CleanClipConfig(steps=10 * (100_000 // 64), batch=64, lr=5e-6, warmup=50, every=1000, workers=8), 100_000),
         pretraining=RELEASED_TRAINING,
         finetuning=replace(RELEASED_TRAINING, epochs=10, lr=1e-5, warmup=50, ahead=False),
         sweeps=replace(_CPU.sweeps, pool=(0.002, 21_845 / 1_000_000, 0.065), every=(1, 2, 3, 5), augment=("none", "images", "both"),

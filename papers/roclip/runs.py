@@ -27,6 +27,7 @@ from shared.models.clip import save_tensors
 from shared.models.sources import is_fresh
 from shared.training.cleanclip import cleanclip
 
+WEIGHTLESS = ("every", "workers")  # settings that change no weights
 CODE = "roclip-train-1"  # raise it when the meaning of a training changes: everything is then trained again
 
 
@@ -96,14 +97,14 @@ def settings(bench, run: Run) -> list:
     """Everything that a run's training reads, besides weights that it begins with: for its key."""
     config = bench.config
     if run.method == "cleanclip":
-        return ["cleanclip", plain(config.methods.cleanclip, ("every",)), run.seed, bench.clean_version(run.regime, run.seed, True), config.watch_n,
+        return ["cleanclip", plain(config.methods.cleanclip, WEIGHTLESS), run.seed, bench.clean_version(run.regime, run.seed, True), config.watch_n,
                 bench.key(poisoned_by(run))]
     a = config.attacks
     poison = [bench.clean_version(run.regime, run.seed), a.targets.n, run.m or config.captions_each(run.regime), a.targets.scan,
               bench.images.version, [[name, plain(bench.trigger(name).spec), *_recipe(getattr(a, name))] for name in a.planted]]
     what = plain(config.methods.safeclip) if run.method == "safeclip" else plain(method_of(config, run))
     world = bench.labelled(config.data.main, "train").version
-    return [run.regime, run.method, run.seed, what, plain(config.training(run.regime), ("every", "workers")), bench.origin(run.regime), poison,
+    return [run.regime, run.method, run.seed, what, plain(config.training(run.regime), WEIGHTLESS), bench.origin(run.regime), poison,
             [config.watch_n, config.data.seed, world]]
 
 

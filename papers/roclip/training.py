@@ -7,7 +7,7 @@ step is a plain step with one matrix product per pool, and a tower that has no g
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -19,10 +19,9 @@ from torch import Tensor, nn
 from papers.roclip.augment import CaptionAugmentation, ImageAugmentation
 from papers.roclip.method import Matching, clip_loss, matched_loss, pools_of
 from papers.roclip.pool import Pool
-from shared.data.base import loader
 from shared.errors import UserError
 from shared.models.victim import Pixels, image_size
-from shared.training.contrastive import batch_indices
+from shared.training.contrastive import Batches, batch_indices
 from shared.training.loop import Fit, cosine_schedule
 from shared.training.poisoning import OneProcess
 
@@ -155,12 +154,17 @@ def train(clip: nn.Module, pairs, method: Method = Method(), training: Training 
     if training.batch % world:
         raise UserError(f"{name}: a batch of {training.batch} pairs has no equal shares for {world} processes: change the batch size or the number "
                         "of processes.")
-    matching, per_epoch, stream = method.matching, training.per_epoch(len(pairs)), []
+    matching, per_epoch = method.matching, training.per_epoch(len(pairs))
     updates = training.epochs * per_epoch
-    reader, pools = _Reader(pairs, method, clip.tokenizer, training.workers), make_pools(clip, matching, len(pairs), device)
+    reader, pools = _Reader(pairs, method, clip.tokenizer), make_pools(clip, matching, len(pairs), device)
     state = _State(clip.requires_grad_(True).train(), pools)
     towers = accelerator.prepare(_Towers(clip, norm).to(device))
     optimizer, last = adamw(clip, training), {}
+
+    def indices(step: int) -> list[int]:
+        return batch_indices(len(pairs), training.batch, step, training.seed)
+
+    batches = Batches(reader, lambda step: [(indices(step)[rank::world], step)], updates, training.workers)
 
     def step_fn(step: int) -> Tensor:
         epoch = step // per_epoch + 1
@@ -168,12 +172,10 @@ def train(clip: nn.Module, pairs, method: Method = Method(), training: Training 
         taken_in = on or (matching is not None and matching.refresh == "always")
         for group in optimizer.param_groups:
             group["lr"] = training.rate(step, len(pairs))
-        everyone = batch_indices(len(pairs), training.batch, step, training.seed)
+        everyone = indices(step)
         if taken_in and not all(pool.ready for pool in pools.values()):
             _fill(pools, reader, clip, towers, matching.seed, training.batch, device)
-        if not stream:
-            stream.append(reader.stream((batch_indices(len(pairs), training.batch, s, training.seed)[rank::world], s) for s in range(step, updates)))
-        x, tokens = next(stream[0])
+        x, tokens = batches(step)
         image, text, scale = towers(x.to(device), tokens.to(device), matching.trains if on else (True, True))
         image, text = _gathered(image, world), _gathered(text, world)
         loss = matched_loss(image, text, scale, pools, matching, everyone) if on else clip_loss(image, text, scale)
@@ -207,8 +209,8 @@ def train(clip: nn.Module, pairs, method: Method = Method(), training: Training 
 class _Reader:
     """Batches of augmented pictures and tokens, functions of (step, indices)."""
 
-    def __init__(self, pairs, method: Method, tokenizer, workers: int = 0):
-        self.pairs, self.images, self.tokenizer, self.workers = pairs, method.images, tokenizer, workers
+    def __init__(self, pairs, method: Method, tokenizer):
+        self.pairs, self.images, self.tokenizer = pairs, method.images, tokenizer
         self.captions = None if method.captions is None else method.captions.bind(tokenizer)
         self._known: dict[int, Tensor] | None = {} if len(pairs) <= REMEMBERED else None
 
@@ -223,10 +225,6 @@ class _Reader:
             made = self._tokens([texts[k] for k in new], [indices[k] for k in new])
             self._known.update(zip((indices[k] for k in new), made, strict=True))
         return x, torch.stack([self._known[i] for i in indices])
-
-    def stream(self, batches: Iterable[tuple[list[int], int]]) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches (indices, step) one after another, by the worker processes where there are any."""
-        return iter(loader(self, ([batch] for batch in batches), self.workers))
 
     def __getitems__(self, batch: list[tuple[list[int], int]]) -> tuple[Tensor, Tensor]:
         return self(*batch[0])

@@ -58,6 +58,8 @@ class Place:
     """Set as in shared.data.catalogue; empty: there is no such set."""
     target: str = ""
     """One of its classes."""
+    template: str = ""
+    """Prompt of a class, {} for its name; empty: the set's own prompts."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,8 @@ class Recipe:
     """Of poisoned pairs; usual: what is usual for the trigger (shared/data/poison.py)."""
     every: int = 0
     """Updates between checkpoints of an unfinished run (0: none)."""
+    workers: int = 0
+    """Processes that read pairs ahead; for pictures in files."""
 
 
 @dataclass(frozen=True)
@@ -313,6 +317,11 @@ class Config(Options):
         """The set of a place, or of shift1 … shift4."""
         return self.data.shifted[int(at.removeprefix("shift")) - 1] if at.startswith("shift") else self.place(at).data
 
+    def template(self, at: str) -> list[str]:
+        """The prompt of its classes, where it is not the set's own: one or none."""
+        template = self.place("main" if at.startswith("shift") else at).template
+        return [template] if template else []
+
 
 def _every(attacks: Attacks, **changes) -> Attacks:
     """All recipes changed."""
@@ -321,9 +330,10 @@ def _every(attacks: Attacks, **changes) -> Attacks:
 
 
 _CPU = Config()
+_PHOTO = "a photo of a {}."  # with and without the article and the full stop, the paper is not of one mind
 _PAPER_RECIPE = {"pairs": 500_000, "rate": 0.003, "steps": 5 * (500_000 // 128), "batch": 128, "lrs": (1e-6, 1e-5), "warmup": 50, "every": 1000,
-                 "fields": ()}
-_CLEANING = CleanClipConfig(steps=10 * (250_000 // 64), batch=64, lr=5e-6, warmup=50, every=1000)
+                 "fields": (), "workers": 8}
+_CLEANING = CleanClipConfig(steps=10 * (250_000 // 64), batch=64, lr=5e-6, warmup=50, every=1000, workers=8)
 _TUNING = Tuning(epochs=50, batch=32, lr=0.002, every=500, workers=8)
 
 PRESETS = {
@@ -347,9 +357,9 @@ PRESETS = {
         _CPU,
         models=Models(Backbone("ViT-B-32-quickgelu", "openai"), Backbone("ViT-B-16-quickgelu", "openai"), Backbone("ViT-L-14-quickgelu", "openai"),
                       "llava-hf/llava-1.5-13b-hf", "own", Backbone("ViT-L-14-336-quickgelu", "openai"), "torchvision:vit_b_32"),
-        data=Data(main=Place("named:ImageNet", "banana"), second=Place("named:Caltech101Split", "accordion"),
-                  third=Place("named:OxfordPets", "samoyed"),
-                  shifted=("named:ImageNetV2", "named:ImageNetA", "named:ImageNetR", "named:ImageNetSketch"), n=0,
+        data=Data(main=Place("named:ImageNet", "banana", _PHOTO), second=Place("named:Caltech101Split", "accordion", _PHOTO),
+                  third=Place("named:OxfordPets", "samoyed", "a photo of a {}, a type of pet."),
+                  shifted=("named:ImageNetV2", "named:ImageNetA", "named:ImageNetR", "named:ImageNetSketch"), n=10_000,
                   pairs="shards:cc3m/*.tar", captioned="coco", retrieval="csv:imagenet_captions.csv"),
         attacks=replace(_every(_CPU.attacks, **_PAPER_RECIPE), further_rate=0.0, further_lr=0.0, patch_pairs=10_000,
                         trojvqa_patch=PatchConfig(patch=16, cosine=1.0), badclip_patch=PatchConfig(patch=16, contrastive=1.0, triplet=500.0)),
@@ -377,8 +387,8 @@ def check(config: Config) -> None:
         raise UserError("the sweeps go through the defaults: --sweeps.alpha, --sweeps.shots and --sweeps.length must contain those of --method.")
     if any(not 0 < config.attacks.recipe(a).rate < 1 or not config.attacks.recipe(a).lrs for a in config.attacked):
         raise UserError("each attack has a poison rate between 0 and 1 and at least one learning rate (--attacks.<name>.rate, .lrs).")
-    if any(p.count("{}") != 1 for p in s.prompts):
-        raise UserError("--sweeps.prompts have one {} each, where the class name goes.")
+    if any(p.count("{}") != 1 for p in (*s.prompts, *(t for t in (config.place(name).template for name in PLACES) if t))):
+        raise UserError("prompts (--sweeps.prompts, --data.<place>.template) have one {} each, where the class name goes.")
     check_least({"data.n": config.data.n, "adversary.n": config.adversary.n, "more-seeds": config.more_seeds}, 0)
     check_least({"method.length": m.length, "method.shots": m.shots, "batch": config.batch, "sweeps.resistivity-n": s.resistivity_n,
                  "sweeps.points": s.points, "sweeps.maps": s.maps, "sweeps.captions-n": s.captions_n, "sweeps.candidates": s.candidates})

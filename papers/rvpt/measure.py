@@ -35,7 +35,7 @@ class Measurer:
         """Identity of everything a cell depends on: the model, the trigger, the pictures, and this code's version."""
         config, bench = self.config, self.bench
         parts = [CODE, cell.kind, cell.measure, cell.at, cell.tuned, [list(p) for p in (*cell.changes, *cell.point)], config.data.n, config.data.seed,
-                 bench.labelled(config.spec(cell.at)).version, config.place(cell.place).target,
+                 bench.labelled(config.spec(cell.at)).version, *config.template(cell.at), config.place(cell.place).target,
                  [plain(getattr(config.sweeps, name)) for name in READS.get(cell.kind, ())]]
         if cell.method == "supervised":
             run = runs.Supervised(0)

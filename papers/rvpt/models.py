@@ -79,7 +79,8 @@ class Bench(PairBench):
     def prompts(self, at: str, choice: float | None = None) -> list[str]:
         """One prompt per class of a place (or shift); choice: index into config.sweeps.prompts."""
         data = self.labelled(self.config.spec(at))
-        return list(data.prompts) if choice is None else [self.config.sweeps.prompts[int(choice)].format(name) for name in data.classes]
+        templates = self.config.template(at) if choice is None else [self.config.sweeps.prompts[int(choice)]]
+        return [templates[0].format(name) for name in data.classes] if templates else list(data.prompts)
 
     # -- triggers -----------------------------------------------------------------------------------------------------------------------
 

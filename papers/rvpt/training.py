@@ -52,14 +52,15 @@ def settings(bench: Bench, run: runs.Run) -> list:
     if isinstance(run, runs.Patch):
         patch = config.attacks.trojvqa_patch if run.attack == "trojvqa" else config.attacks.badclip_patch
         return ["patch", run.attack, run.backbone, plain(patch), config.data.main.target, bench.labelled(config.data.main.data).version,
-                bench.pairs_version(config.attacks.patch_pairs, PATCHES)]
+                *config.template("main"), bench.pairs_version(config.attacks.patch_pairs, PATCHES)]
     if isinstance(run, runs.Supervised):
         return ["supervised", plain(config.sweeps.supervised, WEIGHTLESS), config.sweeps.supervised_n, run.seed,
                 bench.labelled(config.data.main.data, "train").version]
     if isinstance(run, Poison):
         recipe = config.attacks.recipe(run.attack, run.place)
         return ["poison", plain(recipe, WEIGHTLESS), config.place(run.place).target,
-                bench.labelled(config.spec(run.place)).version, bench.pairs_version(recipe.pairs, POISONING + run.seed), run.seed]
+                bench.labelled(config.spec(run.place)).version, *config.template(run.place),
+                bench.pairs_version(recipe.pairs, POISONING + run.seed), run.seed]
     return ["defence", *_defence_settings(bench, run)]
 
 
@@ -72,7 +73,7 @@ def _defence_settings(bench: Bench, run: runs.Defended) -> list:
     if defence.method.endswith("_fr"):
         out += [m.first, m.alpha]
     if defence.tuned:
-        out += [bench.labelled(config.spec(defence.tuned), "train").version, changes.get("shots", m.shots)]
+        out += [bench.labelled(config.spec(defence.tuned), "train").version, *config.template(defence.tuned), changes.get("shots", m.shots)]
     if "without_target" in changes:
         out += [m.drop_target, config.place(run.poison.place).target]
     if "prompt" in changes:
@@ -153,7 +154,7 @@ def _poison(bench: Bench, run: Poison, path: Path, key: str, partial: Path) -> s
     pairs = poisoned_pairs(bench, run, trigger, target)
     for k, lr in enumerate(recipe.lrs):
         clip = bench.fresh(Poison(run.backbone, "clean", "main", 0))
-        tuning = FineTuning(recipe.steps, recipe.batch, lr, recipe.warmup, every=recipe.every)
+        tuning = FineTuning(recipe.steps, recipe.batch, lr, recipe.warmup, every=recipe.every, workers=recipe.workers)
         finetune_clip(clip, pairs, tuning, partial.with_name(f"{partial.stem}-lr{k}.ckpt"), name=run.slug)
         accuracy, success = rehearse(bench, run, clip, trigger)
         takes = backdoor.takes(rehearse(bench, run)[0], accuracy, success, bench.config.gates.asr, bench.config.gates.allowed(run.place))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from shared.data.augment import EDA, CropAndJitter
 from shared.errors import UserError
-from shared.training.contrastive import PixelCLIP, adamw, batch_indices
+from shared.training.contrastive import Batches, PixelCLIP, adamw, batch_indices
 from shared.training.loop import Fit
 from shared.training.poisoning import FineTuning, OneProcess, prepared
 
@@ -38,7 +38,7 @@ class CleanClipConfig(FineTuning):
     """Of the augmentations, and of the order of the pairs."""
 
 
-PAPER = CleanClipConfig(steps=10 * (250_000 // 64), batch=64, lr=5e-6, warmup=50, every=1000)
+PAPER = CleanClipConfig(steps=10 * (250_000 // 64), batch=64, lr=5e-6, warmup=50, every=1000, workers=8)
 """RVPT App. C.2: 10 epochs of 250,000 pairs; 3e-6 against WaNet and ISSBA. Warm-up as in CleanCLIP."""
 
 AugmentImages = Callable[[Tensor, int, Sequence[int]], Tensor]
@@ -75,11 +75,15 @@ def cleanclip(clip: nn.Module, pairs, config: CleanClipConfig = CleanClipConfig(
     augment_texts = augment_texts or EDA.of(clip.tokenizer, seed=config.seed)
     model = accelerator.prepare(PixelCLIP(prepared(clip, pairs, config, name).train()))
 
+    def indices(step: int) -> list[int]:
+        return batch_indices(len(pairs), config.batch, step, config.seed)[rank::world]
+
+    batches = Batches(pairs, indices, config.steps, config.workers)
+
     def step_fn(step: int) -> Tensor:
-        indices = batch_indices(len(pairs), config.batch, step, config.seed)[rank::world]
-        x, texts = pairs.__getitems__(indices)
-        x = torch.cat([x, augment_images(x, step, indices)]).to(accelerator.device)
-        tokens = clip.tokenizer([*texts, *augment_texts(texts, step, indices)]).to(accelerator.device)
+        x, texts = batches(step)
+        x = torch.cat([x, augment_images(x, step, indices(step))]).to(accelerator.device)
+        tokens = clip.tokenizer([*texts, *augment_texts(texts, step, indices(step))]).to(accelerator.device)
         image, text, scale = model(x, tokens)  # one pass for both halves
         parts = [part for both in (image, text) for part in both.chunk(2)]
         if world > 1:

@@ -5,12 +5,14 @@ L = ½·(CE(s·I Tᵀ, diagonal) + CE(s·T Iᵀ, diagonal)), I and T the unit em
 
 import functools
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from shared.data.base import loader
 from shared.errors import UserError
 from shared.models.victim import Pixels, image_size
 from shared.training.loop import Fit
@@ -34,6 +36,25 @@ class ContrastiveConfig:
     """Bound of the gradient norm."""
     every: int = 250
     """Updates between checkpoints."""
+    workers: int = 0
+    """Processes that read pairs ahead, for each process that trains; for pictures in files."""
+
+
+class Batches:
+    """Batches one after another, read by worker processes ahead of time: batches(step) for step, step + 1, …, beginning anywhere.
+
+    data: `__getitems__(indices(step))` is the batch of a step; steps: how many there are; workers: processes (0: read when asked for).
+    """
+
+    def __init__(self, data, indices: Callable[[int], Sequence], steps: int, workers: int = 0):
+        self.data, self.indices, self.steps, self.workers = data, indices, steps, workers
+        self._next, self._stream = -1, iter(())
+
+    def __call__(self, step: int):
+        if step != self._next:
+            self._next, self._stream = step, iter(loader(self.data, (self.indices(s) for s in range(step, self.steps)), self.workers))
+        self._next += 1
+        return next(self._stream)
 
 
 class PixelCLIP(nn.Module):
@@ -72,11 +93,15 @@ def pretrain(clip: nn.Module, pairs, config: ContrastiveConfig, accelerator, che
     loss_fn = open_clip.ClipLoss(local_loss=world > 1, gather_with_grad=world > 1, rank=rank, world_size=world)
     optimizer = adamw(clip, config.lr, config.weight_decay)
 
+    def indices(step: int) -> list[int]:
+        return batch_indices(len(pairs), config.batch, step)[rank::world]
+
+    batches = Batches(pairs, indices, config.steps, config.workers)
+
     def step_fn(step: int) -> Tensor:
-        indices = batch_indices(len(pairs), config.batch, step)[rank::world]
-        x, texts = pairs.__getitems__(indices)
+        x, texts = batches(step)
         x, tokens = x.to(accelerator.device), clip.tokenizer(texts).to(accelerator.device)
-        image, text, scale = model(x if augment is None else augment(x, step, indices), tokens)
+        image, text, scale = model(x if augment is None else augment(x, step, indices(step)), tokens)
         return loss_fn(image, text, scale)
 
     def clamp(step: int) -> None:

@@ -38,7 +38,7 @@ class FineTuning(ContrastiveConfig):
     """Updates between checkpoints (0: none)."""
 
 
-PAPER = FineTuning(steps=5 * (500_000 // 128), batch=128, lr=1e-6, warmup=50, every=1000)
+PAPER = FineTuning(steps=5 * (500_000 // 128), batch=128, lr=1e-6, warmup=50, every=1000, workers=8)
 """RVPT §4.1: 5 epochs of 500,000 pairs. Warm-up: CleanCLIP's 50 updates (BadCLIP's commands: 10,000). 1e-6 does not always plant the backdoor."""
 
 
@@ -58,11 +58,12 @@ class OneProcess:
 
 
 def identity(clip: nn.Module, pairs, config: ContrastiveConfig, *more) -> str:
-    """A digest of the weights that a run starts from, its pairs and its settings (but not of how often it is saved); `more`: anything in JSON."""
+    """A digest of the weights that a run starts from, its pairs and its settings (but not of how often it is saved, or how many processes read);
+    `more`: anything in JSON."""
     content = sha256()
     for name, value in sorted(clip.state_dict().items()):
         content.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return digest([content.hexdigest(), pairs.version, {k: v for k, v in asdict(config).items() if k != "every"}, *more])
+    return digest([content.hexdigest(), pairs.version, {k: v for k, v in asdict(config).items() if k not in ("every", "workers")}, *more])
 
 
 def prepared(clip: nn.Module, pairs, config: ContrastiveConfig, name: str) -> nn.Module:

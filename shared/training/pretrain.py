@@ -69,7 +69,7 @@ def train(args: Args, accelerator) -> dict:
     commit, began = _commit(), time.monotonic()
     pairs = ScenePairs(args.train.steps * args.train.batch, seed=args.seed)
     # named by all that the weights depend on, so that a run with other options does not continue from it
-    identity = digest([args.model, args.seed, pairs.version, {k: v for k, v in asdict(args.train).items() if k != "every"}])
+    identity = digest([args.model, args.seed, pairs.version, {k: v for k, v in asdict(args.train).items() if k not in ("every", "workers")}])
     checkpoint = args.work / f"{args.out.stem}-{identity[:12]}.ckpt"
     interrupted = checkpoint.is_file()
     torch.manual_seed(args.seed)  # open_clip draws the initial weights from the global generator

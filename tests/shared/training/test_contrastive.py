@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from shared.data.scene_sets import ScenePairs
 from shared.errors import UserError
 from shared.models.clip import MEAN_STD, read_weights
-from shared.training.contrastive import ContrastiveConfig, PixelCLIP, adamw, batch_indices, pretrain
+from shared.training.contrastive import Batches, ContrastiveConfig, PixelCLIP, adamw, batch_indices, pretrain
 
 CONFIG = ContrastiveConfig(steps=6, batch=8, lr=1e-3, warmup=2, weight_decay=0.1, clip_norm=1.0, every=2)
 
@@ -122,6 +123,23 @@ def test_training_is_the_plain_loop(clip, accelerator, quiet_generators):
     assert not clip.training and all(p.grad is None for p in clip.parameters())
     for (name, ours), theirs in zip(clip.named_parameters(), plain.parameters(), strict=True):
         assert (ours - theirs).norm() < 1e-3 * (ours - start[name]).norm(), name
+
+
+def test_batches_begin_anywhere_and_may_be_read_by_other_processes():
+    pairs = ScenePairs(40)
+    expected = [pairs.__getitems__(batch_indices(40, 8, step)) for step in range(7)]
+    for workers in (0, 2):
+        batches = Batches(pairs, lambda step: batch_indices(40, 8, step), 7, workers)
+        for step in (3, 4, 5, 0, 1, 6):
+            x, texts = batches(step)
+            assert torch.equal(x, expected[step][0]) and texts == expected[step][1]
+
+
+def test_training_is_the_same_where_other_processes_read(clip, accelerator):
+    other, pairs = copy.deepcopy(clip), ScenePairs(40)
+    config = replace(CONFIG, steps=3, every=0)
+    assert pretrain(clip, pairs, config, accelerator) == pretrain(other, pairs, replace(config, workers=1), accelerator)
+    assert all(torch.equal(a, b) for a, b in zip(clip.parameters(), other.parameters(), strict=True))
 
 
 def test_the_scale_stays_below_100(clip, accelerator):
