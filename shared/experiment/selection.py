@@ -51,10 +51,10 @@ def gather(measurements: Iterable, selector: Selector, planned: Mapping[str, Sel
     Raises UserError when two measurements claim the same set and seed, because then the selector is not precise enough.
     """
     found = [m for m in measurements if matches(selector, m.tags)]
-    have = {m.slug for m in found}
-    missing = [slug for slug, tags in (planned or {}).items() if slug not in have and matches(selector, tags)]
     if not found:
         return None
+    have = {m.slug for m in found}
+    missing = [slug for slug, tags in (planned or {}).items() if slug not in have and matches(selector, tags)]
     cells: dict[str, dict[int, np.ndarray]] = {}
     owner: dict[tuple[str, int], object] = {}
     for m in found:

@@ -21,6 +21,11 @@ class Results:
         have = {m.slug for m in self.measurements}
         self.missing = tuple(slug for slug in slugs if slug not in have)  # planned and not measured (yet)
         self._trackers: list[dict[str, None]] = []
+        self._of_kind: dict[object, tuple[list, dict[str, Selector]]] = {}  # a page asks some 10,000 times, mostly for one of a dozen kinds
+        for m in self.measurements:
+            self._of_kind.setdefault(m.tags.get("kind"), ([], {}))[0].append(m)
+        for slug, kind_tags in self.planned.items():
+            self._of_kind.setdefault(kind_tags.get("kind"), ([], {}))[1][slug] = kind_tags
 
     @classmethod
     def load(cls, results: str | Path, scale: str, paper: str) -> "Results":
@@ -34,13 +39,15 @@ class Results:
     def select(self, selector: Selector | None = None, /, **tags) -> list:
         """The measurements whose tags match."""
         wanted = {**(selector or {}), **tags}
-        found = [m for m in self.measurements if matches(wanted, m.tags)]
+        found = [m for m in self._among(wanted)[0] if matches(wanted, m.tags)]
         self._note(m.slug for m in found)
         return found
 
     def values(self, selector: Selector | None = None, /, **tags) -> Selected | None:
         """The matching measurements as one (seeds, examples) matrix per set; None when nothing matches."""
-        selected = gather(self.measurements, {**(selector or {}), **tags}, self.planned)
+        wanted = {**(selector or {}), **tags}
+        measurements, planned = self._among(wanted)
+        selected = gather(measurements, wanted, planned)
         if selected is not None:
             self._note(selected.slugs)
         return selected
@@ -72,6 +79,11 @@ class Results:
             yield used
         finally:
             self._trackers.remove(used)
+
+    def _among(self, wanted: Selector) -> tuple[list, dict[str, Selector]]:
+        """What may match: measurements, and the tags of planned ones."""
+        kind = wanted.get("kind")
+        return self._of_kind.get(kind, ([], {})) if isinstance(kind, str) else (self.measurements, self.planned)
 
     def _note(self, slugs) -> None:
         for slug in slugs:

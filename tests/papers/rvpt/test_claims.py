@@ -136,7 +136,7 @@ class Asked(Results):
         self.kinds = getattr(self, "kinds", set()) | {self.by_slug[s] for s in slugs}
 
 
-@pytest.mark.parametrize("scale", ["cpu", "paper", "smoke"])
+@pytest.mark.parametrize("scale", [pytest.param("cpu", marks=pytest.mark.slow), pytest.param("paper", marks=pytest.mark.slow), "smoke"])
 def test_tables_can_be_drawn_and_hold_what_is_planned(scale):
     whole = made_up(scale)
     results = Asked("rvpt", scale, whole.measurements, whole.config, planned=whole.planned)
@@ -184,7 +184,7 @@ def test_the_best_is_the_lowest_success_and_the_highest_accuracy_among_defences(
     assert table.bold == {(labels.index("VPT"), k) for k in range(len(table.columns))}
 
 
-@pytest.mark.parametrize("scale", ["cpu", "paper"])
+@pytest.mark.parametrize("scale", ["cpu", pytest.param("paper", marks=pytest.mark.slow)])
 def test_claims_can_be_judged_in_their_units(scale):
     results = made_up(scale)
     verdicts = judge(CLAIMS, results)

@@ -93,7 +93,10 @@ def test_what_is_drawn_is_what_is_planned():
     assert tuple(figures.METHODS) == ROWS and set(Config().attacked) <= set(figures.ATTACKS)
 
 
-@pytest.mark.parametrize("name", KINDS)
+SEEN_ELSEWHERE = ("fig_resistivity_badnet", "fig_resistivity_blended", "fig_triggers", "fig_attention", "fig_tradeoff")  # drawn by like code
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SEEN_ELSEWHERE else n for n in KINDS])
 def test_a_figure_reads_its_cells_and_can_be_kept(name, results, tmp_path):
     with results.tracking() as used:
         fig = drawn(name, results)
@@ -108,8 +111,8 @@ def test_nothing_measured_is_no_figure():
     assert [name for name in KINDS if drawn(name, empty) is not None] == []
 
 
-@pytest.mark.parametrize("name", ["fig_triggers", *(pytest.param(n, marks=pytest.mark.slow) for n in ("fig_attention", "fig_perturbations",
-                                                                                                    "fig_resistivity"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fig_triggers", "fig_attention", "fig_perturbations", "fig_resistivity"])
 def test_photographs_stay_small(name, tmp_path):
     kind = KINDS[name]
     save_figure(drawn(name, results_of(keep=lambda cell: cell.kind == kind, side=224, blocks=12)), tmp_path / name, {})
