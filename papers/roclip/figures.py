@@ -117,7 +117,7 @@ def fig_strong(results):
         series = {name: [results.estimate(row, kind="strong", measure=measure, m=m) for _, m in rates] for name, (row, _) in wanted.items()}
         figures.lines(ax, [share(rate) for rate, _ in rates], series, xlabel="target pairs among all", ylabel=label, look=look, categorical=True)
         ax.set(ylim=(-4, 104))
-    figures.legend(fig, axes, 4)
+    figures.legend(fig, axes, 3)
     return fig
 
 
