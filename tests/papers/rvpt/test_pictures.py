@@ -297,13 +297,13 @@ def tiny_torchvision(tmp_path):
 
 def test_a_transformer_of_torchvision(room, tiny_torchvision):
     net, spec = tiny_torchvision
-    m, x = room(models=Models(supervised=spec)), torch.rand(3, 3, 32, 32)
+    m, x = room(models=Models(supervised=spec)), torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in IMAGENET)
     z = (F.interpolate(x, size=(16, 16), mode="bicubic") - mean) / std
     classify, encode = supervised.supervised_model(m.bench)
     with torch.no_grad():
-        close(classify(x), net(z))
-        close(net.heads(encode(x).output), net(z))
+        close(classify(x), net(z), rtol=1e-4, atol=1e-4)
+        close(net.heads(encode(x).output), net(z), rtol=1e-4, atol=1e-4)
     assert encode(x).layers.shape == (3, 2, 8)
     got = pictures.resistivity(m, cell("resistivity", "supervised", perturbation="flip"))
     assert "accuracy" not in got.extra and got.extra["layers"].shape == (20, 2)

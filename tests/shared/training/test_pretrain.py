@@ -98,7 +98,8 @@ def test_the_defaults_are_those_of_the_zoo():
 
     args = script.Args()
     card = zoo.card(args.out.stem)
-    assert card["config"] == script.asdict(args.train) and card["seed"] == args.seed and card["model"] == args.model
+    assert card["config"] == {k: v for k, v in script.asdict(args.train).items() if k != "workers"}  # which change no weight
+    assert card["seed"] == args.seed and card["model"] == args.model
     assert replace(ContrastiveConfig(), steps=3600, every=200) == args.train
 
 
