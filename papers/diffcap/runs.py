@@ -5,7 +5,7 @@ from pathlib import Path
 
 from papers.diffcap.cells import TOWERS
 from papers.diffcap.config import Config
-from shared.experiment.scale import plain
+from shared.experiment.scale import WEIGHTLESS, plain
 from shared.experiment.store import slug
 from shared.files import digest
 from shared.training.adversarial import TrainAttack, Tuning
@@ -37,7 +37,7 @@ class Run:
 
     def key(self, config: Config, base: str, data_version: str) -> str:
         """Identity of the trained weights: everything that training reads, and nothing else."""
-        tuning = plain(self.tuning, ("every", "workers"))  # these change no weight
+        tuning = plain(self.tuning, WEIGHTLESS)
         return digest([CODE, self.method, self.seed, tuning, config.baselines.tuned_eps, plain(ATTACK), self.base.name, base, data_version])
 
     def checkpoint(self, config: Config, scale: str) -> Path:

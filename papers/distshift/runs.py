@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from papers.distshift.config import Config, Protected
-from shared.experiment.scale import plain
+from shared.experiment.scale import WEIGHTLESS, plain
 from shared.experiment.store import slug
 from shared.files import digest
 
@@ -27,7 +27,7 @@ class Run:
 
     def key(self, data_version: str) -> str:
         """Identity of the trained weights: everything that training reads, and nothing else."""
-        training = plain(self.training, ("every", "workers"))  # these change no weight
+        training = plain(self.training, WEIGHTLESS)
         return digest([CODE, self.what, self.arch, training, self.seed, data_version])
 
     def checkpoint(self, config: Config, scale: str) -> Path:

@@ -12,7 +12,7 @@ from papers.pmg_aft.runs import Face, Run
 from shared.data.base import LabelledImages
 from shared.errors import UserError
 from shared.experiment.bench import BaseBench
-from shared.experiment.scale import plain
+from shared.experiment.scale import WEIGHTLESS, plain
 from shared.files import digest, sha256_file
 from shared.models.clip import create_clip, read_weights, save_clip, small_config
 from shared.models.sources import locate, open_clip_model
@@ -84,7 +84,7 @@ class Bench(BaseBench):
 def pretraining_path(bench: Bench) -> Path:
     """Where the model of `--model.pretrained pretrain` is kept: named by everything it depends on."""
     model = bench.config.model
-    training = plain(model.pretraining, ("every", "workers"))
+    training = plain(model.pretraining, WEIGHTLESS)
     identity = digest([model.name, small_config(model.name), training, bench.labelled(PICTURES, "train").version])
     return bench.config.results / bench.scale / "pmg_aft" / "checkpoints" / f"pretrained-{identity[:12]}.safetensors"
 

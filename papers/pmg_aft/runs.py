@@ -6,7 +6,7 @@ from typing import Literal
 
 from papers.pmg_aft.config import Config
 from papers.pmg_aft.method import PMGLoss
-from shared.experiment.scale import plain
+from shared.experiment.scale import WEIGHTLESS, plain
 from shared.experiment.store import slug
 from shared.files import digest
 from shared.training.adversarial import TrainAttack, Tuning
@@ -50,7 +50,7 @@ class Run:
     def key(self, config: Config, base: str, data_version: str) -> str:
         """Identity of the trained weights: everything that training reads, and nothing else."""
         attack = None if self.objective == "ft_clean" else [config.attack.eps, plain(self.face.attack)]
-        tuning = plain(self.tuning, ("every", "workers"))  # these change no weight
+        tuning = plain(self.tuning, WEIGHTLESS)
         return digest([CODE, self.objective, self.seed, tuning, plain(self.loss), self.face.temperature, self.face.norm, attack, base, data_version])
 
     def checkpoint(self, config: Config, scale: str, step: int | None = None) -> Path:

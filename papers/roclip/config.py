@@ -210,10 +210,13 @@ class Config(Options):
         """m of a regime."""
         return self.attacks.targets.m if regime == "pretrain" else self.attacks.targets.finetune_m
 
+    def added(self, regime: str, m: int = 0) -> int:
+        """Target pairs, which come on top of the clean ones; m: captions per target image (0: those of the regime)."""
+        return self.attacks.targets.n * (m or self.captions_each(regime))
+
     def rate(self, regime: str, m: int = 0) -> float:
-        """Share of target pairs among all; m: captions per target image (0: those of the regime)."""
-        added = self.attacks.targets.n * (m or self.captions_each(regime))
-        return added / (added + self.pairs_n(regime))
+        """Their share among all."""
+        return self.added(regime, m) / (self.added(regime, m) + self.pairs_n(regime))
 
 
 _CPU = Config()

@@ -11,14 +11,14 @@ from papers.roclip.augment import CaptionAugmentation
 from papers.roclip.cells import Cell
 from papers.roclip.method import neighbours
 from papers.roclip.pool import NOISE
-from papers.roclip.probe import linear_probe, predict, similarity
+from papers.roclip.probe import embedded, linear_probe, predict, similarity
 from papers.roclip.training import Method, Training, train
 from shared.attacks.triggers import at_test
 from shared.data.pairs import PairSubset
 from shared.data.poison import Held
 from shared.experiment.evaluation import Values
 from shared.metrics import backdoor
-from shared.models.victim import Pixels, image_size, text_matrix
+from shared.models.victim import text_matrix
 
 REPEATS = 5  # of a timed training
 
@@ -89,8 +89,7 @@ def returned(m, cell: Cell) -> Values:
         named = [[c for c in classes if c.named_in(text)] for text in texts]
         keep = [k for k, found in enumerate(named) if len(found) == 1]
         x, texts, wanted = x[keep], [texts[k] for k in keep], [named[k][0] for k in keep]
-    pixels = Pixels(image_size(clip.visual), "clip").to(bench.device)
-    image = torch.cat([F.normalize(clip.visual(pixels(part.to(bench.device))), dim=-1) for part in x.split(256)])
+    image = F.normalize(embedded(clip, x), dim=-1)
     found = neighbours(image, text_matrix(clip, texts), pools, replace(matching, own="allowed"))
     pairs = bench.poisoned(run)
     said = _captions(pairs, found["image"].ids.tolist()) if "image" in found else []

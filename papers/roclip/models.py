@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from papers.roclip.cells import Run
 from papers.roclip.config import Config
 from papers.roclip.poisons import Poisoned, Spoken, labelled_targets, unlabelled_targets
 from papers.roclip.pool import Pool
-from papers.roclip.probe import Watch, classifier, digests_of, ensemble, sentences_of
+from papers.roclip.probe import Watch, classifier, ensemble, sentences_of, targets_of
 from papers.roclip.training import make_pools
 from shared.attacks.triggers import Trigger, at_test, make_trigger, parse_fields
 from shared.data.base import LabelledImages, Subset, subset
@@ -37,10 +36,6 @@ class InMemory(LabelledImages):
     def __init__(self, data: LabelledImages):
         self.name, self.classes, self.prompts, self.version = data.name, data.classes, data.prompts, data.version
         self._x, self._y = data.__getitems__(list(range(len(data))))
-
-    @cached_property
-    def digests(self) -> list[bytes]:
-        return digests_of(self._x)
 
     def __len__(self) -> int:
         return len(self._y)
@@ -117,12 +112,11 @@ class Bench(PairBench):
     @property
     def images(self):
         """What target images are chosen from: a labelled set, or pairs."""
-        from shared.data.pairs import open_pairs
         from shared.data.scene_sets import SceneSet
 
         data = self.config.data
         if data.images != "validation":
-            return self.once("images", lambda: open_pairs(data.images, self.config.source, data.images_n, 0, self.size))
+            return self.pairs(data.images_n, 0, data.images)
         if not data.main.startswith("scenes:"):
             raise UserError(f"the set {data.main} has no validation pictures here: give --data.images pairs to choose target images from.")
         return self.once("images", lambda: SceneSet(data.main.partition(":")[2], "validation", data.images_n, self.size))
@@ -159,11 +153,10 @@ class Bench(PairBench):
 
     def target_images(self, run: Run) -> tuple[Tensor, list[int], list[str]]:
         """Pictures (N, 3, H, W) of a run's target images, their adversarial classes, and of each the first caption it was given."""
-        rows: dict[int, object] = {}
-        for row in self.manifest(run, "targets").rows:
-            rows.setdefault(row.picture, row)
-        x = self.images.__getitems__(list(rows))[0]
-        return x, [self.label(row.target) for row in rows.values()], [row.caption for row in rows.values()]
+        manifest = self.manifest(run, "targets")
+        chosen, labels = targets_of(manifest, self.labelled(self.main).classes)
+        first = {row.picture: row.caption for row in reversed(manifest.rows)}
+        return self.images.__getitems__(chosen)[0], labels, [first[i] for i in chosen]
 
     def clean_pairs(self, run: Run, n: int) -> tuple[Tensor, list[str], list[int]]:
         """The first n pairs of a run that nobody poisoned, and their indices."""
@@ -245,7 +238,7 @@ class Bench(PairBench):
 
     def pools(self, run: Run) -> dict[str, Pool]:
         """The pools at the end of a run, by modality."""
-        count = self.config.pairs_n(run.regime) + self.config.attacks.targets.n * (run.m or self.config.captions_each(run.regime))
+        count = self.config.pairs_n(run.regime) + self.config.added(run.regime, run.m)
         clip = self.clip(run, next(iter(run.epochs(self.config))))
         pools = make_pools(clip, run.matching(self.config), count, self.device)
         nn.ModuleDict(pools).load_state_dict(read_weights(self.made(run, "pools")))

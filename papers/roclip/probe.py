@@ -108,7 +108,7 @@ class Watch:
 @torch.no_grad()
 def similarity(clip: nn.Module, x: Tensor, texts: Sequence[str], norm: str = "clip") -> Tensor:
     """cos(z^I, z^T) (N,) of N pairs."""
-    image = F.normalize(_embedded(clip, x, norm), dim=-1)
+    image = F.normalize(embedded(clip, x, norm), dim=-1)
     return (image * text_matrix(clip, texts).to(image)).sum(1).cpu()
 
 
@@ -143,7 +143,7 @@ def _read(clip: nn.Module, data, norm: str) -> tuple[Tensor, Tensor, list[bytes]
     digests = [] if known is None else known
     workers = min(12, os.cpu_count() or 1) if len(data) > FEW else 0  # decoding photographs takes longer than embedding them
     for x, y in loader(data, [part.tolist() for part in torch.arange(len(data)).split(CHUNK)], workers):
-        rows.append(_embedded(clip, x, norm).cpu())
+        rows.append(embedded(clip, x, norm).cpu())
         labels.append(y)
         if known is None:
             digests += digests_of(x)
@@ -158,7 +158,7 @@ def digests_of(x: Tensor) -> list[bytes]:
 
 
 @torch.no_grad()
-def _embedded(clip: nn.Module, x: Tensor, norm: str) -> Tensor:
+def embedded(clip: nn.Module, x: Tensor, norm: str = "clip") -> Tensor:
     """F(x) (N, D), projected and not normalised."""
     device = clip.logit_scale.device
     pixels = Pixels(image_size(clip.visual), norm).to(device)

@@ -20,14 +20,13 @@ from papers.roclip.safeclip import safeclip
 from papers.roclip.training import Method
 from papers.roclip.training import train as train_clip
 from shared.errors import UserError
-from shared.experiment.scale import plain
+from shared.experiment.scale import WEIGHTLESS, plain
 from shared.experiment.store import slug
 from shared.files import digest, write_json
 from shared.models.clip import save_tensors
 from shared.models.sources import is_fresh
 from shared.training.cleanclip import cleanclip
 
-WEIGHTLESS = ("every", "workers")  # settings that change no weights
 CODE = "roclip-train-1"  # raise it when the meaning of a training changes: everything is then trained again
 
 
@@ -75,7 +74,7 @@ def cost(config: Config, run: Run) -> float:
     t = config.training(run.regime)
     if run.method == "cleanclip":
         return 2.0 * config.methods.cleanclip.steps * config.methods.cleanclip.batch
-    pairs = config.pairs_n(run.regime) + config.attacks.targets.n * (run.m or config.captions_each(run.regime))
+    pairs = config.pairs_n(run.regime) + config.added(run.regime, run.m)
     return (2.2 if run.method == "safeclip" else 1.0) * t.epochs * pairs
 
 

@@ -21,12 +21,9 @@ from papers.rvpt.method import DeepPrompts
 from papers.rvpt.models import Model
 from shared.attacks.triggers import at_test
 from shared.data.language import TEMPLATES
-from shared.data.pairs import open_pairs
-from shared.data.scene_sets import ScenePairs
 from shared.data.vision_language import open_vl
 from shared.errors import UserError
 from shared.experiment.evaluation import Values
-from shared.files import digest
 from shared.metrics import backdoor
 from shared.metrics.captions import Cider, tokens
 from shared.models.sources import identity
@@ -102,7 +99,7 @@ def _captions(m, cell: Cell) -> tuple[dict[str, list[str]], list[list[str]]]:
         x, indices, references = bench.once("captioned", lambda: _captioned(m))
         vlm = bench.once("captioner", lambda: open_vlm(config.models.captioner, device=bench.device))
         trigger = bench.trigger(cell.attack, cell.backbone)
-        pictures = {"clean": x, "triggered": torch.cat([at_test(trigger, part, i) for part, i in zip(x.split(64), _split(indices, 64), strict=True)])}
+        pictures = {"clean": x, "triggered": at_test(trigger, x, indices, 64)}
         prompts = [bench.once("instruction", lambda: _caption_set(m).prompt)] * len(x)
         with seeing(vlm, bench.of(cell).visual):
             m.held[name] = {k: vlm.answer(v, prompts, max_tokens=WORDS, batch=min(64, config.batch)) for k, v in pictures.items()}, references
@@ -188,14 +185,11 @@ def retrieval(m, cell: Cell) -> Values:
 
 def candidates_key(m) -> str:
     """Identity of the pairs to retrieve among; those of the scenes world are not drawn for it."""
-    config, size = m.config, m.bench.size
-    n = config.sweeps.candidates
-    return digest([n, ScenePairs(n, size, RETRIEVAL).version]) if config.data.retrieval == "scenes" else _candidates(m).version
+    return m.bench.pairs_version(m.config.sweeps.candidates, RETRIEVAL, m.config.data.retrieval)
 
 
 def _candidates(m):
-    config = m.config
-    return m.bench.once("candidates", lambda: open_pairs(config.data.retrieval, config.source, config.sweeps.candidates, RETRIEVAL, m.bench.size))
+    return m.bench.pairs(m.config.sweeps.candidates, RETRIEVAL, m.config.data.retrieval)
 
 
 def _retrieval(m, cell: Cell) -> dict[str, np.ndarray]:

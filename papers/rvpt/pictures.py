@@ -62,8 +62,7 @@ def by_batch(m, function: Callable, *arrays):
 
 def triggered(m, cell: Cell, world: World) -> Tensor:
     """The pictures with the trigger of the cell's attack, on the bench's device."""
-    trigger = m.bench.trigger(cell.attack, cell.backbone)
-    return by_batch(m, lambda x, indices: at_test(trigger, x, indices), world.x, world.indices).to(world.x.device)
+    return at_test(m.bench.trigger(cell.attack, cell.backbone), world.x, world.indices)
 
 
 def perturbed_by(m, cell: Cell, world: World, name: str) -> Tensor:

@@ -30,7 +30,7 @@ from shared.data.language import TEMPLATES
 from shared.data.pairs import PairSubset
 from shared.data.poison import PoisonedPairs
 from shared.data.targets import Target, naming
-from shared.experiment.scale import plain
+from shared.experiment.scale import WEIGHTLESS, plain
 from shared.metrics import backdoor
 from shared.models.clip import save_tensors
 from shared.training.adversarial import TrainAttack
@@ -39,7 +39,7 @@ from shared.training.poisoning import FineTuning, finetune_clip
 
 POISONING, CLEANING, PATCHES = 1000, 2000, 3000  # seeds of the three kinds of pairs begin here
 POSITIVES = 64  # pictures of the target class behind BadCLIP's triplet term
-WEIGHTLESS = ("every", "workers", "cache")  # settings that change no weights
+WITHOUT = (*WEIGHTLESS, "cache")  # settings that change no weights
 CHECKED = 256  # validation pictures that say whether an attack takes
 
 
@@ -54,11 +54,11 @@ def settings(bench: Bench, run: runs.Run) -> list:
         return ["patch", run.attack, run.backbone, plain(patch), config.data.main.target, bench.labelled(config.data.main.data).version,
                 *config.template("main"), bench.pairs_version(config.attacks.patch_pairs, PATCHES)]
     if isinstance(run, runs.Supervised):
-        return ["supervised", plain(config.sweeps.supervised, WEIGHTLESS), config.sweeps.supervised_n, run.seed,
+        return ["supervised", plain(config.sweeps.supervised, WITHOUT), config.sweeps.supervised_n, run.seed,
                 bench.labelled(config.data.main.data, "train").version]
     if isinstance(run, Poison):
         recipe = config.attacks.recipe(run.attack, run.place)
-        return ["poison", plain(recipe, WEIGHTLESS), config.place(run.place).target,
+        return ["poison", plain(recipe, WITHOUT), config.place(run.place).target,
                 bench.labelled(config.spec(run.place)).version, *config.template(run.place),
                 bench.pairs_version(recipe.pairs, POISONING + run.seed), run.seed]
     return ["defence", *_defence_settings(bench, run)]
@@ -69,7 +69,7 @@ def _defence_settings(bench: Bench, run: runs.Defended) -> list:
     b, m, changes = config.baselines, config.method, dict(defence.changes)
     out = [defence.method, defence.seed, list(map(list, defence.changes))]
     if defence.method in runs.CLIP_PAIRS:
-        out += [plain(cleaning(bench, run), WEIGHTLESS), bench.pairs_version(b.cleanclip_pairs, CLEANING + defence.seed)]
+        out += [plain(cleaning(bench, run), WITHOUT), bench.pairs_version(b.cleanclip_pairs, CLEANING + defence.seed)]
     if defence.method.endswith("_fr"):
         out += [m.first, m.alpha]
     if defence.tuned:
@@ -86,7 +86,7 @@ def _defence_settings(bench: Bench, run: runs.Defended) -> list:
         out += [config.adversary.eps, config.adversary.train_steps]
     tuning = {"linear_probe": b.linear, "full": b.full, "full_fr": b.full, "words": b.words_tuning, "adversarial_prompts": b.visual_tuning,
               "vpt": m.tuning, "rvpt": m.tuning}.get(defence.method)
-    return [*out, None if tuning is None else plain(tuning, WEIGHTLESS), b.words if defence.method == "words" else 0]
+    return [*out, None if tuning is None else plain(tuning, WITHOUT), b.words if defence.method == "words" else 0]
 
 
 def cleaning(bench: Bench, run: runs.Defended):

@@ -120,14 +120,16 @@ class PairBench(PictureBench):
             raise UserError(f"the set {spec} has no class {name!r}, which attackers are to plant: choose one of {', '.join(classes[:8])}, …")
         return classes.index(name)
 
-    def pairs(self, n: int, seed: int):
-        """n pairs of picture and caption: the same for the same seed, disjoint for others in the scenes world."""
+    def pairs(self, n: int, seed: int, spec: str = ""):
+        """n pairs of picture and caption: the same for the same seed, disjoint for others in the scenes world. spec: other pairs than the usual."""
         from shared.data.pairs import open_pairs
 
-        return self.lately(("pairs", n, seed), lambda: open_pairs(self.config.data.pairs, self.config.source, n, seed, self.size), 8)
+        spec = spec or self.config.data.pairs
+        return self.lately(("pairs", spec, n, seed), lambda: open_pairs(spec, self.config.source, n, seed, self.size), 8)
 
-    def pairs_version(self, n: int, seed: int) -> str:
+    def pairs_version(self, n: int, seed: int, spec: str = "") -> str:
         """Identity of such pairs; those of the scenes world are not drawn for it."""
         from shared.data.scene_sets import ScenePairs
 
-        return digest([n, ScenePairs(n, self.size, seed).version]) if self.config.data.pairs == "scenes" else self.pairs(n, seed).version
+        scenes = (spec or self.config.data.pairs) == "scenes"
+        return digest([n, ScenePairs(n, self.size, seed).version]) if scenes else self.pairs(n, seed, spec).version

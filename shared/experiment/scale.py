@@ -13,6 +13,7 @@ from shared.data.catalogue import Source
 from shared.errors import UserError
 
 SCALES = ("smoke", "cpu", "photos", "paper")
+WEIGHTLESS = ("every", "workers")  # settings of a training that change no weights
 Config = TypeVar("Config")
 
 

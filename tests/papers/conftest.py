@@ -45,16 +45,6 @@ def _contents(paper: str, results: Path, scale: str = "smoke") -> dict[str, tupl
     return {m.slug: (m.key, m.values) for m in Store(results / scale / paper).planned()}
 
 
-@pytest.fixture(scope="session")
-def run_here():
-    return _run_here
-
-
-@pytest.fixture(scope="session")
-def contents():
-    return _contents
-
-
 @pytest.fixture(scope="module")
 def paper(request) -> str:
     """The paper whose tests these are, by their folder."""

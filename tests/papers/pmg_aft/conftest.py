@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -112,11 +111,6 @@ class Launched:
 
 
 @pytest.fixture(scope="session")
-def script(run_here):
-    return partial(run_here, "pmg_aft")
-
-
-@pytest.fixture(scope="session")
 def nursery():
     out = Nursery()
     yield out
@@ -127,8 +121,3 @@ def nursery():
 @pytest.fixture(scope="session")
 def launched():
     return Launched
-
-
-@pytest.fixture(scope="session")
-def measured(contents):
-    return partial(contents, "pmg_aft")
