@@ -66,6 +66,8 @@ of_paper    = $(call quote,$(RESULTS)/$(SCALE)/$2)
 note        = @{ mkdir -p $(of_paper) && echo "$$(date +%s) $1 $3" >> $(of_paper)/times.txt; } 2>/dev/null || true
 
 export PYTHONUNBUFFERED := 1
+# Some machines forbid Python to keep its byte code. Then each of the many processes would compile torch and open_clip anew, ten seconds every time.
+unexport PYTHONDONTWRITEBYTECODE
 export DO_NOT_TRACK := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 ifneq ($(SCALE),paper)

@@ -76,6 +76,13 @@ def overview(options: str = "--scale cpu --results results") -> str:
     return f"-m shared.report.overview {options}"
 
 
+def test_python_keeps_its_byte_code_even_where_the_machine_forbids_it(place):
+    asked = PYTHON.replace("#!/bin/sh\n", '#!/bin/sh\necho "forbidden: $PYTHONDONTWRITEBYTECODE" >> "$LOG"\n')
+    place.script(place.root / ".venv" / "bin" / "python", asked)
+    place.make("overview", PYTHONDONTWRITEBYTECODE="1")
+    assert place.calls[-2:] == ["forbidden: ", overview()]
+
+
 def test_make_alone_prints_help_for_every_target_and_every_variable(place):
     text = place.make().stdout
     assert text == place.make("help").stdout

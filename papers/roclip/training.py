@@ -280,7 +280,7 @@ def adamw(clip: nn.Module, training: Training) -> torch.optim.AdamW:
 
     groups = [{"params": [p for name, p in clip.named_parameters() if decays(name, p) == yes], "weight_decay": training.weight_decay if yes else 0.0}
               for yes in (True, False)]
-    return torch.optim.AdamW(groups, lr=training.lr, betas=training.betas, eps=training.epsilon)
+    return torch.optim.AdamW(groups, lr=training.lr, betas=training.betas, eps=training.epsilon, fused=True)
 
 
 def tower_parameters(clip: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

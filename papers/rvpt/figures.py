@@ -4,8 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from papers.rvpt.config import SIX, THREE
-from papers.rvpt.tables import AGAINST, ATTACKS, METHODS
+from papers.rvpt.tables import AGAINST, ATTACKS, METHODS, SIX, THREE
 from shared.metrics.intervals import bootstrap_mean
 from shared.report import figures, style
 

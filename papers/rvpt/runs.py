@@ -82,21 +82,22 @@ def supervised(config: Config, cells: list[Cell]) -> list[Supervised]:
 
 
 def cost(config: Config, run: Run) -> float:
-    """How long a run takes, relative to others: pictures that pass through a tower."""
+    """How long a run takes, relative to others: pictures that pass through it, weighted by what one took at the cpu scale."""
     b, m = config.baselines, config.method
     if isinstance(run, Patch):
         patch = config.attacks.trojvqa_patch if run.attack == "trojvqa" else config.attacks.badclip_patch
-        return 2.0 * patch.steps * patch.batch
+        return 5.0 * patch.steps * patch.batch
     if isinstance(run, Poison):
         recipe = config.attacks.recipe(run.attack)
-        return 3.0 * recipe.steps * recipe.batch * len(recipe.lrs)
+        return 6.5 * recipe.steps * recipe.batch * len(recipe.lrs)
     if isinstance(run, Supervised):
-        return 3.0 * config.sweeps.supervised.epochs * config.sweeps.supervised_n
+        return 5.5 * config.sweeps.supervised.epochs * config.sweeps.supervised_n
     if run.defence.method in CLIP_PAIRS:
-        return 6.0 * b.cleanclip.steps * b.cleanclip.batch
+        return (12.0 if run.defence.method == "cleanclip" else 6.0) * b.cleanclip.steps * b.cleanclip.batch
     changes = dict(run.defence.changes)
     shots = 64 * changes.get("shots", m.shots)
     tuning = {"linear_probe": b.linear, "full": b.full, "full_fr": b.full, "words": b.words_tuning,
               "adversarial_prompts": b.visual_tuning}.get(run.defence.method, m.tuning)
-    weight = {"linear_probe": 0.05, "words": 1.0, "adversarial_prompts": 3.0 * (1 + config.adversary.train_steps)}.get(run.defence.method, 3.0)
+    weight = {"linear_probe": 0.03, "words": 0.25, "full": 1.3, "full_fr": 1.3,
+              "adversarial_prompts": 0.6 * (1 + config.adversary.train_steps)}.get(run.defence.method, 0.5)
     return weight * tuning.epochs * shots if run.defence.method in TUNED else 0.0

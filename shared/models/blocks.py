@@ -6,7 +6,7 @@
 
 import torch
 from open_clip import CLIP
-from open_clip.transformer import LayerNorm, LayerNormFp32, QuickGELU, ResidualAttentionBlock, Transformer, VisionTransformer, text_global_pool
+from open_clip.transformer import LayerNorm, LayerNormFp32, QuickGELU, ResidualAttentionBlock, Transformer, VisionTransformer
 from torch import Tensor, nn
 
 from shared.models.halves import attend, feed_forward
@@ -32,7 +32,9 @@ class LeanBlock(ResidualAttentionBlock):
     """A block that uses `shared.models.halves` in fp32 on a CPU, and open_clip's modules otherwise."""
 
     def forward(self, q_x: Tensor, k_x=None, v_x=None, attn_mask: Tensor | None = None, queries: int | None = None) -> Tensor:
-        """As in open_clip: (N, L, D) -> (N, L, D). `queries`: only the first so many tokens are wanted, (N, queries, D); they look at all."""
+        """As in open_clip: (N, L, D) -> (N, L, D). `queries`: only the first so many tokens are wanted, (N, queries, D); they look at all.
+
+        attn_mask: (L, L), or (N·heads, queries, L) for each text and head; added to the scores, rows are queries."""
         if k_x is None and v_x is None and self._can_be_quick(q_x, attn_mask):
             x = attend(q_x, self.ln_1, self.attn, attn_mask, queries)
             return feed_forward(x, self.ln_2, self.mlp.c_fc, self.mlp.c_proj, isinstance(self.mlp.gelu, QuickGELU))
@@ -47,7 +49,7 @@ class LeanBlock(ResidualAttentionBlock):
         attn, mlp = self.attn, self.mlp
         if x.device.type != "cpu" or x.dtype != torch.float32 or x.dim() != 3 or torch.is_autocast_enabled("cpu"):
             return False
-        if mask is not None and (mask.dim() != 2 or mask.dtype != x.dtype or mask.requires_grad):
+        if mask is not None and (mask.dim() not in (2, 3) or mask.dtype != x.dtype or mask.requires_grad):
             return False
         plain = (  # parts that someone replaced (adapters, parametrisations, quantised layers) speak for themselves
             type(self.ln_1) in NORMS and type(self.ln_2) in NORMS and type(self.ls_1) is type(self.ls_2) is nn.Identity
@@ -81,17 +83,30 @@ class LeanVision(VisionTransformer):
 
 
 class LeanCLIP(CLIP):
-    """A CLIP that cuts off what follows the longest text's end: under the causal mask no end sees it."""
+    """A CLIP whose text tower computes no more of a text than its embedding needs: nothing behind its end, which under the causal mask no end sees,
+    and of the last block the end alone."""
 
     def encode_text(self, text: Tensor, normalize: bool = False) -> Tensor:
         """Tokens (N, context) -> embeddings (N, D)."""
         if self.attn_mask is None or self.text_pool_type != "argmax" or text.numel() == 0:
             return super().encode_text(text, normalize)
-        text = text[:, : int(text.argmax(dim=-1).max()) + 1]  # the end has the largest number; open_clip pools there
-        length, dtype = text.shape[1], self.transformer.get_cast_dtype()
-        x = self.token_embedding(text).to(dtype) + self.positional_embedding[:length].to(dtype)
-        x = self.ln_final(self.transformer(x, attn_mask=self.attn_mask[:length, :length]))
-        x = text_global_pool(x, text, self.text_pool_type)
+        x = self.ln_final(self._ends(text))
         if self.text_projection is not None:
             x = self.text_projection(x) if isinstance(self.text_projection, nn.Linear) else x @ self.text_projection
         return nn.functional.normalize(x, dim=-1) if normalize else x
+
+    def _ends(self, text: Tensor) -> Tensor:
+        """What the transformer makes of tokens (N, context) at the ends of the texts: (N, width)."""
+        ends, rows = text.argmax(dim=-1), torch.arange(len(text), device=text.device)  # the end has the largest number; open_clip pools there
+        length, dtype = int(ends.max()) + 1, self.transformer.get_cast_dtype()
+        x = self.token_embedding(text[:, :length]).to(dtype) + self.positional_embedding[:length].to(dtype)
+        mask, last = self.attn_mask[:length, :length], self.transformer.resblocks[-1]
+        watched = hooked(self.transformer) or any(hooked(m) for m in last.modules()) or "forward" in vars(self.transformer)
+        if watched or type(last) is not LeanBlock or type(self.transformer) is not Transformer or self.transformer.grad_checkpointing:
+            return self.transformer(x, attn_mask=mask)[rows, ends]
+        for block in self.transformer.resblocks[:-1]:
+            x = block(x, attn_mask=mask)
+        # the end comes once more, in front, as the only query; it looks at what it would see in its own place
+        x = torch.cat((x[rows, ends][:, None], x), dim=1)
+        seen = torch.cat((mask.new_full((len(text), 1), -torch.inf), mask[ends]), dim=1)
+        return last(x, attn_mask=seen[:, None].repeat_interleave(last.attn.num_heads, 0), queries=1)[:, 0]

@@ -20,7 +20,8 @@ SLOPE = 1.702  # of the quick GELU
 def attend(x: Tensor, norm, attention, mask: Tensor | None = None, queries: int | None = None) -> Tensor:
     """a of the module docstring: x (N, L, D) -> (N, L, D), or (N, queries, D) for the first `queries` tokens, which still look at all L.
 
-    norm: nn.LayerNorm; attention: nn.MultiheadAttention with packed weights and biases; mask: (L, L), added to the scores, rows are queries.
+    norm: nn.LayerNorm; attention: nn.MultiheadAttention with packed weights and biases; mask: (L, L), or
+    (N·heads, queries, L) for each sample and head, added to the scores, rows are queries.
     """
     return _Attend.apply(x.contiguous(), norm.weight, norm.bias, attention.in_proj_weight, attention.in_proj_bias, attention.out_proj.weight,
                          attention.out_proj.bias, attention.num_heads, norm.eps, mask, queries or x.shape[1])  # fmt: skip
@@ -64,7 +65,7 @@ class _Attend(torch.autograd.Function):
             q = torch.mm(_rows(h[:, :queries]), w[:width].t()).add_(b[:width]).view(n, queries, heads, each)
             k, v = torch.mm(_rows(h), w[width:].t()).add_(b[width:]).view(n, length, 2, heads, each).unbind(2)
         k, v = _by_head(k), _by_head(v)
-        added = x.new_empty(()) if mask is None else mask[:queries].t()  # the scores have keys as rows, queries as columns
+        added = x.new_empty(()) if mask is None else mask[..., :queries, :].mT  # the scores have keys as rows, queries as columns
         p = torch.baddbmm(added, k, _by_head_transposed(q), beta=0 if mask is None else 1, alpha=each**-0.5).softmax(1)
         o = _by_token(torch.bmm(p.transpose(1, 2), v), heads).reshape(n * queries, width)
         ctx.save_for_backward(x, mean, rstd, norm_w, norm_b, w, out_w, h, q, k, v, p, o)

@@ -245,6 +245,30 @@ def test_second_derivatives_are_refused(small):
         grad.sum().backward()
 
 
+@pytest.mark.parametrize("quick", [True, False])
+def test_the_last_block_computes_the_ends_of_texts_only(small, quick):
+    """Of texts of many lengths, with the gradients of all weights; who watches that block still sees whole sequences."""
+    lean, plain = (copy.deepcopy(clip).requires_grad_(True) for clip in small)
+    if not quick:
+        lean.double(), plain.double()
+    tokens = torch.zeros(12, lean.context_length, dtype=torch.long)
+    for k, row in enumerate(tokens):
+        row[: 2 * k + 1] = torch.randint(1, lean.vocab_size - 1, (2 * k + 1,), generator=torch.Generator().manual_seed(k))
+        row[2 * k + 1] = lean.vocab_size - 1
+    outs = [clip.encode_text(tokens) for clip in (lean, plain)]
+    assert_close(*outs)
+    for out in outs:
+        (out * torch.linspace(-1, 1, out.numel()).to(out).view_as(out)).sum().backward()
+    unit = max(p.grad.abs().max() for p in plain.parameters() if p.grad is not None)
+    for (name, a), b in zip(lean.named_parameters(), plain.parameters(), strict=True):
+        assert (a.grad is None) == (b.grad is None), name
+        assert a.grad is None or (a.grad - b.grad).abs().max() < CLOSE * max(b.grad.abs().max(), 1e-3 * unit), name
+    shapes = []
+    lean.transformer.resblocks[-1].ln_2.register_forward_hook(lambda module, args, out: shapes.append(tuple(out.shape)))
+    assert_close(lean.encode_text(tokens), outs[0])
+    assert shapes == [(12, 24, 64)]
+
+
 @pytest.mark.parametrize("longest", [3, 7, 24])
 def test_texts_are_cut_after_the_longest(small, longest):
     lean, plain = small
