@@ -67,7 +67,7 @@ class Targets:
 
     n: int = 64
     """Target images."""
-    m: int = 25
+    m: int = 33
     """Captions of each."""
     finetune_m: int = 20
     """The same of fine-tuning."""
@@ -146,7 +146,7 @@ class Sweeps:
     """When the pools take in batches (empty: not varied)."""
     alpha: float = 0.1
     """α of augmented captions, where `augment` is both."""
-    strong: tuple[int, ...] = (25, 50)
+    strong: tuple[int, ...] = (33, 66)
     """Captions per target image of strong poisoning."""
     strong_every: tuple[int, ...] = (2, 1)
     """K of both versions under strong poisoning."""
@@ -181,7 +181,7 @@ class Config(Options):
     data: Data = field(default_factory=Data)
     attacks: Attacks = field(default_factory=Attacks)
     methods: Methods = field(default_factory=Methods)
-    pretraining: Training = field(default_factory=lambda: Training(epochs=8, batch=128, lr=2e-3, warmup=50))
+    pretraining: Training = field(default_factory=lambda: Training(epochs=6, batch=128, lr=2e-3, warmup=50))
     finetuning: Training = field(default_factory=lambda: Training(epochs=6, batch=128, lr=1e-3, warmup=20))
     probing: Probing = field(default_factory=Probing)
     sweeps: Sweeps = field(default_factory=Sweeps)
