@@ -41,13 +41,13 @@ def main() -> None:
             print(f"{name}: {len(found)}, {len(found) - len(todo)} already there", flush=True)
         work_off(accelerator, name, todo, lambda run: runs.cost(config, run), lambda run: train(bench, run), lambda run: run.slug)
 
-    stage("optimised patches", runs.patches(config, planned))
-    stage("poisoned CLIPs", runs.poisons(config, planned))
+    poisons = runs.poisons(config, planned)  # those with an optimised patch come after it; the others keep all processes busy meanwhile
+    stage("optimised patches, poisoned CLIPs", runs.patches(config, planned) + [p for p in poisons if p.attack not in runs.OPTIMISED])
+    stage("CLIPs poisoned by patches", [p for p in poisons if p.attack in runs.OPTIMISED])
     evaluation = Evaluation("rvpt", scale, measurer, accelerator, gated, lambda group: f"{group[0].method} {group[0].attack}", plan=False)
     evaluation.measure(groups(gated))
     evaluation.pass_gates(*FAILED)
-    stage("supervised towers", runs.supervised(config, planned))
-    stage("defences", runs.defences(config, planned))
+    stage("defences", runs.supervised(config, planned) + runs.defences(config, planned))
     accelerator.end_training()
 
 
