@@ -121,7 +121,7 @@ def test_the_epochs_of_the_paper_scale_can_be_drawn():
 def test_roclip_epochs_are_the_large_markers(results, once):
     axes = once("fig_epochs")[0].axes
     large = [line for line in axes[0].get_lines() if line.get_markersize() > 5]
-    assert [list(line.get_xdata()) for line in large] == [[2, 4, 6, 8], [2, 4, 6, 8]]
+    assert [list(line.get_xdata()) for line in large] == [[2, 4, 6], [2, 4, 6]]
     for line, method in zip(large, ("roclip", "released"), strict=True):
         e = results.estimate(kind="epoch", regime="pretrain", method=method, measure="psr", epoch=4)
         assert line.get_ydata()[1] == pytest.approx(100 * e.value)
