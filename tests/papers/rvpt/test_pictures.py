@@ -289,7 +289,7 @@ def tiny_torchvision(tmp_path):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         net = build().eval()
-        torch.nn.init.normal_(net.heads.head.weight)
+        torch.nn.init.normal_(net.heads.head.weight, std=0.3)  # logits of about 1, so that rounding stays below the tolerance
     torch.save(net.state_dict(), tmp_path / "tiny.pt")
     yield net, f"torchvision:rvpt_tiny_vit:{tmp_path / 'tiny.pt'}"
     del BUILTIN_MODELS["rvpt_tiny_vit"]
@@ -302,8 +302,8 @@ def test_a_transformer_of_torchvision(room, tiny_torchvision):
     z = (F.interpolate(x, size=(16, 16), mode="bicubic") - mean) / std
     classify, encode = supervised.supervised_model(m.bench)
     with torch.no_grad():
-        close(classify(x), net(z), rtol=1e-4, atol=1e-4)
-        close(net.heads(encode(x).output), net(z), rtol=1e-4, atol=1e-4)
+        close(classify(x), net(z))
+        close(net.heads(encode(x).output), net(z))
     assert encode(x).layers.shape == (3, 2, 8)
     got = pictures.resistivity(m, cell("resistivity", "supervised", perturbation="flip"))
     assert "accuracy" not in got.extra and got.extra["layers"].shape == (20, 2)
