@@ -8,7 +8,7 @@ import copy
 from dataclasses import replace
 
 from papers.roclip.config import PRESETS
-from papers.roclip.training import Method, Training, adamw, train
+from papers.roclip.training import Method, Training, optimizer_of, train
 from shared.bench.harness import Cases, Options, run
 from shared.bench.plain import contrastive_loop, plain_clip, random_clip, same_loss
 from shared.bench.timing import Case
@@ -51,7 +51,7 @@ def _plain(batch: int, steps: int, repetitions: int) -> Case:
     def reference() -> float:
         clip = copy.deepcopy(plain_begin).train()
         return contrastive_loop(clip, begin.tokenizer, pairs, [batch_indices(len(pairs), batch, step, training.seed) for step in range(steps)],
-                                adamw(clip, training), lambda step: training.rate(step, len(pairs)), training.clip_norm)
+                                optimizer_of(clip, training), lambda step: training.rate(step, len(pairs)), training.clip_norm)
 
     return Case("a plain loop over open_clip's model and loss, same data and optimiser", lambda: train(copy.deepcopy(begin), pairs, Method(),
                                                                                                        training).loss,

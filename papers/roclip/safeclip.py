@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from papers.roclip.augment import MILD, CaptionAugmentation, ImageAugmentation
 from papers.roclip.method import clip_loss
 from papers.roclip.pool import Pool
-from papers.roclip.training import Training, adamw, embedding_width
+from papers.roclip.training import Training, embedding_width, optimizer_of
 from shared.data.augment import EDA
 from shared.errors import UserError
 from shared.models.victim import Pixels, image_size
@@ -117,7 +117,7 @@ def safeclip(clip: nn.Module, pairs, config: SafeClip = SafeClip(), training: Tr
     size = max(1, round(config.share * len(pairs)))
     pools = {modality: Pool(size, dim, "unit", "ring", k).to(device) for k, modality in enumerate(("image", "text"))}
     state, pixels = _State(clip.requires_grad_(True).train(), pools, len(pairs)).to(device), Pixels(image_size(clip.visual), norm).to(device)
-    static, again, optimizer = config.captions.bind(clip.tokenizer), EDA.of(clip.tokenizer, alpha=config.captions.alpha), adamw(clip, training)
+    static, again, optimizer = config.captions.bind(clip.tokenizer), EDA.of(clip.tokenizer, alpha=config.captions.alpha), optimizer_of(clip, training)
 
     def embed(x: Tensor, texts: list[str]) -> dict[str, Tensor]:
         return {"image": clip.encode_image(pixels(x.to(device)), normalize=True),

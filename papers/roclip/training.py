@@ -21,7 +21,7 @@ from papers.roclip.method import Matching, clip_loss, matched_loss, pools_of
 from papers.roclip.pool import Pool
 from shared.errors import UserError
 from shared.models.victim import Pixels, image_size
-from shared.training.contrastive import Batches, batch_indices
+from shared.training.contrastive import Batches, adamw, batch_indices
 from shared.training.loop import Fit, cosine_schedule
 from shared.training.poisoning import OneProcess
 
@@ -159,7 +159,7 @@ def train(clip: nn.Module, pairs, method: Method = Method(), training: Training 
     reader, pools = _Reader(pairs, method, clip.tokenizer), make_pools(clip, matching, len(pairs), device)
     state = _State(clip.requires_grad_(True).train(), pools)
     towers = accelerator.prepare(_Towers(clip, norm).to(device))
-    optimizer, last = adamw(clip, training), {}
+    optimizer, last = optimizer_of(clip, training), {}
 
     def indices(step: int) -> list[int]:
         return batch_indices(len(pairs), training.batch, step, training.seed)
@@ -271,16 +271,13 @@ def _gathered(mine: Tensor, world: int) -> Tensor:
     return torch.stack(tuple(parts), dim=1).flatten(0, 1)
 
 
-def adamw(clip: nn.Module, training: Training) -> torch.optim.AdamW:
+def optimizer_of(clip: nn.Module, training: Training) -> torch.optim.AdamW:
     """AdamW with decay on what `training.decayed` says."""
-    def decays(name: str, p: nn.Parameter) -> bool:
-        if training.decayed == "matrices":
-            return p.ndim >= 2
+    def named(name: str, p: nn.Parameter) -> bool:
         return not any(part in name for part in ("bn", "ln", "bias", "logit_scale"))
 
-    groups = [{"params": [p for name, p in clip.named_parameters() if decays(name, p) == yes], "weight_decay": training.weight_decay if yes else 0.0}
-              for yes in (True, False)]
-    return torch.optim.AdamW(groups, lr=training.lr, betas=training.betas, eps=training.epsilon, fused=True)
+    decays = {"decays": named} if training.decayed == "names" else {}
+    return adamw(clip, training.lr, training.weight_decay, training.betas, training.epsilon, **decays)
 
 
 def tower_parameters(clip: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

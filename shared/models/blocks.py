@@ -65,15 +65,21 @@ def _is_exact_gelu(module: nn.Module) -> bool:
     return type(module) is nn.GELU and module.approximate == "none"
 
 
+def _last_alone(transformer: nn.Module) -> LeanBlock | None:
+    """The last block, where it may compute less than the transformer would have it do, since nobody watches either; else None."""
+    if type(transformer) is not Transformer or transformer.grad_checkpointing or hooked(transformer) or "forward" in vars(transformer):
+        return None
+    last = transformer.resblocks[-1]
+    return last if type(last) is LeanBlock and not any(hooked(m) for m in last.modules()) else None
+
+
 class LeanVision(VisionTransformer):
     """A vision tower whose last block computes the class token only, where nothing else of its output is used."""
 
     def forward(self, x: Tensor):
         """Images (N, 3, H, W) -> embeddings (N, D)."""
-        last = self.transformer.resblocks[-1]
-        wanted_alone = self.pool_type == "tok" and self.attn_pool is None and not self.output_tokens and type(self.transformer) is Transformer
-        watched = hooked(self.transformer) or any(hooked(m) for m in last.modules()) or "forward" in vars(self.transformer)
-        if not wanted_alone or watched or self.transformer.grad_checkpointing or type(last) is not LeanBlock:
+        last = _last_alone(self.transformer)
+        if last is None or self.pool_type != "tok" or self.attn_pool is not None or self.output_tokens:
             return super().forward(x)
         x = self._embeds(x)
         for block in self.transformer.resblocks[:-1]:
@@ -100,9 +106,8 @@ class LeanCLIP(CLIP):
         ends, rows = text.argmax(dim=-1), torch.arange(len(text), device=text.device)  # the end has the largest number; open_clip pools there
         length, dtype = int(ends.max()) + 1, self.transformer.get_cast_dtype()
         x = self.token_embedding(text[:, :length]).to(dtype) + self.positional_embedding[:length].to(dtype)
-        mask, last = self.attn_mask[:length, :length], self.transformer.resblocks[-1]
-        watched = hooked(self.transformer) or any(hooked(m) for m in last.modules()) or "forward" in vars(self.transformer)
-        if watched or type(last) is not LeanBlock or type(self.transformer) is not Transformer or self.transformer.grad_checkpointing:
+        mask, last = self.attn_mask[:length, :length], _last_alone(self.transformer)
+        if last is None:
             return self.transformer(x, attn_mask=mask)[rows, ends]
         for block in self.transformer.resblocks[:-1]:
             x = block(x, attn_mask=mask)

@@ -68,11 +68,12 @@ class PixelCLIP(nn.Module):
         return self.clip(self.pixels(x), tokens)
 
 
-def adamw(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW with decay on matrices only."""
-    groups = [{"params": [p for p in model.parameters() if p.requires_grad and p.ndim >= 2], "weight_decay": weight_decay},
-              {"params": [p for p in model.parameters() if p.requires_grad and p.ndim < 2], "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), eps=1e-6, fused=True)
+def adamw(model: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.98), eps: float = 1e-6,
+          decays: Callable[[str, nn.Parameter], bool] = lambda name, p: p.ndim >= 2) -> torch.optim.AdamW:
+    """AdamW of what is trained, with decay where `decays(name, parameter)`: by default on matrices only."""
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups = [{"params": [p for name, p in trained if decays(name, p) == yes], "weight_decay": weight_decay if yes else 0.0} for yes in (True, False)]
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
 
 
 def pretrain(clip: nn.Module, pairs, config: ContrastiveConfig, accelerator, checkpoint: Path | None = None, augment=None,

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from papers.roclip.augment import MILD, CaptionAugmentation
 from papers.roclip.method import AS_RELEASED, TWO_SIDED, Matching
-from papers.roclip.training import RELEASED, Method, Training, adamw, last_of_either, make_pools, tower_parameters, train
+from papers.roclip.training import RELEASED, Method, Training, last_of_either, make_pools, optimizer_of, tower_parameters, train
 from shared.errors import UserError
 from shared.models.clip import MEAN_STD
 from shared.training.contrastive import batch_indices
@@ -29,7 +29,7 @@ def literally(clip, pairs, matching, training):
     """The same training with nothing but torch: every tower with a graph, zero gradients by a factor, pools in lists."""
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in MEAN_STD["clip"])
     clip.requires_grad_(True).train()
-    optimizer, per_epoch = adamw(clip, training), len(pairs) // training.batch
+    optimizer, per_epoch = optimizer_of(clip, training), len(pairs) // training.batch
     noise = {m: torch.randn(80, 16, generator=torch.Generator().manual_seed(k)) for k, m in enumerate(("text", "image"))}
     pools, places = {m: list(v) for m, v in noise.items()}, {"text": 0, "image": 0}
 
@@ -200,7 +200,7 @@ def test_the_schedule_of_the_released_code():
 
 
 def test_what_the_released_code_decays(clip):
-    groups = adamw(clip, RELEASED).param_groups
+    groups = optimizer_of(clip, RELEASED).param_groups
     names = {id(p): name for name, p in clip.named_parameters()}
     decayed, spared = ({names[id(p)] for p in group["params"]} for group in groups)
     assert "visual.class_embedding" in decayed and "logit_scale" in spared and len(decayed | spared) == len(names)
