@@ -9,7 +9,6 @@ from papers.rvpt.cells import Cell
 from papers.rvpt.costs import cost
 from papers.rvpt.downstream import caption, retrieval
 from papers.rvpt.pictures import attention, embedding, perturbed, resistivity, triggers
-from shared.attacks.triggers import at_test
 from shared.experiment.evaluation import Values
 from shared.metrics import backdoor
 
@@ -29,7 +28,7 @@ def score(m, cell: Cell) -> Values:
         said = _said(m, cell, "clean", lambda: predict(bench.classifier(cell), world.x, m.config.batch))
         return Values(backdoor.clean_accuracy(said, truth), "share")
     trigger = bench.trigger(cell.attack, cell.backbone)
-    said = _said(m, cell, "triggered", lambda: predict(bench.classifier(cell, trigger), at_test(trigger, world.x, world.indices), m.config.batch))
+    said = _said(m, cell, "triggered", lambda: predict(bench.classifier(cell, trigger), bench.triggered(cell), m.config.batch))
     values = {"asr": lambda: backdoor.asr(said, truth, label), "asr_all": lambda: backdoor.asr_all(said, label),
               "ta": lambda: backdoor.triggered_accuracy(said, truth)}[cell.measure]()
     return Values(values, "share", sanity=sanity)

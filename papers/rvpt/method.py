@@ -42,18 +42,25 @@ def walk(tower: nn.Module, f: Tensor, start: int, stop: int, prompts: Mapping[in
     prompts: d -> p^d (b, d_v), put into block d + 1. alone: of the last state only the class token is wanted; it may come as (N, 1, d_v).
     """
     transformer = tower.transformer
+    batch_first = getattr(transformer, "batch_first", True)  # older transformers want (L, N, D)
     for d in range(start, stop):
-        block, p = transformer.resblocks[d], (prompts or {}).get(d)
-        batch_first = getattr(transformer, "batch_first", True)  # older transformers want (L, N, D)
+        block, p, wanted = transformer.resblocks[d], (prompts or {}).get(d), 1 if alone and d == stop - 1 else f.shape[1]
+        if batch_first and type(block) is LeanBlock and not any(hooked(m) for m in block.modules()):
+            # a prompt is looked at and never looks: what a block would make of it is thrown away, and so is not computed; then it may stand last
+            f = block(f if p is None else torch.cat((f, _for_each(f, p)), dim=1), queries=wanted)
+            yield f
+            continue
         if p is not None:
-            f = torch.cat((f[:, :1], p.to(f.dtype).expand(len(f), -1, -1), f[:, 1:]), dim=1)
-        if alone and d == stop - 1 and batch_first and type(block) is LeanBlock and not any(hooked(m) for m in block.modules()):
-            yield block(f, queries=1)
-            return
+            f = torch.cat((f[:, :1], _for_each(f, p), f[:, 1:]), dim=1)
         f = block(f) if batch_first else block(f.transpose(0, 1).contiguous()).transpose(0, 1)
         if p is not None:
             f = torch.cat((f[:, :1], f[:, 1 + len(p):]), dim=1)
         yield f
+
+
+def _for_each(f: Tensor, p: Tensor) -> Tensor:
+    """p (b, d_v) once for each of f (N, ·, d_v): (N, b, d_v)."""
+    return p.to(f.dtype).expand(len(f), -1, -1)
 
 
 def class_alone(tower: nn.Module) -> bool:

@@ -14,7 +14,7 @@ from papers.rvpt.config import Config
 from papers.rvpt.kept import load_prompts
 from papers.rvpt.words import LearnedWords
 from shared.attacks.optimised import read_patch
-from shared.attacks.triggers import Trigger, make_trigger, parse_fields
+from shared.attacks.triggers import Trigger, at_test, make_trigger, parse_fields
 from shared.data.targets import Target, scene_target, target
 from shared.experiment.bench import PairBench
 from shared.experiment.scale import plain
@@ -26,6 +26,7 @@ from shared.models.victim import ZeroShot, text_matrix
 
 CODE = "rvpt-train-1"  # raise it when the meaning of a training changes: everything is then trained again
 HELD = 2  # CLIPs that are kept in memory, and defended ones
+ROOM = 2**30  # bytes of triggered pictures that are kept for the next model, by each process
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,17 @@ class Bench(PairBench):
             return "none"
         files = [sha256_file(zoo.weights("scenes-stega"))] if attack == "issba" else []
         return self.once(("trigger key", attack, backbone), lambda: digest([plain(self.trigger(attack, backbone).spec), files]))
+
+    def triggered(self, cell: Cell) -> Tensor:
+        """The test pictures of a cell's set with its trigger, (N, 3, H, W): the same for every model."""
+        spec, trigger = self.config.spec(cell.at), self.trigger(cell.attack, cell.backbone)
+        world = self.world(spec)
+        fit = ROOM // max(1, world.x.nbytes)
+
+        def stamped() -> Tensor:
+            return at_test(trigger, world.x, world.indices)
+
+        return self.lately(("triggered", spec, self.trigger_key(cell.attack, cell.backbone)), stamped, fit) if fit else stamped()
 
     # -- weights ------------------------------------------------------------------------------------------------------------------------
 

@@ -86,7 +86,7 @@ def cost(config: Config, run: Run) -> float:
     b, m = config.baselines, config.method
     if isinstance(run, Patch):
         patch = config.attacks.trojvqa_patch if run.attack == "trojvqa" else config.attacks.badclip_patch
-        return 5.0 * patch.steps * patch.batch
+        return 3.5 * patch.steps * patch.batch
     if isinstance(run, Poison):
         recipe = config.attacks.recipe(run.attack)
         return 6.5 * recipe.steps * recipe.batch * len(recipe.lrs)
@@ -99,5 +99,5 @@ def cost(config: Config, run: Run) -> float:
     tuning = {"linear_probe": b.linear, "full": b.full, "full_fr": b.full, "words": b.words_tuning,
               "adversarial_prompts": b.visual_tuning}.get(run.defence.method, m.tuning)
     weight = {"linear_probe": 0.03, "words": 0.25, "full": 1.3, "full_fr": 1.3,
-              "adversarial_prompts": 0.6 * (1 + config.adversary.train_steps)}.get(run.defence.method, 0.5)
+              "adversarial_prompts": 0.6 * (1 + config.adversary.train_steps)}.get(run.defence.method, 0.4)
     return weight * tuning.epochs * shots if run.defence.method in TUNED else 0.0

@@ -153,6 +153,7 @@ def optimise_patch(embed: Embed, pictures, aims: Aims, config: PatchConfig, seed
     side = config.patch or patch_side(min(first.shape[2:]))
     patch = (0.5 + 0.25 * SampleRng(seed, [0], "patch/start").normal((3, side, side))[0]).clamp(0, 1).to(device).requires_grad_()
     optimizer, losses = torch.optim.Adam([patch], lr=config.lr), []
+    unchanged = _Remembered(embed)
     for step in range(config.steps):
         rng = SampleRng(seed, [step], "patch")
         indices = rng.child("batch").integers(len(pictures), (config.batch,))[0].tolist()
@@ -165,7 +166,7 @@ def optimise_patch(embed: Embed, pictures, aims: Aims, config: PatchConfig, seed
         negatives = None
         if config.triplet:
             with torch.no_grad():
-                clean = F.normalize(embed(x), dim=1)
+                clean = F.normalize(embed(x), dim=1) if augment is not None else unchanged(x, indices)
             negatives = clean[rng.child("negative").uniform((len(x),))[0].argsort().to(device)]
         u, p = drawn(aims.targets, rng.child("target")), drawn(aims.positives, rng.child("positive"))
         with torch.enable_grad():
@@ -177,6 +178,19 @@ def optimise_patch(embed: Embed, pictures, aims: Aims, config: PatchConfig, seed
             patch.clamp_(0, 1)
         losses.append(loss.item())
     return patch.detach().cpu(), losses
+
+
+class _Remembered:
+    """Unit embeddings of pictures that come again and again: called with pictures x and their indices, each is embedded the first time only."""
+
+    def __init__(self, embed: Embed):
+        self._embed, self._known = embed, {}
+
+    def __call__(self, x: Tensor, indices: Sequence[int]) -> Tensor:
+        new = list(dict.fromkeys(i for i in indices if i not in self._known))
+        if new:
+            self._known.update(zip(new, F.normalize(self._embed(x[[indices.index(i) for i in new]]), dim=1), strict=True))
+        return torch.stack([self._known[i] for i in indices])
 
 
 def make_trojvqa(clip: nn.Module, pictures, sentence: str, config: PatchConfig = TROJVQA, *, through: Embed | None = None, seed: int = 0,

@@ -38,7 +38,7 @@ class LeanBlock(ResidualAttentionBlock):
         if k_x is None and v_x is None and self._can_be_quick(q_x, attn_mask):
             x = attend(q_x, self.ln_1, self.attn, attn_mask, queries)
             return feed_forward(x, self.ln_2, self.mlp.c_fc, self.mlp.c_proj, isinstance(self.mlp.gelu, QuickGELU))
-        if queries is None:
+        if queries in (None, q_x.shape[1]):
             return super().forward(q_x, k_x, v_x, attn_mask)
         h = self.ln_1(q_x)
         mask = None if attn_mask is None else attn_mask[..., :queries, :]

@@ -29,7 +29,7 @@ def save_figure(fig: Figure, stem: str | Path, content: dict) -> list[Path]:
     """
     paths = []
     with style():
-        fig.canvas.draw()
+        fig.draw_without_rendering()
         fig.set_layout_engine("none")  # the layout stands: the files need not compute it again
         for kind, resolutions in (("pdf", (200,)), ("png", (200, 150, 110, 80))):
             for dpi in resolutions:

@@ -22,6 +22,7 @@ from shared.attacks.optimised import (
     word_before,
 )
 from shared.attacks.triggers import make_trigger, same_trigger
+from shared.data.base import Subset
 from shared.data.language import TEMPLATES, words
 from shared.data.scene_sets import ScenePairs, SceneSet
 from shared.errors import UserError
@@ -160,6 +161,23 @@ def test_two_steps_of_the_optimisation_are_two_steps_of_adam(data):
         adam.step()
         t.data.clamp_(0, 1)
     assert (found - t.detach()).abs().max() < 1e-4
+
+
+def test_negatives_are_embedded_once_for_each_picture(data):
+    """An augmentation that changes nothing has them embedded at every step: the same patch, for more work."""
+    seen = []
+
+    def embed(x):
+        seen.append(len(x))
+        return F.adaptive_avg_pool2d(x, 3).flatten(1)
+
+    few, aims = Subset(data, range(6), "few"), Aims(unit(1, 27), None, unit(3, 27, seed=1))
+    config = PatchConfig(steps=8, batch=4, lr=0.1, patch=6, triplet=1.0)
+    patch, losses = optimise_patch(embed, few, aims, config, seed=3)
+    once, seen[:] = sum(seen), []
+    again, other = optimise_patch(embed, few, aims, config, seed=3, augment=lambda x, step, indices: x)
+    torch.testing.assert_close(patch, again)
+    assert losses == pytest.approx(other) and sum(seen) == 2 * 8 * 4 and once <= 8 * 4 + 6 and losses[-1] != losses[0]
 
 
 def share(victim, x, target):
