@@ -89,7 +89,7 @@ def cost(config: Config, run: Run) -> float:
         return 3.5 * patch.steps * patch.batch
     if isinstance(run, Poison):
         recipe = config.attacks.recipe(run.attack)
-        return 6.5 * recipe.steps * recipe.batch * len(recipe.lrs)
+        return (9.0 if run.attack == "issba" else 6.5) * recipe.steps * recipe.batch * len(recipe.lrs)  # its encoder is a network too
     if isinstance(run, Supervised):
         return 5.5 * config.sweeps.supervised.epochs * config.sweeps.supervised_n
     if run.defence.method in CLIP_PAIRS:

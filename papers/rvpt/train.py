@@ -41,9 +41,12 @@ def main() -> None:
             print(f"{name}: {len(found)}, {len(found) - len(todo)} already there", flush=True)
         work_off(accelerator, name, todo, lambda run: runs.cost(config, run), lambda run: train(bench, run), lambda run: run.slug)
 
-    poisons = runs.poisons(config, planned)  # those with an optimised patch come after it; the others keep all processes busy meanwhile
-    stage("optimised patches, poisoned CLIPs", runs.patches(config, planned) + [p for p in poisons if p.attack not in runs.OPTIMISED])
-    stage("CLIPs poisoned by patches", [p for p in poisons if p.attack in runs.OPTIMISED])
+    poisons = runs.poisons(config, planned)
+    patched, plain = ([p for p in poisons if (p.attack in runs.OPTIMISED) == yes] for yes in (True, False))
+    # the plain ones keep all processes busy while patches are made, but for as many as fill up the round of those that need one
+    now = max(0, len(plain) - (-len(patched) % accelerator.num_processes))
+    stage("optimised patches, poisoned CLIPs", runs.patches(config, planned) + plain[:now])
+    stage("poisoned CLIPs, also by patches", patched + plain[now:])
     evaluation = Evaluation("rvpt", scale, measurer, accelerator, gated, lambda group: f"{group[0].method} {group[0].attack}", plan=False)
     evaluation.measure(groups(gated))
     evaluation.pass_gates(*FAILED)

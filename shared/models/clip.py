@@ -57,17 +57,17 @@ class WordTokenizer:
     def __call__(self, texts: str | Sequence[str]) -> Tensor:
         """Texts -> (N, context_length) int64."""
         texts = [texts] if isinstance(texts, str) else list(texts)
-        out = torch.zeros((len(texts), self.context_length), dtype=torch.long)
-        for row, text in zip(out, texts, strict=True):
+        rows, longest = [], self.context_length
+        for text in texts:
             said = words(text)
             unknown = [w for w in said if w not in self._number]
             if unknown:
                 raise UserError(f"the text {text!r} has the word {unknown[0]!r}, which this small model was not trained on: "
                                 "use its own words (see `vocabulary` in the model's config), or a model with a full tokenizer.")
-            if len(said) + 2 > self.context_length:
-                raise UserError(f"the text {text!r} has {len(said)} words; this model reads at most {self.context_length - 2}: shorten it.")
-            row[: len(said) + 2] = torch.tensor([1, *(self._number[w] for w in said), self.size - 1])
-        return out
+            if len(said) + 2 > longest:
+                raise UserError(f"the text {text!r} has {len(said)} words; this model reads at most {longest - 2}: shorten it.")
+            rows.append([1, *(self._number[w] for w in said), self.size - 1, *(0 for _ in range(longest - len(said) - 2))])
+        return torch.tensor(rows, dtype=torch.long).view(len(texts), longest)
 
 
 def small_config(name: str) -> dict | None:

@@ -13,7 +13,7 @@ from tests.papers.ends import assert_equal, check_continues, check_page, check_s
 SMALL = ("--scale", "smoke", "--seeds", 0, "--data.n", 12, "--attacks.more", "sig", "--sweeps.shots", 1, "--sweeps.alpha", 0, 2, "--sweeps.length", 2,
          "--sweeps.depth-output", 1, "--sweeps.margin", -1, "--sweeps.resistivity-n", 4, "--sweeps.prompts", "{}")
 HEADLINE = (*SMALL, "--headline")
-STAGES = ("optimised patches, poisoned CLIPs", "CLIPs poisoned by patches", "defences")
+STAGES = ("optimised patches, poisoned CLIPs", "poisoned CLIPs, also by patches", "defences")
 
 
 def folder(results: Path) -> Path:
