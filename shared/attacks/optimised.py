@@ -137,7 +137,8 @@ def optimise_patch(embed: Embed, pictures, aims: Aims, config: PatchConfig, seed
                    augment: Callable[[Tensor, int, Sequence[int]], Tensor] | None = None) -> tuple[Tensor, list[float]]:
     """The patch t (3, p, p) in [0, 1], on the CPU, and the loss of every step.
 
-    embed: the victim, any function from pictures to embeddings, frozen by the caller: that of a prompted model makes the attacker an adaptive one.
+    embed: the victim, any function from pictures to embeddings, frozen by the caller: that of a prompted model makes the attacker an adaptive one. It
+    gives a picture one embedding: without `augment`, clean pictures are embedded when they first come and not again.
     pictures: a data set whose `__getitems__(indices)` gives pictures (N, 3, H, W) in [0, 1] and something else; not of the target class.
     augment(x, step, indices): on pictures, before the patch. Batches, initial values (N(½, ¼²), cut) and pairings are functions of (seed, step).
     Raises UserError if every weight is 0, or a term of the loss lacks its embeddings.
