@@ -81,7 +81,7 @@ class Measurer:
         bench, world = self.bench, self.bench.world(self.config.spec(cell.at)).part(128)
         trigger, label = bench.trigger(cell.attack, cell.backbone), bench.label(cell.place, cell.at)
         truth, batch = world.y.cpu().numpy(), self.config.batch
-        x = bench.triggered(cell)[: len(world.x)]
+        x = at_test(trigger, world.x, world.indices)
         poisoned = backdoor.asr(predict(bench.classifier(cell, trigger), x, batch), truth, label).mean()
         untriggered = backdoor.asr(predict(bench.classifier(cell), world.x, batch), truth, label).mean()
         clean = backdoor.asr(predict(bench.classifier(replace(cell, method="clean"), trigger), x, batch), truth, label).mean()

@@ -24,7 +24,7 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from shared.errors import UserError
-from shared.models.blocks import LeanBlock, hooked
+from shared.models.blocks import may_do_less
 from shared.models.victim import ZeroShot
 
 
@@ -45,7 +45,7 @@ def walk(tower: nn.Module, f: Tensor, start: int, stop: int, prompts: Mapping[in
     batch_first = getattr(transformer, "batch_first", True)  # older transformers want (L, N, D)
     for d in range(start, stop):
         block, p, wanted = transformer.resblocks[d], (prompts or {}).get(d), 1 if alone and d == stop - 1 else f.shape[1]
-        if batch_first and type(block) is LeanBlock and not any(hooked(m) for m in block.modules()):
+        if batch_first and may_do_less(block):
             # a prompt is looked at and never looks: what a block would make of it is thrown away, and so is not computed; then it may stand last
             f = block(f if p is None else torch.cat((f, _for_each(f, p)), dim=1), queries=wanted)
             yield f

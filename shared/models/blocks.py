@@ -65,12 +65,17 @@ def _is_exact_gelu(module: nn.Module) -> bool:
     return type(module) is nn.GELU and module.approximate == "none"
 
 
+def may_do_less(block: nn.Module) -> bool:
+    """Whether a block takes `queries`, and nobody watches it or its parts, who would see less than usual."""
+    return type(block) is LeanBlock and not any(hooked(m) for m in block.modules())
+
+
 def _last_alone(transformer: nn.Module) -> LeanBlock | None:
     """The last block, where it may compute less than the transformer would have it do, since nobody watches either; else None."""
     if type(transformer) is not Transformer or transformer.grad_checkpointing or hooked(transformer) or "forward" in vars(transformer):
         return None
     last = transformer.resblocks[-1]
-    return last if type(last) is LeanBlock and not any(hooked(m) for m in last.modules()) else None
+    return last if may_do_less(last) else None
 
 
 class LeanVision(VisionTransformer):

@@ -66,7 +66,7 @@ class WordTokenizer:
                                 "use its own words (see `vocabulary` in the model's config), or a model with a full tokenizer.")
             if len(said) + 2 > longest:
                 raise UserError(f"the text {text!r} has {len(said)} words; this model reads at most {longest - 2}: shorten it.")
-            rows.append([1, *(self._number[w] for w in said), self.size - 1, *(0 for _ in range(longest - len(said) - 2))])
+            rows.append([1, *(self._number[w] for w in said), self.size - 1, *[0] * (longest - len(said) - 2)])
         return torch.tensor(rows, dtype=torch.long).view(len(texts), longest)
 
 
