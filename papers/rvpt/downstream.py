@@ -20,8 +20,8 @@ from papers.rvpt.cells import Cell
 from papers.rvpt.method import DeepPrompts
 from papers.rvpt.models import Model
 from shared.attacks.triggers import at_test
+from shared.data.catalogue import open_vl
 from shared.data.language import TEMPLATES
-from shared.data.vision_language import open_vl
 from shared.errors import UserError
 from shared.experiment.evaluation import Values
 from shared.metrics import backdoor

@@ -10,7 +10,7 @@ square      gradient-free random search
 autoattack  the cascade APGD-CE -> APGD-T -> Square on the survivors (no FAB-T, see there)
 sanity      checks that an attack can be trusted on a victim
 language    attacks on vision-language models, by the likelihood of texts; language_sanity: their checks
-triggers    triggers of backdoors, fixed ones; optimised, steganography: those that are optimised or trained
+triggers    triggers of backdoors, drawn, optimised or trained
 
 Every attack returns detached images in B(x), changes neither x nor the victim, draws its random numbers per sample index from the
 `SampleRng` it is given, and gives a sample the same result in whatever batch it comes (up to the victim's own float error).

@@ -9,6 +9,7 @@ import torch
 from shared.diffusion.denoiser import UNetDenoiser
 from shared.diffusion.schedule import Schedule
 from shared.errors import UserError
+from shared.models.clip import read_metadata, read_weights, save_tensors
 
 # size, patch, predicts: of UNetDenoiser; the rest is a UNet2DModel's
 CONFIGS = {
@@ -49,16 +50,12 @@ def random_denoiser(name: str, seed: int = 0) -> UNetDenoiser:
 
 def save_denoiser(unet: torch.nn.Module, path: str | Path, config: dict, schedule: Schedule, metadata: dict[str, str] | None = None) -> None:
     """Write a U-Net of `config` as .safetensors, atomically, with the configuration and the schedule beside `metadata`."""
-    from shared.models.clip import save_tensors
-
     facts = {"schedule": {"beta_min": schedule.beta_min, "beta_max": schedule.beta_max, "steps": schedule.steps}, "config": config}
     save_tensors(unet.state_dict(), path, {**(metadata or {}), "denoiser": json.dumps(facts, sort_keys=True)})
 
 
 def read_denoiser(path: str | Path) -> UNetDenoiser:
     """What `save_denoiser` wrote. Raises UserError for another file."""
-    from shared.models.clip import read_metadata, read_weights
-
     tensors, metadata = read_weights(path), read_metadata(path)
     try:
         facts = json.loads(metadata["denoiser"])

@@ -66,8 +66,7 @@ class Report:
 
     def table(self, stem: str, make: Callable[[Results], object]) -> Html:
         """Call `make(results) -> Table | None`, save it as Markdown, LaTeX and CSV with records of exactly what it read, and show it."""
-        from shared.report.table_text import html, markdown
-        from shared.report.tables import save_table
+        from shared.report.table_text import html, markdown, save_table
 
         with self.results.tracking() as used:
             table = make(self.results)

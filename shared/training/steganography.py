@@ -1,4 +1,4 @@
-"""Train the encoder and decoder of ISSBA (`shared.attacks.steganography`): those of the scenes world for the zoo, or on photographs.
+"""Train the encoder and decoder of ISSBA (`shared.attacks.triggers.steganography`): those of the scenes world for the zoo, or on photographs.
 
     accelerate launch -m shared.training.steganography --out shared/models/zoo/scenes-stega.safetensors
 
@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shared.attacks.steganography import Steganographer, bits_of, read_steganographer, save_steganographer
+from shared.attacks.triggers.steganography import Steganographer, bits_of, read_steganographer, save_steganographer
 from shared.errors import UserError, run_main
 from shared.files import digest
 from shared.lifeline import tie_to_launcher

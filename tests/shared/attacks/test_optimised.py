@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from shared.attacks import optimised
-from shared.attacks.optimised import (
+from shared.attacks.triggers import make_trigger, same_trigger
+from shared.attacks.triggers.optimised import (
     BADCLIP,
     TROJVQA,
     Aims,
@@ -21,7 +22,6 @@ from shared.attacks.optimised import (
     save_patch,
     word_before,
 )
-from shared.attacks.triggers import make_trigger, same_trigger
 from shared.data.base import Subset
 from shared.data.language import TEMPLATES, words
 from shared.data.scene_sets import ScenePairs, SceneSet

@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from shared.attacks.steganography import Steganographer, bits_of, read_steganographer, save_steganographer
 from shared.attacks.triggers import make_trigger, same_trigger
+from shared.attacks.triggers.steganography import Steganographer, bits_of, read_steganographer, save_steganographer
 from shared.data.scene_sets import ScenePairs, SceneSet
 from shared.errors import UserError
 from shared.files import sha256_file

@@ -10,18 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from shared.attacks.triggers import (
-    TRIGGERS,
-    BadNet,
-    at_test,
-    byte_cast,
-    make_trigger,
-    parse_fields,
-    paste,
-    patch_side,
-    same_trigger,
-    sheet,
-)
+from shared.attacks.triggers import at_test, make_trigger, parse_fields, same_trigger, sheet
+from shared.attacks.triggers.base import byte_cast, patch_side
+from shared.attacks.triggers.make import TRIGGERS
+from shared.attacks.triggers.patches import BadNet, paste
 from shared.errors import UserError
 from shared.rng import SampleRng
 
