@@ -27,7 +27,7 @@ from shared.data.base import LabelledImages
 from shared.data.catalogue import Source, open_set
 from shared.errors import UserError
 from shared.experiment.paper import Number
-from shared.experiment.step import Kept, Step, Trained, Values, closure, depth, key, needs
+from shared.experiment.step import Kept, Step, Trained, Values, closure, depth, key, leaves, needs
 from shared.experiment.store import Store, slug
 from shared.files import digest, sha256_bytes, sha256_file, write_json
 from shared.models.clip import read_weights, save_tensors
@@ -76,6 +76,12 @@ class Lab:
                 return
             if self._cached[name][1] > 4096:  # what takes no room frees none
                 total -= self._cached.pop(name)[1]
+
+    def open_leaves(self, steps: Iterable[Step]) -> None:
+        """Look at everything that is given to these steps and to what they need, so that what is to be downloaded is there."""
+        for leaf in dict.fromkeys(leaf for step in steps for leaf in leaves(step)):
+            if not any(needs(leaf)):  # it is known without anything that is yet to be made
+                leaf.identity(self)
 
     # -- what steps have left --------------------------------------------------------------------------------------
 

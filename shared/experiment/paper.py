@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import ModuleType
 
-from shared.experiment.step import Measured
+from shared.experiment.step import Lab, Measured
 from shared.experiment.store import slug
 
 Tags = Mapping[str, object]
@@ -63,13 +63,16 @@ class Number:
 
 @dataclass(frozen=True)
 class Gate:
-    """What must hold before any defence is trained or measured: the mean over a grid's numbers against a threshold, sense ">=" or "<="."""
+    """What must hold before any defence is trained or measured: the mean over a grid's numbers against a threshold, sense ">=" or "<=".
+
+    threshold, detail: as they are, or functions of the Lab, where they depend on the data (a plan is made without any).
+    """
 
     name: str
     grid: Grid
     sense: str
-    threshold: float
-    detail: str = ""
+    threshold: float | Callable[[Lab], float]
+    detail: str | Callable[[Lab], str] = ""
 
 
 def named(*order: str) -> Callable[[Tags], str]:

@@ -46,8 +46,10 @@ def run(paper: str, script: str, doc: str, argv: Sequence[str] | None = None) ->
     digests = config.results / "digests.json"
     remember_digests(digests)
     lab = Lab(config.results / scale / paper, config.source, accelerator())
-    with lab.accelerator.main_process_first() if config.source.download else contextlib.nullcontext():
-        numbers = found.plan(config)  # opens what gates and names ask of the data, so one process downloads it before the others read it
+    numbers = found.plan(config)
+    if config.source.download:
+        with lab.accelerator.main_process_first():  # one process downloads what is missing before the others read it
+            lab.open_leaves(n.step for n in numbers)
     with locked(lab.root) if lab.accelerator.is_main_process else contextlib.nullcontext():
         {"train": train, "evaluate": evaluate}[script](found, scale, config, lab, numbers)
         if lab.accelerator.is_main_process:
@@ -159,7 +161,8 @@ def pass_gates(paper: "Paper", config, lab: "Lab") -> None:
     found = []
     for g in paper.gates(config):
         values = [lab.store.load(n.name, lab.key(n.step)).value for n in paper.numbers(config, [g.grid])]
-        found.append(gate(g.name, sum(values) / len(values), g.threshold, g.sense, g.detail))
+        threshold, detail = (x(lab) if callable(x) else x for x in (g.threshold, g.detail))
+        found.append(gate(g.name, sum(values) / len(values), threshold, g.sense, detail))
     if lab.accelerator.is_main_process:
         lab.store.write_gates(found)
     failed = "; ".join(f"{g['name']} is {g['value']:.3f}, must be {g['sense']} {g['threshold']:.3f}" for g in found if not g["passed"])
@@ -176,7 +179,7 @@ def keep(lab: "Lab", number: "Number", values: "Values", seconds: float) -> None
     from shared.experiment.store import Measurement
     from shared.metrics.intervals import bootstrap_mean
 
-    given, seed = np.asarray(values.values, np.float64), number.tags.get("seed")
+    given, seed = np.asarray(values.values, np.float64), number.asked.get("seed")
     mean = bootstrap_mean({"all": given})
     lab.store.save(Measurement(
         number.name, lab.key(number.step), mean.value, mean.low, mean.high, len(given), () if seed is None else (seed,), values.unit,

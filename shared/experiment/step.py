@@ -164,6 +164,14 @@ def needs(x: object) -> Iterator[Step]:
             yield from needs(part)
 
 
+def leaves(x: object) -> Iterator[object]:
+    """The leaves among the fields of x, however deep, those of the steps among them included."""
+    if hasattr(x, "identity"):
+        yield x
+    for part in (getattr(x, f.name) for f in fields(x)) if is_dataclass(x) else x if isinstance(x, list | tuple) else ():
+        yield from leaves(part)
+
+
 def closure(steps: Iterable[Step]) -> list[Step]:
     """These steps and all that they need, each once, what is needed before what needs it."""
     found: dict[Step, None] = {}
