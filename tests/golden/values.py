@@ -41,9 +41,9 @@ def numbers(results: Path, paper: str, scale: str = "smoke") -> dict[str, Number
     if not (root / "plan.json").is_file():
         sys.exit(f"nothing was evaluated in {root}.")
     plan = json.loads((root / "plan.json").read_text())
-    if "slugs" in plan and "tags" in plan:  # written by the cells of old: read without today's store
-        measured = ((root / "measurements" / f"{slug}.json", slug, tags) for slug, tags in plan["tags"].items())
-        found = [_read(*one) for one in measured if one[0].is_file()]
+    old = {slug: path for slug in plan["tags"] if (path := root / "measurements" / f"{slug}.json").is_file()}
+    if old:  # files as they were named when values/*.json were made, which today's store does not read
+        found = [_read(path, slug, plan["tags"][slug]) for slug, path in old.items()]
     else:
         from shared.experiment.store import Store
 

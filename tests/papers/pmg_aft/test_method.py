@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from papers.pmg_aft.runs import AS_RELEASED, AS_WRITTEN
 from scipy.special import rel_entr
 from scipy.special import softmax as scipy_softmax
 from torch import nn
 
 from papers.pmg_aft.baselines import Contrastive
 from papers.pmg_aft.method import PMGAFT, PMGLoss, kl_divergence, pmg_aft_loss
-from papers.pmg_aft.runs import AS_RELEASED, AS_WRITTEN
 from shared.models.victim import ZeroShot
 from shared.training.adversarial import frozen
 
@@ -242,8 +242,9 @@ def test_faces():
 
 
 def test_a_victim_of_the_released_face_gives_plain_cosines():
-    from papers.pmg_aft.config import PRESETS, Model
     from papers.pmg_aft.models import Bench
+
+    from papers.pmg_aft.config import PRESETS, Model
 
     config = replace(PRESETS["smoke"], model=Model(PRESETS["smoke"].model.name, "random"))
     state = torch.get_rng_state()

@@ -7,8 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from shared.attacks import optimised
-from shared.attacks.triggers import make_trigger, same_trigger
+from shared.attacks.triggers import make_trigger, optimised, same_trigger
 from shared.attacks.triggers.optimised import (
     BADCLIP,
     TROJVQA,
