@@ -16,8 +16,11 @@ from shared.errors import UserError
 from shared.models import zoo
 from shared.models.clip import CONFIGS, create_clip, read_metadata, read_weights, save_tensors
 from shared.models.vlm.base import VLM, LanguageVLM
+from shared.models.vlm.idefics import IdeficsVLM
+from shared.models.vlm.llava import LlavaVLM
 from shared.models.vlm.text import IMAGE, SMALL_VOCABULARY, STYLES, Subwords, Words
 from shared.models.vlm.vision import activation, vision_state
+from shared.models.vlm.zero_shot import ZeroShotVLM
 
 PUBLISHED = ("llava", "idefics")  # kinds of models, as transformers calls them
 
@@ -33,8 +36,6 @@ def open_vlm(source: str, *, device: torch.device | str = "cpu", dtype: torch.dt
     if kind == "zoo" and name:
         vlm = load_small(zoo.weights(name))
     elif kind == "clip" and name:
-        from shared.models.vlm.zero_shot import ZeroShotVLM
-
         name, _, pretrained = name.partition(":")
         if not pretrained:
             pretrained = zoo.weights(name)
@@ -81,8 +82,6 @@ def _vision_sizes(visual: nn.Module) -> dict:
 def _small_llava(text: dict, visual: nn.Module, vocabulary) -> LanguageVLM:
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-    from shared.models.vlm.llava import LlavaVLM
-
     sizes = _vision_sizes(visual)
     patches = (sizes["image_size"] // sizes["patch_size"]) ** 2
     words = Words(vocabulary, patches)
@@ -93,8 +92,6 @@ def _small_llava(text: dict, visual: nn.Module, vocabulary) -> LanguageVLM:
 
 def _small_idefics(text: dict, visual: nn.Module, vocabulary) -> LanguageVLM:
     from transformers import IdeficsConfig, IdeficsForVisionText2Text
-
-    from shared.models.vlm.idefics import IdeficsVLM
 
     sizes = _vision_sizes(visual)
     words = Words(vocabulary, 1)
@@ -151,12 +148,8 @@ def _published(source: str, device: torch.device, dtype: torch.dtype | None, con
         raise UserError(f"the model {source!r} cannot be opened ({type(error).__name__}: {reason}): {advice}.") from error
     style, vision = STYLES[config.model_type], config.vision_config
     if config.model_type == "llava":
-        from shared.models.vlm.llava import LlavaVLM
-
         patches = (vision.image_size // vision.patch_size) ** 2 + (config.vision_feature_select_strategy != "default")
         return LlavaVLM(model, Subwords(tokenizer, style, IMAGE * patches, config.image_token_index, patches, context))
-    from shared.models.vlm.idefics import IdeficsVLM
-
     image = tokenizer.convert_tokens_to_ids(IMAGE)
     around = "<fake_token_around_image>"
     return IdeficsVLM(model, Subwords(tokenizer, style, around + IMAGE + around, image, 1, context), image)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from shared.errors import UserError
+from shared.models.clip import PatchEmbedding
 
 _NAMES = {
     "class_embedding": "embeddings.class_embedding", "positional_embedding": "embeddings.position_embedding.weight",
@@ -79,7 +80,5 @@ def load_vision(target: nn.Module, hidden_act: str, tower: dict[str, Tensor] | n
 
 def quick_patches(embeddings: nn.Module) -> None:
     """Compute the patch embedding of a vision model as a matrix product, see `shared.models.clip.PatchEmbedding`."""
-    from shared.models.clip import PatchEmbedding
-
     if type(embeddings.patch_embedding) is nn.Conv2d:
         embeddings.patch_embedding.__class__ = PatchEmbedding
