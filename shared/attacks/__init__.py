@@ -17,14 +17,14 @@ Every attack returns detached images in B(x), changes neither x nor the victim, 
 """
 
 from shared.attacks.apgd import apgd, apgd_ce, apgd_dlr, apgd_t
-from shared.attacks.autoattack import Cascade, autoattack, cascade
-from shared.attacks.gradient import eval_mode, input_gradient
+from shared.attacks.autoattack import autoattack, cascade
+from shared.attacks.gradient import input_gradient
 from shared.attacks.pgd import ascend, fgsm, pgd
 from shared.attacks.sanity import check_attack
 from shared.attacks.square import square
 from shared.attacks.threat import Threat
 
 __all__ = [
-    "Cascade", "Threat", "apgd", "apgd_ce", "apgd_dlr", "apgd_t", "ascend", "autoattack", "cascade", "check_attack",
-    "eval_mode", "fgsm", "input_gradient", "pgd", "square",
+    "Threat", "apgd", "apgd_ce", "apgd_dlr", "apgd_t", "ascend", "autoattack", "cascade", "check_attack",
+    "fgsm", "input_gradient", "pgd", "square",
 ]  # fmt: skip
