@@ -9,6 +9,7 @@ from shared.models.clip import create_clip
 from shared.models.vlm import open_vlm
 from shared.training.vlm import Lessons, correct
 
+pytestmark = pytest.mark.numeric
 NAMES = ("scenes-llava", "scenes-idefics")
 
 

@@ -14,6 +14,7 @@ from shared.models import zoo
 from shared.models.clip import create_clip
 from shared.training.pretrain import TRAINING_FACTS, accuracy
 
+pytestmark = pytest.mark.numeric
 NAMES = sorted(p.stem for p in zoo.FOLDER.glob("*.json"))
 CLIPS = [name for name in NAMES if zoo.card(name).get("kind", "clip") == "clip"]  # the others are tested beside what they are models of
 
