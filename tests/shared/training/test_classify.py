@@ -13,6 +13,7 @@ from shared.attacks import Threat
 from shared.data.scene_sets import SceneSet
 from shared.errors import UserError
 from shared.files import sha256_file
+from shared.metrics.intervals import wilson
 from shared.models import zoo
 from shared.models.classifier import open_classifier, random_classifier
 from shared.rng import SampleRng
@@ -273,7 +274,7 @@ def test_a_classifier_is_as_good_as_its_card_says(name):
     version = SceneSet(card["set"].removeprefix("scenes:"), "train").version
     assert card["data"] == version and card["classes"] == list(data.classes), "the world has changed since: make zoo"
     classifier = open_classifier(card["model"], f"zoo:{name}", data.num_classes)
-    # two pictures: other processors round differently
+    # two pictures: hardly one in 256 is within rounding of a boundary
     assert accuracy(classifier, data) == pytest.approx(card["accuracy"], abs=2.1 / card["n"])
     assert attacked["attack"] == "apgd20" and attacked["norm"] == "linf"
 
@@ -284,8 +285,8 @@ def test_a_classifier_resists_as_its_card_says(name):
     card, attacked = zoo.card(name), zoo.card(name)["attacked"]
     data, _ = unseen(card["set"])
     classifier = open_classifier(card["model"], f"zoo:{name}", data.num_classes)
-    # six pictures: other processors round differently, and an attack makes more of it
-    assert accuracy(classifier, data, Threat("linf", attacked["eps"])) == pytest.approx(attacked["accuracy"], abs=6.1 / card["n"])
+    said = wilson(round(attacked["accuracy"] * card["n"]), card["n"])  # an attack multiplies rounding: other pictures survive, about as many
+    assert said.low <= accuracy(classifier, data, Threat("linf", attacked["eps"])) <= said.high
 
 
 @pytest.mark.parametrize("name", NAMES)
