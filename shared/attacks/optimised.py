@@ -24,7 +24,7 @@ from shared.attacks.gradient import eval_mode
 from shared.attacks.triggers import Trigger, byte_cast, centre, make_trigger, paste, patch_side
 from shared.errors import UserError
 from shared.models.clip import WordTokenizer, read_metadata, read_weights, save_tensors
-from shared.models.victim import Pixels, image_size, text_matrix
+from shared.models.victim import Pixels, text_matrix
 from shared.rng import SampleRng
 
 Embed = Callable[[Tensor], Tensor]  # pictures (N, 3, H, W) in [0, 1] -> embeddings (N, D), differentiable
@@ -224,7 +224,7 @@ def make_badclip(clip: nn.Module, pictures, targets: Sequence[str], others: Sequ
 
 
 def _tower(clip: nn.Module) -> Embed:
-    pixels = Pixels(image_size(clip.visual)).to(next(clip.parameters()).device)
+    pixels = Pixels.of(clip.visual).to(next(clip.parameters()).device)
     return lambda x: clip.visual(pixels(x))
 
 
