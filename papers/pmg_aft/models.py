@@ -16,7 +16,7 @@ from shared.experiment.scale import WEIGHTLESS, plain
 from shared.files import digest, sha256_file
 from shared.models.clip import create_clip, read_weights, save_clip, small_config
 from shared.models.sources import locate, open_clip_model
-from shared.models.victim import ZeroShot, text_matrix
+from shared.models.victim import ZeroShot, class_matrix
 
 PICTURES = "folder:all"  # what `--model.pretrained pretrain` learns from
 
@@ -54,7 +54,7 @@ class Bench(BaseBench):
 
     def text(self, data: LabelledImages) -> torch.Tensor:
         """Unit text embeddings of a set's prompts, computed once."""
-        return self.once(("text", data.version), lambda: text_matrix(self.clip, data.prompts))
+        return self.once(("text", data.version), lambda: class_matrix(self.clip, data))
 
     def scale_of(self, face: Face) -> float:
         """s of the face: exp(logit_scale) of the model, or 1."""

@@ -46,7 +46,7 @@ def open_set(spec: str, split: str, source: Source, n: int = 100_000) -> Labelle
         return digits(split, ImageSize.parse(source.size))
     if kind not in ("folder", "named") or not name:
         raise UserError(f"the data set {spec!r} is not understood: write scenes:<set>, digits:all, folder:<all|seen|unseen> or named:<set>.")
-    if source.root is None:
+    if not source.root:
         raise UserError(f"the data set {spec!r} is read from files: set DATA_ROOT (or --data.source.root) to the folder that holds them.")
     if kind == "named":
         from shared.data.named import named
@@ -69,4 +69,6 @@ def _folder(part: str, split: str, source: Source) -> LabelledImages:
         return whole
     if part not in ("seen", "unseen"):
         raise UserError(f"the part {part!r} of an image folder is not known: use all, seen or unseen.")
+    if whole.num_classes < 4:
+        raise UserError(f"{root} has {whole.num_classes} classes, and the parts seen and unseen take every other one: two each need four or more.")
     return ClassSubset(whole, halves(whole.num_classes)[part == "unseen"], part)
