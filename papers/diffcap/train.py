@@ -46,7 +46,9 @@ def train(bench, run) -> float:
     data = bench.labelled(config.data.train, "train")
     clip = bench.open_clip(run.base)
     # a copy: the tower that the next run starts from stays as it is
-    victim = ZeroShot(copy.deepcopy(clip.visual), class_matrix(clip, data), clip.logit_scale.exp().item()).to(bench.device)
+    visual = copy.deepcopy(clip.visual)
+    scale = clip.logit_scale.exp().item()
+    victim = ZeroShot(visual, class_matrix(clip, data), scale).to(bench.device)
     objective = FARE(frozen(victim)) if run.method == "fare" else TeCoA()
     path = run.checkpoint(config, bench.scale)
     partial = path.with_name(f"{run.slug}-{key[:12]}.ckpt")

@@ -57,7 +57,7 @@ class Data:
     seed: int = 42
     """Of the choice of pictures from sets that are read from files."""
     label: str = ""
-    """What to call a folder of pictures on the page, e.g. "CIFAR-10 (JPEG copy)"; by default it has the name of the folder."""
+    """What to call a folder of pictures on the page, e.g. "CIFAR-10 (JPEG copy)" (empty: the name of the folder)."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ class LabelledImages(Dataset):
 
     name: of the set, e.g. "cifar10". classes: label i is classes[i]. prompts: the sentence of class i, template applied.
     version: a short digest of what the examples are; a measurement made on other pictures, labels or prompts has another version.
-    renameable: the classes are the user's folders, so names that a model cannot tell apart are refused; those of a published set are said.
+    renameable: the classes are the user's folders, so names that a model cannot tell apart are refused, not only said.
     """
 
     name: str

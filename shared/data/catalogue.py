@@ -70,5 +70,6 @@ def _folder(part: str, split: str, source: Source) -> LabelledImages:
     if part not in ("seen", "unseen"):
         raise UserError(f"the part {part!r} of an image folder is not known: use all, seen or unseen.")
     if whole.num_classes < 4:
-        raise UserError(f"{root} has {whole.num_classes} classes, and the parts seen and unseen take every other one: two each need four or more.")
+        raise UserError(f"{root} has {whole.num_classes} classes, and the parts seen and unseen take every other one: "
+                        "have four or more, so that each part has two.")
     return ClassSubset(whole, halves(whole.num_classes)[part == "unseen"], part)

@@ -1,11 +1,12 @@
 """Labelled pictures from files, and what happens when a file cannot be read.
 
-An unreadable picture is never dropped in silence: reading it raises an error that names the file, or, with `skip_corrupt`, `usable` leaves it out of
-the chosen examples, and where nobody asked `usable` (a training) another of its class stands in for it; both are counted and said on stderr. Indices
-never shift because of it.
+An unreadable picture is never dropped in silence: reading it raises an error that names the file, or, with
+`skip_corrupt`, `usable` leaves it out of the chosen examples, and where nobody asked `usable` (a training) another of
+its class stands in for it; both are counted and said on stderr. Indices never shift because of it.
 
-Every picture file is opened by `decode`. As the readers of the field do, it gives the first frame of an animation, ignores the orientation that a
-camera noted (EXIF), and drops transparency, so the colours stored below it are what is seen. 16-bit grey is scaled to 8 bits, v/257 rounded.
+Every picture file is opened by `decode`. As the readers of the field do, it gives the first frame of an animation,
+ignores the orientation that a camera noted (EXIF), and drops transparency, so the colours stored below it are what is
+seen. 16-bit grey is scaled to 8 bits, v/257 rounded.
 """
 
 import hashlib
@@ -85,15 +86,18 @@ def to_tensor(image: Image.Image) -> Tensor:
 
 
 def unreadable(name: str | os.PathLike, what: str) -> UnreadableImage:
-    """The error for a picture that is not there or broken. (Its class takes the sentence alone: data loaders make it anew from that.)"""
-    return UnreadableImage(f"the picture {shown(os.fspath(name))} {what}: replace it, or {HOW}.")
+    """The error for a picture that is not there or broken.
+
+    Its class takes the sentence alone, since data loaders make it anew from that.
+    """
+    return UnreadableImage(f"the picture {shown(name)} {what}: replace it, or {HOW}.")
 
 
 def read_picture(path: str | os.PathLike) -> bytes:
     """A picture file as it is stored.
 
-    Raises UnreadableImage if it is missing, or no file (a pipe or a device would never end), and UserError if the system refuses to open it: then the
-    picture may be fine, so skip_corrupt does not apply.
+    Raises UnreadableImage if it is missing, or no file (a pipe or a device would never end), and UserError if the
+    system refuses to open it: then the picture may be fine, so skip_corrupt does not apply.
     """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
@@ -103,14 +107,15 @@ def read_picture(path: str | os.PathLike) -> bytes:
     except (FileNotFoundError, NotADirectoryError):
         raise unreadable(path, "is missing") from None
     except OSError as error:
-        raise UserError(f"the picture {shown(os.fspath(path))} cannot be opened: {error.strerror}.") from None
+        raise UserError(f"the picture {shown(path)} cannot be opened: {error.strerror}.") from None
 
 
 def decode(content: bytes, name: str | os.PathLike, fit: Callable[[Image.Image], Image.Image] = NATIVE.apply) -> Tensor:
     """Bytes of a picture file -> (3, H, W) uint8, RGB, after `fit`. name: for people.
 
-    Raises UnreadableImage if it is truncated or no picture. Raises UserError, which skip_corrupt does not pass over since nothing is broken, for
-    pictures with more pixels than Pillow opens, before or after `fit`, and for 32-bit grey, whose range no file tells.
+    Raises UnreadableImage if it is truncated or no picture. Raises UserError, which skip_corrupt does not pass over
+    since nothing is broken, for pictures with more pixels than Pillow opens, before or after `fit`, and for 32-bit
+    grey, whose range no file tells.
     """
     try:
         return to_tensor(fit(_to_rgb(Image.open(io.BytesIO(content)), name)))
@@ -125,18 +130,18 @@ def decode(content: bytes, name: str | os.PathLike, fit: Callable[[Image.Image],
 def _to_rgb(image: Image.Image, name: str | os.PathLike) -> Image.Image:
     if image.mode == "RGB":
         return image
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):  # a PPM's values are scaled to 16 bits by Pillow
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):  # Pillow scales a PPM to 16 bits
         grey = (np.asarray(image).astype(np.int64) + 128) // 257  # `convert` would cut everything above 255
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        raise UserError(f"the picture {shown(os.fspath(name))} holds 32-bit numbers, and which of them is white is not known: save it with 8 or 16 bits "
-                        "per channel.")
+        raise UserError(f"the picture {shown(name)} holds 32-bit numbers, and which of them is white is not known: "
+                        "save it with 8 or 16 bits per channel.")
     return image.convert("RGB")
 
 
 def _too_large(name: str | os.PathLike) -> UserError:
-    return UserError(f"the picture {shown(os.fspath(name))} is not broken but has more than the {2 * Image.MAX_IMAGE_PIXELS:,} pixels that Pillow's size "
-                     "limit allows, as it is or at the image size: make it smaller.")
+    return UserError(f"the picture {shown(name)} is not broken but has more than the {2 * Image.MAX_IMAGE_PIXELS:,} "
+                     "pixels that Pillow's size limit allows, as it is or at the image size: make it smaller.")
 
 
 class FileImages(LabelledImages):
@@ -201,7 +206,10 @@ class FileImages(LabelledImages):
         return self._cache[index]
 
     def _readable(self, index: int) -> Tensor:
-        """Pixels of an example; with skip_corrupt those of the next one of its class where its own cannot be read: a function of the files alone."""
+        """Pixels of an example; with skip_corrupt, where they cannot be read, those of the next one of its class.
+
+        That is a function of the files alone, whatever was read before.
+        """
         try:
             return self.pixels(index)
         except UnreadableImage:
@@ -214,14 +222,16 @@ class FileImages(LabelledImages):
                 return self.pixels(other)
             except UnreadableImage:
                 self._skipped.add(other, self.paths[other])
-        raise UserError(f"{self.name}: no picture of the class {self.classes[self.labels[index]]!r} below {shown(self.root)} can be read.")
+        raise UserError(f"{self.name}: no picture of the class {self.classes[self.labels[index]]!r} below "
+                        f"{shown(self.root)} can be read.")
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self._readable(index).float().div_(255), int(self.labels[index])
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         indices = [int(i) for i in indices]
-        return stack([self._readable(i) for i in indices], self.name).float().div_(255), torch.from_numpy(self.labels[indices])
+        x = stack([self._readable(i) for i in indices], self.name).float().div_(255)
+        return x, torch.from_numpy(self.labels[indices])
 
     def usable(self, indices: Iterable[int]) -> list[int]:
         """`indices`, or with skip_corrupt those whose file decodes; the others go to `skipped` and are counted in one line on stderr.
@@ -242,7 +252,8 @@ class FileImages(LabelledImages):
             bad = [os.path.relpath(self.paths[i], self.root) for i in indices if i in self._skipped]
             say(self.name, f"{len(bad)} of {len(indices)} chosen pictures cannot be read and are left out", bad)
         if indices and not good:
-            raise UserError(f"{self.name}: none of the {len(indices)} chosen pictures below {shown(self.root)} can be read.")
+            raise UserError(f"{self.name}: none of the {len(indices)} chosen pictures below {shown(self.root)} can be "
+                            "read.")
         return good
 
 

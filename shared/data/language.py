@@ -173,8 +173,10 @@ _SHAPE_OF = {form: name for name in SHAPES for word in SYNONYMS[name] for form i
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words of a text, letters with their marks and digits of any script; punctuation is dropped, hyphens and apostrophes inside a word
-    stay."""
+    """Lower-case words of a text: letters with their marks, and digits, of any script.
+
+    Punctuation is dropped; hyphens and apostrophes inside a word stay.
+    """
     return regex.findall(r"[\p{L}\p{M}\p{N}]+(?:[-'’][\p{L}\p{M}\p{N}]+)*", text.lower())
 
 

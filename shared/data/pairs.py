@@ -1,17 +1,19 @@
 """Pairs of picture and caption by one name: `scenes`, `csv:<file>`, `shards:<pattern>`; what CLIPs are poisoned, cleaned and defended with.
 
 scenes   drawn on the spot, see `shared.data.scene_sets`, and kept in memory
-csv      below DATA_ROOT a table with a line of column names, comma or tab between them: the first of path, image, filepath that is there for the
-         picture (relative to the table's folder) and the first of caption, title, text. A row is one line: between commas a field may stand in
-         quotes, between tabs a quote is a character like any other
-shards   below DATA_ROOT tar files as web data sets have them, see `shared.data.shards`: pictures <key>.jpg (.jpeg, .png, .webp) with <key>.txt or
-         <key>.json {"caption": …} beside them. The pattern has ranges {00000..00331}, lists {a,b}, or *, ? and [ ]
+csv      below DATA_ROOT a table with a line of column names, comma or tab between them: the first of path, image,
+         filepath that is there for the picture (relative to the table's folder) and the first of caption, title, text.
+         A row is one line: between commas a field may stand in quotes, between tabs a quote is a character like others
+shards   below DATA_ROOT tar files as web data sets have them, see `shared.data.shards`: pictures <key>.jpg (.jpeg,
+         .png, .webp) with <key>.txt or <key>.json {"caption": …} beside them. The pattern has ranges {00000..00331},
+         lists {a,b}, or *, ? and [ ]
 
-Which n of the pairs there are is a function of the seed, and fewer of them are the beginning of more. Pictures are squashed, not cropped, to
-size × size pixels (bicubic), as the code of the CLIP backdoor literature does. Rows and members that are no pair stop the run, with how many there
-are and what the first is; with skip_corrupt they are left out and counted. A pair whose picture cannot be read stops the run and is named; with
-skip_corrupt another one stands in for it (the first that can be read of those behind the chosen ones in the order of the seed), which is counted.
-Captions alone are those of the table or the shards in any case.
+Which n of the pairs there are is a function of the seed, and fewer of them are the beginning of more. Pictures are
+squashed, not cropped, to size × size pixels (bicubic), as the code of the CLIP backdoor literature does. Rows and
+members that are no pair stop the run, with how many there are and what the first is; with skip_corrupt they are left
+out and counted. A pair whose picture cannot be read stops the run and is named; with skip_corrupt another one stands in
+for it (the first that can be read of those behind the chosen ones in the order of the seed), which is counted. Captions
+alone are those of the table or the shards in any case.
 """
 
 import csv
@@ -42,7 +44,10 @@ STAND_INS = 100  # pairs that are tried in the place of one that cannot be read
 
 
 class Store(Protocol):
-    """Where pairs lie: numbered, each with a caption and the bytes of a picture. problems: what is no pair and left out, in words."""
+    """Where pairs lie: numbered, each with a caption and the bytes of a picture.
+
+    problems: what is no pair and left out, in words.
+    """
 
     problems: Sequence[str]
 
@@ -61,8 +66,10 @@ class Store(Protocol):
 
 
 class FilePairs(torch.utils.data.Dataset):
-    """n pairs of a store: pictures (N, 3, size, size) float32 in [0, 1] and captions. `skipped`: what the store left out, and
-    the pictures for which another one stands in."""
+    """n pairs of a store: pictures (N, 3, size, size) float32 in [0, 1] and captions.
+
+    skipped: what the store left out, and the pictures for which another one stands in.
+    """
 
     def __init__(self, spec: str, store: Store, n: int, seed: int, size: int, skip_corrupt: bool = False):
         settle(spec, store.problems, skip_corrupt)
@@ -127,13 +134,17 @@ class FilePairs(torch.utils.data.Dataset):
 def settle(name: str, problems: Sequence[str], skip_corrupt: bool) -> None:
     """Refuse what is no pair, or with skip_corrupt count and name it on stderr."""
     if problems and not skip_corrupt:
-        raise UserError(f"{name}: {len(problems):,} things cannot be read, the first is: {problems[0]}. Mend them, or {HOW}.")
+        raise UserError(f"{name}: {len(problems):,} things cannot be read, the first is: {problems[0]}. Mend them, or "
+                        f"{HOW}.")
     if problems:
         say(name, f"{len(problems):,} things cannot be read and are left out", problems)
 
 
 class Table:
-    """The pairs of a CSV or TSV file. Raises UserError for a file that is missing, no table, or without such columns."""
+    """The pairs of a CSV or TSV file. problems: rows that are none.
+
+    Raises UserError for a file that is missing, no table, or without such columns.
+    """
 
     def __init__(self, path: Path):
         self.path, self.rows, self.problems = path, [], []
@@ -155,20 +166,23 @@ class Table:
         try:
             names = [name.strip().lower() for name in _fields(first, separator)]
         except ValueError as error:
-            raise UserError(f"{self.path}: the line of column names {error}: write the table as UTF-8, with commas or tabs.") from None
+            raise UserError(f"{self.path}: the line of column names {error}: write the table as UTF-8, with commas or "
+                            "tabs.") from None
         columns = [next((names.index(n) for n in known if n in names), None) for known in (PICTURES, CAPTIONS)]
         if None in columns:
             found = ", ".join(names[:6]) or "nothing"
-            raise UserError(f"{self.path} begins with the columns {found}: name one of them {' or '.join(PICTURES)}, with the paths of downloaded "
-                            f"pictures, and one {' or '.join(CAPTIONS)}, with commas or tabs between them.")
+            raise UserError(f"{self.path} begins with the columns {found}: name one of them {' or '.join(PICTURES)}, "
+                            f"with the paths of downloaded pictures, and one {' or '.join(CAPTIONS)}, with commas or tabs "
+                            "between them.")
         for number, line in enumerate(lines, 2):
             if not line.strip(" \r\n"):
                 continue
             try:
                 row = _fields(line, separator)
                 if len(row) != len(names):
-                    what = "a comma in a caption needs quotes around the caption" if separator == "," else "a caption holds no tab and no line break"
-                    raise ValueError(f"has {len(row)} fields and the first line {len(names)} ({what})")
+                    rule = "a comma within a field needs quotes around it" if separator == "," else "no field has a tab"
+                    raise ValueError(f"has {len(row)} fields and the first line {len(names)} ({rule}; none has a line "
+                                     "break)")
                 picture, caption = (row[column].strip() for column in columns)
                 if not picture or not caption:
                     raise ValueError("lacks a picture or a caption")

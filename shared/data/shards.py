@@ -1,15 +1,18 @@
 """Random access to the pairs in the tar files of a web data set, through a table of contents that is made once.
 
-The table says where in which file each picture begins and ends, and holds the captions: reading a pair is one seek. It is kept beside the files, or
-where nothing can be written there, in the user's cache folder, and it is made anew when a file has come, gone or changed its length or its time.
+The table says where in which file each picture begins and ends, and holds the captions: reading a pair is one seek. It
+is kept beside the files, or where nothing can be written there, in the user's cache folder, and it is made anew when a
+file has come, gone or changed its length or its time.
 
-The webdataset package is not the reader: it is a stream, so a run could go on only by reading everything before once more, its keys end at the first
-dot (v1.5_0001 and v1.5_0002 become one), and samples that lack a part are not counted. Its patterns are those of the package braceexpand, as here.
+The webdataset package is not the reader: it is a stream, so a run could go on only by reading everything before once
+more; its keys end at the first dot (v1.5_0001 and v1.5_0002 become one); and samples that lack a part are not counted.
+Its patterns are those of the package braceexpand, as here.
 
-A key is the name up to its last dot, folders included. Of a sample, one picture and one caption (.txt before .json) are read; further members, such
-as 0001.cls or 0001.seg.png beside a complete 0001, hidden files and those that network disks and archivers leave, are counted by kind. Everything
-else that is no pair is a problem: a key without picture or caption, or with several; captions that are no UTF-8; links; what a break hides. Tars
-that were joined end to end are read to their end.
+A key is the name up to its last dot, folders included. Of a sample, one picture and one caption (.txt before .json) are
+read; further members, such as 0001.cls or 0001.seg.png beside a complete 0001, hidden files and those that network
+disks and archivers leave, are counted by kind. Everything else that is no pair is a problem: a key without picture or
+caption, or with several; captions that are no UTF-8; links; what a break hides. Tars that were joined end to end are
+read to their end.
 """
 
 import glob
@@ -44,18 +47,22 @@ _DAMAGED = (tarfile.TarError, EOFError, ValueError, OverflowError)
 
 
 def expand(pattern: str) -> list[str]:
-    """A pattern without its braces, as bash and webdataset read it: "a{08..10}.tar" is a08.tar, a09.tar, a10.tar; {a,b} is a and b; {0..8..4} is
-    0, 4 and 8. Raises UserError for braces that do not close, and for more than MOST_FILES names."""
+    """A pattern without its braces, as bash and webdataset read it.
+
+    a{08..10}.tar is a08.tar, a09.tar, a10.tar; {a,b} is a and b; {0..8..4} is 0, 4 and 8. Raises UserError for braces
+    that do not close, and for more than MOST_FILES names.
+    """
     if math.prod(abs(int(b) - int(a)) + 1 for a, b in _RANGE.findall(pattern)) > MOST_FILES:
         raise UserError(f"the pattern {pattern!r} stands for more than {MOST_FILES:,} files: write smaller ranges.")
     try:
         return list(braceexpand(pattern))
     except UnbalancedBracesError:
-        raise UserError(f"the pattern {pattern!r} has a brace without its partner: write e.g. {{00000..00331}} or {{a,b}}.") from None
+        raise UserError(f"the pattern {pattern!r} has a brace without its partner: write e.g. {{00000..00331}} or "
+                        "{a,b}.") from None
 
 
 def shard_files(root: Path, pattern: str) -> list[str]:
-    """Paths relative to root, each once; what braces stand for also where it is missing, and * and ? in alphabetical order."""
+    """Paths relative to root, each once: what braces stand for, there or not, and * and ? in alphabetical order."""
     found: list[str] = []
     for name in expand(pattern):
         is_pattern = glob.has_magic(name) and not os.path.lexists(root / name)
@@ -64,9 +71,10 @@ def shard_files(root: Path, pattern: str) -> list[str]:
 
 
 class Shards:
-    """The pairs of tar files, as a store of `shared.data.pairs`. problems: missing, broken and compressed files and members that are no pair.
+    """The pairs of tar files, as a store of `shared.data.pairs`.
 
-    Raises UserError where there is no file at all.
+    problems: missing, broken and compressed files, and members that are no pair. Raises UserError where
+    there is no file at all.
     """
 
     def __init__(self, root: Path, pattern: str):
@@ -157,7 +165,10 @@ def contents(root: Path, present: Sequence[Sequence]) -> dict:
 
 
 class _Sample:
-    """What a shard has under one key: where its pictures lie, and the contents of its captions by suffix; wrong: why it cannot be read."""
+    """What a shard has under one key: where its pictures lie, and the contents of its captions by suffix.
+
+    wrong: why it cannot be read.
+    """
 
     def __init__(self):
         self.pictures: list[tuple[int, int]] = []
@@ -187,8 +198,10 @@ class _Sample:
 
 
 def _members(path: Path) -> tuple[list[tuple[str, int, int, str]], list[str], Counter]:
-    """([(key, where its picture begins, how long it is, caption)], what is wrong, further members by kind) of one file; what comes before a break is
-    kept."""
+    """([(key, where its picture begins, how long it is, caption)], what is wrong, further members by kind) of one file.
+
+    What comes before a break is kept.
+    """
     samples: dict[str, _Sample] = {}
     problems: list[str] = []
     unread: Counter = Counter()

@@ -1,5 +1,6 @@
-"""What of a data set is not read: refused, or counted and named. Every reader says it through this file, so nothing is left out in silence."""
+"""What of a data set is not read: refused, or counted and named. Every reader says it through this file."""
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -7,9 +8,9 @@ from collections.abc import Sequence
 HOW = "pass --skip-corrupt to go on without and count them"
 
 
-def shown(text: str) -> str:
+def shown(name: str | os.PathLike) -> str:
     """A file name for people: bytes that are not UTF-8 as \\xNN."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return os.fspath(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def say(name: str, what: str, items: Sequence[str]) -> None:
@@ -51,4 +52,5 @@ class Skipped:
     def replaced(self, key: int, what: str) -> None:
         """Another one stands in for it; said at the first, the tenth, the hundredth …"""
         if self.add(key, what) and str(len(self)).strip("0") == "1":
-            say(self.name, f"{len(self):,} pictures so far cannot be read and others stand in for them, the last is", [what])
+            what_for = f"{len(self):,} pictures so far cannot be read and others stand in for them, the last is"
+            say(self.name, what_for, [what])
