@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from shared.data.base import LabelledImages
+from shared.data.skipped import say
 from shared.errors import UserError
 from shared.models.clip import MEAN_STD
 
@@ -70,6 +72,24 @@ def text_matrix(model: nn.Module, prompts: Sequence[str]) -> Tensor:
     device = next(model.parameters()).device
     rows = [model.encode_text(model.tokenizer(list(prompts[i:i + 256])).to(device), normalize=True) for i in range(0, len(prompts), 256)]
     return torch.cat(rows).float()
+
+
+def class_matrix(model: nn.Module, data: LabelledImages) -> Tensor:
+    """T (K, D) of the prompts of a set's K classes.
+
+    Classes whose prompts are the same tokens have one embedding, bit for bit, and nothing can tell them apart. Raises
+    UserError with their names where they are the user's folders; those of a published set are said on stderr.
+    """
+    alike: dict[tuple[int, ...], list[str]] = {}
+    for name, row in zip(data.classes, model.tokenizer(list(data.prompts)).tolist(), strict=True):
+        alike.setdefault(tuple(row), []).append(name)
+    same = [" = ".join(names) for names in alike.values() if len(names) > 1]
+    if same and data.renameable:
+        raise UserError(f"{data.name}: to this model the class names {same[0]} are the same words, so it cannot tell "
+                        "them apart: rename the folders.")
+    if same:
+        say(data.name, f"{len(same)} prompts have several classes, which the model cannot tell apart", same)
+    return text_matrix(model, data.prompts)
 
 
 class ZeroShot(nn.Module):

@@ -7,9 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from shared.data.arrays import ArrayImages
+from shared.data.base import ClassSubset
 from shared.errors import UserError
 from shared.models.clip import MEAN_STD, PatchEmbedding
-from shared.models.victim import Pixels, ZeroShot, image_size, text_matrix
+from shared.models.victim import Pixels, ZeroShot, class_matrix, image_size, text_matrix
 from tests.accuracy import assert_as_accurate, assert_within_rounding, in_both
 
 WIDEST = 4 * 96  # terms of the longest sum of a forward pass, in an MLP
@@ -74,6 +76,25 @@ def test_text_matrix_is_open_clips_normalised(small_clip):
         assert_as_accurate(text, *in_both(lambda clip: F.normalize(clip.encode_text(clip.tokenizer(prompts)), dim=1), small_clip), terms=WIDEST)
     assert_within_rounding(text.norm(dim=1), torch.ones(len(prompts)), terms=text.shape[1])
     assert not text.requires_grad and text.dtype == torch.float32
+
+
+def test_classes_that_are_the_same_tokens_are_refused_for_folders_and_said_for_published_sets(small_clip, capsys):
+    def named(*classes):
+        pixels = torch.zeros(len(classes), 3, 2, 2, dtype=torch.uint8)
+        return ArrayImages("zoo", pixels, range(len(classes)), classes, [f"a photo of a {c}" for c in classes])
+
+    apart, alike = named("red star", "blue star", "star"), named("red star", "red-star!", "star", "Red_star", "star?", "blue ring")
+    alike.prompts = tuple(p.replace("red-star", "red star") for p in alike.prompts)
+    assert torch.equal(class_matrix(small_clip, apart), text_matrix(small_clip, apart.prompts))
+    assert capsys.readouterr().err == ""
+    assert torch.equal(class_matrix(small_clip, alike), text_matrix(small_clip, alike.prompts))
+    said = "zoo: 2 prompts have several classes, which the model cannot tell apart: red star = red-star! = Red_star, star = star?"
+    assert capsys.readouterr().err.strip() == said
+    alike.renameable = True
+    for data in (alike, ClassSubset(alike, [0, 1, 5])):
+        with pytest.raises(UserError, match=r"the class names red star = red-star!.* are the same words.*rename the folders"):
+            class_matrix(small_clip, data)
+    assert len(class_matrix(small_clip, ClassSubset(alike, [0, 2, 5]))) == 3
 
 
 def test_small_pictures_are_resized_inside_as_torch_does():
