@@ -29,7 +29,7 @@ from shared.errors import UserError
 from shared.experiment.paper import Number
 from shared.experiment.step import Kept, Step, Trained, Values, closure, depth, key, leaves, needs
 from shared.experiment.store import Store, slug
-from shared.files import digest, sha256_bytes, sha256_file, write_json
+from shared.files import digest, look_at, sha256_bytes, sha256_file, write_json
 from shared.models.clip import read_weights, save_tensors
 
 SHORT = 12  # hex digits of a key in a file's name
@@ -111,7 +111,7 @@ class Lab:
 
     def _record(self, step: Kept, part: str = "") -> dict:
         try:
-            record = json.loads(self.path(step, part).with_suffix(".json").read_text())
+            record = json.loads(Path(look_at(self.path(step, part).with_suffix(".json"))).read_text())
             return record if isinstance(record, dict) else {}
         except (OSError, ValueError):
             return {}

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from shared.errors import UserError
-from shared.files import atomic_path, digest, sha256_file, write_json
+from shared.files import atomic_path, digest, look_at, sha256_file, write_json
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Store:
         """The measurement of that name and key (None: the latest of that name); None if there is none, or it is not as it was written."""
         path = self._path(name, key) if key else self._latest(name)
         try:
-            facts = json.loads(path.read_text())
+            facts = json.loads(Path(look_at(path)).read_text())
             said, values = facts.pop("sha256"), facts.pop("sha256_values")
             found = Measurement(**{**facts, "seeds": tuple(facts["seeds"])}, path=path.with_suffix(".npz"))
             if said == digest([facts, values]) and sha256_file(found.path) == values and found.slug == name and key in (None, found.key):
@@ -117,7 +117,7 @@ class Store:
 
     def write_plan(self, plan: dict) -> None:
         """Record what is shown; readers then ignore what other configurations left behind."""
-        write_json(self.root / "plan.json", plan)
+        write_json(look_at(self.root / "plan.json"), plan)
 
     def plan(self) -> dict:
         """The last plan. Raises UserError if nothing was run here, or what is there is not a plan of this paper at this scale."""
@@ -143,7 +143,7 @@ class Store:
 
     def write_gates(self, gates: list[dict]) -> None:
         """Record gates: [{"name", "value", "threshold", "sense": ">=" or "<=", "passed", "detail"}]."""
-        write_json(self.root / "gates.json", gates)
+        write_json(look_at(self.root / "gates.json"), gates)
 
     def gates(self) -> list[dict]:
         """The recorded gates, [] if there are none (or their file is damaged: they are then measured again)."""
