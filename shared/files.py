@@ -48,6 +48,14 @@ def write_json(path: str | os.PathLike, content: object) -> None:
     write_atomic(path, json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
+def write_changed(path: str | os.PathLike, content: object) -> None:
+    """`write_json` unless the file says so already: what is finished is not written again, also where nothing can be written."""
+    with contextlib.suppress(OSError, ValueError):
+        if json.loads(Path(look_at(path)).read_text()) == json.loads(json.dumps(content)):
+            return
+    write_json(path, content)
+
+
 def sha256_bytes(content: bytes) -> str:
     """Hex sha256 of bytes."""
     return hashlib.sha256(content).hexdigest()

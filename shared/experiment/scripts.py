@@ -149,7 +149,7 @@ def write_plan(paper: "Paper", scale: str, config, lab: "Lab", numbers: "list[Nu
         "scale": scale,
         "config": plain(config),
         "headline": config.headline and not more,
-        "slugs": {n.name: lab.key(n.step) if lab.is_made(n.step) else "" for n in shown},
+        "keys": {n.name: lab.key(n.step) if lab.is_made(n.step) else "" for n in shown},
         "tags": {n.name: dict(n.tags) for n in shown},
         "asked": {n.name: list(n.asked) for n in shown},
     }

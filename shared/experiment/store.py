@@ -1,7 +1,7 @@
 """The store of measurements: one JSON and one .npz per measurement, kept under the key of everything that produced it.
 
     <root>/measurements/<slug>-<key>.json + .npz    root = results/<scale>/<paper>; of the key, the first 12 digits
-    <root>/plan.json                                what is shown: {"paper", "scale", "config", "headline", "slugs": {slug: key}, "tags", "asked"}
+    <root>/plan.json                                what is shown: {"paper", "scale", "config", "headline", "keys": {slug: key}, "tags", "asked"}
     <root>/gates.json                               what had to hold before any defence was measured
 
 A measurement whose key is the wanted one is not measured again; so a run continues where it was, and a changed number re-measures only what
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from shared.errors import UserError
-from shared.files import atomic_path, digest, look_at, sha256_file, write_json
+from shared.files import atomic_path, digest, look_at, sha256_file, write_changed, write_json
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Store:
 
     def write_plan(self, plan: dict) -> None:
         """Record what is shown; readers then ignore what other configurations left behind."""
-        write_json(look_at(self.root / "plan.json"), plan)
+        write_changed(self.root / "plan.json", plan)
 
     def plan(self) -> dict:
         """The last plan. Raises UserError if nothing was run here, or what is there is not a plan of this paper at this scale."""
@@ -129,7 +129,7 @@ class Store:
         except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read (damaged or cut short): run `make reproduce-{paper} SCALE={scale}` again; what is measured "
                             "is kept.") from error
-        if not isinstance(plan, dict) or not isinstance(plan.get("slugs"), dict) or plan.get("paper", paper) != paper:
+        if not isinstance(plan, dict) or not isinstance(plan.get("keys"), dict) or plan.get("paper", paper) != paper:
             raise UserError(f"{path} is not a plan of {paper}: run `make reproduce-{paper} SCALE={scale}` again; what is measured is kept.")
         return plan
 
@@ -138,12 +138,12 @@ class Store:
         another configuration left behind may be the same number in another place."""
         plan = self.plan()
         tags = plan.get("tags", {})
-        found = {name: self.load(name, key) for name, key in plan["slugs"].items() if key}
+        found = {name: self.load(name, key) for name, key in plan["keys"].items() if key}
         return [replace(m, slug=name, tags=tags.get(name, m.tags)) for name, m in found.items() if m is not None]
 
     def write_gates(self, gates: list[dict]) -> None:
         """Record gates: [{"name", "value", "threshold", "sense": ">=" or "<=", "passed", "detail"}]."""
-        write_json(look_at(self.root / "gates.json"), gates)
+        write_changed(self.root / "gates.json", gates)
 
     def gates(self) -> list[dict]:
         """The recorded gates, [] if there are none (or their file is damaged: they are then measured again)."""
