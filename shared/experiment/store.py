@@ -76,6 +76,7 @@ class Store:
 
     def __init__(self, root: str | Path):
         self.root = Path(root)
+        self._noted: set[Path] = set()
 
     def _path(self, name: str, key: str) -> Path:
         return self.root / "measurements" / f"{name}-{key[:12]}.json"
@@ -89,11 +90,12 @@ class Store:
             found = Measurement(**{**facts, "seeds": tuple(facts["seeds"])}, path=path.with_suffix(".npz"))
             if said == digest([facts, values]) and sha256_file(found.path) == values and found.slug == name and key in (None, found.key):
                 return found
-        except FileNotFoundError:
-            return None
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            pass
-        print(f"note: the measurement {path} is not as it was written (damaged or changed by hand); it counts as missing.", file=sys.stderr)
+            if not path.is_file():
+                return None
+        if path not in self._noted:
+            self._noted.add(path)
+            print(f"note: the measurement {path} is not as it was written (damaged or changed by hand); it counts as missing.", file=sys.stderr)
         return None
 
     def _latest(self, name: str) -> Path:
