@@ -333,6 +333,8 @@ def adversary(c: Config, name: str) -> Adversary:
 def describe(c: Config, kind: str, method: str, attack: str = "", set: str = "", point=None, **_) -> dict:
     """Tags by which claims and tables select beside the name: the role of a set, ε, the place of a batch size among those measured."""
     more: dict = {"seed": c.seeds[0]} if method == CLIP else {}
+    if kind == "cost":
+        more["set"] = "none"
     if set:
         spec = set_names(c)[set]
         role = "seen" if spec == c.data.seen else "zero_shot" if spec in c.data.zero_shot else "holdout"

@@ -205,10 +205,11 @@ class Lab:
         All processes give the same groups; which one makes a group changes nothing in its result."""
         self.accelerator.wait_for_everyone()
         groups = sorted(groups, key=lambda group: -sum(getattr(one, "step", one).weight for one in group))
+        who = f" by process {self.accelerator.process_index}" if self.accelerator.num_processes > 1 else ""
         for k in self._turns.of(len(groups)):
             began = time.monotonic()
             make(groups[k])
-            print(f"{what}: {name(groups[k])} ({k + 1}/{len(groups)}), {time.monotonic() - began:.1f} s", flush=True)
+            print(f"{what}: {name(groups[k])} ({k + 1}/{len(groups)}{who}), {time.monotonic() - began:.1f} s", flush=True)
         self.accelerator.wait_for_everyone()
 
 
