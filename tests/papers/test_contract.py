@@ -134,6 +134,9 @@ class Told:
     def fingerprint(self, step: Step) -> str:
         return key(step, self)
 
+    def identity(self, leaf: object) -> object:
+        return leaf.identity(self)
+
 
 def test_every_field_counts_unless_it_is_free(plans, monkeypatch):
     """Of every class of step, leaf and options that any plan has; a leaf is all of its fields here, in place of what stands behind them."""
