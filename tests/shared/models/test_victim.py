@@ -9,9 +9,16 @@ from torch import nn
 
 from shared.errors import UserError
 from shared.models.clip import MEAN_STD, PatchEmbedding
-from shared.models.victim import Pixels, ZeroShot, image_size, text_matrix
+from shared.models.victim import Pixels, ZeroShot, image_size, predicted, text_matrix
 
 PROMPTS = ("a photo of a red circle", "a photo of a blue star", "a photo of two objects")
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_outputs_that_are_no_numbers_are_no_class(wrong):
+    assert predicted(torch.tensor([[0.0, 2.0, 1.0]])).tolist() == [1]
+    with pytest.raises(UserError, match="not finite for 1 of 2"):
+        predicted(torch.tensor([[0.0, 1.0], [wrong, 0.0]]))
 
 
 class Tower(nn.Module):
