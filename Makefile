@@ -44,6 +44,10 @@ $(if $(call digits,$(SEEDS)$(GPUS)),$(if $(strip $(foreach s,$(SEEDS) $(GPUS),$(
 $(if $(strip $(RESULTS)),,$(error RESULTS is empty; name a folder or leave it out))
 $(foreach s,$(SET),$(if $(findstring =,$s),,$(error SET takes name=value$(comma) not "$s")))
 
+# ARGS="--results X" is RESULTS=X, so that pages are drawn from where the scripts measure.
+after = $(if $2,$(if $(filter $1,$(firstword $2)),$(word 2,$2),$(call after,$1,$(wordlist 2,$(words $2),$2))))
+override RESULTS := $(or $(subst ",,$(subst ',,$(call after,--results,$(subst --results=,--results ,$(ARGS))))),$(RESULTS))
+
 # ---- the pieces of a command -----------------------------------------------------------------------------------------------
 
 quote = '$(subst ','\'',$1)'

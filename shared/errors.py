@@ -1,5 +1,6 @@
 """Errors a user caused and can mend."""
 
+import errno
 import sys
 from collections.abc import Callable
 
@@ -11,7 +12,7 @@ class UserError(Exception):
 def run_main(main: Callable[[], None]) -> None:
     """Run a script's `main`; turn a `UserError`, an interrupt or a full disk into one line on stderr and a non-zero exit code.
 
-    Exit codes: 2 for a `UserError`, 130 for Ctrl-C, 28 (ENOSPC) for a full disk.
+    Exit codes: 2 for a `UserError` and a file that may not be read or written, 130 for Ctrl-C, 28 (ENOSPC) for a full disk.
     """
     try:
         main()
@@ -20,7 +21,9 @@ def run_main(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         sys.exit(_say("interrupted: everything finished so far is saved; run the same command again to continue.", 130))
     except OSError as error:
-        if error.errno != 28:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            sys.exit(_say(f"error: {error.filename} cannot be used ({error.strerror}): give it the rights, or choose another folder (RESULTS=…).", 2))
+        if error.errno != errno.ENOSPC:
             raise
         where = f" at {error.filename}" if error.filename else ""
         sys.exit(_say(f"error: the disk is full{where}: free some space and run the same command again; finished work is kept.", 28))

@@ -11,11 +11,18 @@ from shared.data.arrays import ArrayImages
 from shared.data.base import ClassSubset
 from shared.errors import UserError
 from shared.models.clip import MEAN_STD, PatchEmbedding
-from shared.models.victim import Pixels, ZeroShot, class_matrix, image_size, text_matrix
+from shared.models.victim import Pixels, ZeroShot, class_matrix, image_size, predicted, text_matrix
 from tests.accuracy import assert_as_accurate, assert_within_rounding, in_both
 
 WIDEST = 4 * 96  # terms of the longest sum of a forward pass, in an MLP
 PROMPTS = ("a photo of a red circle", "a photo of a blue star", "a photo of two objects")
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_outputs_that_are_no_numbers_are_no_class(wrong):
+    assert predicted(torch.tensor([[0.0, 2.0, 1.0]])).tolist() == [1]
+    with pytest.raises(UserError, match="not finite for 1 of 2"):
+        predicted(torch.tensor([[0.0, 1.0], [wrong, 0.0]]))
 
 
 class Tower(nn.Module):
