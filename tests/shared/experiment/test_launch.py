@@ -12,7 +12,7 @@ import yaml
 
 from shared.errors import UserError
 from shared.experiment.launch import __main__ as launch
-from shared.experiment.pins import ROOT
+from shared.setup.pins import ROOT
 
 CONFIGS = ROOT / "shared" / "experiment" / "launch"
 

@@ -1,4 +1,4 @@
-"""Try the heavy packages and print what works as one line of JSON. `shared.experiment.doctor` runs this in a process of its own."""
+"""Try the heavy packages and print what works as one line of JSON. `shared.setup.doctor` runs this in a process of its own."""
 
 import json
 from pathlib import Path
@@ -43,7 +43,7 @@ def try_launcher(found: dict) -> None:
     except Exception as error:
         found["accelerate_error"] = _reason(error)
         return
-    for path in sorted((Path(__file__).parent / "launch").glob("*.yaml")):
+    for path in sorted(Path("shared/experiment/launch").glob("*.yaml")):
         try:
             load_config_from_file(str(path))
         except Exception as error:
