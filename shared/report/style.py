@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 COLUMN, PAGE = 3.3, 6.9  # inches: one column and the full width of a two-column page
 # Okabe & Ito (2008), ordered so that neighbours differ in lightness as well as in hue; their yellow is too light for lines on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+NAMED = {"red": "#D55E00", "green": "#009E73", "blue": "#0072B2", "yellow": "#D8C800", "purple": "#7B3294", "orange": "#E69F00", "cyan": "#35B5C9",
+         "pink": "#E78AC3", "black": "#000000", "white": "#CCCCCC", "grey": "#999999", "brown": "#8C564B"}  # fmt: skip
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 HATCHES = ("", "////", "....", "\\\\\\\\", "xx", "--", "oo")
@@ -74,6 +76,13 @@ def looks(names: Sequence[str]) -> dict[str, Look]:
         shape = i + 3 * (i // len(COLOURS))
         out[name] = Look(COLOURS[i % len(COLOURS)], *(kind[shape % len(kind)] for kind in (MARKERS, LINES, HATCHES)))
     return out
+
+
+def colours(names: Sequence[str]) -> list[str]:
+    """A colour per name: its own where it is one ("red"), else the next of COLOURS that none is called; grey when they are used up."""
+    said = [NAMED.get(name.lower()) for name in names]
+    free = [colour for colour in COLOURS[:-1] if colour not in said]
+    return [one or (free.pop(0) if free else NAMED["grey"]) for one in said]
 
 
 def figure(width: float = COLUMN, height: float | None = None, rows: int = 1, columns: int = 1, **options) -> tuple[Figure, object]:

@@ -166,12 +166,12 @@ def train_denoiser(config: DenoisingConfig, data, model: str = "photos", seed: i
 
 def main() -> None:
     import tyro
-    from accelerate import Accelerator
 
     from shared.models.zoo import write_card
+    from shared.processes import accelerator as open_accelerator
 
     args = tyro.cli(Args)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    accelerator = open_accelerator()
     facts = training_facts(args.out) if args.card_only else train(args, accelerator)
     if accelerator.is_main_process:
         write_card(args.out, kind="denoiser", **facts, **measured(args.out, accelerator.device, args.data, args.data_root))

@@ -42,14 +42,13 @@ class Args:
 
 
 def main() -> None:
-    import torch
     import tyro
-    from accelerate import Accelerator
 
     from shared.models.zoo import write_card
+    from shared.processes import accelerator as open_accelerator
 
     args = tyro.cli(Args)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    accelerator = open_accelerator()
     facts = training_facts(args.out) if args.card_only else train(args, accelerator)
     if accelerator.is_main_process:
         write_card(args.out, **facts, **accuracies(args.out, facts["model"], accelerator.device))

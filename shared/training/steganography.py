@@ -141,12 +141,12 @@ def fit_steganographer(network: Steganographer, pictures, config: StegaConfig, s
 
 def main() -> None:
     import tyro
-    from accelerate import Accelerator
 
     from shared.models.zoo import write_card
+    from shared.processes import accelerator as open_accelerator
 
     args = tyro.cli(Args)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    accelerator = open_accelerator()
     facts = training_facts(args.out) if args.card_only else train(args, accelerator)
     if accelerator.is_main_process:
         write_card(args.out, kind="steganography", origin="re-trained, not StegaStamp", **facts,

@@ -121,13 +121,13 @@ def fit_vlm(vlm: VLM, lessons: Lessons, config: VLMConfig, accelerator, checkpoi
 
 def main() -> None:
     import tyro
-    from accelerate import Accelerator
 
     from shared.models.zoo import FOLDER, write_card
+    from shared.processes import accelerator as open_accelerator
 
     args = tyro.cli(Args)
     out = args.out or FOLDER / f"{args.model}.safetensors"
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    accelerator = open_accelerator()
     facts = training_facts(out) if args.card_only else train(args, out, accelerator)
     if accelerator.is_main_process:
         write_card(out, kind="vlm", **facts, **measured(out, accelerator.device))

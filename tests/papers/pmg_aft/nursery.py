@@ -21,13 +21,16 @@ import torchvision  # noqa: F401
 from papers.pmg_aft import evaluate, measure, train  # noqa: F401
 from shared.errors import run_main
 from shared.experiment.store import Store
+from shared.lifeline import STARTED
 
 
 def child(order: dict, rank: int, group: int) -> None:
     os.setpgid(0, group)
     if order["processes"] > 1:  # what the launcher sets
-        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(order["processes"]), LOCAL_WORLD_SIZE=str(order["processes"]),
-                          MASTER_ADDR="127.0.0.1", MASTER_PORT=str(order["port"]), ACCELERATE_USE_CPU="true")
+        world = str(order["processes"])
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=world, LOCAL_WORLD_SIZE=world, MASTER_ADDR="127.0.0.1",
+                          MASTER_PORT=str(order["port"]), ACCELERATE_USE_CPU="true")
+        os.environ[STARTED] = world
     if rank == 1 and order["late"]:
         train._done, Store.fresh = late(train._done, order["late"]), late(Store.fresh, order["late"])
     with open(order["log"], "a") as log:
