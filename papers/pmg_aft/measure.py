@@ -198,7 +198,7 @@ class Measurer:
 
         def accuracy(spec: str) -> float:
             cell = next(c for c in self._clip_cells if c.spec == spec and c.strength.name == "clean")
-            return self.store.load(cell.slug()).value
+            return self.store.read(cell.slug()).value
 
         classes = self.bench.labelled(data.seen).num_classes
         out = [gate("zero-shot accuracy on the seen classes", accuracy(data.seen), min(g.clean, g.times_chance / classes), ">=",

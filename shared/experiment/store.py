@@ -86,6 +86,14 @@ class Store:
         except (OSError, ValueError, TypeError, KeyError):
             return None
 
+    def read(self, name: str) -> Measurement:
+        """A measurement that was there a moment ago. Raises UserError if it no longer is: another run is replacing it."""
+        found = self.load(name)
+        if found is None:
+            raise UserError(f"the measurement {self._path(name, '.json')} is gone or cut short, so another run is writing in "
+                            f"{self.root}: wait for its end and run the same command again.")
+        return found
+
     def fresh(self, name: str, key: str) -> bool:
         """Whether the measurement exists, was made under `key`, and its per-example values can be read."""
         found = self.load(name)

@@ -102,6 +102,15 @@ def test_an_interrupted_save_is_not_fresh(store, monkeypatch):
     assert not store.fresh("accuracy__tecoa", "k2")
 
 
+def test_what_vanishes_while_it_is_wanted_is_one_sentence(store):
+    """Another run that saves the same measurement takes the old one away first: `None.value` was what one saw of it."""
+    store.save(measurement())
+    assert store.read("accuracy__tecoa").value == store.load("accuracy__tecoa").value
+    (store.root / "measurements" / "accuracy__tecoa.json").unlink()
+    with pytest.raises(UserError, match="another run is writing in"):
+        store.read("accuracy__tecoa")
+
+
 def test_values_without_their_file_are_one_sentence(store):
     store.save(measurement())
     (store.root / "measurements" / "accuracy__tecoa.npz").unlink()
