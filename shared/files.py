@@ -64,10 +64,44 @@ def write_json(path: str | os.PathLike, content: object) -> None:
     write_atomic(path, json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
+def sha256_bytes(content: bytes) -> str:
+    """Hex sha256 of bytes."""
+    return hashlib.sha256(content).hexdigest()
+
+
 def sha256_file(path: str | os.PathLike) -> str:
-    """Hex sha256 of a file's bytes."""
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+    """Hex sha256 of a file's bytes. What was read before is not read again while its size and its times are the same; see `remember_digests`."""
+    stat = os.stat(path)
+    name, stamp = os.path.abspath(path), [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+    known = _digests.get(name)
+    if known is None or known[:-1] != stamp:
+        with open(path, "rb") as handle:
+            known = [*stamp, hashlib.file_digest(handle, "sha256").hexdigest()]
+        if time.time_ns() - stat.st_mtime_ns > 50_000_000:  # a clock is coarse: what was written just now may be written again at the same time
+            _digests[name] = known
+    return known[-1]
+
+
+def sha256_folder(folder: str | os.PathLike) -> str:
+    """Hex sha256 over the names and contents of every file below a folder, hidden ones left out."""
+    folder = Path(folder)
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+    return digest([[p.relative_to(folder).as_posix(), sha256_file(p)] for p in files])
+
+
+_digests: dict[str, list] = {}  # absolute path -> [size, mtime, ctime, sha256]
+
+
+def remember_digests(path: str | os.PathLike) -> None:
+    """Take up the digests that an earlier process noted in `path`; a file that cannot be read notes none."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        _digests.update(json.loads(Path(path).read_text()))
+
+
+def note_digests(path: str | os.PathLike) -> None:
+    """Note the digests of this process for later ones; where nothing can be written, they are worked out again."""
+    with contextlib.suppress(OSError):
+        write_atomic(path, json.dumps({**_digests}))
 
 
 def digest(content: object) -> str:

@@ -29,14 +29,14 @@ class Interrupted(KeyboardInterrupt):
         self.number = number
 
 
-def tie_to_launcher(marks: Sequence[str] = MARKS) -> bool:
+def tie_to_launcher(marks: Sequence[str] | None = MARKS) -> bool:
     """Ask the kernel to end this process when what started it ends; True if that was done.
 
     `kill -9` of a launcher passes its children by: they would compute on as orphans and race the next run for the same files. A script
-    calls this first. Only where one of `marks` is in the environment, since a script started by hand may well outlive its shell
-    (nohup); only on Linux, which offers it.
+    calls this first. Only where one of `marks` is in the environment (None: in any case), since a script started by hand may well outlive
+    its shell (nohup); only on Linux, which offers it.
     """
-    if sys.platform != "linux" or not any(mark in os.environ for mark in marks):
+    if sys.platform != "linux" or not (marks is None or any(mark in os.environ for mark in marks)):
         return False
     # SIGTERM, not SIGINT: Python's handler for the latter waits for a collective operation that can no longer end.
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM) != 0:

@@ -6,6 +6,7 @@
 Standard library only. Notes when each stage begins in <results>/<scale>/<paper>/times.txt, which the overview reads.
 """
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -107,7 +108,9 @@ class Target:
 
     def run(self, papers: Sequence[str]) -> None:
         """Raises `UserError`; ends the process with the code of a script that fails."""
-        check_folder(self.given.results, "RESULTS")
+        for paper in papers:
+            if not Path(self.given.results, self.given.scale, paper, "plan.json").is_file():
+                check_folder(self.given.results, "RESULTS")  # where a run has left something, what is finished can be shown without writing
         if self.kind != "figures" and not self.given.launch:
             choose(self.given.device, self.given.gpus)
         for paper in papers:
@@ -144,9 +147,10 @@ class Target:
 
     def _note(self, paper: str, stage: str) -> None:
         folder = Path(self.given.results, self.given.scale, paper)
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / "times.txt", "a", encoding="utf-8") as notes:
-            notes.write(f"{time.time():.0f} {self.kind} {stage}\n")
+        with contextlib.suppress(OSError):  # whoever has something to write is refused there
+            folder.mkdir(parents=True, exist_ok=True)
+            with open(folder / "times.txt", "a", encoding="utf-8") as notes:
+                notes.write(f"{time.time():.0f} {self.kind} {stage}\n")
 
 
 def with_file(name: str) -> list[str]:

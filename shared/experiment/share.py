@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from shared.files import check_folder
 from shared.processes import accelerator
 
 Task = TypeVar("Task")
@@ -12,7 +11,6 @@ Task = TypeVar("Task")
 
 def opened(bench: Callable, config, scale: str) -> tuple:
     """(accelerator, bench) of this process, from a paper's class of benches; what is to be downloaded is there."""
-    check_folder(config.results, "--results")
     started = accelerator()
     made = bench(config, scale, started.device)
     made.fetch(started)

@@ -10,7 +10,7 @@
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shared.errors import UserError
@@ -46,6 +46,11 @@ class Table:
                 raise UserError(f"table row {label!r} has {len(cells)} cells, but there are {len(self.columns)} columns")
         if self.interval not in ("auto", "brackets", "pm", "none"):
             raise UserError(f"interval must be auto, brackets, pm or none, not {self.interval!r}")
+
+    def beside(self, more: Mapping[str, Mapping[str, Cell]]) -> "Table":
+        """The same with further columns: label -> row -> cell."""
+        rows = [(label, [*cells, *(column.get(label) for column in more.values())]) for label, cells in self.rows]
+        return replace(self, columns=[*self.columns, *more], rows=rows)
 
     def shown(self, column: int, cell: Estimate) -> Estimate:
         """A cell in the unit of its column."""
@@ -89,6 +94,11 @@ def from_results(results, rows: Mapping[str, Selector], columns: Mapping[str, Se
     Rows without any measurement are left out. `options` go to `Table`.
     """
     grid = {label: [results.values({**(common or {}), **row, **column}) for column in columns.values()] for label, row in rows.items()}
+    return of_values(grid, columns, best, **options)
+
+
+def of_values(grid: Mapping, columns: Sequence[str], best: str | None = "max", **options) -> Table | None:
+    """The same from the values of every cell, row by row."""
     grid = {label: cells for label, cells in grid.items() if any(cells)}
     if not grid:
         return None

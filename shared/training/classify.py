@@ -33,6 +33,7 @@ from shared.attacks.threat import Threat
 from shared.errors import UserError, run_main
 from shared.files import digest
 from shared.lifeline import tie_to_launcher
+from shared.options import free
 from shared.rng import SampleRng
 from shared.training.contrastive import batch_indices
 from shared.training.denoising import Averaged
@@ -71,9 +72,9 @@ class ClassifierTraining:
     """Their step size, in ε."""
     average: float = 0.0
     """Decay of the running average of the weights, which is what is kept (0: the last weights)."""
-    every: int = 100
+    every: int = free(100)
     """Updates between checkpoints (0: none)."""
-    workers: int = 0
+    workers: int = free(0)
     """Processes that read pictures ahead of the training."""
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from shared.data.base import loader
 from shared.errors import UserError
 from shared.models.victim import Pixels, image_size
+from shared.options import free
 from shared.training.loop import Fit
 
 
@@ -34,9 +35,9 @@ class ContrastiveConfig:
     """Of matrices; vectors (biases, norms, the temperature) are not decayed."""
     clip_norm: float = 1.0
     """Bound of the gradient norm."""
-    every: int = 250
+    every: int = free(250)
     """Updates between checkpoints."""
-    workers: int = 0
+    workers: int = free(0)
     """Processes that read pairs ahead, for each process that trains; for pictures in files."""
 
 

@@ -25,6 +25,7 @@ from shared.diffusion import Purifier, Sampler, Schedule, UNetDenoiser
 from shared.errors import UserError, run_main
 from shared.files import digest
 from shared.lifeline import tie_to_launcher
+from shared.options import free
 from shared.rng import SampleRng
 from shared.training.contrastive import adamw, batch_indices
 from shared.training.loop import Fit
@@ -55,7 +56,7 @@ class DenoisingConfig:
     """Decay of the running average of the weights, reached after a warm-up of its own."""
     early: float = 0.8
     """Share of the times that lie in 1 … 500; the others lie in 501 … T. Uniform in either."""
-    every: int = 100
+    every: int = free(100)
     """Updates between checkpoints."""
 
 

@@ -26,6 +26,7 @@ from shared.errors import UserError, run_main
 from shared.files import digest
 from shared.lifeline import tie_to_launcher
 from shared.models.preprocess import JPEG
+from shared.options import free
 from shared.rng import SampleRng
 from shared.training.contrastive import adamw, batch_indices
 from shared.training.denoising import SCENES, _pictures
@@ -59,7 +60,7 @@ class StegaConfig:
     """Share of the pictures that pass a JPEG codec."""
     apart: float = 0.2
     """β."""
-    every: int = 100
+    every: int = free(100)
     """Updates between checkpoints."""
 
 

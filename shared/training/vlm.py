@@ -25,6 +25,7 @@ from shared.errors import UserError, run_main
 from shared.files import digest
 from shared.lifeline import tie_to_launcher
 from shared.models.vlm.base import VLM
+from shared.options import free
 from shared.training.contrastive import adamw, batch_indices
 from shared.training.loop import Fit
 from shared.training.pretrain import _commit, training_facts
@@ -52,7 +53,7 @@ class VLMConfig:
     """Bound of the gradient norm."""
     gates: float = 1.0
     """Idefics: what the gates α of the cross-attention begin with. 0 protects a language model that can already write; this one cannot yet."""
-    every: int = 200
+    every: int = free(200)
     """Updates between checkpoints."""
 
 
