@@ -33,6 +33,10 @@ GIVEN   := $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin 
 UNKNOWN := $(filter-out $(KNOBS) MAKEFLAGS SHELL,$(GIVEN))
 $(if $(UNKNOWN),$(error there is no variable $(firstword $(UNKNOWN)); make knows $(KNOBS)))
 
+# ARGS="--results X" is RESULTS=X, so that pages are drawn from where the scripts measure.
+after = $(if $2,$(if $(filter $1,$(firstword $2)),$(word 2,$2),$(call after,$1,$(wordlist 2,$(words $2),$2))))
+override RESULTS := $(or $(subst ",,$(subst ',,$(call after,--results,$(subst --results=,--results ,$(ARGS))))),$(RESULTS))
+
 # ---- the pieces of a command -----------------------------------------------------------------------------------------------
 
 quote = '$(subst ','\'',$1)'

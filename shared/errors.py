@@ -11,7 +11,8 @@ from pathlib import Path
 from shared.lifeline import STARTED, fail_first
 
 DONE = "VLM_ROBUSTNESS_DONE"  # environment variable: a file that a script makes when it has come to its end
-FULL = (errno.ENOSPC, errno.EDQUOT)
+INTERRUPTED = "interrupted: everything finished so far is saved; run the same command again to continue."
+FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up"}
 
 
 class UserError(Exception):
@@ -19,13 +20,12 @@ class UserError(Exception):
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Run a script's `main`; turn a `UserError`, an interrupt or trouble with a file into one line on stderr and a non-zero exit code.
+    """Run a script's `main`; turn what a user can mend, and an interrupt, into one line on stderr and a non-zero exit code.
 
-    Exit codes: 2 for a `UserError`, 130 for Ctrl-C (128 + n for another signal n), 28 (ENOSPC) for a full disk or quota, 1 for another file.
+    Exit codes: 2 for a `UserError` and a file that may not be read or written, 130 for Ctrl-C (128 + n for another signal n),
+    28 (ENOSPC) for a full disk or quota.
     """
-    if (
-        STARTED in os.environ
-    ):  # a launcher ends its scripts by SIGTERM; they are interrupted as by Ctrl-C, and the launcher says so
+    if STARTED in os.environ:  # a launcher ends its scripts by SIGTERM: as Ctrl-C would, but that the launcher says so
         signal.signal(signal.SIGTERM, _interrupt)
     try:
         main()
@@ -33,29 +33,16 @@ def run_main(main: Callable[[], None]) -> None:
         sys.exit(_say(f"error: {error}", 2))
     except KeyboardInterrupt as stop:
         code = 128 + getattr(stop, "number", signal.SIGINT)
-        if STARTED not in os.environ:
-            print(
-                "interrupted: everything finished so far is saved; run the same command again to continue.",
-                file=sys.stderr,
-                flush=True,
-            )
-        sys.exit(code)
+        sys.exit(code if STARTED in os.environ else _say(INTERRUPTED, code))
     except OSError as error:
-        if error.errno is None or error.strerror is None:
-            raise
-        where = f" at {error.filename}" if error.filename else ""
         if error.errno in FULL:
-            what = "the disk is full" if error.errno == errno.ENOSPC else "the quota is used up"
-            sys.exit(
-                _say(
-                    f"error: {what}{where}: free some space and run the same command again; finished work is kept.", 28
-                )
-            )
+            where = f" at {error.filename}" if error.filename else ""
+            advice = "free some space and run the same command again; finished work is kept."
+            sys.exit(_say(f"error: {FULL[error.errno]}{where}: {advice}", 28))
         if not error.filename:
             raise
-        sys.exit(
-            _say(f"error: {error.strerror}{where}: mend that and run the same command again; finished work is kept.", 1)
-        )
+        advice = "mend that, or choose another folder (RESULTS=…)"
+        sys.exit(_say(f"error: {error.filename} cannot be used ({error.strerror}): {advice}; finished work is kept.", 2))
     except SystemExit as stop:
         if not stop.code:
             _note_end()

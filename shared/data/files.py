@@ -19,7 +19,7 @@ from torch import Tensor
 
 from shared.data.base import LabelledImages, stack
 from shared.errors import UserError
-from shared.files import digest
+from shared.files import digest, sha256_file
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -125,14 +125,14 @@ class FileImages(LabelledImages):
 
     @cached_property
     def version(self) -> str:
-        """Digest of names, sizes in bytes, labels, prompts and image size. It opens no file: a changed byte at equal size is not seen."""
+        """Digest of names, contents, labels, prompts and image size; what was read before is not read again (`sha256_file`)."""
         names = hashlib.sha256()
         for path, label in zip(self.paths, self.labels.tolist(), strict=True):
             try:
-                length = os.stat(path).st_size
-            except OSError:
-                length = -1
-            names.update(f"{os.path.relpath(path, self.root) if os.path.isabs(path) else path}\0{length}\0{label}\n".encode())
+                content = sha256_file(path)
+            except OSError:  # whoever needs it says what is wrong with it
+                content = "unreadable"
+            names.update(f"{os.path.relpath(path, self.root) if os.path.isabs(path) else path}\0{content}\0{label}\n".encode())
         return digest([names.hexdigest(), self.classes, self.prompts, repr(self.size)])[:12]
 
     @property

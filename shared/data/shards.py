@@ -4,6 +4,7 @@ The table says where in which file each picture begins and ends, and holds the c
 where nothing can be written there, in the user's cache folder, and it is made anew when a file has come, gone or changed its length or its time.
 """
 
+import functools
 import glob
 import json
 import os
@@ -18,7 +19,7 @@ import numpy as np
 
 from shared.data.files import UnreadableImage
 from shared.errors import UserError
-from shared.files import atomic_path, digest
+from shared.files import atomic_path, digest, sha256_file
 
 FORMAT = "pairs-1"  # of the table; raise it when what is in it changes
 SUFFIXES = ("jpg", "jpeg", "png", "webp")
@@ -75,7 +76,12 @@ class Shards:
         return f"{_cut(self._keys, self._key_ends, number)} in {self._path(number)}"
 
     def identity(self, number: int) -> list:
-        return [os.path.basename(self.names[self._shard[number]]), _cut(self._keys, self._key_ends, number), int(self._length[number])]
+        shard = int(self._shard[number])
+        return [os.path.basename(self.names[shard]), _cut(self._keys, self._key_ends, number), self._digest(shard)]
+
+    @functools.cache  # noqa: B019 - a store lives as long as its set
+    def _digest(self, shard: int) -> str:
+        return sha256_file(self.root / self.names[shard])
 
     def content(self, number: int) -> bytes:
         length = int(self._length[number])

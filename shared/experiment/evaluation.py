@@ -55,7 +55,7 @@ class Evaluation:
         self.done: set = set()
         if self.main and plan:
             remove_leftovers(config.results / scale / paper)
-            store.write_plan({"paper": paper, "scale": scale, "config": {**plain(config), **(more or {})}, "headline": config.headline, "slugs": keys,
+            store.write_plan({"paper": paper, "scale": scale, "config": {**plain(config), **(more or {})}, "headline": config.headline, "keys": keys,
                               "tags": {c.slug(): c.tags(config) for c in self.cells}})
             print(f"evaluation: {len(self.cells)} measurements, {len(self.cells) - len(self.stale)} already there", flush=True)
 

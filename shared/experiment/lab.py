@@ -29,7 +29,7 @@ from shared.errors import UserError
 from shared.experiment.paper import Number
 from shared.experiment.step import Kept, Step, Trained, Values, closure, depth, key, leaves, needs
 from shared.experiment.store import Store, slug
-from shared.files import digest, sha256_bytes, sha256_file, write_json
+from shared.files import digest, look_at, sha256_bytes, sha256_file, write_json
 from shared.models.clip import read_weights, save_tensors
 
 SHORT = 12  # hex digits of a key in a file's name
@@ -111,7 +111,7 @@ class Lab:
 
     def _record(self, step: Kept, part: str = "") -> dict:
         try:
-            record = json.loads(self.path(step, part).with_suffix(".json").read_text())
+            record = json.loads(Path(look_at(self.path(step, part).with_suffix(".json"))).read_text())
             return record if isinstance(record, dict) else {}
         except (OSError, ValueError):
             return {}
@@ -205,10 +205,11 @@ class Lab:
         All processes give the same groups; which one makes a group changes nothing in its result."""
         self.accelerator.wait_for_everyone()
         groups = sorted(groups, key=lambda group: -sum(getattr(one, "step", one).weight for one in group))
+        who = f" by process {self.accelerator.process_index}" if self.accelerator.num_processes > 1 else ""
         for k in self._turns.of(len(groups)):
             began = time.monotonic()
             make(groups[k])
-            print(f"{what}: {name(groups[k])} ({k + 1}/{len(groups)}), {time.monotonic() - began:.1f} s", flush=True)
+            print(f"{what}: {name(groups[k])} ({k + 1}/{len(groups)}{who}), {time.monotonic() - began:.1f} s", flush=True)
         self.accelerator.wait_for_everyone()
 
 

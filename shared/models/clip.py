@@ -166,19 +166,31 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            return load_file(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the pickle's protocol, before it is refused
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = load_file(path)
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about the pickle's protocol, before it is refused
+                state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(f"the checkpoint {path} cannot be read ({type(error).__name__}): it is truncated, damaged or not a plain file of tensors; "
                         "get or make it again.") from error
+    if path.suffix == ".safetensors":
+        return _numbers(state, path)
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     state = state if isinstance(state, dict) else {}
     tensors = {k.removeprefix("module."): v for k, v in state.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if not tensors:
         raise UserError(f"the checkpoint {path} holds no named tensors: give a state dict, or a file with one under `state_dict`.")
+    return _numbers(tensors, path)
+
+
+def _numbers(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The tensors, none of which may hold NaN."""
+    wrong = [name for name, t in tensors.items() if t.is_floating_point() and bool(t.isnan().any())]
+    if wrong:
+        raise UserError(f"the checkpoint {path} holds NaN in {len(wrong)} of {len(tensors)} tensors, the first is {wrong[0]!r}: get or make it "
+                        "again.")
     return tensors
 
 

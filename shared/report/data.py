@@ -36,7 +36,7 @@ class Results:
 
         store = Store(Path(results) / scale / paper)
         plan = store.plan()
-        return cls(paper, scale, store.planned(), plan.get("config"), store.gates(), plan.get("tags"), tuple(plan["slugs"]), plan.get("asked"))
+        return cls(paper, scale, store.planned(), plan.get("config"), store.gates(), plan.get("tags"), tuple(plan["keys"]), plan.get("asked"))
 
     @cached_property
     def by_tags(self) -> dict[frozenset, object]:

@@ -103,7 +103,7 @@ def everything_measured(folder: Path) -> Store:
     """The store of a run that has measured what it planned, all of it finite, and left nothing half done."""
     store = Store(folder)
     found = store.planned()
-    assert {m.slug for m in found} == set(store.plan()["slugs"])
+    assert {m.slug for m in found} == set(store.plan()["keys"])
     assert all(m.provenance["commit"] and m.n == len(m.values) > 0 and np.isfinite(m.values).all() for m in found)
     assert not [p for p in folder.rglob("*") if ".tmp-" in p.name or p.suffix == ".ckpt"]
     return store

@@ -35,8 +35,8 @@ KEPT = "finished work is kept.\n"
     (Interrupted(signal.SIGHUP), 129, "interrupted: everything finished so far is saved; run the same command again to continue.\n"),
     (OSError(errno.ENOSPC, "No space left"), 28, f"error: the disk is full: free some space and run the same command again; {KEPT}"),
     (OSError(errno.EDQUOT, "Quota", "/a"), 28, f"error: the quota is used up at /a: free some space and run the same command again; {KEPT}"),
-    (OSError(errno.EROFS, "Read-only file system", "/a"), 1,
-     f"error: Read-only file system at /a: mend that and run the same command again; {KEPT}"),
+    (OSError(errno.EROFS, "Read-only file system", "/a"), 2,
+     f"error: /a cannot be used (Read-only file system): mend that, or choose another folder (RESULTS=…); {KEPT}"),
     (SystemExit(3), 3, ""),
 ])  # fmt: skip
 def test_one_line_and_an_exit_code(capsys, error, code, said):

@@ -4,7 +4,8 @@
 
 Each process gets its share of the cores (unless OMP_NUM_THREADS is set) and what torch and accelerate need to know of the
 others; what another launcher has left in the environment is dropped. How they end together: `shared.lifeline.supervise`.
-Standard library only, so it starts at once.
+A script of a paper that has finished, and of whose outcome nothing has changed since, is not started: what it would say is
+said here. Standard library only, so it starts at once.
 """
 
 import argparse
@@ -16,13 +17,13 @@ from collections.abc import Sequence
 from importlib import metadata
 
 from shared.errors import UserError, run_main
+from shared.experiment.finished import said
 from shared.lifeline import supervise, tie_to_launcher
 from shared.processes import of_launchers
 
 DEVICES = ("cpu", "cpu2", "cpus", "gpu", "gpus")
-MOST = (
-    8  # small models gain more from a process per core than from threads; eight are enough to wait for the longest task
-)
+# Small models gain more from a process per core than from threads; eight are enough to wait for the longest task.
+MOST = 8
 
 
 def cores() -> int:
@@ -93,9 +94,23 @@ def environments(on_gpu: bool, processes: int) -> list[dict[str, str]]:
     return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
 
 
+def finished_before(command: Sequence[str]) -> str | None:
+    """What the script of a paper said last, if it has nothing to do; see `shared.experiment.finished`."""
+    module = command[1].split(".") if command[0] == "-m" else []
+    if len(module) != 3 or module[0] != "papers" or module[2] not in ("train", "evaluate"):
+        return None
+    return said(module[1], module[2], list(command[2:]))
+
+
 def start(command: Sequence[str], device: str | None = None, wanted: int | None = None) -> int:
-    """Run `python <command>` on the processes that `choose` says; returns the exit code. Raises `UserError`, and `Interrupted` on a signal."""
+    """Run `python <command>` on the processes that `choose` says; returns the exit code.
+
+    Raises `UserError` where the device is not there, and `Interrupted` on a signal.
+    """
     on_gpu, processes = choose(device, wanted)
+    if text := finished_before(command):
+        print(text, flush=True)
+        return 0
     return supervise([[sys.executable, *command]] * processes, environments(on_gpu, processes))
 
 
