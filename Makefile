@@ -1,4 +1,4 @@
-# One command for everything; `make` alone prints what there is. Needs GNU make, git and Python 3.11, nothing else.
+# One command for everything; `make` alone prints what there is. Needs GNU make, git and a Python of 3.11 to 3.14, nothing else.
 
 SHELL := /bin/sh
 MAKEFLAGS += --no-builtin-rules --no-print-directory
@@ -17,12 +17,13 @@ SET ?=##               parameters of the notebook, as in SET="name=value name=va
 DEVICE ?=##            cpus (a process per core) | cpu | cpu2 | gpu | gpus (a process each); gpu where one is seen, else cpus
 GPUS ?=##              how many with DEVICE=gpus; all by default
 LAUNCH ?=##            what starts a script instead, as in LAUNCH="srun accelerate launch" (shared/experiment/launch/README.md)
-PYTHON ?=##            the Python 3.11 that makes .venv
+PYTHON ?=##            the Python that makes .venv; by default the newest of 3.11 to 3.14 that is there
+TORCH ?=##             cpu: no CUDA libraries, 1.5 GB instead of 6 (README: from where)
 VENV ?= .venv##        another environment with the same pins, as in VENV="$CONDA_PREFIX"
 SURE ?=##              yes: `make clean-results` may delete
 
 # The text of a variable's help ends its line, so the blanks before it would belong to the value.
-KNOBS := SCALE SEEDS ARGS DATA_ROOT RESULTS SET DEVICE GPUS LAUNCH PYTHON VENV SURE
+KNOBS := SCALE SEEDS ARGS DATA_ROOT RESULTS SET DEVICE GPUS LAUNCH PYTHON TORCH VENV SURE
 $(foreach v,$(KNOBS),$(if $(filter file,$(origin $v)),$(eval $v := $(strip $(value $v)))))
 
 PAPERS := $(patsubst papers/%/train.py,%,$(sort $(wildcard papers/*/train.py)))
@@ -33,24 +34,26 @@ GIVEN   := $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin 
 UNKNOWN := $(filter-out $(KNOBS) MAKEFLAGS SHELL,$(GIVEN))
 $(if $(UNKNOWN),$(error there is no variable $(firstword $(UNKNOWN)); make knows $(KNOBS)))
 
-# ARGS="--results X" is RESULTS=X, so that pages are drawn from where the scripts measure.
-after = $(if $2,$(if $(filter $1,$(firstword $2)),$(word 2,$2),$(call after,$1,$(wordlist 2,$(words $2),$2))))
-override RESULTS := $(or $(subst ",,$(subst ',,$(call after,--results,$(subst --results=,--results ,$(ARGS))))),$(RESULTS))
-
 # ---- the pieces of a command -----------------------------------------------------------------------------------------------
 
 quote = '$(subst ','\'',$1)'
-PY    = $(VENV)/bin/python
-STAMP = $(VENV)/.complete
-find_python = for p in python3.11 python3 python; do "$$p" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo "$$p" && break; done
-python311   = $(or $(PYTHON),$(shell $(find_python)),$(error Python 3.11 was not found; install it or name it with PYTHON=/path/to/python3.11))
+comma := ,
+PY    = $(call quote,$(VENV))/bin/python
+STAMP = environment
+# The newest that fits; pyenv's stand-in for a version that is not active does not even start.
+fits = import sys, venv, ensurepip; sys.exit(not ((3, 11) <= sys.version_info < (3, 15) and sys.implementation.name == "cpython"))
+with_python = for p in $(if $(PYTHON),$(call quote,$(PYTHON)),python3.14 python3.13 python3.12 python3.11 python3 python $(PY)); do \
+    "$$p" -c '$(fits)' 2>/dev/null && exec "$$p" $1; done; \
+    echo "$(if $(PYTHON),PYTHON=$(PYTHON) is,there is) no Python of 3.11 to 3.14 with its venv module (on Debian: python3-venv):" \
+    "install one$(comma) or name it with PYTHON=/path/to/python3" >&2; exit 2
 cores       = $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 dials      := $(foreach v,$(filter-out PYTHON VENV SURE,$(KNOBS)),$(call quote,$v=$($v)))
 do          = @$(PY) -m shared.experiment.make $1 $(dials)
 launch      = $(or $(LAUNCH),$(PY) -m shared.experiment.launch$(if $(DEVICE), --device $(DEVICE))$(if $(GPUS), --gpus $(GPUS)))
 
 # Before anything is installed; without any Python, `make setup` has something else to say.
-mistake    := $(shell $(or $(wildcard $(PY)),python3) -m shared.experiment.make check $(dials) 2>/dev/null)
+check       = -m shared.experiment.make check $(dials)
+mistake    := $(shell { $(PY) $(check) || python3 $(check); } 2>/dev/null)
 $(if $(mistake),$(error $(mistake)))
 
 export PYTHONUNBUFFERED := 1
@@ -65,7 +68,7 @@ endif
 
 # ---- targets ---------------------------------------------------------------------------------------------------------------
 
-.PHONY: help setup reproduce headline overview test lint smoke test-slow bench zoo doctor clean-results FORCE
+.PHONY: help setup lock reproduce headline overview test lint smoke test-slow bench zoo doctor clean-results FORCE
 
 help: ## this text
 	@echo "make TARGET [VARIABLE=value …]"
@@ -76,19 +79,17 @@ help: ## this text
 	@echo
 	@echo "papers here: $(or $(PAPERS),none yet)"
 
-# The stamp is written last, so an interrupted installation leaves none. What stands there is looked at each time (0.2 s), since
-# an environment can be broken later: a package removed, the interpreter under it upgraded, the lock changed.
+# What stands there is looked at each time (0.2 s), since an environment can be broken later: a package removed, the interpreter
+# under it upgraded, the lock changed.
 setup: $(STAMP) ## make .venv with the exact packages of requirements.lock (minutes once, then nothing)
-	@echo "$(VENV) is as requirements.lock says"
-$(STAMP): requirements.lock
-	@$(if $(filter .venv,$(VENV)),$(python311),$(PY)) -m shared.experiment.install --venv $(call quote,$(VENV))
-ifneq ($(filter-out help doctor clean-results,$(or $(MAKECMDGOALS),help)),)
-ifneq ($(wildcard $(STAMP)),)
-ifneq ($(shell $(PY) -m shared.experiment.pins >/dev/null 2>&1 || echo broken),)
-$(STAMP): FORCE
-endif
-endif
-endif
+	@echo $(call quote,$(VENV) is as requirements.lock says)
+asked = $(if $(filter setup,$(MAKECMDGOALS)),$(PYTHON)$(TORCH))
+.PHONY: environment
+environment:
+	@$(if $(asked),,$(PY) -m shared.setup.pins >/dev/null 2>&1 ||) { $(call with_python,-m shared.setup.install --venv $(call quote,$(VENV))$(if $(TORCH), --torch $(TORCH))$(if $(PYTHON), --this-python)); }
+
+lock: ## resolve pyproject.toml into requirements.lock for every Python and platform (needs uv); what still fits is kept
+	@uv pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 --extra test --no-annotate --custom-compile-command "make lock" --output-file requirements.lock pyproject.toml
 
 reproduce: $(STAMP) ## every paper that has this SCALE: train, evaluate, its tables, figures, claims and page; then the overview
 	$(call do,$@)
@@ -140,8 +141,9 @@ zoo: $(STAMP) ## train the shipped small models again (over an hour on 2 cores)
 	$(launch) -m shared.training.vlm --model scenes-idefics --out shared/models/zoo/scenes-idefics.safetensors $(ARGS)
 	$(launch) -m shared.training.steganography $(ARGS)
 
+doctor = -m shared.setup.doctor --results $(call quote,$(RESULTS))
 doctor: ## what is wrong with this machine, in plain words
-	@$(if $(wildcard $(PY)),$(PY),$(or $(PYTHON),$(shell $(find_python)),python3)) -m shared.experiment.doctor --results $(call quote,$(RESULTS))
+	@[ ! -x $(PY) ] || exec $(PY) $(doctor); $(call with_python,$(doctor))
 
 clean-results: ## delete the results of one SCALE (asks for SURE=yes)
 	@folder=$(call quote,$(RESULTS)/$(SCALE)); \

@@ -15,8 +15,9 @@ PYTHON = """#!/bin/sh
 case "$*" in
   *"shared.experiment.make check"*) PYTHONPATH="$CODE" exec "$REAL" "$@";;
   -c*importlinter*) echo "lint-imports" >> "$LOG";;
-  *shared.experiment.pins*) test ! -e "$PLACE/broken";;
-  *shared.experiment.install*) echo "$*" >> "$LOG"; touch "$PLACE/.venv/.complete";;
+  -c*ensurepip*) ;;
+  *shared.setup.pins*) test ! -e "$PLACE/broken";;
+  *shared.setup.install*) echo "$*" >> "$LOG";;
   *) echo "$*" >> "$LOG"; for word in $(cat "$PLACE/fails" 2>/dev/null); do case "$*" in *$word*) exit 3;; esac; done;;
 esac
 """
@@ -31,13 +32,11 @@ class Place:
     def __init__(self, root: Path):
         self.root, self.log, self.bin = root, root / "log", root / "bin"
         shutil.copy(ROOT / "Makefile", root)
-        (root / "requirements.lock").write_text("torch==1\n")
         for paper in ("alpha", "beta"):
             (root / "papers" / paper).mkdir(parents=True)
             (root / "papers" / paper / "train.py").touch()
         (root / "papers" / "__init__.py").touch()
         self.script(root / ".venv" / "bin" / "python", PYTHON)
-        (root / ".venv" / ".complete").touch()
 
     def script(self, path: Path, text: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +62,8 @@ def place(tmp_path):
 
 CORES = min(8, os.cpu_count())
 SPREAD = f" -n {min(4, CORES)} --dist loadfile --no-loadscope-reorder" if CORES > 1 else ""
-DIALS = {"SCALE": "cpu", "SEEDS": "", "ARGS": "", "DATA_ROOT": "", "RESULTS": "results", "SET": "", "DEVICE": "", "GPUS": "", "LAUNCH": ""}
+DIALS = {"SCALE": "cpu", **dict.fromkeys(("SEEDS", "ARGS", "DATA_ROOT"), ""), "RESULTS": "results",
+         **dict.fromkeys(("SET", "DEVICE", "GPUS", "LAUNCH", "TORCH"), "")}  # fmt: skip
 
 
 def do(target: str, **given: str) -> str:
@@ -116,6 +116,7 @@ def test_the_environment_sets_a_dial_too(place):
     (["SEEDS=0,1"], 'not "0,1"'),
     (["SEEDS=-1"], 'not "-1"'),
     (["GPUS=two"], 'not "two"'),
+    (["TORCH=gpu"], "there is no TORCH=gpu; choose cpu"),
     (["GPUS=0"], 'not "0"'),
     (["GPUS=1 2"], 'not "1 2"'),
     (["DEVICE=gpu", "LAUNCH=srun"], "LAUNCH starts the scripts in another way"),
@@ -137,7 +138,7 @@ def test_a_failing_command_fails_make(place):
     assert place.make("reproduce-alpha").returncode == 2
 
 
-INSTALL = ["-m shared.experiment.install --venv .venv"]
+INSTALL = "-m shared.setup.install --venv "
 
 
 def test_a_finished_environment_is_left_alone(place):
@@ -145,46 +146,55 @@ def test_a_finished_environment_is_left_alone(place):
     assert place.calls == []
 
 
-@pytest.mark.parametrize("state", ["no stamp", "lock changed", "broken", "nothing there"])
+@pytest.mark.parametrize("state", ["broken", "nothing there"])
 def test_an_environment_that_is_not_whole_is_installed_first(place, state):
-    python = place.script(place.bin / "python3.11", PYTHON)
-    stamp = place.root / ".venv" / ".complete"
-    if state == "no stamp":
-        stamp.unlink()
-    elif state == "lock changed":
-        os.utime(stamp, (1, 1))
-    elif state == "broken":
+    if state == "broken":
         (place.root / "broken").touch()
     else:
-        shutil.move(place.root / ".venv", place.root / "elsewhere")
-        (place.root / ".venv").mkdir()  # where the stand-in leaves its stamp
-    place.make("setup", f"PYTHON={python}")
-    assert place.calls == INSTALL
+        shutil.rmtree(place.root / ".venv")
+    place.script(place.bin / "python3.14", "#!/bin/sh\nexit 127\n")  # such as pyenv's stand-in for a version that is not active
+    place.script(place.bin / "python3.13", PYTHON)
+    assert place.make("setup").returncode == 0
+    assert place.calls == [f"{INSTALL}.venv"]
+
+
+def test_what_is_asked_of_setup_reaches_the_installer(place):
+    python = place.script(place.bin / "my python", PYTHON)
+    place.make("setup", f"PYTHON={python}", "TORCH=cpu", "VENV=other place/it's ü")
+    assert place.calls == [f"{INSTALL}other place/it's ü --torch cpu --this-python"]
+    assert "there is no TORCH=gpu; choose cpu" in place.make("setup", "TORCH=gpu").stderr
+
+
+def test_an_environment_may_lie_anywhere(place):
+    shutil.move(place.root / ".venv", place.root / "it's ü b")
+    assert place.make("figures-alpha", "VENV=it's ü b").returncode == 0
+    assert place.calls == [do("figures-alpha")]
 
 
 def test_an_install_that_fails_stops_everything(place):
-    (place.root / ".venv" / ".complete").unlink()
-    python = place.script(place.bin / "python3.11", "#!/bin/sh\nexit 2\n")
+    (place.root / "broken").touch()
+    python = place.script(place.bin / "python3.11", "#!/bin/sh\ncase $1 in -c) exit 0;; *) exit 2;; esac\n")
     done = place.make("reproduce-alpha", f"PYTHON={python}")
     assert done.returncode == 2
     assert place.calls == []
-    assert not (place.root / ".venv" / ".complete").exists()
 
 
-def test_without_python_311_one_sentence_says_so(place):
-    (place.root / ".venv" / ".complete").unlink()
-    for name in ("python3.11", "python3", "python"):
-        place.script(place.bin / name, "#!/bin/sh\nexit 1\n")  # such as pyenv's stand-in for a version that is not there
-    done = place.make("setup")
-    assert done.returncode == 2
-    assert "Python 3.11 was not found; install it or name it with PYTHON=/path/to/python3.11" in done.stderr
+def test_without_a_python_that_fits_one_sentence_says_so(place):
+    shutil.rmtree(place.root / ".venv")
+    for name in ("python3.14", "python3.13", "python3.12", "python3.11", "python3", "python"):
+        place.script(place.bin / name, "#!/bin/sh\nexit 1\n")
+    for target in ("setup", "doctor"):
+        done = place.make(target)
+        assert done.returncode == 2
+        assert "there is no Python of 3.11 to 3.14 with its venv module (on Debian: python3-venv): install one" in done.stderr
+    assert "PYTHON=/no/python is no Python of 3.11 to 3.14" in place.make("setup", "PYTHON=/no/python").stderr
 
 
 def test_doctor_and_clean_need_no_environment(place):
     python = place.script(place.bin / "python3.11", PYTHON)
     shutil.rmtree(place.root / ".venv")
     place.make("doctor", f"PYTHON={python}")
-    assert place.calls == ["-m shared.experiment.doctor --results results"]
+    assert place.calls == ["-m shared.setup.doctor --results results"]
     assert "there is nothing at" in place.make("clean-results").stdout
     assert place.calls == []
 

@@ -6,6 +6,7 @@
 Standard library only. Notes when each stage begins in <results>/<scale>/<paper>/times.txt, which the overview reads.
 """
 
+import argparse
 import contextlib
 import os
 import shlex
@@ -67,6 +68,8 @@ def dials(words: Sequence[str]) -> Dials:
         raise UserError(f'GPUS takes a whole number from 1, not "{gpus}"')
     if not given.get("RESULTS", "results"):
         raise UserError("RESULTS is empty; name a folder or leave it out")
+    if given.get("TORCH", "") not in ("", "cpu"):
+        raise UserError(f"there is no TORCH={given['TORCH']}; choose cpu or leave it out")
     launch = _words("LAUNCH", given)
     if launch and (device or gpus):
         raise UserError(
@@ -76,16 +79,20 @@ def dials(words: Sequence[str]) -> Dials:
     for pair in settings:
         if "=" not in pair:
             raise UserError(f'SET takes name=value, not "{pair}"')
+    # ARGS="--results X" is RESULTS=X, so that pages are drawn from where the scripts measure
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--results", default=given.get("RESULTS", "results"))
+    known, args = own.parse_known_args(_words("ARGS", given))
     return Dials(
-        scale,
-        seeds,
-        _words("ARGS", given),
-        given.get("DATA_ROOT", ""),
-        given.get("RESULTS", "results"),
-        settings,
-        device or None,
-        int(gpus) if gpus else None,
-        launch,
+        scale=scale,
+        seeds=seeds,
+        args=tuple(args),
+        data_root=given.get("DATA_ROOT", ""),
+        results=known.results,
+        set=settings,
+        device=device or None,
+        gpus=int(gpus) if gpus else None,
+        launch=launch,
     )
 
 

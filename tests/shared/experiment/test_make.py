@@ -61,6 +61,11 @@ def test_a_paper_is_trained_evaluated_and_drawn(run, tmp_path):
     assert [call[1] for call in run("figures-beta")] == ["shared.report.page"]
 
 
+def test_results_among_the_arguments_are_those_of_the_page_too(run, tmp_path):
+    train, _, drawn = run("reproduce-beta", ARGS=f"--attack.steps 3 --results {tmp_path}/other")
+    assert train[-5:] == ["cpu", "--results", f"{tmp_path}/other", "--attack.steps", "3"] and drawn[-1] == f"{tmp_path}/other"
+
+
 def test_when_each_stage_began_is_noted(run, tmp_path):
     run("headline-alpha")
     run("figures-alpha")

@@ -108,7 +108,7 @@ def test_what_vanishes_while_it_is_wanted_is_one_sentence(store):
     assert store.read("accuracy__tecoa") == store.read("accuracy__tecoa", "k1") == store.load("accuracy__tecoa")
     for path in (store.root / "measurements").glob("*.json"):
         path.unlink()
-    with pytest.raises(UserError, match="was in .* a moment ago and is gone"):
+    with pytest.raises(UserError, match=r"was in .* a moment ago and is gone"):
         store.read("accuracy__tecoa")
 
 
