@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from shared.errors import UserError
+
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
@@ -27,6 +29,20 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_folder(folder: str | os.PathLike, name: str) -> None:
+    """Make a folder and see that it can be written to. Raises `UserError` in the words of the option or variable `name` where it cannot."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as trial:
+            trial.write(bytes(4096))
+    except FileExistsError:
+        what = "a link to nowhere" if folder.is_symlink() else "a file"
+        raise UserError(f"{folder} is {what} where a folder is needed: move it away, or name another with {name}.") from None
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written to ({error.strerror}): mend that, or name another folder with {name}.") from None
 
 
 def remove_leftovers(folder: str | os.PathLike, seconds: float = 3600) -> None:

@@ -171,7 +171,7 @@ def pass_gates(paper: "Paper", config, lab: "Lab") -> None:
     lab.measure(numbers, lambda *made: keep(lab, *made))
     found = []
     for g in paper.gates(config):
-        values = [lab.store.load(n.name, lab.key(n.step)).value for n in paper.numbers(config, [g.grid])]
+        values = [lab.store.read(n.name, lab.key(n.step)).value for n in paper.numbers(config, [g.grid])]
         threshold, detail = (x(lab) if callable(x) else x for x in (g.threshold, g.detail))
         found.append(gate(g.name, sum(values) / len(values), threshold, g.sense, detail))
     if lab.accelerator.is_main_process:

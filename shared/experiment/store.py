@@ -102,6 +102,14 @@ class Store:
         found = [p for p in self.root.glob(f"measurements/{glob.escape(name)}-*.json") if len(p.stem) == len(name) + 13]
         return max(found, key=lambda p: p.stat().st_mtime_ns, default=self._path(name, ""))
 
+    def read(self, name: str, key: str | None = None) -> Measurement:
+        """A measurement that was there a moment ago. Raises UserError if it no longer is: somebody else is at work in the folder."""
+        found = self.load(name, key)
+        if found is None:
+            raise UserError(f"the measurement {name} was in {self.root} a moment ago and is gone: something else changes files there; "
+                            "run the same command again when it has ended.")
+        return found
+
     def fresh(self, name: str, key: str) -> bool:
         """Whether the measurement exists under `key`, whole."""
         return self.load(name, key) is not None

@@ -23,6 +23,7 @@ from types import SimpleNamespace
 from shared.errors import UserError, run_main
 from shared.experiment import claims as claims_module
 from shared.experiment.claims import ClaimsFile
+from shared.experiment.scales import scales
 from shared.experiment.store import Store
 from shared.experiment.verdicts import Verdict, judge
 from shared.files import write_atomic
@@ -49,6 +50,7 @@ class Paper:
     verdicts: tuple[Verdict, ...]
     runs: tuple[Run, ...]
     headline: bool = False
+    has_scale: bool = True
 
     @cached_property
     def counts(self) -> Counter:
@@ -58,6 +60,8 @@ class Paper:
     @property
     def state(self) -> str:
         """How far it has been run."""
+        if not self.has_scale:
+            return "has no such scale"
         if self.results is None:
             return "not run"
         if self.results.missing:
@@ -147,7 +151,8 @@ class Overview:
         lines = [f"verdicts at SCALE={self.scale}"]
         for p in self.papers:
             how_far = "" if p.state == "complete" else f" ({p.state})"
-            lines.append(f"  {p.name:<{width}}" + (f"{_counted(p.counts)}{how_far}" if p.results else f"not run: {self._command(p)}"))
+            absent = ": ".join(filter(None, (p.state, self._command(p))))
+            lines.append(f"  {p.name:<{width}}" + (f"{_counted(p.counts)}{how_far}" if p.results else absent))
         ran = [p for p in self.papers if p.results]
         if len(ran) > 1:
             lines.append(f"  {'together':<{width}}{_counted(sum((p.counts for p in ran), Counter()))}")
@@ -171,7 +176,7 @@ class Overview:
 
     def _cost(self, p: Paper) -> str:
         gates = ", ".join(p.results.failed_gates()) if p.results else ""
-        state = escape(p.state) + (f"<small>{escape(self._command(p))}</small>" if p.state != "complete" else "") + (
+        state = escape(p.state) + (f"<small>{escape(self._command(p))}</small>" if self._command(p) else "") + (
             f"<small>gate failed: {escape(gates)}</small>" if gates else "")
         behind = ""
         if p.results:
@@ -185,6 +190,9 @@ class Overview:
         return f"<tr><th>{escape(p.name)}<small>{escape(p.file.title)}</small></th><td data-label='state'>{state}</td>{rest}</tr>\n"
 
     def _command(self, paper: Paper) -> str:
+        """What measures what is missing; "" where nothing is, or nothing can be."""
+        if not paper.has_scale or paper.state == "complete":
+            return ""
         return f"make reproduce-{paper.name}" + ("" if self.scale == "cpu" else f" SCALE={self.scale}")
 
     def _save(self, name: str, text: str, method: str) -> None:
@@ -204,7 +212,8 @@ def read(folder: Path, results: Path, scale: str) -> Paper:
         found = Results.load(results, scale, folder.name)
         headline = bool(Store(results / scale / folder.name).plan().get("headline"))
     verdicts = judge(file, found or Results(folder.name, scale, []))
-    return Paper(folder.name, file, found, tuple(verdicts), tuple(read_runs(results / scale / folder.name / "times.txt")), headline)
+    return Paper(folder.name, file, found, tuple(verdicts), tuple(read_runs(results / scale / folder.name / "times.txt")), headline,
+                 scale in scales(folder.name, folder.parent))
 
 
 def short(verdict: Verdict) -> str:
@@ -231,8 +240,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--figures", default="", help="where verdicts.md and claims.csv go")
     parser.add_argument("--notebook", default=str(ROOT / "notebooks" / "overview.ipynb"), help="another notebook")
     args = parser.parse_args(argv)
-    results = Path(args.results).resolve()
-    figures = Path(args.figures).resolve() if args.figures else figures_folder("overview", args.scale, results)
+    results = Path(args.results).absolute()
+    figures = Path(args.figures).absolute() if args.figures else figures_folder("overview", args.scale, results)
     overview = Overview(args.scale, results, figures)  # before the notebook, so that a mistake is one sentence
     given = {"scale": args.scale, "results": str(results), "figures": str(figures)}
     page = make_page(Path(args.notebook), given, results / args.scale / "overview", SimpleNamespace(title=TITLE))

@@ -74,7 +74,7 @@ def check_continues(paper: str, script, folder: Path, monkeypatch, *options: obj
 
 def launch(paper: str, *options: object) -> None:
     """Training and evaluation on two processes, by the launcher."""
-    command = [sys.executable, "-m", "shared.experiment.launch", "--config_file", "shared/experiment/launch/cpu2.yaml", "--num_processes", "2"]
+    command = [sys.executable, "-m", "shared.experiment.launch", "--device", "cpu2"]
     for name in ("train", "evaluate"):
         subprocess.run([*command, "-m", f"papers.{paper}.{name}", *map(str, options)], cwd=ROOT, check=True, timeout=600,
                        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)

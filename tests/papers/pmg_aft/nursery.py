@@ -22,13 +22,16 @@ from shared.errors import run_main
 from shared.experiment import scripts
 from shared.experiment.lab import Lab
 from shared.experiment.store import Store
+from shared.lifeline import STARTED
 
 
 def child(order: dict, rank: int, group: int) -> None:
     os.setpgid(0, group)
     if order["processes"] > 1:  # what the launcher sets
-        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(order["processes"]), LOCAL_WORLD_SIZE=str(order["processes"]),
-                          MASTER_ADDR="127.0.0.1", MASTER_PORT=str(order["port"]), ACCELERATE_USE_CPU="true")
+        world = str(order["processes"])
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=world, LOCAL_WORLD_SIZE=world, MASTER_ADDR="127.0.0.1",
+                          MASTER_PORT=str(order["port"]), ACCELERATE_USE_CPU="true")
+        os.environ[STARTED] = world
     if rank == 1 and order["late"]:
         Lab.is_made, Store.fresh = late(Lab.is_made, order["late"]), late(Store.fresh, order["late"])
     with open(order["log"], "a") as log:

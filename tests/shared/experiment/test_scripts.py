@@ -160,7 +160,7 @@ def test_a_second_run_makes_nothing_and_writes_nothing(run, noted):
 
 
 def test_the_launcher_knows_what_has_finished(run, tmp_path):
-    command = ["--config_file", "x.yaml", "-m", "papers.toy.evaluate", "--scale", "smoke", "--results", str(tmp_path)]
+    command = ["-m", "papers.toy.evaluate", "--scale", "smoke", "--results", str(tmp_path)]
     assert finished_before(command) is None
     run()
     assert finished_before(command) == "evaluation: 5 measurements, 5 already there"
