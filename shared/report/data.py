@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from shared.experiment.selection import Selected, Selector, gather, matches
+from shared.claims.selection import Selected, Selector, gather, matches
 from shared.metrics.intervals import Estimate
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.errors import UserError
-from shared.experiment.selection import Selector
+from shared.claims.selection import Selector
 from shared.files import write_atomic
 from shared.metrics.intervals import Estimate
 from shared.report import sidecar
@@ -52,9 +52,10 @@ class Table:
         return cell.scaled(self._of(self.factor, column, 100))
 
     def numbers(self, column: int, cell: Estimate) -> tuple[str, str, str, str]:
-        """(value, low, high, half width) as text with the column's decimals."""
+        """(value, low, high, half width) as text with the column's decimals; no half width where ± would not be true of both sides."""
         digits, e = self._of(self.digits, column, 1), self.shown(column, cell)
-        return tuple(f"{x:.{digits}f}" for x in (e.value, e.low, e.high, e.half_width))
+        value, low, high, half = (f"{x:.{digits}f}" for x in (e.value, e.low, e.high, e.half_width))
+        return value, low, high, "" if e.lopsided else half
 
     @property
     def interval_style(self) -> str:
@@ -72,7 +73,7 @@ class Table:
         count = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
         line = f"Intervals: 95 %, over {what}; {count} seed{'' if seeds == [1] else 's'}."
         if self.interval_style == "pm":
-            line += " ± is half the interval; its ends are in the CSV file."
+            line += " ± is half the interval, its ends are in the CSV file; an interval that lies mostly on one side is given by its ends."
         if self.bold:
             line += " Bold: best of its column, where the intervals support it."
         return [*self.notes, line]

@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from shared.errors import UserError
-from shared.experiment.claims import load
-from shared.experiment.selection import matches
+from shared.claims.claims import load
+from shared.claims.selection import matches
 
 CLAIM = {
     "id": "gain", "text": "A beats B.", "where": "abstract", "source": "abstract", "mark": "S", "value": 4.99, "unit": "points",
@@ -50,7 +50,7 @@ def test_a_good_file(tmp_path):
 def test_the_example_in_the_docstring_is_valid(tmp_path):
     import textwrap
 
-    from shared.experiment import claims
+    from shared.claims import claims
 
     example = claims.__doc__.split("\n\n")[1]
     path = tmp_path / "claims.yaml"

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from shared.errors import UserError
-from shared.experiment.claims import Claim, ClaimsFile
-from shared.experiment.verdicts import judge
-from shared.experiment.wording import decimals, how_tested, number
+from shared.claims.claims import Claim, ClaimsFile
+from shared.claims.verdicts import judge
+from shared.claims.wording import decimals, how_tested, number
 from shared.report.claims_page import measured
 from shared.report.data import Results
 
@@ -28,8 +28,9 @@ def results(*cells, scale="cpu", gates=(), planned=None):
 
 
 def claim(predicate="greater", **fields):
-    base = {"value": 5.0, "unit": "points", "quantity": {"method": "a"}, "minus": {"method": "b"}, "testable": ("cpu", "photos", "paper")}
-    return Claim("c", "t", "abstract", "s", "S", predicate, **{**base, **fields})
+    base = {"value": 5.0, "unit": "points", "quantity": {"method": "a"}, "minus": {"method": "b"}, "testable": ("cpu", "photos", "paper"),
+            "why_not": "No GPU."}
+    return Claim(id="c", text="t", where="abstract", source="s", mark="S", predicate=predicate, **{**base, **fields})
 
 
 def verdict(one, res):
