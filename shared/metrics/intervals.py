@@ -7,9 +7,9 @@ Input everywhere: `sets`, a mapping (or sequence) of data sets to arrays of shap
 or a difference of two such means. All seeds see the same examples, so examples and seeds are crossed. With c_k the weight of set k, v̄ the mean
 over seeds and m_s the quantity of seed s alone,
 
-    V_E = Σ c_k² var_i(v̄_k) / n_k        V_S = max(0, var_s(m_s)/S − V_I)        V_I: what V_E and V_S both hold, the interaction
+    V_E = Σ c_k² var_i(v̄_k) / n_k        V_S = var_s(m_s) / S
 
-(two-way clustering: Cameron, Gelbach & Miller 2011, J. Bus. Econ. Stat. 29, 238-249). An end of the interval is
+What varies with both an example and a seed is in both, so that together they are rather too large than too small. An end of the interval is
 
     m ± (q/z) sqrt(d² + z² V_S),        q = (z d² + t_{S−1} z² V_S) / (d² + z² V_S)
 
@@ -77,7 +77,7 @@ class Estimate:
         return self._at(float(ndtri((1 + level) / 2)))
 
     def p_value(self, bar: float) -> float:
-        """Two-sided p of "the quantity is `bar`": 1 − the level at which an end of the interval meets `bar`. At most 0.05 if [low, high] excludes it."""
+        """Two-sided p of "the quantity is `bar`": 1 − the level at which an end meets it. Below 0.05 where [low, high] excludes it."""
         if abs(self.value - bar) <= _SLACK * max(1.0, abs(bar)):
             return 1.0
         side = 0 if self.value > bar else 1
@@ -111,7 +111,7 @@ def mean(sets: Sets) -> Estimate:
     """The mean over `sets` with its interval (module docstring)."""
     matrices = _matrices(sets)
     terms = [(1 / len(matrices), matrix) for matrix in matrices]
-    return _estimate(_value(terms), _distances(terms), _excess(terms), terms, (0.0, 1.0) if _rates(matrices) else None)
+    return _estimate(_value(terms), _distances(terms), _seeds(terms), terms, (0.0, 1.0) if _rates(matrices) else None)
 
 
 def paired_difference(a: Sets, b: Sets) -> Estimate:
@@ -127,11 +127,11 @@ def paired_difference(a: Sets, b: Sets) -> Estimate:
         raise UserError("a paired difference needs the same examples on both sides, but their numbers differ")
     terms = [(1 / len(left), x - y) for x, y in zip(left, right, strict=True)]
     if not _rates(left + right):
-        return _estimate(_value(terms), _distances(terms), _excess(terms), terms, None)
+        return _estimate(_value(terms), _distances(terms), _seeds(terms), terms, None)
     gained = _value([(c, np.maximum(d, 0)) for c, d in terms])
     lost = _value([(c, np.maximum(-d, 0)) for c, d in terms])
     pairs = _effective(terms, gained + lost - (gained - lost) ** 2)
-    return _estimate(gained - lost, lambda z: _tango(pairs * gained, pairs * lost, pairs, z), _excess(terms), terms, (-1.0, 1.0))
+    return _estimate(gained - lost, lambda z: _tango(pairs * gained, pairs * lost, pairs, z), _seeds(terms), terms, (-1.0, 1.0))
 
 
 def unpaired_difference(a: Sets, b: Sets) -> Estimate:
@@ -146,7 +146,7 @@ def unpaired_difference(a: Sets, b: Sets) -> Estimate:
         return math.hypot(low_a, high_b), math.hypot(high_a, low_b)
 
     terms = plus + [(-c, m) for c, m in minus]
-    return _estimate(_value(terms), distances, _excess(terms), terms, (-1.0, 1.0) if _rates(left + right) else None)
+    return _estimate(_value(terms), distances, _seeds(terms), terms, (-1.0, 1.0) if _rates(left + right) else None)
 
 
 def ratio(a: Sets, b: Sets) -> Estimate:
@@ -172,12 +172,12 @@ def ratio(a: Sets, b: Sets) -> Estimate:
     return Estimate(top.value / bottom.value, low, high, top.n + bottom.n, top.seeds, ends)
 
 
-def _estimate(value: float, distances: Ends, excess: float, terms: Terms, limits: tuple[float, float] | None) -> Estimate:
+def _estimate(value: float, distances: Ends, from_seeds: float, terms: Terms, limits: tuple[float, float] | None) -> Estimate:
     """The interval from the examples' two distances and the seeds' variance (module docstring), within `limits`."""
     seeds = len(terms[0][1])
 
     def ends(z: float) -> tuple[float, float]:
-        reach = [_with_seeds(d, excess, seeds, z) for d in distances(z)]
+        reach = [_with_seeds(d, from_seeds, seeds, z) for d in distances(z)]
         low, high = value - reach[0], value + reach[1]
         return (low, high) if limits is None else (max(low, limits[0]), min(high, limits[1]))
 
@@ -185,11 +185,11 @@ def _estimate(value: float, distances: Ends, excess: float, terms: Terms, limits
     return Estimate(value, low, high, sum(matrix.shape[1] for _, matrix in terms), seeds, ends)
 
 
-def _with_seeds(distance: float, excess: float, seeds: int, z: float) -> float:
-    if excess <= 0 or z <= 0:
+def _with_seeds(distance: float, from_seeds: float, seeds: int, z: float) -> float:
+    if from_seeds <= 0 or z <= 0:
         return distance
-    both = distance**2 + z * z * excess
-    quantile = (z * distance**2 - float(stdtrit(seeds - 1, ndtr(-z))) * z * z * excess) / both
+    both = distance**2 + z * z * from_seeds
+    quantile = (z * distance**2 - float(stdtrit(seeds - 1, ndtr(-z))) * z * z * from_seeds) / both
     return quantile / z * math.sqrt(both)
 
 
@@ -208,22 +208,11 @@ def _distances(terms: Terms) -> Ends:
     return lambda z: (-float(stdtrit(max(df, 1), ndtr(-z))) * error,) * 2
 
 
-def _excess(terms: Terms) -> float:
-    """V_S: the variance of the quantity over seeds, beyond what the examples' own variation from seed to seed explains."""
+def _seeds(terms: Terms) -> float:
+    """V_S: the variance of the quantity over seeds, divided by their number."""
     seeds = len(terms[0][1])
-    if seeds == 1:
-        return 0.0
-    by_seed = sum(c * matrix.mean(1) for c, matrix in terms)
-    interaction = sum(c * c * _interaction(matrix) / matrix.size for c, matrix in terms)
-    excess = float(by_seed.var(ddof=1) / seeds - interaction)
-    return excess if excess > 1e-24 else 0.0
-
-
-def _interaction(matrix: np.ndarray) -> float:
-    """The variance of V[s, i] that neither its seed nor its example explains."""
-    seeds, n = matrix.shape
-    rest = matrix - matrix.mean(0) - matrix.mean(1, keepdims=True) + matrix.mean()
-    return float((rest**2).sum() / ((seeds - 1) * max(n - 1, 1)))
+    variance = float(sum(c * matrix.mean(1) for c, matrix in terms).var(ddof=1)) / seeds if seeds > 1 else 0.0
+    return variance if variance > 1e-24 else 0.0
 
 
 def _effective(terms: Terms, variance: float) -> float:
@@ -254,7 +243,7 @@ def _tango_above(gained: float, lost: float, n: float, z: float) -> float:
     def rejected(difference: float) -> float:
         linear = (2 * n - gained + lost) * difference - gained - lost
         product = lost * difference * (1 - difference)
-        share = (math.sqrt(linear**2 + 8 * n * product) - linear) / (4 * n)  # of `lost` under the null, by maximum likelihood
+        share = (math.sqrt(max(0.0, linear**2 + 8 * n * product)) - linear) / (4 * n)  # of `lost` under the null, by maximum likelihood
         return n * (difference - value) - z * math.sqrt(n * max(0.0, 2 * share + difference * (1 - difference)))
 
     if value >= 1 - 1e-9 or z <= 0:

@@ -95,7 +95,7 @@ def tradeoff(ax, points: Mapping[str, tuple[Estimate | None, Estimate | None]], 
 
 def heatmap(ax, rows: Sequence[str], columns: Sequence[str], cells: Sequence[Sequence[Estimate | None]], *, xlabel: str = "",
             ylabel: str = "", factor: float = 100, digits: int = 1, label: str = "") -> None:  # fmt: skip
-    """A matrix of values, each written into its cell (below it ± half its interval, or its ends where they lie mostly on one side); missing cells stay blank."""
+    """A matrix of values, each written into its cell (below: ± half its interval, or its ends if lopsided); missing cells stay blank."""
     grid = np.array([[np.nan if e is None else e.value * factor for e in line] for line in cells], dtype=float)
     image = ax.imshow(grid, aspect="auto")
     middle = np.nanmin(grid) + 0.5 * np.ptp(grid[np.isfinite(grid)])

@@ -21,10 +21,10 @@ from html import escape
 from pathlib import Path
 from types import SimpleNamespace
 
-from shared.errors import UserError, run_main
 from shared.claims import claims as claims_module
 from shared.claims.claims import ClaimsFile
 from shared.claims.verdicts import EQUIVALENT, Verdict, by_chance, judge
+from shared.errors import UserError, run_main
 from shared.files import write_atomic
 from shared.report import sidecar
 from shared.report.claims_page import MARK_WORDS, SCALE_WORDS, badge, measured, paper_value, source
@@ -34,8 +34,8 @@ from shared.report.overview_html import CSS, SCRIPT, controls
 from shared.report.overview_times import Run, clock, read_runs
 
 TITLE = "All claims of all papers"
-ORDER = ("reproduced", "direction holds", "differs", "direction fails", EQUIVALENT, "inconclusive", "gate failed", "no verdict (smoke)", "not measured",
-         "not testable here")  # fmt: skip
+ORDER = ("reproduced", "direction holds", "differs", "direction fails", EQUIVALENT, "inconclusive", "gate failed", "no verdict (smoke)",
+         "not measured", "not testable here")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import yaml
 
-from shared.errors import UserError, run_main
 from shared.claims import claims as claims_module
 from shared.claims.verdicts import judge
+from shared.errors import UserError, run_main
 from shared.files import atomic_path, write_atomic
 from shared.report.claims_page import SCALE_WORDS, text_claims, text_references
 from shared.report.data import Results

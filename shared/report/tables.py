@@ -13,8 +13,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared.errors import UserError
 from shared.claims.selection import Selector
+from shared.errors import UserError
 from shared.files import write_atomic
 from shared.metrics.intervals import Estimate
 from shared.report import sidecar

@@ -13,9 +13,9 @@ from papers.pmg_aft.cells import CLIP, cells
 from papers.pmg_aft.config import PRESETS, Attack, Config, check
 from papers.pmg_aft.method import PMGLoss
 from papers.pmg_aft.runs import AS_RELEASED, HEADLINE, MAIN, runs, sweep_name
-from shared.errors import UserError
 from shared.claims.claims import load
 from shared.claims.selection import matches
+from shared.errors import UserError
 
 PAPER = Path(tables.__file__).parent
 CLAIMS = load(PAPER / "claims.yaml")

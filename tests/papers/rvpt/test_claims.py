@@ -12,10 +12,10 @@ from papers.rvpt import figures, tables
 from papers.rvpt.cells import cells
 from papers.rvpt.config import FURTHER, MORE, PLACES, PRESETS, SIX, THREE
 from shared.claims.claims import load
-from shared.experiment.scale import plain
 from shared.claims.selection import matches
-from shared.experiment.store import Measurement
 from shared.claims.verdicts import judge, unit_factor
+from shared.experiment.scale import plain
+from shared.experiment.store import Measurement
 from shared.report.data import Results
 
 ROOT = Path(__file__).parents[3]

@@ -62,7 +62,8 @@ def literal_tango(gained, lost, n, difference):
     """Tango's score statistic, its restricted estimate found by maximising the likelihood over a grid."""
     q = np.linspace(max(0.0, -difference), (1 - difference) / 2, 400_001)[1:-1]  # share of `lost`
     with np.errstate(divide="ignore", invalid="ignore"):
-        terms = [gained * np.log(q + difference) if gained else 0, lost * np.log(q) if lost else 0, (n - gained - lost) * np.log(1 - 2 * q - difference)]
+        terms = [gained * np.log(q + difference) if gained else 0, lost * np.log(q) if lost else 0]
+        terms.append((n - gained - lost) * np.log(1 - 2 * q - difference))
     share = q[np.argmax(sum(terms))]
     return (gained - lost - n * difference) / math.sqrt(n * (2 * share + difference * (1 - difference)))
 
