@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from shared.experiment.selection import Selected, Selector, gather, matches
+from shared.claims.selection import Selected, Selector, gather, matches
 from shared.experiment.store import Store
 from shared.metrics.intervals import Estimate
 

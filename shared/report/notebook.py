@@ -6,8 +6,8 @@ from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
-from shared.experiment import claims as claims_module
-from shared.experiment.verdicts import judge
+from shared.claims import claims as claims_module
+from shared.claims.verdicts import judge
 from shared.files import write_atomic
 from shared.report import claims_page, panels, sidecar
 from shared.report.data import Results

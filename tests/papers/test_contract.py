@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from shared.claims.claims import load
+from shared.claims.selection import matches
 from shared.data.catalogue import Source
 from shared.errors import UserError
-from shared.experiment.claims import load
 from shared.experiment.lab import Lab
 from shared.experiment.paper import Paper
 from shared.experiment.scale import plain
-from shared.experiment.selection import matches
 from shared.experiment.step import Kept, Step, closure, content, counted, key
 from shared.experiment.store import Measurement
 from shared.report.data import Results
