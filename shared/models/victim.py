@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from shared.errors import UserError
 from shared.models.clip import MEAN_STD
 
-
 Norm = str | tuple[Sequence[float], Sequence[float]]  # a key of MEAN_STD, or mean and std per channel
 
 

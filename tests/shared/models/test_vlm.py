@@ -293,7 +293,7 @@ def test_a_zero_shot_clip_takes_another_tower(small_clip, x):
         vlm.set_vision(small_clip)
         vlm.set_vision(tower)
         torch.testing.assert_close(vlm.embed(x), other.visual(vlm.victim.pixels(x)))
-    with pytest.raises(UserError, match="does not fit this CLIP"):
+    with pytest.raises(UserError, match="the vision tower does not fit this model"):
         vlm.set_vision(create_clip("scenes-vit-xs8"))
 
 
