@@ -45,7 +45,7 @@ def test_both_formats_give_the_same_logits(small_clip, stored, tmp_path, wrap):
 def test_a_local_checkpoint_of_an_open_clip_model(tmp_path, monkeypatch):
     import open_clip
 
-    def build(name, pretrained=None, precision="fp32"):
+    def build(name, pretrained=None, **_):
         assert pretrained is None  # open_clip must not read the file itself
         return open_clip.CLIP(8, {"image_size": 32, "layers": 1, "width": 16, "head_width": 8, "patch_size": 16},
                               {"context_length": 77, "width": 16, "heads": 2, "layers": 1})
