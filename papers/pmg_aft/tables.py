@@ -1,228 +1,275 @@
-"""What each table and figure of PMG-AFT holds, as functions of the measurements. No model is loaded here.
+"""What each table and figure of PMG-AFT shows, by the names of its numbers; what is measured is read off here. No model is loaded.
 
 The paper's own numbering is unknown to us (its full text could not be read), so tables and figures have names.
 """
 
-from shared.report import figures, style, tables
-from shared.report.tables import Table
+from shared.experiment.paper import Grid
+from shared.report import figures, style
+from shared.report.shown import Shown, claimed, figure, table
 
-METHODS = {"clip": "CLIP", "ft_clean": "FT-Clean", "ft_adv": "FT-Adv", "tecoa": "TeCoA", "fare": "FARE", "pmg_aft": "PMG-AFT"}
-_MEAN = {"mean of zero-shot": {"role": "zero_shot"}}
-_BOTH = {"clean, zero-shot": {"attack": "clean", "role": "zero_shot"}, "robust, zero-shot": {"attack": "pgd", "role": "zero_shot"},
-         "clean, seen": {"attack": "clean", "role": "seen"}, "robust, seen": {"attack": "pgd", "role": "seen"}}
-
-
-def _eps(results, multiple: float = 1.0) -> str:
-    units = results.config["attack"]["eps"] * 255 * multiple
-    return f"{units:g}/255"
+CLIP = "clip"  # the pre-trained model, which is not fine-tuned and has no seed
+METHODS = {CLIP: "CLIP", "ft_clean": "FT-Clean", "ft_adv": "FT-Adv", "tecoa": "TeCoA", "fare": "FARE", "pmg_aft": "PMG-AFT"}
+BOTH = {"clean": "clean accuracy (%)", "pgd": "robust accuracy (%)"}
+FIRST = ("tecoa", "pmg_aft")  # of the headline
 
 
-def _name(spec: str) -> str:
+# ---- names -----------------------------------------------------------------------------------------------------------------
+
+
+def name_of(spec: str) -> str:
+    """A set's own name, without its kind."""
     return spec.partition(":")[2].lower()
 
 
-def _columns(results) -> dict[str, dict]:
-    data = results.config["data"]
-    sets = [data["seen"], *data["zero_shot"], *data["holdout"]]
-    return {**_MEAN, **{("seen: " if s == data["seen"] else "hold-out: " if s in data["holdout"] else "") + _name(s).replace("_", " "):
-                        {"set": _name(s)} for s in sets}}
+def set_names(c) -> dict[str, str]:
+    """Name -> set, of all test sets: the seen one, those whose mean is shown, and others."""
+    return {name_of(spec): spec for spec in (c.data.seen, *c.data.zero_shot, *c.data.holdout)}
 
 
-def _rows(names=METHODS) -> dict[str, dict]:
-    return {label: {"method": name} for name, label in names.items()}
+def SWEPT(alpha: float, beta: float) -> str:
+    """The row of one point of the α/β sweep; the corners are rows of their own."""
+    corners = {(0, 0): "tecoa", (1, 1): "pmg_aft", (1, 0): "pmg_general", (0, 1): "pmg_clean"}
+    return corners.get((alpha, beta), f"pmg_a{alpha:g}_b{beta:g}")
 
 
-def _by_set(results, attack: str, caption: str):
-    label = results.config["data"].get("label")
-    caption += f" Pictures: {label}." if label else ""
-    return tables.from_results(results, _rows(), _columns(results), common={"kind": "accuracy", "attack": attack}, caption=caption)
+def eps(c, multiple: float = 1.0) -> str:
+    return f"{c.attack.eps * 255 * multiple:g}/255"
 
 
-def clean(results):
-    return _by_set(results, "clean", "Clean accuracy (%) on every set.")
+def growing(c) -> dict[str, str]:
+    """PGD of growing ε: label -> attack."""
+    return {eps(c, m): "pgd" if m == 1 else f"pgd_x{m:g}" for m in c.attack.multiples}
 
 
-def robust(results):
-    steps = results.config["attack"]["steps"]
-    return _by_set(results, "pgd", f"Robust accuracy (%) on every set under PGD-{steps}, ε = {_eps(results)}.")
+# ---- rows and columns ------------------------------------------------------------------------------------------------------
 
 
-def auto(results):
-    a = results.config["attack"]
-    return _by_set(results, "auto", f"Accuracy (%) under the cascade APGD-CE, APGD-T ({a['auto_targets']} targets), Square "
-                   f"({a['auto_queries']} queries), "
-                   f"{a['auto_steps']} iterations each, ε = {_eps(results)}. FAB is not part of it.")
+def rows(names=METHODS) -> dict[str, dict]:
+    return {METHODS[m]: {"method": m, **({"seed": None} if m == CLIP else {})} for m in names}
 
 
-def cw(results):
-    a = results.config["attack"]
-    return _by_set(results, "cw", f"Accuracy (%) under PGD-{a['steps']} on the margin with κ = {a['kappa']:g}, which this line of work calls CW, "
-                   f"ε = {_eps(results)}.")
+def unseen(c, *without: str) -> list[dict]:
+    """The sets whose mean is shown."""
+    return [{"set": name_of(s)} for s in c.data.zero_shot if s not in without]
 
 
-def _strengths(results) -> dict[str, str]:
-    return {_eps(results, m): "pgd" if m == 1 else f"pgd_x{m:g}" for m in results.config["attack"]["multiples"]}
+def by_set(c) -> dict:
+    def label(spec: str) -> str:
+        kind = "seen: " if spec == c.data.seen else "hold-out: " if spec in c.data.holdout else ""
+        return kind + name_of(spec).replace("_", " ")
+
+    return {"mean of zero-shot": unseen(c), **{label(spec): {"set": name} for name, spec in set_names(c).items()}}
 
 
-def strengths(results):
-    first = results.config["seeds"][0]
-    columns = {f"{where}, ε = {eps}": {"attack": attack, "role": role} for where, role in (("zero-shot", "zero_shot"), ("seen", "seen"))
-               for eps, attack in _strengths(results).items()}
-    return tables.from_results(results, _rows(), columns, common={"kind": "accuracy", "seed": first},
-                               caption=f"Accuracy (%) under PGD-{results.config['attack']['steps']} of growing ε (trained at {_eps(results)}).")
+def by_name(c) -> dict:
+    """Every set by itself."""
+    return {name: {"set": name} for name in set_names(c)}
 
 
-def ablation(results):
-    rows = {"L_robust (TeCoA)": {"method": "tecoa"}, "+ α·L_general": {"method": "pmg_general"}, "+ β·L_clean": {"method": "pmg_clean"},
-            "all (PMG-AFT)": {"method": "pmg_aft"}}
-    return tables.from_results(results, rows, _BOTH, common={"kind": "accuracy"}, caption="What each term of the loss does: accuracy (%), α = β = 1.")
+def both(c) -> dict:
+    """Clean and robust, on the sets of other classes and on that of the training."""
+    seen = {"set": name_of(c.data.seen)}
+    return {f"{what}, {where}": [{"attack": a, **s} for s in sets] for where, sets in (("zero-shot", unseen(c)), ("seen", [seen]))
+            for what, a in (("clean", "clean"), ("robust", "pgd"))}
 
 
-def faces(results):
-    rows = {"as written": {"method": "pmg_aft"}, "as written, KL(P_θ(x_a) ‖ ·)": {"method": "pmg_adversarial_first"},
-            "as written, clean branch detached": {"method": "pmg_detached"}, "as released (May 2024)": {"method": "pmg_released"},
-            "as released (April 2024)": {"method": "pmg_released_april"}, "TeCoA, for comparison": {"method": "tecoa"}}
-    columns = {**_BOTH, "cascade, zero-shot": {"attack": "auto", "role": "zero_shot"}}
-    return tables.from_results(results, rows, columns, common={"kind": "accuracy"}, best=None,
-                               caption="Text and released code: accuracy (%). All rows are attacked in single precision with a summed loss and the "
-                               "model's own temperature; \"released\" differs in how it was trained and in the mean/std of its pixels.")
+def label(c) -> str:
+    return f" Pictures: {c.data.label}." if c.data.label else ""
 
 
-def training_data(results):
-    data = results.config["data"]
-    label = {"tecoa": "TeCoA", "pmg_aft": "PMG-AFT"}
-    rows = {f"{label[m]} on {_name(t).replace('_', ' ')}": {"method": m if t == data["train"] else f"{m}_on_{_name(t)}"}
-            for t in (data["train"], *data["other_train"]) for m in ("tecoa", "pmg_aft")}
-    unseen = [_name(s) for s in data["zero_shot"] if s not in data["other_train"] and s != data["train"]]
-    sets = unseen or [_name(s) for s in data["zero_shot"]]
-    columns = {"clean": {"attack": "clean", "set": sets}, "robust": {"attack": "pgd", "set": sets}}
-    return tables.from_results(results, rows, columns, common={"kind": "accuracy", "seed": results.config["seeds"][0]}, best=None,
-                               caption=f"Fine-tuned on other sets: accuracy (%), mean over {len(sets)} sets that are zero-shot for every row.")
+# ---- tables ----------------------------------------------------------------------------------------------------------------
 
 
-def partial(results):
-    rows = {f"last {k} tensors": {"method": f"pmg_last{k}"} for k in results.config["sweeps"]["last"]} | {"all": {"method": "pmg_aft"}}
-    return tables.from_results(results, rows, _BOTH, common={"kind": "accuracy", "seed": results.config["seeds"][0]}, best=None,
-                               caption="Training only the last parameter tensors of the vision tower: accuracy (%), PMG-AFT.")
+def accuracies(c, attack: str, caption: str, seeds) -> Shown:
+    return Shown(rows(), by_set(c), {"kind": "accuracy", "attack": attack}, seeds, caption + label(c))
 
 
-def sweep(results):
-    rows = {f"α = {a:g}, β = {b:g}": {"method": _sweep_name(a, b)} for a, b in _grid(results)}
-    return tables.from_results(results, rows, _BOTH, common={"kind": "accuracy", "seed": results.config["seeds"][0]},
-                               caption="The weights α and β: accuracy (%), one seed.")
+@table
+def clean(c):
+    return accuracies(c, "clean", "Clean accuracy (%) on every set.", c.seeds)
 
 
-def _grid(results) -> list[tuple[float, float]]:
-    s = results.config["sweeps"]
-    return [(a, b) for a in s["alphas"] for b in s["betas"]]
+@table
+def robust(c):
+    return accuracies(c, "pgd", f"Robust accuracy (%) on every set under PGD-{c.attack.steps}, ε = {eps(c)}.", c.seeds)
 
 
-def _sweep_name(alpha: float, beta: float) -> str:
-    corners = {(0.0, 0.0): "tecoa", (1.0, 1.0): "pmg_aft", (1.0, 0.0): "pmg_general", (0.0, 1.0): "pmg_clean"}
-    return corners.get((float(alpha), float(beta)), f"pmg_a{alpha:g}_b{beta:g}")
+@table
+def auto(c):
+    a = c.attack
+    return accuracies(c, "auto", f"Accuracy (%) under the cascade APGD-CE, APGD-T ({a.auto_targets} targets), Square ({a.auto_queries} queries), "
+                      f"{a.auto_steps} iterations each, ε = {eps(c)}. FAB is not part of it.", c.seeds[:1])
 
 
-def cost(results):
-    rows = {label: {"method": name} for name, label in METHODS.items() if name != "clip"}
+@table
+def cw(c):
+    return accuracies(c, "cw", f"Accuracy (%) under PGD-{c.attack.steps} on the margin with κ = {c.attack.kappa:g}, which this line of work "
+                      f"calls CW, ε = {eps(c)}.", c.seeds[:1])
+
+
+@table
+def strengths(c):
+    columns = {f"{where}, ε = {e}": [{"attack": a, **s} for s in sets] for where, sets in
+               (("zero-shot", unseen(c)), ("seen", [{"set": name_of(c.data.seen)}])) for e, a in growing(c).items()}
+    return Shown(rows(), columns, {"kind": "accuracy"}, c.seeds[:1],
+                 f"Accuracy (%) under PGD-{c.attack.steps} of growing ε (trained at {eps(c)}).")
+
+
+@table
+def ablation(c):
+    terms = {"L_robust (TeCoA)": "tecoa", "+ α·L_general": "pmg_general", "+ β·L_clean": "pmg_clean", "all (PMG-AFT)": "pmg_aft"}
+    return Shown({k: {"method": m} for k, m in terms.items()}, both(c), {"kind": "accuracy"}, c.seeds,
+                 "What each term of the loss does: accuracy (%), α = β = 1.")
+
+
+@table
+def faces(c):
+    few = {"seed": c.seeds[0]}
+    readings = {"as written": {"method": "pmg_aft"}, "as written, KL(P_θ(x_a) ‖ ·)": {"method": "pmg_adversarial_first", **few},
+                "as written, clean branch detached": {"method": "pmg_detached", **few}, "as released (May 2024)": {"method": "pmg_released"},
+                "as released (April 2024)": {"method": "pmg_released_april", **few}, "TeCoA, for comparison": {"method": "tecoa"}}
+    columns = {**both(c), "cascade, zero-shot": [{"attack": "auto", "seed": c.seeds[0], **s} for s in unseen(c)]}
+    return Shown(readings, columns, {"kind": "accuracy"}, c.seeds, best=None,
+                 caption="Text and released code: accuracy (%). All rows are attacked in single precision with a summed loss and the model's own "
+                 "temperature; \"released\" differs in how it was trained and in the mean/std of its pixels.")
+
+
+@table
+def training_data(c):
+    trained = {f"{METHODS[m]} on {name_of(t).replace('_', ' ')}": {"method": m if t == c.data.train else f"{m}_on_{name_of(t)}"}
+               for t in (c.data.train, *c.data.other_train) for m in FIRST}
+    sets = unseen(c, *c.data.other_train, c.data.train) or unseen(c)
+    columns = {what: [{"attack": a, **s} for s in sets] for what, a in (("clean", "clean"), ("robust", "pgd"))}
+    return Shown(trained, columns, {"kind": "accuracy"}, c.seeds[:1], best=None,
+                 caption=f"Fine-tuned on other sets: accuracy (%), mean over {len(sets)} sets that are zero-shot for every row.")
+
+
+@table
+def partial(c):
+    depths = {f"last {k} tensors": {"method": f"pmg_last{k}"} for k in c.sweeps.last} | {"all": {"method": "pmg_aft"}}
+    return Shown(depths, both(c), {"kind": "accuracy"}, c.seeds[:1], best=None,
+                 caption="Training only the last parameter tensors of the vision tower: accuracy (%), PMG-AFT.")
+
+
+@table
+def sweep(c):
+    points = {f"α = {a:g}, β = {b:g}": {"method": SWEPT(a, b)} for a in c.sweeps.alphas for b in c.sweeps.betas}
+    return Shown(points, both(c), {"kind": "accuracy"}, c.seeds[:1], "The weights α and β: accuracy (%), one seed.")
+
+
+@table
+def cost(c):
     columns = {"processor seconds per update": {"point": "seconds"}, "MB kept for the backward pass": {"point": "megabytes"}}
-    batch = results.config["tuning"]["batch"]
-    table = tables.from_results(results, rows, columns, common={"kind": "cost"}, best=None, factor=1, digits={"processor seconds per update": 3},
-                                caption=f"What one update of {batch} images costs, attack included, on one process.")
-    return table and _over_tecoa(results, table)
+    return Shown(rows(list(METHODS)[1:]), columns, {"kind": "cost"}, c.seeds[:1], best=None, factor=1,
+                 digits={"processor seconds per update": 3}, over={"time over TeCoA": ("processor seconds per update", METHODS["tecoa"])},
+                 caption=f"What one update of {c.tuning.batch} images costs, attack included, on one process.")
 
 
-def _over_tecoa(results, table: Table) -> Table:
-    """The same table with each method's time as a multiple of TeCoA's."""
-    base = results.values(kind="cost", method="tecoa", point="seconds")
-    ratios = []
-    for name, label in METHODS.items():
-        if label in dict(table.rows):
-            own = results.values(kind="cost", method=name, point="seconds")
-            ratios.append(None if own is None or base is None else f"{own.mean().value / base.mean().value:.2f}×")
-    rows = [(label, [*cells, ratio]) for (label, cells), ratio in zip(table.rows, ratios, strict=True)]
-    return Table([*table.columns, "time over TeCoA"], rows, table.caption, factor=1, digits=table.digits)
+# ---- figures ---------------------------------------------------------------------------------------------------------------
 
 
-def fig_tradeoff(results):
+def means(c, kind: str = "accuracy", seeds=None, methods=METHODS) -> Grid:
+    return Grid(rows(methods), {a: [{"attack": a, **s} for s in unseen(c)] for a in BOTH}, {"kind": kind}, seeds or c.seeds)
+
+
+@figure(means)
+def fig_tradeoff(grid):
     """Clean against robust accuracy, means over the zero-shot sets. Whiskers: 95 % intervals."""
-    points = {label: (results.estimate(kind="accuracy", method=m, attack="clean", role="zero_shot"),
-                      results.estimate(kind="accuracy", method=m, attack="pgd", role="zero_shot")) for m, label in METHODS.items()}
-    if not any(x and y for x, y in points.values()):
-        return None
     fig, ax = style.figure(style.COLUMN)
-    figures.tradeoff(ax, points)
+    figures.tradeoff(ax, {row: (grid[row, "clean"], grid[row, "pgd"]) for row in grid.rows})
     figures.legend(fig, ax, 3)
     return fig
 
 
-def fig_sets(results):
+@figure(lambda c: Grid(rows(), by_set(c), {"kind": "accuracy", "attack": "pgd"}, c.seeds))
+def fig_sets(grid):
     """Robust accuracy of every method on every set, beside the mean over the zero-shot sets."""
-    columns = _columns(results)
-    series = {label: [results.estimate({"kind": "accuracy", "attack": "pgd", "method": m, **c}) for c in columns.values()]
-              for m, label in METHODS.items()}
-    series = {label: cells for label, cells in series.items() if any(cells)}
-    if not series:
-        return None
     fig, ax = style.figure(style.PAGE, 2.6)
-    figures.bars(ax, list(columns), series, ylabel="robust accuracy (%)")
+    figures.bars(ax, grid.columns, grid.series(), ylabel="robust accuracy (%)")
     figures.legend(fig, ax)
     return fig
 
 
-def fig_strengths(results):
+@figure(lambda c: Grid(rows(), {e: [{"attack": a, **s} for s in unseen(c)] for e, a in growing(c).items()}, {"kind": "accuracy"}, c.seeds[:1]))
+def fig_strengths(grid):
     """Accuracy under PGD of growing ε, mean over the zero-shot sets, one seed."""
-    attacks, first = _strengths(results), results.config["seeds"][0]
-    series = {label: [results.estimate(kind="accuracy", method=m, attack=a, role="zero_shot", seed=first) for a in attacks.values()]
-              for m, label in METHODS.items()}
-    if not any(len([e for e in s if e]) > 1 for s in series.values()):
-        return None
     fig, ax = style.figure(style.COLUMN)
-    figures.lines(ax, list(attacks), series, xlabel="ε of the attack", ylabel="accuracy (%)", categorical=True)
+    figures.lines(ax, grid.columns, grid.series(), xlabel="ε of the attack", ylabel="accuracy (%)", categorical=True)
     figures.legend(fig, ax, 3)
     return fig
 
 
-def fig_sweep(results):
+def swept(attack: str):
+    def grid(c) -> Grid:
+        point = {"kind": "accuracy", "attack": attack}
+        return Grid({f"{a:g}": [{"alpha": a, **s} for s in unseen(c)] for a in c.sweeps.alphas}, {f"{b:g}": {"beta": b} for b in c.sweeps.betas},
+                    point, c.seeds[:1], joined=lambda row, column: {"method": SWEPT(row["alpha"], column["beta"]), "set": row["set"]})
+
+    return grid
+
+
+@figure(swept("clean"), swept("pgd"))
+def fig_sweep(clean, robust):
     """Clean and robust accuracy over the weights α and β, means over the zero-shot sets, one seed. (0, 0) is TeCoA, (1, 1) PMG-AFT."""
-    s, first = results.config["sweeps"], results.config["seeds"][0]
-    panels = {attack: [[results.estimate(kind="accuracy", method=_sweep_name(a, b), attack=attack, role="zero_shot", seed=first) for b in s["betas"]]
-                       for a in s["alphas"]] for attack in ("clean", "pgd")}
-    if sum(e is not None for row in panels["clean"] for e in row) < 4:
-        return None
     fig, axes = style.figure(style.PAGE, 2.6, columns=2)
-    for ax, (_attack, cells), label in zip(axes, panels.items(), ("clean accuracy (%)", "robust accuracy (%)"), strict=True):
-        figures.heatmap(ax, [f"{a:g}" for a in s["alphas"]], [f"{b:g}" for b in s["betas"]], cells, xlabel="β", ylabel="α", label=label)
+    for ax, grid, what in zip(axes, (clean, robust), BOTH.values(), strict=True):
+        figures.heatmap(ax, grid.rows, grid.columns, [grid.row(r) for r in grid.rows], xlabel="β", ylabel="α", label=what)
     return fig
 
 
-def fig_curve(results):
+def along(attack: str):
+    def grid(c):
+        lines = {f"{METHODS[m]}, {where}": [{"method": m, **s} for s in sets] for m in FIRST
+                 for where, sets in (("seen", [{"set": name_of(c.data.seen)}]), ("zero-shot", unseen(c)))}
+        steps = [*(s for s in c.sweeps.curve if s < c.tuning.steps), c.tuning.steps]
+        return Grid(lines, {str(s): {"step": s} for s in steps}, {"kind": "curve", "attack": attack}, c.seeds[:1])
+
+    return grid
+
+
+@figure(along("clean"), along("pgd"))
+def fig_curve(clean, robust):
     """Along the training: clean and robust accuracy on the seen classes and, on average, on the zero-shot sets, one seed.
 
     A method over-fits where the seen classes still gain and the zero-shot sets lose.
     """
-    steps = sorted({m.tags["step"] for m in results.select(kind="curve")})
-    if not steps:
-        return None
     fig, axes = style.figure(style.PAGE, 2.5, columns=2)
-    for ax, attack, label in zip(axes, ("clean", "pgd"), ("clean accuracy (%)", "robust accuracy (%)"), strict=True):
-        series = {f"{METHODS[m]}, {where}": [results.estimate(kind="curve", method=m, attack=attack, role=role, step=s) for s in steps]
-                  for m in ("tecoa", "pmg_aft") for where, role in (("seen", "seen"), ("zero-shot", "zero_shot"))}
-        figures.lines(ax, steps, series, xlabel="updates", ylabel=label)
+    for ax, grid, what in zip(axes, (clean, robust), BOTH.values(), strict=True):
+        figures.lines(ax, [int(s) for s in grid.columns], grid.series(), xlabel="updates", ylabel=what)
     figures.legend(fig, axes, 4)
     return fig
 
 
-def fig_test_batch(results):
+def test_batches(c, attack: str, points) -> Grid:
+    readings = {"pmg_aft": "as written", "pmg_released": "as released"}
+    return Grid({f"{label}, {attack} attack": {"method": m} for m, label in readings.items()}, {f"{p:g}": {"point": p} for p in points},
+                {"kind": "test_batch", "attack": attack, "set": name_of(c.data.seen)}, c.seeds[:1])
+
+
+@figure(lambda c: test_batches(c, "released", c.sweeps.test_batches), lambda c: test_batches(c, "correct", [0]))
+def fig_test_batch(released, correct):
     """The defect of the released evaluation: accuracy under its PGD (half precision, loss averaged over the test batch, temperature 1) against the
     size of the test batch, and under the same PGD in single precision with a summed loss (ours). An honest attack does not depend on it."""
-    points = sorted({m.tags["point"] for m in results.select(kind="test_batch", attack="released")})
-    if not points:
-        return None
     fig, ax = style.figure(style.COLUMN)
-    series = {}
-    for method, label in (("pmg_aft", "as written"), ("pmg_released", "as released")):
-        series[f"{label}, released attack"] = [results.estimate(kind="test_batch", method=method, attack="released", point=p) for p in points]
-        series[f"{label}, correct attack"] = [results.estimate(kind="test_batch", method=method, attack="correct")] * len(points)
-    figures.lines(ax, [f"{p:g}" for p in points], series, xlabel="test batch", ylabel="accuracy under PGD (%)", categorical=True)
+    constant = {label: cells * len(released.columns) for label, cells in correct.series().items()}
+    series = dict(sorted((released.series() | constant).items(), key=lambda line: line[0].startswith("as released")))  # pairs of one reading
+    figures.lines(ax, released.columns, series, xlabel="test batch", ylabel="accuracy under PGD (%)", categorical=True)
     figures.legend(fig, ax, 2)
     return fig
+
+
+@claimed
+def paired(c) -> list[Grid]:
+    """PGD on the cascade's pictures, so that the two can be compared picture by picture."""
+    return [Grid(rows(), by_name(c), {"kind": "accuracy", "attack": "pgd_paired"}, c.seeds[:1])]
+
+
+@claimed
+def long(c) -> list[Grid]:
+    """The literature's PGD-100, where it is measured."""
+    return [Grid(rows(), by_name(c), {"kind": "accuracy", "attack": "pgd_long"}, c.seeds[:1])] if c.attack.long_steps else []
+
+
+def headline(c) -> list[Grid]:
+    """What the headline claims read."""
+    return [Grid(rows((CLIP, *FIRST)), by_name(c), {"kind": "accuracy", "attack": a}, c.seeds) for a in BOTH]

@@ -212,8 +212,9 @@ def fig_triggers(results):
 
 
 def fig_embedding(results):
-    """Features of clean (dots) and BadCLIP-triggered pictures (stars) of eight classes, one colour each, by t-SNE; the target's class is black.
-    Below: triggered pictures whose nearest clean neighbour is of their own class, and of the target's."""
+    """Features of clean (dots) and BadCLIP-triggered pictures (stars) of eight classes, one colour each, by t-SNE; the target's class is
+    black, unless it names another colour. Below: triggered pictures whose nearest clean neighbour is of their own class,
+    and of the target's."""
     found = {m.tags["method"]: m for m in results.select(kind="embedding")}
     methods = [m for m in ("none", "vpt", "rvpt") if m in found]
     if not methods:
@@ -222,7 +223,7 @@ def fig_embedding(results):
     for ax, method in zip(axes[0], methods, strict=True):
         extra = found[method].extra
         names = [str(name) for name in extra["names"]]
-        colours = [*(style.COLOURS[:-1] + ("#999999",) * len(names))[: len(names) - 1], "#000000"]
+        colours = style.colours(names, last="#000000")
         for k, name in enumerate(names):
             label = f"{name} (target)" if k == len(names) - 1 else name
             dots, stars = extra["xy"][extra["labels"] == k], extra["xy_triggered"][extra["triggered_labels"] == k]

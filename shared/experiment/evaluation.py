@@ -5,7 +5,6 @@ A paper brings its cells and a measurer; here they are skipped where they are fr
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -14,19 +13,10 @@ from shared.errors import UserError
 from shared.experiment.provenance import provenance
 from shared.experiment.scale import plain
 from shared.experiment.share import work_off
+from shared.experiment.step import Values
 from shared.experiment.store import Measurement, Store
 from shared.files import remove_leftovers
 from shared.metrics import intervals
-
-
-@dataclass(frozen=True)
-class Values:
-    """What a measuring function gives back. values: (n,) per example; unit; extra: further arrays for figures; sanity: of the attack."""
-
-    values: np.ndarray
-    unit: str
-    extra: dict[str, np.ndarray] = field(default_factory=dict)
-    sanity: dict | None = None
 
 
 class Measurer(Protocol):
@@ -65,7 +55,7 @@ class Evaluation:
         self.done: set = set()
         if self.main and plan:
             remove_leftovers(config.results / scale / paper)
-            store.write_plan({"paper": paper, "scale": scale, "config": {**plain(config), **(more or {})}, "headline": config.headline, "slugs": keys,
+            store.write_plan({"paper": paper, "scale": scale, "config": {**plain(config), **(more or {})}, "headline": config.headline, "keys": keys,
                               "tags": {c.slug(): c.tags(config) for c in self.cells}})
             print(f"evaluation: {len(self.cells)} measurements, {len(self.cells) - len(self.stale)} already there", flush=True)
 

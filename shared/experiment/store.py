@@ -1,15 +1,18 @@
 """The store of measurements: one JSON and one .npz per measurement, kept under the key of everything that produced it.
 
-    <root>/measurements/<slug>.json + .npz    root = results/<scale>/<paper>
-    <root>/plan.json                          what the last run set out to measure: {"paper", "scale", "config", "headline", "slugs": {slug: key}}
-    <root>/gates.json                         what had to hold before any defence was measured
+    <root>/measurements/<slug>-<key>.json + .npz    root = results/<scale>/<paper>; of the key, the first 12 digits
+    <root>/plan.json                                what is shown: {"paper", "scale", "config", "headline", "keys": {slug: key}, "tags", "asked"}
+    <root>/gates.json                               what had to hold before any defence was measured
 
 A measurement whose key is the wanted one is not measured again; so a run continues where it was, and a changed number re-measures only what
-depends on it. Nothing here imports torch: reports read the store in a second.
+depends on it. Measurements of several settings stand side by side. Each file is known by its sha256: one that was damaged or changed by hand is
+reported and counts as missing. Nothing here imports torch: reports read the store in a second.
 """
 
+import glob
 import json
 import re
+import sys
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from shared.errors import UserError
-from shared.files import atomic_path, write_json
+from shared.files import atomic_path, digest, look_at, sha256_file, write_changed, write_json
 
 
 @dataclass(frozen=True)
@@ -73,62 +76,84 @@ class Store:
 
     def __init__(self, root: str | Path):
         self.root = Path(root)
+        self._noted: set[Path] = set()
 
-    def _path(self, name: str, suffix: str) -> Path:
-        return self.root / "measurements" / f"{name}{suffix}"
+    def _path(self, name: str, key: str) -> Path:
+        return self.root / "measurements" / f"{name}-{key[:12]}.json"
 
-    def load(self, name: str) -> Measurement | None:
-        """The measurement of that slug, or None if there is none or its file is damaged (it is then measured again)."""
-        path = self._path(name, ".json")
+    def load(self, name: str, key: str | None = None) -> Measurement | None:
+        """The measurement of that name and key (None: the latest of that name); None if there is none, or it is not as it was written."""
+        path = self._path(name, key) if key else self._latest(name)
         try:
-            facts = json.loads(path.read_text())
-            return Measurement(**{**facts, "seeds": tuple(facts["seeds"])}, path=self._path(name, ".npz"))
-        except (OSError, ValueError, TypeError, KeyError):
-            return None
+            facts = json.loads(Path(look_at(path)).read_text())
+            said, values = facts.pop("sha256"), facts.pop("sha256_values")
+            found = Measurement(**{**facts, "seeds": tuple(facts["seeds"])}, path=path.with_suffix(".npz"))
+            if said == digest([facts, values]) and sha256_file(found.path) == values and found.slug == name and key in (None, found.key):
+                return found
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            if not path.is_file():
+                return None
+        if path not in self._noted:
+            self._noted.add(path)
+            print(f"note: the measurement {path} is not as it was written (damaged or changed by hand); it counts as missing.", file=sys.stderr)
+        return None
+
+    def _latest(self, name: str) -> Path:
+        found = [p for p in self.root.glob(f"measurements/{glob.escape(name)}-*.json") if len(p.stem) == len(name) + 13]
+        return max(found, key=lambda p: p.stat().st_mtime_ns, default=self._path(name, ""))
+
+    def read(self, name: str, key: str | None = None) -> Measurement:
+        """A measurement that was there a moment ago. Raises UserError if it no longer is: somebody else is at work in the folder."""
+        found = self.load(name, key)
+        if found is None:
+            raise UserError(f"the measurement {name} was in {self.root} a moment ago and is gone: something else changes files there; "
+                            "run the same command again when it has ended.")
+        return found
 
     def fresh(self, name: str, key: str) -> bool:
-        """Whether the measurement exists, was made under `key`, and its per-example values can be read."""
-        found = self.load(name)
-        if found is None or found.key != key:
-            return False
-        try:
-            return len(found.values) == found.n
-        except UserError:  # missing or damaged: measured again
-            return False
+        """Whether the measurement exists under `key`, whole."""
+        return self.load(name, key) is not None
 
     def save(self, measurement: Measurement) -> None:
-        """Write values first, then the JSON that vouches for them: an interrupt between the two leaves the old key, so it is measured again."""
-        name = measurement.slug
-        self._path(name, ".json").unlink(missing_ok=True)
-        with atomic_path(self._path(name, ".npz")) as temporary:
+        """Write values first, then the JSON that vouches for them: of an interrupt between the two nothing counts."""
+        path = self._path(measurement.slug, measurement.key)
+        path.unlink(missing_ok=True)
+        with atomic_path(path.with_suffix(".npz")) as temporary:
             np.savez(temporary, values=measurement.values, **measurement.extra)
         hidden = ("path", "given", "given_extra")
         facts = {k: v for k, v in asdict(replace(measurement, path=None, given=None, given_extra=None)).items() if k not in hidden}
-        write_json(self._path(name, ".json"), facts)
+        facts, values = json.loads(json.dumps(facts)), sha256_file(path.with_suffix(".npz"))
+        write_json(path, {**facts, "sha256_values": values, "sha256": digest([facts, values])})
 
     def write_plan(self, plan: dict) -> None:
-        """Record what a run sets out to measure; readers then ignore what other configurations left behind."""
-        write_json(self.root / "plan.json", plan)
+        """Record what is shown; readers then ignore what other configurations left behind."""
+        write_changed(self.root / "plan.json", plan)
 
     def plan(self) -> dict:
-        """The last plan. Raises UserError if nothing was run here."""
+        """The last plan. Raises UserError if nothing was run here, or what is there is not a plan of this paper at this scale."""
+        paper, scale, path = self.root.name, self.root.parent.name, self.root / "plan.json"
         try:
-            return json.loads((self.root / "plan.json").read_text())
+            plan = json.loads(path.read_text())
+        except FileNotFoundError as error:
+            raise UserError(f"there are no measurements in {self.root}: run `make reproduce-{paper} SCALE={scale}` first.") from error
         except (OSError, ValueError) as error:
-            raise UserError(f"there are no measurements in {self.root}: run `make reproduce-{self.root.name} SCALE={self.root.parent.name}` "
-                            "first.") from error
+            raise UserError(f"{path} cannot be read (damaged or cut short): run `make reproduce-{paper} SCALE={scale}` again; what is measured "
+                            "is kept.") from error
+        if not isinstance(plan, dict) or not isinstance(plan.get("keys"), dict) or plan.get("paper", paper) != paper:
+            raise UserError(f"{path} is not a plan of {paper}: run `make reproduce-{paper} SCALE={scale}` again; what is measured is kept.")
+        return plan
 
     def planned(self) -> list[Measurement]:
         """Those measurements of the last plan that exist under the planned key, with the tags that the plan gives them: a measurement that
         another configuration left behind may be the same number in another place."""
         plan = self.plan()
-        found = ((self.load(name), name, key) for name, key in plan["slugs"].items())
         tags = plan.get("tags", {})
-        return [replace(m, slug=name, tags=tags.get(name, m.tags)) for m, name, key in found if m is not None and m.key == key]
+        found = {name: self.load(name, key) for name, key in plan["keys"].items() if key}
+        return [replace(m, slug=name, tags=tags.get(name, m.tags)) for name, m in found.items() if m is not None]
 
     def write_gates(self, gates: list[dict]) -> None:
         """Record gates: [{"name", "value", "threshold", "sense": ">=" or "<=", "passed", "detail"}]."""
-        write_json(self.root / "gates.json", gates)
+        write_changed(self.root / "gates.json", gates)
 
     def gates(self) -> list[dict]:
         """The recorded gates, [] if there are none (or their file is damaged: they are then measured again)."""

@@ -1,10 +1,12 @@
 """What a run measured, ready to be selected from: `Results.load("results", "cpu", "pmg_aft")`."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from shared.claims.selection import Selected, Selector, gather, matches
+from shared.experiment.store import Store
 from shared.metrics.intervals import Estimate
 
 
@@ -15,12 +17,13 @@ class Results:
     """
 
     def __init__(self, paper: str, scale: str, measurements: Sequence, config: dict | None = None, gates: Sequence[dict] = (),
-                 planned: dict[str, Selector] | None = None, slugs: Sequence[str] = ()):  # fmt: skip
+                 planned: dict[str, Selector] | None = None, slugs: Sequence[str] = (), asked: dict[str, list[str]] | None = None):  # fmt: skip
         self.paper, self.scale, self.measurements = paper, scale, list(measurements)
         self.config, self.gates, self.planned = dict(config or {}), list(gates), dict(planned or {})
         have = {m.slug for m in self.measurements}
         self.missing = tuple(slug for slug in slugs if slug not in have)  # planned and not measured (yet)
         self._trackers: list[dict[str, None]] = []
+        self._asked = dict(asked or {})  # slug -> the tags that tables ask for it by
         self._of_kind: dict[object, tuple[list, dict[str, Selector]]] = {}  # a page asks some 10,000 times, mostly for one of a dozen kinds
         for m in self.measurements:
             self._of_kind.setdefault(m.tags.get("kind"), ([], {}))[0].append(m)
@@ -30,17 +33,20 @@ class Results:
     @classmethod
     def load(cls, results: str | Path, scale: str, paper: str) -> "Results":
         """Read `<results>/<scale>/<paper>`. Raises UserError when nothing has been measured there."""
-        from shared.experiment.store import Store
-
         store = Store(Path(results) / scale / paper)
         plan = store.plan()
-        return cls(paper, scale, store.planned(), plan.get("config"), store.gates(), plan.get("tags"), tuple(plan.get("slugs", ())))
+        return cls(paper, scale, store.planned(), plan.get("config"), store.gates(), plan.get("tags"), tuple(plan["keys"]), plan.get("asked"))
+
+    @cached_property
+    def by_tags(self) -> dict[frozenset, object]:
+        """Measurements by the very tags that a grid asks for them by; see `shared.report.shown`."""
+        return {frozenset((k, m.tags[k]) for k in self._asked[m.slug]): m for m in self.measurements if m.slug in self._asked}
 
     def select(self, selector: Selector | None = None, /, **tags) -> list:
         """The measurements whose tags match."""
         wanted = {**(selector or {}), **tags}
         found = [m for m in self._among(wanted)[0] if matches(wanted, m.tags)]
-        self._note(m.slug for m in found)
+        self.note(m.slug for m in found)
         return found
 
     def values(self, selector: Selector | None = None, /, **tags) -> Selected | None:
@@ -49,7 +55,7 @@ class Results:
         measurements, planned = self._among(wanted)
         selected = gather(measurements, wanted, planned)
         if selected is not None:
-            self._note(selected.slugs)
+            self.note(selected.slugs)
         return selected
 
     def estimate(self, selector: Selector | None = None, /, **tags) -> Estimate | None:
@@ -85,7 +91,8 @@ class Results:
         kind = wanted.get("kind")
         return self._of_kind.get(kind, ([], {})) if isinstance(kind, str) else (self.measurements, self.planned)
 
-    def _note(self, slugs) -> None:
+    def note(self, slugs: Iterable[str]) -> None:
+        """Say that these measurements are read, for whoever is `tracking`."""
         for slug in slugs:
             for tracker in self._trackers:
                 tracker[slug] = None

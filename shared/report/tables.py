@@ -1,4 +1,4 @@
-"""Tables of estimates: built from selectors or by hand, saved as Markdown, LaTeX and CSV with their records.
+"""Tables of estimates: built from selectors or by hand (`table_text` writes them).
 
     table = from_results(
         results,
@@ -10,14 +10,11 @@
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 from shared.claims.selection import Selector
 from shared.errors import UserError
-from shared.files import write_atomic
 from shared.metrics.intervals import Estimate
-from shared.report import sidecar
 
 Cell = Estimate | str | None
 PM_FROM = 6  # from so many columns on, intervals are written ±half instead of [low, high]
@@ -46,6 +43,11 @@ class Table:
                 raise UserError(f"table row {label!r} has {len(cells)} cells, but there are {len(self.columns)} columns")
         if self.interval not in ("auto", "brackets", "pm", "none"):
             raise UserError(f"interval must be auto, brackets, pm or none, not {self.interval!r}")
+
+    def beside(self, more: Mapping[str, Mapping[str, Cell]]) -> "Table":
+        """The same with further columns: label -> row -> cell."""
+        rows = [(label, [*cells, *(column.get(label) for column in more.values())]) for label, cells in self.rows]
+        return replace(self, columns=[*self.columns, *more], rows=rows)
 
     def shown(self, column: int, cell: Estimate) -> Estimate:
         """A cell in the unit of its column."""
@@ -90,6 +92,11 @@ def from_results(results, rows: Mapping[str, Selector], columns: Mapping[str, Se
     Rows without any measurement are left out. `options` go to `Table`.
     """
     grid = {label: [results.values({**(common or {}), **row, **column}) for column in columns.values()] for label, row in rows.items()}
+    return of_values(grid, columns, best, **options)
+
+
+def of_values(grid: Mapping, columns: Sequence[str], best: str | None = "max", **options) -> Table | None:
+    """The same from the values of every cell, row by row."""
     grid = {label: cells for label, cells in grid.items() if any(cells)}
     if not grid:
         return None
@@ -112,16 +119,3 @@ def _winner(selected: list, estimates: list[Estimate | None], sign: int) -> int 
     best = max(there, key=lambda r: sign * estimates[r].value)
     rivals = [selected[best].minus(selected[r]).scaled(sign) for r in there if r != best]
     return best if all(rival.low > 0 for rival in rivals) else None
-
-
-def save_table(table: Table, stem: str | Path, content: dict) -> list[Path]:
-    """Write `<stem>.md`, `.tex` and `.csv`, each with its sidecar (`content` from `sidecar.record`); the three paths."""
-    from shared.report import table_text
-
-    paths = []
-    for kind, render in (("md", table_text.markdown), ("tex", table_text.latex), ("csv", table_text.csv)):
-        path = Path(stem).with_name(f"{Path(stem).name}.{kind}")
-        write_atomic(path, render(table))
-        sidecar.write(path, content)
-        paths.append(path)
-    return paths

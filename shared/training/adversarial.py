@@ -17,8 +17,10 @@ from torch import Tensor
 
 from shared.attacks.pgd import ascend
 from shared.attacks.threat import Threat
+from shared.data.base import loader
 from shared.errors import UserError
 from shared.models.victim import ZeroShot
+from shared.options import free
 from shared.rng import SampleRng
 from shared.training.contrastive import batch_indices
 from shared.training.loop import Fit
@@ -96,11 +98,11 @@ class Tuning:
     """Of SGD."""
     weight_decay: float = 0.0
     """Of either optimiser."""
-    every: int = 0
+    every: int = free(0)
     """Updates between checkpoints of an unfinished run (0: none)."""
     last: int = -1
     """Train only the last so many parameter tensors of the vision tower (-1: all)."""
-    workers: int = 0
+    workers: int = free(0)
     """Processes that read images ahead of the training."""
 
 
@@ -116,8 +118,6 @@ def finetune(victim: ZeroShot, objective: Objective, data, tuning: Tuning, threa
     data: labelled images with batched access. seed: of the order of the data and of the attack's random starts, both functions of the step.
     snapshot(step): called after every update. Raises UserError if `tuning.last` leaves nothing to train.
     """
-    from shared.data.base import loader
-
     parameters = list(victim.visual.parameters())
     for p in parameters:
         p.requires_grad_(False)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from shared.errors import UserError
 from shared.files import digest
+from shared.options import free
 from shared.training.contrastive import ContrastiveConfig, pretrain
 
 
@@ -34,7 +35,7 @@ class FineTuning(ContrastiveConfig):
     """Peak learning rate of AdamW."""
     warmup: int = 15
     """Updates of linear warm-up."""
-    every: int = 0
+    every: int = free(0)
     """Updates between checkpoints (0: none)."""
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from shared.errors import run_main
+from shared.experiment import scripts
 from shared.experiment.store import Store
 
 pytest.register_assert_rewrite("tests.papers.ends")  # the asserts of a helper say as much as those of a test
@@ -29,7 +30,8 @@ class Outcome:
 
 def _run_here(paper: str, script: str, *options: object) -> Outcome:
     """`python -m papers.<paper>.<script> <options>` without a process of its own: the imports cost more than a small run."""
-    main = importlib.import_module(f"papers.{paper}.{script}").main
+    module = importlib.import_module(f"papers.{paper}.{script}")
+    main = getattr(module, "main", None) or partial(scripts.run, paper, script, module.__doc__)
     out, err, code = io.StringIO(), io.StringIO(), 0
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         patch.setattr(sys, "argv", [script, *map(str, options)])

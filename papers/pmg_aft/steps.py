@@ -1,0 +1,347 @@
+"""What is computed for PMG-AFT: fine-tuned vision towers, and the numbers that are measured on them.
+
+`methods` says what each row of a table is; `number` says what the tags of a number mean.
+"""
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from papers.pmg_aft.baselines import Contrastive
+from papers.pmg_aft.config import Config
+from papers.pmg_aft.method import PMGAFT, PMGLoss
+from papers.pmg_aft.tables import CLIP, METHODS, SWEPT, name_of, set_names
+from shared.attacks import Threat, cascade, check_attack, pgd
+from shared.data.captioned import Captioned, flip_and_shift, vocabulary_of
+from shared.experiment.leaves import Backbone, Pictures
+from shared.experiment.step import Lab, Measured, Trained, Values, free
+from shared.metrics.costs import activation_megabytes, step_seconds
+from shared.models.clip import create_clip
+from shared.models.sources import open_clip_model
+from shared.models.victim import ZeroShot, class_matrix, predicted
+from shared.rng import SampleRng
+from shared.training.adversarial import FARE, TeCoA, TrainAttack, Tuning, finetune, frozen
+from shared.training.contrastive import ContrastiveConfig, pretrain
+
+HEADLINE = ("tecoa", "pmg_aft")  # what a curve is taken of
+
+
+# ---- the models ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pretrained(Trained):
+    """The small CLIP, pre-trained on template captions of all training pictures (photos scale)."""
+
+    together: ClassVar[bool] = True  # by all processes
+    architecture: str
+    data: Pictures
+    training: ContrastiveConfig
+
+    @property
+    def name(self) -> str:
+        return "pretrained"
+
+    def make(self, lab: Lab) -> tuple[dict[str, Tensor], dict[str, str]]:
+        data = lab.data(self.data.spec, self.data.split)
+        torch.manual_seed(0)
+        clip = create_clip(self.architecture, vocabulary=vocabulary_of(data.classes)).to(lab.device)
+        pretrain(clip, Captioned(data), self.training, lab.accelerator, lab.partial(self), augment=flip_and_shift)
+        return clip.state_dict(), {"vocabulary": json.dumps(clip.tokenizer.vocabulary)}
+
+    def open(self, lab: Lab) -> nn.Module:
+        """Never trained again."""
+        lab.weights(self)  # refuses what is missing or damaged
+        return lab.once(self, lambda: open_clip_model(self.architecture, lab.path(self), lab.device))
+
+
+@dataclass(frozen=True)
+class Face:
+    """Text and released code differ; each is a configuration with a name (README, "Differences")."""
+
+    temperature: Literal["model", "one"] = "model"
+    """s in the logits s·cos: that of the model, or 1, as where the released code normalises twice."""
+    norm: Literal["clip", "imagenet"] = "clip"
+    """Mean/std of the pixels; the released code feeds CLIP ImageNet's."""
+    reduction: Literal["sum", "mean"] = "sum"
+    """Of the attack's loss in training, and whether it runs in half precision; see `TrainAttack`."""
+    autocast: Literal["none", "fp16"] = "none"
+
+
+RELEASED = Face("one", "imagenet", "mean", "fp16")
+
+
+@dataclass(frozen=True)
+class Tuned(Trained):
+    """A vision tower, fine-tuned with one of the objectives."""
+
+    clip: Backbone | Pretrained
+    objective: Literal["ft_clean", "ft_adv", "tecoa", "fare", "pmg_aft"]
+    loss: PMGLoss | None
+    face: Face
+    data: Pictures
+    tuning: Tuning
+    attack: TrainAttack
+    eps: float
+    seed: int
+    row: str = free("")
+    curve: tuple[int, ...] = free(())
+
+    @property
+    def name(self) -> str:
+        return f"{self.row}__seed{self.seed}"
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return ("", *(f"step{s}" for s in self.curve if 0 < s < self.tuning.steps))
+
+    def make(self, lab: Lab) -> dict[str, Tensor]:
+        def snapshot(step: int, visual: nn.Module) -> None:
+            if f"step{step}" in self.parts:
+                lab.keep(self, visual.state_dict(), f"step{step}")
+
+        return self.run(lab, snapshot, lab.partial(self)).state_dict()
+
+    def run(self, lab: Lab, after_step: Callable[[int, nn.Module], None], partial: Path | None = None) -> nn.Module:
+        """Fine-tune a copy of the tower; returns it."""
+        data, visual = lab.data(self.data.spec, self.data.split), copy.deepcopy(self.clip.open(lab).visual)
+        victim = classifier(lab, self.clip, visual, self.data.spec, self.face.norm, self.face.temperature, "train")
+        finetune(victim, self.objective_of(victim), data, self.tuning, Threat("linf", self.eps), self.attack, self.seed, lab.device, partial,
+                 lambda step: after_step(step, visual), self.name)
+        return visual
+
+    def objective_of(self, victim: ZeroShot):
+        """The objective; the frozen copy that FARE and PMG-AFT need is taken from `victim` as it is now."""
+        return {"ft_clean": lambda: Contrastive(False), "ft_adv": lambda: Contrastive(True), "tecoa": TeCoA,
+                "fare": lambda: FARE(frozen(victim)), "pmg_aft": lambda: PMGAFT(frozen(victim), self.loss)}[self.objective]()
+
+
+@cache
+def methods(c: Config, seed: int = 0) -> dict[str, Tuned]:
+    """What is trained for each row, by its name."""
+
+    def tuned(objective: str, loss: PMGLoss | None = None, face: Face = Face(), train: str = c.data.train, **changes) -> Tuned:
+        tuning = replace(c.fare if objective == "fare" else c.tuning, **changes)
+        attack = TrainAttack(c.attack.train_steps, 1.0, face.reduction, face.autocast)
+        return Tuned(base(c), objective, loss, face, Pictures(train, "train"), tuning, attack, c.attack.eps, seed)
+
+    def pmg(face: Face = Face(), **changes) -> Tuned:
+        return tuned("pmg_aft", PMGLoss(**changes), face)
+
+    out = {name: tuned(name) for name in ("ft_clean", "ft_adv", "tecoa", "fare")}
+    out |= {"pmg_aft": pmg(), "pmg_general": pmg(beta=0.0), "pmg_clean": pmg(alpha=0.0), "pmg_detached": pmg(detach_clean=True),
+            "pmg_adversarial_first": pmg(direction="adversarial_first"), "pmg_released": pmg(RELEASED, reduction="sum"),
+            "pmg_released_april": pmg(RELEASED, direction="adversarial_first", reduction="sum")}
+    out |= {SWEPT(a, b): pmg(alpha=a, beta=b) for a in c.sweeps.alphas for b in c.sweeps.betas if SWEPT(a, b) not in out}
+    out |= {f"{m}_on_{name_of(train)}": replace(out[m], data=Pictures(train, "train")) for train in c.data.other_train for m in HEADLINE}
+    out |= {f"pmg_last{k}": replace(out["pmg_aft"], tuning=replace(c.tuning, last=k)) for k in c.sweeps.last}
+    curve = c.sweeps.curve if seed == c.seeds[0] else ()
+    return {name: replace(step, row=name, curve=curve if name in HEADLINE else ()) for name, step in out.items()}
+
+
+def base(c: Config) -> Backbone | Pretrained:
+    """The CLIP before any fine-tuning."""
+    if c.model.pretrained == "pretrain":
+        return Pretrained(c.model.name, Pictures("folder:all", "train"), c.model.pretraining)
+    return Backbone(c.model.name, c.model.pretrained)
+
+
+def classifier(lab: Lab, clip, visual: nn.Module, spec: str, norm: str, temperature: str = "model", split: str = "test") -> ZeroShot:
+    """The zero-shot classifier of a set with some vision tower of a CLIP."""
+    whole, data = clip.open(lab), lab.data(spec, split)
+    text = lab.once(("text", clip, data.version), lambda: class_matrix(whole, data))
+    scale = 1.0 if temperature == "one" else whole.logit_scale.exp().item()
+    return ZeroShot(visual, text, scale, norm).to(lab.device).eval()
+
+
+# ---- the numbers -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A vision tower as it is judged: with the mean/std that it was trained with, and the temperature of the pre-trained model."""
+
+    clip: Backbone | Pretrained
+    tuned: Tuned | None = None
+    part: str = ""
+
+    @property
+    def norm(self) -> str:
+        return "clip" if self.tuned is None else self.tuned.face.norm
+
+    def visual(self, lab: Lab) -> nn.Module:
+        def make() -> nn.Module:
+            visual = copy.deepcopy(self.clip.open(lab).visual)
+            visual.load_state_dict(lab.weights(self.tuned, self.part))
+            return visual.requires_grad_(False).eval()
+
+        return self.clip.open(lab).visual if self.tuned is None else lab.once(self, make)
+
+    def on(self, lab: Lab, spec: str) -> ZeroShot:
+        return classifier(lab, self.clip, self.visual(lab), spec, self.norm)
+
+
+@dataclass(frozen=True)
+class Adversary:
+    """An attack of the evaluation. kind: clean, pgd, cw (PGD on the κ margin), auto (the cascade), released, correct (see `TestBatch`)."""
+
+    kind: str
+    eps: float = 0.0
+    steps: int = 0
+    step_size: float = 0.0
+    kappa: float = 0.0
+    targets: int = 0
+    queries: int = 0
+    seed: int = 0
+    batch: int = free(128)
+
+    def __call__(self, victim: ZeroShot, x: Tensor, y: Tensor, indices: list[int], stream: str = "evaluation") -> Tensor:
+        rng, threat = SampleRng(self.seed, indices, stream), Threat("linf", self.eps)
+        if self.kind == "clean":
+            return x
+        if self.kind == "auto":
+            return cascade(victim, x, y, threat, rng=rng, steps=self.steps, targets=self.targets, queries=self.queries,
+                           batch_size=self.batch).x_adv
+        loss = "cw" if self.kind == "cw" else "ce"
+        return pgd(victim, x, y, threat, steps=self.steps, step_size=self.step_size, rng=rng, loss=loss, kappa=self.kappa)
+
+
+@dataclass(frozen=True)
+class Checks:
+    """The sanity checks of PGD on a tower, on pictures of the seen set; made once per tower and process."""
+
+    data: Pictures
+    attack: Adversary
+
+    def record(self, lab: Lab, tower: Tower) -> dict:
+        return lab.once(("checks", tower, self), lambda: self._record(lab, tower))
+
+    def _record(self, lab: Lab, tower: Tower) -> dict:
+        rows, a = self.data.rows(lab), self.attack
+        x, y = self.data.read(lab, rows)
+
+        def attack(victim, x, y, threat, *, steps, rng):
+            return pgd(victim, x, y, threat, steps=steps, step_size=a.step_size / a.eps * threat.eps, rng=rng)
+
+        surrogate = None if tower.tuned is None else Tower(tower.clip).on(lab, self.data.spec)
+        return check_attack(tower.on(lab, self.data.spec), x, y, Threat("linf", a.eps), attack, rng=SampleRng(a.seed, rows, "sanity"),
+                            steps=a.steps, surrogate=surrogate, images=len(x))
+
+
+@dataclass(frozen=True)
+class Accuracy(Measured):
+    """Whether the classifier is right about a picture, under an attack."""
+
+    tower: Tower
+    data: Pictures
+    attack: Adversary
+    checks: Checks | None = None
+    stream: str = "evaluation"
+
+    def make(self, lab: Lab) -> Values:
+        victim, rows, out = self.tower.on(lab, self.data.spec), self.data.rows(lab), []
+        size = len(rows) if self.attack.kind == "auto" else max(1, self.attack.batch)
+        for part in (rows[k:k + size] for k in range(0, len(rows), size)):
+            x, y = self.data.read(lab, part)
+            x_adv = self.attacked(lab, victim, x, y, part)
+            with torch.no_grad():
+                out.append(torch.cat([predicted(victim(b)) for b in x_adv.split(self.attack.batch)]).eq(y).float().cpu())
+        sanity = None if self.checks is None else self.checks.record(lab, self.tower)
+        return Values(torch.cat(out).numpy(), "share", sanity=sanity)
+
+    def attacked(self, lab: Lab, victim: ZeroShot, x: Tensor, y: Tensor, rows: list[int]) -> Tensor:
+        return self.attack(victim, x, y, rows, self.stream)
+
+
+@dataclass(frozen=True)
+class TestBatch(Accuracy):
+    """PGD as the released code runs it on a test batch of `size` pictures: half precision, loss averaged over the batch, last iterate.
+
+    The mean over a batch of N is the per-picture loss divided by N, so that the size of the batch in memory does not matter; a test holds the two
+    against each other. size 1: the same attack in single precision with a summed loss, at the model's own temperature.
+    """
+
+    size: int = 1
+
+    def attacked(self, lab: Lab, victim: ZeroShot, x: Tensor, y: Tensor, rows: list[int]) -> Tensor:
+        a, released = self.attack, self.attack.kind == "released"
+        temperature = "one" if released else "model"
+        seen = classifier(lab, self.tower.clip, victim.visual, self.data.spec, self.tower.norm, temperature)
+        return pgd(seen, x, y, Threat("linf", a.eps), steps=a.steps, step_size=a.step_size, rng=SampleRng(a.seed, rows, self.stream), keep="last",
+                   loss=lambda z, labels: F.cross_entropy(z, labels, reduction="none") / self.size, autocast="fp16" if released else None)
+
+
+@dataclass(frozen=True)
+class UpdateCost(Measured):
+    """What one update costs: processor seconds, or the megabytes that its backward pass keeps."""
+
+    tuned: Tuned
+    quantity: Literal["seconds", "megabytes"]
+    steps: int
+
+    def make(self, lab: Lab) -> Values:
+        def train(steps: int, after) -> None:
+            short = replace(self.tuned, tuning=replace(self.tuned.tuning, steps=steps, every=0))
+            short.run(lab, lambda step, visual: after and after(step))
+
+        if self.quantity == "seconds":
+            return Values(step_seconds(train, self.steps, lab.device), "s")
+        return Values(activation_megabytes(train, lab.device), "MB")
+
+
+def number(c: Config, kind: str, method: str, seed: int | None = None, attack: str = "", set: str = "", step: int | None = None,
+           point: float | str | None = None) -> Measured | None:
+    """The step behind a number, from its tags; None: there is none."""
+    if attack in ("auto", "pgd_paired") and method not in (*METHODS, "pmg_released"):
+        return None
+    tuned = None if method == CLIP else methods(c, seed)[method]
+    if kind == "cost":
+        return UpdateCost(tuned, point, c.sweeps.cost_steps)
+    first = step is None or step == 0 or (tuned is not None and step == tuned.tuning.steps)
+    tower = Tower(base(c), None if step == 0 else tuned, "" if first else f"step{step}")
+    n = {"curve": c.sweeps.curve_n, "test_batch": c.sweeps.test_batch_n, "gate": 256}.get(kind, c.data.n)
+    n = c.attack.auto_n if attack in ("auto", "pgd_paired") else n
+    data = Pictures(set_names(c)[set], "test", min(n, c.data.n) if n and c.data.n else n or c.data.n)
+    if kind == "test_batch":
+        return TestBatch(tower, replace(data, n=n), adversary(c, attack), size=point or 1)
+    checks = Checks(Pictures(c.data.seen, "test", c.attack.sanity_n), adversary(c, "pgd"))
+    return Accuracy(tower, data, adversary(c, attack), checks if kind == "accuracy" and attack != "clean" else None,
+                    "gate" if kind == "gate" else "evaluation")
+
+
+def adversary(c: Config, name: str) -> Adversary:
+    """An attack by the name that tables give it."""
+    a, kind = c.attack, name.split("_")[0]
+    if kind == "clean":
+        return Adversary("clean", batch=a.batch)
+    if kind == "auto":
+        return Adversary("auto", a.eps, a.auto_steps, targets=a.auto_targets, queries=a.auto_queries, seed=a.seed, batch=a.batch)
+    multiple = float(name[5:]) if name.startswith("pgd_x") else 1.0
+    steps = {"pgd_long": a.long_steps, "pgd_strong": a.strong_steps}.get(name, a.steps)
+    size = 2.5 / a.strong_steps if name == "pgd_strong" else a.ratio
+    return Adversary(kind, a.eps * multiple, steps, size * a.eps * multiple, a.kappa if kind == "cw" else 0.0, seed=a.seed, batch=a.batch)
+
+
+def describe(c: Config, kind: str, method: str, attack: str = "", set: str = "", point=None, **_) -> dict:
+    """Tags by which claims and tables select beside the name: the role of a set, ε, the place of a batch size among those measured."""
+    more: dict = {"seed": c.seeds[0]} if method == CLIP else {}
+    if kind == "cost":
+        more["set"] = "none"
+    if set:
+        spec = set_names(c)[set]
+        role = "seen" if spec == c.data.seen else "zero_shot" if spec in c.data.zero_shot else "holdout"
+        more["role"] = "seen" if role == "zero_shot" and method != CLIP and methods(c)[method].data.spec == spec else role
+    if attack:
+        multiple = float(attack[5:]) if attack.startswith("pgd_x") else 1.0
+        more |= {"eps": 0.0 if attack == "clean" else multiple * c.attack.eps, "multiple": multiple}
+    if kind == "test_batch":
+        more["order"] = c.sweeps.test_batches.index(point) if point else -1
+    return more

@@ -1,0 +1,286 @@
+"""One process at work on a paper: it opens data, hands out what steps have left, and makes, with the other processes, what is missing.
+
+Files, below the root of a paper at a scale:
+    checkpoints/<name>-<key>[__<part>].safetensors     what a `Kept` has left, with its metadata in a .json beside it: key, sha256, facts
+    checkpoints/<name>-<key>.ckpt                      where an unfinished training continues
+    measurements/<name>-<key>.json + .npz              see `shared.experiment.store`
+
+Every name holds the beginning of the key, so what one setting has made stays when another is tried, and is found again.
+"""
+
+import itertools
+import json
+import os
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor, nn
+
+from shared.data.base import LabelledImages
+from shared.data.catalogue import Source, open_set
+from shared.errors import UserError
+from shared.experiment.paper import Number
+from shared.experiment.step import Kept, Step, Trained, Values, closure, depth, key, leaves, needs
+from shared.experiment.store import Store, slug
+from shared.files import digest, look_at, sha256_bytes, sha256_file, write_json
+from shared.models.clip import read_weights, save_tensors
+
+SHORT = 12  # hex digits of a key in a file's name
+
+
+class Lab:
+    """See the module docstring. root: the folder of results; source: where data come from; room: bytes that `once` may keep (default: a
+    quarter of the device's memory, divided among the processes that share it).
+
+    A lab holds no configuration of the paper, so a step can depend on nothing but its own fields.
+    """
+
+    def __init__(self, root: Path, source: Source, accelerator: object, room: int | None = None):
+        self.root, self.source, self.accelerator, self.device = Path(root), source, accelerator, accelerator.device
+        self.store = Store(self.root)
+        self.room = _quarter(accelerator) if room is None else room
+        self._cached: OrderedDict[Hashable, tuple[object, int]] = OrderedDict()
+        self._sets: dict[tuple[str, str], LabelledImages] = {}
+        self._keys: dict[Step, str] = {}
+        self._identities: dict[Hashable, object] = {}
+        self._fingerprints: dict[Step, str] = {}
+        self._made: set[Step] = set()
+        self._turns = _Turns(accelerator)
+
+    # -- what is given ---------------------------------------------------------------------------------------------
+
+    def data(self, spec: str, split: str = "test") -> LabelledImages:
+        """A labelled set, opened once. Raises UserError where it is not known or not there."""
+        if (spec, split) not in self._sets:
+            self._sets[spec, split] = open_set(spec, split, self.source)
+        return self._sets[spec, split]
+
+    def once(self, name: Hashable, make: Callable[[], object]):
+        """What `make` returned when it was first asked for under this name. Where all that is kept takes more than `room` bytes, what was
+        not asked for the longest is given up and made again when it is asked for. name: a step or leaf itself, or a tuple with one."""
+        if name not in self._cached:
+            made = make()
+            self._cached[name] = made, _bytes(made, set())
+            self._make_room()
+        self._cached.move_to_end(name)
+        return self._cached[name][0]
+
+    def _make_room(self) -> None:
+        total = sum(size for _, size in self._cached.values())
+        for name in list(self._cached)[:-1]:
+            if total <= self.room:
+                return
+            if self._cached[name][1] > 4096:  # what takes no room frees none
+                total -= self._cached.pop(name)[1]
+
+    def open_leaves(self, steps: Iterable[Step]) -> None:
+        """Look at everything that is given to these steps and to what they need, so that what is to be downloaded is there."""
+        for leaf in dict.fromkeys(leaf for step in steps for leaf in leaves(step)):
+            if not any(needs(leaf)):  # it is known without anything that is yet to be made
+                self.identity(leaf)
+
+    def identity(self, leaf: Hashable) -> object:
+        """What tells a leaf from others: the contents of what stands behind it, looked at once."""
+        if leaf not in self._identities:
+            self._identities[leaf] = leaf.identity(self)
+        return self._identities[leaf]
+
+    # -- what steps have left --------------------------------------------------------------------------------------
+
+    def key(self, step: Step) -> str:
+        """See `shared.experiment.step.key`. All that the step needs has to be made before."""
+        if step not in self._keys:
+            self._keys[step] = key(step, self)
+        return self._keys[step]
+
+    def fingerprint(self, step: Step) -> str:
+        """A step as it counts in the key of another: its own key, and the contents that it has left. Raises UserError where those are missing."""
+        if not isinstance(step, Kept):
+            return self.key(step)
+        if step not in self._fingerprints:
+            record = self._record(step)
+            if record.get("key") != self.key(step):
+                raise UserError(f"{self.path(step)} is missing: run the training with the same options first.")
+            self._fingerprints[step] = digest([record["key"], record["sha256"]])
+        return self._fingerprints[step]
+
+    def path(self, step: Kept, part: str = "") -> Path:
+        """The file of one of its parts."""
+        name = f"{slug(step.name)}-{self.key(step)[:SHORT]}"
+        return self.root / "checkpoints" / f"{f'{name}__{slug(part)}' if part else name}.safetensors"
+
+    def partial(self, step: Kept) -> Path:
+        """Where an unfinished training keeps its state: no other training continues from it."""
+        return self.path(step).with_suffix(".ckpt")
+
+    def _record(self, step: Kept, part: str = "") -> dict:
+        try:
+            record = json.loads(Path(look_at(self.path(step, part).with_suffix(".json"))).read_text())
+            return record if isinstance(record, dict) else {}
+        except (OSError, ValueError):
+            return {}
+
+    def is_made(self, step: Step) -> bool:
+        """Whether all that it leaves is there, whole and under its key, and so is all that it needs (its key holds what that has left)."""
+        if step in self._made:
+            return True
+        if not all(map(self.is_made, needs(step))):
+            return False
+        if not isinstance(step, Kept):
+            return True
+        if all(self._whole(step, part) for part in step.parts):
+            self._made.add(step)
+        return step in self._made
+
+    def _whole(self, step: Kept, part: str) -> bool:
+        path, record = self.path(step, part), self._record(step, part)
+        if not path.is_file() or record.get("key") != self.key(step):
+            return False
+        if sha256_file(path) == record.get("sha256"):
+            return True
+        print(f"note: {path} is not as it was written (damaged or changed by hand); it will be made again.", file=sys.stderr, flush=True)
+        return False
+
+    def keep(self, step: Kept, tensors: dict[str, Tensor], part: str = "", facts: dict[str, str] | None = None) -> None:
+        """Save what a step has made; facts: texts that stand beside the tensors. Of what all made together, one process saves it.
+
+        Raises UserError where a number is not finite; nothing is then stored.
+        """
+        if step.together and not self.accelerator.is_main_process:
+            return
+        wrong = [name for name, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
+        if wrong:
+            raise UserError(f"{step.name} has left weights that are not finite ({wrong[0]}; {len(wrong)} of {len(tensors)} tensors): nothing is "
+                            "stored. Lower its learning rate, or see what it was given.")
+        path = self.path(step, part)
+        self._fingerprints.pop(step, None)
+        self._identities.clear()  # of a leaf that holds the step
+        path.with_suffix(".json").unlink(missing_ok=True)
+        save_tensors(tensors, path, facts)
+        write_json(path.with_suffix(".json"), {"key": self.key(step), "sha256": sha256_file(path), "facts": facts or {}})
+
+    def weights(self, step: Kept, part: str = "") -> dict[str, Tensor]:
+        """What a step has left. Raises UserError where it is missing, or not as it was written."""
+        path, record = self.path(step, part), self._record(step, part)
+        if not path.is_file() or record.get("key") != self.key(step):
+            raise UserError(f"{path} is missing: run the training with the same options first.")
+        if sha256_bytes(path.read_bytes()) != record["sha256"]:
+            raise UserError(f"{path} is not as it was written (damaged or changed by hand): delete it and run again.")
+        return read_weights(path)
+
+    def facts(self, step: Kept, part: str = "") -> dict[str, str]:
+        """The texts that stand beside its tensors."""
+        return self._record(step, part).get("facts", {})
+
+    # -- making ----------------------------------------------------------------------------------------------------
+
+    def make(self, steps: Iterable[Step]) -> None:
+        """Make everything that is `Kept` among these steps and what they need, unless it is there."""
+        found = [step for step in closure(steps) if isinstance(step, Kept)]
+
+        def one(step: Kept) -> None:
+            made = step.make(self)
+            tensors, facts = made if isinstance(made, tuple) else (made, None)
+            self.keep(step, tensors, facts=facts)
+            self.partial(step).unlink(missing_ok=True)
+
+        for _, level in itertools.groupby(sorted(found, key=depth), key=depth):  # what is needed is there before what needs it
+            todo = [step for step in level if not self.is_made(step)]
+            self.accelerator.wait_for_everyone()  # all have looked before anybody makes something
+            for step in (step for step in todo if step.together):
+                one(step)
+                self.accelerator.wait_for_everyone()
+            alone = [[step] for step in todo if not step.together]
+            what = "training" if any(isinstance(step, Trained) for step in todo) else "preparation"
+            self.share(what, alone, lambda group: one(group[0]), lambda group: group[0].name)
+
+    def measure(self, numbers: Iterable[Number], save: Callable[[Number, Values, float], None]) -> None:
+        """Make numbers; those of one group (see `Measured.group`) are made by one process, one after another. save: keeps one."""
+        groups: dict[Hashable, list[Number]] = {}
+        for number in numbers:
+            groups.setdefault((number.step.group, number.step.weight), []).append(number)
+
+        def one(group: list[Number]) -> None:
+            for number in group:
+                began = time.monotonic()
+                values = number.step.make(self)
+                wrong = np.size(values.values) - int(np.isfinite(values.values).sum())
+                if wrong:
+                    raise UserError(f"{number.name}: {wrong} of {np.size(values.values)} values are not finite: nothing is stored. See whether "
+                                    "its model, and what it is given, are sound.")
+                save(number, values, time.monotonic() - began)
+
+        self.share("evaluation", list(groups.values()), one, lambda group: f"{group[0].name}, {len(group)} measurements")
+
+    def share(self, what: str, groups: Sequence[list], make: Callable[[list], None], name: Callable[[list], str]) -> None:
+        """Every process takes the next group that nobody has taken, the longest first, until none is left; then all wait for each other.
+        All processes give the same groups; which one makes a group changes nothing in its result."""
+        self.accelerator.wait_for_everyone()
+        groups = sorted(groups, key=lambda group: -sum(getattr(one, "step", one).weight for one in group))
+        who = f" by process {self.accelerator.process_index}" if self.accelerator.num_processes > 1 else ""
+        for k in self._turns.of(len(groups)):
+            began = time.monotonic()
+            make(groups[k])
+            print(f"{what}: {name(groups[k])} ({k + 1}/{len(groups)}{who}), {time.monotonic() - began:.1f} s", flush=True)
+        self.accelerator.wait_for_everyone()
+
+
+class _Turns:
+    """0, 1, 2, …, each number to one process only: a counter in a store that the first process serves."""
+
+    def __init__(self, accelerator: object):
+        self.accelerator, self._rounds, self._store = accelerator, 0, None
+
+    def of(self, count: int) -> Iterator[int]:
+        """The numbers below `count` that this process gets. To be called by all processes."""
+        self._rounds += 1
+        if self.accelerator.num_processes == 1:
+            yield from range(count)
+            return
+        store = self._open()
+        while (turn := store.add(f"round {self._rounds}", 1) - 1) < count:
+            yield turn
+
+    def _open(self) -> "torch.distributed.Store":
+        if self._store is None:
+            from accelerate.utils import broadcast_object_list
+            from torch.distributed import TCPStore
+
+            host, patience = os.environ.get("MASTER_ADDR", "127.0.0.1"), timedelta(days=30)
+            first = self.accelerator.is_main_process
+            served = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=patience) if first else None
+            port = broadcast_object_list([served.port if first else None])[0]
+            self._store = served or TCPStore(host, port, is_master=False, timeout=patience)
+        return self._store
+
+
+def _quarter(accelerator: object) -> int:
+    """A quarter of the device's memory; processes on the CPU of one machine share it."""
+    if accelerator.device.type == "cuda":
+        return torch.cuda.get_device_properties(accelerator.device).total_memory // 4
+    return psutil.virtual_memory().total // 4 // int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+
+
+def _bytes(x: object, seen: set[int]) -> int:
+    """How much memory the tensors and arrays in x take, each counted once."""
+    if isinstance(x, Tensor):
+        storage = x.untyped_storage()
+        new = storage.data_ptr() not in seen
+        seen.add(storage.data_ptr())
+        return storage.nbytes() if new else 0
+    if isinstance(x, np.ndarray):
+        return x.nbytes
+    if id(x) in seen or isinstance(x, str | bytes | int | float | type):
+        return 0
+    seen.add(id(x))
+    if isinstance(x, nn.Module):
+        return sum(_bytes(t, seen) for t in itertools.chain(x.parameters(), x.buffers()))
+    parts = x.values() if isinstance(x, dict) else x if isinstance(x, list | tuple) else vars(x).values() if hasattr(x, "__dict__") else ()
+    return sum(_bytes(part, seen) for part in parts)

@@ -1,0 +1,208 @@
+"""What `python -m papers.<paper>.train` and `.evaluate` do, for every paper.
+
+train      the gates, if they read what is trained; then everything that is trained
+evaluate   the gates; then everything else that numbers need; then every number that is not there under its key
+
+Both hold the lock of the results folder while they are at work.
+"""
+
+import contextlib
+import fcntl
+import importlib
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shared.errors import UserError, run_main
+from shared.experiment import finished
+from shared.files import looked_at, note_digests, remember_digests, remove_leftovers
+from shared.lifeline import tie_to_launcher
+
+if TYPE_CHECKING:
+    from shared.experiment.lab import Lab
+    from shared.experiment.paper import Number, Paper
+    from shared.experiment.step import Values
+
+
+def start(paper: str, script: str, doc: str) -> None:
+    """The whole of a script, from its command line to its exit code."""
+    tie_to_launcher()
+    run_main(lambda: run(paper, script, doc))
+
+
+def run(paper: str, script: str, doc: str, argv: Sequence[str] | None = None) -> None:
+    """The same in a process that goes on. argv: the options, by default those of the command line."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if os.environ.get("WORLD_SIZE", "1") == "1" and (text := finished.said(paper, script, argv)):  # of several, the launcher has looked
+        print(text, flush=True)
+        return
+    looked_at.clear()
+
+    from shared.experiment.scale import parse
+
+    found: Paper = importlib.import_module(f"papers.{paper}.paper").PAPER
+    scale, config = parse(found.presets, doc, argv, check=found.check)
+
+    from shared.experiment.lab import Lab
+    from shared.experiment.share import accelerator
+
+    digests = config.results / "digests.json"
+    remember_digests(digests)
+    lab = Lab(config.results / scale / paper, config.source, accelerator())
+    numbers = found.plan(config)
+    if config.source.download:
+        with lab.accelerator.main_process_first():  # one process downloads what is missing before the others read it
+            lab.open_leaves(n.step for n in numbers)
+    with locked(lab.root) if lab.accelerator.is_main_process else contextlib.nullcontext():
+        text = {"train": train, "evaluate": evaluate}[script](found, scale, config, lab, numbers)
+        if lab.accelerator.is_main_process:
+            note_digests(digests)
+            finished.note(paper, script, argv, text, config.source.root)
+    lab.accelerator.end_training()
+
+
+@contextlib.contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Hold the results folder for this run. Raises UserError, with the owner's name, while another run holds it.
+
+    A folder that cannot be written needs no lock: whoever has something to write is refused there. The system gives the lock back when its owner
+    ends, however that is.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        handle = open(root / ".lock", "a+")  # noqa: SIM115
+    except OSError:
+        yield
+        return
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            owner = handle.read().strip() or "another process"
+            raise UserError(f"another run is at work in {root}: {owner}. Wait until it has ended, or choose another folder (RESULTS=…).") from None
+        except OSError as error:
+            print(f"note: {root} is on a file system without locks ({error.strerror}): start one run at a time there.", file=sys.stderr, flush=True)
+        handle.truncate(0)
+        handle.write(f"process {os.getpid()} on {platform.node()}, since {time.strftime('%Y-%m-%d %H:%M')}\n")
+        handle.flush()
+        remove_leftovers(root)
+        yield
+
+
+def train(paper: "Paper", scale: str, config, lab: "Lab", numbers: "list[Number]") -> str:
+    """Make all that is trained, and say what there is. What the gates read comes first: no defence of a model that fails them is trained."""
+    from shared.experiment.step import Trained, closure
+
+    needed = [step for step in closure(n.step for n in numbers) if isinstance(step, Trained)]
+    said = "training: {} runs, {} already there"
+    if lab.accelerator.is_main_process:
+        print(said.format(len(needed), sum(map(lab.is_made, needed))), flush=True)
+    of_gates = [step for step in closure(n.step for n in gate_numbers(paper, config)) if isinstance(step, Trained)]
+    if of_gates:
+        lab.make(of_gates)
+        pass_gates(paper, config, lab)
+    lab.make(needed)
+    return said.format(len(needed), sum(map(lab.is_made, needed)))
+
+
+def evaluate(paper: "Paper", scale: str, config, lab: "Lab", numbers: "list[Number]") -> str:
+    """Measure every number that is not there, and say what there is."""
+    from shared.experiment.step import Kept, Trained, closure
+
+    for step in closure(n.step for n in numbers):
+        if isinstance(step, Trained) and not lab.is_made(step):
+            raise UserError(f"the training of {step.name} is missing or of another configuration: run the training with the same options first.")
+    began, said = time.monotonic(), "evaluation: {} measurements, {} already there"
+    stale = {n.name for n in numbers if not is_there(lab, n)}
+    if lab.accelerator.is_main_process:
+        write_plan(paper, scale, config, lab, numbers)
+        print(said.format(len(numbers), len(numbers) - len(stale)), flush=True)
+    pass_gates(paper, config, lab)
+    left = [n for n in numbers if n.name in stale]
+    lab.make(step for step in closure(n.step for n in left) if isinstance(step, Kept))
+    lab.measure([n for n in left if not is_there(lab, n)], lambda *made: keep(lab, *made))
+    if lab.accelerator.is_main_process:
+        write_plan(paper, scale, config, lab, numbers)
+        say_times(lab, numbers, time.monotonic() - began)
+    return said.format(len(numbers), len(numbers))
+
+
+def is_there(lab: "Lab", number: "Number") -> bool:
+    """Whether a number has been measured under its key; its key is known once all that it needs is made."""
+    return lab.is_made(number.step) and lab.store.fresh(number.name, lab.key(number.step))
+
+
+def write_plan(paper: "Paper", scale: str, config, lab: "Lab", numbers: "list[Number]") -> None:
+    """Write down what is shown: the numbers of this run, and with `--headline` also what else has been measured with the same settings."""
+    from shared.experiment.scale import plain
+
+    own = {n.name for n in numbers}
+    more = [n for n in paper.everything(config) if n.name not in own and is_there(lab, n)] if config.headline else []
+    shown = [*numbers, *more]
+    plan = {
+        "paper": paper.name,
+        "scale": scale,
+        "config": plain(config),
+        "headline": config.headline and not more,
+        "keys": {n.name: lab.key(n.step) if lab.is_made(n.step) else "" for n in shown},
+        "tags": {n.name: dict(n.tags) for n in shown},
+        "asked": {n.name: list(n.asked) for n in shown},
+    }
+    lab.store.write_plan(plan)
+
+
+def gate_numbers(paper: "Paper", config) -> "list[Number]":
+    """What the gates read."""
+    return paper.numbers(config, [gate.grid for gate in paper.gates(config)])
+
+
+def pass_gates(paper: "Paper", config, lab: "Lab") -> None:
+    """Measure what the gates read and record them. Raises UserError where one fails and gates are enforced."""
+    from shared.experiment.step import Kept, closure
+    from shared.experiment.store import gate
+
+    numbers = [n for n in gate_numbers(paper, config) if not is_there(lab, n)]
+    lab.make(step for step in closure(n.step for n in numbers) if isinstance(step, Kept))
+    lab.measure(numbers, lambda *made: keep(lab, *made))
+    found = []
+    for g in paper.gates(config):
+        values = [lab.store.read(n.name, lab.key(n.step)).value for n in paper.numbers(config, [g.grid])]
+        threshold, detail = (x(lab) if callable(x) else x for x in (g.threshold, g.detail))
+        found.append(gate(g.name, sum(values) / len(values), threshold, g.sense, detail))
+    if lab.accelerator.is_main_process:
+        lab.store.write_gates(found)
+    failed = "; ".join(f"{g['name']} is {g['value']:.3f}, must be {g['sense']} {g['threshold']:.3f}" for g in found if not g["passed"])
+    if failed and config.gates.enforce:
+        raise UserError(f"no defence is measured, because the undefended models do not pass their gates: {failed}. "
+                        f"See papers/{paper.name}/README.md, \"Gates\".")
+
+
+def keep(lab: "Lab", number: "Number", values: "Values", seconds: float) -> None:
+    """Store one measurement with its interval over examples and its provenance."""
+    import numpy as np
+
+    from shared.experiment.provenance import provenance
+    from shared.experiment.store import Measurement
+    from shared.metrics import intervals
+
+    given, seed = np.asarray(values.values, np.float64), number.asked.get("seed")
+    mean = intervals.mean({"all": given})
+    lab.store.save(Measurement(
+        number.name, lab.key(number.step), mean.value, mean.low, mean.high, len(given), () if seed is None else (seed,), values.unit,
+        round(seconds, 3), dict(number.tags), {**provenance(), "skipped": list(values.skipped)[:20], "skipped_count": len(values.skipped)},
+        values.sanity, given=given, given_extra=dict(values.extra)))
+
+
+def say_times(lab: "Lab", numbers: "list[Number]", seconds: float) -> None:
+    """Say how long it took, and which kinds of number took it, as recorded by all processes."""
+    total: dict[str, float] = {}
+    for n in numbers:
+        found, kind = lab.store.load(n.name, lab.key(n.step)), str(n.tags.get("kind"))
+        total[kind] = total.get(kind, 0.0) + (found.seconds if found else 0.0)
+    split = ", ".join(f"{kind} {spent:.0f}" for kind, spent in total.items())
+    print(f"evaluation: done in {seconds:.0f} s; seconds by kind, over all processes: {split}", flush=True)
