@@ -24,10 +24,13 @@ def make_trigger(name: str, preset: str = "cleanclip", size: int = 224, **fields
 
 
 def parse_fields(options: Sequence[str]) -> dict[str, object]:
-    """Fields of a trigger as options give them: {"patch": 8} of "patch=8". Raises UserError for what is not name=number."""
+    """Fields of a trigger as options give them: {"patch": 8} of "patch=8". Raises UserError for what is not name=number, and for a field
+    that is given twice."""
     out = {}
     for option in options:
         name, _, value = option.partition("=")
+        if name in out:
+            raise UserError(f"the trigger's field {name!r} is given twice: give it once.")
         try:
             out[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
