@@ -5,6 +5,7 @@ from typing import Literal
 
 from papers.rvpt.baselines import LINEAR
 from papers.rvpt.resistivity import Perturbations
+from papers.rvpt.tables import MORE, PLACES, attacked, place, places
 from papers.rvpt.tuning import Tuning
 from shared.attacks.triggers.optimised import PatchConfig
 from shared.data.catalogue import Source
@@ -12,16 +13,9 @@ from shared.errors import UserError
 from shared.experiment.scale import Options, Pixels, check_least, check_seeds
 from shared.training.cleanclip import CleanClipConfig
 
-SIX = ("badnet", "blended", "issba", "wanet", "trojvqa", "badclip")  # the paper's attacks, in its order
-FURTHER = ("badnet", "blended", "wanet")  # on its two further sets
-THREE = ("badnet", "blended", "badclip")  # in most of its other tables
-MORE = ("sig", "badnet_textbook", "blended_textbook")  # ours
-PLACES = ("main", "second", "third")
-BACKBONES = ("first", "second", "third")
-
 
 @dataclass(frozen=True)
-class Backbone:
+class Clip:
     """A CLIP."""
 
     name: str = ""
@@ -34,20 +28,20 @@ class Backbone:
 class Models:
     """The victims before anyone poisons them."""
 
-    first: Backbone = field(default_factory=lambda: Backbone("scenes-vit-s8", "zoo:scenes-vit-s8"))
+    first: Clip = field(default_factory=lambda: Clip("scenes-vit-s8", "zoo:scenes-vit-s8"))
     """Of all tables (ViT-B/32)."""
-    second: Backbone = field(default_factory=lambda: Backbone("scenes-vit-xs8", "zoo:scenes-vit-xs8"))
+    second: Clip = field(default_factory=lambda: Clip("scenes-vit-xs8", "zoo:scenes-vit-xs8"))
     """Of table 11 (ViT-B/16)."""
-    third: Backbone = field(default_factory=lambda: Backbone("scenes-vit-d8", "zoo:scenes-vit-d8"))
+    third: Clip = field(default_factory=lambda: Clip("scenes-vit-d8", "zoo:scenes-vit-d8"))
     """Of table 11 (ViT-L/14)."""
     captioner: str = "zoo:scenes-llava"
     """The vision-language model of table 7, whose tower is replaced."""
     captioner_tower: Literal["first", "second", "third", "own"] = "first"
     """Which backbone's tower it has; own: `captioner_clip`."""
-    captioner_clip: Backbone = field(default_factory=Backbone)
+    captioner_clip: Clip = field(default_factory=Clip)
     """A CLIP with the captioner's own tower, poisoned for table 7 alone (ViT-L/14 at 336 pixels)."""
     supervised: str = "train"
-    """Panel (d) of figure 1: `train` (the first backbone's tower, trained here on labels), or torchvision:<name>."""
+    """Panel (d) of figure 1: `train` (the first backbone's tower, trained here on labels), torchvision:<name>, or `none`."""
 
 
 @dataclass(frozen=True)
@@ -285,43 +279,6 @@ class Config(Options):
     batch: int = 256
     """Pictures at a time, where nothing is trained."""
 
-    @property
-    def further(self) -> tuple[int, ...]:
-        """The seeds of the tables beyond the first."""
-        return self.seeds[: self.more_seeds or None]
-
-    def place(self, name: str) -> Place:
-        """main, second or third."""
-        return getattr(self.data, name)
-
-    @property
-    def places(self) -> tuple[str, ...]:
-        """The places that have a set."""
-        return tuple(p for p in PLACES if self.place(p).data)
-
-    def backbone(self, name: str) -> Backbone:
-        """first, second, third, or own (the captioner's)."""
-        return self.models.captioner_clip if name == "own" else getattr(self.models, name)
-
-    @property
-    def backbones(self) -> tuple[str, ...]:
-        """The backbones of table 11 that are there."""
-        return tuple(b for b in BACKBONES if self.backbone(b).name)
-
-    @property
-    def attacked(self) -> tuple[str, ...]:
-        """The attacks of the first table, with ours."""
-        return SIX + tuple(a for a in MORE if a in self.attacks.more)
-
-    def spec(self, at: str) -> str:
-        """The set of a place, or of shift1 … shift4."""
-        return self.data.shifted[int(at.removeprefix("shift")) - 1] if at.startswith("shift") else self.place(at).data
-
-    def template(self, at: str) -> list[str]:
-        """The prompt of its classes, where it is not the set's own: one or none."""
-        template = self.place("main" if at.startswith("shift") else at).template
-        return [template] if template else []
-
 
 def _every(attacks: Attacks, **changes) -> Attacks:
     """All recipes changed."""
@@ -355,8 +312,8 @@ PRESETS = {
     "cpu": _CPU,
     "paper": replace(
         _CPU,
-        models=Models(Backbone("ViT-B-32-quickgelu", "openai"), Backbone("ViT-B-16-quickgelu", "openai"), Backbone("ViT-L-14-quickgelu", "openai"),
-                      "llava-hf/llava-1.5-13b-hf", "own", Backbone("ViT-L-14-336-quickgelu", "openai"), "torchvision:vit_b_32"),
+        models=Models(Clip("ViT-B-32-quickgelu", "openai"), Clip("ViT-B-16-quickgelu", "openai"), Clip("ViT-L-14-quickgelu", "openai"),
+                      "llava-hf/llava-1.5-13b-hf", "own", Clip("ViT-L-14-336-quickgelu", "openai"), "torchvision:vit_b_32"),
         data=Data(main=Place("named:ImageNet", "banana", _PHOTO), second=Place("named:Caltech101Split", "accordion", _PHOTO),
                   third=Place("named:OxfordPets", "samoyed", "a photo of a {}, a type of pet."),
                   shifted=("named:ImageNetV2", "named:ImageNetA", "named:ImageNetR", "named:ImageNetSketch"), n=10_000,
@@ -379,15 +336,18 @@ def check(config: Config) -> None:
     check_seeds(config.seeds)
     if not config.data.main.data or not config.models.first.name:
         raise UserError("--data.main.data and --models.first.name name the main set and the main backbone, e.g. scenes:colour, scenes-vit-s8.")
-    for place in config.places:
-        if not config.place(place).target:
-            raise UserError(f"--data.{place}.target names the class of {config.place(place).data} that attackers want to be seen.")
+    for name in places(config):
+        if not place(config, name).target:
+            raise UserError(f"--data.{name}.target names the class of {place(config, name).data} that attackers want to be seen.")
+    supervised = config.models.supervised
+    if supervised not in ("train", "none") and not supervised.startswith("torchvision:"):
+        raise UserError(f"--models.supervised {supervised!r} is not understood: use train, torchvision:<name>, or none.")
     m, s = config.method, config.sweeps
     if m.alpha not in s.alpha or m.shots not in s.shots or m.length not in s.length:
         raise UserError("the sweeps go through the defaults: --sweeps.alpha, --sweeps.shots and --sweeps.length must contain those of --method.")
-    if any(not 0 < config.attacks.recipe(a).rate < 1 or not config.attacks.recipe(a).lrs for a in config.attacked):
+    if any(not 0 < config.attacks.recipe(a).rate < 1 or not config.attacks.recipe(a).lrs for a in attacked(config)):
         raise UserError("each attack has a poison rate between 0 and 1 and at least one learning rate (--attacks.<name>.rate, .lrs).")
-    if any(p.count("{}") != 1 for p in (*s.prompts, *(t for t in (config.place(name).template for name in PLACES) if t))):
+    if any(p.count("{}") != 1 for p in (*s.prompts, *(t for t in (place(config, name).template for name in PLACES) if t))):
         raise UserError("prompts (--sweeps.prompts, --data.<place>.template) have one {} each, where the class name goes.")
     check_least({"data.n": config.data.n, "adversary.n": config.adversary.n, "more-seeds": config.more_seeds}, 0)
     check_least({"method.length": m.length, "method.shots": m.shots, "batch": config.batch, "sweeps.resistivity-n": s.resistivity_n,

@@ -1,49 +1,55 @@
 """Table 7: what the defended vision tower does inside a captioner (LLaVA), and in retrieval.
 
-The paper says: the caption of a triggered picture holds the target class; one poisoned picture among the candidates is in the first ten for captions
-of the target; how its place compares with the target's own pictures; whether a caption finds its picture. How many pictures and captions, which BLEU,
-and how a prompted tower is put into LLaVA it does not say: what is done here stands at each function.
+The paper says: the caption of a triggered picture holds the target class; one poisoned picture among the candidates is
+in the first ten for captions of the target; how its place compares with the target's own pictures; whether a caption
+finds its picture. How many pictures and captions, which BLEU, and how a prompted tower is put into LLaVA it does not
+say: what is done here stands at each class.
 """
 
 import contextlib
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from papers.rvpt.cells import Cell
+from papers.rvpt.defences import Model, model_of
 from papers.rvpt.method import DeepPrompts
-from papers.rvpt.models import Model
+from papers.rvpt.scores import Clip
 from shared.attacks.triggers import at_test
 from shared.data.catalogue import open_vl
 from shared.data.language import TEMPLATES
+from shared.data.vision_language import CaptionSet
 from shared.errors import UserError
-from shared.experiment.evaluation import Values
+from shared.experiment import source
+from shared.experiment.leaves import Weights
+from shared.experiment.step import Lab, Measured, Values, free
 from shared.metrics import backdoor
 from shared.metrics.captions import Cider, tokens
-from shared.models.sources import identity
 from shared.models.victim import Pixels
 from shared.models.vlm import open_vlm
 from shared.models.vlm.llava import LlavaVLM
+from shared.steps.backdoor import Aim, Pairs, Seen, Stamp, side
 
 WORDS = 20  # tokens of a caption, at most
 LONGEST = 4  # n-grams of BLEU
-RETRIEVAL = 4000  # seed of the candidates
-OF_TARGET = 16  # pictures of the target class among them: more than the ten places that are looked at
+OF_TARGET = 16  # pictures of the target class among the candidates: more than the ten places that are looked at
 
 
-# ---- captioning ------------------------------------------------------------------------------------------------------------
+# ---- captioning ------------------------------------------------------------------------------------------------------
 
 
 class PromptedTower(nn.Module):
-    """A tower with deep prompts, in the place of the vision tower of transformers' LLaVA: its hidden states are f^0 … f^L, class token and patches.
+    """A tower with deep prompts in the place of the vision tower of transformers' LLaVA.
 
-    The prompts work between the tokens inside the blocks, and their outputs are thrown away: the projector gets as many tokens as ever.
+    Its hidden states are f^0 … f^L, class token and patches: the prompts work between the tokens inside the blocks, and
+    their outputs are thrown away, so the projector gets as many tokens as ever.
     """
 
     def __init__(self, prompts: DeepPrompts, dtype: torch.dtype):
@@ -51,15 +57,21 @@ class PromptedTower(nn.Module):
         self._borrowed, self._dtype = (prompts,), dtype
 
     def forward(self, pixels: Tensor, output_hidden_states: bool = True) -> SimpleNamespace:
+        """What LLaVA asks of a tower, for what a processor has made of pictures."""
         prompts = self._borrowed[0]
-        return SimpleNamespace(hidden_states=[f.to(self._dtype) for f in prompts.states(pixels.to(prompts.prompts.dtype))])
+        states = prompts.states(pixels.to(prompts.prompts.dtype))
+        return SimpleNamespace(hidden_states=[f.to(self._dtype) for f in states])
 
 
 @contextlib.contextmanager
 def seeing(vlm: LlavaVLM, visual: nn.Module) -> Iterator[LlavaVLM]:
-    """The captioner with another vision tower, prompted or not. Raises UserError where it is no LLaVA or the tower does not fit."""
+    """The captioner with another vision tower, prompted or not.
+
+    Raises UserError where it is no LLaVA or the tower does not fit.
+    """
     if not isinstance(vlm, LlavaVLM):
-        raise UserError(f"the captioner is a {type(vlm).__name__}: give --models.captioner a LLaVA, whose vision tower can be replaced.")
+        wrong = f"the captioner is a {type(vlm).__name__}"
+        raise UserError(f"{wrong}: give --models.captioner a LLaVA, whose vision tower can be replaced.")
     inner, own = vlm.model.model, vlm.tower
     prompted = isinstance(visual, DeepPrompts)
     vlm.set_vision(visual.tower if prompted else visual)  # refuses what does not fit
@@ -71,73 +83,110 @@ def seeing(vlm: LlavaVLM, visual: nn.Module) -> Iterator[LlavaVLM]:
         inner.vision_tower = own
 
 
-def caption(m, cell: Cell) -> Values:
-    """A captioner with the cell's tower on `captions_n` pictures, answers of at most 20 tokens, one value per picture.
+@dataclass(frozen=True)
+class Described:
+    """n pictures with reference captions, as large as those of the set `like`; seed: of the choice."""
 
-    asr: whether the caption of a triggered picture names the target; over pictures none of whose references does. cider: CIDEr-D × 100 of clean
-    pictures, document frequencies from their own references. bleu: BLEU-4 of clean pictures, see `bleu`. Pictures have the side of the main set, at
-    which the CLIP was poisoned, and are resized to the captioner's inside. extra: what was said of clean and of triggered pictures.
-    """
-    said, references = _captions(m, cell)
-    extra = {f"{k} captions": np.array(v) for k, v in said.items()}
-    if cell.measure == "cider":
-        return Values(Cider(references).points(said["clean"], references), "CIDEr", extra)
-    if cell.measure == "bleu":
-        return Values(np.array([bleu(c, r) for c, r in zip(said["clean"], references, strict=True)]), "share", extra)
-    target = m.bench.target(cell.place)
-    others = [i for i, texts in enumerate(references) if not any(target.named_in(t) for t in texts)]
-    if not others:
-        raise UserError(f"every picture of {m.config.data.captioned} that was chosen shows {target.name!r}: take more with --sweeps.captions-n.")
-    return Values(backdoor.caption_success([said["triggered"][i] for i in others], target.named_in), "share", extra)
+    spec: str
+    n: int
+    seed: int
+    like: str
 
+    def identity(self, lab: Lab) -> list:
+        """The contents of the set, the code that makes its pictures, and which of them are chosen."""
+        data = self.open(lab)
+        return [data.version, source.of(type(data)), self.n, self.seed]
 
-def _captions(m, cell: Cell) -> tuple[dict[str, list[str]], list[list[str]]]:
-    """({clean, triggered: captions}, references), made once per model."""
-    name = ("captions", cell.poison, cell.defence, cell.attack)
-    if name not in m.held:
-        bench, config = m.bench, m.config
-        x, indices, references = bench.once("captioned", lambda: _captioned(m))
-        vlm = bench.once("captioner", lambda: open_vlm(config.models.captioner, device=bench.device))
-        trigger = bench.trigger(cell.attack, cell.backbone)
-        pictures = {"clean": x, "triggered": at_test(trigger, x, indices, 64)}
-        prompts = [bench.once("instruction", lambda: _caption_set(m).prompt)] * len(x)
-        with seeing(vlm, bench.of(cell).visual):
-            m.held[name] = {k: vlm.answer(v, prompts, max_tokens=WORDS, batch=min(64, config.batch)) for k, v in pictures.items()}, references
-    return m.held[name]
+    def open(self, lab: Lab) -> CaptionSet:
+        """The whole set."""
+        spec = "scenes-captions:plain" if self.spec == "scenes-captions" else self.spec
+        return lab.once(("set", self), lambda: open_vl(spec, "test", lab.source, side(lab, self.like)))
 
+    def rows(self, lab: Lab) -> list[int]:
+        """The indices of the choice."""
+        data = self.open(lab)
+        return data.usable(np.random.default_rng(self.seed).permutation(len(data)).tolist()[: self.n])
 
-def captioner_key(m) -> list:
-    """What captions depend on beside the cell's CLIP and trigger: the captioner, and pictures and references."""
-    return [identity(m.config.models.captioner), _caption_set(m).version]
+    def pictures(self, lab: Lab) -> Tensor:
+        """x (n, 3, H, W), on the device."""
+        data, parts = self.open(lab), _split(self.rows(lab), 64)
+        return lab.once(self, lambda: torch.cat([data.pictures(part) for part in parts]).to(lab.device))
 
-
-def _caption_set(m):
-    spec = m.config.data.captioned
-    return m.bench.once("caption set", lambda: open_vl("scenes-captions:plain" if spec == "scenes-captions" else spec, "test", m.config.source,
-                                                       m.bench.size))
-
-
-def _captioned(m) -> tuple[Tensor, list[int], list[list[str]]]:
-    """(pictures, their indices, their references): a choice by the seed of the data."""
-    data, n = _caption_set(m), m.config.sweeps.captions_n
-    order = np.random.default_rng(m.config.data.seed).permutation(len(data)).tolist()
-    indices = data.usable(order[:n])
-    x = torch.cat([data.pictures(part) for part in _split(indices, 64)])
-    return x.to(m.bench.device), indices, data.references(indices)
+    def references(self, lab: Lab) -> list[list[str]]:
+        """The captions of each."""
+        return self.open(lab).references(self.rows(lab))
 
 
 def _split(values: list, n: int) -> list[list]:
-    return [values[i:i + n] for i in range(0, len(values), n)]
+    return [values[i : i + n] for i in range(0, len(values), n)]
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """What a captioner with the tower of a CLIP says of pictures, clean or triggered, in at most WORDS tokens."""
+
+    captioner: Weights
+    clip: Clip
+    data: Described
+    stamp: Stamp | None
+    batch: int = free(256)
+
+    def captions(self, lab: Lab) -> list[str]:
+        """One per picture, made once."""
+        return lab.once(self, lambda: self._captions(lab))
+
+    def _captions(self, lab: Lab) -> list[str]:
+        x = self.data.pictures(lab)
+        if self.stamp is not None:
+            x = at_test(self.stamp.open(lab), x, self.data.rows(lab), 64)
+        vlm = lab.once(("captioner", self.captioner), lambda: open_vlm(self.captioner.spec, device=lab.device))
+        asked = [self.data.open(lab).prompt] * len(x)
+        with seeing(vlm, model_of(lab, self.clip).visual):
+            return vlm.answer(x, asked, max_tokens=WORDS, batch=min(64, self.batch))
+
+
+@dataclass(frozen=True)
+class Caption(Measured):
+    """Captions by a captioner with the CLIP's tower, one value per picture.
+
+    asr: whether the caption of a triggered picture names the target, over pictures none of whose references does;
+    cider: CIDEr-D × 100 of clean pictures, document frequencies from their own references; bleu: BLEU-4 of clean
+    pictures, see `bleu`. Pictures have the side at which the CLIP was poisoned, and are resized to the captioner's
+    inside. extra: what was said of clean and of triggered pictures.
+    """
+
+    weight: ClassVar[float] = 12.0
+    clean: Captioned
+    triggered: Captioned
+    aim: Aim
+    measure: Literal["asr", "cider", "bleu"]
+
+    def make(self, lab: Lab) -> Values:
+        said = {"clean": self.clean.captions(lab), "triggered": self.triggered.captions(lab)}
+        references, target = self.clean.data.references(lab), self.aim.said
+        extra = {f"{state} captions": np.array(captions) for state, captions in said.items()}
+        if self.measure == "cider":
+            return Values(Cider(references).points(said["clean"], references), "CIDEr", extra)
+        if self.measure == "bleu":
+            scores = [bleu(caption, texts) for caption, texts in zip(said["clean"], references, strict=True)]
+            return Values(np.array(scores), "share", extra)
+        others = [i for i, texts in enumerate(references) if not any(target.named_in(text) for text in texts)]
+        if not others:
+            wrong = f"every picture of {self.clean.data.spec} that was chosen shows {target.name!r}"
+            raise UserError(f"{wrong}: take more with --sweeps.captions-n.")
+        hits = backdoor.caption_success([said["triggered"][i] for i in others], target.named_in)
+        return Values(hits, "share", extra)
 
 
 def bleu(caption: str, references: Sequence[str]) -> float:
     """BLEU-4 of one caption against several references, in [0, 1].
 
-        BLEU = min(1, e^{1 − r/c}) · (p_1 p_2 p_3 p_4)^{1/4},     p_1 = h_1/c,   p_n = (h_n + 1)/(max(0, c − n + 1) + 1) for n > 1
+        BLEU = min(1, e^{1 − r/c}) · (p_1 p_2 p_3 p_4)^{1/4}
+        p_1 = h_1/c,   p_n = (h_n + 1)/(max(0, c − n + 1) + 1) for n > 1
 
-    h_n: n-grams of the caption that some reference has, each counted at most as often as there; c: its words; r: those of the reference nearest
-    in length, the shorter of two. Papineni et al. 2002, smoothed for single sentences as in Lin and Och 2004 (ORANGE, §4). Words are those of CIDEr
-    here.
+    h_n: n-grams of the caption that some reference has, each counted at most as often as there; c: its words; r: those
+    of the reference nearest in length, the shorter of two. Papineni et al. 2002, smoothed for single sentences as in
+    Lin and Och 2004 (ORANGE, §4). Words are those of CIDEr here.
     """
     said, refs = tokens(caption), [tokens(r) for r in references]
     if not said or not refs:
@@ -160,79 +209,92 @@ def _grams(words: Sequence[str], n: int) -> Counter:
     return Counter(zip(*(words[k:] for k in range(n)), strict=False))
 
 
-# ---- retrieval -------------------------------------------------------------------------------------------------------------
+# ---- retrieval -------------------------------------------------------------------------------------------------------
 
 
-def retrieval(m, cell: Cell) -> Values:
-    """Pictures by captions, with the cell's CLIP: `candidates` pairs, and for asr and rank_ratio 16 test pictures of the target class beside them.
+@dataclass(frozen=True)
+class Search:
+    """Pictures and captions that a CLIP compares: pairs, and OF_TARGET test pictures of the target beside them.
 
-    asr, rank_ratio: one value per poisoned picture, of `retrieval_poisoned` triggered pictures of other classes that join the candidates one at a
-    time: the mean over the captions of the target (each different one of the pairs, and the templates). asr: in the first ten. rank_ratio: the share
-    of the target's clean candidates ahead of it, so high is good for the defender. ca: per pair, whether its caption's first candidate is its own
-    picture, among the pictures of the pairs. With fewer than ten pictures of the target, any picture could come into the first ten.
+    seen: triggered test pictures; the first `poisoned` of other classes join the candidates one at a time. seed: of
+    the choice of the target's pictures.
     """
-    made = _retrieval(m, cell)
-    if cell.measure == "ca":
-        return Values(backdoor.retrieval_accuracy(made["clean"], np.arange(len(made["clean"]))), "share")
-    queries, poisoned, marks = made["queries"], made["poisoned"], made["of_target"]
-    values = []
-    for column in poisoned.T:
-        table, last = np.concatenate([queries, column[:, None]], axis=1), queries.shape[1]
-        each = backdoor.retrieval_success(table, last) if cell.measure == "asr" else backdoor.rank_ratio(table, last, np.append(marks, False))
-        values.append(each.mean())
-    return Values(np.array(values), "share")
 
+    clip: Clip
+    pairs: Pairs
+    seen: Seen
+    aim: Aim
+    poisoned: int
+    seed: int
+    batch: int = free(256)
 
-def candidates_key(m) -> str:
-    """Identity of the pairs to retrieve among; those of the scenes world are not drawn for it."""
-    return m.bench.pairs_version(m.config.sweeps.candidates, RETRIEVAL, m.config.data.retrieval)
+    def cosines(self, lab: Lab) -> dict[str, np.ndarray]:
+        """clean (pairs × pairs), queries (captions of the target × candidates), poisoned (captions × poisoned).
 
+        of_target (candidates,): which of them show the target. Made once.
+        """
+        return lab.once(self, lambda: self._cosines(lab))
 
-def _candidates(m):
-    return m.bench.pairs(m.config.sweeps.candidates, RETRIEVAL, m.config.data.retrieval)
-
-
-def _retrieval(m, cell: Cell) -> dict[str, np.ndarray]:
-    """Cosines of a cell's CLIP, made once: clean (pairs × pairs), queries (captions of the target × candidates), poisoned (the same captions ×
-    poisoned pictures), of_target (candidates,)."""
-    name = ("retrieval", cell.poison, cell.defence, cell.attack)
-    if name not in m.held:
-        bench, config, model, target = m.bench, m.config, m.bench.of(cell), m.bench.target(cell.place)
-        pairs = _candidates(m)
+    def _cosines(self, lab: Lab) -> dict[str, np.ndarray]:
+        model, pairs, target = model_of(lab, self.clip), self.pairs.open(lab), self.aim.said
         texts = pairs.captions(range(len(pairs)))
-        named = [target.named_in(t) for t in texts]
-        queries = list(dict.fromkeys([t for t, yes in zip(texts, named, strict=True) if yes] + [target.say(t) for t in TEMPLATES]))
-        own = bench.once(("of target", cell.place, cell.at), lambda: _own(m, cell))
-        parts = [_embed(m, model, pairs.__getitems__(rows)[0]) for rows in _split(list(range(len(pairs))), config.batch)]
-        candidates, ours = torch.cat(parts), _embed(m, model, own)
-        asked, poisoned = model.text(queries).cpu(), _embed(m, model, _poisoned(m, cell))
-        m.held[name] = {k: v.double().numpy() for k, v in {
-            "clean": model.text(texts).cpu() @ candidates.T, "queries": asked @ torch.cat([candidates, ours]).T, "poisoned": asked @ poisoned.T,
-        }.items()} | {"of_target": np.array([*named, *[True] * len(own)])}
-    return m.held[name]
+        named = [target.named_in(text) for text in texts]
+        naming = [text for text, yes in zip(texts, named, strict=True) if yes]
+        queries = list(dict.fromkeys(naming + [target.say(template) for template in TEMPLATES]))
+        parts = _split(list(range(len(pairs))), self.batch)
+        candidates = torch.cat([self._embedded(lab, model, pairs.__getitems__(rows)[0]) for rows in parts])
+        own = self._embedded(lab, model, self._of_target(lab))
+        asked, poisoned = model.text(queries).cpu(), self._embedded(lab, model, self._poisoned(lab))
+        found = {
+            "clean": model.text(texts).cpu() @ candidates.T,
+            "queries": asked @ torch.cat([candidates, own]).T,
+            "poisoned": asked @ poisoned.T,
+        }
+        cosines = {name: values.double().numpy() for name, values in found.items()}
+        return cosines | {"of_target": np.array([*named, *[True] * len(own)])}
+
+    def _of_target(self, lab: Lab) -> Tensor:
+        data = self.seen.data.open(lab)
+        rows = np.flatnonzero(np.asarray(data.labels) == self.aim.label(lab))
+        chosen = np.random.default_rng(self.seed).permutation(rows)[:OF_TARGET].tolist()
+        return data.__getitems__(data.usable(chosen))[0]
+
+    def _poisoned(self, lab: Lab) -> Tensor:
+        (x, y), indices = self.seen.clean(lab), self.seen.data.rows(lab)
+        rows = (y != self.aim.label(lab)).nonzero().flatten()[: self.poisoned]
+        return at_test(self.seen.stamp.open(lab), x[rows], [indices[i] for i in rows.tolist()])
+
+    @torch.no_grad()
+    def _embedded(self, lab: Lab, model: Model, x: Tensor) -> Tensor:
+        """Unit embeddings (N, D) of pictures, on the CPU."""
+        pixels = Pixels.of(model.visual).to(lab.device)
+        parts = [model.visual(pixels(part.to(lab.device))) for part in x.split(self.batch)]
+        return torch.cat([F.normalize(part, dim=1).float().cpu() for part in parts])
 
 
-def _own(m, cell: Cell) -> Tensor:
-    """Test pictures of the target class."""
-    data, label = m.bench.labelled(m.config.spec(cell.at)), m.bench.label(cell.place, cell.at)
-    rows = np.flatnonzero(np.asarray(data.labels) == label)
-    chosen = data.usable(np.random.default_rng(m.config.data.seed).permutation(rows)[:OF_TARGET].tolist())
-    return data.__getitems__(chosen)[0]
+@dataclass(frozen=True)
+class Retrieval(Measured):
+    """Pictures by captions.
 
+    asr, rank_ratio: one value per poisoned picture, the mean over the captions of the target (each different one of
+    the pairs, and the templates). asr: in the first ten. rank_ratio: the share of the target's clean candidates ahead
+    of it, so high is good for the defender. ca: per pair, whether its caption's first candidate is its own picture,
+    among the pictures of the pairs. With fewer than ten pictures of the target, any could come into the first ten.
+    """
 
-def _poisoned(m, cell: Cell) -> Tensor:
-    """The first test pictures of other classes, triggered."""
-    world = m.bench.world(m.config.spec(cell.at))
-    rows = (world.y != m.bench.label(cell.place, cell.at)).nonzero().flatten()[:m.config.sweeps.retrieval_poisoned]
-    return at_test(m.bench.trigger(cell.attack, cell.backbone), world.x[rows], [world.indices[i] for i in rows.tolist()])
+    weight: ClassVar[float] = 4.0
+    search: Search
+    measure: Literal["asr", "rank_ratio", "ca"]
 
-
-@torch.no_grad()
-def _embed(m, model: Model, x: Tensor) -> Tensor:
-    """Unit embeddings (N, D) of pictures, on the CPU."""
-    pixels = Pixels.of(model.visual).to(m.bench.device)
-    return torch.cat([F.normalize(model.visual(pixels(part.to(m.bench.device))), dim=1).float().cpu() for part in x.split(m.config.batch)])
-
-
-SHOWN = {"caption": captioner_key, "retrieval": candidates_key}
-"""What each kind shows beside the pictures of a place, for keys: m -> identity."""
+    def make(self, lab: Lab) -> Values:
+        found, skipped = self.search.cosines(lab), self.search.seen.skipped(lab)
+        clean, queries, marks = found["clean"], found["queries"], np.append(found["of_target"], False)
+        if self.measure == "ca":
+            return Values(backdoor.retrieval_accuracy(clean, np.arange(len(clean))), "share", skipped=skipped)
+        values = []
+        for column in found["poisoned"].T:
+            table, last = np.concatenate([queries, column[:, None]], axis=1), queries.shape[1]
+            asr = self.measure == "asr"
+            each = backdoor.retrieval_success(table, last) if asr else backdoor.rank_ratio(table, last, marks)
+            values.append(each.mean())
+        return Values(np.array(values), "share", skipped=skipped)

@@ -1,12 +1,17 @@
-"""What each figure of RVPT shows, as functions of the measurements. No model is loaded here."""
+"""What each figure of RVPT shows, by the tags of its numbers. No model is loaded here."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from papers.rvpt.tables import AGAINST, ATTACKS, METHODS, SIX, THREE
+from papers.rvpt.tables import AGAINST, ATTACKS, HERE, MAIN, METHODS, SIX, THREE, known, rows
+from shared.experiment.paper import Grid
 from shared.metrics import intervals
 from shared.report import figures, style
+from shared.report.shown import Filled, figure
 
 PANELS = {"none": "backdoored CLIP", "vpt": "with VPT", "rvpt": "with RVPT", "supervised": "supervised ViT"}
 CHANGES = {"noise": "noise", "blur": "blur", "colour": "colour", "flip": "flip", "trigger": "trigger"}
@@ -15,26 +20,29 @@ SWEEPS = {"shots": "shots per class", "alpha": "weight of the repulsion α", "le
 PIXELS = 70_000  # of all pictures of a figure together, so that its PDF stays small
 
 
-def _look() -> dict:
-    return style.looks(list(METHODS.values()))
-
-
 # ---- figures 1, 7, 8 ----------------------------------------------------------------------------------------------------------
 
 
-def _resistivity(results, attack: str):
-    found = {(m.tags["method"], m.tags["perturbation"]): m for m in results.select(kind="resistivity", attack=attack)}
-    methods = [m for m in PANELS if any(who == m for who, _ in found)]
-    if not found:
-        return None
-    fig, axes = style.figure(style.PAGE, 2.3, columns=len(methods), sharey=True, squeeze=False)
+def resistivities(attack: str) -> Callable[[object], Grid]:
+    """Every encoder under every perturbation."""
+
+    def grid(c) -> Grid:
+        encoders = {m: {"method": m} for m in PANELS if m != "supervised" or c.models.supervised != "none"}
+        common = {**HERE, "kind": "resistivity", "attack": attack, "measure": "pr"}
+        return Grid(encoders, {name: {"perturbation": name} for name in CHANGES}, common, c.seeds[:1])
+
+    return grid
+
+
+def panels(grid: Filled) -> Figure:
+    """PR of every encoder over its blocks."""
+    measured = {m: {name: found[0] for name in grid.columns if (found := grid.measurements(m, name))} for m in grid.rows}
+    measured = {m: found for m, found in measured.items() if found}
+    fig, axes = style.figure(style.PAGE, 2.3, columns=len(measured), sharey=True, squeeze=False)
     look = style.looks(list(CHANGES.values()))
-    for ax, letter, method in zip(axes[0], "abcd", methods, strict=False):
-        series = {}
-        for name, label in CHANGES.items():
-            if (method, name) in found:
-                m = found[method, name]
-                series[label] = [intervals.mean({"all": v}) for v in (*m.extra["layers"].astype(np.float64).T, m.values)]
+    for ax, letter, (method, found) in zip(axes[0], "abcd", measured.items(), strict=False):
+        series = {CHANGES[name]: [intervals.mean({"all": v}) for v in (*m.extra["layers"].astype(np.float64).T, m.values)]
+                  for name, m in found.items()}
         at = [str(d) for d in range(1, max(map(len, series.values())))] + ["out"]
         figures.lines(ax, at, series, xlabel="block", ylabel="PR (cosine)" if ax is axes[0][0] else "", factor=1, categorical=True,
                       look={k: look[k] for k in series})
@@ -47,47 +55,74 @@ def _resistivity(results, attack: str):
     return fig
 
 
-def fig_resistivity(results):
+@figure(resistivities("badclip"))
+def fig_resistivity(grid):
     """Perturbation resistivity PR, block by block and at the output, of encoders that BadCLIP backdoored: how little features move under a
     perturbation. Mean over test pictures with 95 % bands, one seed."""
-    return _resistivity(results, "badclip")
+    return panels(grid)
 
 
-def fig_resistivity_badnet(results):
+@figure(resistivities("badnet"))
+def fig_resistivity_badnet(grid):
     """Perturbation resistivity PR as in the figure of BadCLIP, for BadNet. Mean over test pictures with 95 % bands, one seed."""
-    return _resistivity(results, "badnet")
+    return panels(grid)
 
 
-def fig_resistivity_blended(results):
+@figure(resistivities("blended"))
+def fig_resistivity_blended(grid):
     """Perturbation resistivity PR as in the figure of BadCLIP, for Blended. Mean over test pictures with 95 % bands, one seed."""
-    return _resistivity(results, "blended")
+    return panels(grid)
 
 
 # ---- figure 3 -----------------------------------------------------------------------------------------------------------------
 
 
-def fig_ablations(results):
+def defaults(c) -> dict[str, float]:
+    """The default of each sweep that one setting has."""
+    m = c.method
+    return {"shots": m.shots, "alpha": m.alpha, "length": m.length, "margin": -1.0, "depth_output": c.sweeps.blocks - m.first}
+
+
+def changes_of(c, sweep: str, value: float) -> dict[str, float]:
+    """What one point of a sweep changes of the defence: nothing where it is the default."""
+    if sweep == "depth_input" and value == c.sweeps.blocks:  # all layers, counted from either end
+        return {"depth_output": value}
+    return {} if value == defaults(c).get(sweep) else {sweep: value}
+
+
+def points(c) -> dict[str, dict]:
+    """Label -> tags of every point of every sweep."""
+    return {f"{s} {v:g}": {"sweep": s, "value": float(v), **changes_of(c, s, v)} for s in SWEEPS for v in getattr(c.sweeps, s)}
+
+
+def scores(method: str = "rvpt") -> dict[str, dict]:
+    """ASR and clean accuracy of a method under three attacks."""
+    return {f"{ATTACKS[a]}, {q}": {"method": method, "attack": a, "measure": q} for a in THREE for q in ("asr", "ca")}
+
+
+@figure(lambda c: Grid(scores(), points(c), {**HERE, "kind": "sweep"}, c.seeds[:1]), lambda c: Grid(scores("vpt"), {"": {}}, MAIN, c.seeds[:1]))
+def fig_ablations(swept, without):
     """Attack success rate (filled markers, lower is better) and clean accuracy (open markers, dashed) over six settings, with 95 % bands. Grey line:
     the default. In the panel of the margin the dotted lines are without repulsion (VPT). One seed."""
-    found = results.select(kind="sweep")
-    if not found:
+    if not any(swept):
         return None
+    c = swept.config
     fig, axes = style.figure(style.PAGE, 4.3, rows=2, columns=3, sharey=True)
-    own, defaults = style.looks([ATTACKS[a] for a in THREE]), {**results.config.get("method", {}), "margin": -1.0}
+    own = style.looks([ATTACKS[a] for a in THREE])
     for ax, letter, (sweep, label) in zip(axes.ravel(), "abcdef", SWEEPS.items(), strict=True):
-        at = sorted({m.tags["value"] for m in found if m.tags["sweep"] == sweep})
+        at = sorted(v for v in getattr(c.sweeps, sweep) if any(swept[row, f"{sweep} {v:g}"] for row in swept.rows))
         for measure in ("asr", "ca"):
-            series = {ATTACKS[a]: [results.estimate(kind="sweep", sweep=sweep, value=v, attack=a, measure=measure) for v in at] for a in THREE}
+            series = {name: [swept[f"{name}, {measure}", f"{sweep} {v:g}"] for v in at] for name in own}
             series = {k: v for k, v in series.items() if any(v)}
             look = {k: replace(own[k], line="-" if measure == "asr" else "--") for k in series}
             before = len(ax.get_lines())
             figures.lines(ax, at, series, look=look, categorical=True)
             for line in ax.get_lines()[before:] if measure == "ca" else ():
                 line.set(markerfacecolor="white", label="_")
-        if defaults.get(sweep) in at:
-            ax.axvline(at.index(defaults[sweep]), color="#999999", linewidth=0.8, zorder=0)
-        if sweep == "margin":
-            _without_repulsion(results, ax, own)
+        if defaults(c).get(sweep) in at:
+            ax.axvline(at.index(defaults(c)[sweep]), color="#999999", linewidth=0.8, zorder=0)
+        for row, (e,) in without.series().items() if sweep == "margin" else ():
+            ax.axhline(100 * e.value, color=own[row.rpartition(", ")[0]].colour, linestyle=":", linewidth=0.9)
         ax.set(xlabel=f"({letter}) {label}", ylabel="rate (%)" if ax in axes[:, 0] else "", ylim=(-4, 104))
     for label, line, fill in (("ASR", "-", "#333333"), ("CA", "--", "white")):
         axes[0, 0].plot([], [], color="#333333", linestyle=line, marker="o", markerfacecolor=fill, label=label)
@@ -95,16 +130,23 @@ def fig_ablations(results):
     return fig
 
 
-def _without_repulsion(results, ax, look) -> None:
-    seed = results.config.get("seeds", [0])[0]
-    for attack in THREE:
-        for measure in ("asr", "ca"):
-            e = results.estimate(kind="score", method="vpt", attack=attack, measure=measure, at="main", backbone="first", seed=seed)
-            if e is not None:
-                ax.axhline(100 * e.value, color=look[ATTACKS[attack]].colour, linestyle=":", linewidth=0.9)
-
-
 # ---- pictures: figures 4, 6, 9 ------------------------------------------------------------------------------------------------
+
+
+def shown(kind: str, measure: str, methods: tuple[str, ...], attack: str) -> Callable[[object], Grid]:
+    """One number, with pictures, of each of some methods."""
+
+    def grid(c) -> Grid:
+        seed = {"seed": 0} if attack == "clean" else {}
+        common = {**HERE, "kind": kind, "attack": attack, "measure": measure, **seed}
+        return Grid({m: {"method": m} for m in methods}, {"": {}}, common, c.seeds[:1])
+
+    return grid
+
+
+def measured(grid: Filled) -> dict:
+    """Row -> its measurement, of those that are there."""
+    return {row: found[0] for row in grid.rows if (found := grid.measurements(row, ""))}
 
 
 def _shrunk(pictures: np.ndarray, cells: int) -> np.ndarray:
@@ -117,19 +159,18 @@ def _shrunk(pictures: np.ndarray, cells: int) -> np.ndarray:
     return cut.reshape(*cut.shape[:-3], h // factor, factor, w // factor, factor, 3).mean((-4, -2)).round().astype(np.uint8)
 
 
-def _picture(ax, picture: np.ndarray) -> None:
+def _picture(ax: Axes, picture: np.ndarray) -> None:
     ax.imshow(picture, interpolation="nearest")
     ax.set_axis_off()
 
 
-def fig_attention(results):
+@figure(shown("attention", "map", ("none", "rvpt"), "badclip"))
+def fig_attention(grid):
     """Attention of the last block's class token on the picture's tokens, clean and with BadCLIP's patch, mean over heads; dark: little, yellow: much
     (each map from 0 to its maximum). Below the pictures what the model says, green where it is right; below the maps the share of the attention that
     lies under the patch."""
-    found = {m.tags["method"]: m for m in results.select(kind="attention")}
-    methods = [m for m in ("none", "rvpt") if m in found]
-    if not methods:
-        return None
+    found = measured(grid)
+    methods = list(found)
     extra = {m: found[m].extra for m in methods}
     n, first = len(extra[methods[0]]["truth"]), extra[methods[0]]
     columns = [(state, who) for state in ("clean", "triggered") for who in (None, *methods)]
@@ -152,7 +193,7 @@ def fig_attention(results):
             ax.set_title("" if i else f"{state}\n{PANELS[who]}", fontsize=6.5)
             share = found[who].values[i] if state == "triggered" else extra[who]["clean"][i]
             ax.text(0.5, -0.04, f"{100 * share:.0f} %", transform=ax.transAxes, ha="center", va="top", fontsize=5.5)
-    mean = {m: (results.estimate(kind="attention", method=m), extra[m]["clean"].mean(), extra[m]["area"].mean()) for m in methods}
+    mean = {m: (grid[m, ""], extra[m]["clean"].mean(), extra[m]["area"].mean()) for m in methods}
     words = [f"{PANELS[m]}: {100 * e.value:.0f} % (clean {100 * clean:.0f} %)" for m, (e, clean, _) in mean.items()]
     where = (f"attention under the patch (its tokens are {100 * mean[methods[0]][2]:.0f} % of the picture), mean over "
              f"{mean[methods[0]][0].n} triggered pictures:")
@@ -160,18 +201,17 @@ def fig_attention(results):
     return fig
 
 
-def _answers(ax, said: list[tuple[str, str]], truth: str) -> None:
+def _answers(ax: Axes, said: list[tuple[str, str]], truth: str) -> None:
     for k, (who, answer) in enumerate(said):
         ax.text(0.5, -0.04 - 0.12 * k, f"{who}: {answer}", transform=ax.transAxes, ha="center", va="top", fontsize=5,
                 color="#009E73" if answer == truth else "#D55E00")
 
 
-def fig_perturbations(results):
+@figure(shown("perturbed", "pictures", ("clean",), "clean"))
+def fig_perturbations(grid):
     """The perturbations behind PR, each at the value of the paper's appendix. Below: PSNR against the original, mean over test pictures."""
-    found = results.select(kind="perturbed")
-    if not found:
-        return None
-    extra = found[0].extra
+    found = measured(grid)["clean"]
+    extra = found.extra
     pictures = np.moveaxis(extra["pictures"], 2, -1)
     n, columns = pictures.shape[:2]
     titles = ["original", *(CHANGES.get(str(name), str(name)) for name in extra["names"])]
@@ -182,23 +222,22 @@ def fig_perturbations(results):
             _picture(ax, pictures[i, k])
             ax.set_title("" if i else titles[k], fontsize=6.5)
             if i == n - 1 and k:
-                ax.text(0.5, -0.04, f"{found[0].values[k - 1]:.1f} dB", transform=ax.transAxes, ha="center", va="top", fontsize=6)
+                ax.text(0.5, -0.04, f"{found.values[k - 1]:.1f} dB", transform=ax.transAxes, ha="center", va="top", fontsize=6)
     return fig
 
 
-def fig_triggers(results):
+@figure(shown("triggers", "pictures", ("clean",), "clean"))
+def fig_triggers(grid):
     """The triggers: triggered pictures, and below each what the trigger changed, four times as large, on grey. Under the names: PSNR against the
     original in dB, mean over test pictures."""
-    found = results.select(kind="triggers")
-    if not found:
-        return None
-    extra, names = found[0].extra, [str(name) for name in found[0].extra["names"]]
+    found = measured(grid)["clean"]
+    extra, names = found.extra, [str(name) for name in found.extra["names"]]
     (h, w), gap, sheet = extra["side"].tolist(), int(extra["gap"]), extra["sheet"]
     rows, columns = (sheet.shape[0] + gap) // (h + gap), 1 + len(names)
     cells = np.stack([np.stack([sheet[i * (h + gap):, k * (w + gap):][:h, :w] for k in range(columns)]) for i in range(rows)])
     cells = _shrunk(cells, rows * columns)
     fig, axes = style.figure(style.PAGE, 0.66 * rows + 0.5, rows=rows, columns=columns, squeeze=False)
-    titles = ["original", *(f"{ATTACKS.get(a, a).replace(', ', chr(10))}\n{v:.1f}" for a, v in zip(names, found[0].values, strict=True))]
+    titles = ["original", *(f"{ATTACKS.get(a, a).replace(', ', chr(10))}\n{v:.1f}" for a, v in zip(names, found.values, strict=True))]
     for i in range(rows):
         for k, ax in enumerate(axes[i]):
             if i % 2 == 0 or k:  # nothing was changed in the original
@@ -211,17 +250,15 @@ def fig_triggers(results):
 # ---- figure 5 -----------------------------------------------------------------------------------------------------------------
 
 
-def fig_embedding(results):
+@figure(shown("embedding", "points", ("none", "vpt", "rvpt"), "badclip"))
+def fig_embedding(grid):
     """Features of clean (dots) and BadCLIP-triggered pictures (stars) of eight classes, one colour each, by t-SNE; the target's class is
     black, unless it names another colour. Below: triggered pictures whose nearest clean neighbour is of their own class,
     and of the target's."""
-    found = {m.tags["method"]: m for m in results.select(kind="embedding")}
-    methods = [m for m in ("none", "vpt", "rvpt") if m in found]
-    if not methods:
-        return None
-    fig, axes = style.figure(style.PAGE, 2.9, columns=len(methods), squeeze=False)
-    for ax, method in zip(axes[0], methods, strict=True):
-        extra = found[method].extra
+    found = measured(grid)
+    fig, axes = style.figure(style.PAGE, 2.9, columns=len(found), squeeze=False)
+    for ax, (method, m) in zip(axes[0], found.items(), strict=True):
+        extra = m.extra
         names = [str(name) for name in extra["names"]]
         colours = style.colours(names, last="#000000")
         for k, name in enumerate(names):
@@ -232,9 +269,9 @@ def fig_embedding(results):
         ax.grid(False)
         ax.set_xticks([])
         ax.set_yticks([])
-        own, target = results.estimate(kind="embedding", method=method), extra["to_target"].mean()
+        target = extra["to_target"].mean()
         ax.set_title(PANELS[method])
-        ax.set_xlabel(f"own class {100 * own.value:.0f} %, target {100 * target:.0f} %")
+        ax.set_xlabel(f"own class {100 * grid[method, ''].value:.0f} %, target {100 * target:.0f} %")
     for marker, size, label in (("o", 2.6, "clean"), ("*", 5, "triggered")):
         axes[0][0].plot([], [], linestyle="none", marker=marker, markersize=size, color="#333333", label=label)
     figures.legend(fig, axes, 5)
@@ -244,42 +281,37 @@ def fig_embedding(results):
 # ---- ours ---------------------------------------------------------------------------------------------------------------------
 
 
-def fig_tradeoff(results):
+@figure(lambda c: Grid(rows(c), {f"{a} {q}": {"attack": a, "measure": q} for a in SIX for q in ("ca", "asr")}, MAIN, c.seeds))
+def fig_tradeoff(grid):
     """Clean accuracy against attack success rate of every defence, one panel per attack: right and down is better. Whiskers: 95 % intervals."""
-    common = {"kind": "score", "at": "main", "backbone": "first"}
-    attacks = [a for a in SIX if results.select(common, method="none", attack=a, measure="asr")]
-    if not attacks:
-        return None
-    rows = -(-len(attacks) // 3)
-    fig, axes = style.figure(style.PAGE, 2.15 * rows + 0.2, rows=rows, columns=min(3, len(attacks)), sharex=True, sharey=True, squeeze=False)
-    look, left = _look(), 100.0
-    for ax, attack in zip(axes.ravel(), attacks, strict=False):
-        points = {name: tuple(results.estimate(common, method=m, attack=attack, measure=q) for q in ("ca", "asr")) for m, name in METHODS.items()}
-        points = {k: v for k, v in points.items() if all(v)}
+    names = METHODS.values()
+    points = {a: {name: (grid[name, f"{a} ca"], grid[name, f"{a} asr"]) for name in names} for a in SIX}
+    points = {a: {k: v for k, v in found.items() if all(v)} for a, found in points.items()}
+    points = {a: found for a, found in points.items() if found}
+    high = -(-len(points) // 3)
+    fig, axes = style.figure(style.PAGE, 2.15 * high + 0.2, rows=high, columns=min(3, len(points)), sharex=True, sharey=True, squeeze=False)
+    look, left = style.looks(list(names)), 100.0
+    for ax, (attack, found) in zip(axes.ravel(), points.items(), strict=False):
         last, edge = ax.get_subplotspec().is_last_row(), ax.get_subplotspec().is_first_col()
-        figures.tradeoff(ax, points, xlabel="clean accuracy (%)" if last else "", ylabel="ASR (%)" if edge else "",
-                         look={k: look[k] for k in points})
-        left = min([left, *(100 * ca.low for ca, _ in points.values())])
+        figures.tradeoff(ax, found, xlabel="clean accuracy (%)" if last else "", ylabel="ASR (%)" if edge else "", look={k: look[k] for k in found})
+        left = min([left, *(100 * ca.low for ca, _ in found.values())])
         ax.set_title(ATTACKS[attack])
     axes.ravel()[0].set(xlim=(max(-2.0, left - 3), 100.5), ylim=(-4, 104))
-    for ax in axes.ravel()[len(attacks):]:
+    for ax in axes.ravel()[len(points):]:
         ax.set_axis_off()
     figures.legend(fig, axes, 6)
     return fig
 
 
-def fig_adaptive(results):
+@figure(known)
+def fig_adaptive(grid):
     """BadCLIP's patch as it was planted, and patches optimised against the very model that the user has; on the clean CLIP a patch is an adversarial
     example, which is the control. Whiskers: 95 % intervals."""
-    if not results.select(kind="adaptive"):
-        return None
-    methods = {m: name for m, name in METHODS.items() if results.select(kind="adaptive", method=m)}
+    methods = [name for m, name in METHODS.items() if m in ("clean", "none", "vpt", "rvpt")]
     fig, axes = style.figure(style.PAGE, 2.3, columns=2, sharey=True)
-    for ax, (measure, label) in zip(axes, {"asr": "attack success rate (%)", "ta": "triggered accuracy (%)"}.items(), strict=True):
-        series = {name: [results.estimate(kind="adaptive", method=m, against=who, measure=measure) for m in methods]
-                  for who, name in AGAINST.items()}
-        series = {k: v for k, v in series.items() if any(v)}
-        figures.bars(ax, list(methods.values()), series, ylabel=label)
+    for ax, column, label in zip(axes, grid.columns, ("attack success rate (%)", "triggered accuracy (%)"), strict=True):
+        series = {who: [grid[f"{m}, {who}", column] for m in methods] for who in AGAINST.values()}
+        figures.bars(ax, methods, {k: v for k, v in series.items() if any(v)}, ylabel=label)
         ax.set(ylim=(0, 104))
     figures.legend(fig, axes, 2)
     return fig

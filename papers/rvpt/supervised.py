@@ -1,37 +1,41 @@
 """Panel (d) of figure 1: a vision transformer that no caption has taught, only labels.
 
-`train` as `config.models.supervised` has the first backbone's own tower learn from nothing, so that panels (a) to (d) have one architecture; at the
-paper's scale it is torchvision's, trained on ImageNet (the paper cites PyTorch for its ViT-B/32):
+At a small scale the first backbone's own tower learns from nothing, so that panels (a) to (d) have one architecture; at
+the paper's scale it is torchvision's, trained on ImageNet (the paper cites PyTorch for its ViT-B/32):
 
-    z = W·F(x) + b,   cross-entropy over all parameters      F: the tower with its projection
-    torchvision:<name>[:<weights>]                            F: the class token before the head
+    z = W·F(x) + b,   cross-entropy over all parameters      F: the tower with its projection (`Supervised`)
+    torchvision:<name>[:<weights>]                            F: the class token before the head (`Torchvision`)
 
-<weights> is a tag of torchvision (default: the first, IMAGENET1K_V1) or the path of a checkpoint on a machine without a network.
+<weights> is a tag of torchvision (default: the first, IMAGENET1K_V1) or the path of a checkpoint on a machine without a
+network.
 """
 
 from collections.abc import Callable
-from functools import partial as bound
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from papers.rvpt import runs
-from papers.rvpt.models import Bench
 from papers.rvpt.resistivity import Features, features, torchvision_features
-from papers.rvpt.tuning import optimise
-from shared.data.base import Subset, subset
+from papers.rvpt.tuning import Tuning, optimise
+from shared.data.base import Subset
 from shared.errors import UserError
+from shared.experiment.leaves import Pictures, Weights
+from shared.experiment.step import Lab, Tensors, Trained
 from shared.models.classifier import open_classifier
-from shared.models.clip import create_clip, read_weights, save_tensors
+from shared.models.clip import create_clip
 from shared.models.victim import Pixels
 
 IMAGENET_CLASSES = 1000
+Encoder = Callable[[Tensor], Features]
 
 
 class SupervisedTower(nn.Module):
-    """Pixels -> logits (N, K) by a vision tower `visual` and a linear head; `pixels` and `visual` are those of a ZeroShot."""
+    """Pixels -> logits (N, K) by a vision tower and a linear head; `pixels` and `visual` are as those of a ZeroShot."""
 
     def __init__(self, visual: nn.Module, classes: int):
         super().__init__()
@@ -39,71 +43,72 @@ class SupervisedTower(nn.Module):
         self.head = nn.Linear(visual.output_dim, classes)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits of pictures (N, 3, H, W) in [0, 1]."""
         return self.head(self.visual(self.pixels(x)))
 
 
-def fresh_tower(bench: Bench, seed: int) -> SupervisedTower:
-    """The first backbone's architecture with random weights, a function of the seed; torch's global generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        visual = create_clip(bench.config.models.first.name).visual
-        return SupervisedTower(visual, bench.labelled(bench.config.data.main.data).num_classes).to(bench.device)
+@dataclass(frozen=True)
+class Supervised(Trained):
+    """The tower of a CLIP's architecture, trained from nothing on labelled pictures."""
+
+    weight: ClassVar[float] = 3.0
+    architecture: str
+    data: Pictures
+    training: Tuning
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"supervised__seed{self.seed}"
+
+    def _fresh(self, lab: Lab) -> SupervisedTower:
+        """Random weights, a function of the seed; torch's global generator is left as it was."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            visual = create_clip(self.architecture).visual
+            return SupervisedTower(visual, self.data.open(lab).num_classes).to(lab.device)
+
+    def make(self, lab: Lab) -> Tensors:
+        chosen = Subset(self.data.open(lab), self.data.rows(lab))
+        tower = self._fresh(lab).requires_grad_(True).train()
+
+        def loss_fn(x: Tensor, y: Tensor, indices: list[int], step: int) -> Tensor:
+            return F.cross_entropy(tower(x), y)
+
+        optimise(tower, loss_fn, chosen, self.training, self.seed, lab.device, lab.partial(self), name=self.name)
+        return tower.state_dict()
+
+    def open(self, lab: Lab) -> tuple[nn.Module, Encoder]:
+        """Pixels -> logits, and pixels -> features."""
+        tower = self._fresh(lab)
+        tower.load_state_dict(lab.weights(self))
+        tower.requires_grad_(False).eval()
+        return tower, partial(features, tower)
 
 
-def train_supervised(bench: Bench, run: runs.Supervised, path: Path, key: str, partial: Path | None = None) -> float:
-    """Train the tower on `supervised_n` training pictures of the main set (0: all), balanced over its classes, and save it under its key.
+@dataclass(frozen=True)
+class Torchvision:
+    """A vision transformer of torchvision for ImageNet's 1,000 classes; mean and std are in the classifier."""
 
-    partial: file to continue from, removed by nobody. Returns the last loss. Raises UserError where the loss is no number at the end.
-    """
-    config = bench.config
-    data = bench.labelled(config.data.main.data, "train")
-    chosen = Subset(data, subset(data, config.sweeps.supervised_n or None, config.data.seed))
-    tower = fresh_tower(bench, run.seed).requires_grad_(True).train()
+    architecture: str
+    weights: Weights
 
-    def loss_fn(x: Tensor, y: Tensor, indices: list[int], step: int) -> Tensor:
-        return F.cross_entropy(tower(x), y)
+    @classmethod
+    def of(cls, spec: str) -> "Torchvision":
+        """By torchvision:<name>[:<weights>]."""
+        name, _, weights = spec.removeprefix("torchvision:").partition(":")
+        local = Path(weights).suffix in (".safetensors", ".pt", ".pth", ".bin")
+        return cls(f"torchvision:{name}", Weights(weights if local else f"torchvision:{weights or 'IMAGENET1K_V1'}"))
 
-    loss = optimise(tower, loss_fn, chosen, config.sweeps.supervised, run.seed, bench.device, partial, name=run.slug)
-    save_tensors(tower.state_dict(), path, {"key": key})
-    return loss
+    def open(self, lab: Lab) -> tuple[nn.Module, Encoder]:
+        """Pixels -> logits, and pixels -> features. Raises UserError for another network and for missing weights."""
+        classifier = open_classifier(self.architecture, self.weights.spec, IMAGENET_CLASSES, device=lab.device)
+        if not hasattr(classifier.net, "image_size"):
+            advice = "give --models.supervised one such as torchvision:vit_b_32"
+            raise UserError(f"{self.architecture} is no vision transformer of torchvision: {advice}.")
+        resize = Pixels((classifier.net.image_size,) * 2, "none").to(lab.device)
 
+        def encode(x: Tensor) -> Features:
+            return torchvision_features(classifier.net, resize(x) * classifier.scale + classifier.shift)
 
-def load_supervised(bench: Bench, path: Path) -> SupervisedTower:
-    """What `train_supervised` wrote, frozen. Raises UserError for a file of another tower."""
-    tower, tensors = fresh_tower(bench, 0), read_weights(path)
-    try:
-        tower.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise UserError(f"the file {path} is not the supervised tower of {bench.config.models.first.name}: delete it and train again.") from error
-    return tower.requires_grad_(False).eval()
-
-
-def open_torchvision(spec: str, device: torch.device | str = "cpu"):
-    """(classifier, resize) of torchvision:<name>[:<weights>], a vision transformer of ImageNet's 1,000 classes; mean and std are in the classifier.
-
-    Raises UserError for another network, and for weights that cannot be had.
-    """
-    name, _, weights = spec.removeprefix("torchvision:").partition(":")
-    arch = f"torchvision:{name}"
-    local = Path(weights).suffix in (".safetensors", ".pt", ".pth", ".bin")
-    classifier = open_classifier(arch, weights if local else f"torchvision:{weights or 'IMAGENET1K_V1'}", IMAGENET_CLASSES, device=device)
-    if not hasattr(classifier.net, "image_size"):
-        raise UserError(f"{spec} is no vision transformer of torchvision: give --models.supervised one such as torchvision:vit_b_32.")
-    return classifier, Pixels((classifier.net.image_size,) * 2, "none").to(device)
-
-
-def supervised_model(bench: Bench) -> tuple[nn.Module, Callable[[Tensor], Features]]:
-    """(pixels -> logits, pixels -> features) of the supervised transformer. Raises UserError if it was not trained, or there is none."""
-    spec = bench.config.models.supervised
-    if spec == "train":
-        tower = load_supervised(bench, bench.made(runs.Supervised(0)))
-        return tower, bound(features, tower)
-    if not spec.startswith("torchvision:"):
-        raise UserError(f"--models.supervised {spec!r} is not understood: use train, torchvision:<name>, or none.")
-    classifier, resize = open_torchvision(spec, bench.device)
-    return nn.Sequential(resize, classifier), lambda x: torchvision_features(classifier.net, resize(x) * classifier.scale + classifier.shift)
-
-
-def supervised_features(bench: Bench) -> Callable[[Tensor], Features]:
-    """Pictures (N, 3, H, W) in [0, 1] -> features of the supervised transformer, layer by layer; see `papers.rvpt.resistivity`."""
-    return supervised_model(bench)[1]
+        return nn.Sequential(resize, classifier), encode

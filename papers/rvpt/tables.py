@@ -1,24 +1,35 @@
-"""What each table of RVPT holds, as functions of the measurements, numbered as in the paper; figures stand in `figures.py`. No model is loaded here.
+"""What each table of RVPT shows, by the tags of its numbers, numbered as in the paper; what is measured is read off here and off figures.py.
 
-The rows `clean CLIP` (nobody poisoned it) and `VPT` (prompts without repulsion) stand in every table where they were measured; the paper has them in
-some. Numbers that the paper prints are held against ours below the claims (`claims.yaml`, reference tables).
+The rows `clean CLIP` (nobody poisoned it) and `VPT` (prompts without repulsion) stand in every table where they are measured; the paper has them in
+some. Numbers that the paper prints are held against ours below the claims (`claims.yaml`, reference tables). No model is loaded.
+
+A number's tags: kind, method, attack, measure, backbone; place: whose target class is planted; at: the place, or shift1 … shift4, whose pictures are
+seen; tuned: the place of the few shots; and what is changed of the defence (`changes_of`) or varied beside it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
-from shared.report import tables
+from shared.experiment.paper import Grid, Tags
+from shared.report.shown import Filled, Shown, table, table_of
 from shared.report.tables import Table
 
 METHODS = {"clean": "clean CLIP", "none": "no defence", "cleanclip": "CleanCLIP", "linear_probe": "linear probe", "vpt": "VPT", "rvpt": "RVPT"}
 DEFENCES = ("cleanclip", "linear_probe", "vpt", "rvpt")  # of which the best is bold
 ATTACKS = {"badnet": "BadNet", "blended": "Blended", "issba": "ISSBA", "wanet": "WaNet", "trojvqa": "TrojVQA", "badclip": "BadCLIP", "sig": "SIG",
            "badnet_textbook": "BadNet, textbook", "blended_textbook": "Blended, textbook"}
+SIX = tuple(ATTACKS)[:6]  # the paper's, in its order
+FURTHER = ("badnet", "blended", "wanet")  # on its two further sets
+THREE = ("badnet", "blended", "badclip")  # in most of its other tables
+MORE = tuple(ATTACKS)[6:]  # ours
 PLACES = ("main", "second", "third")
-SIX, FURTHER, THREE = tuple(ATTACKS)[:6], ("badnet", "blended", "wanet"), ("badnet", "blended", "badclip")
-MORE = tuple(ATTACKS)[6:]
+BACKBONES = ("first", "second", "third")
 AGAINST = {"planted": "BadCLIP's patch as planted", "knowing": "a patch optimised through the model"}
-ASR, CA = ("asr", "ASR", "min"), ("ca", "CA", "max")
-MAIN = {"kind": "score", "backbone": "first", "place": "main"}
+ASR, CA, TA = ("asr", "ASR", "min"), ("ca", "CA", "max"), ("ta", "accuracy", "max")
+HERE = {"backbone": "first", "place": "main", "at": "main", "tuned": "main"}
+MAIN = {"kind": "score", **HERE}
+
+
+# ---- names -------------------------------------------------------------------------------------------------------------------
 
 
 def name_of(spec: str) -> str:
@@ -26,206 +37,267 @@ def name_of(spec: str) -> str:
     return spec.removeprefix("scenes:").removeprefix("named:").replace("_", " ")
 
 
-def place_name(results, place: str) -> str:
-    """The set of a place."""
-    return name_of(results.config["data"][place]["data"])
+def place(c, name: str):
+    """main, second or third, or that of a shift."""
+    return c.data.main if name.startswith("shift") else getattr(c.data, name)
 
 
-def shift_names(results) -> dict[str, str]:
-    """shift1 … shift4, by their sets."""
-    return {f"shift{k}": name_of(spec) for k, spec in enumerate(results.config["data"]["shifted"], 1)}
+def spec_of(c, at: str) -> str:
+    """The set of a place, or of shift1 … shift4."""
+    return c.data.shifted[int(at.removeprefix("shift")) - 1] if at.startswith("shift") else place(c, at).data
 
 
-def places(results, among=PLACES) -> tuple[str, ...]:
-    """The places of this run that have a set."""
-    return tuple(p for p in among if results.config["data"][p]["data"])
+def place_name(c, at: str) -> str:
+    """The same as people write it."""
+    return name_of(spec_of(c, at))
 
 
-def backbone_name(results, backbone: str) -> str:
-    """A backbone by its architecture."""
-    return results.config["models"][backbone]["name"]
+def places(c, among: Sequence[str] = PLACES) -> list[str]:
+    """The places that have a set."""
+    return [name for name in among if place(c, name).data]
 
 
-def target_name(results, place: str = "main") -> str:
-    """The class that attackers plant."""
-    return results.config["data"][place]["target"]
+def backbones(c) -> list[str]:
+    """The backbones that are there."""
+    return [name for name in BACKBONES if getattr(c.models, name).name]
 
 
-def _rows(names=METHODS, **more) -> dict[str, dict]:
-    return {METHODS[name]: {"method": name, **more} for name in names}
+def attacked(c) -> list[str]:
+    """The attacks of the first table, with ours."""
+    return [*SIX, *(attack for attack in MORE if attack in c.attacks.more)]
 
 
-def _beside(results, rows: Mapping[str, dict], groups: Mapping[str, dict], common: dict, caption: str, measures=(ASR, CA), defences=None,
-            **options) -> Table | None:  # fmt: skip
+def further(c) -> Sequence[int]:
+    """The seeds of the tables beyond the first."""
+    return c.seeds[: c.more_seeds or None]
+
+
+def setting(c, name: str = "main") -> str:
+    """The set of a place, what is planted there, and the first backbone."""
+    return f"{place_name(c, name)}, target “{place(c, name).target}”, {c.models.first.name}"
+
+
+# ---- rows and columns --------------------------------------------------------------------------------------------------------
+
+
+def there(name: str) -> dict[str, str]:
+    """Planted at a place, seen there, and tuned there."""
+    return {"place": name, "at": name, "tuned": name}
+
+
+def rows(c, names: Iterable[str] = METHODS) -> dict[str, dict]:
+    """Methods; a model that nobody poisoned is measured once."""
+    return {METHODS[name]: {"method": name, **({"seed": c.seeds[0]} if name == "clean" else {})} for name in names}
+
+
+def attacks(names: Iterable[str]) -> dict[str, dict]:
+    """Attacks by their names."""
+    return {ATTACKS[name]: {"attack": name} for name in names}
+
+
+def elsewhere(c) -> dict[str, dict]:
+    """The further sets under each of their attacks."""
+    return {f"{place_name(c, p)}, {ATTACKS[a]}": {"attack": a, **there(p)} for p in places(c, PLACES[1:]) for a in FURTHER}
+
+
+def seeded(tags: Tags, seeds: Iterable[int]) -> list[dict]:
+    """The same number for some seeds."""
+    return [{**tags, "seed": seed} for seed in seeds]
+
+
+def beside(lines: Mapping[str, Tags], groups: Mapping[str, Tags | Sequence[Tags]], common: Tags, seeds: Sequence[int], caption: str,
+           measures: Sequence[tuple[str, str, str]] = (ASR, CA), defences: Sequence[str] = (), **options) -> Shown:  # fmt: skip
     """Measures side by side under each group: "BadNet: ASR", "BadNet: CA", … . Bold: the best of the rows whose method is among `defences`."""
-    defences = DEFENCES if defences is None else defences
-    fighters = {label: row for label, row in rows.items() if row.get("method", common.get("method")) in defences}
-    columns = {f"{group}: {name}" if group else name: ({**tags, "measure": q}, best) for group, tags in groups.items() for q, name, best in measures}
-    whole = tables.from_results(results, rows, {c: tags for c, (tags, _) in columns.items()}, common=common, best=None, caption=caption, **options)
-    if whole is None:
-        return None
-    where, bold = {label: r for r, (label, _) in enumerate(whole.rows)}, set()
-    for k, (column, (tags, best)) in enumerate(columns.items()):
-        fight = tables.from_results(results, fighters, {column: tags}, common=common, best=best) if len(fighters) > 1 else None
-        bold |= {(where[fight.rows[r][0]], k) for r, _ in fight.bold} if fight else set()
-    return Table(whole.columns, whole.rows, whole.caption, whole.notes, whole.corner, whole.factor, whole.digits, frozenset(bold), whole.interval)
+    columns, best = {}, {}
+    for group, tags in groups.items():
+        for measure, name, sense in measures:
+            label = f"{group}: {name}" if group else name
+            several = [tags] if isinstance(tags, Mapping) else tags
+            columns[label] = [{**one, "measure": measure} for one in several]
+            best[label] = sense
+    among = [label for label, row in lines.items() if row.get("method") in defences]
+    return Shown(lines, columns, common, seeds, caption, best, among=among, **options)
 
 
-def _attacks(names) -> dict[str, dict]:
-    return {ATTACKS[a]: {"attack": a} for a in names}
+# ---- tables ------------------------------------------------------------------------------------------------------------------
 
 
-def _setting(results, place: str = "main", backbone: str = "first") -> str:
-    return f"{place_name(results, place)}, target “{target_name(results, place)}”, {backbone_name(results, backbone)}"
+@table
+def t1(c):
+    return beside(rows(c), attacks(SIX), MAIN, c.seeds, f"Table 1. ASR and clean accuracy (%) on {setting(c)}. ASR: triggered pictures of other "
+                  "classes that are taken for the target. A linear probe has no text tower, which TrojVQA's trigger also needs.", defences=DEFENCES)
 
 
-def t1(results):
-    return _beside(results, _rows(), _attacks(SIX), MAIN, f"Table 1. ASR and clean accuracy (%) on {_setting(results)}. ASR: triggered pictures of "
-                   "other classes that are taken for the target. A linear probe has no text tower, which TrojVQA's trigger also needs.")
+@table
+def t2(c):
+    where = "; ".join(setting(c, p) for p in places(c, PLACES[1:]))
+    return beside(rows(c), elsewhere(c), {"kind": "score", "backbone": "first"}, further(c),
+                  f"Table 2. ASR and clean accuracy (%) on further sets, each with its own target and its own poisoned models: {where}.",
+                  defences=DEFENCES)
 
 
-def t2(results):
-    groups = {f"{place_name(results, p)}, {ATTACKS[a]}": {"place": p, "attack": a} for p in places(results, PLACES[1:]) for a in FURTHER}
-    where = "; ".join(_setting(results, p) for p in places(results, PLACES[1:]))
-    return _beside(results, _rows(), groups, {"kind": "score", "backbone": "first"},
-                   f"Table 2. ASR and clean accuracy (%) on further sets, each with its own target and its own poisoned models: {where}.")
+@table
+def t3(c):
+    return beside(rows(c), attacks(THREE), MAIN, c.seeds, f"Table 3. Accuracy (%) on triggered pictures, {place_name(c, 'main')}.", (TA,), DEFENCES)
 
 
-def t3(results):
-    return _beside(results, _rows(), _attacks(THREE), MAIN, f"Table 3. Accuracy (%) on triggered pictures, {place_name(results, 'main')}.",
-                   measures=(("ta", "accuracy", "max"),))
-
-
-def t4(results):
+@table
+def t4(c):
     groups = {}
-    for p in places(results):
-        groups[f"{place_name(results, p)}, without it"] = {"kind": "emerging", "place": p}
-        groups[f"{place_name(results, p)}, with it"] = {"kind": "score", "backbone": "first", "place": p}
-    return _beside(results, {ATTACKS[a]: {"attack": a} for a in (*FURTHER, "badclip")}, groups, {"method": "rvpt"},
-                   "Table 4. An emerging target class: RVPT without and with shots of the target class, ASR and clean accuracy (%).", defences=())
+    for p in places(c):
+        groups[f"{place_name(c, p)}, without it"] = seeded({"kind": "emerging", **there(p), "without_target": 1}, further(c))
+        groups[f"{place_name(c, p)}, with it"] = seeded({"kind": "score", **there(p)}, c.seeds if p == "main" else further(c))
+
+    def joined(row: Tags, column: Tags) -> dict | None:
+        return {**row, **column} if row["attack"] in FURTHER or column["place"] == "main" else None
+
+    return beside(attacks((*FURTHER, "badclip")), groups, {"method": "rvpt", "backbone": "first"}, (),
+                  "Table 4. An emerging target class: RVPT without and with shots of the target class, ASR and clean accuracy (%).", joined=joined)
 
 
-def t5(results):
-    rows = {"no defence": {"kind": "score", "method": "none"}, "CleanCLIP": {"kind": "score", "method": "cleanclip"},
-            f"VPT, tuned on {place_name(results, 'main')}": {"kind": "cross", "method": "vpt"},
-            f"RVPT, tuned on {place_name(results, 'main')}": {"kind": "cross", "method": "rvpt"},
-            "RVPT, tuned there": {"kind": "score", "method": "rvpt"}}
-    groups = {f"{place_name(results, p)}, {ATTACKS[a]}": {"place": p, "attack": a} for p in places(results, PLACES[1:]) for a in FURTHER}
-    return _beside(results, rows, groups, {"backbone": "first"},
-                   "Table 5. Prompts on other sets than they were tuned on: ASR and clean accuracy (%).", defences=())
+@table
+def t5(c):
+    here = place_name(c, "main")
+    lines = {"no defence": {"kind": "score", "method": "none"}, "CleanCLIP": {"kind": "score", "method": "cleanclip"},
+             f"VPT, tuned on {here}": {"kind": "cross", "method": "vpt", "tuned": "main"},
+             f"RVPT, tuned on {here}": {"kind": "cross", "method": "rvpt", "tuned": "main"},
+             "RVPT, tuned there": {"kind": "score", "method": "rvpt"}}
+    return beside(lines, elsewhere(c), {"backbone": "first"}, further(c),
+                  "Table 5. Prompts on other sets than they were tuned on: ASR and clean accuracy (%).",
+                  joined=lambda row, column: {**column, **row})
 
 
-def t6(results):
-    rows = {f"{name}, {METHODS[m]}": {"at": at, "method": m} for at, name in shift_names(results).items()
-            for m in ("none", "cleanclip", "vpt", "rvpt")}
-    return _beside(results, rows, _attacks(THREE), {"kind": "shifted"},
-                   f"Table 6. Other domains, prompts tuned on {place_name(results, 'main')}: ASR and clean accuracy (%).", defences=())
+@table
+def t6(c):
+    lines = {f"{place_name(c, at)}, {METHODS[m]}": {"at": at, "method": m} for at in (f"shift{k + 1}" for k in range(len(c.data.shifted)))
+             for m in ("none", "cleanclip", "vpt", "rvpt")}
+    return beside(lines, attacks(THREE), {**HERE, "kind": "shifted"}, c.seeds,
+                  f"Table 6. Other domains, prompts tuned on {place_name(c, 'main')}: ASR and clean accuracy (%).")
 
 
-def t7(results):
-    columns = {"captions: ASR": {"kind": "caption", "measure": "asr"}, "captions: CIDEr-D": {"kind": "caption", "measure": "cider"},
-               "captions: BLEU-4": {"kind": "caption", "measure": "bleu"}, "retrieval: ASR": {"kind": "retrieval", "measure": "asr"},
-               "retrieval: rank ratio": {"kind": "retrieval", "measure": "rank_ratio"}, "retrieval: CA": {"kind": "retrieval", "measure": "ca"}}
-    attack = ATTACKS[results.config["attacks"]["downstream"]]
-    return tables.from_results(results, _rows(("clean", "none", "cleanclip", "vpt", "rvpt")), columns, best=None,
-                               factor=_factors(results, columns),
-                               caption=f"Table 7. Downstream, {attack}: a captioner with the model's tower (ASR: the caption of a triggered picture "
-                               "names the target; CIDEr-D × 100 and BLEU-4 on clean ones), and retrieval (ASR: the poisoned picture is among the "
-                               "first ten for captions of the target; rank ratio: share of the target's clean pictures ahead of it, higher is "
-                               "better; CA: first picture for its own caption). One seed.")
+@table
+def t7(c):
+    shown = {"caption": {"asr": "ASR", "cider": "CIDEr-D", "bleu": "BLEU-4"}, "retrieval": {"asr": "ASR", "rank_ratio": "rank ratio", "ca": "CA"}}
+    towers = {"caption": c.models.captioner_tower, "retrieval": "first"}
+    columns = {f"{'captions' if kind == 'caption' else kind}: {name}": {"kind": kind, "measure": measure, "backbone": towers[kind]}
+               for kind, measures in shown.items() for measure, name in measures.items()}
+    attack = c.attacks.downstream
+    return Shown(rows(c, ("clean", "none", "cleanclip", "vpt", "rvpt")), columns, {**HERE, "attack": attack}, c.seeds[:1],
+                 f"Table 7. Downstream, {ATTACKS[attack]}: a captioner with the model's tower (ASR: the caption of a triggered picture names the "
+                 "target; CIDEr-D × 100 and BLEU-4 on clean ones), and retrieval (ASR: the poisoned picture is among the first ten for captions of "
+                 "the target; rank ratio: share of the target's clean pictures ahead of it, higher is better; CA: first picture for its own "
+                 "caption). One seed.", best=None, factor=dict.fromkeys(columns, 100) | {"captions: CIDEr-D": 1})
 
 
-def _factors(results, columns: Mapping[str, dict]) -> dict[str, float]:
-    """100 for shares, 1 for what is printed as measured."""
-    units = {c: {m.unit for m in results.select(tags)} for c, tags in columns.items()}
-    return {c: 100 if found & {"share", "fraction", "rate"} else 1 for c, found in units.items()}
+def tunings(c) -> Grid:
+    """Each fine-tuning without and with the repulsion."""
+    pairs = {"few shots, whole vision tower": ("full", "full_fr"), "pairs, InfoNCE, whole CLIP": ("infonce", "infonce_fr"),
+             "few shots, prompts": ("vpt", "rvpt")}
+    columns = {f"{label} FR: {name}": {"with": k, "measure": q} for k, label in enumerate(("without", "with")) for q, name, _ in (ASR, CA)}
+
+    def joined(row: Tags, column: Tags) -> dict:
+        method = row["methods"][column["with"]]
+        return {"kind": "score" if method in METHODS else "tuning", "method": method, "measure": column["measure"]}
+
+    return Grid({label: {"methods": methods} for label, methods in pairs.items()}, columns, {**HERE, "attack": "badclip"}, c.seeds[:1], joined=joined)
 
 
-def t8(results):
-    def pair(a: str, b: str) -> list:
-        out = []
-        for method in (a, b):
-            for q in ("asr", "ca"):
-                kind = {"kind": "score", "backbone": "first"} if method in ("vpt", "rvpt") else {"kind": "tuning"}
-                at = {**kind, "place": "main", "attack": "badclip", "method": method, "measure": q, "seed": seed}
-                out.append(results.estimate(at))
-        return out
-
-    seed = results.config["seeds"][0]
-    rows = [("few shots, whole vision tower", pair("full", "full_fr")), ("pairs, InfoNCE, whole CLIP", pair("infonce", "infonce_fr")),
-            ("few shots, prompts", pair("vpt", "rvpt"))]
-    rows = [(label, cells) for label, cells in rows if any(cells)]
-    if not any(label.startswith(("few shots, whole", "pairs")) for label, _ in rows):
+@table_of(tunings)
+def t8(grid: Filled):
+    """The headline measures prompts alone, which are no table."""
+    found = grid.series()
+    if set(found) <= {"few shots, prompts"}:
         return None
-    return Table(["without FR: ASR", "without FR: CA", "with FR: ASR", "with FR: CA"], rows,
-                 f"Table 8. What the repulsion L_FR adds to each fine-tuning, BadCLIP, {place_name(results, 'main')} (%). One seed.")
+    return Table(grid.columns, list(found.items()), f"Table 8. What the repulsion L_FR adds to each fine-tuning, BadCLIP, "
+                 f"{place_name(grid.config, 'main')} (%). One seed.")
 
 
-def t9(results):
-    rows = {"CleanCLIP": {"method": "cleanclip", "place": "main"}, **{f"RVPT, {place_name(results, p)}": {"method": "rvpt", "place": p}
-                                                                      for p in places(results, ("main", "third"))}}
-    columns = {"seconds": "seconds", "memory (MB)": "memory", "trained parameters": "trained", "of all but the token table (%)": "share",
-               "of all (%)": "share_whole", "pictures": "samples"}
-    selectors = {c: {"measure": q} for c, q in columns.items()}
-    digits = {"seconds": 1, "memory (MB)": 1, "trained parameters": 0, "of all but the token table (%)": 3, "of all (%)": 3, "pictures": 0}
-    return tables.from_results(results, rows, selectors, common={"kind": "cost"}, best=None, interval="none", digits=digits,
-                               factor=_factors(results, selectors),
-                               caption="Table 9. What a defence costs on the machine that measured: one process, a few updates scaled to the whole "
-                               "schedule; processor time and the memory kept for the backward pass without a GPU.")
+COSTS = {"seconds": "seconds", "memory": "memory (MB)", "trained": "trained parameters", "share": "of all but the token table (%)",
+         "share_whole": "of all (%)", "samples": "pictures"}  # fmt: skip
 
 
-def t10(results):
-    said = results.config["sweeps"]["prompts"]
-    rows = {f"“{p.format('CLS')}”": {"kind": "hand", "prompt": k} for k, p in enumerate(said)}
-    rows["the set's own prompt"] = {**MAIN, "seed": results.config["seeds"][0]}
-    return _beside(results, rows, _attacks(THREE), {"method": "rvpt", "place": "main"},
-                   f"Table 10. Hand-written prompts, RVPT tuned with each, {place_name(results, 'main')}: ASR and clean accuracy (%). One seed.",
-                   defences=())
+@table
+def t9(c):
+    lines = {"CleanCLIP": {"method": "cleanclip", **there("main")},
+             **{f"RVPT, {place_name(c, p)}": {"method": "rvpt", **there(p)} for p in places(c, ("main", "third"))}}
+
+    def joined(row: Tags, column: Tags) -> dict | None:
+        return None if row["method"] == "cleanclip" and "share" in column["measure"] else {**row, **column}
+
+    digits = {label: 3 if "share" in q else 0 if q in ("trained", "samples") else 1 for q, label in COSTS.items()}
+    return Shown(lines, {label: {"measure": q} for q, label in COSTS.items()}, {"kind": "cost", "attack": "badnet", "backbone": "first"}, c.seeds[:1],
+                 "Table 9. What a defence costs on the machine that measured: one process, a few updates scaled to the whole schedule; processor "
+                 "time and the memory kept for the backward pass without a GPU.", best=None, interval="none", digits=digits,
+                 factor={label: 100 if "share" in q else 1 for q, label in COSTS.items()}, joined=joined)
 
 
-def t11(results):
-    there = [b for b in ("second", "third") if results.config["models"][b]["name"]]
-    rows = {f"{backbone_name(results, b)}, {METHODS[m]}": {"backbone": b, "method": m} for b in there
-            for m in ("clean", "none", "linear_probe", "vpt", "rvpt")}
-    return _beside(results, rows, _attacks(THREE), {"kind": "score", "place": "main"},
-                   f"Table 11. Further backbones, {place_name(results, 'main')}, settings of the first: ASR and clean accuracy (%).",
-                   defences=())
+@table
+def t10(c):
+    lines = {f"“{p.format('CLS')}”": {"kind": "hand", "prompt": k} for k, p in enumerate(c.sweeps.prompts)} | {"the set's own prompt": {"kind": "score"}}
+    return beside(lines, attacks(THREE), {**HERE, "method": "rvpt"}, c.seeds[:1],
+                  f"Table 10. Hand-written prompts, RVPT tuned with each, {place_name(c, 'main')}: ASR and clean accuracy (%). One seed.")
 
 
-def t12(results):
-    rows = {**_rows(("clean", "none", "vpt", "rvpt")), "adversarial tuning of the same visual prompts": {"method": "adversarial_prompts"},
-            "adversarial prompt tuning (words)": {"method": "words"}}
-    columns = {"clean": {"measure": "clean"}, "PGD": {"measure": "robust"}}
-    a = results.config["adversary"]
-    return tables.from_results(results, rows, columns, common={"kind": "adversarial"}, best=None,
-                               caption=f"Table 12. Adversarial pictures: accuracy (%) under PGD-{a['steps']}, ε = {a['eps'] * 255:g}/255, on the "
-                               "model that BadNet poisoned. One seed.")
+@table
+def t11(c):
+    lines = {f"{getattr(c.models, b).name}, {label}": {"backbone": b, **row} for b in backbones(c)[1:]
+             for label, row in rows(c, ("clean", "none", "linear_probe", "vpt", "rvpt")).items()}
+    return beside(lines, attacks(THREE), MAIN, further(c),
+                  f"Table 11. Further backbones, {place_name(c, 'main')}, settings of the first: ASR and clean accuracy (%).")
 
 
-# ---- beyond the paper ------------------------------------------------------------------------------------------------------
+@table
+def t12(c):
+    lines = rows(c, ("clean", "none", "vpt", "rvpt")) | {"adversarial tuning of the same visual prompts": {"method": "adversarial_prompts"},
+                                                         "adversarial prompt tuning (words)": {"method": "words"}}
+    a = c.adversary
+    return Shown(lines, {"clean": {"measure": "clean"}, "PGD": {"measure": "robust"}}, {**HERE, "kind": "adversarial", "attack": "badnet"},
+                 c.seeds[:1], f"Table 12. Adversarial pictures: accuracy (%) under PGD-{a.steps}, ε = {a.eps * 255:g}/255, on the model that BadNet "
+                 "poisoned. One seed.", best=None)
 
 
-def all_pictures(results):
-    measures = (ASR, ("asr_all", "ASR (all)", "min"))
-    return _beside(results, _rows(), _attacks(SIX), MAIN, "Two readings of the attack success rate (%): over triggered pictures of other classes, "
-                   "and over all triggered pictures, where recognised pictures of the target class count as successes.", measures=measures,
-                   defences=())
+# ---- beyond the paper --------------------------------------------------------------------------------------------------------
 
 
-def triggered(results):
-    return _beside(results, _rows(), _attacks(SIX[2:5]), MAIN, "Accuracy (%) on triggered pictures, the attacks that table 3 leaves out.",
-                   measures=(("ta", "accuracy", "max"),))
+@table
+def all_pictures(c):
+    return beside(rows(c), attacks(SIX), MAIN, c.seeds, "Two readings of the attack success rate (%): over triggered pictures of other classes, and "
+                  "over all triggered pictures, where recognised pictures of the target class count as successes.",
+                  (ASR, ("asr_all", "ASR (all)", "min")))
 
 
-def more(results):
-    names = [a for a in MORE if a in results.config["attacks"]["more"]]
-    measures = (ASR, CA, ("ta", "triggered", "max"))
-    return _beside(results, _rows(), _attacks(names), MAIN, f"Further triggers on {_setting(results)}: ASR, clean accuracy and accuracy on triggered "
-                   "pictures (%).", measures=measures) if names else None
+@table
+def triggered(c):
+    return beside(rows(c), attacks(SIX[2:5]), MAIN, c.seeds, "Accuracy (%) on triggered pictures, the attacks that table 3 leaves out.", (TA,), DEFENCES)
 
 
-def adaptive(results):
-    rows = {f"{METHODS[m]}, {label}": {"method": m, "against": who} for m in ("clean", "none", "vpt", "rvpt") for who, label in AGAINST.items()}
-    return _beside(results, rows, {"": {}}, {"kind": "adaptive"}, "An attacker who knows the defence: ASR and accuracy on triggered pictures (%), "
-                   f"BadCLIP, {place_name(results, 'main')}. On the CLIP that nobody poisoned a patch is an adversarial example and nothing else: "
-                   "the control. One seed.", measures=(ASR, ("ta", "triggered accuracy", "max")), defences=())
+@table
+def more(c):
+    return beside(rows(c), attacks(attacked(c)[6:]), MAIN, further(c),
+                  f"Further triggers on {setting(c)}: ASR, clean accuracy and accuracy on triggered pictures (%).",
+                  (ASR, CA, ("ta", "triggered", "max")), DEFENCES)
+
+
+def known(c) -> Shown:
+    """Patches planted, and optimised against the model as the user has it."""
+    lines = {f"{METHODS[m]}, {label}": {"method": m, "against": who} for m in ("clean", "none", "vpt", "rvpt") for who, label in AGAINST.items()}
+    return beside(lines, {"": {}}, {**HERE, "kind": "adaptive", "attack": "badclip"}, c.seeds[:1],
+                  "An attacker who knows the defence: ASR and accuracy on triggered pictures (%), "
+                  f"BadCLIP, {place_name(c, 'main')}. On the CLIP that nobody poisoned a patch is an adversarial example and nothing else: "
+                  "the control. One seed.", (ASR, ("ta", "triggered accuracy", "max")))
+
+
+adaptive = table(known)
+
+
+def headline(c) -> list[Grid]:
+    """What the claims of the abstract read."""
+    measures = {q: {"measure": q} for q in ("ca", "asr", "asr_all", "ta")}
+    main = [Grid({a: {"attack": a} for a in THREE}, measures, {**MAIN, **row}, c.seeds) for row in rows(c).values() if row["method"] != "vpt"]
+    cost = Grid({"": {"method": "rvpt"}}, {q: {"measure": q} for q in ("share", "share_whole")}, {"kind": "cost", "attack": "badnet", **HERE},
+                c.seeds[:1])
+    lines = {"no defence": {"method": "none"}, "CleanCLIP": {"method": "cleanclip"}, "RVPT": {"method": "rvpt"},
+             "RVPT, tuned on the main set": {"kind": "cross", "method": "rvpt", "tuned": "main"}}
+    columns = {f"{a}: {q}": {"attack": a, **there(p), "measure": q} for p in places(c, PLACES[1:2]) for a in FURTHER for q in ("ca", "asr")}
+    second = Grid(lines, columns, {"kind": "score", "backbone": "first"}, further(c), joined=lambda row, column: {**column, **row})
+    return [*main, cost, second]

@@ -18,6 +18,7 @@ from papers.rvpt.method import Repulsion, rvpt_loss
 from shared.data.base import LabelledImages, Subset, loader
 from shared.errors import UserError
 from shared.models.victim import ZeroShot
+from shared.options import free
 from shared.rng import SampleRng
 from shared.training.contrastive import batch_indices
 from shared.training.loop import Fit
@@ -45,11 +46,11 @@ class Tuning:
     """crop_flip: a random part of the picture at its own size, mirrored half of the time (CoOp's; the paper says nothing)."""
     crop: float = 0.08
     """Smallest part, as a share of the area."""
-    cache: bool = True
+    cache: bool = free(True)
     """Without augmentation and attack: compute what no prompt touches once, n·(M + 1 + E − D)·d_v numbers."""
-    every: int = 0
+    every: int = free(0)
     """Updates between checkpoints of an unfinished run (0: none)."""
-    workers: int = 0
+    workers: int = free(0)
     """Processes that read pictures ahead."""
 
     def steps(self, n: int) -> int:

@@ -95,16 +95,19 @@ def from_results(results, rows: Mapping[str, Selector], columns: Mapping[str, Se
     return of_values(grid, columns, best, **options)
 
 
-def of_values(grid: Mapping, columns: Sequence[str], best: str | None = "max", **options) -> Table | None:
-    """The same from the values of every cell, row by row."""
+def of_values(grid: Mapping, columns: Sequence[str], best: str | Mapping[str, str] | None = "max", among: Collection[str] | None = None,
+              **options) -> Table | None:  # fmt: skip
+    """The same from the values of every cell, row by row. best: also by column; among: the rows of which the best is bold (None: all)."""
     grid = {label: cells for label, cells in grid.items() if any(cells)}
     if not grid:
         return None
     cells = [(label, [selected and selected.mean() for selected in line]) for label, line in grid.items()]
     bold = set()
-    if best:
-        for c in range(len(columns)):
-            winner = _winner([line[c] for line in grid.values()], [line[c] for _, line in cells], 1 if best == "max" else -1)
+    for c, column in enumerate(columns):
+        sense = best.get(column) if isinstance(best, Mapping) else best
+        if sense:
+            rivals = [line[c] if among is None or label in among else None for label, line in cells]
+            winner = _winner([line[c] for line in grid.values()], rivals, 1 if sense == "max" else -1)
             bold |= {(winner, c)} if winner is not None else set()
     missing = {slug for line in grid.values() for selected in line if selected for slug in selected.missing}
     if missing:
