@@ -25,6 +25,7 @@ from papers.rvpt.baselines import (
     tune_adversarially,
 )
 from papers.rvpt.method import DeepPrompts, Repulsion, depth_of, prompted
+from papers.rvpt.prompt_file import facts_of, load_prompts
 from papers.rvpt.tuning import Tuning, few_shot, tune
 from papers.rvpt.words import LearnedWords, tune_words
 from shared.attacks import Threat
@@ -205,32 +206,31 @@ class Prompts(Defence):
     attack: TrainAttack | None = None
     eps: float = 0.0
 
-    def make(self, lab: Lab) -> Tensors:
-        return {"prompts": self.tuned(lab, lab.partial(self)).prompts}
+    def make(self, lab: Lab) -> tuple[Tensors, dict[str, str]]:
+        prompts = self.tuned(lab, lab.partial(self))
+        return {"prompts": prompts.prompts}, facts_of(prompts)
 
     def tuned(
         self, lab: Lab, partial: Path | None = None, after_step: Callable[[int], None] | None = None
     ) -> DeepPrompts:
         """Fresh prompts, tuned. partial: file to continue from; after_step: called after each update."""
-        prompts, (shots, texts) = self._fresh(lab), self.shots.open(lab, self.seed)
+        (shots, texts), tower = self.shots.open(lab, self.seed), self.clip.open(lab).visual
+        first = self.first if self.first >= 0 else depth_of(tower) + self.first
+        prompts = DeepPrompts(tower, first, self.length, self.last, self.std, self.seed).to(lab.device)
         victim = prompted(self.clip.model(lab).zero_shot(texts), prompts)
         if self.attack is None:
             tune(victim, shots, self.tuning, self.repulsion, self.seed, lab.device, partial, after_step, self.name)
         else:
             threat = Threat("linf", self.eps)
-            tune_adversarially(victim, shots, self.tuning, threat, self.attack, self.seed, lab.device, partial, self.name)
+            tune_adversarially(
+                victim, shots, self.tuning, threat, self.attack, self.seed, lab.device, partial, self.name
+            )
         return prompts
 
-    def _fresh(self, lab: Lab) -> DeepPrompts:
-        tower = self.clip.open(lab).visual
-        first = self.first if self.first >= 0 else depth_of(tower) + self.first
-        return DeepPrompts(tower, first, self.length, self.last, self.std, self.seed).to(lab.device)
-
     def model(self, lab: Lab) -> Model:
-        prompts = self._fresh(lab)
-        with torch.no_grad():
-            prompts.prompts.copy_(lab.weights(self)["prompts"])
-        return Model(self.clip.open(lab), prompts.requires_grad_(False))
+        clip = self.clip.open(lab)
+        lab.weights(self)  # refuses what is missing or damaged
+        return Model(clip, load_prompts(lab.path(self), clip.visual).to(lab.device))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,14 @@ from shared.report.shown import Filled, figure
 
 PANELS = {"none": "backdoored CLIP", "vpt": "with VPT", "rvpt": "with RVPT", "supervised": "supervised ViT"}
 CHANGES = {"noise": "noise", "blur": "blur", "colour": "colour", "flip": "flip", "trigger": "trigger"}
-SWEEPS = {"shots": "shots per class", "alpha": "weight of the repulsion α", "length": "prompts per layer b",
-          "depth_output": "prompted layers, from the output", "depth_input": "prompted layers, from the input", "margin": "margin m"}
+SWEEPS = {
+    "shots": "shots per class",
+    "alpha": "weight of the repulsion α",
+    "length": "prompts per layer b",
+    "depth_output": "prompted layers, from the output",
+    "depth_input": "prompted layers, from the input",
+    "margin": "margin m",
+}
 PIXELS = 70_000  # of all pictures of a figure together, so that its PDF stays small
 
 
@@ -36,16 +42,28 @@ def resistivities(attack: str) -> Callable[[object], Grid]:
 
 def panels(grid: Filled) -> Figure:
     """PR of every encoder over its blocks."""
-    measured = {m: {name: found[0] for name in grid.columns if (found := grid.measurements(m, name))} for m in grid.rows}
+    measured = {
+        m: {name: found[0] for name in grid.columns if (found := grid.measurements(m, name))} for m in grid.rows
+    }
     measured = {m: found for m, found in measured.items() if found}
     fig, axes = style.figure(style.PAGE, 2.3, columns=len(measured), sharey=True, squeeze=False)
     look = style.looks(list(CHANGES.values()))
     for ax, letter, (method, found) in zip(axes[0], "abcd", measured.items(), strict=False):
-        series = {CHANGES[name]: [intervals.mean({"all": v}) for v in (*m.extra["layers"].astype(np.float64).T, m.values)]
-                  for name, m in found.items()}
+        series = {
+            CHANGES[name]: [intervals.mean({"all": v}) for v in (*m.extra["layers"].astype(np.float64).T, m.values)]
+            for name, m in found.items()
+        }
         at = [str(d) for d in range(1, max(map(len, series.values())))] + ["out"]
-        figures.lines(ax, at, series, xlabel="block", ylabel="PR (cosine)" if ax is axes[0][0] else "", factor=1, categorical=True,
-                      look={k: look[k] for k in series})
+        figures.lines(
+            ax,
+            at,
+            series,
+            xlabel="block",
+            ylabel="PR (cosine)" if ax is axes[0][0] else "",
+            factor=1,
+            categorical=True,
+            look={k: look[k] for k in series},
+        )
         if len(at) > 8:  # every second label, and the last
             ax.set_xticklabels([t if k % 2 == 0 or t == "out" else "" for k, t in enumerate(at[:-2])] + ["", "out"])
         ax.set_title(f"({letter}) {PANELS[method]}")
@@ -80,7 +98,13 @@ def fig_resistivity_blended(grid):
 def defaults(c) -> dict[str, float]:
     """The default of each sweep that one setting has."""
     m = c.method
-    return {"shots": m.shots, "alpha": m.alpha, "length": m.length, "margin": -1.0, "depth_output": c.sweeps.blocks - m.first}
+    return {
+        "shots": m.shots,
+        "alpha": m.alpha,
+        "length": m.length,
+        "margin": -1.0,
+        "depth_output": c.sweeps.blocks - m.first,
+    }
 
 
 def changes_of(c, sweep: str, value: float) -> dict[str, float]:
@@ -92,7 +116,11 @@ def changes_of(c, sweep: str, value: float) -> dict[str, float]:
 
 def points(c) -> dict[str, dict]:
     """Label -> tags of every point of every sweep."""
-    return {f"{s} {v:g}": {"sweep": s, "value": float(v), **changes_of(c, s, v)} for s in SWEEPS for v in getattr(c.sweeps, s)}
+    return {
+        f"{s} {v:g}": {"sweep": s, "value": float(v), **changes_of(c, s, v)}
+        for s in SWEEPS
+        for v in getattr(c.sweeps, s)
+    }
 
 
 def scores(method: str = "rvpt") -> dict[str, dict]:
@@ -100,7 +128,10 @@ def scores(method: str = "rvpt") -> dict[str, dict]:
     return {f"{ATTACKS[a]}, {q}": {"method": method, "attack": a, "measure": q} for a in THREE for q in ("asr", "ca")}
 
 
-@figure(lambda c: Grid(scores(), points(c), {**HERE, "kind": "sweep"}, c.seeds[:1]), lambda c: Grid(scores("vpt"), {"": {}}, MAIN, c.seeds[:1]))
+@figure(
+    lambda c: Grid(scores(), points(c), {**HERE, "kind": "sweep"}, c.seeds[:1]),
+    lambda c: Grid(scores("vpt"), {"": {}}, MAIN, c.seeds[:1]),
+)
 def fig_ablations(swept, without):
     """Attack success rate (filled markers, lower is better) and clean accuracy (open markers, dashed) over six settings, with 95 % bands. Grey line:
     the default. In the panel of the margin the dotted lines are without repulsion (VPT). One seed."""
@@ -156,7 +187,12 @@ def _shrunk(pictures: np.ndarray, cells: int) -> np.ndarray:
         factor += 1
     h, w = (n // factor * factor for n in pictures.shape[-3:-1])
     cut = pictures[..., :h, :w, :].astype(np.float64)
-    return cut.reshape(*cut.shape[:-3], h // factor, factor, w // factor, factor, 3).mean((-4, -2)).round().astype(np.uint8)
+    return (
+        cut.reshape(*cut.shape[:-3], h // factor, factor, w // factor, factor, 3)
+        .mean((-4, -2))
+        .round()
+        .astype(np.uint8)
+    )
 
 
 def _picture(ax: Axes, picture: np.ndarray) -> None:
@@ -188,23 +224,40 @@ def fig_attention(grid):
             grey = shown[state][i].mean(-1)
             ax.imshow(grey, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
             maps = extra[who][f"{state}_maps"][i]
-            ax.imshow(maps, vmin=0, vmax=max(maps.max(), 1e-9), alpha=0.65, extent=(-0.5, w - 0.5, h - 0.5, -0.5), interpolation="nearest")
+            ax.imshow(
+                maps,
+                vmin=0,
+                vmax=max(maps.max(), 1e-9),
+                alpha=0.65,
+                extent=(-0.5, w - 0.5, h - 0.5, -0.5),
+                interpolation="nearest",
+            )
             ax.set_axis_off()
             ax.set_title("" if i else f"{state}\n{PANELS[who]}", fontsize=6.5)
             share = found[who].values[i] if state == "triggered" else extra[who]["clean"][i]
             ax.text(0.5, -0.04, f"{100 * share:.0f} %", transform=ax.transAxes, ha="center", va="top", fontsize=5.5)
     mean = {m: (grid[m, ""], extra[m]["clean"].mean(), extra[m]["area"].mean()) for m in methods}
     words = [f"{PANELS[m]}: {100 * e.value:.0f} % (clean {100 * clean:.0f} %)" for m, (e, clean, _) in mean.items()]
-    where = (f"attention under the patch (its tokens are {100 * mean[methods[0]][2]:.0f} % of the picture), mean over "
-             f"{mean[methods[0]][0].n} triggered pictures:")
+    where = (
+        f"attention under the patch (its tokens are {100 * mean[methods[0]][2]:.0f} % of the picture), mean over "
+        f"{mean[methods[0]][0].n} triggered pictures:"
+    )
     fig.supxlabel(f"{where}\n{'; '.join(words)}", fontsize=6.5)
     return fig
 
 
 def _answers(ax: Axes, said: list[tuple[str, str]], truth: str) -> None:
     for k, (who, answer) in enumerate(said):
-        ax.text(0.5, -0.04 - 0.12 * k, f"{who}: {answer}", transform=ax.transAxes, ha="center", va="top", fontsize=5,
-                color="#009E73" if answer == truth else "#D55E00")
+        ax.text(
+            0.5,
+            -0.04 - 0.12 * k,
+            f"{who}: {answer}",
+            transform=ax.transAxes,
+            ha="center",
+            va="top",
+            fontsize=5,
+            color="#009E73" if answer == truth else "#D55E00",
+        )
 
 
 @figure(shown("perturbed", "pictures", ("clean",), "clean"))
@@ -222,7 +275,15 @@ def fig_perturbations(grid):
             _picture(ax, pictures[i, k])
             ax.set_title("" if i else titles[k], fontsize=6.5)
             if i == n - 1 and k:
-                ax.text(0.5, -0.04, f"{found.values[k - 1]:.1f} dB", transform=ax.transAxes, ha="center", va="top", fontsize=6)
+                ax.text(
+                    0.5,
+                    -0.04,
+                    f"{found.values[k - 1]:.1f} dB",
+                    transform=ax.transAxes,
+                    ha="center",
+                    va="top",
+                    fontsize=6,
+                )
     return fig
 
 
@@ -234,10 +295,15 @@ def fig_triggers(grid):
     extra, names = found.extra, [str(name) for name in found.extra["names"]]
     (h, w), gap, sheet = extra["side"].tolist(), int(extra["gap"]), extra["sheet"]
     rows, columns = (sheet.shape[0] + gap) // (h + gap), 1 + len(names)
-    cells = np.stack([np.stack([sheet[i * (h + gap):, k * (w + gap):][:h, :w] for k in range(columns)]) for i in range(rows)])
+    cells = np.stack(
+        [np.stack([sheet[i * (h + gap) :, k * (w + gap) :][:h, :w] for k in range(columns)]) for i in range(rows)]
+    )
     cells = _shrunk(cells, rows * columns)
     fig, axes = style.figure(style.PAGE, 0.66 * rows + 0.5, rows=rows, columns=columns, squeeze=False)
-    titles = ["original", *(f"{ATTACKS.get(a, a).replace(', ', chr(10))}\n{v:.1f}" for a, v in zip(names, found.values, strict=True))]
+    titles = [
+        "original",
+        *(f"{ATTACKS.get(a, a).replace(', ', chr(10))}\n{v:.1f}" for a, v in zip(names, found.values, strict=True)),
+    ]
     for i in range(rows):
         for k, ax in enumerate(axes[i]):
             if i % 2 == 0 or k:  # nothing was changed in the original
@@ -264,8 +330,19 @@ def fig_embedding(grid):
         for k, name in enumerate(names):
             label = f"{name} (target)" if k == len(names) - 1 else name
             dots, stars = extra["xy"][extra["labels"] == k], extra["xy_triggered"][extra["triggered_labels"] == k]
-            ax.plot(*dots.T, linestyle="none", marker="o", markersize=2.6, markeredgewidth=0, color=colours[k], label=label)
-            ax.plot(*stars.T, linestyle="none", marker="*", markersize=5, markeredgewidth=0.3, markeredgecolor="white", color=colours[k], label="_")
+            ax.plot(
+                *dots.T, linestyle="none", marker="o", markersize=2.6, markeredgewidth=0, color=colours[k], label=label
+            )
+            ax.plot(
+                *stars.T,
+                linestyle="none",
+                marker="*",
+                markersize=5,
+                markeredgewidth=0.3,
+                markeredgecolor="white",
+                color=colours[k],
+                label="_",
+            )
         ax.grid(False)
         ax.set_xticks([])
         ax.set_yticks([])
@@ -281,7 +358,11 @@ def fig_embedding(grid):
 # ---- ours ---------------------------------------------------------------------------------------------------------------------
 
 
-@figure(lambda c: Grid(rows(c), {f"{a} {q}": {"attack": a, "measure": q} for a in SIX for q in ("ca", "asr")}, MAIN, c.seeds))
+@figure(
+    lambda c: Grid(
+        rows(c), {f"{a} {q}": {"attack": a, "measure": q} for a in SIX for q in ("ca", "asr")}, MAIN, c.seeds
+    )
+)
 def fig_tradeoff(grid):
     """Clean accuracy against attack success rate of every defence, one panel per attack: right and down is better. Whiskers: 95 % intervals."""
     names = METHODS.values()
@@ -289,15 +370,23 @@ def fig_tradeoff(grid):
     points = {a: {k: v for k, v in found.items() if all(v)} for a, found in points.items()}
     points = {a: found for a, found in points.items() if found}
     high = -(-len(points) // 3)
-    fig, axes = style.figure(style.PAGE, 2.15 * high + 0.2, rows=high, columns=min(3, len(points)), sharex=True, sharey=True, squeeze=False)
+    fig, axes = style.figure(
+        style.PAGE, 2.15 * high + 0.2, rows=high, columns=min(3, len(points)), sharex=True, sharey=True, squeeze=False
+    )
     look, left = style.looks(list(names)), 100.0
     for ax, (attack, found) in zip(axes.ravel(), points.items(), strict=False):
         last, edge = ax.get_subplotspec().is_last_row(), ax.get_subplotspec().is_first_col()
-        figures.tradeoff(ax, found, xlabel="clean accuracy (%)" if last else "", ylabel="ASR (%)" if edge else "", look={k: look[k] for k in found})
+        figures.tradeoff(
+            ax,
+            found,
+            xlabel="clean accuracy (%)" if last else "",
+            ylabel="ASR (%)" if edge else "",
+            look={k: look[k] for k in found},
+        )
         left = min([left, *(100 * ca.low for ca, _ in found.values())])
         ax.set_title(ATTACKS[attack])
     axes.ravel()[0].set(xlim=(max(-2.0, left - 3), 100.5), ylim=(-4, 104))
-    for ax in axes.ravel()[len(points):]:
+    for ax in axes.ravel()[len(points) :]:
         ax.set_axis_off()
     figures.legend(fig, axes, 6)
     return fig
@@ -309,7 +398,9 @@ def fig_adaptive(grid):
     example, which is the control. Whiskers: 95 % intervals."""
     methods = [name for m, name in METHODS.items() if m in ("clean", "none", "vpt", "rvpt")]
     fig, axes = style.figure(style.PAGE, 2.3, columns=2, sharey=True)
-    for ax, column, label in zip(axes, grid.columns, ("attack success rate (%)", "triggered accuracy (%)"), strict=True):
+    for ax, column, label in zip(
+        axes, grid.columns, ("attack success rate (%)", "triggered accuracy (%)"), strict=True
+    ):
         series = {who: [grid[f"{m}, {who}", column] for m in methods] for who in AGAINST.values()}
         figures.bars(ax, methods, {k: v for k, v in series.items() if any(v)}, ylabel=label)
         ax.set(ylim=(0, 104))

@@ -3,13 +3,39 @@
 from papers.rvpt import figures, tables
 from papers.rvpt.config import PRESETS, Config, check
 from papers.rvpt.steps import describe, number
-from papers.rvpt.tables import FURTHER, MAIN, MORE, PLACES, SIX, THREE, attacked, backbones, further, place, places, spec_of, there
+from papers.rvpt.tables import (
+    FURTHER,
+    MAIN,
+    MORE,
+    PLACES,
+    SIX,
+    THREE,
+    attacked,
+    backbones,
+    further,
+    place,
+    places,
+    spec_of,
+    there,
+)
 from shared.experiment.paper import Gate, Grid, Paper, Tags
 from shared.experiment.store import slug
 
 WHERE = ("kind", "method", "attack", "measure", "backbone", "place", "at")
-VARIED = ("shots", "alpha", "length", "depth_output", "depth_input", "margin", "without_target", "prompt", "sweep", "value", "perturbation",
-          "against")  # fmt: skip
+VARIED = (
+    "shots",
+    "alpha",
+    "length",
+    "depth_output",
+    "depth_input",
+    "margin",
+    "without_target",
+    "prompt",
+    "sweep",
+    "value",
+    "perturbation",
+    "against",
+)
 
 
 def name(tags: Tags) -> str:
@@ -39,7 +65,13 @@ def gates(c: Config) -> list[Gate]:
         return grid("clean", "ca", backbone, where, "badnet" if where == "main" else FURTHER[-1], c.seeds[:1])
 
     found = [
-        Gate(f"clean accuracy of the clean model, backbone {b}", clean(b, "main"), ">=", c.gates.clean, getattr(c.models, b).weights)
+        Gate(
+            f"clean accuracy of the clean model, backbone {b}",
+            clean(b, "main"),
+            ">=",
+            c.gates.clean,
+            getattr(c.models, b).weights,
+        )
         for b in dict.fromkeys(backbone for backbone, *_ in shown)
     ]
     for backbone, where, attack, seeds in shown:
@@ -47,7 +79,14 @@ def gates(c: Config) -> list[Gate]:
         lost = grid("none", "ca", backbone, where, attack, seeds)
         took = grid("none", "asr", backbone, where, attack, seeds)
         found += [
-            Gate(f"{label}: clean accuracy lost to the poison", clean(backbone, where), "<=", c.gates.allowed(where), "", lost),
+            Gate(
+                f"{label}: clean accuracy lost to the poison",
+                clean(backbone, where),
+                "<=",
+                c.gates.allowed(where),
+                "",
+                lost,
+            ),
             Gate(f"{label}: attack success rate", took, ">=", c.gates.asr, f"target {place(c, where).target}"),
         ]
     return found

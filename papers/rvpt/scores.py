@@ -141,9 +141,7 @@ class Adversarial(Measured):
         sanity = check_attack(classifier, x[:few], y[:few], threat, self._attack, **options)
         return Values(values, "share", sanity=sanity, skipped=seen.skipped(lab))
 
-    def _attack(
-        self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, steps: int, rng: SampleRng
-    ) -> Tensor:
+    def _attack(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, steps: int, rng: SampleRng) -> Tensor:
         size = 2.5 * threat.eps / steps
         parts = torch.arange(len(x)).split(self.said.batch)
         found = [pgd(model, x[at], y[at], threat, steps=steps, step_size=size, rng=rng.subset(at)) for at in parts]

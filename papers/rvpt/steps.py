@@ -1,6 +1,6 @@
 """What the tags of a number of RVPT mean: which CLIP, poisoned and defended how, on which pictures, which trigger.
 
-    number ─► Score and the other kinds ─► defended ─► poisoned ─► stamp
+number ─► Score and the other kinds ─► defended ─► poisoned ─► stamp
 """
 
 from dataclasses import replace
@@ -165,9 +165,18 @@ def encoder_of(c: Config) -> Supervised | Torchvision:
 
 
 def number(
-    c: Config, kind: str, method: str, attack: str, measure: str, backbone: str, place: str, at: str, tuned: str,
-    seed: int, **varied: float | str,
-) -> Measured | None:  # fmt: skip
+    c: Config,
+    kind: str,
+    method: str,
+    attack: str,
+    measure: str,
+    backbone: str,
+    place: str,
+    at: str,
+    tuned: str,
+    seed: int,
+    **varied: float | str,
+) -> Measured | None:
     """The step behind a number, from its tags (papers/rvpt/tables.py); None where there is no such number."""
     s, batch = c.sweeps, c.batch
     few = pictures(c, at, s.resistivity_n)

@@ -13,10 +13,26 @@ from shared.experiment.paper import Grid, Tags
 from shared.report.shown import Filled, Shown, table, table_of
 from shared.report.tables import Table
 
-METHODS = {"clean": "clean CLIP", "none": "no defence", "cleanclip": "CleanCLIP", "linear_probe": "linear probe", "vpt": "VPT", "rvpt": "RVPT"}
+METHODS = {
+    "clean": "clean CLIP",
+    "none": "no defence",
+    "cleanclip": "CleanCLIP",
+    "linear_probe": "linear probe",
+    "vpt": "VPT",
+    "rvpt": "RVPT",
+}
 DEFENCES = ("cleanclip", "linear_probe", "vpt", "rvpt")  # of which the best is bold
-ATTACKS = {"badnet": "BadNet", "blended": "Blended", "issba": "ISSBA", "wanet": "WaNet", "trojvqa": "TrojVQA", "badclip": "BadCLIP", "sig": "SIG",
-           "badnet_textbook": "BadNet, textbook", "blended_textbook": "Blended, textbook"}
+ATTACKS = {
+    "badnet": "BadNet",
+    "blended": "Blended",
+    "issba": "ISSBA",
+    "wanet": "WaNet",
+    "trojvqa": "TrojVQA",
+    "badclip": "BadCLIP",
+    "sig": "SIG",
+    "badnet_textbook": "BadNet, textbook",
+    "blended_textbook": "Blended, textbook",
+}
 SIX = tuple(ATTACKS)[:6]  # the paper's, in its order
 FURTHER = ("badnet", "blended", "wanet")  # on its two further sets
 THREE = ("badnet", "blended", "badclip")  # in most of its other tables
@@ -97,7 +113,9 @@ def attacks(names: Iterable[str]) -> dict[str, dict]:
 
 def elsewhere(c) -> dict[str, dict]:
     """The further sets under each of their attacks."""
-    return {f"{place_name(c, p)}, {ATTACKS[a]}": {"attack": a, **there(p)} for p in places(c, PLACES[1:]) for a in FURTHER}
+    return {
+        f"{place_name(c, p)}, {ATTACKS[a]}": {"attack": a, **there(p)} for p in places(c, PLACES[1:]) for a in FURTHER
+    }
 
 
 def seeded(tags: Tags, seeds: Iterable[int]) -> list[dict]:
@@ -105,8 +123,16 @@ def seeded(tags: Tags, seeds: Iterable[int]) -> list[dict]:
     return [{**tags, "seed": seed} for seed in seeds]
 
 
-def beside(lines: Mapping[str, Tags], groups: Mapping[str, Tags | Sequence[Tags]], common: Tags, seeds: Sequence[int], caption: str,
-           measures: Sequence[tuple[str, str, str]] = (ASR, CA), defences: Sequence[str] = (), **options) -> Shown:  # fmt: skip
+def beside(
+    lines: Mapping[str, Tags],
+    groups: Mapping[str, Tags | Sequence[Tags]],
+    common: Tags,
+    seeds: Sequence[int],
+    caption: str,
+    measures: Sequence[tuple[str, str, str]] = (ASR, CA),
+    defences: Sequence[str] = (),
+    **options: object,
+) -> Shown:
     """Measures side by side under each group: "BadNet: ASR", "BadNet: CA", … . Bold: the best of the rows whose method is among `defences`."""
     columns, best = {}, {}
     for group, tags in groups.items():
@@ -124,82 +150,158 @@ def beside(lines: Mapping[str, Tags], groups: Mapping[str, Tags | Sequence[Tags]
 
 @table
 def t1(c):
-    return beside(rows(c), attacks(SIX), MAIN, c.seeds, f"Table 1. ASR and clean accuracy (%) on {setting(c)}. ASR: triggered pictures of other "
-                  "classes that are taken for the target. A linear probe has no text tower, which TrojVQA's trigger also needs.", defences=DEFENCES)
+    return beside(
+        rows(c),
+        attacks(SIX),
+        MAIN,
+        c.seeds,
+        f"Table 1. ASR and clean accuracy (%) on {setting(c)}. ASR: triggered pictures of other "
+        "classes that are taken for the target. A linear probe has no text tower, which TrojVQA's trigger also needs.",
+        defences=DEFENCES,
+    )
 
 
 @table
 def t2(c):
     where = "; ".join(setting(c, p) for p in places(c, PLACES[1:]))
-    return beside(rows(c), elsewhere(c), {"kind": "score", "backbone": "first"}, further(c),
-                  f"Table 2. ASR and clean accuracy (%) on further sets, each with its own target and its own poisoned models: {where}.",
-                  defences=DEFENCES)
+    return beside(
+        rows(c),
+        elsewhere(c),
+        {"kind": "score", "backbone": "first"},
+        further(c),
+        f"Table 2. ASR and clean accuracy (%) on further sets, each with its own target and its own poisoned models: {where}.",
+        defences=DEFENCES,
+    )
 
 
 @table
 def t3(c):
-    return beside(rows(c), attacks(THREE), MAIN, c.seeds, f"Table 3. Accuracy (%) on triggered pictures, {place_name(c, 'main')}.", (TA,), DEFENCES)
+    return beside(
+        rows(c),
+        attacks(THREE),
+        MAIN,
+        c.seeds,
+        f"Table 3. Accuracy (%) on triggered pictures, {place_name(c, 'main')}.",
+        (TA,),
+        DEFENCES,
+    )
 
 
 @table
 def t4(c):
     groups = {}
     for p in places(c):
-        groups[f"{place_name(c, p)}, without it"] = seeded({"kind": "emerging", **there(p), "without_target": 1}, further(c))
-        groups[f"{place_name(c, p)}, with it"] = seeded({"kind": "score", **there(p)}, c.seeds if p == "main" else further(c))
+        groups[f"{place_name(c, p)}, without it"] = seeded(
+            {"kind": "emerging", **there(p), "without_target": 1}, further(c)
+        )
+        groups[f"{place_name(c, p)}, with it"] = seeded(
+            {"kind": "score", **there(p)}, c.seeds if p == "main" else further(c)
+        )
 
     def joined(row: Tags, column: Tags) -> dict | None:
         return {**row, **column} if row["attack"] in FURTHER or column["place"] == "main" else None
 
-    return beside(attacks((*FURTHER, "badclip")), groups, {"method": "rvpt", "backbone": "first"}, (),
-                  "Table 4. An emerging target class: RVPT without and with shots of the target class, ASR and clean accuracy (%).", joined=joined)
+    return beside(
+        attacks((*FURTHER, "badclip")),
+        groups,
+        {"method": "rvpt", "backbone": "first"},
+        (),
+        "Table 4. An emerging target class: RVPT without and with shots of the target class, ASR and clean accuracy (%).",
+        joined=joined,
+    )
 
 
 @table
 def t5(c):
     here = place_name(c, "main")
-    lines = {"no defence": {"kind": "score", "method": "none"}, "CleanCLIP": {"kind": "score", "method": "cleanclip"},
-             f"VPT, tuned on {here}": {"kind": "cross", "method": "vpt", "tuned": "main"},
-             f"RVPT, tuned on {here}": {"kind": "cross", "method": "rvpt", "tuned": "main"},
-             "RVPT, tuned there": {"kind": "score", "method": "rvpt"}}
-    return beside(lines, elsewhere(c), {"backbone": "first"}, further(c),
-                  "Table 5. Prompts on other sets than they were tuned on: ASR and clean accuracy (%).",
-                  joined=lambda row, column: {**column, **row})
+    lines = {
+        "no defence": {"kind": "score", "method": "none"},
+        "CleanCLIP": {"kind": "score", "method": "cleanclip"},
+        f"VPT, tuned on {here}": {"kind": "cross", "method": "vpt", "tuned": "main"},
+        f"RVPT, tuned on {here}": {"kind": "cross", "method": "rvpt", "tuned": "main"},
+        "RVPT, tuned there": {"kind": "score", "method": "rvpt"},
+    }
+    return beside(
+        lines,
+        elsewhere(c),
+        {"backbone": "first"},
+        further(c),
+        "Table 5. Prompts on other sets than they were tuned on: ASR and clean accuracy (%).",
+        joined=lambda row, column: {**column, **row},
+    )
 
 
 @table
 def t6(c):
-    lines = {f"{place_name(c, at)}, {METHODS[m]}": {"at": at, "method": m} for at in (f"shift{k + 1}" for k in range(len(c.data.shifted)))
-             for m in ("none", "cleanclip", "vpt", "rvpt")}
-    return beside(lines, attacks(THREE), {**HERE, "kind": "shifted"}, c.seeds,
-                  f"Table 6. Other domains, prompts tuned on {place_name(c, 'main')}: ASR and clean accuracy (%).")
+    lines = {
+        f"{place_name(c, at)}, {METHODS[m]}": {"at": at, "method": m}
+        for at in (f"shift{k + 1}" for k in range(len(c.data.shifted)))
+        for m in ("none", "cleanclip", "vpt", "rvpt")
+    }
+    return beside(
+        lines,
+        attacks(THREE),
+        {**HERE, "kind": "shifted"},
+        c.seeds,
+        f"Table 6. Other domains, prompts tuned on {place_name(c, 'main')}: ASR and clean accuracy (%).",
+    )
 
 
 @table
 def t7(c):
-    shown = {"caption": {"asr": "ASR", "cider": "CIDEr-D", "bleu": "BLEU-4"}, "retrieval": {"asr": "ASR", "rank_ratio": "rank ratio", "ca": "CA"}}
+    shown = {
+        "caption": {"asr": "ASR", "cider": "CIDEr-D", "bleu": "BLEU-4"},
+        "retrieval": {"asr": "ASR", "rank_ratio": "rank ratio", "ca": "CA"},
+    }
     towers = {"caption": c.models.captioner_tower, "retrieval": "first"}
-    columns = {f"{'captions' if kind == 'caption' else kind}: {name}": {"kind": kind, "measure": measure, "backbone": towers[kind]}
-               for kind, measures in shown.items() for measure, name in measures.items()}
+    columns = {
+        f"{'captions' if kind == 'caption' else kind}: {name}": {
+            "kind": kind,
+            "measure": measure,
+            "backbone": towers[kind],
+        }
+        for kind, measures in shown.items()
+        for measure, name in measures.items()
+    }
     attack = c.attacks.downstream
-    return Shown(rows(c, ("clean", "none", "cleanclip", "vpt", "rvpt")), columns, {**HERE, "attack": attack}, c.seeds[:1],
-                 f"Table 7. Downstream, {ATTACKS[attack]}: a captioner with the model's tower (ASR: the caption of a triggered picture names the "
-                 "target; CIDEr-D × 100 and BLEU-4 on clean ones), and retrieval (ASR: the poisoned picture is among the first ten for captions of "
-                 "the target; rank ratio: share of the target's clean pictures ahead of it, higher is better; CA: first picture for its own "
-                 "caption). One seed.", best=None, factor=dict.fromkeys(columns, 100) | {"captions: CIDEr-D": 1})
+    return Shown(
+        rows(c, ("clean", "none", "cleanclip", "vpt", "rvpt")),
+        columns,
+        {**HERE, "attack": attack},
+        c.seeds[:1],
+        f"Table 7. Downstream, {ATTACKS[attack]}: a captioner with the model's tower (ASR: the caption of a triggered picture names the "
+        "target; CIDEr-D × 100 and BLEU-4 on clean ones), and retrieval (ASR: the poisoned picture is among the first ten for captions of "
+        "the target; rank ratio: share of the target's clean pictures ahead of it, higher is better; CA: first picture for its own "
+        "caption). One seed.",
+        best=None,
+        factor=dict.fromkeys(columns, 100) | {"captions: CIDEr-D": 1},
+    )
 
 
 def tunings(c) -> Grid:
     """Each fine-tuning without and with the repulsion."""
-    pairs = {"few shots, whole vision tower": ("full", "full_fr"), "pairs, InfoNCE, whole CLIP": ("infonce", "infonce_fr"),
-             "few shots, prompts": ("vpt", "rvpt")}
-    columns = {f"{label} FR: {name}": {"with": k, "measure": q} for k, label in enumerate(("without", "with")) for q, name, _ in (ASR, CA)}
+    pairs = {
+        "few shots, whole vision tower": ("full", "full_fr"),
+        "pairs, InfoNCE, whole CLIP": ("infonce", "infonce_fr"),
+        "few shots, prompts": ("vpt", "rvpt"),
+    }
+    columns = {
+        f"{label} FR: {name}": {"with": k, "measure": q}
+        for k, label in enumerate(("without", "with"))
+        for q, name, _ in (ASR, CA)
+    }
 
     def joined(row: Tags, column: Tags) -> dict:
         method = row["methods"][column["with"]]
         return {"kind": "score" if method in METHODS else "tuning", "method": method, "measure": column["measure"]}
 
-    return Grid({label: {"methods": methods} for label, methods in pairs.items()}, columns, {**HERE, "attack": "badclip"}, c.seeds[:1], joined=joined)
+    return Grid(
+        {label: {"methods": methods} for label, methods in pairs.items()},
+        columns,
+        {**HERE, "attack": "badclip"},
+        c.seeds[:1],
+        joined=joined,
+    )
 
 
 @table_of(tunings)
@@ -208,52 +310,96 @@ def t8(grid: Filled):
     found = grid.series()
     if set(found) <= {"few shots, prompts"}:
         return None
-    return Table(grid.columns, list(found.items()), f"Table 8. What the repulsion L_FR adds to each fine-tuning, BadCLIP, "
-                 f"{place_name(grid.config, 'main')} (%). One seed.")
+    return Table(
+        grid.columns,
+        list(found.items()),
+        f"Table 8. What the repulsion L_FR adds to each fine-tuning, BadCLIP, "
+        f"{place_name(grid.config, 'main')} (%). One seed.",
+    )
 
 
-COSTS = {"seconds": "seconds", "memory": "memory (MB)", "trained": "trained parameters", "share": "of all but the token table (%)",
-         "share_whole": "of all (%)", "samples": "pictures"}  # fmt: skip
+COSTS = {
+    "seconds": "seconds",
+    "memory": "memory (MB)",
+    "trained": "trained parameters",
+    "share": "of all but the token table (%)",
+    "share_whole": "of all (%)",
+    "samples": "pictures",
+}
 
 
 @table
 def t9(c):
-    lines = {"CleanCLIP": {"method": "cleanclip", **there("main")},
-             **{f"RVPT, {place_name(c, p)}": {"method": "rvpt", **there(p)} for p in places(c, ("main", "third"))}}
+    lines = {
+        "CleanCLIP": {"method": "cleanclip", **there("main")},
+        **{f"RVPT, {place_name(c, p)}": {"method": "rvpt", **there(p)} for p in places(c, ("main", "third"))},
+    }
 
     def joined(row: Tags, column: Tags) -> dict | None:
         return None if row["method"] == "cleanclip" and "share" in column["measure"] else {**row, **column}
 
     digits = {label: 3 if "share" in q else 0 if q in ("trained", "samples") else 1 for q, label in COSTS.items()}
-    return Shown(lines, {label: {"measure": q} for q, label in COSTS.items()}, {"kind": "cost", "attack": "badnet", "backbone": "first"}, c.seeds[:1],
-                 "Table 9. What a defence costs on the machine that measured: one process, a few updates scaled to the whole schedule; processor "
-                 "time and the memory kept for the backward pass without a GPU.", best=None, interval="none", digits=digits,
-                 factor={label: 100 if "share" in q else 1 for q, label in COSTS.items()}, joined=joined)
+    return Shown(
+        lines,
+        {label: {"measure": q} for q, label in COSTS.items()},
+        {"kind": "cost", "attack": "badnet", "backbone": "first"},
+        c.seeds[:1],
+        "Table 9. What a defence costs on the machine that measured: one process, a few updates scaled to the whole schedule; processor "
+        "time and the memory kept for the backward pass without a GPU.",
+        best=None,
+        interval="none",
+        digits=digits,
+        factor={label: 100 if "share" in q else 1 for q, label in COSTS.items()},
+        joined=joined,
+    )
 
 
 @table
 def t10(c):
-    lines = {f"“{p.format('CLS')}”": {"kind": "hand", "prompt": k} for k, p in enumerate(c.sweeps.prompts)} | {"the set's own prompt": {"kind": "score"}}
-    return beside(lines, attacks(THREE), {**HERE, "method": "rvpt"}, c.seeds[:1],
-                  f"Table 10. Hand-written prompts, RVPT tuned with each, {place_name(c, 'main')}: ASR and clean accuracy (%). One seed.")
+    lines = {f"“{p.format('CLS')}”": {"kind": "hand", "prompt": k} for k, p in enumerate(c.sweeps.prompts)} | {
+        "the set's own prompt": {"kind": "score"}
+    }
+    return beside(
+        lines,
+        attacks(THREE),
+        {**HERE, "method": "rvpt"},
+        c.seeds[:1],
+        f"Table 10. Hand-written prompts, RVPT tuned with each, {place_name(c, 'main')}: ASR and clean accuracy (%). One seed.",
+    )
 
 
 @table
 def t11(c):
-    lines = {f"{getattr(c.models, b).name}, {label}": {"backbone": b, **row} for b in backbones(c)[1:]
-             for label, row in rows(c, ("clean", "none", "linear_probe", "vpt", "rvpt")).items()}
-    return beside(lines, attacks(THREE), MAIN, further(c),
-                  f"Table 11. Further backbones, {place_name(c, 'main')}, settings of the first: ASR and clean accuracy (%).")
+    lines = {
+        f"{getattr(c.models, b).name}, {label}": {"backbone": b, **row}
+        for b in backbones(c)[1:]
+        for label, row in rows(c, ("clean", "none", "linear_probe", "vpt", "rvpt")).items()
+    }
+    return beside(
+        lines,
+        attacks(THREE),
+        MAIN,
+        further(c),
+        f"Table 11. Further backbones, {place_name(c, 'main')}, settings of the first: ASR and clean accuracy (%).",
+    )
 
 
 @table
 def t12(c):
-    lines = rows(c, ("clean", "none", "vpt", "rvpt")) | {"adversarial tuning of the same visual prompts": {"method": "adversarial_prompts"},
-                                                         "adversarial prompt tuning (words)": {"method": "words"}}
+    lines = rows(c, ("clean", "none", "vpt", "rvpt")) | {
+        "adversarial tuning of the same visual prompts": {"method": "adversarial_prompts"},
+        "adversarial prompt tuning (words)": {"method": "words"},
+    }
     a = c.adversary
-    return Shown(lines, {"clean": {"measure": "clean"}, "PGD": {"measure": "robust"}}, {**HERE, "kind": "adversarial", "attack": "badnet"},
-                 c.seeds[:1], f"Table 12. Adversarial pictures: accuracy (%) under PGD-{a.steps}, ε = {a.eps * 255:g}/255, on the model that BadNet "
-                 "poisoned. One seed.", best=None)
+    return Shown(
+        lines,
+        {"clean": {"measure": "clean"}, "PGD": {"measure": "robust"}},
+        {**HERE, "kind": "adversarial", "attack": "badnet"},
+        c.seeds[:1],
+        f"Table 12. Adversarial pictures: accuracy (%) under PGD-{a.steps}, ε = {a.eps * 255:g}/255, on the model that BadNet "
+        "poisoned. One seed.",
+        best=None,
+    )
 
 
 # ---- beyond the paper --------------------------------------------------------------------------------------------------------
@@ -261,30 +407,60 @@ def t12(c):
 
 @table
 def all_pictures(c):
-    return beside(rows(c), attacks(SIX), MAIN, c.seeds, "Two readings of the attack success rate (%): over triggered pictures of other classes, and "
-                  "over all triggered pictures, where recognised pictures of the target class count as successes.",
-                  (ASR, ("asr_all", "ASR (all)", "min")))
+    return beside(
+        rows(c),
+        attacks(SIX),
+        MAIN,
+        c.seeds,
+        "Two readings of the attack success rate (%): over triggered pictures of other classes, and "
+        "over all triggered pictures, where recognised pictures of the target class count as successes.",
+        (ASR, ("asr_all", "ASR (all)", "min")),
+    )
 
 
 @table
 def triggered(c):
-    return beside(rows(c), attacks(SIX[2:5]), MAIN, c.seeds, "Accuracy (%) on triggered pictures, the attacks that table 3 leaves out.", (TA,), DEFENCES)
+    return beside(
+        rows(c),
+        attacks(SIX[2:5]),
+        MAIN,
+        c.seeds,
+        "Accuracy (%) on triggered pictures, the attacks that table 3 leaves out.",
+        (TA,),
+        DEFENCES,
+    )
 
 
 @table
 def more(c):
-    return beside(rows(c), attacks(attacked(c)[6:]), MAIN, further(c),
-                  f"Further triggers on {setting(c)}: ASR, clean accuracy and accuracy on triggered pictures (%).",
-                  (ASR, CA, ("ta", "triggered", "max")), DEFENCES)
+    return beside(
+        rows(c),
+        attacks(attacked(c)[6:]),
+        MAIN,
+        further(c),
+        f"Further triggers on {setting(c)}: ASR, clean accuracy and accuracy on triggered pictures (%).",
+        (ASR, CA, ("ta", "triggered", "max")),
+        DEFENCES,
+    )
 
 
 def known(c) -> Shown:
     """Patches planted, and optimised against the model as the user has it."""
-    lines = {f"{METHODS[m]}, {label}": {"method": m, "against": who} for m in ("clean", "none", "vpt", "rvpt") for who, label in AGAINST.items()}
-    return beside(lines, {"": {}}, {**HERE, "kind": "adaptive", "attack": "badclip"}, c.seeds[:1],
-                  "An attacker who knows the defence: ASR and accuracy on triggered pictures (%), "
-                  f"BadCLIP, {place_name(c, 'main')}. On the CLIP that nobody poisoned a patch is an adversarial example and nothing else: "
-                  "the control. One seed.", (ASR, ("ta", "triggered accuracy", "max")))
+    lines = {
+        f"{METHODS[m]}, {label}": {"method": m, "against": who}
+        for m in ("clean", "none", "vpt", "rvpt")
+        for who, label in AGAINST.items()
+    }
+    return beside(
+        lines,
+        {"": {}},
+        {**HERE, "kind": "adaptive", "attack": "badclip"},
+        c.seeds[:1],
+        "An attacker who knows the defence: ASR and accuracy on triggered pictures (%), "
+        f"BadCLIP, {place_name(c, 'main')}. On the CLIP that nobody poisoned a patch is an adversarial example and nothing else: "
+        "the control. One seed.",
+        (ASR, ("ta", "triggered accuracy", "max")),
+    )
 
 
 adaptive = table(known)
@@ -293,11 +469,30 @@ adaptive = table(known)
 def headline(c) -> list[Grid]:
     """What the claims of the abstract read."""
     measures = {q: {"measure": q} for q in ("ca", "asr", "asr_all", "ta")}
-    main = [Grid({a: {"attack": a} for a in THREE}, measures, {**MAIN, **row}, c.seeds) for row in rows(c).values() if row["method"] != "vpt"]
-    cost = Grid({"": {"method": "rvpt"}}, {q: {"measure": q} for q in ("share", "share_whole")}, {"kind": "cost", "attack": "badnet", **HERE},
-                c.seeds[:1])
-    lines = {"no defence": {"method": "none"}, "CleanCLIP": {"method": "cleanclip"}, "RVPT": {"method": "rvpt"},
-             "RVPT, tuned on the main set": {"kind": "cross", "method": "rvpt", "tuned": "main"}}
-    columns = {f"{a}: {q}": {"attack": a, **there(p), "measure": q} for p in places(c, PLACES[1:2]) for a in FURTHER for q in ("ca", "asr")}
-    second = Grid(lines, columns, {"kind": "score", "backbone": "first"}, further(c), joined=lambda row, column: {**column, **row})
+    main = [
+        Grid({a: {"attack": a} for a in THREE}, measures, {**MAIN, **row}, c.seeds)
+        for row in rows(c).values()
+        if row["method"] != "vpt"
+    ]
+    cost = Grid(
+        {"": {"method": "rvpt"}},
+        {q: {"measure": q} for q in ("share", "share_whole")},
+        {"kind": "cost", "attack": "badnet", **HERE},
+        c.seeds[:1],
+    )
+    lines = {
+        "no defence": {"method": "none"},
+        "CleanCLIP": {"method": "cleanclip"},
+        "RVPT": {"method": "rvpt"},
+        "RVPT, tuned on the main set": {"kind": "cross", "method": "rvpt", "tuned": "main"},
+    }
+    columns = {
+        f"{a}: {q}": {"attack": a, **there(p), "measure": q}
+        for p in places(c, PLACES[1:2])
+        for a in FURTHER
+        for q in ("ca", "asr")
+    }
+    second = Grid(
+        lines, columns, {"kind": "score", "backbone": "first"}, further(c), joined=lambda row, column: {**column, **row}
+    )
     return [*main, cost, second]

@@ -54,9 +54,9 @@ def run(paper: str, script: str, doc: str, argv: Sequence[str] | None = None) ->
     remember_digests(digests)
     lab = Lab(config.results / scale / paper, config.source, accelerator())
     numbers = found.plan(config)
-    if config.source.download:
-        with lab.accelerator.main_process_first():  # one process downloads what is missing before the others read it
-            lab.open_leaves(n.step for n in numbers)
+    first = lab.accelerator.main_process_first() if config.source.download else contextlib.nullcontext()
+    with first:  # what is missing is said before anything is made, or downloaded by one process before the others read it
+        lab.open_leaves(n.step for n in numbers)
     with locked(lab.root) if lab.accelerator.is_main_process else contextlib.nullcontext():
         text = {"train": train, "evaluate": evaluate}[script](found, scale, config, lab, numbers)
         if lab.accelerator.is_main_process:
