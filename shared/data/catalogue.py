@@ -49,7 +49,7 @@ def open_set(spec: str, split: str, source: Source, n: int = 100_000) -> Labelle
         return digits(split, ImageSize.parse(source.size))
     if kind not in ("folder", "named") or not name:
         raise UserError(f"the data set {spec!r} is not understood: write scenes:<set>, digits:all, folder:<all|seen|unseen> or named:<set>.")
-    if source.root is None:
+    if not source.root:
         raise UserError(f"the data set {spec!r} is read from files: set DATA_ROOT (or --data.source.root) to the folder that holds them.")
     if kind == "named":
         return named(name, source.root, split, wording=source.wording, download=source.download, skip_corrupt=source.skip_corrupt)
@@ -66,6 +66,9 @@ def _folder(part: str, split: str, source: Source) -> LabelledImages:
         return whole
     if part not in ("seen", "unseen"):
         raise UserError(f"the part {part!r} of an image folder is not known: use all, seen or unseen.")
+    if whole.num_classes < 4:
+        raise UserError(f"{root} has {whole.num_classes} classes, and the parts seen and unseen take every other one: "
+                        "have four or more, so that each part has two.")
     return ClassSubset(whole, halves(whole.num_classes)[part == "unseen"], part)
 
 

@@ -25,7 +25,7 @@ from shared.attacks.triggers.base import Preset, Trigger, byte_cast, patch_side
 from shared.attacks.triggers.patches import centre, paste
 from shared.errors import UserError
 from shared.models.clip import WordTokenizer, read_metadata, read_weights, save_tensors
-from shared.models.victim import Pixels, image_size, text_matrix
+from shared.models.victim import Pixels, text_matrix
 from shared.rng import SampleRng
 
 Embed = Callable[[Tensor], Tensor]  # pictures (N, 3, H, W) in [0, 1] -> embeddings (N, D), differentiable
@@ -229,7 +229,7 @@ def make_badclip(clip: nn.Module, pictures, targets: Sequence[str], others: Sequ
 
 
 def _tower(clip: nn.Module) -> Embed:
-    pixels = Pixels(image_size(clip.visual)).to(next(clip.parameters()).device)
+    pixels = Pixels.of(clip.visual).to(next(clip.parameters()).device)
     return lambda x: clip.visual(pixels(x))
 
 
