@@ -60,7 +60,7 @@ def _folder(part: str, split: str, source: Source) -> LabelledImages:
     from shared.data.folders import image_folder
     from shared.data.named import named
 
-    root = Path(source.root)
+    root = Path(source.root).expanduser()
     if source.download or (root / "cifar-10-batches-py").is_dir():
         whole = named("cifar10", root, split, download=source.download)
     else:
