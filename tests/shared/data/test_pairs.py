@@ -322,8 +322,10 @@ def test_what_is_no_file_is_not_waited_for(tmp_path, what):
     for spec in ("csv:no.csv", "shards:no.tar"):
         with pytest.raises(UserError, match=r"no file|cannot be read|symbolic links"):
             open_pairs(spec, source, 1, 0, 4)
+    pairs = open_pairs("csv:pairs.csv", source, 2, 0, 4)
+    assert len(pairs.version) == 16
     with pytest.raises(UserError, match=r"0\.png (is a folder, a pipe or a device|cannot be opened)"):
-        open_pairs("csv:pairs.csv", source, 2, 0, 4).__getitems__([0, 1])
+        pairs.__getitems__([0, 1])
 
 
 def test_bad_specs(tmp_path):
