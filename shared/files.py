@@ -1,6 +1,7 @@
 """Files that are either whole or absent."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -78,9 +79,14 @@ def sha256_bytes(content: bytes) -> str:
 
 
 def sha256_file(path: str | os.PathLike) -> str:
-    """Hex sha256 of a file's bytes. What was read before is not read again while its size and its times are the same; see `remember_digests`."""
+    """Hex sha256 of a file's bytes. Raises OSError for what cannot be read, or is no file.
+
+    What was read before is not read again while its size and its times are the same; see `remember_digests`.
+    """
     now, known = stamp(path), _digests.get(look_at(path))
     if known is None or known[:-1] != now:
+        if not os.path.isfile(path):
+            raise OSError(errno.EINVAL, "a folder, a pipe or a device is no file", os.fspath(path))  # it may never end
         with open(path, "rb") as handle:
             known = [*now, hashlib.file_digest(handle, "sha256").hexdigest()]
         if time.time_ns() - now[1] > 50_000_000:  # a clock is coarse: what was written just now may be written again at the same time

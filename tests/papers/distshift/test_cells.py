@@ -1,6 +1,7 @@
 """The plan: every claim has its measurements, every measurement its own file and an unambiguous place, headline and complete run fit together."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,6 +10,7 @@ from papers.distshift.config import PRESETS, Models, Protected, check
 from papers.distshift.evaluate import groups
 from papers.distshift.kinds import changes
 from papers.distshift.runs import runs
+from papers.distshift.tables import short
 from shared.claims.claims import load
 from shared.claims.selection import matches
 from shared.errors import UserError
@@ -24,6 +26,13 @@ def test_every_measurement_has_its_own_file(scale, headline):
     found = cells(replace(PRESETS[scale], headline=headline))
     assert len({c.slug() for c in found}) == len(found) == len(set(found))
     assert set(gate_cells(replace(PRESETS[scale], headline=headline))) <= set(found)
+
+
+@pytest.mark.parametrize(("label", "said"), [("", "zoo"), ("CIFAR-10 (JPEG copy)", "CIFAR-10 (JPEG copy)")])
+def test_a_folder_of_pictures_is_called_what_it_is_called(label, said):
+    config = replace(PRESETS["photos"].data, label=label) if label else PRESETS["photos"].data
+    results = SimpleNamespace(config={"data": {"label": config.label}, "names": {"folder:all": "zoo"}})
+    assert short(results, "folder:all") == said and short(results, "scenes:ten") == "scenes ten"
 
 
 def test_the_complete_run_continues_from_the_headline():
