@@ -14,7 +14,8 @@ from papers.diffcap.config import Config
 from papers.diffcap.method import DiffCAP, StopRule
 from papers.diffcap.runs import Base, Run, bases, run_of
 from shared.data.base import LabelledImages, subset
-from shared.data.vision_language import fare_draw, open_vl
+from shared.data.catalogue import open_vl
+from shared.data.vision_language import fare_draw
 from shared.diffusion import Denoiser, Purifier, Sampler, open_denoiser
 from shared.errors import UserError
 from shared.experiment.bench import BaseBench

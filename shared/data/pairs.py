@@ -30,6 +30,7 @@ from shared.data.catalogue import Source
 from shared.data.files import UnreadableImage, to_tensor
 from shared.data.poison import Held
 from shared.data.scene_sets import ScenePairs
+from shared.data.shards import Shards
 from shared.data.targets import captions_of
 from shared.errors import UserError
 from shared.files import digest, sha256_file
@@ -243,6 +244,4 @@ def open_pairs(spec: str, source: Source, n: int, seed: int, size: int = 32) -> 
     root = Path(source.root).expanduser()
     if kind == "csv":
         return FilePairs(spec, Table(root / name, source.skip_corrupt), n, seed, size, source.skip_corrupt)
-    from shared.data.shards import Shards
-
     return FilePairs(spec, Shards(root, name, source.skip_corrupt), n, seed, size, source.skip_corrupt)

@@ -30,7 +30,7 @@ from shared.experiment.paper import Number
 from shared.experiment.step import Kept, Step, Trained, Values, closure, depth, key, leaves, needs
 from shared.experiment.store import Store, slug
 from shared.files import digest, look_at, sha256_bytes, sha256_file, write_json
-from shared.models.clip import read_weights, save_tensors
+from shared.models.clip import demand_finite, read_weights, save_tensors
 
 SHORT = 12  # hex digits of a key in a file's name
 
@@ -155,10 +155,7 @@ class Lab:
         """
         if step.together and not self.accelerator.is_main_process:
             return
-        wrong = [name for name, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
-        if wrong:
-            raise UserError(f"{step.name} has left weights that are not finite ({wrong[0]}; {len(wrong)} of {len(tensors)} tensors): nothing is "
-                            "stored. Lower its learning rate, or see what it was given.")
+        demand_finite(tensors, f"what {step.name} has left")
         path = self.path(step, part)
         self._fingerprints.pop(step, None)
         self._identities.clear()  # of a leaf that holds the step

@@ -131,7 +131,7 @@ def test_other_weights_of_equal_length_are_other_weights(lab):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_refused(lab, value):
-    with pytest.raises(UserError, match="not finite"):
+    with pytest.raises(UserError, match="what grown has left holds a NaN or an infinite number"):
         lab.make([Grown(value)])
     assert not list(lab.root.rglob("grown*"))
 
