@@ -27,7 +27,7 @@ from shared.data.base import LabelledImages
 from shared.data.catalogue import Source, open_set
 from shared.errors import UserError
 from shared.experiment.paper import Number
-from shared.experiment.step import Kept, Step, Trained, Values, closure, depth, key, leaves, needs
+from shared.experiment.step import Kept, Step, Trained, Values, closure, depth, key, needs
 from shared.experiment.store import Store, slug
 from shared.files import digest, look_at, sha256_bytes, sha256_file, write_json
 from shared.models.clip import demand_finite, read_weights, save_tensors
@@ -80,10 +80,10 @@ class Lab:
             if self._cached[name][1] > 4096:  # what takes no room frees none
                 total -= self._cached.pop(name)[1]
 
-    def open_leaves(self, steps: Iterable[Step]) -> None:
-        """Look at everything that is given to these steps and to what they need, so that what is to be downloaded is there."""
-        for leaf in dict.fromkeys(leaf for step in steps for leaf in leaves(step)):
-            if not any(needs(leaf)):  # it is known without anything that is yet to be made
+    def open_leaves(self, found: Iterable[object]) -> None:
+        """Look at what is given among these parts of steps, so that what is to be downloaded is there."""
+        for leaf in found:
+            if hasattr(leaf, "identity") and not any(needs(leaf)):  # it is known without anything that is yet to be made
                 self.identity(leaf)
 
     def identity(self, leaf: Hashable) -> object:
@@ -191,11 +191,14 @@ class Lab:
         for _, level in itertools.groupby(sorted(found, key=depth), key=depth):  # what is needed is there before what needs it
             todo = [step for step in level if not self.is_made(step)]
             self.accelerator.wait_for_everyone()  # all have looked before anybody makes something
+            what = "training" if any(isinstance(step, Trained) for step in todo) else "preparation"
             for step in (step for step in todo if step.together):
+                began = time.monotonic()
                 one(step)
                 self.accelerator.wait_for_everyone()
+                if self.accelerator.is_main_process:
+                    print(f"{what}: {step.name} by all processes, {time.monotonic() - began:.1f} s", flush=True)
             alone = [[step] for step in todo if not step.together]
-            what = "training" if any(isinstance(step, Trained) for step in todo) else "preparation"
             self.share(what, alone, lambda group: one(group[0]), lambda group: group[0].name)
 
     def measure(self, numbers: Iterable[Number], save: Callable[[Number, Values, float], None]) -> None:

@@ -47,16 +47,21 @@ def run(paper: str, script: str, doc: str, argv: Sequence[str] | None = None) ->
     found: Paper = importlib.import_module(f"papers.{paper}.paper").PAPER
     scale, config = parse(found.presets, doc, argv, check=found.check)
 
+    from shared.experiment import source
     from shared.experiment.lab import Lab
     from shared.experiment.share import accelerator
+    from shared.experiment.step import parts
 
     digests = config.results / "digests.json"
     remember_digests(digests)
     lab = Lab(config.results / scale / paper, config.source, accelerator())
     numbers = found.plan(config)
+    inside = dict.fromkeys(part for n in numbers for part in parts(n.step))
+    for kind in {type(part) for part in inside}:
+        source.of(kind)  # the source that runs is the one of now, whoever edits a file while it runs
     if config.source.download:
         with lab.accelerator.main_process_first():  # one process downloads what is missing before the others read it
-            lab.open_leaves(n.step for n in numbers)
+            lab.open_leaves(inside)
     with locked(lab.root) if lab.accelerator.is_main_process else contextlib.nullcontext():
         text = {"train": train, "evaluate": evaluate}[script](found, scale, config, lab, numbers)
         if lab.accelerator.is_main_process:

@@ -170,12 +170,12 @@ def needs(x: object) -> Iterator[Step]:
             yield from needs(part)
 
 
-def leaves(x: object) -> Iterator[object]:
-    """The leaves among the fields of x, however deep, those of the steps among them included."""
-    if hasattr(x, "identity"):
+def parts(x: object) -> Iterator[object]:
+    """Every step, leaf and dataclass of options in x, however deep, x itself among them."""
+    if _fields(type(x)):
         yield x
     for part in _parts(x):
-        yield from leaves(part)
+        yield from parts(part)
 
 
 def closure(steps: Iterable[Step]) -> list[Step]:
