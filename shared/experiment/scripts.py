@@ -56,12 +56,11 @@ def run(paper: str, script: str, doc: str, argv: Sequence[str] | None = None) ->
     remember_digests(digests)
     lab = Lab(config.results / scale / paper, config.source, accelerator())
     numbers = found.plan(config)
-    inside = dict.fromkeys(part for n in numbers for part in parts(n.step))
-    for kind in {type(part) for part in inside}:
+    for kind in {type(part) for n in numbers for part in parts(n.step)}:
         source.of(kind)  # the source that runs is the one of now, whoever edits a file while it runs
     if config.source.download:
         with lab.accelerator.main_process_first():  # one process downloads what is missing before the others read it
-            lab.open_leaves(inside)
+            lab.open_leaves(part for n in numbers for part in parts(n.step))
     with locked(lab.root) if lab.accelerator.is_main_process else contextlib.nullcontext():
         text = {"train": train, "evaluate": evaluate}[script](found, scale, config, lab, numbers)
         if lab.accelerator.is_main_process:
