@@ -255,7 +255,7 @@ class Accuracy(Measured):
             with torch.no_grad():
                 out.append(torch.cat([predicted(victim(b)) for b in x_adv.split(self.attack.batch)]).eq(y).float().cpu())
         sanity = None if self.checks is None else self.checks.record(lab, self.tower)
-        return Values(torch.cat(out).numpy(), "share", sanity=sanity)
+        return Values(torch.cat(out).numpy(), "share", sanity=sanity, skipped=self.data.open(lab).skipped)
 
     def attacked(self, lab: Lab, victim: ZeroShot, x: Tensor, y: Tensor, rows: list[int]) -> Tensor:
         return self.attack(victim, x, y, rows, self.stream)
