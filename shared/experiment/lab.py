@@ -21,7 +21,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 from torch import Tensor, nn
+from torch.distributed import TCPStore
 
 from shared.data.base import LabelledImages
 from shared.data.catalogue import Source, open_set
@@ -33,6 +36,14 @@ from shared.files import digest, look_at, sha256_bytes, sha256_file, write_json
 from shared.models.clip import demand_finite, read_weights, save_tensors
 
 SHORT = 12  # hex digits of a key in a file's name
+PATIENCE = timedelta(days=30)
+
+
+def accelerator() -> Accelerator:
+    """Processes on the GPU where there is one. They wait for each other as long as it takes: work is shared out whole, so one may be done
+    hours before another, and torch's own limit is 10 to 30 minutes."""
+    patient = InitProcessGroupKwargs(timeout=PATIENCE)
+    return Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[patient])
 
 
 class Lab:
@@ -42,7 +53,7 @@ class Lab:
     A lab holds no configuration of the paper, so a step can depend on nothing but its own fields.
     """
 
-    def __init__(self, root: Path, source: Source, accelerator: object, room: int | None = None):
+    def __init__(self, root: Path, source: Source, accelerator: Accelerator, room: int | None = None):
         self.root, self.source, self.accelerator, self.device = Path(root), source, accelerator, accelerator.device
         self.store = Store(self.root)
         self.room = _quarter(accelerator) if room is None else room
@@ -235,7 +246,7 @@ class Lab:
 class _Turns:
     """0, 1, 2, …, each number to one process only: a counter in a store that the first process serves."""
 
-    def __init__(self, accelerator: object):
+    def __init__(self, accelerator: Accelerator):
         self.accelerator, self._rounds, self._store = accelerator, 0, None
 
     def of(self, count: int) -> Iterator[int]:
@@ -248,20 +259,16 @@ class _Turns:
         while (turn := store.add(f"round {self._rounds}", 1) - 1) < count:
             yield turn
 
-    def _open(self) -> "torch.distributed.Store":
+    def _open(self) -> TCPStore:
         if self._store is None:
-            from accelerate.utils import broadcast_object_list
-            from torch.distributed import TCPStore
-
-            host, patience = os.environ.get("MASTER_ADDR", "127.0.0.1"), timedelta(days=30)
-            first = self.accelerator.is_main_process
-            served = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=patience) if first else None
+            host, first = os.environ.get("MASTER_ADDR", "127.0.0.1"), self.accelerator.is_main_process
+            served = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=PATIENCE) if first else None
             port = broadcast_object_list([served.port if first else None])[0]
-            self._store = served or TCPStore(host, port, is_master=False, timeout=patience)
+            self._store = served or TCPStore(host, port, is_master=False, timeout=PATIENCE)
         return self._store
 
 
-def _quarter(accelerator: object) -> int:
+def _quarter(accelerator: Accelerator) -> int:
     """A quarter of the device's memory; processes on the CPU of one machine share it."""
     if accelerator.device.type == "cuda":
         return torch.cuda.get_device_properties(accelerator.device).total_memory // 4

@@ -48,8 +48,7 @@ def run(paper: str, script: str, doc: str, argv: Sequence[str] | None = None) ->
     scale, config = parse(found.presets, doc, argv, check=found.check)
 
     from shared.experiment import source
-    from shared.experiment.lab import Lab
-    from shared.experiment.share import accelerator
+    from shared.experiment.lab import Lab, accelerator
     from shared.experiment.step import parts
 
     digests = config.results / "digests.json"

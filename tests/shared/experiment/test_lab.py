@@ -172,7 +172,7 @@ def test_every_turn_goes_to_one_process(monkeypatch):
             ports.put(given[0])
         return given if given[0] is not None else [ports.get(timeout=30)]
 
-    monkeypatch.setattr("accelerate.utils.broadcast_object_list", broadcast)
+    monkeypatch.setattr(lab_module, "broadcast_object_list", broadcast)
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     turns = [lab_module._Turns(one_process(num_processes=2, is_main_process=first)) for first in (True, False)]
     taken: list[list] = [[], []]
