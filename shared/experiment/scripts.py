@@ -25,6 +25,7 @@ from shared.lifeline import tie_to_launcher
 if TYPE_CHECKING:
     from shared.experiment.lab import Lab
     from shared.experiment.paper import Number, Paper
+    from shared.experiment.scale import Options
     from shared.experiment.step import Values
 
 
@@ -97,7 +98,7 @@ def locked(root: Path) -> Iterator[None]:
         yield
 
 
-def train(paper: "Paper", scale: str, config, lab: "Lab", numbers: "list[Number]") -> str:
+def train(paper: "Paper", scale: str, config: "Options", lab: "Lab", numbers: "list[Number]") -> str:
     """Make all that is trained, and say what there is. What the gates read comes first: no defence of a model that fails them is trained."""
     from shared.experiment.step import Trained, closure
 
@@ -113,7 +114,7 @@ def train(paper: "Paper", scale: str, config, lab: "Lab", numbers: "list[Number]
     return said.format(len(needed), sum(map(lab.is_made, needed)))
 
 
-def evaluate(paper: "Paper", scale: str, config, lab: "Lab", numbers: "list[Number]") -> str:
+def evaluate(paper: "Paper", scale: str, config: "Options", lab: "Lab", numbers: "list[Number]") -> str:
     """Measure every number that is not there, and say what there is."""
     from shared.experiment.step import Kept, Trained, closure
 
@@ -140,7 +141,7 @@ def is_there(lab: "Lab", number: "Number") -> bool:
     return lab.is_made(number.step) and lab.store.fresh(number.name, lab.key(number.step))
 
 
-def write_plan(paper: "Paper", scale: str, config, lab: "Lab", numbers: "list[Number]") -> None:
+def write_plan(paper: "Paper", scale: str, config: "Options", lab: "Lab", numbers: "list[Number]") -> None:
     """Write down what is shown: the numbers of this run, and with `--headline` also what else has been measured with the same settings."""
     from shared.experiment.scale import plain
 
@@ -159,12 +160,12 @@ def write_plan(paper: "Paper", scale: str, config, lab: "Lab", numbers: "list[Nu
     lab.store.write_plan(plan)
 
 
-def gate_numbers(paper: "Paper", config) -> "list[Number]":
+def gate_numbers(paper: "Paper", config: "Options") -> "list[Number]":
     """What the gates read."""
     return paper.numbers(config, [gate.grid for gate in paper.gates(config)])
 
 
-def pass_gates(paper: "Paper", config, lab: "Lab") -> None:
+def pass_gates(paper: "Paper", config: "Options", lab: "Lab") -> None:
     """Measure what the gates read and record them. Raises UserError where one fails and gates are enforced."""
     from shared.experiment.step import Kept, closure
     from shared.experiment.store import gate
