@@ -40,7 +40,7 @@ $(if $(UNKNOWN),$(error there is no variable $(firstword $(UNKNOWN)); make knows
 not_one_of = $(filter-out 1,$(words $1))$(filter-out $2,$1)
 $(if $(call not_one_of,$(SCALE),$(SCALES)),$(error there is no SCALE=$(SCALE); choose one of: $(SCALES)))
 $(if $(DEVICE),$(if $(call not_one_of,$(DEVICE),$(DEVICES)),$(error there is no DEVICE=$(DEVICE); choose one of: $(DEVICES))))
-$(if $(TORCH),$(if $(call not_one_of,$(TORCH),cpu),$(error there is no TORCH=$(TORCH); choose cpu or leave it out)))
+$(if $(filter-out cpu,$(TORCH)),$(error there is no TORCH=$(TORCH); choose cpu or leave it out))
 $(if $(call digits,$(SEEDS)$(GPUS)),$(if $(strip $(foreach s,$(SEEDS) $(GPUS),$(call digits,$s))),\
     $(error SEEDS and GPUS take whole numbers separated by blanks$(comma) not "$(strip $(SEEDS) $(GPUS))")))
 $(if $(strip $(RESULTS)),,$(error RESULTS is empty; name a folder or leave it out))
@@ -56,7 +56,7 @@ fits = import sys, venv, ensurepip; sys.exit(not ((3, 11) <= sys.version_info < 
 with_python = for p in $(if $(PYTHON),$(call quote,$(PYTHON)),python3.14 python3.13 python3.12 python3.11 python3 python $(PY)); do \
     "$$p" -c '$(fits)' 2>/dev/null && exec "$$p" $1; done; \
     echo "$(if $(PYTHON),PYTHON=$(PYTHON) is,there is) no Python of 3.11 to 3.14 with its venv module (on Debian: python3-venv):" \
-    "install one$(comma) or name it with PYTHON=/path/to/python3" >&2; exit 2
+    "install one, or name it with PYTHON=/path/to/python3" >&2; exit 2
 seen_gpus   = $(shell nvidia-smi -L 2>/dev/null | grep -c '^GPU ')
 device      = $(or $(DEVICE),$(if $(filter-out 0,$(seen_gpus)),gpu,cpus))
 processes   = $(or $(GPUS),$(if $(filter-out 0 1,$(seen_gpus)),$(seen_gpus),$(error DEVICE=gpus needs at least two GPUs and $(seen_gpus) can be seen; use DEVICE=gpu or cpu)))
@@ -83,7 +83,7 @@ endif
 
 # ---- targets ---------------------------------------------------------------------------------------------------------------
 
-.PHONY: help setup lock reproduce headline overview test lint smoke test-slow bench zoo doctor clean-results FORCE
+.PHONY: help setup lock reproduce headline overview test lint smoke test-slow test-cpus bench zoo doctor clean-results FORCE
 
 help: ## this text
 	@echo "make TARGET [VARIABLE=value …]"
@@ -146,7 +146,8 @@ reproduce-% headline-% figures-% bench-%: FORCE
 workers = $(if $(filter 1,$(cores))$(findstring no:xdist,$(ARGS)),,-n $(if $(filter 2 3,$(cores)),$(cores),4) --dist loadfile --no-loadscope-reorder)
 
 # pytest comes last, so that its closing line is the last line.
-test: lint smoke ## ruff, the import rules, one paper end to end at SCALE=smoke, and every test that is not slow, on all cores
+test: lint smoke ## ruff, the import rules, one paper at SCALE=smoke, a few tests as another CPU, and every test that is not slow
+	@$(if $(ARGS),,$(PY) -m tests.cpus --quick $(workers))
 	@$(PY) -m pytest -m "not slow and not bench" $(workers) $(ARGS)
 
 lint: $(STAMP) ## ruff and the import rules alone (seconds)
@@ -159,8 +160,12 @@ smoke: $(STAMP) ## one paper end to end at SCALE=smoke, in a temporary folder (u
 	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && trap 'exit 130' INT TERM HUP && \
 	$(MAKE) reproduce-$(or $(filter pmg_aft,$(PAPERS)),$(firstword $(PAPERS))) SCALE=smoke RESULTS="$$folder" SEEDS= ARGS= SET= DATA_ROOT=
 
-test-slow: $(STAMP) ## the slow tests, among them the rehearsal of SCALE=paper
+test-slow: $(STAMP) ## the slow tests, among them the rehearsal of SCALE=paper, and `make test` in other surroundings
+	@$(if $(ARGS),,tests/machines.sh $(call quote,$(VENV)))
 	@$(PY) -m pytest -m slow $(ARGS)
+
+test-cpus: $(STAMP) ## the tests that compare floats as other CPUs would run them: no vectors, AVX2, AVX-512, 1 to 4 threads (an hour)
+	@$(PY) -m tests.cpus $(workers) $(ARGS)
 
 bench: $(STAMP) ## speeds against plain loops and reference packages, side by side, with their spread
 	@$(foreach b,shared $(subst /,.,$(patsubst %/bench.py,%,$(sort $(wildcard papers/*/bench.py)))),$(PY) -m $b.bench $(ARGS) &&) true

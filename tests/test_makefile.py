@@ -275,8 +275,9 @@ def test_doctor_and_clean_need_no_environment(place):
 def test_make_test_runs_rules_smoke_and_then_pytest(place):
     done = place.make("test", "SEEDS=5", "SCALE=photos", TMPDIR=str(place.root))
     assert done.returncode == 0, done.stderr
-    ruff, imports, train, evaluate, drawn, tests = place.calls
-    assert (ruff, imports, tests) == ("-m ruff check .", "lint-imports", f"-m pytest -m not slow and not bench{SPREAD}")
+    ruff, imports, train, evaluate, drawn, *tests = place.calls
+    assert (ruff, imports) == ("-m ruff check .", "lint-imports")
+    assert tests == [f"-m tests.cpus --quick{SPREAD}", f"-m pytest -m not slow and not bench{SPREAD}"]
     folder = Path(re.search(r"--results (\S+)", train)[1])
     assert train == run("alpha", "train", f"--scale smoke --results {folder}")
     assert (evaluate, drawn) == (train.replace("train", "evaluate"), page("alpha", f"--scale smoke --results {folder}"))
@@ -284,7 +285,7 @@ def test_make_test_runs_rules_smoke_and_then_pytest(place):
     assert not folder.exists()
 
 
-@pytest.mark.parametrize(("word", "calls"), [("ruff", 1), ("alpha.train", 3), ("page", 5), ("bench", 6)])
+@pytest.mark.parametrize(("word", "calls"), [("ruff", 1), ("alpha.train", 3), ("page", 5), ("cpus", 6), ("bench", 7)])
 def test_make_test_fails_where_a_part_fails_and_cleans_up(place, word, calls):
     (place.root / "fails").write_text(word)
     assert place.make("test", TMPDIR=str(place.root)).returncode == 2

@@ -23,6 +23,7 @@ from types import SimpleNamespace
 from shared.errors import UserError, run_main
 from shared.experiment import claims as claims_module
 from shared.experiment.claims import ClaimsFile
+from shared.experiment.store import Store
 from shared.experiment.verdicts import Verdict, judge
 from shared.files import write_atomic
 from shared.report import sidecar
@@ -31,6 +32,7 @@ from shared.report.data import Results
 from shared.report.notebook import ROOT, Html, figures_folder
 from shared.report.overview_html import CSS, SCRIPT, controls
 from shared.report.overview_times import Run, clock, read_runs
+from shared.report.page import make_page
 
 TITLE = "All claims of all papers"
 ORDER = ("reproduced", "direction holds", "differs", "direction fails", "inconclusive", "gate failed", "no verdict (smoke)", "not measured",
@@ -199,8 +201,6 @@ def read(folder: Path, results: Path, scale: str) -> Paper:
     """The paper in `folder` with what was measured of it at `scale`. Raises UserError for a claims file that is not there or not right."""
     file, found, headline = claims_module.load(folder / "claims.yaml"), None, False
     if (results / scale / folder.name / "plan.json").is_file():
-        from shared.experiment.store import Store
-
         found = Results.load(results, scale, folder.name)
         headline = bool(Store(results / scale / folder.name).plan().get("headline"))
     verdicts = judge(file, found or Results(folder.name, scale, []))
@@ -225,8 +225,6 @@ def _words(value: object) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, make the page, print the counts and where it is."""
-    from shared.report.page import make_page
-
     parser = argparse.ArgumentParser(prog="python -m shared.report.overview", description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--scale", default="cpu", choices=list(SCALE_WORDS))
     parser.add_argument("--results", default=str(ROOT / "results"), help="the folder of all results")

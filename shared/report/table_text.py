@@ -1,10 +1,13 @@
-"""A `Table` as Markdown, LaTeX, CSV and HTML."""
+"""A `Table` as Markdown, LaTeX, CSV and HTML, and saved with its records."""
 
 import csv as csv_module
 import html as html_module
 import io
+from pathlib import Path
 
+from shared.files import write_atomic
 from shared.metrics.intervals import Estimate
+from shared.report import sidecar
 from shared.report.tables import Table
 
 EMPTY = "–"  # a cell that was not measured
@@ -107,3 +110,14 @@ def _html_cell(table: Table, r: int, c: int, cell) -> str:
     small = {"pm": f"±{half}", "brackets": f"{low} … {high}", "none": ""}[table.interval_style]
     title = f"95 %: {low} to {high}; n = {cell.n}, seeds: {cell.seeds}"
     return f"<td title='{title}'>{value}" + (f"<small>{small}</small>" if small else "") + "</td>"
+
+
+def save_table(table: Table, stem: str | Path, content: dict) -> list[Path]:
+    """Write `<stem>.md`, `.tex` and `.csv`, each with its sidecar (`content` from `sidecar.record`); the three paths."""
+    paths = []
+    for kind, render in (("md", markdown), ("tex", latex), ("csv", csv)):
+        path = Path(stem).with_name(f"{Path(stem).name}.{kind}")
+        write_atomic(path, render(table))
+        sidecar.write(path, content)
+        paths.append(path)
+    return paths

@@ -1,4 +1,4 @@
-"""Tables of estimates: built from selectors or by hand, saved as Markdown, LaTeX and CSV with their records.
+"""Tables of estimates: built from selectors or by hand (`table_text` writes them).
 
     table = from_results(
         results,
@@ -11,13 +11,10 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from shared.errors import UserError
 from shared.experiment.selection import Selector
-from shared.files import write_atomic
 from shared.metrics.intervals import Estimate
-from shared.report import sidecar
 
 Cell = Estimate | str | None
 PM_FROM = 6  # from so many columns on, intervals are written ±half instead of [low, high]
@@ -121,16 +118,3 @@ def _winner(selected: list, estimates: list[Estimate | None], sign: int) -> int 
     best = max(there, key=lambda r: sign * estimates[r].value)
     rivals = [selected[best].minus(selected[r]).scaled(sign) for r in there if r != best]
     return best if all(rival.low > 0 for rival in rivals) else None
-
-
-def save_table(table: Table, stem: str | Path, content: dict) -> list[Path]:
-    """Write `<stem>.md`, `.tex` and `.csv`, each with its sidecar (`content` from `sidecar.record`); the three paths."""
-    from shared.report import table_text
-
-    paths = []
-    for kind, render in (("md", table_text.markdown), ("tex", table_text.latex), ("csv", table_text.csv)):
-        path = Path(stem).with_name(f"{Path(stem).name}.{kind}")
-        write_atomic(path, render(table))
-        sidecar.write(path, content)
-        paths.append(path)
-    return paths

@@ -99,9 +99,10 @@ def test_the_headline_comes_first_and_the_rest_continues_from_it(reference, scri
     assert_equal({slug: whole[slug] for slug in part}, part)
     shutil.copytree(reference / "smoke" / "pmg_aft" / "checkpoints", tmp_path / "other")
     assert weights(tmp_path).items() <= weights(reference).items()
-    from papers.pmg_aft.config import PRESETS, Model
     from papers.pmg_aft.models import Bench
     from papers.pmg_aft.runs import HEADLINE, runs
+
+    from papers.pmg_aft.config import PRESETS, Model
     from papers.pmg_aft.train import _done
 
     smoke = PRESETS["smoke"]

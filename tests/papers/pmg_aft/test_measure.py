@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-
-from papers.pmg_aft import measure
 from papers.pmg_aft.cells import Cell, Strength, cells
-from papers.pmg_aft.config import PRESETS, Model
 from papers.pmg_aft.costs import activation_megabytes, step_seconds
 from papers.pmg_aft.measure import Measurer
 from papers.pmg_aft.models import Bench
 from papers.pmg_aft.runs import AS_RELEASED, runs
+
+from papers.pmg_aft import measure
+from papers.pmg_aft.config import PRESETS, Model
 from shared.attacks import Threat, pgd
 from shared.models.victim import ZeroShot
 from shared.rng import SampleRng

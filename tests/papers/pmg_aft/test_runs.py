@@ -7,12 +7,12 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+from papers.pmg_aft.cells import CLIP, cells
+from papers.pmg_aft.runs import AS_RELEASED, HEADLINE, MAIN, runs, sweep_name
 
 from papers.pmg_aft import tables
-from papers.pmg_aft.cells import CLIP, cells
 from papers.pmg_aft.config import PRESETS, Attack, Config, check
 from papers.pmg_aft.method import PMGLoss
-from papers.pmg_aft.runs import AS_RELEASED, HEADLINE, MAIN, runs, sweep_name
 from shared.errors import UserError
 from shared.experiment.claims import load
 from shared.experiment.selection import matches
@@ -212,7 +212,6 @@ def test_a_set_is_not_zero_shot_for_a_model_that_was_tuned_on_it():
 def cell_keys():
     """slug -> key of every measurement of a configuration, without trained models: their identity is taken from the run's key."""
     import torch
-
     from papers.pmg_aft.measure import Measurer
     from papers.pmg_aft.models import Bench
 

@@ -164,6 +164,7 @@ def test_scaled():
     assert e.scaled(-1) == Estimate(-0.1, -0.4, 0.1, 9, 2)
 
 
+@pytest.mark.bench
 def test_fifteen_sets_in_fifty_milliseconds():
     sets = {f"s{k}": np.random.default_rng(k).random((3, 128)) < 0.4 for k in range(15)}
     best = 1.0
