@@ -26,50 +26,33 @@ SURE ?=##              yes: `make clean-results` may delete
 KNOBS := SCALE SEEDS ARGS DATA_ROOT RESULTS SET DEVICE GPUS LAUNCH PYTHON TORCH VENV SURE
 $(foreach v,$(KNOBS),$(if $(filter file,$(origin $v)),$(eval $v := $(strip $(value $v)))))
 
-SCALES  := smoke cpu photos paper
-DEVICES := cpu cpu2 cpus gpu gpus
-PAPERS  := $(patsubst papers/%/train.py,%,$(sort $(wildcard papers/*/train.py)))
+PAPERS := $(patsubst papers/%/train.py,%,$(sort $(wildcard papers/*/train.py)))
 
 # ---- mistakes, one sentence each -------------------------------------------------------------------------------------------
 
 GIVEN   := $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $v))),$(filter-out -%,$v)))
 UNKNOWN := $(filter-out $(KNOBS) MAKEFLAGS SHELL,$(GIVEN))
-digits   = $(subst 0,,$(subst 1,,$(subst 2,,$(subst 3,,$(subst 4,,$(subst 5,,$(subst 6,,$(subst 7,,$(subst 8,,$(subst 9,,$1))))))))))
-comma   := ,
 $(if $(UNKNOWN),$(error there is no variable $(firstword $(UNKNOWN)); make knows $(KNOBS)))
-not_one_of = $(filter-out 1,$(words $1))$(filter-out $2,$1)
-$(if $(call not_one_of,$(SCALE),$(SCALES)),$(error there is no SCALE=$(SCALE); choose one of: $(SCALES)))
-$(if $(DEVICE),$(if $(call not_one_of,$(DEVICE),$(DEVICES)),$(error there is no DEVICE=$(DEVICE); choose one of: $(DEVICES))))
-$(if $(filter-out cpu,$(TORCH)),$(error there is no TORCH=$(TORCH); choose cpu or leave it out))
-$(if $(call digits,$(SEEDS)$(GPUS)),$(if $(strip $(foreach s,$(SEEDS) $(GPUS),$(call digits,$s))),\
-    $(error SEEDS and GPUS take whole numbers separated by blanks$(comma) not "$(strip $(SEEDS) $(GPUS))")))
-$(if $(strip $(RESULTS)),,$(error RESULTS is empty; name a folder or leave it out))
-$(foreach s,$(SET),$(if $(findstring =,$s),,$(error SET takes name=value$(comma) not "$s")))
 
 # ---- the pieces of a command -----------------------------------------------------------------------------------------------
 
 quote = '$(subst ','\'',$1)'
 PY    = $(call quote,$(VENV))/bin/python
-STAMP = environment
 # The newest that fits; pyenv's stand-in for a version that is not active does not even start.
 fits = import sys, venv, ensurepip; sys.exit(not ((3, 11) <= sys.version_info < (3, 15) and sys.implementation.name == "cpython"))
 with_python = for p in $(if $(PYTHON),$(call quote,$(PYTHON)),python3.14 python3.13 python3.12 python3.11 python3 python $(PY)); do \
     "$$p" -c '$(fits)' 2>/dev/null && exec "$$p" $1; done; \
     echo "$(if $(PYTHON),PYTHON=$(PYTHON) is,there is) no Python of 3.11 to 3.14 with its venv module (on Debian: python3-venv):" \
     "install one, or name it with PYTHON=/path/to/python3" >&2; exit 2
-seen_gpus   = $(shell nvidia-smi -L 2>/dev/null | grep -c '^GPU ')
-device      = $(or $(DEVICE),$(if $(filter-out 0,$(seen_gpus)),gpu,cpus))
-processes   = $(or $(GPUS),$(if $(filter-out 0 1,$(seen_gpus)),$(seen_gpus),$(error DEVICE=gpus needs at least two GPUs and $(seen_gpus) can be seen; use DEVICE=gpu or cpu)))
-launch      = $(or $(LAUNCH),$(call launch_on,$(device)))
-# small models gain more from a process per core than from threads; eight are enough to wait for the longest task
-cores       = $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); [ $$n -gt 8 ] && n=8; echo $$n)
-launch_on   = $(PY) -m shared.experiment.launch --config_file shared/experiment/launch/$(if $(filter cpus,$1),$(if $(filter 1,$(cores)),cpu,cpu2),$1).yaml$(if $(filter cpus,$1), --num_processes $(cores))$(if $(filter gpus,$1), --num_processes $(processes))
-options     = --scale $(SCALE)$(if $(SEEDS), --seeds $(SEEDS))$(if $(DATA_ROOT), --data-root $(call quote,$(DATA_ROOT))) --results $(call quote,$(RESULTS))
-overview    = $(PY) -m shared.report.overview --scale $(SCALE) --results $(call quote,$(RESULTS))
-page        = $(PY) -m shared.report.page $1 --scale $(SCALE) --results $(call quote,$(RESULTS))$(foreach s,$(SET), --set $(call quote,$s))
-# what the overview tells the time by; a folder that cannot be written is for the script that comes next to complain about
-of_paper    = $(call quote,$(RESULTS)/$(SCALE)/$2)
-note        = @{ mkdir -p $(of_paper) && echo "$$(date +%s) $1 $3" >> $(of_paper)/times.txt; } 2>/dev/null || true
+cores       = $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+dials      := $(foreach v,$(filter-out PYTHON VENV SURE,$(KNOBS)),$(call quote,$v=$($v)))
+do          = @$(PY) -m shared.experiment.make $1 $(dials)
+launch      = $(or $(LAUNCH),$(PY) -m shared.experiment.launch$(if $(DEVICE), --device $(DEVICE))$(if $(GPUS), --gpus $(GPUS)))
+
+# Before anything is installed; without any Python, `make setup` has something else to say.
+check       = -m shared.experiment.make check $(dials)
+mistake    := $(shell { $(PY) $(check) || python3 $(check); } 2>/dev/null)
+$(if $(mistake),$(error $(mistake)))
 
 export PYTHONUNBUFFERED := 1
 # Some machines forbid Python to keep its byte code. Then each of the many processes would compile torch and open_clip anew, ten seconds every time.
@@ -96,7 +79,7 @@ help: ## this text
 
 # What stands there is looked at each time (0.2 s), since an environment can be broken later: a package removed, the interpreter
 # under it upgraded, the lock changed.
-setup: $(STAMP) ## make .venv with the exact packages of requirements.lock (minutes once, then nothing)
+setup: environment ## make .venv with the exact packages of requirements.lock (minutes once, then nothing)
 	@echo $(call quote,$(VENV) is as requirements.lock says)
 asked = $(if $(filter setup,$(MAKECMDGOALS)),$(PYTHON)$(TORCH))
 .PHONY: environment
@@ -106,40 +89,21 @@ environment:
 lock: ## resolve pyproject.toml into requirements.lock for every Python and platform (needs uv); what still fits is kept
 	@uv pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 --extra test --no-annotate --custom-compile-command "make lock" --output-file requirements.lock pyproject.toml
 
-reproduce: $(addprefix reproduce-,$(PAPERS)) $(STAMP) ## every paper: train, evaluate, its tables, figures, claims and page; then the overview
-	@$(if $(PAPERS),$(overview),echo "no paper yet")
+reproduce: environment ## every paper that has this SCALE: train, evaluate, its tables, figures, claims and page; then the overview
+	$(call do,$@)
+
+headline: environment ## only what the claims of the abstracts need; a later `make reproduce` continues from it
+	$(call do,$@)
+
+overview: environment ## the page with all claims of all papers at one SCALE, from the measurements that are there
+	$(call do,$@)
+
 #> reproduce-<paper>      ## one paper; run again, it continues where it was interrupted and skips what is measured
-$(addprefix reproduce-,$(PAPERS)): reproduce-%: $(STAMP)
-	$(call note,reproduce,$*,train)
-	$(launch) -m papers.$*.train $(options) $(ARGS)
-	$(call note,reproduce,$*,evaluate)
-	$(launch) -m papers.$*.evaluate $(options) $(ARGS)
-	$(call note,reproduce,$*,page)
-	$(call page,$*)
-	$(call note,reproduce,$*,end)
-
-headline: $(addprefix headline-,$(PAPERS)) $(STAMP) ## only what the claims of the abstracts need; a later `make reproduce` continues from it
-	@$(if $(PAPERS),$(overview),echo "no paper yet")
-#> headline-<paper>       ## the same for one paper
-$(addprefix headline-,$(PAPERS)): headline-%: $(STAMP)
-	$(call note,headline,$*,train)
-	$(launch) -m papers.$*.train $(options) --headline $(ARGS)
-	$(call note,headline,$*,evaluate)
-	$(launch) -m papers.$*.evaluate $(options) --headline $(ARGS)
-	$(call note,headline,$*,page)
-	$(call page,$*)
-	$(call note,headline,$*,end)
-
+#> headline-<paper>       ## the same for what the claims of its abstract need
 #> figures-<paper>        ## redraw tables, figures and page from the measurements alone; loads no model
-$(addprefix figures-,$(PAPERS)): figures-%: $(STAMP)
-	$(call page,$*)
-
-overview: $(STAMP) ## the page with all claims of all papers at one SCALE, from the measurements that are there
-	@$(if $(PAPERS),$(overview),echo "no paper yet")
-
-.PHONY: $(foreach what,reproduce headline figures bench,$(addprefix $(what)-,$(PAPERS)))
-reproduce-% headline-% figures-% bench-%: FORCE
-	@echo "there is no paper '$*' with a train.py; there is: $(or $(PAPERS),none yet)" >&2; exit 2
+#> bench-<paper>          ## its part of `make bench`, if it has one
+reproduce-% headline-% figures-% bench-%: environment FORCE
+	$(call do,$@)
 
 # A process per core, at most four (each imports torch), and the files in the order in which they stand: those of papers take longest and come first,
 # where xdist would begin with the files of most tests. A file stays whole, so what its tests share is made once. ARGS="-n 0" for one process.
@@ -150,31 +114,24 @@ test: lint smoke ## ruff, the import rules, one paper at SCALE=smoke, a few test
 	@$(if $(ARGS),,$(PY) -m tests.cpus --quick $(workers))
 	@$(PY) -m pytest -m "not slow and not bench" $(workers) $(ARGS)
 
-lint: $(STAMP) ## ruff and the import rules alone (seconds)
+lint: environment ## ruff and the import rules alone (seconds)
 	@$(PY) -m ruff check .
 	@$(PY) -c "from importlinter.cli import lint_imports_command as main; main()" --no-logo
 
-# In a folder of its own, so that nothing measured before is skipped.
-smoke: $(STAMP) ## one paper end to end at SCALE=smoke, in a temporary folder (under a minute)
-	@$(if $(PAPERS),,echo "no paper yet, nothing to run at SCALE=smoke"; exit 0;) \
-	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && trap 'exit 130' INT TERM HUP && \
-	$(MAKE) reproduce-$(or $(filter pmg_aft,$(PAPERS)),$(firstword $(PAPERS))) SCALE=smoke RESULTS="$$folder" SEEDS= ARGS= SET= DATA_ROOT=
+smoke: environment ## one paper end to end at SCALE=smoke, in a temporary folder (under a minute)
+	$(call do,$@)
 
-test-slow: $(STAMP) ## the slow tests, among them the rehearsal of SCALE=paper, and `make test` in other surroundings
+test-slow: environment ## the slow tests, among them the rehearsal of SCALE=paper, and `make test` in other surroundings
 	@$(if $(ARGS),,tests/machines.sh $(call quote,$(VENV)))
 	@$(PY) -m pytest -m slow $(ARGS)
 
-test-cpus: $(STAMP) ## the tests that compare floats as other CPUs would run them: no vectors, AVX2, AVX-512, 1 to 4 threads (an hour)
+test-cpus: environment ## the tests that compare floats as other CPUs would run them: no vectors, AVX2, AVX-512, 1 to 4 threads (an hour)
 	@$(PY) -m tests.cpus $(workers) $(ARGS)
 
-bench: $(STAMP) ## speeds against plain loops and reference packages, side by side, with their spread
-	@$(foreach b,shared $(subst /,.,$(patsubst %/bench.py,%,$(sort $(wildcard papers/*/bench.py)))),$(PY) -m $b.bench $(ARGS) &&) true
+bench: environment ## speeds against plain loops and reference packages, side by side, with their spread
+	$(call do,$@)
 
-#> bench-<paper>          ## the same for one paper
-$(addprefix bench-,$(PAPERS)): bench-%: $(STAMP)
-	@$(PY) -m papers.$*.bench $(ARGS)
-
-zoo: $(STAMP) ## train the shipped small models again (over an hour on 2 cores)
+zoo: environment ## train the shipped small models again (over an hour on 2 cores)
 	$(launch) -m shared.training.pretrain $(ARGS)
 	$(launch) -m shared.training.pretrain --out shared/models/zoo/scenes-vit-xs8.safetensors --model scenes-vit-xs8 --seed 1 --train.steps 2400 $(ARGS)
 	$(launch) -m shared.training.pretrain --out shared/models/zoo/scenes-vit-d8.safetensors --model scenes-vit-d8 --seed 2 --train.steps 1500 $(ARGS)

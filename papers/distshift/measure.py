@@ -81,7 +81,7 @@ class Measurer:
     def gates(self, write: bool) -> list[dict]:
         """What must hold of the undefended victims (config.Gates), read off measured cells; the main process records it."""
         g, config = self.config.gates, self.config
-        found = {(c.method, c.spec, c.attack, c.norm): self.store.load(c.slug()).value for c in gate_cells(config)}
+        found = {(c.method, c.spec, c.attack, c.norm): self.store.read(c.slug()).value for c in gate_cells(config)}
         out = []
         for p in config.protected:
             clean = found["none", p.data, "clean", ""]

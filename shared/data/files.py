@@ -25,7 +25,7 @@ from torch import Tensor
 from shared.data.base import LabelledImages, stack
 from shared.data.skipped import HOW, Skipped, say, shown
 from shared.errors import UserError
-from shared.files import digest
+from shared.files import digest, sha256_file
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -170,15 +170,15 @@ class FileImages(LabelledImages):
 
     @cached_property
     def version(self) -> str:
-        """Digest of names, sizes in bytes, labels, prompts and image size. It opens no file: a changed byte at equal size is not seen."""
+        """Digest of names, contents, labels, prompts and image size; what was read before is not read again (`sha256_file`)."""
         names = hashlib.sha256()
         for path, label in zip(self.paths, self.labels.tolist(), strict=True):
             try:
-                length = os.stat(path).st_size
-            except OSError:
-                length = -1
+                content = sha256_file(path)
+            except OSError:  # whoever needs it says what is wrong with it
+                content = "unreadable"
             relative = os.path.relpath(path, self.root) if os.path.isabs(path) else path
-            names.update(f"{relative}\0{length}\0{label}\n".encode("utf-8", "surrogateescape"))
+            names.update(f"{relative}\0{content}\0{label}\n".encode("utf-8", "surrogateescape"))
         return digest([names.hexdigest(), self.classes, self.prompts, repr(self.size)])[:12]
 
     @property

@@ -37,7 +37,7 @@ from shared.data.shards import Shards
 from shared.data.skipped import HOW, Skipped, say, shown
 from shared.data.targets import captions_of
 from shared.errors import UserError
-from shared.files import digest
+from shared.files import digest, sha256_file
 from shared.rng import SampleRng
 
 PICTURES, CAPTIONS = ("path", "image", "filepath"), ("caption", "title", "text")  # names of columns
@@ -60,7 +60,7 @@ class Store(Protocol):
         """The picture's, for people."""
 
     def identity(self, number: int) -> list:
-        """What tells the pair from another without reading its picture."""
+        """What tells the pair from another: its name, and the contents of the file that its picture is in."""
 
     def content(self, number: int) -> bytes:
         """The picture as it is stored. Raises UnreadableImage if it is not there."""
@@ -86,7 +86,7 @@ class FilePairs(torch.utils.data.Dataset):
 
     @cached_property
     def version(self) -> str:
-        """Digest of the captions of the chosen pairs, the names and lengths in bytes of their pictures, and the size. It opens no picture."""
+        """Digest of the captions of the chosen pairs, of what their pictures are read from, and of the size."""
         return digest([[self.store.caption(i), *self.store.identity(i)] for i in self._order[:self.n].tolist()] + [self.size])[:16]
 
     @property
@@ -202,9 +202,9 @@ class Table:
 
     def identity(self, number: int) -> list:
         try:
-            return [self.rows[number][0], os.stat(self.name(number)).st_size]
-        except OSError:
-            return [self.rows[number][0], -1]
+            return [self.rows[number][0], sha256_file(self.name(number))]
+        except OSError:  # whoever needs it says what is wrong with it
+            return [self.rows[number][0], "unreadable"]
 
     def content(self, number: int) -> bytes:
         return read_picture(self.name(number))

@@ -15,6 +15,7 @@ caption, or with several; captions that are no UTF-8; links; what a break hides.
 read to their end.
 """
 
+import functools
 import glob
 import json
 import math
@@ -36,7 +37,7 @@ from shared.data.files import unreadable
 from shared.data.folders import is_service
 from shared.data.skipped import say_unread, shown
 from shared.errors import UserError
-from shared.files import atomic_path, digest
+from shared.files import atomic_path, digest, sha256_file
 
 FORMAT = "pairs-2"  # of the table; raise it when what is in it changes
 PICTURES, CAPTIONS = ("jpg", "jpeg", "png", "webp"), ("txt", "json")
@@ -98,7 +99,12 @@ class Shards:
         return f"{shown(_cut(self._keys, self._key_ends, number))} in {self._path(number)}"
 
     def identity(self, number: int) -> list:
-        return [os.path.basename(self.names[self._shard[number]]), _cut(self._keys, self._key_ends, number), int(self._length[number])]
+        shard = int(self._shard[number])
+        return [os.path.basename(self.names[shard]), _cut(self._keys, self._key_ends, number), self._digest(shard)]
+
+    @functools.cache  # noqa: B019 - a store lives as long as its set
+    def _digest(self, shard: int) -> str:
+        return sha256_file(self.root / self.names[shard])
 
     def content(self, number: int) -> bytes:
         length = int(self._length[number])

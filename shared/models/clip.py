@@ -236,17 +236,17 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            tensors = load_file(path)
-            demand_finite(tensors, f"the checkpoint {path}")
-            return tensors
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the pickle's protocol, before it is refused
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
+            state = load_file(path)
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about the pickle's protocol, before it is refused
+                state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(f"the checkpoint {path} cannot be read ({type(error).__name__}): it is truncated, damaged or not a plain file of tensors; "
                         "get or make it again.") from error
+    if path.suffix == ".safetensors":
+        demand_finite(state, f"the checkpoint {path}")
+        return state
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     state = state if isinstance(state, dict) else {}

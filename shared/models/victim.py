@@ -92,6 +92,19 @@ def class_matrix(model: nn.Module, data: LabelledImages) -> Tensor:
     return text_matrix(model, data.prompts)
 
 
+def predicted(logits: Tensor) -> Tensor:
+    """The classes with the largest logits: (N, K) -> (N,) int64.
+
+    Raises UserError where a logit is not finite: NaN is no class, and no attack raises a loss that is NaN, so that a broken model would pass for a
+    robust one.
+    """
+    broken = ~torch.isfinite(logits).all(dim=1)
+    if broken.any():
+        raise UserError(f"the model's outputs are not finite for {int(broken.sum())} of {len(logits)} pictures: its weights, or what stands before "
+                        "it, are broken.")
+    return logits.argmax(dim=1)
+
+
 class ZeroShot(nn.Module):
     """The zero-shot classifier of a CLIP: logits z_k = s·cos(F(x), t_k), with F the vision tower and s the logit scale.
 

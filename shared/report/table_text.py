@@ -51,7 +51,8 @@ def _plain(table: Table, r: int, c: int, cell) -> str:
         return EMPTY if cell is None else escape_markdown(cell)
     value, low, high, half = (x.replace("-", "−") for x in table.numbers(c, cell))
     value = f"**{value}**" if (r, c) in table.bold else value
-    return value + {"pm": f" ±{half}", "brackets": f" \\[{low}, {high}\\]", "none": ""}[table.interval_style]
+    ends = f" \\[{low}, {high}\\]"
+    return value + {"pm": f" ±{half}" if half else ends, "brackets": ends, "none": ""}[table.interval_style]
 
 
 def latex(table: Table) -> str:
@@ -71,7 +72,7 @@ def _latex_cell(table: Table, r: int, c: int, cell) -> str:
     value, low, high, half = (x.replace("-", "$-$") for x in table.numbers(c, cell))
     value = rf"\textbf{{{value}}}" if (r, c) in table.bold else value
     pm, brackets = rf"{{\scriptsize\,$\pm$\,{half}}}", rf" {{\scriptsize[{low}, {high}]}}"
-    return value + {"pm": pm, "brackets": brackets, "none": ""}[table.interval_style]
+    return value + {"pm": pm if half else brackets, "brackets": brackets, "none": ""}[table.interval_style]
 
 
 def csv(table: Table) -> str:
@@ -107,7 +108,8 @@ def _html_cell(table: Table, r: int, c: int, cell) -> str:
         return f"<td>{EMPTY if cell is None else html_module.escape(cell)}</td>"
     value, low, high, half = (x.replace("-", "−") for x in table.numbers(c, cell))
     value = f"<b>{value}</b>" if (r, c) in table.bold else value
-    small = {"pm": f"±{half}", "brackets": f"{low} … {high}", "none": ""}[table.interval_style]
+    ends = f"{low} … {high}"
+    small = {"pm": f"±{half}" if half else ends, "brackets": ends, "none": ""}[table.interval_style]
     title = f"95 %: {low} to {high}; n = {cell.n}, seeds: {cell.seeds}"
     return f"<td title='{title}'>{value}" + (f"<small>{small}</small>" if small else "") + "</td>"
 

@@ -12,8 +12,8 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from shared.claims.selection import Selector
 from shared.errors import UserError
-from shared.experiment.selection import Selector
 from shared.metrics.intervals import Estimate
 
 Cell = Estimate | str | None
@@ -54,9 +54,10 @@ class Table:
         return cell.scaled(self._of(self.factor, column, 100))
 
     def numbers(self, column: int, cell: Estimate) -> tuple[str, str, str, str]:
-        """(value, low, high, half width) as text with the column's decimals."""
+        """(value, low, high, half width) as text with the column's decimals; no half width where ± would not be true of both sides."""
         digits, e = self._of(self.digits, column, 1), self.shown(column, cell)
-        return tuple(f"{x:.{digits}f}" for x in (e.value, e.low, e.high, e.half_width))
+        value, low, high, half = (f"{x:.{digits}f}" for x in (e.value, e.low, e.high, e.half_width))
+        return value, low, high, "" if e.lopsided else half
 
     @property
     def interval_style(self) -> str:
@@ -74,7 +75,7 @@ class Table:
         count = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
         line = f"Intervals: 95 %, over {what}; {count} seed{'' if seeds == [1] else 's'}."
         if self.interval_style == "pm":
-            line += " ± is half the interval; its ends are in the CSV file."
+            line += " ± is half the interval, its ends are in the CSV file; an interval that lies mostly on one side is given by its ends."
         if self.bold:
             line += " Bold: best of its column, where the intervals support it."
         return [*self.notes, line]

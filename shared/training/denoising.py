@@ -34,6 +34,7 @@ from shared.models.clip import create_clip
 from shared.models.victim import ZeroShot, text_matrix
 from shared.models.zoo import weights, write_card
 from shared.options import free
+from shared.processes import accelerator as open_accelerator
 from shared.rng import SampleRng
 from shared.training.contrastive import adamw, batch_indices
 from shared.training.loop import Fit
@@ -173,10 +174,9 @@ def train_denoiser(config: DenoisingConfig, data, model: str = "photos", seed: i
 
 def main() -> None:
     import tyro
-    from accelerate import Accelerator
 
     args = tyro.cli(Args)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    accelerator = open_accelerator()
     facts = training_facts(args.out) if args.card_only else train(args, accelerator)
     if accelerator.is_main_process:
         write_card(args.out, kind="denoiser", **facts, **measured(args.out, accelerator.device, args.data, args.data_root))

@@ -23,6 +23,7 @@ from shared.lifeline import tie_to_launcher
 from shared.models.clip import create_clip, save_clip
 from shared.models.victim import ZeroShot, text_matrix
 from shared.models.zoo import write_card
+from shared.processes import accelerator as open_accelerator
 from shared.rng import SampleRng
 from shared.training.contrastive import ContrastiveConfig, pretrain
 
@@ -48,12 +49,10 @@ class Args:
 
 
 def main() -> None:
-    import torch
     import tyro
-    from accelerate import Accelerator
 
     args = tyro.cli(Args)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    accelerator = open_accelerator()
     facts = training_facts(args.out) if args.card_only else train(args, accelerator)
     if accelerator.is_main_process:
         write_card(args.out, **facts, **accuracies(args.out, facts["model"], accelerator.device))

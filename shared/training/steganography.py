@@ -31,6 +31,7 @@ from shared.lifeline import tie_to_launcher
 from shared.models.preprocess import JPEG
 from shared.models.zoo import write_card
 from shared.options import free
+from shared.processes import accelerator as open_accelerator
 from shared.rng import SampleRng
 from shared.training.contrastive import adamw, batch_indices
 from shared.training.denoising import SCENES, _pictures
@@ -146,10 +147,9 @@ def fit_steganographer(network: Steganographer, pictures, config: StegaConfig, s
 
 def main() -> None:
     import tyro
-    from accelerate import Accelerator
 
     args = tyro.cli(Args)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    accelerator = open_accelerator()
     facts = training_facts(args.out) if args.card_only else train(args, accelerator)
     if accelerator.is_main_process:
         write_card(args.out, kind="steganography", origin="re-trained, not StegaStamp", **facts,

@@ -31,6 +31,7 @@ from shared.models.vlm.base import VLM
 from shared.models.vlm.opening import load_small, save_small, small_config, small_vlm
 from shared.models.zoo import FOLDER, write_card
 from shared.options import free
+from shared.processes import accelerator as open_accelerator
 from shared.rng import SampleRng
 from shared.training.contrastive import adamw, batch_indices
 from shared.training.loop import Fit
@@ -128,11 +129,10 @@ def fit_vlm(vlm: VLM, lessons: Lessons, config: VLMConfig, accelerator, checkpoi
 
 def main() -> None:
     import tyro
-    from accelerate import Accelerator
 
     args = tyro.cli(Args)
     out = args.out or FOLDER / f"{args.model}.safetensors"
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    accelerator = open_accelerator()
     facts = training_facts(out) if args.card_only else train(args, out, accelerator)
     if accelerator.is_main_process:
         write_card(out, kind="vlm", **facts, **measured(out, accelerator.device))

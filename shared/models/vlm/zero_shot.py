@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from shared.errors import UserError
 from shared.models.clip import load
-from shared.models.victim import ZeroShot, text_matrix
+from shared.models.victim import ZeroShot, predicted, text_matrix
 from shared.models.vlm.base import VLM, check_lengths
 from shared.models.vlm.vision import tower_state
 
@@ -38,7 +38,7 @@ class ZeroShotVLM(VLM):
     @torch.no_grad()
     def answer(self, x, prompts, max_tokens=20, batch=64):
         check_lengths(x, prompts)
-        said = [self.victim(x[i:i + batch]).argmax(1) for i in range(0, len(x), batch)]
+        said = [predicted(self.victim(x[i:i + batch])) for i in range(0, len(x), batch)]
         return [self.classes[k] for k in (torch.cat(said).tolist() if said else [])]
 
     def nll(self, x, prompts, targets):

@@ -3,19 +3,22 @@
 import copy
 import itertools
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from papers.pmg_aft.runs import AS_RELEASED, AS_WRITTEN
 from scipy.special import rel_entr
 from scipy.special import softmax as scipy_softmax
 from torch import nn
 
+from papers.pmg_aft import steps
 from papers.pmg_aft.baselines import Contrastive
+from papers.pmg_aft.config import PRESETS
 from papers.pmg_aft.method import PMGAFT, PMGLoss, kl_divergence, pmg_aft_loss
+from papers.pmg_aft.steps import RELEASED, Face, base, methods
+from shared.data.catalogue import Source
+from shared.experiment.lab import Lab
 from shared.models.victim import ZeroShot
 from shared.training.adversarial import frozen
 from tests.accuracy import assert_as_accurate, assert_within_rounding, in_both
@@ -232,23 +235,18 @@ def test_contrastive_loss_written_out(adversarial):
 
 def test_faces():
     """The released code: plain cosines as logits, ImageNet's mean and std, an averaged loss in half precision for the attack."""
-    assert (AS_WRITTEN.temperature, AS_WRITTEN.norm, AS_WRITTEN.attack.reduction, AS_WRITTEN.attack.autocast) == ("model", "clip", "sum", "none")
-    assert (AS_RELEASED.temperature, AS_RELEASED.norm, AS_RELEASED.attack.reduction, AS_RELEASED.attack.autocast) == (
-        "one", "imagenet", "mean", "fp16")  # fmt: skip
-    assert AS_RELEASED.attack.steps == AS_WRITTEN.attack.steps == 2
+    assert Face() == Face("model", "clip", "sum", "none")
+    assert Face("one", "imagenet", "mean", "fp16") == RELEASED
+    tuned = methods(PRESETS["cpu"])
+    assert {name for name, step in tuned.items() if step.face == RELEASED} == {"pmg_released", "pmg_released_april"}
+    assert all((step.attack.reduction, step.attack.autocast) == (step.face.reduction, step.face.autocast) for step in tuned.values())
 
 
-def test_a_victim_of_the_released_face_gives_plain_cosines():
-    from papers.pmg_aft.models import Bench
-
-    from papers.pmg_aft.config import PRESETS, Model
-
-    config = replace(PRESETS["smoke"], model=Model(PRESETS["smoke"].model.name, "random"))
-    state = torch.get_rng_state()
-    bench = Bench(config, "smoke", torch.device("cpu"))
-    data = bench.labelled("scenes:shape")
-    victim = bench.victim(data, None, AS_RELEASED.norm, bench.scale_of(AS_RELEASED))
-    torch.set_rng_state(state)  # random weights come from the global generator, which is the process's own business
+def test_a_victim_of_the_released_face_gives_plain_cosines(tmp_path):
+    process = type("P", (), {"device": torch.device("cpu"), "num_processes": 1, "is_main_process": True})
+    lab, clip = Lab(tmp_path, Source(), process), base(PRESETS["smoke"])
+    data, whole = lab.data("scenes:shape"), clip.open(lab)
+    victim = steps.classifier(lab, clip, whole.visual, "scenes:shape", RELEASED.norm, RELEASED.temperature)
     x = data.__getitems__(range(6))[0]
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     with torch.no_grad():
@@ -257,8 +255,8 @@ def test_a_victim_of_the_released_face_gives_plain_cosines():
             image, texts = clip.encode_image((x - mean) / std), clip.encode_text(clip.tokenizer(list(data.prompts)))
             return F.cosine_similarity(image[:, None], texts[None], dim=2)
 
-        assert_as_accurate(victim(x), *in_both(cosines, bench.clip, x), terms=4 * 96, scale=1.0)
+        assert_as_accurate(victim(x), *in_both(cosines, whole, x), terms=4 * 96, scale=1.0)
         assert victim(x).abs().max() <= 1 + 1e-6
-        written = bench.victim(data, None, AS_WRITTEN.norm, bench.scale_of(AS_WRITTEN))
-        assert written.scale == pytest.approx(bench.clip.logit_scale.exp().item())
+        written = steps.classifier(lab, clip, whole.visual, "scenes:shape", "clip")
+        assert written.scale == pytest.approx(whole.logit_scale.exp().item())
         assert not torch.allclose(written(x) / written.scale, victim(x), atol=1e-3)

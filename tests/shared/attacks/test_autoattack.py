@@ -30,6 +30,20 @@ def test_each_stage_attacks_the_survivors_only(net, images, accuracy, counted):
     assert_within_rounding(result.x_adv[broken], first[broken[masks[0]]], terms=PIXELS)
 
 
+@pytest.mark.parametrize("broken", ["always", "where it is attacked"])
+def test_a_victim_whose_outputs_are_no_numbers_is_not_robust(net, images, broken):
+    x, y = images[0][:10], images[1][:10]
+
+    def victim(seen: torch.Tensor) -> torch.Tensor:
+        logits = net(seen)
+        return logits if broken != "always" and torch.equal(seen, x) else logits * float("nan")
+
+    wrapped = torch.nn.Module()
+    wrapped.forward = victim
+    with pytest.raises(UserError, match=r"outputs are not finite for 10 of 10 pictures"):
+        cascade(wrapped, x, y, Threat("linf", 10 / 255), rng=SampleRng(0, range(10)), steps=2, queries=2)
+
+
 def test_small_batches_give_the_same_outcomes(exact, images):
     x, y = images[0][:40], images[1][:40]
     settings = {"rng": SampleRng(0, range(40)), "steps": 6, "targets": 3, "queries": 10}

@@ -29,7 +29,8 @@ def idefics(tied: bool = False):
     from transformers import IdeficsConfig, IdeficsForVisionText2Text
 
     vision = {"embed_dim": 16, "image_size": 16, "patch_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = IdeficsConfig(**TEXT, vision_config=vision, additional_vocab_size=2, cross_layer_interval=2, use_resampler=False, tie_word_embeddings=tied)
+    options = {"additional_vocab_size": 2, "cross_layer_interval": 2, "use_resampler": False, "tie_word_embeddings": tied}
+    config = IdeficsConfig(**TEXT, vision_config=vision, **options)
     return IdeficsForVisionText2Text, IdeficsForVisionText2Text(config)
 
 

@@ -205,8 +205,8 @@ def test_unequal_shares_are_refused(clip, n, batch, world):
 def test_two_processes_train_the_same_model_as_one(tmp_path):
     root = Path(__file__).parents[3]
     for processes in (1, 2):
-        config = "cpu.yaml" if processes == 1 else "cpu2.yaml"
-        subprocess.run([sys.executable, "-m", "shared.experiment.launch", "--config_file", f"shared/experiment/launch/{config}", "-m",
+        device = "cpu" if processes == 1 else "cpu2"
+        subprocess.run([sys.executable, "-m", "shared.experiment.launch", "--device", device, "-m",
                         "shared.training.pretrain", "--out", str(tmp_path / f"{processes}.safetensors"), "--work", str(tmp_path / "work"),
                         "--train.steps", "3", "--train.batch", "16", "--train.warmup", "1"], cwd=root, check=True, timeout=500,
                        env={**os.environ, "OMP_NUM_THREADS": "1"})
