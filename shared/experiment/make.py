@@ -119,7 +119,10 @@ class Target:
             # where a run has left something, what is finished can be shown without writing
             if not Path(self.given.results, self.given.scale, paper, "plan.json").is_file():
                 check_folder(self.given.results, "RESULTS")
-        if self.kind != "figures" and not self.given.launch:
+        if self.given.launch:
+            if not shutil.which(self.given.launch[0]):
+                raise UserError(f"LAUNCH={shlex.join(self.given.launch)}: there is no program {self.given.launch[0]}")
+        elif self.kind != "figures":
             choose(self.given.device, self.given.gpus)
         for paper in papers:
             if self.kind != "figures":
