@@ -68,7 +68,7 @@ endif
 
 # ---- targets ---------------------------------------------------------------------------------------------------------------
 
-.PHONY: help setup lock reproduce headline overview test lint smoke test-slow bench zoo doctor clean-results FORCE
+.PHONY: help setup lock reproduce headline overview test lint smoke test-slow test-cpus bench zoo doctor clean-results FORCE
 
 help: ## this text
 	@echo "make TARGET [VARIABLE=value …]"
@@ -112,7 +112,8 @@ reproduce-% headline-% figures-% bench-%: $(STAMP) FORCE
 workers = $(if $(filter 1,$(cores))$(findstring no:xdist,$(ARGS)),,-n $(if $(filter 2 3,$(cores)),$(cores),4) --dist loadfile --no-loadscope-reorder)
 
 # pytest comes last, so that its closing line is the last line.
-test: lint smoke ## ruff, the import rules, one paper end to end at SCALE=smoke, and every test that is not slow, on all cores
+test: lint smoke ## ruff, the import rules, one paper at SCALE=smoke, a few tests as another CPU, and every test that is not slow
+	@$(if $(ARGS),,$(PY) -m tests.cpus --quick $(workers))
 	@$(PY) -m pytest -m "not slow and not bench" $(workers) $(ARGS)
 
 lint: $(STAMP) ## ruff and the import rules alone (seconds)
@@ -124,6 +125,9 @@ smoke: $(STAMP) ## one paper end to end at SCALE=smoke, in a temporary folder (u
 
 test-slow: $(STAMP) ## the slow tests, among them the rehearsal of SCALE=paper
 	@$(PY) -m pytest -m slow $(ARGS)
+
+test-cpus: $(STAMP) ## the tests that compare floats as other CPUs would run them: no vectors, AVX2, AVX-512, 1 to 4 threads (an hour)
+	@$(PY) -m tests.cpus $(workers) $(ARGS)
 
 bench: $(STAMP) ## speeds against plain loops and reference packages, side by side, with their spread
 	$(call do,$@)

@@ -203,10 +203,10 @@ def test_make_test_runs_rules_smoke_and_then_pytest(place):
     done = place.make("test", "SEEDS=5", "SCALE=photos")
     assert done.returncode == 0, done.stderr
     smoke = do("smoke", SEEDS="5", SCALE="photos")
-    assert place.calls == ["-m ruff check .", "lint-imports", smoke, f"-m pytest -m not slow and not bench{SPREAD}"]
+    assert place.calls == ["-m ruff check .", "lint-imports", smoke, f"-m tests.cpus --quick{SPREAD}", f"-m pytest -m not slow and not bench{SPREAD}"]
 
 
-@pytest.mark.parametrize(("word", "calls"), [("ruff", 1), ("smoke", 3), ("pytest", 4)])
+@pytest.mark.parametrize(("word", "calls"), [("ruff", 1), ("smoke", 3), ("cpus", 4), ("bench", 5)])
 def test_make_test_fails_where_a_part_fails(place, word, calls):
     (place.root / "fails").write_text(word)
     assert place.make("test").returncode == 2

@@ -34,8 +34,8 @@ def short(results, spec: str) -> str:
     """A set's name; that of ImageNet30 says which pictures it has."""
     if spec.startswith("scenes:"):
         return spec.replace(":", " ", 1)
-    label = results.config["data"]["label"] if spec.startswith("folder:") else results.config.get("names", {}).get(spec)
-    return label or spec
+    label = results.config["data"]["label"] if spec.startswith("folder:") else ""
+    return label or results.config.get("names", {}).get(spec) or spec
 
 
 def time(results) -> int:

@@ -26,7 +26,7 @@ from shared.experiment.step import Lab, Measured, Trained, Values, free
 from shared.metrics.costs import activation_megabytes, step_seconds
 from shared.models.clip import create_clip
 from shared.models.sources import open_clip_model
-from shared.models.victim import ZeroShot, predicted, text_matrix
+from shared.models.victim import ZeroShot, class_matrix, predicted
 from shared.rng import SampleRng
 from shared.training.adversarial import FARE, TeCoA, TrainAttack, Tuning, finetune, frozen
 from shared.training.contrastive import ContrastiveConfig, pretrain
@@ -157,7 +157,7 @@ def base(c: Config) -> Backbone | Pretrained:
 def classifier(lab: Lab, clip, visual: nn.Module, spec: str, norm: str, temperature: str = "model", split: str = "test") -> ZeroShot:
     """The zero-shot classifier of a set with some vision tower of a CLIP."""
     whole, data = clip.open(lab), lab.data(spec, split)
-    text = lab.once(("text", clip, data.version), lambda: text_matrix(whole, data.prompts))
+    text = lab.once(("text", clip, data.version), lambda: class_matrix(whole, data))
     scale = 1.0 if temperature == "one" else whole.logit_scale.exp().item()
     return ZeroShot(visual, text, scale, norm).to(lab.device).eval()
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from papers.rvpt.tables import AGAINST, ATTACKS, METHODS, SIX, THREE
-from shared.metrics.intervals import bootstrap_mean
+from shared.metrics import intervals
 from shared.report import figures, style
 
 PANELS = {"none": "backdoored CLIP", "vpt": "with VPT", "rvpt": "with RVPT", "supervised": "supervised ViT"}
@@ -34,7 +34,7 @@ def _resistivity(results, attack: str):
         for name, label in CHANGES.items():
             if (method, name) in found:
                 m = found[method, name]
-                series[label] = [bootstrap_mean({"all": v}) for v in (*m.extra["layers"].astype(np.float64).T, m.values)]
+                series[label] = [intervals.mean({"all": v}) for v in (*m.extra["layers"].astype(np.float64).T, m.values)]
         at = [str(d) for d in range(1, max(map(len, series.values())))] + ["out"]
         figures.lines(ax, at, series, xlabel="block", ylabel="PR (cosine)" if ax is axes[0][0] else "", factor=1, categorical=True,
                       look={k: look[k] for k in series})

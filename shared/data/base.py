@@ -23,12 +23,14 @@ class LabelledImages(Dataset):
 
     name: of the set, e.g. "cifar10". classes: label i is classes[i]. prompts: the sentence of class i, template applied.
     version: a short digest of what the examples are; a measurement made on other pictures, labels or prompts has another version.
+    renameable: the classes are the user's folders, so names that a model cannot tell apart are refused, not only said.
     """
 
     name: str
     classes: tuple[str, ...]
     prompts: tuple[str, ...]
     version: str
+    renameable: bool = False
 
     @property
     def num_classes(self) -> int:
@@ -103,6 +105,10 @@ class View(LabelledImages):
     @cached_property
     def labels(self) -> np.ndarray:
         return np.asarray(self.data.labels)[self.indices]
+
+    @property
+    def renameable(self) -> bool:
+        return self.data.renameable
 
     @property
     def skipped(self) -> tuple[str, ...]:

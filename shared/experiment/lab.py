@@ -49,6 +49,9 @@ class Lab:
         self._cached: OrderedDict[Hashable, tuple[object, int]] = OrderedDict()
         self._sets: dict[tuple[str, str], LabelledImages] = {}
         self._keys: dict[Step, str] = {}
+        self._identities: dict[Hashable, object] = {}
+        self._fingerprints: dict[Step, str] = {}
+        self._made: set[Step] = set()
         self._turns = _Turns(accelerator)
 
     # -- what is given ---------------------------------------------------------------------------------------------
@@ -81,7 +84,13 @@ class Lab:
         """Look at everything that is given to these steps and to what they need, so that what is to be downloaded is there."""
         for leaf in dict.fromkeys(leaf for step in steps for leaf in leaves(step)):
             if not any(needs(leaf)):  # it is known without anything that is yet to be made
-                leaf.identity(self)
+                self.identity(leaf)
+
+    def identity(self, leaf: Hashable) -> object:
+        """What tells a leaf from others: the contents of what stands behind it, looked at once."""
+        if leaf not in self._identities:
+            self._identities[leaf] = leaf.identity(self)
+        return self._identities[leaf]
 
     # -- what steps have left --------------------------------------------------------------------------------------
 
@@ -95,10 +104,12 @@ class Lab:
         """A step as it counts in the key of another: its own key, and the contents that it has left. Raises UserError where those are missing."""
         if not isinstance(step, Kept):
             return self.key(step)
-        record = self._record(step)
-        if record.get("key") != self.key(step):
-            raise UserError(f"{self.path(step)} is missing: run the training with the same options first.")
-        return digest([record["key"], record["sha256"]])
+        if step not in self._fingerprints:
+            record = self._record(step)
+            if record.get("key") != self.key(step):
+                raise UserError(f"{self.path(step)} is missing: run the training with the same options first.")
+            self._fingerprints[step] = digest([record["key"], record["sha256"]])
+        return self._fingerprints[step]
 
     def path(self, step: Kept, part: str = "") -> Path:
         """The file of one of its parts."""
@@ -118,9 +129,15 @@ class Lab:
 
     def is_made(self, step: Step) -> bool:
         """Whether all that it leaves is there, whole and under its key, and so is all that it needs (its key holds what that has left)."""
+        if step in self._made:
+            return True
         if not all(map(self.is_made, needs(step))):
             return False
-        return not isinstance(step, Kept) or all(self._whole(step, part) for part in step.parts)
+        if not isinstance(step, Kept):
+            return True
+        if all(self._whole(step, part) for part in step.parts):
+            self._made.add(step)
+        return step in self._made
 
     def _whole(self, step: Kept, part: str) -> bool:
         path, record = self.path(step, part), self._record(step, part)
@@ -143,6 +160,8 @@ class Lab:
             raise UserError(f"{step.name} has left weights that are not finite ({wrong[0]}; {len(wrong)} of {len(tensors)} tensors): nothing is "
                             "stored. Lower its learning rate, or see what it was given.")
         path = self.path(step, part)
+        self._fingerprints.pop(step, None)
+        self._identities.clear()  # of a leaf that holds the step
         path.with_suffix(".json").unlink(missing_ok=True)
         save_tensors(tensors, path, facts)
         write_json(path.with_suffix(".json"), {"key": self.key(step), "sha256": sha256_file(path), "facts": facts or {}})

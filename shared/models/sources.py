@@ -9,9 +9,7 @@ from torch import nn
 from shared.errors import UserError
 from shared.files import sha256_file, sha256_folder
 from shared.models import zoo
-from shared.models.clip import create_clip, read_metadata
-
-SUFFIXES = (".safetensors", ".pt", ".bin", ".pth")
+from shared.models.clip import SUFFIXES, create_clip, read_metadata
 
 
 def locate(weights: str, option: str) -> tuple[str | Path | None, str]:

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
-from shared.experiment import claims as claims_module
-from shared.experiment.verdicts import judge
+from shared.claims import claims as claims_module
+from shared.claims.verdicts import judge
 from shared.files import write_atomic
 from shared.report import claims_page, panels, sidecar
 from shared.report.data import Results
+from shared.report.table_text import html, markdown, save_table
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -67,9 +68,6 @@ class Report:
 
     def table(self, stem: str, make: Callable[[Results], object]) -> Html:
         """Call `make(results) -> Table | None`, save it as Markdown, LaTeX and CSV with records of exactly what it read, and show it."""
-        from shared.report.table_text import html, markdown
-        from shared.report.tables import save_table
-
         with self.results.tracking() as used:
             table = make(self.results)
         if table is None:

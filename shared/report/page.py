@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from shared.claims import claims as claims_module
+from shared.claims.verdicts import judge
 from shared.errors import UserError, run_main
-from shared.experiment import claims as claims_module
-from shared.experiment.verdicts import judge
 from shared.files import atomic_path, check_folder, write_atomic
 from shared.lifeline import STARTED
 from shared.report.claims_page import SCALE_WORDS, text_claims, text_references

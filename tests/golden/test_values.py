@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.parametrize("paper", plan.PAPERS)
 def test_every_planned_number_has_a_golden_value(paper):
-    assert json.loads((values.FOLDER / f"{paper}.json").read_text()).keys() == plan.plans(paper)["smoke"].keys()
+    assert plan.plans(paper)["smoke"].keys() <= json.loads((values.FOLDER / f"{paper}.json").read_text()).keys()
 
 
 @pytest.mark.slow

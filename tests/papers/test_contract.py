@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from shared.claims.claims import load
+from shared.claims.selection import matches
 from shared.data.catalogue import Source
 from shared.errors import UserError
-from shared.experiment.claims import load
 from shared.experiment.lab import Lab
 from shared.experiment.paper import Paper
 from shared.experiment.scale import plain
-from shared.experiment.selection import matches
 from shared.experiment.step import Kept, Step, closure, content, counted, key
 from shared.experiment.store import Measurement
 from shared.report.data import Results
@@ -133,6 +133,9 @@ class Told:
 
     def fingerprint(self, step: Step) -> str:
         return key(step, self)
+
+    def identity(self, leaf: object) -> object:
+        return leaf.identity(self)
 
 
 def test_every_field_counts_unless_it_is_free(plans, monkeypatch):

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared.errors import UserError
+from shared.models.clip import load
 from shared.models.victim import ZeroShot, predicted, text_matrix
 from shared.models.vlm.base import VLM, check_lengths
 from shared.models.vlm.vision import tower_state
@@ -49,9 +50,4 @@ class ZeroShotVLM(VLM):
         return self.victim.embed(x)
 
     def set_vision(self, tower):
-        state, own = tower_state(tower), self.victim.visual.state_dict()
-        wrong = [k for k in own if k not in state or state[k].shape != own[k].shape]
-        if wrong:
-            raise UserError(f"the vision tower does not fit this CLIP: {len(wrong)} tensors differ, the first is {wrong[0]}; give an open_clip tower "
-                            "of the same architecture.")
-        self.victim.visual.load_state_dict({k: state[k] for k in own})
+        load(self.victim.visual, tower_state(tower), "the vision tower", "give an open_clip tower of the same architecture")

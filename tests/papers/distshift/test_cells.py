@@ -9,9 +9,9 @@ from papers.distshift.config import PRESETS, Models, Protected, check
 from papers.distshift.evaluate import groups
 from papers.distshift.kinds import changes
 from papers.distshift.runs import runs
+from shared.claims.claims import load
+from shared.claims.selection import matches
 from shared.errors import UserError
-from shared.experiment.claims import load
-from shared.experiment.selection import matches
 
 CPU = PRESETS["cpu"]
 CLAIMS = load("papers/distshift/claims.yaml")

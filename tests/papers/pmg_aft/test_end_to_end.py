@@ -214,7 +214,7 @@ def test_the_page_is_drawn_from_measurements_alone(page):
     assert html.index("Claims") < html.index("Main comparison")
     assert "src='http" not in html and 'src="http' not in html
     assert str(folder(results) / "page.html") in said
-    from shared.experiment.claims import load
+    from shared.claims.claims import load
 
     for claim in load(ROOT / "papers/pmg_aft/claims.yaml").claims:
         assert claim.id in html or claim.text.split(",")[0] in html

@@ -21,6 +21,7 @@ from shared.data.catalogue import Source
 from shared.experiment.lab import Lab
 from shared.models.victim import ZeroShot
 from shared.training.adversarial import frozen
+from tests.accuracy import assert_as_accurate, assert_within_rounding, in_both
 
 N, K = 5, 7
 WEIGHTS = [(1.0, 1.0), (0.0, 1.0), (1.0, 0.0), (0.0, 0.0), (0.7, 2.3)]
@@ -66,8 +67,7 @@ def test_loss_and_gradients_are_those_of_the_formula(config):
         loss, terms = function(*z, y, config)
         into += [loss, *terms.values(), *torch.autograd.grad(loss, z, materialize_grads=True, allow_unused=True)]
     assert len(ours) == 7
-    for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+    assert_within_rounding(ours, theirs, terms=N * K, scale=10.0)
     if config.detach_clean or config.beta == 0:
         assert not ours[-1].any()
     else:
@@ -107,7 +107,7 @@ def test_gradient_of_the_guide_term_is_the_difference_of_probabilities():
     """∂ KL(P_0 ‖ P_θ)/∂z_θ = (P_θ − P_0)/N: what pulls the fine-tuned model towards its guide."""
     z, guide = logits(1).requires_grad_(), logits(2)
     gradient = torch.autograd.grad(kl_divergence(guide, z, "batchmean"), z)[0]
-    torch.testing.assert_close(gradient, (z.softmax(1) - guide.softmax(1)) / N)
+    assert_within_rounding(gradient, (z.softmax(1) - guide.softmax(1)) / N, terms=3 * 64)
 
 
 @pytest.mark.parametrize("batch", [1, 4, 256])
@@ -117,7 +117,7 @@ def test_a_summed_divergence_weighs_as_much_as_the_batch_is_large(batch):
     y = torch.zeros(batch, dtype=torch.long)
     summed = pmg_aft_loss(*z, y, PMGLoss(reduction="sum"))[0]
     weighed = pmg_aft_loss(*z, y, PMGLoss(alpha=batch, beta=batch))[0]
-    torch.testing.assert_close(summed, weighed)
+    assert_within_rounding(summed, weighed, terms=3 * 64)
     plain = pmg_aft_loss(*z, y, PMGLoss())[1]
     assert pmg_aft_loss(*z, y, PMGLoss(reduction="sum"))[1]["robust"] == plain["robust"]
 
@@ -165,9 +165,7 @@ def test_short_cuts_of_the_objective_change_nothing(config):
     plain = classifier(0)
     expected = pmg_aft_loss(plain(x_adv), guide(x_adv).detach(), plain(x), y, config)[0]
     expected.backward()
-    torch.testing.assert_close(loss, expected)
-    for ours, theirs in zip(victim.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad)
+    assert_within_rounding([loss, *(p.grad for p in victim.parameters())], [expected, *(p.grad for p in plain.parameters())], terms=3 * 64)
 
 
 def test_the_guide_sees_the_adversarial_picture():
@@ -183,7 +181,7 @@ def test_the_guide_sees_the_adversarial_picture():
 def test_without_weights_it_is_tecoa():
     x, x_adv, y = batch()
     victim = classifier(0)
-    assert PMGAFT(classifier(1), PMGLoss(0.0, 0.0)).loss(victim, x, x_adv, y).item() == pytest.approx(F.cross_entropy(victim(x_adv), y).item())
+    assert_within_rounding(PMGAFT(classifier(1), PMGLoss(0.0, 0.0)).loss(victim, x, x_adv, y), F.cross_entropy(victim(x_adv), y), terms=3 * 64)
 
 
 def test_at_the_start_the_guide_pulls_nowhere():
@@ -194,8 +192,7 @@ def test_at_the_start_the_guide_pulls_nowhere():
     loss.backward()
     other = classifier(0)
     F.cross_entropy(other(x_adv), y).backward()
-    for ours, theirs in zip(victim.parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad)
+    assert_within_rounding([p.grad for p in victim.parameters()], [p.grad for p in other.parameters()], terms=3 * 64)
 
 
 def test_a_frozen_copy_does_not_follow_the_training():
@@ -214,7 +211,7 @@ def test_the_attack_raises_the_cross_entropy_of_each_picture():
     victim = classifier(0)
     for objective in (PMGAFT(classifier(1), PMGLoss()), Contrastive(adversarial=True)):
         losses = objective.attack_loss(victim, x, y)(x_adv)
-        torch.testing.assert_close(losses, torch.stack([-victim(x_adv).log_softmax(1)[i, y[i]] for i in range(N)]))
+        assert_within_rounding(losses, torch.stack([-victim(x_adv).log_softmax(1)[i, y[i]] for i in range(N)]), terms=3 * 64)
     assert Contrastive(adversarial=False).attack_loss(victim, x, y) is None
 
 
@@ -233,7 +230,7 @@ def test_contrastive_loss_written_out(adversarial):
     for i in range(N):
         rows += -10 * image[i] @ text[i] + math.log(sum(math.exp(10 * image[i] @ text[j]) for j in range(N)))
         columns += -10 * image[i] @ text[i] + math.log(sum(math.exp(10 * image[j] @ text[i]) for j in range(N)))
-    assert Contrastive(adversarial).loss(victim, x, x_adv, y).item() == pytest.approx((rows + columns) / (2 * N), rel=1e-5)
+    assert_within_rounding(Contrastive(adversarial).loss(victim, x, x_adv, y), torch.tensor((rows + columns) / (2 * N)), terms=3 * 64, scale=10.0)
 
 
 def test_faces():
@@ -253,10 +250,12 @@ def test_a_victim_of_the_released_face_gives_plain_cosines(tmp_path):
     x = data.__getitems__(range(6))[0]
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     with torch.no_grad():
-        image = whole.encode_image((x - mean) / std)
-        texts = whole.encode_text(whole.tokenizer(list(data.prompts)))
-        expected = F.cosine_similarity(image[:, None], texts[None], dim=2)
-        torch.testing.assert_close(victim(x), expected, rtol=1e-4, atol=1e-5)
+
+        def cosines(clip, x):
+            image, texts = clip.encode_image((x - mean) / std), clip.encode_text(clip.tokenizer(list(data.prompts)))
+            return F.cosine_similarity(image[:, None], texts[None], dim=2)
+
+        assert_as_accurate(victim(x), *in_both(cosines, whole, x), terms=4 * 96, scale=1.0)
         assert victim(x).abs().max() <= 1 + 1e-6
         written = steps.classifier(lab, clip, whole.visual, "scenes:shape", "clip")
         assert written.scale == pytest.approx(whole.logit_scale.exp().item())

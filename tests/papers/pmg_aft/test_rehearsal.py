@@ -48,11 +48,20 @@ PHOTOS = ("--scale", "photos", "--seeds", 0, "--gates.no-enforce", "--data.n", 6
 
 
 def test_photographs(script, tmp_path):
-    """A small CLIP is pre-trained on the folder, tuned on every other class, and measured on these, the others and all."""
+    """A small CLIP is pre-trained on the folder, tuned on every other class, and measured on these, the others and all.
+
+    A broken picture stops the training, or another of its class stands in for it.
+    """
     photos(tmp_path / "pictures")
-    options = (*PHOTOS, "--data-root", tmp_path / "pictures", "--results", tmp_path / "results")
+    strict = (*PHOTOS, "--data-root", tmp_path / "pictures", "--results", tmp_path / "results")
+    options = (*strict, "--skip-corrupt")
+    for picture in (tmp_path / "pictures" / "train" / "cat").glob("[0-4].jpg"):
+        picture.write_bytes(picture.read_bytes()[:200])
+    broken = script("train", *strict)
+    assert broken.code == 2 and re.search(r"^error: the picture .*cat.* is corrupt or truncated: .*--skip-corrupt", broken.err, re.M)
     trained = script("train", *options)
     assert trained.code == 0, trained.err
+    assert re.search(r"pictures so far cannot be read and others stand in for them, the last is: .*cat", trained.err)
     assert 'pre-trained' in trained.out and '["airplane", "bird", "cat", "delivery van"]' in trained.out
     outcome = script("evaluate", *options)
     assert outcome.code == 0, outcome.err
@@ -68,7 +77,7 @@ def test_photographs(script, tmp_path):
 
     picture = next((tmp_path / "pictures" / "test" / "bird").iterdir())
     picture.write_bytes(picture.read_bytes()[:200])
-    broken = script("evaluate", *options)
+    broken = script("evaluate", *strict)
     assert broken.code == 2
     assert re.fullmatch(r"error: the picture .*bird.* is corrupt or truncated: .*--skip-corrupt.*\n", broken.err)
 

@@ -13,9 +13,9 @@ from papers.pmg_aft.paper import PAPER
 from papers.pmg_aft.steps import RELEASED, Accuracy, Face, Tower, UpdateCost, base, methods, number
 from papers.pmg_aft.tables import CLIP, METHODS, SWEPT
 from shared.attacks import Threat, pgd
+from shared.claims.claims import load
 from shared.data.catalogue import Source
 from shared.errors import UserError
-from shared.experiment.claims import load
 from shared.experiment.lab import Lab
 from shared.models.victim import ZeroShot
 from shared.rng import SampleRng

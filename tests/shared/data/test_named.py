@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 
 from shared.data.base import loader, subset
-from shared.data.files import NATIVE, ImageSize, decode
+from shared.data.files import NATIVE, ImageSize, decode, read_picture
 from shared.data.named import SIXTEEN, ZERO_SHOT, canonical, named
+from shared.data.prompts import WORDINGS, class_names
 from shared.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("any_checksum")
@@ -144,6 +145,12 @@ def test_a_handle_of_another_process_is_not_used(library):
     assert torch.equal(data[0][0], expected)
 
 
+def test_imagenet_has_three_names_twice():
+    raw = ("Cardigan", "cardigan", "crane", "crane", "maillot", "maillot")
+    for wording in WORDINGS:
+        assert class_names("ImageNet", raw, wording) == tuple(sorted(name.lower() for name in raw))
+
+
 def test_duplicate_names_stay_and_are_reported(library):
     assert named("ImageNet", library).duplicates == {"This is a photo of a kit fox": (0, 7)}
     assert named("TinyImageNet", library).duplicates == {"This is a photo of a crane": (2, 3)}
@@ -258,7 +265,7 @@ def test_tiny_imagenet_val_in_both_layouts(tmp_path, builders, rearranged):
         assert data.classes == ("goldfish", "egyptian cat", "crane", "crane")  # sorted wnids, first names
         assert [Path(p).name for p in data.paths] == [f"val_{i}.JPEG" for i in (2, 6, 1, 5, 0, 4, 3, 7)]
         assert data.labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
-        assert torch.equal(data[3][0] * 255, decode(data.paths[3]).float())
+        assert torch.equal(data[3][0] * 255, decode(read_picture(data.paths[3]), data.paths[3]).float())
         train = named("TinyImageNet", root, "train", size=NATIVE)
         assert train.labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
         assert Path(train.paths[0]).name == "n01443537_0.JPEG"

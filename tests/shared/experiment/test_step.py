@@ -16,6 +16,9 @@ class Lab:
     def fingerprint(self, step: Step) -> str:
         return f"{key(step, self)} {self.left}"
 
+    def identity(self, leaf: "File") -> str:
+        return leaf.identity(self)
+
 
 @dataclass(frozen=True)
 class File:

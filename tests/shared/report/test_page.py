@@ -69,7 +69,7 @@ def test_page_is_one_file_that_needs_nothing_else(made):
 
 def test_what_is_printed_at_the_end(made):
     printed = made[1]
-    assert "A fake & small paper" in printed and "DIRECTION HOLDS    Ours <beats> theirs." in printed
+    assert "A fake & small paper" in printed and "DIRECTION HOLDS °  Ours <beats> theirs." in printed
     assert printed.index("DIRECTION HOLDS") < printed.index("page     ") < printed.index("figures  ") < printed.index("tables   ")
     assert str(made[0] / "page.html") in printed
 
