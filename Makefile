@@ -37,7 +37,6 @@ $(if $(UNKNOWN),$(error there is no variable $(firstword $(UNKNOWN)); make knows
 # ---- the pieces of a command -----------------------------------------------------------------------------------------------
 
 quote = '$(subst ','\'',$1)'
-comma := ,
 PY    = $(call quote,$(VENV))/bin/python
 STAMP = environment
 # The newest that fits; pyenv's stand-in for a version that is not active does not even start.
@@ -45,7 +44,7 @@ fits = import sys, venv, ensurepip; sys.exit(not ((3, 11) <= sys.version_info < 
 with_python = for p in $(if $(PYTHON),$(call quote,$(PYTHON)),python3.14 python3.13 python3.12 python3.11 python3 python $(PY)); do \
     "$$p" -c '$(fits)' 2>/dev/null && exec "$$p" $1; done; \
     echo "$(if $(PYTHON),PYTHON=$(PYTHON) is,there is) no Python of 3.11 to 3.14 with its venv module (on Debian: python3-venv):" \
-    "install one$(comma) or name it with PYTHON=/path/to/python3" >&2; exit 2
+    "install one, or name it with PYTHON=/path/to/python3" >&2; exit 2
 cores       = $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 dials      := $(foreach v,$(filter-out PYTHON VENV SURE,$(KNOBS)),$(call quote,$v=$($v)))
 do          = @$(PY) -m shared.experiment.make $1 $(dials)
@@ -123,7 +122,8 @@ lint: $(STAMP) ## ruff and the import rules alone (seconds)
 smoke: $(STAMP) ## one paper end to end at SCALE=smoke, in a temporary folder (under a minute)
 	$(call do,$@)
 
-test-slow: $(STAMP) ## the slow tests, among them the rehearsal of SCALE=paper
+test-slow: $(STAMP) ## the slow tests, among them the rehearsal of SCALE=paper, and `make test` in other surroundings
+	@$(if $(ARGS),,tests/machines.sh $(call quote,$(VENV)))
 	@$(PY) -m pytest -m slow $(ARGS)
 
 test-cpus: $(STAMP) ## the tests that compare floats as other CPUs would run them: no vectors, AVX2, AVX-512, 1 to 4 threads (an hour)
