@@ -33,7 +33,10 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def check_folder(folder: str | os.PathLike, name: str) -> None:
-    """Make a folder and see that it can be written to. Raises `UserError` in the words of the option or variable `name` where it cannot."""
+    """Make a folder and see that it can be written to.
+
+    Raises `UserError` where it cannot. name: of the option or variable that said which folder.
+    """
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -41,9 +44,11 @@ def check_folder(folder: str | os.PathLike, name: str) -> None:
             trial.write(bytes(4096))
     except FileExistsError:
         what = "a link to nowhere" if folder.is_symlink() else "a file"
-        raise UserError(f"{folder} is {what} where a folder is needed: move it away, or name another with {name}.") from None
+        advice = f"move it away, or name another folder with {name}."
+        raise UserError(f"{folder} is {what} where a folder is needed: {advice}") from None
     except OSError as error:
-        raise UserError(f"{folder} cannot be written to ({error.strerror}): mend that, or name another folder with {name}.") from None
+        advice = f"mend that, or name another folder with {name}."
+        raise UserError(f"{folder} cannot be written to ({error.strerror}): {advice}") from None
 
 
 def remove_leftovers(folder: str | os.PathLike, seconds: float = 3600) -> None:
