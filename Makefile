@@ -68,12 +68,13 @@ endif
 
 .PHONY: help setup lock reproduce headline overview record test lint smoke test-slow test-cpus bench zoo doctor clean-results FORCE
 
+# LC_ALL=C: in Turkish, i is not between a and z.
 help: ## this text
 	@echo "make TARGET [VARIABLE=value …]"
 	@echo
-	@sed -n 's/^\([a-z][a-zA-Z<>-]*\):[^#]*## \(.*\)/  \1|\2/p; s/^#> \([^ ]*\) *## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{printf "%-24s %s\n", $$1, $$2}'
+	@LC_ALL=C sed -n 's/^\([a-z][a-zA-Z<>-]*\):[^#]*## \(.*\)/  \1|\2/p; s/^#> \([^ ]*\) *## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{printf "%-24s %s\n", $$1, $$2}'
 	@echo
-	@sed -n 's/^\([A-Z_]*\) ?= *\([^ #]*\)## *\(.*\)/  \1=\2#\3/p' Makefile | awk -F'#' '{printf "%-24s %s\n", $$1, $$2}'
+	@LC_ALL=C sed -n 's/^\([A-Z_]*\) ?= *\([^ #]*\)## *\(.*\)/  \1=\2#\3/p' Makefile | awk -F'#' '{printf "%-24s %s\n", $$1, $$2}'
 	@echo
 	@echo "papers here: $(or $(PAPERS),none yet)"
 
