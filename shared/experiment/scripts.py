@@ -23,7 +23,7 @@ from shared.lifeline import tie_to_launcher
 
 if TYPE_CHECKING:
     from shared.experiment.lab import Lab
-    from shared.experiment.paper import Number, Paper
+    from shared.experiment.paper import Grid, Number, Paper
     from shared.experiment.step import Values
 
 
@@ -136,7 +136,7 @@ def write_plan(paper: "Paper", scale: str, config, lab: "Lab", numbers: "list[Nu
     plan = {
         "paper": paper.name,
         "scale": scale,
-        "config": plain(config),
+        "config": {**plain(config), **paper.facts(lab, config)},
         "headline": config.headline and not more,
         "slugs": {n.name: lab.key(n.step) if lab.is_made(n.step) else "" for n in shown},
         "tags": {n.name: dict(n.tags) for n in shown},
@@ -147,7 +147,7 @@ def write_plan(paper: "Paper", scale: str, config, lab: "Lab", numbers: "list[Nu
 
 def gate_numbers(paper: "Paper", config) -> "list[Number]":
     """What the gates read."""
-    return paper.numbers(config, [gate.grid for gate in paper.gates(config)])
+    return paper.numbers(config, [grid for gate in paper.gates(config) for grid in gate.grids])
 
 
 def pass_gates(paper: "Paper", config, lab: "Lab") -> None:
@@ -158,11 +158,16 @@ def pass_gates(paper: "Paper", config, lab: "Lab") -> None:
     numbers = [n for n in gate_numbers(paper, config) if not is_there(lab, n)]
     lab.make(step for step in closure(n.step for n in numbers) if isinstance(step, Kept))
     lab.measure(numbers, lambda *made: keep(lab, *made))
+
+    def mean(grid: "Grid") -> float:
+        values = [lab.store.load(n.name, lab.key(n.step)).value for n in paper.numbers(config, [grid])]
+        return sum(values) / len(values)
+
     found = []
     for g in paper.gates(config):
-        values = [lab.store.load(n.name, lab.key(n.step)).value for n in paper.numbers(config, [g.grid])]
+        value = mean(g.grid) - (0.0 if g.minus is None else mean(g.minus))
         threshold, detail = (x(lab) if callable(x) else x for x in (g.threshold, g.detail))
-        found.append(gate(g.name, sum(values) / len(values), threshold, g.sense, detail))
+        found.append(gate(g.name, value, threshold, g.sense, detail))
     if lab.accelerator.is_main_process:
         lab.store.write_gates(found)
     failed = "; ".join(f"{g['name']} is {g['value']:.3f}, must be {g['sense']} {g['threshold']:.3f}" for g in found if not g["passed"])
