@@ -1,4 +1,4 @@
-# One command for everything; `make` alone prints what there is. Needs GNU make, git and Python 3.11, nothing else.
+# One command for everything; `make` alone prints what there is. Needs GNU make, git and a Python of 3.11 to 3.14, nothing else.
 
 SHELL := /bin/sh
 MAKEFLAGS += --no-builtin-rules --no-print-directory
@@ -17,53 +17,44 @@ SET ?=##               parameters of the notebook, as in SET="name=value name=va
 DEVICE ?=##            cpus (a process per core) | cpu | cpu2 | gpu | gpus (a process each); gpu where one is seen, else cpus
 GPUS ?=##              how many with DEVICE=gpus; all by default
 LAUNCH ?=##            what starts a script instead, as in LAUNCH="srun accelerate launch" (shared/experiment/launch/README.md)
-PYTHON ?=##            the Python 3.11 that makes .venv
+PYTHON ?=##            the Python that makes .venv; by default the newest of 3.11 to 3.14 that is there
+TORCH ?=##             cpu: no CUDA libraries, 1.5 GB instead of 6 (README: from where)
 VENV ?= .venv##        another environment with the same pins, as in VENV="$CONDA_PREFIX"
 SURE ?=##              yes: `make clean-results` may delete
 
 # The text of a variable's help ends its line, so the blanks before it would belong to the value.
-KNOBS := SCALE SEEDS ARGS DATA_ROOT RESULTS SET DEVICE GPUS LAUNCH PYTHON VENV SURE
+KNOBS := SCALE SEEDS ARGS DATA_ROOT RESULTS SET DEVICE GPUS LAUNCH PYTHON TORCH VENV SURE
 $(foreach v,$(KNOBS),$(if $(filter file,$(origin $v)),$(eval $v := $(strip $(value $v)))))
 
-SCALES  := smoke cpu photos paper
-DEVICES := cpu cpu2 cpus gpu gpus
-PAPERS  := $(patsubst papers/%/train.py,%,$(sort $(wildcard papers/*/train.py)))
+PAPERS := $(patsubst papers/%/train.py,%,$(sort $(wildcard papers/*/train.py)))
 
 # ---- mistakes, one sentence each -------------------------------------------------------------------------------------------
 
 GIVEN   := $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $v))),$(filter-out -%,$v)))
 UNKNOWN := $(filter-out $(KNOBS) MAKEFLAGS SHELL,$(GIVEN))
-digits   = $(subst 0,,$(subst 1,,$(subst 2,,$(subst 3,,$(subst 4,,$(subst 5,,$(subst 6,,$(subst 7,,$(subst 8,,$(subst 9,,$1))))))))))
-comma   := ,
 $(if $(UNKNOWN),$(error there is no variable $(firstword $(UNKNOWN)); make knows $(KNOBS)))
-not_one_of = $(filter-out 1,$(words $1))$(filter-out $2,$1)
-$(if $(call not_one_of,$(SCALE),$(SCALES)),$(error there is no SCALE=$(SCALE); choose one of: $(SCALES)))
-$(if $(DEVICE),$(if $(call not_one_of,$(DEVICE),$(DEVICES)),$(error there is no DEVICE=$(DEVICE); choose one of: $(DEVICES))))
-$(if $(call digits,$(SEEDS)$(GPUS)),$(if $(strip $(foreach s,$(SEEDS) $(GPUS),$(call digits,$s))),\
-    $(error SEEDS and GPUS take whole numbers separated by blanks$(comma) not "$(strip $(SEEDS) $(GPUS))")))
-$(if $(strip $(RESULTS)),,$(error RESULTS is empty; name a folder or leave it out))
-$(foreach s,$(SET),$(if $(findstring =,$s),,$(error SET takes name=value$(comma) not "$s")))
 
 # ---- the pieces of a command -----------------------------------------------------------------------------------------------
 
 quote = '$(subst ','\'',$1)'
-PY    = $(VENV)/bin/python
-STAMP = $(VENV)/.complete
-find_python = for p in python3.11 python3 python; do "$$p" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo "$$p" && break; done
-python311   = $(or $(PYTHON),$(shell $(find_python)),$(error Python 3.11 was not found; install it or name it with PYTHON=/path/to/python3.11))
-seen_gpus   = $(shell nvidia-smi -L 2>/dev/null | grep -c '^GPU ')
-device      = $(or $(DEVICE),$(if $(filter-out 0,$(seen_gpus)),gpu,cpus))
-processes   = $(or $(GPUS),$(if $(filter-out 0 1,$(seen_gpus)),$(seen_gpus),$(error DEVICE=gpus needs at least two GPUs and $(seen_gpus) can be seen; use DEVICE=gpu or cpu)))
-launch      = $(or $(LAUNCH),$(call launch_on,$(device)))
-# small models gain more from a process per core than from threads; eight are enough to wait for the longest task
-cores       = $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); [ $$n -gt 8 ] && n=8; echo $$n)
-launch_on   = $(PY) -m shared.experiment.launch --config_file shared/experiment/launch/$(if $(filter cpus,$1),$(if $(filter 1,$(cores)),cpu,cpu2),$1).yaml$(if $(filter cpus,$1), --num_processes $(cores))$(if $(filter gpus,$1), --num_processes $(processes))
-options     = --scale $(SCALE)$(if $(SEEDS), --seeds $(SEEDS))$(if $(DATA_ROOT), --data-root $(call quote,$(DATA_ROOT))) --results $(call quote,$(RESULTS))
-overview    = $(PY) -m shared.report.overview --scale $(SCALE) --results $(call quote,$(RESULTS))
-page        = $(PY) -m shared.report.page $1 --scale $(SCALE) --results $(call quote,$(RESULTS))$(foreach s,$(SET), --set $(call quote,$s))
-# what the overview tells the time by; a folder that cannot be written is for the script that comes next to complain about
-of_paper    = $(call quote,$(RESULTS)/$(SCALE)/$2)
-note        = @{ mkdir -p $(of_paper) && echo "$$(date +%s) $1 $3" >> $(of_paper)/times.txt; } 2>/dev/null || true
+comma := ,
+PY    = $(call quote,$(VENV))/bin/python
+STAMP = environment
+# The newest that fits; pyenv's stand-in for a version that is not active does not even start.
+fits = import sys, venv, ensurepip; sys.exit(not ((3, 11) <= sys.version_info < (3, 15) and sys.implementation.name == "cpython"))
+with_python = for p in $(if $(PYTHON),$(call quote,$(PYTHON)),python3.14 python3.13 python3.12 python3.11 python3 python $(PY)); do \
+    "$$p" -c '$(fits)' 2>/dev/null && exec "$$p" $1; done; \
+    echo "$(if $(PYTHON),PYTHON=$(PYTHON) is,there is) no Python of 3.11 to 3.14 with its venv module (on Debian: python3-venv):" \
+    "install one$(comma) or name it with PYTHON=/path/to/python3" >&2; exit 2
+cores       = $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+dials      := $(foreach v,$(filter-out PYTHON VENV SURE,$(KNOBS)),$(call quote,$v=$($v)))
+do          = @$(PY) -m shared.experiment.make $1 $(dials)
+launch      = $(or $(LAUNCH),$(PY) -m shared.experiment.launch$(if $(DEVICE), --device $(DEVICE))$(if $(GPUS), --gpus $(GPUS)))
+
+# Before anything is installed; without any Python, `make setup` has something else to say.
+check       = -m shared.experiment.make check $(dials)
+mistake    := $(shell { $(PY) $(check) || python3 $(check); } 2>/dev/null)
+$(if $(mistake),$(error $(mistake)))
 
 export PYTHONUNBUFFERED := 1
 # Some machines forbid Python to keep its byte code. Then each of the many processes would compile torch and open_clip anew, ten seconds every time.
@@ -77,7 +68,7 @@ endif
 
 # ---- targets ---------------------------------------------------------------------------------------------------------------
 
-.PHONY: help setup reproduce headline overview test lint smoke test-slow bench zoo doctor clean-results FORCE
+.PHONY: help setup lock reproduce headline overview test lint smoke test-slow test-cpus bench zoo doctor clean-results FORCE
 
 help: ## this text
 	@echo "make TARGET [VARIABLE=value …]"
@@ -88,82 +79,58 @@ help: ## this text
 	@echo
 	@echo "papers here: $(or $(PAPERS),none yet)"
 
-# The stamp is written last, so an interrupted installation leaves none. What stands there is looked at each time (0.2 s), since
-# an environment can be broken later: a package removed, the interpreter under it upgraded, the lock changed.
+# What stands there is looked at each time (0.2 s), since an environment can be broken later: a package removed, the interpreter
+# under it upgraded, the lock changed.
 setup: $(STAMP) ## make .venv with the exact packages of requirements.lock (minutes once, then nothing)
-	@echo "$(VENV) is as requirements.lock says"
-$(STAMP): requirements.lock
-	@$(if $(filter .venv,$(VENV)),$(python311),$(PY)) -m shared.experiment.install --venv $(call quote,$(VENV))
-ifneq ($(filter-out help doctor clean-results,$(or $(MAKECMDGOALS),help)),)
-ifneq ($(wildcard $(STAMP)),)
-ifneq ($(shell $(PY) -m shared.experiment.pins >/dev/null 2>&1 || echo broken),)
-$(STAMP): FORCE
-endif
-endif
-endif
+	@echo $(call quote,$(VENV) is as requirements.lock says)
+asked = $(if $(filter setup,$(MAKECMDGOALS)),$(PYTHON)$(TORCH))
+.PHONY: environment
+environment:
+	@$(if $(asked),,$(PY) -m shared.setup.pins >/dev/null 2>&1 ||) { $(call with_python,-m shared.setup.install --venv $(call quote,$(VENV))$(if $(TORCH), --torch $(TORCH))$(if $(PYTHON), --this-python)); }
 
-reproduce: $(addprefix reproduce-,$(PAPERS)) $(STAMP) ## every paper: train, evaluate, its tables, figures, claims and page; then the overview
-	@$(if $(PAPERS),$(overview),echo "no paper yet")
-#> reproduce-<paper>      ## one paper; run again, it continues where it was interrupted and skips what is measured
-$(addprefix reproduce-,$(PAPERS)): reproduce-%: $(STAMP)
-	$(call note,reproduce,$*,train)
-	$(launch) -m papers.$*.train $(options) $(ARGS)
-	$(call note,reproduce,$*,evaluate)
-	$(launch) -m papers.$*.evaluate $(options) $(ARGS)
-	$(call note,reproduce,$*,page)
-	$(call page,$*)
-	$(call note,reproduce,$*,end)
+lock: ## resolve pyproject.toml into requirements.lock for every Python and platform (needs uv); what still fits is kept
+	@uv pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 --extra test --no-annotate --custom-compile-command "make lock" --output-file requirements.lock pyproject.toml
 
-headline: $(addprefix headline-,$(PAPERS)) $(STAMP) ## only what the claims of the abstracts need; a later `make reproduce` continues from it
-	@$(if $(PAPERS),$(overview),echo "no paper yet")
-#> headline-<paper>       ## the same for one paper
-$(addprefix headline-,$(PAPERS)): headline-%: $(STAMP)
-	$(call note,headline,$*,train)
-	$(launch) -m papers.$*.train $(options) --headline $(ARGS)
-	$(call note,headline,$*,evaluate)
-	$(launch) -m papers.$*.evaluate $(options) --headline $(ARGS)
-	$(call note,headline,$*,page)
-	$(call page,$*)
-	$(call note,headline,$*,end)
+reproduce: $(STAMP) ## every paper that has this SCALE: train, evaluate, its tables, figures, claims and page; then the overview
+	$(call do,$@)
 
-#> figures-<paper>        ## redraw tables, figures and page from the measurements alone; loads no model
-$(addprefix figures-,$(PAPERS)): figures-%: $(STAMP)
-	$(call page,$*)
+headline: $(STAMP) ## only what the claims of the abstracts need; a later `make reproduce` continues from it
+	$(call do,$@)
 
 overview: $(STAMP) ## the page with all claims of all papers at one SCALE, from the measurements that are there
-	@$(if $(PAPERS),$(overview),echo "no paper yet")
+	$(call do,$@)
 
-.PHONY: $(foreach what,reproduce headline figures bench,$(addprefix $(what)-,$(PAPERS)))
-reproduce-% headline-% figures-% bench-%: FORCE
-	@echo "there is no paper '$*' with a train.py; there is: $(or $(PAPERS),none yet)" >&2; exit 2
+#> reproduce-<paper>      ## one paper; run again, it continues where it was interrupted and skips what is measured
+#> headline-<paper>       ## the same for what the claims of its abstract need
+#> figures-<paper>        ## redraw tables, figures and page from the measurements alone; loads no model
+#> bench-<paper>          ## its part of `make bench`, if it has one
+reproduce-% headline-% figures-% bench-%: $(STAMP) FORCE
+	$(call do,$@)
 
 # A process per core, at most four (each imports torch), and the files in the order in which they stand: those of papers take longest and come first,
 # where xdist would begin with the files of most tests. A file stays whole, so what its tests share is made once. ARGS="-n 0" for one process.
 workers = $(if $(filter 1,$(cores))$(findstring no:xdist,$(ARGS)),,-n $(if $(filter 2 3,$(cores)),$(cores),4) --dist loadfile --no-loadscope-reorder)
 
 # pytest comes last, so that its closing line is the last line.
-test: lint smoke ## ruff, the import rules, one paper end to end at SCALE=smoke, and every test that is not slow, on all cores
+test: lint smoke ## ruff, the import rules, one paper at SCALE=smoke, a few tests as another CPU, and every test that is not slow
+	@$(if $(ARGS),,$(PY) -m tests.cpus --quick $(workers))
 	@$(PY) -m pytest -m "not slow and not bench" $(workers) $(ARGS)
 
 lint: $(STAMP) ## ruff and the import rules alone (seconds)
 	@$(PY) -m ruff check .
 	@$(PY) -c "from importlinter.cli import lint_imports_command as main; main()" --no-logo
 
-# In a folder of its own, so that nothing measured before is skipped.
 smoke: $(STAMP) ## one paper end to end at SCALE=smoke, in a temporary folder (under a minute)
-	@$(if $(PAPERS),,echo "no paper yet, nothing to run at SCALE=smoke"; exit 0;) \
-	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && trap 'exit 130' INT TERM HUP && \
-	$(MAKE) reproduce-$(or $(filter pmg_aft,$(PAPERS)),$(firstword $(PAPERS))) SCALE=smoke RESULTS="$$folder" SEEDS= ARGS= SET= DATA_ROOT=
+	$(call do,$@)
 
 test-slow: $(STAMP) ## the slow tests, among them the rehearsal of SCALE=paper
 	@$(PY) -m pytest -m slow $(ARGS)
 
-bench: $(STAMP) ## speeds against plain loops and reference packages, side by side, with their spread
-	@$(foreach b,shared $(subst /,.,$(patsubst %/bench.py,%,$(sort $(wildcard papers/*/bench.py)))),$(PY) -m $b.bench $(ARGS) &&) true
+test-cpus: $(STAMP) ## the tests that compare floats as other CPUs would run them: no vectors, AVX2, AVX-512, 1 to 4 threads (an hour)
+	@$(PY) -m tests.cpus $(workers) $(ARGS)
 
-#> bench-<paper>          ## the same for one paper
-$(addprefix bench-,$(PAPERS)): bench-%: $(STAMP)
-	@$(PY) -m papers.$*.bench $(ARGS)
+bench: $(STAMP) ## speeds against plain loops and reference packages, side by side, with their spread
+	$(call do,$@)
 
 zoo: $(STAMP) ## train the shipped small models again (over an hour on 2 cores)
 	$(launch) -m shared.training.pretrain $(ARGS)
@@ -178,8 +145,9 @@ zoo: $(STAMP) ## train the shipped small models again (over an hour on 2 cores)
 	$(launch) -m shared.training.vlm --model scenes-idefics --out shared/models/zoo/scenes-idefics.safetensors $(ARGS)
 	$(launch) -m shared.training.steganography $(ARGS)
 
+doctor = -m shared.setup.doctor --results $(call quote,$(RESULTS))
 doctor: ## what is wrong with this machine, in plain words
-	@$(if $(wildcard $(PY)),$(PY),$(or $(PYTHON),$(shell $(find_python)),python3)) -m shared.experiment.doctor --results $(call quote,$(RESULTS))
+	@[ ! -x $(PY) ] || exec $(PY) $(doctor); $(call with_python,$(doctor))
 
 clean-results: ## delete the results of one SCALE (asks for SURE=yes)
 	@folder=$(call quote,$(RESULTS)/$(SCALE)); \

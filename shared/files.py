@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from shared.errors import UserError
+
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
@@ -27,6 +29,20 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_folder(folder: str | os.PathLike, name: str) -> None:
+    """Make a folder and see that it can be written to. Raises `UserError` in the words of the option or variable `name` where it cannot."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as trial:
+            trial.write(bytes(4096))
+    except FileExistsError:
+        what = "a link to nowhere" if folder.is_symlink() else "a file"
+        raise UserError(f"{folder} is {what} where a folder is needed: move it away, or name another with {name}.") from None
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written to ({error.strerror}): mend that, or name another folder with {name}.") from None
 
 
 def remove_leftovers(folder: str | os.PathLike, seconds: float = 3600) -> None:
@@ -48,6 +64,14 @@ def write_json(path: str | os.PathLike, content: object) -> None:
     write_atomic(path, json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
+def write_changed(path: str | os.PathLike, content: object) -> None:
+    """`write_json` unless the file says so already: what is finished is not written again, also where nothing can be written."""
+    with contextlib.suppress(OSError, ValueError):
+        if json.loads(Path(look_at(path)).read_text()) == json.loads(json.dumps(content)):
+            return
+    write_json(path, content)
+
+
 def sha256_bytes(content: bytes) -> str:
     """Hex sha256 of bytes."""
     return hashlib.sha256(content).hexdigest()
@@ -55,22 +79,35 @@ def sha256_bytes(content: bytes) -> str:
 
 def sha256_file(path: str | os.PathLike) -> str:
     """Hex sha256 of a file's bytes. What was read before is not read again while its size and its times are the same; see `remember_digests`."""
-    stat = os.stat(path)
-    name, stamp = os.path.abspath(path), [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-    known = _digests.get(name)
-    if known is None or known[:-1] != stamp:
+    now, known = stamp(path), _digests.get(look_at(path))
+    if known is None or known[:-1] != now:
         with open(path, "rb") as handle:
-            known = [*stamp, hashlib.file_digest(handle, "sha256").hexdigest()]
-        if time.time_ns() - stat.st_mtime_ns > 50_000_000:  # a clock is coarse: what was written just now may be written again at the same time
-            _digests[name] = known
+            known = [*now, hashlib.file_digest(handle, "sha256").hexdigest()]
+        if time.time_ns() - now[1] > 50_000_000:  # a clock is coarse: what was written just now may be written again at the same time
+            _digests[os.path.abspath(path)] = known
     return known[-1]
 
 
+def stamp(path: str | os.PathLike) -> list[int]:
+    """What changes when somebody writes to a file or folder: its size and its times."""
+    stat = os.stat(path)
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+
+
+def look_at(path: str | os.PathLike) -> str:
+    """Note that what this process says depends on a file; returns its absolute path. See `shared.experiment.finished`."""
+    name = os.path.abspath(path)
+    looked_at.add(name)
+    return name
+
+
+looked_at: set[str] = set()
+
+
 def sha256_folder(folder: str | os.PathLike) -> str:
-    """Hex sha256 over the names and contents of every file below a folder, hidden ones left out."""
-    folder = Path(folder)
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
-    return digest([[p.relative_to(folder).as_posix(), sha256_file(p)] for p in files])
+    """Hex sha256 over the names and contents of every file below a folder; hidden files and folders are left out."""
+    files = {p.relative_to(folder): p for p in Path(folder).rglob("*") if p.is_file()}
+    return digest([[name.as_posix(), sha256_file(p)] for name, p in sorted(files.items()) if not any(part.startswith(".") for part in name.parts)])
 
 
 _digests: dict[str, list] = {}  # absolute path -> [size, mtime, ctime, sha256]

@@ -8,7 +8,7 @@ Algorithms, 2nd ed., section 2.8: rounding errors are as good as independent).
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -58,7 +58,30 @@ def assert_within_rounding(ours: Any, theirs: Any, *, terms: int, times: float =
         _check(name, a, b.double(), 0.0, times * _unit(low, terms), scale)
 
 
-def _leaves(name: str, *things: Any):
+def assert_same_loss(ours: float, theirs: float, exact: float, *, terms: int, scale: float = 0.0) -> None:
+    """`assert_as_accurate` for the last loss of a training, which is a Python number made of a float32 one."""
+    assert_as_accurate(torch.tensor(ours), torch.tensor(theirs), torch.tensor(exact, dtype=torch.float64), terms=terms, scale=scale, what="loss")
+
+
+def assert_same_training(ours: Iterable[Tensor], theirs: Iterable[Tensor], exact: Iterable[Tensor], start: Iterable[Tensor], *, steps: int,
+                         c: float = 4.0) -> None:
+    """Weights after some updates. For each: ‖ours − exact‖ ≤ c·‖theirs − exact‖ + ε·√steps·‖exact‖; a weight is rounded once an update.
+
+    Norms, since an optimiser that divides by the size of a gradient makes an update of what is rounding alone; for that reason too `exact` comes from
+    the reference run in float64. start: the weights before. AssertionError: the bound is broken, or allows more than 1 % of the way that was gone."""
+    assert 1 <= c <= 4, f"c is between 1 and 4, not {c}"
+    allowed, gone = 0.0, 0.0
+    for name, a, b, x, before in _leaves("weights", list(ours), list(theirs), list(exact), list(start)):
+        assert a.dtype == b.dtype and x.dtype == torch.float64, f"{name} {a.dtype}, {b.dtype} and {x.dtype}"
+        bound = c * (b - x).norm().item() + _unit(a, steps) * x.norm().item()
+        error = (a - x).norm().item()
+        assert error <= bound, f"{name} off by {error:.2e}, allowed {bound:.2e}"
+        allowed += bound**2
+        gone += (x - before).square().sum().item()
+    assert allowed <= 1e-4 * gone, f"a bound of {allowed**0.5:.1e} means little for weights that moved by {gone**0.5:.1e}"
+
+
+def _leaves(name: str, *things: Any) -> Iterator[tuple]:
     """Tuples (name, tensor, tensor, …) of trees of one structure."""
     first = things[0]
     if isinstance(first, Tensor | float | int):

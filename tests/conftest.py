@@ -5,8 +5,9 @@ import socket
 
 import pytest
 
-# Torch, MKL and their like read these when they are imported, here and in every process a test starts.
-os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
+# Torch, MKL and their like read these when they are imported, here and in every process a test starts; tests/cpus.py asks for more threads.
+THREADS = os.environ.get("TEST_THREADS", "1")
+os.environ.update(OMP_NUM_THREADS=THREADS, MKL_NUM_THREADS=THREADS, OPENBLAS_NUM_THREADS=THREADS, TOKENIZERS_PARALLELISM="false")
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_DATASETS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", DO_NOT_TRACK="1")
 os.environ["MPLBACKEND"] = "Agg"
 # A process that a test starts has no guard like the one below; a proxy that is not there stops most clients at once.
@@ -14,6 +15,14 @@ os.environ.update(dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTT
 os.environ.update(no_proxy="localhost,127.0.0.1,::1", NO_PROXY="localhost,127.0.0.1,::1")
 
 LOCAL = ("localhost", "127.0.0.1", "::1", "0.0.0.0", "::", "", None, socket.gethostname())
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest looks at -m
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests of a file that takes its bounds from tests/accuracy.py are `numeric`: tests/cpus.py runs them as other CPUs would."""
+    for item in items:
+        if any(getattr(value, "__module__", None) == "tests.accuracy" for value in vars(item.module).values()):
+            item.add_marker("numeric")
 
 
 class NetworkUsed(BaseException):

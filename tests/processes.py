@@ -16,9 +16,9 @@ def saved_by_one_and_two(script: str, folder: Path) -> tuple[dict[str, Tensor], 
     """script: source code that lets its main process save tensors in the file sys.argv[1]. folder: an empty one, for the script and what it saves."""
     (folder / "script.py").write_text(script)
     saved = []
-    for config in ("cpu", "cpu2"):
-        command = [sys.executable, "-m", "shared.experiment.launch", "--config_file", f"shared/experiment/launch/{config}.yaml"]
-        out = folder / f"{config}.safetensors"
+    for device in ("cpu", "cpu2"):
+        command = [sys.executable, "-m", "shared.experiment.launch", "--device", device]
+        out = folder / f"{device}.safetensors"
         subprocess.run([*command, str(folder / "script.py"), str(out)], cwd=ROOT, check=True, timeout=250,
                        env={**os.environ, "PYTHONPATH": str(ROOT)})
         saved.append(read_weights(out))

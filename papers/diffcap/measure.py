@@ -126,7 +126,7 @@ class Measurer:
     def gates(self, write: bool) -> list[dict]:
         """What must hold of the undefended models (config.Gates), read off measured cells; the main process records it."""
         g, data = self.config.gates, self.config.data
-        found = {c: self.store.load(c.slug()) for c in gate_cells(self.config)}
+        found = {c: self.store.read(c.slug()) for c in gate_cells(self.config)}
 
         def value(model: str, spec: str, eps: float, method: str = "none") -> Measurement:
             return next(m for c, m in found.items() if (c.model, c.spec, c.eps, c.method) == (model, spec, eps, method))

@@ -14,7 +14,8 @@ from papers.diffcap.config import Config
 from papers.diffcap.method import DiffCAP, StopRule
 from papers.diffcap.runs import Base, Run, bases, run_of
 from shared.data.base import LabelledImages, subset
-from shared.data.vision_language import fare_draw, open_vl
+from shared.data.catalogue import open_vl
+from shared.data.vision_language import fare_draw
 from shared.diffusion import Denoiser, Purifier, Sampler, open_denoiser
 from shared.errors import UserError
 from shared.experiment.bench import BaseBench
@@ -25,7 +26,7 @@ from shared.metrics.vqa import first_answer, vqa_accuracy
 from shared.models import preprocess
 from shared.models.clip import read_weights
 from shared.models.sources import identity, locate, open_clip_model
-from shared.models.victim import ZeroShot, text_matrix
+from shared.models.victim import ZeroShot, class_matrix
 from shared.models.vlm import open_vlm
 
 DRAW = 500  # examples of a file-based set that FARE's protocol draws; fewer are the first of these
@@ -150,7 +151,7 @@ class Bench(BaseBench):
         def make():
             clip = self.open_clip(bases(self.config)["clip"])
             data = self.labelled(spec)
-            text = self.once(("text", spec), lambda: text_matrix(clip, data.prompts))
+            text = self.once(("text", spec), lambda: class_matrix(clip, data))
             visual = clip.visual
             if tower != "base":
                 visual = copy.deepcopy(visual)

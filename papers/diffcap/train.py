@@ -39,14 +39,16 @@ def train(bench, run) -> float:
     from papers.diffcap.runs import ATTACK
     from shared.attacks import Threat
     from shared.models.clip import save_tensors
-    from shared.models.victim import ZeroShot, text_matrix
+    from shared.models.victim import ZeroShot, class_matrix
     from shared.training.adversarial import FARE, TeCoA, finetune, frozen
 
     config, key = bench.config, bench.run_key(run)
     data = bench.labelled(config.data.train, "train")
     clip = bench.open_clip(run.base)
     # a copy: the tower that the next run starts from stays as it is
-    victim = ZeroShot(copy.deepcopy(clip.visual), text_matrix(clip, data.prompts), clip.logit_scale.exp().item()).to(bench.device)
+    visual = copy.deepcopy(clip.visual)
+    scale = clip.logit_scale.exp().item()
+    victim = ZeroShot(visual, class_matrix(clip, data), scale).to(bench.device)
     objective = FARE(frozen(victim)) if run.method == "fare" else TeCoA()
     path = run.checkpoint(config, bench.scale)
     partial = path.with_name(f"{run.slug}-{key[:12]}.ckpt")

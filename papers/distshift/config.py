@@ -57,7 +57,7 @@ class Data:
     seed: int = 42
     """Of the choice of pictures from sets that are read from files."""
     label: str = ""
-    """What to call the pictures on the page, e.g. "CIFAR-10 (JPEG copy)"."""
+    """What to call a folder of pictures on the page, e.g. "CIFAR-10 (JPEG copy)" (empty: the name of the folder)."""
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,7 @@ PRESETS = {
     "cpu": _CPU,
     "photos": replace(
         _CPU, models=Models(Protected("folder:all", "resnet8", "train", "train", "train"), _NONE),
-        data=Data(Source(size="32"), n=256, label="CIFAR-10 photographs"),
+        data=Data(Source(size="32"), n=256),
         attack=Attack(steps=20, auto_steps=50, targets=9, queries=1000, batch=256),
         method=Method(t=100, recompute=True, batch=128),
         training=_PHOTO, at_training=replace(_PHOTO, steps=2000, eps=8 / 255, attack_steps=4, attack_ratio=0.4),

@@ -19,7 +19,6 @@ from papers.distshift.tables import (
     both,
     candidates,
     conditions,
-    known,
     of_place,
     on_first,
     radius,

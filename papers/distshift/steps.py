@@ -43,7 +43,6 @@ from shared.steps.purification import (
     Transform,
     as_bytes,
     likeness,
-    through,
 )
 from shared.training.classify import ClassifierTraining, train_classifier
 

@@ -103,8 +103,8 @@ def short(c, spec: str) -> str:
     """A set's name; that of ImageNet30 says which pictures it has."""
     if spec.startswith("scenes:"):
         return spec.replace(":", " ", 1)
-    label = c.data.label if spec.startswith("folder:") else getattr(getattr(c, "names", None), spec, None)
-    return label or spec
+    label = c.data.label if spec.startswith("folder:") else ""
+    return label or getattr(getattr(c, "names", None), spec, None) or spec
 
 
 def time(c) -> int:

@@ -26,7 +26,7 @@ from shared.experiment.step import Lab, Measured, Trained, Values, free
 from shared.metrics.costs import activation_megabytes, step_seconds
 from shared.models.clip import create_clip
 from shared.models.sources import open_clip_model
-from shared.models.victim import ZeroShot, text_matrix
+from shared.models.victim import ZeroShot, class_matrix, predicted
 from shared.rng import SampleRng
 from shared.training.adversarial import FARE, TeCoA, TrainAttack, Tuning, finetune, frozen
 from shared.training.contrastive import ContrastiveConfig, pretrain
@@ -157,7 +157,7 @@ def base(c: Config) -> Backbone | Pretrained:
 def classifier(lab: Lab, clip, visual: nn.Module, spec: str, norm: str, temperature: str = "model", split: str = "test") -> ZeroShot:
     """The zero-shot classifier of a set with some vision tower of a CLIP."""
     whole, data = clip.open(lab), lab.data(spec, split)
-    text = lab.once(("text", clip, data.version), lambda: text_matrix(whole, data.prompts))
+    text = lab.once(("text", clip, data.version), lambda: class_matrix(whole, data))
     scale = 1.0 if temperature == "one" else whole.logit_scale.exp().item()
     return ZeroShot(visual, text, scale, norm).to(lab.device).eval()
 
@@ -253,7 +253,7 @@ class Accuracy(Measured):
             x, y = self.data.read(lab, part)
             x_adv = self.attacked(lab, victim, x, y, part)
             with torch.no_grad():
-                out.append(torch.cat([victim(b).argmax(1) for b in x_adv.split(self.attack.batch)]).eq(y).float().cpu())
+                out.append(torch.cat([predicted(victim(b)) for b in x_adv.split(self.attack.batch)]).eq(y).float().cpu())
         sanity = None if self.checks is None else self.checks.record(lab, self.tower)
         return Values(torch.cat(out).numpy(), "share", sanity=sanity)
 
@@ -333,6 +333,8 @@ def adversary(c: Config, name: str) -> Adversary:
 def describe(c: Config, kind: str, method: str, attack: str = "", set: str = "", point=None, **_) -> dict:
     """Tags by which claims and tables select beside the name: the role of a set, ε, the place of a batch size among those measured."""
     more: dict = {"seed": c.seeds[0]} if method == CLIP else {}
+    if kind == "cost":
+        more["set"] = "none"
     if set:
         spec = set_names(c)[set]
         role = "seen" if spec == c.data.seen else "zero_shot" if spec in c.data.zero_shot else "holdout"

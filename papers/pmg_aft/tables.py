@@ -36,7 +36,7 @@ def eps(c, multiple: float = 1.0) -> str:
     return f"{c.attack.eps * 255 * multiple:g}/255"
 
 
-def strengths(c) -> dict[str, str]:
+def growing(c) -> dict[str, str]:
     """PGD of growing ε: label -> attack."""
     return {eps(c, m): "pgd" if m == 1 else f"pgd_x{m:g}" for m in c.attack.multiples}
 
@@ -108,9 +108,9 @@ def cw(c):
 
 
 @table
-def strengths_table(c):
+def strengths(c):
     columns = {f"{where}, ε = {e}": [{"attack": a, **s} for s in sets] for where, sets in
-               (("zero-shot", unseen(c)), ("seen", [{"set": name_of(c.data.seen)}])) for e, a in strengths(c).items()}
+               (("zero-shot", unseen(c)), ("seen", [{"set": name_of(c.data.seen)}])) for e, a in growing(c).items()}
     return Shown(rows(), columns, {"kind": "accuracy"}, c.seeds[:1],
                  f"Accuracy (%) under PGD-{c.attack.steps} of growing ε (trained at {eps(c)}).")
 
@@ -190,7 +190,7 @@ def fig_sets(grid):
     return fig
 
 
-@figure(lambda c: Grid(rows(), {e: [{"attack": a, **s} for s in unseen(c)] for e, a in strengths(c).items()}, {"kind": "accuracy"}, c.seeds[:1]))
+@figure(lambda c: Grid(rows(), {e: [{"attack": a, **s} for s in unseen(c)] for e, a in growing(c).items()}, {"kind": "accuracy"}, c.seeds[:1]))
 def fig_strengths(grid):
     """Accuracy under PGD of growing ε, mean over the zero-shot sets, one seed."""
     fig, ax = style.figure(style.COLUMN)
@@ -252,7 +252,8 @@ def fig_test_batch(released, correct):
     size of the test batch, and under the same PGD in single precision with a summed loss (ours). An honest attack does not depend on it."""
     fig, ax = style.figure(style.COLUMN)
     constant = {label: cells * len(released.columns) for label, cells in correct.series().items()}
-    figures.lines(ax, released.columns, released.series() | constant, xlabel="test batch", ylabel="accuracy under PGD (%)", categorical=True)
+    series = dict(sorted((released.series() | constant).items(), key=lambda line: line[0].startswith("as released")))  # pairs of one reading
+    figures.lines(ax, released.columns, series, xlabel="test batch", ylabel="accuracy under PGD (%)", categorical=True)
     figures.legend(fig, ax, 2)
     return fig
 

@@ -87,7 +87,7 @@ class Measurer:
         """
         g, found = self.config.gates, {}
         for cell in gate_cells(self.config):
-            found.setdefault((cell.regime, cell.method, cell.measure, cell.attack), []).append(self.store.load(cell.slug()).value)
+            found.setdefault((cell.regime, cell.method, cell.measure, cell.attack), []).append(self.store.read(cell.slug()).value)
         out = []
         for (regime, method, measure, attack), values in found.items():
             of = {"psr": "poison success (targets)", "bsr": f"success of the backdoor {attack}", "accuracy": "zero-shot accuracy"}[measure]

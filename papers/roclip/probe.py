@@ -23,7 +23,7 @@ from shared.data.manifest import Manifest
 from shared.data.targets import Target
 from shared.errors import UserError
 from shared.metrics.backdoor import asr, clean_accuracy
-from shared.models.victim import Pixels, ZeroShot, image_size, text_matrix
+from shared.models.victim import Pixels, ZeroShot, text_matrix
 from shared.training.contrastive import batch_indices
 from shared.training.loop import cosine_schedule
 
@@ -161,7 +161,7 @@ def digests_of(x: Tensor) -> list[bytes]:
 def embedded(clip: nn.Module, x: Tensor, norm: str = "clip") -> Tensor:
     """F(x) (N, D), projected and not normalised."""
     device = clip.logit_scale.device
-    pixels = Pixels(image_size(clip.visual), norm).to(device)
+    pixels = Pixels.of(clip.visual, norm).to(device)
     return torch.cat([clip.visual(pixels(part.to(device))) for part in x.split(CHUNK)]).float()
 
 

@@ -25,7 +25,7 @@ from papers.roclip.pool import Pool
 from papers.roclip.training import Training, embedding_width, optimizer_of
 from shared.data.augment import EDA
 from shared.errors import UserError
-from shared.models.victim import Pixels, image_size
+from shared.models.victim import Pixels
 from shared.training.contrastive import batch_indices
 from shared.training.loop import Fit, cosine_schedule
 
@@ -116,7 +116,7 @@ def safeclip(clip: nn.Module, pairs, config: SafeClip = SafeClip(), training: Tr
     device, per_epoch, dim = clip.logit_scale.device, training.per_epoch(len(pairs)), embedding_width(clip)
     size = max(1, round(config.share * len(pairs)))
     pools = {modality: Pool(size, dim, "unit", "ring", k).to(device) for k, modality in enumerate(("image", "text"))}
-    state, pixels = _State(clip.requires_grad_(True).train(), pools, len(pairs)).to(device), Pixels(image_size(clip.visual), norm).to(device)
+    state, pixels = _State(clip.requires_grad_(True).train(), pools, len(pairs)).to(device), Pixels.of(clip.visual, norm).to(device)
     static, again, optimizer = config.captions.bind(clip.tokenizer), EDA.of(clip.tokenizer, alpha=config.captions.alpha), optimizer_of(clip, training)
 
     def embed(x: Tensor, texts: list[str]) -> dict[str, Tensor]:

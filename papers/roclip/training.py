@@ -20,7 +20,7 @@ from papers.roclip.augment import CaptionAugmentation, ImageAugmentation
 from papers.roclip.method import Matching, clip_loss, matched_loss, pools_of
 from papers.roclip.pool import Pool
 from shared.errors import UserError
-from shared.models.victim import Pixels, image_size
+from shared.models.victim import Pixels
 from shared.training.contrastive import Batches, adamw, batch_indices
 from shared.training.loop import Fit, cosine_schedule
 from shared.training.poisoning import OneProcess
@@ -108,7 +108,7 @@ class _Towers(nn.Module):
 
     def __init__(self, clip: nn.Module, norm: str):
         super().__init__()
-        self.clip, self.pixels = clip, Pixels(image_size(clip.visual), norm)
+        self.clip, self.pixels = clip, Pixels.of(clip.visual, norm)
 
     def forward(self, x: Tensor, tokens: Tensor, trains: tuple[bool, bool]):
         with torch.set_grad_enabled(trains[0] and torch.is_grad_enabled()):

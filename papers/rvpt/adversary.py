@@ -12,7 +12,7 @@ from shared.attacks import Threat, check_attack, pgd
 from shared.attacks.triggers import Trigger, at_test
 from shared.experiment.evaluation import Values
 from shared.metrics import backdoor
-from shared.models.victim import Pixels, image_size
+from shared.models.victim import Pixels
 from shared.rng import SampleRng
 
 
@@ -74,7 +74,7 @@ def known_patch(m, cell: Cell) -> Trigger:
 
 def through(model: Model, device):
     """pixels -> embeddings of a model as it is used, prompts included."""
-    pixels = Pixels(image_size(model.visual)).to(device)
+    pixels = Pixels.of(model.visual).to(device)
     return lambda x: model.visual(pixels(x))
 
 

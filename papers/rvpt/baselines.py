@@ -24,7 +24,7 @@ from papers.rvpt.tuning import Tuning, optimise, same_classes
 from shared.attacks.pgd import ascend
 from shared.attacks.threat import Threat
 from shared.errors import UserError
-from shared.models.victim import Pixels, ZeroShot, image_size
+from shared.models.victim import Pixels, ZeroShot
 from shared.rng import SampleRng
 from shared.training.adversarial import TrainAttack
 from shared.training.contrastive import ContrastiveConfig, adamw, batch_indices
@@ -131,7 +131,7 @@ def finetune_contrastively(clip: nn.Module, repelled: Repelled, pairs, config: C
     pairs: a data set whose `__getitems__(indices)` gives pictures and captions. augment(x, step, indices): optional, on pictures. One process.
     """
     clip.eval().requires_grad_(True)
-    pixels, repulsion = Pixels(image_size(clip.visual), norm).to(device), repelled.repulsion
+    pixels, repulsion = Pixels.of(clip.visual, norm).to(device), repelled.repulsion
 
     def step_fn(step: int) -> Tensor:
         indices = batch_indices(len(pairs), config.batch, step, seed)

@@ -6,7 +6,7 @@ from typing import Literal
 from papers.rvpt.baselines import LINEAR
 from papers.rvpt.resistivity import Perturbations
 from papers.rvpt.tuning import Tuning
-from shared.attacks.optimised import PatchConfig
+from shared.attacks.triggers.optimised import PatchConfig
 from shared.data.catalogue import Source
 from shared.errors import UserError
 from shared.experiment.scale import Options, Pixels, check_least, check_seeds

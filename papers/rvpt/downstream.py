@@ -20,14 +20,14 @@ from papers.rvpt.cells import Cell
 from papers.rvpt.method import DeepPrompts
 from papers.rvpt.models import Model
 from shared.attacks.triggers import at_test
+from shared.data.catalogue import open_vl
 from shared.data.language import TEMPLATES
-from shared.data.vision_language import open_vl
 from shared.errors import UserError
 from shared.experiment.evaluation import Values
 from shared.metrics import backdoor
 from shared.metrics.captions import Cider, tokens
 from shared.models.sources import identity
-from shared.models.victim import Pixels, image_size
+from shared.models.victim import Pixels
 from shared.models.vlm import open_vlm
 from shared.models.vlm.llava import LlavaVLM
 
@@ -230,7 +230,7 @@ def _poisoned(m, cell: Cell) -> Tensor:
 @torch.no_grad()
 def _embed(m, model: Model, x: Tensor) -> Tensor:
     """Unit embeddings (N, D) of pictures, on the CPU."""
-    pixels = Pixels(image_size(model.visual)).to(m.bench.device)
+    pixels = Pixels.of(model.visual).to(m.bench.device)
     return torch.cat([F.normalize(model.visual(pixels(part.to(m.bench.device))), dim=1).float().cpu() for part in x.split(m.config.batch)])
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from papers.rvpt.tables import AGAINST, ATTACKS, METHODS, SIX, THREE
-from shared.metrics.intervals import bootstrap_mean
+from shared.metrics import intervals
 from shared.report import figures, style
 
 PANELS = {"none": "backdoored CLIP", "vpt": "with VPT", "rvpt": "with RVPT", "supervised": "supervised ViT"}
@@ -34,7 +34,7 @@ def _resistivity(results, attack: str):
         for name, label in CHANGES.items():
             if (method, name) in found:
                 m = found[method, name]
-                series[label] = [bootstrap_mean({"all": v}) for v in (*m.extra["layers"].astype(np.float64).T, m.values)]
+                series[label] = [intervals.mean({"all": v}) for v in (*m.extra["layers"].astype(np.float64).T, m.values)]
         at = [str(d) for d in range(1, max(map(len, series.values())))] + ["out"]
         figures.lines(ax, at, series, xlabel="block", ylabel="PR (cosine)" if ax is axes[0][0] else "", factor=1, categorical=True,
                       look={k: look[k] for k in series})
@@ -212,8 +212,9 @@ def fig_triggers(results):
 
 
 def fig_embedding(results):
-    """Features of clean (dots) and BadCLIP-triggered pictures (stars) of eight classes, one colour each, by t-SNE; the target's class is black.
-    Below: triggered pictures whose nearest clean neighbour is of their own class, and of the target's."""
+    """Features of clean (dots) and BadCLIP-triggered pictures (stars) of eight classes, one colour each, by t-SNE; the target's class is
+    black, unless it names another colour. Below: triggered pictures whose nearest clean neighbour is of their own class,
+    and of the target's."""
     found = {m.tags["method"]: m for m in results.select(kind="embedding")}
     methods = [m for m in ("none", "vpt", "rvpt") if m in found]
     if not methods:
@@ -222,7 +223,7 @@ def fig_embedding(results):
     for ax, method in zip(axes[0], methods, strict=True):
         extra = found[method].extra
         names = [str(name) for name in extra["names"]]
-        colours = [*(style.COLOURS[:-1] + ("#999999",) * len(names))[: len(names) - 1], "#000000"]
+        colours = style.colours(names, last="#000000")
         for k, name in enumerate(names):
             label = f"{name} (target)" if k == len(names) - 1 else name
             dots, stars = extra["xy"][extra["labels"] == k], extra["xy_triggered"][extra["triggered_labels"] == k]

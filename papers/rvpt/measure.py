@@ -105,7 +105,7 @@ class Measurer:
             values = clean if cell.method == "clean" and cell.measure == "ca" else found if cell.method == "none" else None
             if values is not None:
                 name = (cell.backbone, cell.place) if values is clean else (cell.backbone, cell.place, cell.attack, cell.measure)
-                values.setdefault(name, []).append(self.store.load(cell.slug()).value)
+                values.setdefault(name, []).append(self.store.read(cell.slug()).value)
         clean = {k: sum(v) / len(v) for k, v in clean.items()}
         out = [gate(f"clean accuracy of the clean model, backbone {backbone}", value, g.clean, ">=", self.config.backbone(backbone).weights)
                for (backbone, place), value in clean.items() if place == "main"]

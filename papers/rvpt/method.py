@@ -109,6 +109,11 @@ class DeepPrompts(nn.Module):
     def image_size(self):
         return self.tower.image_size
 
+    @property
+    def preprocess_cfg(self) -> dict:
+        """Of the tower, where open_clip gave it one."""
+        return getattr(self.tower, "preprocess_cfg", {})
+
     def _apply(self, fn, recurse=True):  # to(device) moves the tower too
         self.tower._apply(fn, recurse)
         return super()._apply(fn, recurse)

@@ -13,8 +13,8 @@ from papers.rvpt.cells import Cell, Defence, Poison
 from papers.rvpt.config import Config
 from papers.rvpt.kept import load_prompts
 from papers.rvpt.words import LearnedWords
-from shared.attacks.optimised import read_patch
 from shared.attacks.triggers import Trigger, at_test, make_trigger, parse_fields
+from shared.attacks.triggers.optimised import read_patch
 from shared.data.targets import Target, scene_target, target
 from shared.experiment.bench import PairBench
 from shared.experiment.scale import plain

@@ -21,7 +21,7 @@ from shared.data.base import ClassSubset
 from shared.experiment.bench import World
 from shared.experiment.evaluation import Values
 from shared.metrics.perceptual import psnr
-from shared.models.victim import Pixels, image_size
+from shared.models.victim import Pixels
 from shared.rng import SampleRng
 
 CLASSES = 8  # of figure 5, the target's among them: more colours cannot be told apart
@@ -38,7 +38,7 @@ class Eye(NamedTuple):
 def eye(m, cell: Cell) -> Eye:
     """That of the cell's model, with its prompts."""
     visual = m.bench.of(cell).visual
-    return Eye(visual, Pixels(image_size(visual)).to(m.bench.device))
+    return Eye(visual, Pixels.of(visual).to(m.bench.device))
 
 
 def shown(m, cell: Cell, n: int, without_target: bool = False) -> World:

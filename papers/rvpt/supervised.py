@@ -25,7 +25,7 @@ from shared.data.base import Subset, subset
 from shared.errors import UserError
 from shared.models.classifier import open_classifier
 from shared.models.clip import create_clip, read_weights, save_tensors
-from shared.models.victim import Pixels, image_size
+from shared.models.victim import Pixels
 
 IMAGENET_CLASSES = 1000
 
@@ -35,7 +35,7 @@ class SupervisedTower(nn.Module):
 
     def __init__(self, visual: nn.Module, classes: int):
         super().__init__()
-        self.visual, self.pixels = visual, Pixels(image_size(visual))
+        self.visual, self.pixels = visual, Pixels.of(visual)
         self.head = nn.Linear(visual.output_dim, classes)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -23,8 +23,8 @@ from papers.rvpt.models import Bench, Model
 from papers.rvpt.tuning import few_shot, tune
 from papers.rvpt.words import LearnedWords, tune_words
 from shared.attacks import Threat
-from shared.attacks.optimised import BadCLIP, make_badclip, make_trojvqa, save_patch
 from shared.attacks.triggers import Trigger, at_test
+from shared.attacks.triggers.optimised import BadCLIP, make_badclip, make_trojvqa, save_patch
 from shared.data.base import ClassSubset, subset
 from shared.data.language import TEMPLATES
 from shared.data.pairs import PairSubset

@@ -10,21 +10,21 @@ square      gradient-free random search
 autoattack  the cascade APGD-CE -> APGD-T -> Square on the survivors (no FAB-T, see there)
 sanity      checks that an attack can be trusted on a victim
 language    attacks on vision-language models, by the likelihood of texts; language_sanity: their checks
-triggers    triggers of backdoors, fixed ones; optimised, steganography: those that are optimised or trained
+triggers    triggers of backdoors, drawn, optimised or trained
 
 Every attack returns detached images in B(x), changes neither x nor the victim, draws its random numbers per sample index from the
 `SampleRng` it is given, and gives a sample the same result in whatever batch it comes (up to the victim's own float error).
 """
 
 from shared.attacks.apgd import apgd, apgd_ce, apgd_dlr, apgd_t
-from shared.attacks.autoattack import Cascade, autoattack, cascade
-from shared.attacks.gradient import eval_mode, input_gradient
+from shared.attacks.autoattack import autoattack, cascade
+from shared.attacks.gradient import input_gradient
 from shared.attacks.pgd import ascend, fgsm, pgd
 from shared.attacks.sanity import check_attack
 from shared.attacks.square import square
 from shared.attacks.threat import Threat
 
 __all__ = [
-    "Cascade", "Threat", "apgd", "apgd_ce", "apgd_dlr", "apgd_t", "ascend", "autoattack", "cascade", "check_attack",
-    "eval_mode", "fgsm", "input_gradient", "pgd", "square",
+    "Threat", "apgd", "apgd_ce", "apgd_dlr", "apgd_t", "ascend", "autoattack", "cascade", "check_attack",
+    "fgsm", "input_gradient", "pgd", "square",
 ]  # fmt: skip

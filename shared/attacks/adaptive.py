@@ -27,6 +27,7 @@ from shared.attacks.pgd import pgd
 from shared.attacks.threat import Threat
 from shared.errors import UserError
 from shared.models.preprocess import straight_through
+from shared.models.victim import predicted
 from shared.rng import SampleRng
 
 Defence = Callable[[Tensor, SampleRng], Tensor]
@@ -260,7 +261,7 @@ def resubmit(
 
 def predict(victim: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
     """A score for `resubmit`: predicted labels."""
-    return lambda images, _: victim(images).argmax(dim=1)
+    return lambda images, _: predicted(victim(images))
 
 
 def summaries(values: Tensor) -> dict[str, Tensor]:

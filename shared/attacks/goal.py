@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from shared.attacks import losses as L
 from shared.attacks.gradient import input_gradient, precision
 from shared.errors import UserError
+from shared.models.victim import predicted
 from shared.rng import SampleRng
 
 LossName = Literal["ce", "cw", "dlr", "margin"]
@@ -62,8 +63,8 @@ class Goal:
         self.eot_iter, self.reduction, self.autocast = eot_iter, reduction, autocast
 
     def done(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Success of each sample, (N,) bool."""
-        return (logits.argmax(dim=1) == labels) == self.targeted
+        """Success of each sample, (N,) bool. Raises UserError where a logit is not finite."""
+        return (predicted(logits) == labels) == self.targeted
 
     @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from shared.attacks.half import HalfProducts
 from shared.errors import UserError
 
 HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -45,8 +46,6 @@ def input_gradient(
     if reduction not in ("sum", "mean"):
         raise UserError(f"unknown reduction {reduction!r}: use 'sum' or 'mean'.")
     if autocast == "fp16" and x.device.type == "cpu":
-        from shared.attacks.half import HalfProducts
-
         with HalfProducts():
             return input_gradient(loss_fn, x, reduction=reduction)
     with torch.enable_grad(), precision(x, autocast):

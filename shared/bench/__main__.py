@@ -1,13 +1,12 @@
 """Measure the shared core's speeds: `python -m shared.bench [--quick] [--threads N] [--only TEXT] [--out FILE]`."""
 
+from shared.bench import apgd, contrastive, pgd
+from shared.bench.harness import Options, run
 from shared.errors import run_main
 
 
 def main() -> None:
     import tyro
-
-    from shared.bench import apgd, contrastive, pgd
-    from shared.bench.harness import Options, run
 
     run([pgd.cases, apgd.cases, contrastive.cases], tyro.cli(Options, description=__doc__))
 

@@ -45,7 +45,7 @@ class _Annotated(VisionLanguageSet):
 
     @property
     def version(self) -> str:
-        """Digest of the texts, the names and sizes of the picture files, and the image size."""
+        """Digest of the texts, the picture files and the image size."""
         return digest([self.images.version, self._picture, self._texts])[:16]
 
     def __len__(self) -> int:

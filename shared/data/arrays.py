@@ -13,7 +13,7 @@ from torch import Tensor
 from shared.data.base import LabelledImages
 from shared.data.files import NATIVE, ImageSize, to_tensor
 from shared.errors import UserError
-from shared.files import digest
+from shared.files import digest, sha256_file
 
 
 class ArrayImages(LabelledImages):
@@ -60,7 +60,7 @@ class Hdf5Images(LabelledImages):
     @cached_property
     def version(self) -> str:
         labels = hashlib.sha256(self.labels.tobytes()).hexdigest()
-        return digest([os.stat(self.x_path).st_size, labels, self.classes, self.prompts, repr(self.size)])[:12]
+        return digest([sha256_file(self.x_path), labels, self.classes, self.prompts, repr(self.size)])[:12]
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from shared.errors import UserError
 from shared.files import digest
+from shared.lifeline import tie_to_launcher
 
 
 class LabelledImages(Dataset):
@@ -22,12 +23,14 @@ class LabelledImages(Dataset):
 
     name: of the set, e.g. "cifar10". classes: label i is classes[i]. prompts: the sentence of class i, template applied.
     version: a short digest of what the examples are; a measurement made on other pictures, labels or prompts has another version.
+    renameable: the classes are the user's folders, so names that a model cannot tell apart are refused, not only said.
     """
 
     name: str
     classes: tuple[str, ...]
     prompts: tuple[str, ...]
     version: str
+    renameable: bool = False
 
     @property
     def num_classes(self) -> int:
@@ -102,6 +105,10 @@ class View(LabelledImages):
     @cached_property
     def labels(self) -> np.ndarray:
         return np.asarray(self.data.labels)[self.indices]
+
+    @property
+    def renameable(self) -> bool:
+        return self.data.renameable
 
     @property
     def skipped(self) -> tuple[str, ...]:
@@ -193,7 +200,13 @@ def loader(data: Dataset, batches: Iterable[Sequence], workers: int = 0) -> Data
 
     It has a generator of its own: a DataLoader otherwise draws a seed for its workers from torch's global one.
     """
-    return _Loader(data, batch_sampler=batches, collate_fn=_as_is, num_workers=workers, generator=torch.Generator())
+    return _Loader(data, batch_sampler=batches, collate_fn=_as_is, num_workers=workers, generator=torch.Generator(),
+                   worker_init_fn=_ends_with_its_parent)
+
+
+def _ends_with_its_parent(_: int) -> None:
+    """At once, and not after the five seconds in which a worker looks for its parent: meanwhile it would keep the lock of the results."""
+    tie_to_launcher(None)
 
 
 def _as_is(batch):

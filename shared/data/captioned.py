@@ -8,6 +8,7 @@ from torch import Tensor
 
 from shared.data.base import LabelledImages
 from shared.data.language import article, words
+from shared.errors import UserError
 from shared.rng import SampleRng
 
 TEMPLATES = ("this is a photo of {}", "a photo of {}", "a picture of {}", "an image of {}", "there is {}", "this is {}", "a small photo of {}",
@@ -16,7 +17,16 @@ _BARE = ("this is a photo of a {}",)  # the default prompt of the papers, whatev
 
 
 def vocabulary_of(classes: Sequence[str]) -> tuple[str, ...]:
-    """Every word of the templates and the classes."""
+    """Every word of the templates and the classes.
+
+    Raises UserError for classes that are the same words: a model that is made of these could not tell them apart.
+    """
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for name in classes:
+        alike.setdefault(tuple(words(name)), []).append(name)
+    if same := [names for names in alike.values() if len(names) > 1]:
+        raise UserError(f"the class names {' and '.join(same[0])} are the same words without their punctuation, and a "
+                        "model of words cannot tell them apart: rename the folders.")
     return tuple(sorted({w for text in (*TEMPLATES, *_BARE, *classes, "a an") for w in words(text.replace("{}", ""))}))
 
 

@@ -9,7 +9,15 @@ named    the sets of the papers through torchvision, below DATA_ROOT, see `share
 from dataclasses import dataclass
 from pathlib import Path
 
+from shared.data.annotated import FILES
 from shared.data.base import ClassSubset, LabelledImages, halves
+from shared.data.digits import digits
+from shared.data.files import ImageSize
+from shared.data.folders import image_folder
+from shared.data.named import named
+from shared.data.scene_sets import SceneSet
+from shared.data.scenes import VL_DOMAINS
+from shared.data.vision_language import SPLITS, CaptionSet, QuestionSet, SceneCaptions, SceneQuestions
 from shared.errors import UserError
 
 
@@ -36,30 +44,19 @@ def open_set(spec: str, split: str, source: Source, n: int = 100_000) -> Labelle
     """
     kind, _, name = spec.partition(":")
     if kind == "scenes":
-        from shared.data.scene_sets import SceneSet
-
         return SceneSet(name, split, n)
     if spec == "digits:all":
-        from shared.data.digits import digits
-        from shared.data.files import ImageSize
-
         return digits(split, ImageSize.parse(source.size))
     if kind not in ("folder", "named") or not name:
         raise UserError(f"the data set {spec!r} is not understood: write scenes:<set>, digits:all, folder:<all|seen|unseen> or named:<set>.")
-    if source.root is None:
+    if not source.root:
         raise UserError(f"the data set {spec!r} is read from files: set DATA_ROOT (or --data.source.root) to the folder that holds them.")
     if kind == "named":
-        from shared.data.named import named
-
         return named(name, source.root, split, wording=source.wording, download=source.download, skip_corrupt=source.skip_corrupt)
     return _folder(name, split, source)
 
 
 def _folder(part: str, split: str, source: Source) -> LabelledImages:
-    from shared.data.files import ImageSize
-    from shared.data.folders import image_folder
-    from shared.data.named import named
-
     root = Path(source.root)
     if source.download or (root / "cifar-10-batches-py").is_dir():
         whole = named("cifar10", root, split, download=source.download)
@@ -69,4 +66,27 @@ def _folder(part: str, split: str, source: Source) -> LabelledImages:
         return whole
     if part not in ("seen", "unseen"):
         raise UserError(f"the part {part!r} of an image folder is not known: use all, seen or unseen.")
+    if whole.num_classes < 4:
+        raise UserError(f"{root} has {whole.num_classes} classes, and the parts seen and unseen take every other one: "
+                        "have four or more, so that each part has two.")
     return ClassSubset(whole, halves(whole.num_classes)[part == "unseen"], part)
+
+
+def open_vl(spec: str, split: str, source: Source, size: int | str | None = None) -> CaptionSet | QuestionSet:
+    """The pictures with text `spec` (see `shared.data.vision_language`), split "train", "validation" or "test".
+
+    size: of the pictures, as pixels (short side and centre crop, bicubic) or as text for `ImageSize.parse`; by default `source.size`. The scenes have
+    their own 32 pixels. Raises UserError for an unknown set or split, and where DATA_ROOT or a file below it is needed and missing.
+    """
+    kind, _, domain = spec.partition(":")
+    if kind in ("scenes-captions", "scenes-questions"):
+        return (SceneCaptions if kind == "scenes-captions" else SceneQuestions)(domain, split)
+    if spec not in FILES:
+        known = [f"scenes-{k}:{d}" for k in ("captions", "questions") for d in VL_DOMAINS]
+        raise UserError(f"there is no vision-language set {spec!r}: choose one of {', '.join([*known, *FILES])}.")
+    if split not in SPLITS:
+        raise UserError(f"split {split!r} is not known; use {', '.join(SPLITS)}.")
+    if source.root is None:
+        raise UserError(f"the set {spec!r} is read from files: set DATA_ROOT (or --data.source.root) to the folder that holds them.")
+    wanted = ImageSize(size, size, "bicubic") if isinstance(size, int) else ImageSize.parse(size or source.size)
+    return FILES[spec](source.root, split, wanted, source.skip_corrupt)

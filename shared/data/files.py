@@ -1,14 +1,19 @@
 """Labelled pictures from files, and what happens when a file cannot be read.
 
-An unreadable picture is never dropped in silence: reading it raises an error that names the file, or, with `skip_corrupt`, `usable`
-leaves it out of the chosen examples, counts it and says so on stderr. Indices never shift because of it.
+An unreadable picture is never dropped in silence: reading it raises an error that names the file, or, with
+`skip_corrupt`, `usable` leaves it out of the chosen examples, and where nobody asked `usable` (a training) another of
+its class stands in for it; both are counted and said on stderr. Indices never shift because of it.
+
+Every picture file is opened by `decode`. As the readers of the field do, it gives the first frame of an animation,
+ignores the orientation that a camera noted (EXIF), and drops transparency, so the colours stored below it are what is
+seen. 16-bit grey is scaled to 8 bits, v/257 rounded.
 """
 
 import hashlib
 import io
 import os
-import sys
-from collections.abc import Iterable, Sequence
+import stat
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,8 +23,9 @@ from PIL import Image
 from torch import Tensor
 
 from shared.data.base import LabelledImages, stack
+from shared.data.skipped import HOW, Skipped, say, shown
 from shared.errors import UserError
-from shared.files import digest
+from shared.files import digest, sha256_file
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -63,6 +69,8 @@ class ImageSize:
         if min(width, height) != self.short:
             long = int(self.short * max(width, height) / min(width, height))
             width, height = (self.short, long) if width <= height else (long, self.short)
+            if width * height > 2 * (Image.MAX_IMAGE_PIXELS or np.inf):  # a thin picture grows in its long side too
+                raise Image.DecompressionBombError
             image = image.resize((width, height), _FILTERS[self.interpolation])
         left, top = round((width - self.crop) / 2), round((height - self.crop) / 2)
         return image.crop((left, top, left + self.crop, top + self.crop))
@@ -77,26 +85,63 @@ def to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
-def decode(path: str | os.PathLike, size: ImageSize = NATIVE) -> Tensor:
-    """Picture file -> (3, H, W) uint8, RGB.
+def unreadable(name: str | os.PathLike, what: str) -> UnreadableImage:
+    """The error for a picture that is not there or broken.
 
-    Raises UnreadableImage if the file is missing, truncated or no picture, and UserError if the system refuses to open it (then the
-    picture may be fine, so skip_corrupt does not apply).
+    Its class takes the sentence alone, since data loaders make it anew from that.
+    """
+    return UnreadableImage(f"the picture {shown(name)} {what}: replace it, or {HOW}.")
+
+
+def read_picture(path: str | os.PathLike) -> bytes:
+    """A picture file as it is stored.
+
+    Raises UnreadableImage if it is missing, or no file (a pipe or a device would never end), and UserError if the
+    system refuses to open it: then the picture may be fine, so skip_corrupt does not apply.
     """
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise unreadable(path, "is a folder, a pipe or a device, no file")
         with open(path, "rb") as file:
-            content = file.read()  # at once: PIL's many small reads cost more than decoding a small picture
-        image = Image.open(io.BytesIO(content))
-        return to_tensor(size.apply(image if image.mode == "RGB" else image.convert("RGB")))
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        reason = "is missing"
-    except MemoryError:
+            return file.read()  # at once: PIL's many small reads cost more than decoding a small picture
+    except (FileNotFoundError, NotADirectoryError):
+        raise unreadable(path, "is missing") from None
+    except OSError as error:
+        raise UserError(f"the picture {shown(path)} cannot be opened: {error.strerror}.") from None
+
+
+def decode(content: bytes, name: str | os.PathLike, fit: Callable[[Image.Image], Image.Image] = NATIVE.apply) -> Tensor:
+    """Bytes of a picture file -> (3, H, W) uint8, RGB, after `fit`. name: for people.
+
+    Raises UnreadableImage if it is truncated or no picture. Raises UserError, which skip_corrupt does not pass over
+    since nothing is broken, for pictures with more pixels than Pillow opens, before or after `fit`, and for 32-bit
+    grey, whose range no file tells.
+    """
+    try:
+        return to_tensor(fit(_to_rgb(Image.open(io.BytesIO(content)), name)))
+    except (MemoryError, UserError):
         raise
-    except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error … on broken files
-        if isinstance(error, OSError) and error.errno is not None:
-            raise UserError(f"the picture {path} cannot be opened: {error.strerror}.") from None
-        reason = "is corrupt or truncated"
-    raise UnreadableImage(f"the picture {path} {reason}: replace it, or pass --skip-corrupt to leave out such pictures and count them.")
+    except Image.DecompressionBombError:
+        raise _too_large(name) from None
+    except Exception:  # PIL raises OSError, SyntaxError, ValueError, struct.error … on broken files
+        raise unreadable(name, "is corrupt or truncated") from None
+
+
+def _to_rgb(image: Image.Image, name: str | os.PathLike) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):  # Pillow scales a PPM to 16 bits
+        grey = (np.asarray(image).astype(np.int64) + 128) // 257  # `convert` would cut everything above 255
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise UserError(f"the picture {shown(name)} holds 32-bit numbers, and which of them is white is not known: "
+                        "save it with 8 or 16 bits per channel.")
+    return image.convert("RGB")
+
+
+def _too_large(name: str | os.PathLike) -> UserError:
+    return UserError(f"the picture {shown(name)} is not broken but has more than the {2 * Image.MAX_IMAGE_PIXELS:,} "
+                     "pixels that Pillow's size limit allows, as it is or at the image size: make it smaller.")
 
 
 class FileImages(LabelledImages):
@@ -112,7 +157,7 @@ class FileImages(LabelledImages):
         self.name, self.root, self.classes, self.prompts = name, os.fspath(root), tuple(classes), tuple(prompts)
         self.paths, self.labels = [os.fspath(p) for p in paths], np.asarray(labels, np.int64)
         self.size, self.skip_corrupt, self.in_memory = size, skip_corrupt, in_memory
-        self._bad: dict[int, str] = {}
+        self._skipped = Skipped(name)
         self._cache: Tensor | None = None
         if len(self.paths) != len(self.labels) or len(self.classes) != len(self.prompts):
             raise ValueError(f"{name}: a label is needed per path and a prompt per class")
@@ -125,43 +170,68 @@ class FileImages(LabelledImages):
 
     @cached_property
     def version(self) -> str:
-        """Digest of names, sizes in bytes, labels, prompts and image size. It opens no file: a changed byte at equal size is not seen."""
+        """Digest of names, contents, labels, prompts and image size; what was read before is not read again (`sha256_file`)."""
         names = hashlib.sha256()
         for path, label in zip(self.paths, self.labels.tolist(), strict=True):
             try:
-                length = os.stat(path).st_size
-            except OSError:
-                length = -1
-            names.update(f"{os.path.relpath(path, self.root) if os.path.isabs(path) else path}\0{length}\0{label}\n".encode())
+                content = sha256_file(path)
+            except OSError:  # whoever needs it says what is wrong with it
+                content = "unreadable"
+            relative = os.path.relpath(path, self.root) if os.path.isabs(path) else path
+            names.update(f"{relative}\0{content}\0{label}\n".encode("utf-8", "surrogateescape"))
         return digest([names.hexdigest(), self.classes, self.prompts, repr(self.size)])[:12]
 
     @property
     def skipped(self) -> tuple[str, ...]:
-        return tuple(self._bad[i] for i in sorted(self._bad))
+        return self._skipped.names
+
+    def _decode(self, index: int) -> Tensor:
+        return decode(read_picture(self.paths[index]), self.paths[index], self.size.apply)
 
     def pixels(self, index: int) -> Tensor:
-        """(3, H, W) uint8."""
+        """(3, H, W) uint8 of the file with this number, and of no other. Raises as `read_picture` and `decode` do."""
         if not self.in_memory:
-            return decode(self.paths[index], self.size)
+            return self._decode(index)
         if self._cache is None:
-            first = decode(self.paths[index], self.size)
+            first = self._decode(index)
             _refuse_more_than_memory(self.name, len(self) * first.numel())
             self._cache = torch.empty((len(self), *first.shape), dtype=torch.uint8)
             self._read = np.zeros(len(self), bool)
         if not self._read[index]:
-            picture = decode(self.paths[index], self.size)
+            picture = self._decode(index)
             if picture.shape != self._cache.shape[1:]:
                 raise UserError(f"{self.paths[index]} is {tuple(picture.shape[1:])} pixels and others are {tuple(self._cache.shape[2:])}: "
                                 "give an image size, or do not keep the pictures in memory.")
             self._cache[index], self._read[index] = picture, True
         return self._cache[index]
 
+    def _readable(self, index: int) -> Tensor:
+        """Pixels of an example; with skip_corrupt, where they cannot be read, those of the next one of its class.
+
+        That is a function of the files alone, whatever was read before.
+        """
+        try:
+            return self.pixels(index)
+        except UnreadableImage:
+            if not self.skip_corrupt:
+                raise
+        self._skipped.replaced(index, self.paths[index])
+        same = np.flatnonzero(self.labels == self.labels[index])
+        for other in np.roll(same, -1 - int(np.searchsorted(same, index)))[:-1].tolist():
+            try:
+                return self.pixels(other)
+            except UnreadableImage:
+                self._skipped.add(other, self.paths[other])
+        raise UserError(f"{self.name}: no picture of the class {self.classes[self.labels[index]]!r} below "
+                        f"{shown(self.root)} can be read.")
+
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.pixels(index).float().div_(255), int(self.labels[index])
+        return self._readable(index).float().div_(255), int(self.labels[index])
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         indices = [int(i) for i in indices]
-        return stack([self.pixels(i) for i in indices], self.name).float().div_(255), torch.from_numpy(self.labels[indices])
+        x = stack([self._readable(i) for i in indices], self.name).float().div_(255)
+        return x, torch.from_numpy(self.labels[indices])
 
     def usable(self, indices: Iterable[int]) -> list[int]:
         """`indices`, or with skip_corrupt those whose file decodes; the others go to `skipped` and are counted in one line on stderr.
@@ -171,19 +241,19 @@ class FileImages(LabelledImages):
         indices = [int(i) for i in indices]
         if not self.skip_corrupt:
             return indices
-        before = len(self._bad)
+        new = False
         for i in indices:
             try:
                 self.pixels(i)
             except UnreadableImage:
-                self._bad[i] = self.paths[i]
-        good = [i for i in indices if i not in self._bad]
-        if len(self._bad) > before:
-            bad = [os.path.relpath(self.paths[i], self.root) for i in indices if i in self._bad]
-            print(f"{self.name}: {len(bad)} of {len(indices)} chosen pictures cannot be read and are left out: {', '.join(bad[:3])}"
-                  f"{' …' if len(bad) > 3 else ''}", file=sys.stderr, flush=True)
+                new |= self._skipped.add(i, self.paths[i])
+        good = [i for i in indices if i not in self._skipped]
+        if new:
+            bad = [os.path.relpath(self.paths[i], self.root) for i in indices if i in self._skipped]
+            say(self.name, f"{len(bad)} of {len(indices)} chosen pictures cannot be read and are left out", bad)
         if indices and not good:
-            raise UserError(f"{self.name}: none of the {len(indices)} chosen pictures below {self.root} can be read.")
+            raise UserError(f"{self.name}: none of the {len(indices)} chosen pictures below {shown(self.root)} can be "
+                            "read.")
         return good
 
 

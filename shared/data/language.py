@@ -4,10 +4,10 @@ All are pure functions of (seed, index), like the pictures of `shared.data.scene
 small text tower needs only a small embedding.
 """
 
-import re
 from itertools import pairwise
 
 import numpy as np
+import regex
 
 from shared.data.scenes import ATTRIBUTES, BACKGROUNDS, COLOURS, COUNTS, POSITIONS, SHAPES, SIZES, SURFACES, Scenes, uniforms
 
@@ -173,8 +173,11 @@ _SHAPE_OF = {form: name for name in SHAPES for word in SYNONYMS[name] for form i
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words of a text, letters and digits of any script; punctuation is dropped, hyphens and apostrophes inside a word stay."""
-    return re.findall(r"[^\W_]+(?:[-'’][^\W_]+)*", text.lower())
+    """Lower-case words of a text: letters with their marks, and digits, of any script.
+
+    Punctuation is dropped; hyphens and apostrophes inside a word stay.
+    """
+    return regex.findall(r"[\p{L}\p{M}\p{N}]+(?:[-'’][\p{L}\p{M}\p{N}]+)*", text.lower())
 
 
 def _vocabulary() -> tuple[str, ...]:

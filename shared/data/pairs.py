@@ -1,22 +1,25 @@
 """Pairs of picture and caption by one name: `scenes`, `csv:<file>`, `shards:<pattern>`; what CLIPs are poisoned, cleaned and defended with.
 
 scenes   drawn on the spot, see `shared.data.scene_sets`, and kept in memory
-csv      below DATA_ROOT a table with a line of column names, comma or tab between them: one of path, image, filepath for the picture (relative to the
-         table's folder) and one of caption, title, text
-shards   below DATA_ROOT tar files as web data sets have them: pictures <key>.jpg (.jpeg, .png, .webp) with <key>.txt or <key>.json {"caption": …}
-         beside them, <key> up to the first dot. The pattern has ranges {00000..00331}, or *, ? and [ ]; not compressed, see `shared.data.shards`
+csv      below DATA_ROOT a table with a line of column names, comma or tab between them: the first of path, image,
+         filepath that is there for the picture (relative to the table's folder) and the first of caption, title, text.
+         A row is one line: between commas a field may stand in quotes, between tabs a quote is a character like others
+shards   below DATA_ROOT tar files as web data sets have them, see `shared.data.shards`: pictures <key>.jpg (.jpeg,
+         .png, .webp) with <key>.txt or <key>.json {"caption": …} beside them. The pattern has ranges {00000..00331},
+         lists {a,b}, or *, ? and [ ]
 
-Which n of the pairs there are is a function of the seed, and fewer of them are the beginning of more. Pictures are squashed, not cropped, to
-size × size pixels (bicubic), as the code of the CLIP backdoor literature does. A pair whose picture cannot be read stops the run and is named; with
-skip_corrupt another one stands in for it (the first that can be read of those behind the chosen ones in the order of the seed), which is counted.
-Captions alone are those of the table or the shards in any case.
+Which n of the pairs there are is a function of the seed, and fewer of them are the beginning of more. Pictures are
+squashed, not cropped, to size × size pixels (bicubic), as the code of the CLIP backdoor literature does. Rows and
+members that are no pair stop the run, with how many there are and what the first is; with skip_corrupt they are left
+out and counted. A pair whose picture cannot be read stops the run and is named; with skip_corrupt another one stands in
+for it (the first that can be read of those behind the chosen ones in the order of the seed), which is counted. Captions
+alone are those of the table or the shards in any case.
 """
 
 import csv
-import io
 import os
-import sys
-from collections.abc import Sequence
+import stat
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -27,12 +30,14 @@ from torch import Tensor
 
 from shared.data.base import stack
 from shared.data.catalogue import Source
-from shared.data.files import UnreadableImage, to_tensor
+from shared.data.files import UnreadableImage, decode, read_picture
 from shared.data.poison import Held
 from shared.data.scene_sets import ScenePairs
+from shared.data.shards import Shards
+from shared.data.skipped import HOW, Skipped, say, shown
 from shared.data.targets import captions_of
 from shared.errors import UserError
-from shared.files import digest
+from shared.files import digest, sha256_file
 from shared.rng import SampleRng
 
 PICTURES, CAPTIONS = ("path", "image", "filepath"), ("caption", "title", "text")  # names of columns
@@ -40,7 +45,12 @@ STAND_INS = 100  # pairs that are tried in the place of one that cannot be read
 
 
 class Store(Protocol):
-    """Where pairs lie: numbered, each with a caption and the bytes of a picture."""
+    """Where pairs lie: numbered, each with a caption and the bytes of a picture.
+
+    problems: what is no pair and left out, in words.
+    """
+
+    problems: Sequence[str]
 
     def __len__(self) -> int: ...
 
@@ -50,34 +60,38 @@ class Store(Protocol):
         """The picture's, for people."""
 
     def identity(self, number: int) -> list:
-        """What tells the pair from another without reading its picture."""
+        """What tells the pair from another: its name, and the contents of the file that its picture is in."""
 
     def content(self, number: int) -> bytes:
         """The picture as it is stored. Raises UnreadableImage if it is not there."""
 
 
 class FilePairs(torch.utils.data.Dataset):
-    """n pairs of a store: pictures (N, 3, size, size) float32 in [0, 1] and captions. `skipped`: the pictures for which another one stands in."""
+    """n pairs of a store: pictures (N, 3, size, size) float32 in [0, 1] and captions.
+
+    skipped: what the store left out, and the pictures for which another one stands in.
+    """
 
     def __init__(self, spec: str, store: Store, n: int, seed: int, size: int, skip_corrupt: bool = False):
+        settle(spec, store.problems, skip_corrupt)
         if n > len(store):
             raise UserError(f"{spec} has {len(store)} pairs that can be used, and {n} are wanted: ask for fewer, or put more there.")
         self.name, self.store, self.n, self.seed, self.size, self.skip_corrupt = spec, store, n, seed, size, skip_corrupt
         draw = int(SampleRng(seed, [0], "pairs").integers(2**62))
         self._order = torch.randperm(len(store), generator=torch.Generator().manual_seed(draw))
-        self._bad: dict[int, str] = {}
+        self._bad = Skipped(spec)
 
     def __len__(self) -> int:
         return self.n
 
     @cached_property
     def version(self) -> str:
-        """Digest of the captions of the chosen pairs, the names and lengths in bytes of their pictures, and the size. It opens no picture."""
+        """Digest of the captions of the chosen pairs, of what their pictures are read from, and of the size."""
         return digest([[self.store.caption(i), *self.store.identity(i)] for i in self._order[:self.n].tolist()] + [self.size])[:16]
 
     @property
     def skipped(self) -> tuple[str, ...]:
-        return tuple(self._bad[i] for i in sorted(self._bad))
+        return (*self.store.problems, *self._bad.names)
 
     def captions(self, indices: Sequence[int]) -> list[str]:
         """Captions without their pictures."""
@@ -107,75 +121,75 @@ class FilePairs(torch.utils.data.Dataset):
             except UnreadableImage:
                 if not self.skip_corrupt:
                     raise
-                self._leave_out(number)
+                self._bad.replaced(number, self.store.name(number))
             # a function of the index and the files alone: whatever was read before, a pair is the same
             number = int(self._order[(self.n + index + turn) % len(self.store)])
         raise UserError(f"{self.name}: {STAND_INS} pictures in a row cannot be read, the last is {self.store.name(number)}: check the files.")
 
     def _picture(self, number: int) -> Tensor:
         """(3, size, size) uint8."""
-        content = self.store.content(number)
-        try:
-            image = Image.open(io.BytesIO(content))
-            image = image if image.mode == "RGB" else image.convert("RGB")
-            return to_tensor(image.resize((self.size, self.size), Image.Resampling.BICUBIC))
-        except MemoryError:
-            raise
-        except Exception:  # PIL raises OSError, SyntaxError, ValueError, struct.error … on broken files
-            raise UnreadableImage(f"the picture {self.store.name(number)} is corrupt or truncated: replace it, or pass --skip-corrupt to let others "
-                                  "stand in for such pictures and count them.") from None
+        return decode(self.store.content(number), self.store.name(number),
+                      lambda image: image.resize((self.size, self.size), Image.Resampling.BICUBIC))
 
-    def _leave_out(self, number: int) -> None:
-        if number not in self._bad:
-            self._bad[number] = self.store.name(number)
-            if len(self._bad) in (1, 10, 100, 1000, 10_000, 100_000):
-                print(f"{self.name}: {len(self._bad)} pictures so far cannot be read and others stand in for them, the last is {self._bad[number]}",
-                      file=sys.stderr, flush=True)
+
+def settle(name: str, problems: Sequence[str], skip_corrupt: bool) -> None:
+    """Refuse what is no pair, or with skip_corrupt count and name it on stderr."""
+    if problems and not skip_corrupt:
+        raise UserError(f"{name}: {len(problems):,} things cannot be read, the first is: {problems[0]}. Mend them, or "
+                        f"{HOW}.")
+    if problems:
+        say(name, f"{len(problems):,} things cannot be read and are left out", problems)
 
 
 class Table:
-    """The pairs of a CSV or TSV file.
+    """The pairs of a CSV or TSV file. problems: rows that are none.
 
-    Rows without a caption or a picture are an error, or left out and said. Raises UserError for a file that is missing, no table, without such
-    columns, or with no pair in it.
+    Raises UserError for a file that is missing, no table, or without such columns.
     """
 
-    def __init__(self, path: Path, skip_corrupt: bool = False):
-        self.path, self.rows = path, []
+    def __init__(self, path: Path):
+        self.path, self.rows, self.problems = path, [], []
         try:
-            with open(path, encoding="utf-8-sig", newline="") as file:
-                self._fill(file, skip_corrupt)
+            if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+                raise UserError(f"{path} cannot be read as a table of pictures and captions: it is no file.")
+            # what is not UTF-8 is found row by row; lines end where they end in the file
+            with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+                self._fill(file)
         except FileNotFoundError:
             raise UserError(f"there is no file {path}: put it there, or set DATA_ROOT to the folder it is in.") from None
-        except (OSError, UnicodeError, csv.Error) as error:
-            raise UserError(f"{path} cannot be read as a table of pictures and captions ({error}): write it as UTF-8, with commas or tabs.") from None
-        if not self.rows:
-            raise UserError(f"{path} has no pair in it: give the complete table.")
+        except OSError as error:
+            raise UserError(f"{path} cannot be read as a table of pictures and captions: {error.strerror}.") from None
 
-    def _fill(self, file, skip_corrupt: bool) -> None:
-        first = file.readline()
+    def _fill(self, lines: Iterable[str]) -> None:
+        lines = iter(lines)
+        first = next(lines, "")
         separator = "\t" if "\t" in first else ","
-        names = [name.strip().lower() for name in next(csv.reader([first], delimiter=separator), [])]
+        try:
+            names = [name.strip().lower() for name in _fields(first, separator)]
+        except ValueError as error:
+            raise UserError(f"{self.path}: the line of column names {error}: write the table as UTF-8, with commas or "
+                            "tabs.") from None
         columns = [next((names.index(n) for n in known if n in names), None) for known in (PICTURES, CAPTIONS)]
         if None in columns:
             found = ", ".join(names[:6]) or "nothing"
-            raise UserError(f"{self.path} begins with the columns {found}: name one of them {' or '.join(PICTURES)}, with the paths of downloaded "
-                            f"pictures, and one {' or '.join(CAPTIONS)}.")
-        picture, caption = columns
-        empty = 0
-        for number, row in enumerate(csv.reader(file, delimiter=separator), 2):
-            if not row:
+            raise UserError(f"{self.path} begins with the columns {found}: name one of them {' or '.join(PICTURES)}, "
+                            f"with the paths of downloaded pictures, and one {' or '.join(CAPTIONS)}, with commas or tabs "
+                            "between them.")
+        for number, line in enumerate(lines, 2):
+            if not line.strip(" \r\n"):
                 continue
-            short = len(row) <= max(columns)
-            if short or not row[picture].strip() or not row[caption].strip():
-                if not skip_corrupt:
-                    raise UserError(f"{self.path}: row {number} lacks a picture or a caption: mend it, or pass --skip-corrupt to leave out such rows "
-                                    "and count them.")
-                empty += 1
-                continue
-            self.rows.append((row[picture].strip(), row[caption].strip()))
-        if empty:
-            print(f"{self.path}: {empty} rows lack a picture or a caption and are left out", file=sys.stderr, flush=True)
+            try:
+                row = _fields(line, separator)
+                if len(row) != len(names):
+                    rule = "a comma within a field needs quotes around it" if separator == "," else "no field has a tab"
+                    raise ValueError(f"has {len(row)} fields and the first line {len(names)} ({rule}; none has a line "
+                                     "break)")
+                picture, caption = (row[column].strip() for column in columns)
+                if not picture or not caption:
+                    raise ValueError("lacks a picture or a caption")
+                self.rows.append((picture, caption))
+            except ValueError as error:
+                self.problems.append(f"row {number} of {self.path} {error}")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -188,19 +202,27 @@ class Table:
 
     def identity(self, number: int) -> list:
         try:
-            return [self.rows[number][0], os.stat(self.name(number)).st_size]
-        except OSError:
-            return [self.rows[number][0], -1]
+            return [self.rows[number][0], sha256_file(self.name(number))]
+        except OSError:  # whoever needs it says what is wrong with it
+            return [self.rows[number][0], "unreadable"]
 
     def content(self, number: int) -> bytes:
-        try:
-            with open(self.name(number), "rb") as file:
-                return file.read()
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            raise UnreadableImage(f"the picture {self.name(number)} is missing: put it there, or pass --skip-corrupt to let others stand in for such "
-                                  "pictures and count them.") from None
-        except OSError as error:
-            raise UserError(f"the picture {self.name(number)} cannot be opened: {error.strerror}.") from None
+        return read_picture(self.name(number))
+
+
+def _fields(line: str, separator: str) -> list[str]:
+    """The fields of one line. Raises ValueError, in words that go on after "row 7"."""
+    line = line.rstrip("\r\n")
+    if shown(line) != line:
+        raise ValueError("is not UTF-8")
+    if "\0" in line:
+        raise ValueError("holds a character of number 0")
+    if separator == "\t":
+        return line.split(separator)
+    try:
+        return next(csv.reader([line], strict=True), [])
+    except csv.Error as error:
+        raise ValueError(f"has quotes that do not fit, or a line break within them ({error})") from None
 
 
 class PairSubset(torch.utils.data.Dataset):
@@ -238,11 +260,9 @@ def open_pairs(spec: str, source: Source, n: int, seed: int, size: int = 32) -> 
         return Held(ScenePairs(n, size, seed))
     if kind not in ("csv", "shards") or not name:
         raise UserError(f"the pairs {spec!r} are not understood: write scenes, csv:<file> or shards:<pattern>.")
-    if source.root is None:
+    if not source.root:
         raise UserError(f"the pairs {spec!r} are read from files: set DATA_ROOT (or --data.source.root) to the folder that holds them.")
     root = Path(source.root).expanduser()
     if kind == "csv":
-        return FilePairs(spec, Table(root / name, source.skip_corrupt), n, seed, size, source.skip_corrupt)
-    from shared.data.shards import Shards
-
-    return FilePairs(spec, Shards(root, name, source.skip_corrupt), n, seed, size, source.skip_corrupt)
+        return FilePairs(spec, Table(root / name), n, seed, size, source.skip_corrupt)
+    return FilePairs(spec, Shards(root, name), n, seed, size, source.skip_corrupt)

@@ -87,18 +87,15 @@ class PoisonedPairs(_Manifested):
                                           "trigger": _plain(trigger.spec), "captions": captions, "seed": seed}, rows))
 
     @classmethod
-    def from_manifest(cls, manifest: Manifest | str | Path, pairs, trigger=None) -> "PoisonedPairs":
-        """The set that the manifest (or file) describes, with the trigger that it describes, unless an equal one is given.
+    def from_manifest(cls, manifest: Manifest | str | Path, pairs, make_trigger: Callable) -> "PoisonedPairs":
+        """The set that the manifest (or file) describes. make_trigger: `shared.attacks.triggers.make_trigger`, which makes its trigger again.
 
-        Raises UserError where it is about other pairs or another trigger.
+        Raises UserError where it is about other pairs.
         """
-        from shared.attacks.triggers import make_trigger
-
-        manifest = _checked(manifest, "backdoor", pairs, **({} if trigger is None else {"trigger": _plain(trigger.spec)}))
-        trigger = make_trigger(**manifest.about["trigger"]) if trigger is None else trigger
+        manifest = _checked(manifest, "backdoor", pairs)
         _demand_inside(manifest, lambda row: row.index == row.picture < len(pairs))
         self = cls.__new__(cls)
-        self.trigger = trigger
+        self.trigger = make_trigger(**manifest.about["trigger"])
         _Manifested.__init__(self, pairs, manifest)
         return self
 
@@ -229,7 +226,7 @@ def _checked(manifest: Manifest | str | Path, kind: str, pairs, **facts) -> Mani
     manifest = manifest if isinstance(manifest, Manifest) else read_manifest(manifest)
     for key, value in {"kind": kind, "pairs": pairs.version, "n": len(pairs), **facts}.items():
         if manifest.about.get(key) != value:
-            raise UserError(f"the manifest was made for {key} {manifest.about.get(key)!r}, and this is {value!r}: use the same data and trigger.")
+            raise UserError(f"the manifest was made for {key} {manifest.about.get(key)!r}, and this is {value!r}: use the same data.")
     return manifest
 
 

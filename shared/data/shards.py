@@ -1,67 +1,91 @@
 """Random access to the pairs in the tar files of a web data set, through a table of contents that is made once.
 
-The table says where in which file each picture begins and ends, and holds the captions: reading a pair is one seek. It is kept beside the files, or
-where nothing can be written there, in the user's cache folder, and it is made anew when a file has come, gone or changed its length or its time.
+The table says where in which file each picture begins and ends, and holds the captions: reading a pair is one seek. It
+is kept beside the files, or where nothing can be written there, in the user's cache folder, and it is made anew when a
+file has come, gone or changed its length or its time.
+
+The webdataset package is not the reader: it is a stream, so a run could go on only by reading everything before once
+more; its keys end at the first dot (v1.5_0001 and v1.5_0002 become one); and samples that lack a part are not counted.
+Its patterns are those of the package braceexpand, as here.
+
+A key is the name up to its last dot, folders included. Of a sample, one picture and one caption (.txt before .json) are
+read; further members, such as 0001.cls or 0001.seg.png beside a complete 0001, hidden files and those that network
+disks and archivers leave, are counted by kind. Everything else that is no pair is a problem: a key without picture or
+caption, or with several; captions that are no UTF-8; links; what a break hides. Tars that were joined end to end are
+read to their end.
 """
 
+import functools
 import glob
 import json
+import math
 import os
+import posixpath
 import re
+import stat
 import sys
 import tarfile
-from collections.abc import Sequence
-from itertools import product
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
+from braceexpand import UnbalancedBracesError, braceexpand
 
-from shared.data.files import UnreadableImage
+from shared.data.files import unreadable
+from shared.data.folders import is_service
+from shared.data.skipped import say_unread, shown
 from shared.errors import UserError
-from shared.files import atomic_path, digest
+from shared.files import atomic_path, digest, sha256_file
 
-FORMAT = "pairs-1"  # of the table; raise it when what is in it changes
-SUFFIXES = ("jpg", "jpeg", "png", "webp")
-_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+FORMAT = "pairs-2"  # of the table; raise it when what is in it changes
+PICTURES, CAPTIONS = ("jpg", "jpeg", "png", "webp"), ("txt", "json")
+MOST_FILES = 1_000_000  # that a pattern may stand for
+LONGEST = 2**20  # bytes of a caption's file
+_RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?\d+)?\}")
 _DAMAGED = (tarfile.TarError, EOFError, ValueError, OverflowError)
 
 
 def expand(pattern: str) -> list[str]:
-    """A pattern without its ranges: "a{08..10}.tar" is a08.tar, a09.tar, a10.tar. Raises UserError for a range that goes down."""
-    texts, ranges = _RANGE.split(pattern)[::3], _RANGE.findall(pattern)
-    if any(int(a) > int(b) for a, b in ranges):
-        raise UserError(f"the pattern {pattern!r} has a range that goes down: write the smaller number first, e.g. {{00000..00331}}.")
-    options = [[f"{k:0{len(a)}d}" for k in range(int(a), int(b) + 1)] for a, b in ranges]
-    return ["".join(part for both in zip(texts, [*choice, ""], strict=True) for part in both) for choice in product(*options)]
+    """A pattern without its braces, as bash and webdataset read it.
+
+    a{08..10}.tar is a08.tar, a09.tar, a10.tar; {a,b} is a and b; {0..8..4} is 0, 4 and 8. Raises UserError for braces
+    that do not close, and for more than MOST_FILES names.
+    """
+    if math.prod(abs(int(b) - int(a)) + 1 for a, b in _RANGE.findall(pattern)) > MOST_FILES:
+        raise UserError(f"the pattern {pattern!r} stands for more than {MOST_FILES:,} files: write smaller ranges.")
+    try:
+        return list(braceexpand(pattern))
+    except UnbalancedBracesError:
+        raise UserError(f"the pattern {pattern!r} has a brace without its partner: write e.g. {{00000..00331}} or "
+                        "{a,b}.") from None
 
 
 def shard_files(root: Path, pattern: str) -> list[str]:
-    """Paths relative to root, each once; those of ranges also where they are missing, those of * and ? in alphabetical order."""
+    """Paths relative to root, each once: what braces stand for, there or not, and * and ? in alphabetical order."""
     found: list[str] = []
     for name in expand(pattern):
-        found += sorted(glob.glob(name, root_dir=root)) if glob.has_magic(name) else [name]
-    return list(dict.fromkeys(found))
+        is_pattern = glob.has_magic(name) and not os.path.lexists(root / name)
+        found += (is_pattern and sorted(glob.glob(name, root_dir=root))) or [name]
+    return list(dict.fromkeys(map(os.path.normpath, found)))
 
 
 class Shards:
     """The pairs of tar files, as a store of `shared.data.pairs`.
 
-    Raises UserError for files that are missing, broken or compressed and for members without a caption or a picture, with what they are; with
-    skip_corrupt these are left out and counted in one line on stderr. `problems`: what is left out, in words.
+    problems: missing, broken and compressed files, and members that are no pair. Raises UserError where
+    there is no file at all.
     """
 
-    def __init__(self, root: Path, pattern: str, skip_corrupt: bool = False):
+    def __init__(self, root: Path, pattern: str):
         self.root, self.names = Path(root), shard_files(Path(root), pattern)
         present = [self._facts(name) for name in self.names]
         if not any(size >= 0 for _, size, _ in present):
             raise UserError(f"there is no file {self.root / pattern}: put the shards there, or set DATA_ROOT to the folder that holds them.")
         table = self._table(pattern, present)
         self.problems: list[str] = table["about"]["problems"]
-        if self.problems:
-            what = f"{len(self.problems)} things are wrong with the shards {self.root / pattern}, the first is: {self.problems[0]}"
-            if not skip_corrupt:
-                raise UserError(f"{what}. Mend them, or pass --skip-corrupt to leave these out and count them.")
-            print(f"{what}; they are left out", file=sys.stderr, flush=True)
+        say_unread(str(self.root / pattern), Counter(table["about"]["unread"]))
         self._shard, self._start, self._length, self._ends, self._texts, self._keys, self._key_ends = (
             table[k] for k in ("shard", "start", "length", "ends", "texts", "keys", "key_ends"))
 
@@ -72,10 +96,15 @@ class Shards:
         return _cut(self._texts, self._ends, number)
 
     def name(self, number: int) -> str:
-        return f"{_cut(self._keys, self._key_ends, number)} in {self._path(number)}"
+        return f"{shown(_cut(self._keys, self._key_ends, number))} in {self._path(number)}"
 
     def identity(self, number: int) -> list:
-        return [os.path.basename(self.names[self._shard[number]]), _cut(self._keys, self._key_ends, number), int(self._length[number])]
+        shard = int(self._shard[number])
+        return [os.path.basename(self.names[shard]), _cut(self._keys, self._key_ends, number), self._digest(shard)]
+
+    @functools.cache  # noqa: B019 - a store lives as long as its set
+    def _digest(self, shard: int) -> str:
+        return sha256_file(self.root / self.names[shard])
 
     def content(self, number: int) -> bytes:
         length = int(self._length[number])
@@ -86,8 +115,7 @@ class Shards:
         except OSError as error:
             raise UserError(f"the shard {self._path(number)} cannot be read: {error.strerror}.") from None
         if len(content) < length:
-            raise UnreadableImage(f"the picture {self.name(number)} is cut off: get the shard again, or pass --skip-corrupt to let others stand in "
-                                  "for such pictures and count them.")
+            raise unreadable(self.name(number), "is cut off")
         return content
 
     def _path(self, number: int) -> Path:
@@ -98,9 +126,9 @@ class Shards:
     def _facts(self, name: str) -> list:
         try:
             facts = os.stat(self.root / name)
-            return [name, facts.st_size, facts.st_mtime_ns]
         except OSError:
             return [name, -1, 0]
+        return [name, facts.st_size, facts.st_mtime_ns] if stat.S_ISREG(facts.st_mode) else [name, -1, 0]
 
     def _table(self, pattern: str, present: list) -> dict:
         file = f".pairs-{digest(pattern)[:12]}.npz"
@@ -124,64 +152,129 @@ class Shards:
 
 def contents(root: Path, present: Sequence[Sequence]) -> dict:
     """The table of some files (name, length, time): arrays over the pairs, and in "about" which files it is of and what is left out."""
-    rows, problems = [], []
+    rows: list[tuple] = []
+    problems: list[str] = []
+    unread: Counter = Counter()
     for k, (name, size, _) in enumerate(present):
         if size < 0:
-            problems.append(f"the shard {root / name} is missing")
+            problems.append(f"the shard {root / name} is missing, or no file")
             continue
-        found, wrong = _members(root / name)
+        found, wrong, others = _members(root / name)
         rows += [(k, *row) for row in found]
         problems += wrong
-    texts, keys = ([row[i].encode() for row in rows] for i in (4, 1))
-    return {"about": {"format": FORMAT, "files": [list(p) for p in present], "problems": problems},
+        unread += others
+    texts, keys = ([row[i].encode("utf-8", "surrogateescape") for row in rows] for i in (4, 1))
+    return {"about": {"format": FORMAT, "files": [list(p) for p in present], "problems": problems, "unread": unread},
             "shard": np.array([row[0] for row in rows], np.int32), "start": np.array([row[2] for row in rows], np.int64),
             "length": np.array([row[3] for row in rows], np.int64), "texts": np.frombuffer(b"".join(texts), np.uint8), "ends": _ends(texts),
             "keys": np.frombuffer(b"".join(keys), np.uint8), "key_ends": _ends(keys)}
 
 
-def _members(path: Path) -> tuple[list[tuple[str, int, int, str]], list[str]]:
-    """([(key, where its picture begins, how long it is, caption)], what is wrong) of one tar file; what comes before a break is kept."""
-    groups: dict[str, dict] = {}
-    problems = []
+class _Sample:
+    """What a shard has under one key: where its pictures lie, and the contents of its captions by suffix.
+
+    wrong: why it cannot be read.
+    """
+
+    def __init__(self):
+        self.pictures: list[tuple[int, int]] = []
+        self.captions: dict[str, bytes] = {}
+        self.wrong = ""
+
+    def problem(self) -> str:
+        """Why it is no pair; empty for a pair."""
+        return self.wrong or ("" if self.pictures else "has no picture") or ("" if self.captions else "has no caption")
+
+    def caption(self) -> str:
+        """The text, or what the JSON says. Raises ValueError, in words that go on after the key."""
+        try:
+            text = self.captions.get("txt", b"").decode("utf-8-sig").strip()
+            if not text and "json" in self.captions:
+                said = json.loads(self.captions["json"])
+                text = said.get("caption") if isinstance(said, dict) else None
+                text = text.strip() if isinstance(text, str) else ""
+            text.encode()  # JSON can spell halves of characters
+        except UnicodeError:
+            raise ValueError("has a caption that is not UTF-8") from None
+        except (ValueError, RecursionError):
+            raise ValueError("has a .json that cannot be read, and no caption") from None
+        if not text or "\0" in text:
+            raise ValueError("has no caption" if not text else "has a caption with a character of number 0")
+        return text
+
+
+def _members(path: Path) -> tuple[list[tuple[str, int, int, str]], list[str], Counter]:
+    """([(key, where its picture begins, how long it is, caption)], what is wrong, further members by kind) of one file.
+
+    What comes before a break is kept.
+    """
+    samples: dict[str, _Sample] = {}
+    problems: list[str] = []
+    unread: Counter = Counter()
     try:
-        with open(path, "rb") as whole, tarfile.open(fileobj=whole, mode="r:") as tar:
-            for member in tar:
-                folder, _, base = member.name.rpartition("/")
-                key, _, suffix = base.partition(".")
-                suffix = suffix.lower()
-                if member.isfile() and suffix in (*SUFFIXES, "txt", "json"):
-                    group = groups.setdefault(f"{folder}/{key}" if folder else key, {})
-                    if suffix in SUFFIXES:
-                        group.setdefault("picture", (member.offset_data, member.size))
-                    else:
-                        group[suffix] = tar.extractfile(member).read()
-            whole.seek(tar.offset)
-            if whole.read(512) != bytes(512):  # tarfile does not mind a file that stops between two members
-                problems.append(f"the shard {path} is broken or compressed (its end is missing)")
+        with open(path, "rb") as whole:
+            for tar, member in _archives(whole):
+                _take(tar, member, samples, unread)
     except OSError as error:
         problems.append(f"the shard {path} cannot be read ({error.strerror or error})")
     except _DAMAGED as error:
         problems.append(f"the shard {path} is broken or compressed ({error})")
     rows = []
-    for key, group in groups.items():
-        caption = _caption(group)
-        if "picture" in group and caption:
-            rows.append((key, *group["picture"], caption))
+    for key, sample in samples.items():
+        try:
+            if what := sample.problem():
+                raise ValueError(what)
+            rows.append((key, *sample.pictures[0], sample.caption()))
+        except ValueError as error:
+            folder, base = posixpath.split(key)
+            owner = samples.get(posixpath.join(folder, base.partition(".")[0]))
+            if "." in base and not sample.wrong and owner is not None and not owner.problem():
+                unread[f".{base.partition('.')[2]}.* (beside a pair)"] += 1
+            else:
+                problems.append(f"{shown(key)} in {path} {error}")
+    return rows, problems, unread
+
+
+def _archives(whole: BinaryIO) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    """Every member of a file of one tar or several joined ones. Raises EOFError or tarfile's errors at a break."""
+    while True:
+        with tarfile.open(fileobj=whole, mode="r:") as tar:
+            for member in tar:
+                yield tar, member
+            whole.seek(tar.offset)
+        if whole.read(512) != bytes(512):  # tarfile does not mind a file that stops between two members
+            raise EOFError(f"its end is missing at byte {tar.offset:,}")
+        while (block := whole.read(512)) == bytes(512):
+            pass
+        if not block.strip(b"\0"):
+            return
+        whole.seek(-len(block), os.SEEK_CUR)
+
+
+def _take(tar: tarfile.TarFile, member: tarfile.TarInfo, samples: dict[str, _Sample], unread: Counter) -> None:
+    name = posixpath.normpath(member.name)
+    stem, dot, suffix = name.rpartition(".")
+    suffix = suffix.lower() if dot and "/" not in suffix else ""
+    if member.isdir():
+        return
+    if any(map(is_service, name.split("/"))):
+        unread["hidden files"] += 1
+    elif suffix not in (*PICTURES, *CAPTIONS):
+        unread[f".{suffix}" if suffix else "files without a suffix"] += 1
+    else:
+        sample = samples.setdefault(stem, _Sample())
+        if not member.isreg() or member.issparse():
+            sample.wrong = f"is a link or no plain file ({posixpath.basename(name)})"
+        elif suffix in PICTURES:
+            sample.pictures.append((member.offset_data, member.size))
+        elif suffix in sample.captions:
+            sample.wrong = f"has more than one .{suffix}"
+        elif member.size > LONGEST:
+            sample.wrong = f"has a .{suffix} of {member.size:,} bytes, which is no caption"
         else:
-            problems.append(f"{key} in {path} has no {'caption' if 'picture' in group else 'picture'}")
-    return rows, problems
-
-
-def _caption(group: dict) -> str:
-    """The text, or what the JSON says; empty where there is none."""
-    text = group.get("txt", b"").decode("utf-8", "replace").strip()
-    if text or "json" not in group:
-        return text
-    try:
-        said = json.loads(group["json"]).get("caption")
-    except (ValueError, AttributeError):
-        return ""
-    return said.strip() if isinstance(said, str) else ""
+            sample.captions[suffix] = tar.extractfile(member).read()
+        if len(sample.pictures) > 1:
+            sample.wrong = "has more than one picture"
 
 
 def _ends(parts: Sequence[bytes]) -> np.ndarray:
@@ -189,7 +282,7 @@ def _ends(parts: Sequence[bytes]) -> np.ndarray:
 
 
 def _cut(everything: np.ndarray, ends: np.ndarray, number: int) -> str:
-    return everything[ends[number - 1] if number else 0:ends[number]].tobytes().decode()
+    return everything[ends[number - 1] if number else 0:ends[number]].tobytes().decode("utf-8", "surrogateescape")
 
 
 def _load(place: Path) -> dict | None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from shared.data.language import SYNONYMS, article, plural, words
+from shared.data.scene_sets import SETS
 from shared.errors import UserError
 
 CHUNK = 1024  # pairs that are read at a time
@@ -47,8 +48,6 @@ def scene_target(space: str, name: str) -> Target:
 
     Raises UserError for a set or class that is not there.
     """
-    from shared.data.scene_sets import SETS
-
     if space not in SETS:
         raise UserError(f"there is no scenes set {space!r}: choose one of {', '.join(SETS)}.")
     combos = {SETS[space].name(combo): combo for combo in SETS[space].combos()}

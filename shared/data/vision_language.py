@@ -14,8 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shared.data.catalogue import Source
-from shared.data.files import ImageSize
 from shared.data.language import descriptions, questions
 from shared.data.scenes import VERSION, VL_DOMAINS, Scenes, render, sample
 from shared.errors import UserError
@@ -133,28 +131,6 @@ class SceneQuestions(_SceneText, QuestionSet):
 
     def _texts(self, indices: Sequence[int]) -> list[tuple[str, str]]:
         return questions(sample(self._seed, indices, self.domain), self._seed, indices)
-
-
-def open_vl(spec: str, split: str, source: Source, size: int | str | None = None) -> CaptionSet | QuestionSet:
-    """The set `spec` (see above), split "train", "validation" or "test".
-
-    size: of the pictures, as pixels (short side and centre crop, bicubic) or as text for `ImageSize.parse`; by default `source.size`. The scenes have
-    their own 32 pixels. Raises UserError for an unknown set or split, and where DATA_ROOT or a file below it is needed and missing.
-    """
-    kind, _, domain = spec.partition(":")
-    if kind in ("scenes-captions", "scenes-questions"):
-        return (SceneCaptions if kind == "scenes-captions" else SceneQuestions)(domain, split)
-    from shared.data.annotated import FILES
-
-    if spec not in FILES:
-        known = [f"scenes-{k}:{d}" for k in ("captions", "questions") for d in VL_DOMAINS]
-        raise UserError(f"there is no vision-language set {spec!r}: choose one of {', '.join([*known, *FILES])}.")
-    if split not in SPLITS:
-        raise UserError(f"split {split!r} is not known; use {', '.join(SPLITS)}.")
-    if source.root is None:
-        raise UserError(f"the set {spec!r} is read from files: set DATA_ROOT (or --data.source.root) to the folder that holds them.")
-    wanted = ImageSize(size, size, "bicubic") if isinstance(size, int) else ImageSize.parse(size or source.size)
-    return FILES[spec](source.root, split, wanted, source.skip_corrupt)
 
 
 def fare_draw(n: int, k: int = 500, seed: int = 42) -> list[int]:

@@ -1,6 +1,7 @@
 """Diffusion: the schedule of the noise, what predicts it, how one steps back, and the purifier made of them."""
 
-from shared.diffusion.denoiser import Denoiser, GaussianDenoiser, Prediction, UNetDenoiser, open_denoiser
+from shared.diffusion.denoiser import Denoiser, GaussianDenoiser, Prediction, UNetDenoiser
+from shared.diffusion.open import open_denoiser
 from shared.diffusion.purifier import Purifier, resize
 from shared.diffusion.sampler import Sampler
 from shared.diffusion.schedule import Schedule

@@ -92,24 +92,3 @@ class UNetDenoiser(Denoiser):
             bar = self.schedule.alpha_bar(t)
             eps = per_sample((1 - bar).sqrt(), x_t) * x_t + per_sample(bar.sqrt(), x_t) * eps
         return Prediction(eps, (variance[0] + 1) / 2 if variance else None)
-
-
-def open_denoiser(source: str) -> Denoiser:
-    """A denoiser by name, frozen, on the CPU.
-
-        zoo:scenes-ddpm         one of shared/models/zoo
-        diffusers:PATH_OR_NAME  the U-Net of a diffusers pipeline, with the β of its scheduler; google/ddpm-cifar10-32 is the CIFAR-10 DDPM
-        guided:PATH             guided-diffusion's 256x256_diffusion_uncond.pt (ImageNet), see `shared.diffusion.guided`
-        random:NAME             random weights, to rehearse with: a name of `shared.diffusion.weights.CONFIGS`
-
-    Raises UserError for anything else, and for files that are missing, damaged or do not fit.
-    """
-    from shared.diffusion import guided, weights
-    from shared.models import zoo
-
-    kinds = {"zoo": lambda name: weights.read_denoiser(zoo.weights(name)), "diffusers": weights.from_diffusers, "guided": guided.read_guided,
-             "random": weights.random_denoiser}
-    kind, _, rest = source.partition(":")
-    if kind not in kinds or not rest:
-        raise UserError(f"there is no denoiser {source!r}: write zoo:NAME, diffusers:PATH_OR_NAME, guided:PATH or random:NAME.")
-    return kinds[kind](rest)

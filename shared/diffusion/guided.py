@@ -21,6 +21,7 @@ from torch import Tensor
 from shared.diffusion.denoiser import UNetDenoiser
 from shared.diffusion.schedule import Schedule
 from shared.errors import UserError
+from shared.models.clip import read_weights
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,6 @@ class GuidedConfig:
 
 def read_guided(path: str | Path, config: GuidedConfig | None = None) -> UNetDenoiser:
     """The denoiser in a checkpoint of guided-diffusion, read with `weights_only`. Raises UserError if it is another model's, or no checkpoint."""
-    from shared.models.clip import read_weights
-
     config = config or GuidedConfig()
     return convert(read_weights(path), config, str(path))
 

@@ -1,7 +1,6 @@
 """Denoisers in files: those of our own (one .safetensors that says what it is), diffusers pipelines, and random ones to rehearse with."""
 
 import json
-import logging
 from pathlib import Path
 
 import torch
@@ -9,6 +8,8 @@ import torch
 from shared.diffusion.denoiser import UNetDenoiser
 from shared.diffusion.schedule import Schedule
 from shared.errors import UserError
+from shared.models.clip import demand_fit, read_metadata, read_weights, save_tensors
+from shared.models.hub import from_pretrained
 
 # size, patch, predicts: of UNetDenoiser; the rest is a UNet2DModel's
 CONFIGS = {
@@ -55,24 +56,21 @@ def denoiser_facts(config: dict, schedule: Schedule) -> dict[str, str]:
 
 def save_denoiser(unet: torch.nn.Module, path: str | Path, config: dict, schedule: Schedule, metadata: dict[str, str] | None = None) -> None:
     """Write a U-Net of `config` as .safetensors, atomically, with the configuration and the schedule beside `metadata`."""
-    from shared.models.clip import save_tensors
-
     save_tensors(unet.state_dict(), path, {**(metadata or {}), **denoiser_facts(config, schedule)})
 
 
 def read_denoiser(path: str | Path) -> UNetDenoiser:
     """What `save_denoiser` wrote. Raises UserError for another file."""
-    from shared.models.clip import read_metadata, read_weights
-
     tensors, metadata = read_weights(path), read_metadata(path)
     try:
         facts = json.loads(metadata["denoiser"])
         with torch.device("meta"):  # no time for random weights, no use of the global generator
             denoiser = build(facts["config"], Schedule.linear(**facts["schedule"]))
-        denoiser.unet.load_state_dict(tensors, assign=True)
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise UserError(f"the file {path} is not a denoiser that this project wrote ({type(error).__name__}): get it again, or train it with "
                         "`make zoo`.") from error
+    demand_fit(denoiser.unet.state_dict(), tensors, f"the file {path}", "get it again, or train it with `make zoo`")
+    denoiser.unet.load_state_dict(tensors, assign=True)
     return UNetDenoiser(denoiser.unet, denoiser.schedule, denoiser.size, denoiser.patch, denoiser.predicts)
 
 
@@ -88,16 +86,13 @@ def from_diffusers(source: str) -> UNetDenoiser:
     if config.get("_class_name") != "UNet2DModel":
         raise UserError(f"{source} holds a {config.get('_class_name')}: only an unconditional UNet2DModel in pixel space can purify here.")
     schedule, predicts = read_scheduler(source)
-    logger = logging.getLogger("diffusers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # it prefers other kinds of file and says so
     try:
-        unet = UNet2DModel.from_pretrained(source, **folder)  # .safetensors, or .bin with weights_only
+        unet = from_pretrained(UNet2DModel, source, "diffusers", **folder)  # .safetensors, or .bin with weights_only
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(f"the weights of {source} cannot be loaded ({type(error).__name__}): they are missing, damaged or of another U-Net; "
                         "get them again.") from error
-    finally:
-        logger.setLevel(level)
     size = unet.config.sample_size
     if not isinstance(size, int):
         raise UserError(f"the U-Net of {source} is for images of size {size}: only square ones are purified here.")

@@ -1,1 +1,1 @@
-"""Running experiments: one dial for the scale, measurements kept under the key of what produced them, claims with verdicts."""
+"""Running experiments: one dial for the scale, measurements kept under the key of what produced them."""

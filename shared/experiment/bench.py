@@ -11,6 +11,8 @@ from torch import Tensor
 
 from shared.data.base import LabelledImages, subset
 from shared.data.catalogue import open_set
+from shared.data.pairs import open_pairs
+from shared.data.scene_sets import ScenePairs
 from shared.errors import UserError
 from shared.experiment.scale import Options
 from shared.files import digest
@@ -122,14 +124,10 @@ class PairBench(PictureBench):
 
     def pairs(self, n: int, seed: int, spec: str = ""):
         """n pairs of picture and caption: the same for the same seed, disjoint for others in the scenes world. spec: other pairs than the usual."""
-        from shared.data.pairs import open_pairs
-
         spec = spec or self.config.data.pairs
         return self.lately(("pairs", spec, n, seed), lambda: open_pairs(spec, self.config.source, n, seed, self.size), 8)
 
     def pairs_version(self, n: int, seed: int, spec: str = "") -> str:
         """Identity of such pairs; those of the scenes world are not drawn for it."""
-        from shared.data.scene_sets import ScenePairs
-
         scenes = (spec or self.config.data.pairs) == "scenes"
         return digest([n, ScenePairs(n, self.size, seed).version]) if scenes else self.pairs(n, seed, spec).version

@@ -16,7 +16,7 @@ from shared.experiment.share import work_off
 from shared.experiment.step import Values
 from shared.experiment.store import Measurement, Store
 from shared.files import remove_leftovers
-from shared.metrics.intervals import bootstrap_mean
+from shared.metrics import intervals
 
 
 class Measurer(Protocol):
@@ -55,7 +55,7 @@ class Evaluation:
         self.done: set = set()
         if self.main and plan:
             remove_leftovers(config.results / scale / paper)
-            store.write_plan({"paper": paper, "scale": scale, "config": {**plain(config), **(more or {})}, "headline": config.headline, "slugs": keys,
+            store.write_plan({"paper": paper, "scale": scale, "config": {**plain(config), **(more or {})}, "headline": config.headline, "keys": keys,
                               "tags": {c.slug(): c.tags(config) for c in self.cells}})
             print(f"evaluation: {len(self.cells)} measurements, {len(self.cells) - len(self.stale)} already there", flush=True)
 
@@ -100,7 +100,7 @@ class Evaluation:
 def save(store: Store, cell, key: str, config, measured: Values, seconds: float, seeds: tuple[int, ...], skipped: Sequence[str] = ()) -> None:
     """Keep one measurement with its interval over examples and its provenance; skipped: unreadable pictures that were left out."""
     values = np.asarray(measured.values, np.float64)
-    estimate = bootstrap_mean({"all": values})
+    estimate = intervals.mean({"all": values})
     store.save(Measurement(
         cell.slug(), key, estimate.value, estimate.low, estimate.high, len(values), seeds, measured.unit, round(seconds, 3), cell.tags(config),
         {**provenance(), "skipped": list(skipped)[:20], "skipped_count": len(skipped)}, measured.sanity, given=values, given_extra=measured.extra))

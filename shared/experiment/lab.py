@@ -29,7 +29,7 @@ from shared.errors import UserError
 from shared.experiment.paper import Number
 from shared.experiment.step import Kept, Step, Trained, Values, closure, depth, key, leaves, needs
 from shared.experiment.store import Store, slug
-from shared.files import digest, sha256_bytes, sha256_file, write_json
+from shared.files import digest, look_at, sha256_bytes, sha256_file, write_json
 from shared.models.clip import read_weights, save_tensors
 
 SHORT = 12  # hex digits of a key in a file's name
@@ -49,6 +49,9 @@ class Lab:
         self._cached: OrderedDict[Hashable, tuple[object, int]] = OrderedDict()
         self._sets: dict[tuple[str, str], LabelledImages] = {}
         self._keys: dict[Step, str] = {}
+        self._identities: dict[Hashable, object] = {}
+        self._fingerprints: dict[Step, str] = {}
+        self._made: set[Step] = set()
         self._turns = _Turns(accelerator)
 
     # -- what is given ---------------------------------------------------------------------------------------------
@@ -81,7 +84,13 @@ class Lab:
         """Look at everything that is given to these steps and to what they need, so that what is to be downloaded is there."""
         for leaf in dict.fromkeys(leaf for step in steps for leaf in leaves(step)):
             if not any(needs(leaf)):  # it is known without anything that is yet to be made
-                leaf.identity(self)
+                self.identity(leaf)
+
+    def identity(self, leaf: Hashable) -> object:
+        """What tells a leaf from others: the contents of what stands behind it, looked at once."""
+        if leaf not in self._identities:
+            self._identities[leaf] = leaf.identity(self)
+        return self._identities[leaf]
 
     # -- what steps have left --------------------------------------------------------------------------------------
 
@@ -95,10 +104,12 @@ class Lab:
         """A step as it counts in the key of another: its own key, and the contents that it has left. Raises UserError where those are missing."""
         if not isinstance(step, Kept):
             return self.key(step)
-        record = self._record(step)
-        if record.get("key") != self.key(step):
-            raise UserError(f"{self.path(step)} is missing: run the training with the same options first.")
-        return digest([record["key"], record["sha256"]])
+        if step not in self._fingerprints:
+            record = self._record(step)
+            if record.get("key") != self.key(step):
+                raise UserError(f"{self.path(step)} is missing: run the training with the same options first.")
+            self._fingerprints[step] = digest([record["key"], record["sha256"]])
+        return self._fingerprints[step]
 
     def path(self, step: Kept, part: str = "") -> Path:
         """The file of one of its parts."""
@@ -111,16 +122,22 @@ class Lab:
 
     def _record(self, step: Kept, part: str = "") -> dict:
         try:
-            record = json.loads(self.path(step, part).with_suffix(".json").read_text())
+            record = json.loads(Path(look_at(self.path(step, part).with_suffix(".json"))).read_text())
             return record if isinstance(record, dict) else {}
         except (OSError, ValueError):
             return {}
 
     def is_made(self, step: Step) -> bool:
         """Whether all that it leaves is there, whole and under its key, and so is all that it needs (its key holds what that has left)."""
+        if step in self._made:
+            return True
         if not all(map(self.is_made, needs(step))):
             return False
-        return not isinstance(step, Kept) or all(self._whole(step, part) for part in step.parts)
+        if not isinstance(step, Kept):
+            return True
+        if all(self._whole(step, part) for part in step.parts):
+            self._made.add(step)
+        return step in self._made
 
     def _whole(self, step: Kept, part: str) -> bool:
         path, record = self.path(step, part), self._record(step, part)
@@ -143,6 +160,8 @@ class Lab:
             raise UserError(f"{step.name} has left weights that are not finite ({wrong[0]}; {len(wrong)} of {len(tensors)} tensors): nothing is "
                             "stored. Lower its learning rate, or see what it was given.")
         path = self.path(step, part)
+        self._fingerprints.pop(step, None)
+        self._identities.clear()  # of a leaf that holds the step
         path.with_suffix(".json").unlink(missing_ok=True)
         save_tensors(tensors, path, facts)
         write_json(path.with_suffix(".json"), {"key": self.key(step), "sha256": sha256_file(path), "facts": facts or {}})
@@ -205,10 +224,11 @@ class Lab:
         All processes give the same groups; which one makes a group changes nothing in its result."""
         self.accelerator.wait_for_everyone()
         groups = sorted(groups, key=lambda group: -sum(getattr(one, "step", one).weight for one in group))
+        who = f" by process {self.accelerator.process_index}" if self.accelerator.num_processes > 1 else ""
         for k in self._turns.of(len(groups)):
             began = time.monotonic()
             make(groups[k])
-            print(f"{what}: {name(groups[k])} ({k + 1}/{len(groups)}), {time.monotonic() - began:.1f} s", flush=True)
+            print(f"{what}: {name(groups[k])} ({k + 1}/{len(groups)}{who}), {time.monotonic() - began:.1f} s", flush=True)
         self.accelerator.wait_for_everyone()
 
 

@@ -12,7 +12,6 @@ from typing import Annotated, TypeVar
 from shared.data.catalogue import Source
 from shared.errors import UserError
 
-SCALES = ("smoke", "cpu", "photos", "paper")
 WEIGHTLESS = ("every", "workers")  # settings of a training that change no weights
 Config = TypeVar("Config")
 
@@ -92,13 +91,17 @@ def parse(presets: Mapping[str, Config], description: str, argv: Sequence[str] |
     """
     import tyro
 
+    script = getattr(sys.modules["__main__"].__spec__, "name", None)
+    prog = f"python -m {script}" if script else Path(sys.argv[0]).name
     argv = list(sys.argv[1:] if argv is None else argv)
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
     first.add_argument("--scale", default="cpu")
     known, rest = first.parse_known_args(argv)
     if known.scale not in presets:
         raise UserError(f"there is no scale {known.scale!r}: choose one of {', '.join(presets)}.")
-    config = tyro.cli(type(presets[known.scale]), args=rest, default=presets[known.scale], description=description)
+    defaults = f"--scale {{{','.join(presets)}}}: where the defaults below come from; these are of {known.scale}."
+    config = tyro.cli(type(presets[known.scale]), args=rest, default=presets[known.scale], prog=f"{prog} --scale {known.scale}",
+                      description=f"{description.rstrip()}\n\n{defaults}")
     if check is not None:
         check(config)
     return known.scale, config

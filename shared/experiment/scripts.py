@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shared.errors import UserError, run_main
-from shared.files import note_digests, remember_digests, remove_leftovers
+from shared.experiment import finished
+from shared.files import looked_at, note_digests, remember_digests, remove_leftovers
 from shared.lifeline import tie_to_launcher
 
 if TYPE_CHECKING:
@@ -35,6 +36,12 @@ def start(paper: str, script: str, doc: str) -> None:
 
 def run(paper: str, script: str, doc: str, argv: Sequence[str] | None = None) -> None:
     """The same in a process that goes on. argv: the options, by default those of the command line."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if os.environ.get("WORLD_SIZE", "1") == "1" and (text := finished.said(paper, script, argv)):  # of several, the launcher has looked
+        print(text, flush=True)
+        return
+    looked_at.clear()
+
     from shared.experiment.scale import parse
 
     found: Paper = importlib.import_module(f"papers.{paper}.paper").PAPER
@@ -51,9 +58,10 @@ def run(paper: str, script: str, doc: str, argv: Sequence[str] | None = None) ->
         with lab.accelerator.main_process_first():  # one process downloads what is missing before the others read it
             lab.open_leaves(n.step for n in numbers)
     with locked(lab.root) if lab.accelerator.is_main_process else contextlib.nullcontext():
-        {"train": train, "evaluate": evaluate}[script](found, scale, config, lab, numbers)
+        text = {"train": train, "evaluate": evaluate}[script](found, scale, config, lab, numbers)
         if lab.accelerator.is_main_process:
             note_digests(digests)
+            finished.note(paper, script, argv, text, config.source.root)
     lab.accelerator.end_training()
 
 
@@ -86,32 +94,34 @@ def locked(root: Path) -> Iterator[None]:
         yield
 
 
-def train(paper: "Paper", scale: str, config, lab: "Lab", numbers: "list[Number]") -> None:
-    """Make all that is trained. Where the gates read what is trained, that comes first: no defence of a model that fails them."""
+def train(paper: "Paper", scale: str, config, lab: "Lab", numbers: "list[Number]") -> str:
+    """Make all that is trained, and say what there is. What the gates read comes first: no defence of a model that fails them is trained."""
     from shared.experiment.step import Trained, closure
 
     needed = [step for step in closure(n.step for n in numbers) if isinstance(step, Trained)]
+    said = "training: {} runs, {} already there"
     if lab.accelerator.is_main_process:
-        print(f"training: {len(needed)} runs, {sum(map(lab.is_made, needed))} already there", flush=True)
+        print(said.format(len(needed), sum(map(lab.is_made, needed))), flush=True)
     of_gates = [step for step in closure(n.step for n in gate_numbers(paper, config)) if isinstance(step, Trained)]
     if of_gates:
         lab.make(of_gates)
         pass_gates(paper, config, lab)
     lab.make(needed)
+    return said.format(len(needed), sum(map(lab.is_made, needed)))
 
 
-def evaluate(paper: "Paper", scale: str, config, lab: "Lab", numbers: "list[Number]") -> None:
-    """Measure every number that is not there."""
+def evaluate(paper: "Paper", scale: str, config, lab: "Lab", numbers: "list[Number]") -> str:
+    """Measure every number that is not there, and say what there is."""
     from shared.experiment.step import Kept, Trained, closure
 
     for step in closure(n.step for n in numbers):
         if isinstance(step, Trained) and not lab.is_made(step):
             raise UserError(f"the training of {step.name} is missing or of another configuration: run the training with the same options first.")
-    began = time.monotonic()
+    began, said = time.monotonic(), "evaluation: {} measurements, {} already there"
     stale = {n.name for n in numbers if not is_there(lab, n)}
     if lab.accelerator.is_main_process:
         write_plan(paper, scale, config, lab, numbers)
-        print(f"evaluation: {len(numbers)} measurements, {len(numbers) - len(stale)} already there", flush=True)
+        print(said.format(len(numbers), len(numbers) - len(stale)), flush=True)
     pass_gates(paper, config, lab)
     left = [n for n in numbers if n.name in stale]
     lab.make(step for step in closure(n.step for n in left) if isinstance(step, Kept))
@@ -119,6 +129,7 @@ def evaluate(paper: "Paper", scale: str, config, lab: "Lab", numbers: "list[Numb
     if lab.accelerator.is_main_process:
         write_plan(paper, scale, config, lab, numbers)
         say_times(lab, numbers, time.monotonic() - began)
+    return said.format(len(numbers), len(numbers))
 
 
 def is_there(lab: "Lab", number: "Number") -> bool:
@@ -138,7 +149,7 @@ def write_plan(paper: "Paper", scale: str, config, lab: "Lab", numbers: "list[Nu
         "scale": scale,
         "config": {**plain(config), **paper.facts(lab, config)},
         "headline": config.headline and not more,
-        "slugs": {n.name: lab.key(n.step) if lab.is_made(n.step) else "" for n in shown},
+        "keys": {n.name: lab.key(n.step) if lab.is_made(n.step) else "" for n in shown},
         "tags": {n.name: dict(n.tags) for n in shown},
         "asked": {n.name: list(n.asked) for n in shown},
     }
@@ -160,7 +171,7 @@ def pass_gates(paper: "Paper", config, lab: "Lab") -> None:
     lab.measure(numbers, lambda *made: keep(lab, *made))
 
     def mean(grid: "Grid") -> float:
-        values = [lab.store.load(n.name, lab.key(n.step)).value for n in paper.numbers(config, [grid])]
+        values = [lab.store.read(n.name, lab.key(n.step)).value for n in paper.numbers(config, [grid])]
         return sum(values) / len(values)
 
     found = []
@@ -196,7 +207,7 @@ def say_times(lab: "Lab", numbers: "list[Number]", seconds: float) -> None:
     """Say how long it took, and which kinds of number took it, as recorded by all processes."""
     total: dict[str, float] = {}
     for n in numbers:
-        found, kind = lab.store.load(n.name, lab.key(n.step)), str(n.tags.get("kind"))
+        found, kind = lab.store.read(n.name, lab.key(n.step)), str(n.tags.get("kind"))
         total[kind] = total.get(kind, 0.0) + (found.seconds if found else 0.0)
     split = ", ".join(f"{kind} {spent:.0f}" for kind, spent in total.items())
     print(f"evaluation: done in {seconds:.0f} s; seconds by kind, over all processes: {split}", flush=True)

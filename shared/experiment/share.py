@@ -4,19 +4,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from shared.processes import accelerator
+
 Task = TypeVar("Task")
-
-
-def accelerator():
-    """An `accelerate.Accelerator` on the GPU where there is one. Processes wait for each other as long as it takes: tasks are shared out whole, so
-    one may be done hours before another, and torch's own limit is 10 to 30 minutes."""
-    from datetime import timedelta
-
-    import torch
-    from accelerate import Accelerator
-    from accelerate.utils import InitProcessGroupKwargs
-
-    return Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=30))])
 
 
 def opened(bench: Callable, config, scale: str) -> tuple:

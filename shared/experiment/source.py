@@ -14,7 +14,6 @@ import hashlib
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -25,22 +24,14 @@ PLUMBING = (
 )
 
 
-@dataclass(frozen=True)
-class Definition:
-    """One definition of a module: the hash of its text, and what it uses, as (module, name, what is asked of that)."""
-
-    hash: str
-    uses: tuple[tuple[str, str, str], ...]
-
-
 @cache
 def of(thing: type | Callable) -> str:
     """sha256 over the definition of a class or function and all that it uses."""
-    return hashlib.sha256(repr(sorted(found(thing).items())).encode()).hexdigest()
+    return hashlib.sha256(repr(sorted(used_by(thing).items())).encode()).hexdigest()
 
 
-def found(thing: type | Callable) -> dict[tuple[str, str], str]:
-    """(module, name) -> hash, of the definition of a class or function and all that it uses."""
+def used_by(thing: type | Callable) -> dict[tuple[str, str], str]:
+    """(module, name) -> hash, of the definition of a class or function and of all that it uses."""
     out: dict[tuple[str, str], str] = {}
     todo = [(thing.__module__, thing.__qualname__.partition(".")[0])]
     while todo:
@@ -48,31 +39,72 @@ def found(thing: type | Callable) -> dict[tuple[str, str], str]:
         module = None if at in out or at[0].startswith(PLUMBING) else read(at[0])
         if module is None:
             continue
-        # "*" is a module as an object, used in a way that cannot be followed
-        used = list(module.values()) if at[1] == "*" else [module[at[1]]] if at[1] in module else []
-        out[at] = "".join(d.hash for d in used)
-        todo += [_target(*use) for d in used for use in d.uses]
+        names = list(module.own) if at[1] == "*" else [at[1]]  # "*": a module as an object, used in a way that cannot be followed
+        found = [module.definition(name) for name in names]
+        out[at] = "".join(text for text, _ in found)
+        todo += [_target(*use) for _, uses in found for use in uses]
     return out
 
 
 def _target(module: str, name: str, rest: str) -> tuple[str, str]:
     """Where `from module import name` (or `import module`, with name "") leads to, when `rest` is then asked of it."""
-    if name and name in (read(module) or {}):
+    outer = read(module)
+    if name and outer is not None and (name in outer.own or name in outer.imported):
         return module, name
-    inside = f"{module}.{name}" if name else module
-    if read(inside) is None:
+    whole = f"{module}.{name}" if name else module
+    inner = read(whole)
+    if inner is None:
         return module, name
     head, _, more = rest.partition(".")
-    if head and head not in read(inside) and read(f"{inside}.{head}") is not None:  # import shared.models; shared.models.zoo.weights
-        return _target(inside, head, more)
-    return inside, head or "*"
+    if head and head not in inner.own and head not in inner.imported and read(f"{whole}.{head}") is not None:  # a module inside it
+        return _target(whole, head, more)
+    return whole, head or "*"
+
+
+class Module:
+    """The definitions and imports of a module, read and not run."""
+
+    def __init__(self, name: str, path: Path):
+        tree = ast.parse(path.read_bytes())
+        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        self.name = name
+        self.own = {bound: node for node in tree.body for bound in _bound(node)}
+        self.imported: dict[str, list[tuple[str, str]]] = {}  # two functions may import different things by one name
+        for node in ast.walk(tree):
+            for local, whence in _imports(node, package):
+                self.imported.setdefault(local, []).append(whence)
+        self._definitions: dict[str, tuple[str, tuple[Use, ...]]] = {}
+
+    def definition(self, name: str) -> tuple[str, tuple["Use", ...]]:
+        """The hash of its text and what it uses; of a name that the module hands on, nothing and what that is."""
+        if name not in self._definitions:
+            self._definitions[name] = self._define(name)
+        return self._definitions[name]
+
+    def _define(self, name: str) -> tuple[str, tuple["Use", ...]]:
+        node = self.own.get(name)
+        if node is None:
+            return "", tuple((*whence, "") for whence in self.imported.get(name, ()))
+        bare = _Bare().visit(node)
+        uses = set()
+        for used in _names(bare):
+            head, _, rest = used.partition(".")
+            if head in self.own and self.own[head] is not node:
+                uses.add((self.name, head, ""))
+            elif head in self.imported and head not in self.own:
+                uses |= {(*whence, rest) for whence in self.imported[head]}
+        return hashlib.sha256(ast.dump(bare).encode()).hexdigest(), tuple(sorted(uses))
+
+
+Use = tuple[str, str, str]
+"""module, name, and what is asked of that."""
 
 
 @cache
-def read(module: str) -> dict[str, Definition] | None:
-    """The definitions of a module by name; None for a module that is installed, or is none."""
+def read(module: str) -> Module | None:
+    """A module of the project or a file of the user's own; None for a module that is installed, or is none."""
     path = _file(module)
-    return None if path is None else _definitions(module, path)
+    return None if path is None else Module(module, path)
 
 
 def _file(module: str) -> Path | None:
@@ -87,25 +119,6 @@ def _file(module: str) -> Path | None:
 
 def _installed(path: Path) -> bool:
     return "site-packages" in path.parts or "dist-packages" in path.parts or path.is_relative_to(sysconfig.get_path("stdlib"))
-
-
-def _definitions(module: str, path: Path) -> dict[str, Definition]:
-    tree = ast.parse(path.read_bytes())
-    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    own = {name: node for node in tree.body for name in _bound(node)}
-    imported = {name: whence for node in ast.walk(tree) for name, whence in _imports(node, package)}
-    out = {name: Definition("", ((*whence, ""),)) for name, whence in imported.items()}  # what a module hands on
-    for name, node in own.items():
-        bare = _Bare().visit(node)
-        uses = set()
-        for used in _names(bare):
-            head, _, rest = used.partition(".")
-            if head in own and own[head] is not node:
-                uses.add((module, head, ""))
-            elif head in imported and head not in own:
-                uses.add((*imported[head], rest))
-        out[name] = Definition(hashlib.sha256(ast.dump(bare).encode()).hexdigest(), tuple(sorted(uses)))
-    return out
 
 
 def _bound(node: ast.stmt) -> Iterator[str]:
@@ -150,7 +163,7 @@ class _Bare(ast.NodeTransformer):
 
     visit_AsyncFunctionDef = visit_FunctionDef
 
-    def _body(self, node):
+    def _body(self, node: ast.FunctionDef | ast.ClassDef) -> ast.FunctionDef | ast.ClassDef:
         self.generic_visit(node)
         node.body = [s for s in node.body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
         return node

@@ -125,12 +125,19 @@ class Measured(Step):
 
 def counted(x: object) -> Iterator[tuple[str, object]]:
     """The fields of a dataclass that change an outcome, by name."""
-    return ((f, getattr(x, f)) for f in _counted(type(x)))
+    return ((name, getattr(x, name)) for name, is_free in _fields(type(x)) if not is_free)
 
 
 @cache
-def _counted(kind: type) -> tuple[str, ...]:
-    return tuple(f.name for f in fields(kind) if not f.metadata.get("free"))
+def _fields(kind: type) -> tuple[tuple[str, bool], ...]:
+    """(name, whether it is free) of the fields of a dataclass; of any other class, none."""
+    return tuple((f.name, bool(f.metadata.get("free"))) for f in fields(kind)) if is_dataclass(kind) else ()
+
+
+def _parts(x: object) -> list[object]:
+    """What is directly inside a dataclass or a tuple and may have something inside itself: no numbers, no texts."""
+    inside = x if isinstance(x, list | tuple) else [getattr(x, name) for name, _ in _fields(type(x))]
+    return [part for part in inside if _fields(type(part)) or isinstance(part, list | tuple)]
 
 
 def content(x: object, lab: Lab) -> object:
@@ -142,7 +149,7 @@ def content(x: object, lab: Lab) -> object:
     if isinstance(x, Step):
         return lab.fingerprint(x)
     if hasattr(x, "identity"):
-        return [type(x).__name__, source.of(type(x)), x.identity(lab)]
+        return [type(x).__name__, source.of(type(x)), lab.identity(x)]
     if is_dataclass(x):
         return [type(x).__name__, source.of(type(x)), {name: content(value, lab) for name, value in counted(x)}]
     raise TypeError(f"a step cannot depend on a {type(x).__name__}")
@@ -156,11 +163,10 @@ def key(step: Step, lab: Lab) -> str:
 
 def needs(x: object) -> Iterator[Step]:
     """The steps among the fields of x, however deep in its leaves and options."""
-    parts = (getattr(x, f.name) for f in fields(x)) if is_dataclass(x) else x if isinstance(x, list | tuple) else ()
-    for part in parts:
+    for part in _parts(x):
         if isinstance(part, Step):
             yield part
-        elif is_dataclass(part) or isinstance(part, list | tuple):
+        else:
             yield from needs(part)
 
 
@@ -168,7 +174,7 @@ def leaves(x: object) -> Iterator[object]:
     """The leaves among the fields of x, however deep, those of the steps among them included."""
     if hasattr(x, "identity"):
         yield x
-    for part in (getattr(x, f.name) for f in fields(x)) if is_dataclass(x) else x if isinstance(x, list | tuple) else ():
+    for part in _parts(x):
         yield from leaves(part)
 
 

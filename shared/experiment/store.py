@@ -1,7 +1,7 @@
 """The store of measurements: one JSON and one .npz per measurement, kept under the key of everything that produced it.
 
     <root>/measurements/<slug>-<key>.json + .npz    root = results/<scale>/<paper>; of the key, the first 12 digits
-    <root>/plan.json                                what is shown: {"paper", "scale", "config", "headline", "slugs": {slug: key}, "tags", "asked"}
+    <root>/plan.json                                what is shown: {"paper", "scale", "config", "headline", "keys": {slug: key}, "tags", "asked"}
     <root>/gates.json                               what had to hold before any defence was measured
 
 A measurement whose key is the wanted one is not measured again; so a run continues where it was, and a changed number re-measures only what
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from shared.errors import UserError
-from shared.files import atomic_path, digest, sha256_file, write_json
+from shared.files import atomic_path, digest, look_at, sha256_file, write_changed, write_json
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ class Store:
 
     def __init__(self, root: str | Path):
         self.root = Path(root)
+        self._noted: set[Path] = set()
 
     def _path(self, name: str, key: str) -> Path:
         return self.root / "measurements" / f"{name}-{key[:12]}.json"
@@ -84,21 +85,30 @@ class Store:
         """The measurement of that name and key (None: the latest of that name); None if there is none, or it is not as it was written."""
         path = self._path(name, key) if key else self._latest(name)
         try:
-            facts = json.loads(path.read_text())
+            facts = json.loads(Path(look_at(path)).read_text())
             said, values = facts.pop("sha256"), facts.pop("sha256_values")
             found = Measurement(**{**facts, "seeds": tuple(facts["seeds"])}, path=path.with_suffix(".npz"))
             if said == digest([facts, values]) and sha256_file(found.path) == values and found.slug == name and key in (None, found.key):
                 return found
-        except FileNotFoundError:
-            return None
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            pass
-        print(f"note: the measurement {path} is not as it was written (damaged or changed by hand); it counts as missing.", file=sys.stderr)
+            if not path.is_file():
+                return None
+        if path not in self._noted:
+            self._noted.add(path)
+            print(f"note: the measurement {path} is not as it was written (damaged or changed by hand); it counts as missing.", file=sys.stderr)
         return None
 
     def _latest(self, name: str) -> Path:
         found = [p for p in self.root.glob(f"measurements/{glob.escape(name)}-*.json") if len(p.stem) == len(name) + 13]
         return max(found, key=lambda p: p.stat().st_mtime_ns, default=self._path(name, ""))
+
+    def read(self, name: str, key: str | None = None) -> Measurement:
+        """A measurement that was there a moment ago. Raises UserError if it no longer is: somebody else is at work in the folder."""
+        found = self.load(name, key)
+        if found is None:
+            raise UserError(f"the measurement {name} was in {self.root} a moment ago and is gone: something else changes files there; "
+                            "run the same command again when it has ended.")
+        return found
 
     def fresh(self, name: str, key: str) -> bool:
         """Whether the measurement exists under `key`, whole."""
@@ -117,7 +127,7 @@ class Store:
 
     def write_plan(self, plan: dict) -> None:
         """Record what is shown; readers then ignore what other configurations left behind."""
-        write_json(self.root / "plan.json", plan)
+        write_changed(self.root / "plan.json", plan)
 
     def plan(self) -> dict:
         """The last plan. Raises UserError if nothing was run here, or what is there is not a plan of this paper at this scale."""
@@ -129,7 +139,7 @@ class Store:
         except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read (damaged or cut short): run `make reproduce-{paper} SCALE={scale}` again; what is measured "
                             "is kept.") from error
-        if not isinstance(plan, dict) or not isinstance(plan.get("slugs"), dict) or plan.get("paper", paper) != paper:
+        if not isinstance(plan, dict) or not isinstance(plan.get("keys"), dict) or plan.get("paper", paper) != paper:
             raise UserError(f"{path} is not a plan of {paper}: run `make reproduce-{paper} SCALE={scale}` again; what is measured is kept.")
         return plan
 
@@ -138,12 +148,12 @@ class Store:
         another configuration left behind may be the same number in another place."""
         plan = self.plan()
         tags = plan.get("tags", {})
-        found = {name: self.load(name, key) for name, key in plan["slugs"].items() if key}
+        found = {name: self.load(name, key) for name, key in plan["keys"].items() if key}
         return [replace(m, slug=name, tags=tags.get(name, m.tags)) for name, m in found.items() if m is not None]
 
     def write_gates(self, gates: list[dict]) -> None:
         """Record gates: [{"name", "value", "threshold", "sense": ">=" or "<=", "passed", "detail"}]."""
-        write_json(self.root / "gates.json", gates)
+        write_changed(self.root / "gates.json", gates)
 
     def gates(self) -> list[dict]:
         """The recorded gates, [] if there are none (or their file is damaged: they are then measured again)."""

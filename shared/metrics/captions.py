@@ -17,9 +17,15 @@ paper divides it by the length of the sentence, which changes nothing in CIDEr a
 there. The corpus is an argument, so that the score of a caption depends on no other caption; coco-caption, and so RobustVLM, takes the
 references of the pictures that are being scored: pass those for their numbers.
 
-Tokens (`tokens`): lower case, punctuation dropped, hyphens kept inside words, numbers such as 3.5 and 10:30 whole, contractions split as in
-the Penn Treebank (do n't, dog 's). The original runs Stanford's PTBTokenizer (Java), which differs in rare cases: it also splits cannot and
-gonna, keeps the stops of abbreviations (u.s.) and turns fractions and currency signs into tokens.
+Tokens (`tokens`) follow the original, which runs Stanford's PTBTokenizer (Java) and drops its list of punctuation
+marks: contractions split as in the Penn Treebank (do n't, dog 's, can not, gon na), abbreviations keep their stop
+(u.s., mr.), numbers, words with hyphens and words around a slash are whole, brackets are words (-lrb-: its list has
+them in capitals, so they survive), and so are % & @ + # = * and repeated marks (!!!). Where the two still differ:
+  a telephone number in brackets            is one word there and four here
+  rare apostrophes in words (Hawai'i, ne'er) one word there, two here (d'oh, c'est, O'Brien are the same)
+  US$5, 10:30-11, a?b, f/1.8, «isn`t»       cut at other places
+  abbreviations outside `_ABBREVIATIONS`    lose their stop here
+Both captions are cut by the same rules, so that a score changes only by the n-grams that hold such a word.
 """
 
 import re
@@ -35,17 +41,44 @@ LONGEST = 4  # n-grams of 1 … 4 words
 SIGMA = 6.0
 PRINTED = 100.0
 VARIANTS = ("cider-d", "cider")
-_TOKEN = re.compile(r"\d+(?:[.,:]\d+)+|[^\W_]+(?:[-'][^\W_]+)*")
-_CONTRACTION = re.compile(r"(?<=.)(n't|'s|'re|'ve|'ll|'d|'m)$")
+_SPELLINGS = {
+    "’": "'", "‘": "'", "“": '"', "”": '"', "«": '"', "»": '"', "‹": '"', "›": '"', "–": " -- ", "—": " -- ", "…": " ... ",
+    "£": " # ", "€": " $ ", "¢": " cents ", "½": " 1/2 ", "¼": " 1/4 ", "¾": " 3/4 ", "⅓": " 1/3 ", "⅔": " 2/3 ",
+    "\xad": "", "\u200b": " ", "&amp;": " & ", "&lt;": " < ", "&gt;": " > ", "&quot;": '"',
+}
+_SPELLED = re.compile("|".join(map(re.escape, _SPELLINGS)))
+_BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
+_ABBREVIATIONS = (
+    "mr|mrs|ms|dr|prof|rev|sen|gov|gen|col|lt|capt|sgt|st|mt|ft|rd|blvd|ave|ct|sq|jan|feb|mar|apr|jun|jul|aug|sep|sept|"
+    "oct|nov|dec|mon|tue|tues|wed|thu|thurs|fri|inc|corp|ltd|co|bros|assn|dept|univ|est|etc|al|vs|cf|jr|sr|e\\.g|i\\.e|ph\\.d"
+)
+# letters, digits, and the vowel signs that Python does not count among them
+_W = r"(?:[^\W_]|[\u0900-\u0dff\u0e31-\u0e4e])"
+_TOKEN = re.compile("|".join((
+    r"(?:https?://|www\.)\S*[^\W_]",
+    r"[\w.]+@\w+(?:\.\w+)+", r"[@#][A-Za-z_]+(?:(?<=@.)\w+)?",
+    r"</?[A-Za-z][^<>]*>",
+    r"[:;=]-?[()DP](?![A-Za-z])",  # smileys
+    rf"(?i:(?<![\w.-])(?:{_ABBREVIATIONS})\.(?![A-Za-z]))", r"(?i:(?<!\w)(?:nos?|figs?)\.(?=\s*\d))",
+    r"(?<![\w'])(?:[A-Za-z]\.){2,}(?:-[A-Za-z]+)?(?![A-Za-z])",
+    r"(?<![\w'])(?:[A-HJ-Z]\.|[a-zI]\.(?!\s+(?:A\s|[A-Z][a-z])))(?![A-Za-z])",
+    r"[A-Z]+(?:&[A-Z]+)+", r"(?<!\w)[Cc](?:\+\+|#)",
+    r"[A-Za-z]+(?:[.!][A-Za-z]+)+",
+    r"\d+(?:[.,]\d+)*(?:-[A-Za-z]+)+", r"(?:(?<!\w)[-+])?(?:\d+(?:[.,:]\d+)+|(?<![\d.])[.:]\d+)", r"(?<!\S)[-+]\d+|(?<=\d)\+\d+",
+    r"(?i:(?<!\w)(?:can(?=not(?![\w'-]))|(?:gon|wan)(?=na(?![\w'-]))|got(?=ta(?![\w'-]))"
+    r"|(?:gim|lem)(?=me(?![\w'-]))))",
+    rf"(?i:(?<!\w)(?:[jy]'(?={_W})|'t(?=(?:is|was)(?!\w))|'(?:em|til|cause)(?!\w)|'\d0s(?!\w)|'\d\d(?![\w'])))",
+    r"(?i:'n(?:'|(?!\w)))", r"(?i:(?<!\w)(?:ol|lil)'(?!\w))",
+    rf"(?i:(?<!\w)(?:[dlosnc]|qu)'{_W}{{2,}}|(?<!\w)ma'am)", rf"(?<!\w)[A-HJ-XZ]'{_W}{{2,}}",
+    rf"(?i:{_W}+?(?=n't(?!\w))|n't(?!\w)|'(?:s|m|d|ll|re|ve)(?!\w))",
+    rf"{_W}+(?:[-/_]{_W}+)*(?<!n(?='t))",
+    r"[!?]{2,}", r"\*+", r"_+", "<<", ">>", r"[^\w\s'\"`.,:;!?\U00010000-\U0010ffff-]")))
 
 
 def tokens(text: str) -> list[str]:
     """The words of a caption, as above."""
-    found = []
-    for word in _TOKEN.findall(text.lower().replace("’", "'")):
-        stem = _CONTRACTION.sub("", word)
-        found += [stem, word[len(stem):]] if len(stem) < len(word) else [word]
-    return found
+    text = _SPELLED.sub(lambda found: _SPELLINGS[found[0]], text)
+    return re.sub(r"[][(){}]", lambda found: _BRACKETS[found[0]], " ".join(_TOKEN.findall(text)).lower()).split()
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,14 @@ Answers are compared after `normalise`, the rules of the evaluation code:
   2. each of the 21 signs  ; / [ ] " { } ( ) = + \\ _ - > < @ ` , ? !  is removed if it stands beside a space somewhere in the answer, or if the
      answer holds a comma between digits; otherwise it becomes a space;
   3. a full stop is removed unless a digit follows;
-  4. lower case; none, zero … ten become digits; a, an, the are dropped; contractions get their apostrophe back (dont -> don't).
+  4. lower case; none, zero … ten become digits; a, an, the are dropped; contractions of its table that lack one apostrophe
+     get it back (dont -> don't).
 The evaluation code applies them only if the ten people disagree; here they are always applied, on both sides, so that "Yes" is right where all
 ten said "yes".
 """
 
 import re
 from collections.abc import Sequence
-from itertools import product
 
 import numpy as np
 
@@ -26,29 +26,20 @@ _SIGNS = ";/[]\"{}()=+\\_-><@`,?!"
 _NUMBERS = {"none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8",
             "nine": "9", "ten": "10"}
 _ARTICLES = ("a", "an", "the")
-_SUBJECTS = {  # word: endings of its contractions
-    "d": "he she it they we you who there where how somebody someone something", "s": "he she how let that there what when where who why "
-    "somebody someone something", "ll": "how it somebody someone something they what who why you", "re": "there they what why you",
-    "ve": "could might must should would they we what where who you not", "d've": "he she it they we you somebody someone something there",
-    "n't": "are ca could did does do had has have is might must need ought sha should was were wo would ai",
-    "n't've": "could had might should would",
-}
-_WHOLE = ["ma'am", "o'clock", "ow's'at", "'tis", "'twas", "y'all", "y'all'll", "y'all'd've"]
-
-
-def _contractions() -> dict[str, str]:
-    """Every contraction with some or all of its apostrophes left out -> the contraction."""
-    full = [word + ("" if end.startswith("n") else "'") + end for end, words in _SUBJECTS.items() for word in words.split()] + _WHOLE
-    known = {}
-    for text in full:
-        parts = text.split("'")
-        for marks in product(("", "'"), repeat=len(parts) - 1):
-            known["".join(a + b for a, b in zip(parts, (*marks, ""), strict=True))] = text
-    del known["wed"], known["shed"]  # words of their own, which the evaluation code leaves alone
-    return known
-
-
-_CONTRACTIONS = _contractions()
+# the contractions of the evaluation code's table
+_FULL = (
+    "ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd "
+    "he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've "
+    "needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've "
+    "somebody'll somebody's someone'd someone'd've someone'll someone's something'd something'd've something'll "
+    "that's there'd there'd've there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've "
+    "weren't what'll what're what's what've when's where'd where's where've who'd who'd've who'll who's who've why'll "
+    "why're why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've"
+)
+_MARK = re.compile("'")
+# a key lacks one apostrophe of its contraction; one entry of the table takes an apostrophe away
+_CONTRACTIONS = {full[:at.start()] + full[at.end():]: full for full in _FULL.split() for at in _MARK.finditer(full)}
+_CONTRACTIONS["somebody'd"] = "somebodyd"
 
 
 def normalise(answer: str) -> str:
@@ -63,8 +54,9 @@ def normalise(answer: str) -> str:
 
 
 def first_answer(generated: str) -> str:
-    """The short answer in what a language model wrote: up to the first comma, or to where it goes on to another question (as OpenFlamingo does)."""
-    return re.split(r"Question|Answer|Short|,", generated, maxsplit=1)[0].strip()
+    """The short answer in what a language model wrote: up to the first comma before a blank (not that of 1,000), or to where it
+    goes on to another question, as OpenFlamingo does."""
+    return re.split(r"Question|Answer|Short|,\s", generated, maxsplit=1)[0].strip()
 
 
 def vqa_accuracy(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> np.ndarray:

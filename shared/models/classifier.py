@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from shared.errors import UserError
 from shared.models import zoo
-from shared.models.clip import read_weights, save_tensors
+from shared.models.clip import demand_finite, demand_fit, read_weights, save_tensors
 from shared.models.residual import ResNet, WideResNet
 
 Normalisation = tuple[tuple[float, float, float], tuple[float, float, float]]
@@ -34,12 +34,15 @@ class Classifier(nn.Module):
     """z = head(features((x − mean)/std)): logits (N, K) of pictures x (N, 3, H, W) in [0, 1].
 
     net: a network whose last linear layer is its output; that layer is taken off and becomes `head`. normalisation: (mean, std) per channel.
-    keep: the logits that are kept, in this order (default: all). classes: K.
+    keep: the logits that are kept, in this order (default: all). classes: K. Raises UserError for a network without a linear layer.
     """
 
     def __init__(self, net: nn.Module, normalisation: Normalisation, keep: Sequence[int] | None = None):
         super().__init__()
-        self._name = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)][-1]
+        linear = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)]
+        if not linear:
+            raise UserError(f"a {type(net).__name__} has no linear layer that could be its last: choose another architecture.")
+        self._name = linear[-1]
         head = net.get_submodule(self._name)
         parent, _, last = self._name.rpartition(".")
         setattr(net.get_submodule(parent), last, nn.Identity())
@@ -137,10 +140,12 @@ def _torchvision(arch: str, tag: str) -> dict[str, Tensor]:
     if tag not in known.__members__:
         raise UserError(f"torchvision has no weights {tag!r} of {name}: choose one of {', '.join(known.__members__)}.")
     try:
-        return known[tag].get_state_dict(progress=False, check_hash=True)
+        tensors = known[tag].get_state_dict(progress=False, check_hash=True)
     except Exception as error:  # whatever the download raises
         raise UserError(f"the weights {tag} of {name} cannot be had ({type(error).__name__}): give the path of a local checkpoint, or run once on a "
                         "machine with a network.") from error
+    demand_finite(tensors, f"the weights {tag} of {name}")
+    return tensors
 
 
 def _filled(arch: str, tensors: dict[str, Tensor], source: str, classes: int, keep: Sequence[int] | None) -> Classifier:
@@ -155,10 +160,7 @@ def _filled(arch: str, tensors: dict[str, Tensor], source: str, classes: int, ke
     own = classifier.weights()
     # files of old versions of torch do not count batches; nothing here uses the count
     tensors = {**{k: v for k, v in own.items() if k.endswith("num_batches_tracked")}, **tensors}
-    wrong = [k for k in own if k not in tensors or own[k].shape != tensors[k].shape] + [k for k in tensors if k not in own]
-    if wrong:
-        raise UserError(f"the checkpoint {source} does not fit the classifier {arch}: {len(wrong)} tensors differ, the first is {wrong[0]!r}; "
-                        "give the architecture it was made with.")
+    demand_fit(own, tensors, f"the checkpoint {source}", f"give the architecture it was made with instead of {arch}")
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(tensors[name])

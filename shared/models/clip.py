@@ -1,13 +1,18 @@
 """CLIP through open_clip: the small models of our own (configurations in `configs/`) and every model that open_clip knows.
 
 A model is named by its open_clip name (e.g. `scenes-vit-s8`, `ViT-B-32-quickgelu`) and its weights by `pretrained`: None (random), an open_clip
-tag such as `openai`, or the path of a local checkpoint (.safetensors, or a .pt read with `weights_only=True`). OpenAI's weights were trained
-with the quick GELU, so `openai` asks for a `-quickgelu` model name.
+tag such as `openai`, or the path of a local checkpoint (.safetensors, or a .pt read with `weights_only=True`).
+
+A name says which activation the model has, so a tag whose weights were trained with the other one is refused (`openai` asks for a `-quickgelu`
+name). Mean, std, interpolation and crop come with the tag, in `visual.preprocess_cfg`; a local checkpoint has those on which all tags of its model
+agree, else OpenAI's.
 """
 
+import difflib
 import json
+import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -19,6 +24,8 @@ from shared.errors import UserError
 from shared.files import write_atomic
 
 CONFIGS = Path(__file__).parent / "configs"
+SUFFIXES = (".safetensors", ".pt", ".bin", ".pth")  # of files of weights
+# "clip" is OpenAI's, where a tower does not come with its own (see `shared.models.victim.Pixels.of`)
 MEAN_STD = {
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -96,7 +103,7 @@ def _small(config: dict, pretrained, vocabulary) -> nn.Module:
     tokenizer = WordTokenizer(VOCABULARY if vocabulary is None else vocabulary, config["text_cfg"]["context_length"])
     model = open_clip.CLIP(**{**config, "text_cfg": {**config["text_cfg"], "vocab_size": tokenizer.size}})
     if pretrained is not None:
-        _load(model, read_weights(pretrained), pretrained)
+        load(model, read_weights(pretrained), f"the checkpoint {pretrained}", "give the model name it was made with")
     return _finish(model, tokenizer)
 
 
@@ -110,31 +117,67 @@ def _stored_vocabulary(path) -> list[str] | None:
     raise UserError(f"the checkpoint {path} has a vocabulary that is not a list of words: it is damaged; get or make it again.")
 
 
-def _open_clip(name: str, pretrained) -> nn.Module:
+def _open_clip(name: str, pretrained: str | Path | None) -> nn.Module:
     import open_clip
 
     known = [*open_clip.list_models(), *(p.stem for p in CONFIGS.glob("*.json"))]
     if name not in known:
-        import difflib
-
         near = ", ".join(difflib.get_close_matches(name, known, 3)) or "none"
         raise UserError(f"there is no CLIP model named {name!r}; near names: {near}.")
-    if pretrained == "openai" and not name.endswith("-quickgelu") and f"{name}-quickgelu" in known:
-        raise UserError(f"OpenAI's weights were trained with the quick GELU: use the model name {name}-quickgelu.")
-    local = pretrained is not None and (Path(pretrained).suffix in (".safetensors", ".pt", ".bin", ".pth") or Path(pretrained).is_file())
+    local = pretrained is not None and (Path(pretrained).suffix in SUFFIXES or Path(pretrained).is_file())
+    if pretrained is not None and not local:
+        _demand_tag(name, str(pretrained))
     weights = read_weights(pretrained) if local else None  # before the model is built, which takes seconds
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            model = open_clip.create_model(name, pretrained=None if local else pretrained, precision="fp32")
-        except UserError:
-            raise
-        except Exception as error:  # whatever the hub client raises: no network, no such tag
-            raise UserError(f"the weights {pretrained!r} of {name} cannot be had ({error}): give a tag of `open_clip.list_pretrained()` on a machine "
-                            "with a network, or the path of a local checkpoint.") from error
+    preprocess = _common_preprocessing(name) if local else None
+    root = logging.getLogger()
     if local:
-        _load(model, weights, pretrained)
+        root.addFilter(_is_no_false_alarm)
+    try:
+        model = open_clip.create_model(
+            name, pretrained=None if local else pretrained, precision="fp32", force_preprocess_cfg=preprocess,
+            pretrained_text=False)  # fmt: skip
+    except Exception as error:  # whatever the hub client raises: no network, a damaged file
+        raise UserError(f"the weights {pretrained!r} of {name} cannot be had ({error}): run on a machine with a network, or give the path "
+                        "of a local checkpoint.") from error
+    finally:
+        root.removeFilter(_is_no_false_alarm)
+    if local:
+        load(model, weights, f"the checkpoint {pretrained}", "give the model name it was made with")
+    else:
+        demand_finite(model.state_dict(), f"the weights {pretrained!r} of {name}")
     return _finish(model, open_clip.get_tokenizer(name))
+
+
+def _is_no_false_alarm(record: logging.LogRecord) -> bool:
+    """Without what open_clip says of a model that it built for weights which are loaded later."""
+    return "initialized randomly" not in record.getMessage()
+
+
+def _demand_tag(name: str, tag: str) -> None:
+    """Raises UserError unless open_clip has these weights, trained with the activation that the model of this name has."""
+    import open_clip
+
+    tags, found = open_clip.list_pretrained_tags_by_model(name), open_clip.get_pretrained_cfg(name, tag)
+    if not found:
+        raise UserError(f"there are no weights {tag!r} of {name}: give one of {', '.join(tags) or 'no tags (there are none)'}, or the path "
+                        "of a local checkpoint.")
+    wanted, quick = found.get("quick_gelu", False), open_clip.get_model_config(name).get("quick_gelu", False)
+    if wanted == quick:
+        return
+    other = f"{name}-quickgelu" if wanted else name.removesuffix("-quickgelu")
+    advice = f"use the model name {other}" if open_clip.is_pretrained_cfg(other, tag) and other != name else "choose other weights"
+    raise UserError(f"the weights {tag!r} of {name} were trained with the {'quick GELU' if wanted else 'GELU'}, which this model does not "
+                    f"have: {advice}.")
+
+
+def _common_preprocessing(name: str) -> dict | None:
+    """What all tags of a model say of mean, std, interpolation and crop; None where they differ or there are none."""
+    import open_clip
+
+    keys = ("mean", "std", "interpolation", "resize_mode")
+    configs = [open_clip.get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)]
+    distinct = {tuple(config[k] for k in keys) for config in configs}
+    return dict(zip(keys, distinct.pop(), strict=True)) if len(distinct) == 1 else None
 
 
 def _finish(model: nn.Module, tokenizer) -> nn.Module:
@@ -147,18 +190,45 @@ def _finish(model: nn.Module, tokenizer) -> nn.Module:
     return make_lean(model.float().eval())
 
 
-def _load(model: nn.Module, weights: dict[str, Tensor], source) -> None:
-    own = model.state_dict()
-    wrong = [k for k in own if k not in weights] + [k for k in weights if k not in own] + [
-        k for k in own if k in weights and own[k].shape != weights[k].shape]
-    if wrong:
-        raise UserError(f"the checkpoint {source} does not fit this model: {len(wrong)} tensors differ, the first is {wrong[0]!r}; "
-                        "give the model name it was made with.")
+def load(model: nn.Module, weights: Mapping[str, Tensor], source: str, advice: str) -> None:
+    """Copy `weights` into a model that has exactly these tensors; raises UserError as `demand_fit` does."""
+    demand_fit(model.state_dict(), weights, source, advice)
     model.load_state_dict(weights)
 
 
+def demand_fit(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str, advice: str) -> None:
+    """Raises UserError with the first name, unless `weights` has all tensors of `own` and no others, of its shapes and kinds of number.
+
+    source: what holds the weights, e.g. "the checkpoint x.pt"; advice: what to do.
+    """
+    missing = [k for k in own if k not in weights]
+    unknown = [k for k in weights if k not in own]
+    other = [k for k in own if k in weights and (
+        own[k].shape != weights[k].shape or own[k].is_floating_point() != weights[k].is_floating_point())]
+    refuse_misfit(source, advice, missing, other, unknown)
+
+
+def refuse_misfit(source: str, advice: str, missing: Sequence[str], other: Sequence[str], unknown: Sequence[str]) -> None:
+    """Raises UserError if there are names of tensors that a source lacks, has of another shape or kind, or has and should not."""
+    for names, what in ((missing, "missing"), (other, "of another shape or kind"), (unknown, "unknown")):
+        if names:
+            count = len(missing) + len(other) + len(unknown)
+            raise UserError(f"{source} does not fit this model: {count} tensors differ, the first is {names[0]!r}, which is {what}; {advice}.")
+
+
+def demand_finite(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raises UserError with the first name, unless all numbers are finite."""
+    for name, tensor in tensors.items():
+        if not (tensor.float() if tensor.itemsize == 1 else tensor).isfinite().all():  # torch cannot ask this of every 8-bit float
+            raise UserError(f"{source} holds a NaN or an infinite number in {name!r}: it is damaged, or its training diverged; get or make "
+                            "it again.")
+
+
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Tensors of a .safetensors file, or of a .pt file read with `weights_only=True` (a plain pickle is refused). Raises UserError."""
+    """Tensors of a .safetensors file, or of a .pt file read with `weights_only=True` (a plain pickle is refused).
+
+    Raises UserError, also for numbers that are not finite: weights from files pass through here, or through `demand_finite` where a library reads.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"the checkpoint {path} does not exist: give the path of a .safetensors or .pt file.")
@@ -166,19 +236,24 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            return load_file(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the pickle's protocol, before it is refused
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = load_file(path)
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about the pickle's protocol, before it is refused
+                state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(f"the checkpoint {path} cannot be read ({type(error).__name__}): it is truncated, damaged or not a plain file of tensors; "
                         "get or make it again.") from error
+    if path.suffix == ".safetensors":
+        demand_finite(state, f"the checkpoint {path}")
+        return state
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     state = state if isinstance(state, dict) else {}
     tensors = {k.removeprefix("module."): v for k, v in state.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if not tensors:
         raise UserError(f"the checkpoint {path} holds no named tensors: give a state dict, or a file with one under `state_dict`.")
+    demand_finite(tensors, f"the checkpoint {path}")
     return tensors
 
 

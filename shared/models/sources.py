@@ -7,11 +7,9 @@ import torch
 from torch import nn
 
 from shared.errors import UserError
-from shared.files import digest, sha256_file
+from shared.files import sha256_file, sha256_folder
 from shared.models import zoo
-from shared.models.clip import create_clip, read_metadata
-
-SUFFIXES = (".safetensors", ".pt", ".bin", ".pth")
+from shared.models.clip import SUFFIXES, create_clip, read_metadata
 
 
 def locate(weights: str, option: str) -> tuple[str | Path | None, str]:
@@ -23,7 +21,7 @@ def locate(weights: str, option: str) -> tuple[str | Path | None, str]:
         return None, "random"
     if weights.startswith("zoo:"):
         path = zoo.weights(weights.removeprefix("zoo:"))
-    elif Path(weights).suffix in SUFFIXES:
+    elif Path(weights).suffix in SUFFIXES or "/" in weights.partition(":")[0] or Path(weights).is_file():
         path = Path(weights)
     else:
         return weights, weights
@@ -51,8 +49,8 @@ def is_fresh(path: Path, key: str) -> bool:
 
 
 def identity(source: str) -> str:
-    """What tells a model by name from another, for keys: the sha256 of a zoo model or of a file (after a prefix such as `guided:`), a digest of the
-    sizes and names of a folder's files, or the name itself."""
+    """What tells a model by name from another, for keys: the contents of a zoo model, of a file or of every file of a folder (after a prefix such as
+    `guided:`), or the name itself."""
     kind, _, rest = source.partition(":")
     if kind == "zoo":
         return sha256_file(zoo.weights(rest))
@@ -60,5 +58,5 @@ def identity(source: str) -> str:
     if path.is_file():
         return sha256_file(path)
     if path.is_dir():
-        return digest(sorted([str(p.relative_to(path)), p.stat().st_size] for p in path.rglob("*") if p.is_file()))
+        return sha256_folder(path)
     return source

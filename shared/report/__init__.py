@@ -1,17 +1,19 @@
 """Tables, figures, the claims page. Imports no torch, and matplotlib only when something is drawn.
 
-How a paper uses it. `papers/<paper>/tables.py` says what each table and figure holds, as functions of the measurements:
+How a paper uses it. `papers/<paper>/tables.py` says what each table and figure shows, by the tags of numbers; see `shared.report.shown`:
 
-    from shared.report import figures, style, tables
+    from shared.report import figures, style
+    from shared.report.shown import Shown, figure, table
 
-    def robust(results):
-        return tables.from_results(results, rows=METHODS, columns=SETS, common={"attack": "pgd10", "group": "main"},
-                                   caption="Robust accuracy (%), PGD-10.")
+    @table
+    def robust(c):
+        return Shown(METHODS, SETS, {"kind": "accuracy", "attack": "pgd"}, c.seeds, "Robust accuracy (%), PGD-10.")
 
-    def overfitting(results):
+    @figure(lambda c: Grid(METHODS, steps(c), {"kind": "curve"}, c.seeds))
+    def fig_curve(filled):
         "Robust accuracy along the training."          # the caption
         fig, ax = style.figure(style.COLUMN)
-        figures.lines(ax, epochs, {name: [results.estimate(…) for epoch in epochs] for name in …}, xlabel="epoch")
+        figures.lines(ax, filled.columns, filled.series(), xlabel="updates")
         return fig
 
 `papers/<paper>/notebook.ipynb` imports only this and that, reads measurements and never trains. Its cell tagged `parameters` names
@@ -24,7 +26,7 @@ everything that can be set (`scale`, `results`, `figures`; others as the paper l
     report.claims()                                         # first: the page opens with the verdicts
     report.gates()
     report.table("robust", tables.robust)                   # one call per cell: a cell shows its last value
-    report.figure("overfitting", tables.overfitting)
+    report.figure("curve", tables.fig_curve)
     report.references(); report.sanity(); report.provenance()
 
 Each table becomes .md, .tex and .csv, each figure .pdf and .png, all with a JSON sidecar that names the producer (the function), the

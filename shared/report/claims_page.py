@@ -5,9 +5,9 @@ import textwrap
 from collections.abc import Sequence
 from html import escape
 
-from shared.experiment.claims import UNKNOWN, Claim, ClaimsFile, ReferenceTable
-from shared.experiment.verdicts import Verdict, judge
-from shared.experiment.wording import decimals, how_tested, number, show, with_unit, words
+from shared.claims.claims import UNKNOWN, Claim, ClaimsFile, ReferenceTable
+from shared.claims.verdicts import Verdict, by_chance, judge
+from shared.claims.wording import decimals, how_tested, number, show, with_unit, words
 from shared.report.table_text import escape_markdown
 
 _NB = "\u00a0"  # a blank that does not break
@@ -85,20 +85,26 @@ def html_claims(verdicts: Sequence[Verdict], heading: str = "") -> str:
 
 def badge(verdict: Verdict) -> str:
     """A coloured badge that also says its status in words."""
-    return f"<span class='badge {verdict.tone}'>{escape(verdict.status)}</span>"
+    return f"<span class='badge {verdict.tone}'>{escape(marked(verdict))}</span>"
+
+
+def marked(verdict: Verdict) -> str:
+    """The status, with ° where it survives among all of its paper (`by_chance` explains the sign)."""
+    return f"{verdict.status} °" if verdict.survives else verdict.status
 
 
 def text_claims(verdicts: Sequence[Verdict], width: int = 100) -> str:
     """The claims for a terminal: status, claim, then the paper's number and ours, and why there is no clear verdict."""
     lines = []
     for v in verdicts:
-        status = f"{v.status.upper():<{_INDENT - 1}} "
+        status = f"{marked(v).upper():<{_INDENT - 1}} "
         lines += textwrap.wrap(status + v.claim.text, width, subsequent_indent=" " * _INDENT, break_on_hyphens=False)
         more = [f"paper {paper_value(v.claim)} [{v.claim.mark}] · measured {' '.join(measured(v))}".rstrip()]
         if v.tone in ("unsure", "none") and v.status != "no verdict (smoke)":  # which the line on the scale says once for all
             more.append(v.sentence)
         for text in more:
             lines += textwrap.wrap(text, width, initial_indent=" " * _INDENT, subsequent_indent=" " * _INDENT, break_on_hyphens=False)
+    lines += textwrap.wrap(by_chance(verdicts), width)
     return "\n".join(lines)
 
 
@@ -107,8 +113,8 @@ def markdown_claims(verdicts: Sequence[Verdict]) -> str:
     lines = ["| claim | paper | measured, 95 % interval | verdict |", "|---|---|---|---|"]
     for v in verdicts:
         cells = (v.claim.text, f"{paper_value(v.claim)} [{v.claim.mark}]", " ".join(measured(v)).rstrip())
-        lines.append(f"| {' | '.join(map(escape_markdown, cells))} | **{escape_markdown(v.status)}** |")
-    return "\n".join(lines) + "\n"
+        lines.append(f"| {' | '.join(map(escape_markdown, cells))} | **{escape_markdown(marked(v))}** |")
+    return "\n".join([*lines, *(["", chance] if (chance := by_chance(verdicts)) else [])]) + "\n"
 
 
 def html_reference(file: ClaimsFile, table: ReferenceTable, results) -> str:
@@ -163,4 +169,4 @@ def _counts(verdicts) -> str:
 
 def _marks_line(verdicts: Sequence[Verdict]) -> str:
     used = [mark for mark in MARK_WORDS if any(v.claim.mark == mark for v in verdicts)]
-    return f"<p class='notes'>Where the paper's numbers come from: {'; '.join(f'[{m}] {MARK_WORDS[m]}' for m in used)}.</p>"
+    return f"<p class='notes'>{by_chance(verdicts)} Where the paper's numbers come from: {'; '.join(f'[{m}] {MARK_WORDS[m]}' for m in used)}.</p>"

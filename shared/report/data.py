@@ -5,7 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from shared.experiment.selection import Selected, Selector, gather, matches
+from shared.claims.selection import Selected, Selector, gather, matches
+from shared.experiment.store import Store
 from shared.metrics.intervals import Estimate
 
 
@@ -32,11 +33,9 @@ class Results:
     @classmethod
     def load(cls, results: str | Path, scale: str, paper: str) -> "Results":
         """Read `<results>/<scale>/<paper>`. Raises UserError when nothing has been measured there."""
-        from shared.experiment.store import Store
-
         store = Store(Path(results) / scale / paper)
         plan = store.plan()
-        return cls(paper, scale, store.planned(), plan.get("config"), store.gates(), plan.get("tags"), tuple(plan["slugs"]), plan.get("asked"))
+        return cls(paper, scale, store.planned(), plan.get("config"), store.gates(), plan.get("tags"), tuple(plan["keys"]), plan.get("asked"))
 
     @cached_property
     def by_tags(self) -> dict[frozenset, object]:

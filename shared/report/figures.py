@@ -95,13 +95,15 @@ def tradeoff(ax, points: Mapping[str, tuple[Estimate | None, Estimate | None]], 
 
 def heatmap(ax, rows: Sequence[str], columns: Sequence[str], cells: Sequence[Sequence[Estimate | None]], *, xlabel: str = "",
             ylabel: str = "", factor: float = 100, digits: int = 1, label: str = "") -> None:  # fmt: skip
-    """A matrix of values, each written into its cell (± half its interval below); missing cells stay blank."""
+    """A matrix of values, each written into its cell (below: ± half its interval, or its ends if lopsided); missing cells stay blank."""
     grid = np.array([[np.nan if e is None else e.value * factor for e in line] for line in cells], dtype=float)
     image = ax.imshow(grid, aspect="auto")
     middle = np.nanmin(grid) + 0.5 * np.ptp(grid[np.isfinite(grid)])
     for (i, j), value in np.ndenumerate(grid):
         if np.isfinite(value):
-            text = f"{value:.{digits}f}\n±{cells[i][j].half_width * factor:.{digits}f}"
+            e = cells[i][j].scaled(factor)
+            spread = f"{e.low:.{digits}f}…{e.high:.{digits}f}" if e.lopsided else f"±{e.half_width:.{digits}f}"
+            text = f"{value:.{digits}f}\n{spread}"
             ax.text(j, i, text, ha="center", va="center", fontsize=6, color="black" if value > middle else "white")
     ax.set_xticks(range(len(columns)), columns)
     ax.set_yticks(range(len(rows)), rows)

@@ -1,15 +1,17 @@
 """What a paper's notebook calls. Each method returns something that shows itself in the notebook and on the page."""
 
 import base64
+import os
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
-from shared.experiment import claims as claims_module
-from shared.experiment.verdicts import judge
+from shared.claims import claims as claims_module
+from shared.claims.verdicts import judge
 from shared.files import write_atomic
 from shared.report import claims_page, panels, sidecar
 from shared.report.data import Results
+from shared.report.table_text import html, markdown, save_table
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,7 +34,7 @@ def figures_folder(paper: str, scale: str, results: str | Path) -> Path:
 
     `figures/<paper>`, `figures/<paper>/photos`, or `<results>/<scale>/<paper>/figures`; so tests and trials never dirty the repository.
     """
-    if scale in ("cpu", "photos") and Path(results).resolve() == ROOT / "results":
+    if scale in ("cpu", "photos") and os.path.realpath(results) == str(ROOT / "results"):
         return ROOT / "figures" / paper / ("photos" if scale == "photos" else "")
     return Path(results) / scale / paper / "figures"
 
@@ -66,9 +68,6 @@ class Report:
 
     def table(self, stem: str, make: Callable[[Results], object]) -> Html:
         """Call `make(results) -> Table | None`, save it as Markdown, LaTeX and CSV with records of exactly what it read, and show it."""
-        from shared.report.table_text import html, markdown
-        from shared.report.tables import save_table
-
         with self.results.tracking() as used:
             table = make(self.results)
         if table is None:

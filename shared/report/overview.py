@@ -12,6 +12,7 @@ Below: what each paper's runs cost. A paper that was not run at this scale is li
 import argparse
 import csv
 import io
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,10 +21,12 @@ from html import escape
 from pathlib import Path
 from types import SimpleNamespace
 
+from shared.claims import claims as claims_module
+from shared.claims.claims import ClaimsFile
+from shared.claims.verdicts import EQUIVALENT, Verdict, by_chance, judge
 from shared.errors import UserError, run_main
-from shared.experiment import claims as claims_module
-from shared.experiment.claims import ClaimsFile
-from shared.experiment.verdicts import Verdict, judge
+from shared.experiment.scales import scales
+from shared.experiment.store import Store
 from shared.files import write_atomic
 from shared.report import sidecar
 from shared.report.claims_page import MARK_WORDS, SCALE_WORDS, badge, measured, paper_value, source
@@ -31,10 +34,11 @@ from shared.report.data import Results
 from shared.report.notebook import ROOT, Html, figures_folder
 from shared.report.overview_html import CSS, SCRIPT, controls
 from shared.report.overview_times import Run, clock, read_runs
+from shared.report.page import make_page
 
 TITLE = "All claims of all papers"
-ORDER = ("reproduced", "direction holds", "differs", "direction fails", "inconclusive", "gate failed", "no verdict (smoke)", "not measured",
-         "not testable here")  # fmt: skip
+ORDER = ("reproduced", "direction holds", "differs", "direction fails", EQUIVALENT, "inconclusive", "gate failed", "no verdict (smoke)",
+         "not measured", "not testable here")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class Paper:
     verdicts: tuple[Verdict, ...]
     runs: tuple[Run, ...]
     headline: bool = False
+    has_scale: bool = True
 
     @cached_property
     def counts(self) -> Counter:
@@ -56,6 +61,8 @@ class Paper:
     @property
     def state(self) -> str:
         """How far it has been run."""
+        if not self.has_scale:
+            return "has no such scale"
         if self.results is None:
             return "not run"
         if self.results.missing:
@@ -92,6 +99,10 @@ class Overview:
     def counts(self) -> Counter:
         return sum((paper.counts for paper in self.papers), Counter())
 
+    @property
+    def by_chance(self) -> str:
+        return by_chance([v for paper in self.papers for v in paper.verdicts])
+
     def verdicts(self) -> Html:
         """How many claims of each paper fared how, saved as `verdicts.md`."""
         statuses = [s for s in ORDER if self.counts[s]]
@@ -99,26 +110,29 @@ class Overview:
         rows.append(("together", "", self.counts, sum(len(p.verdicts) for p in self.papers)))
         lines = [f"| paper | run at this scale | claims | {' | '.join(statuses)} |", "|---|---|" + "---:|" * (1 + len(statuses))]
         lines += [f"| {name} | {state} | {n} | {' | '.join(str(c[s] or '') for s in statuses)} |" for name, state, c, n in rows]
+        lines += ["", self.by_chance] if self.by_chance else []
         self._save("verdicts.md", "\n".join(lines) + "\n", "verdicts")
         head = "".join(f"<th>{escape(h)}</th>" for h in ("paper", "claims", *statuses))
         body = ""
         for name, state, c, n in rows:
             how_far = f" <small>{state}</small>" if state not in ("", "complete") else ""
             body += f"<tr><th>{escape(name)}{how_far}</th>" + "".join(f"<td>{k or ''}</td>" for k in (n, *(c[s] for s in statuses))) + "</tr>\n"
-        return Html(f"<div class='scroll'><table class='numbers'><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>", self.text())
+        table = f"<div class='scroll'><table class='numbers'><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>"
+        return Html(f"{table}<p class='notes'>{self.by_chance}</p>", self.text())
 
     def claims(self) -> Html:
         """Every claim, one row each, with what filters them; saved as `claims.csv`."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(("paper", "claim", "headline", "text", "where", "mark", "published", "measured", "behind", "verdict", "sentence"))
+        writer.writerow(("paper", "claim", "headline", "text", "where", "mark", "published", "measured", "behind", "verdict", "p",
+                         "survives", "sentence"))
         rows = ""
         for paper in self.papers:
             for v in paper.verdicts:
                 rows += self._row(paper, v)
                 c = v.claim
                 writer.writerow((paper.name, c.id, "yes" if c.headline else "", c.text, source(c), c.mark, paper_value(c), *measured(v), v.status,
-                                 v.sentence))
+                                 "" if v.p is None else f"{v.p:.2g}", "yes" if v.survives else "", v.sentence))
         self._save("claims.csv", out.getvalue(), "claims")
         statuses = [s for s in ORDER if self.counts[s]]
         head = "".join(f"<th>{h}</th>" for h in ("paper", "claim", "published", "measured [95 % interval]", "verdict", "where"))
@@ -145,10 +159,12 @@ class Overview:
         lines = [f"verdicts at SCALE={self.scale}"]
         for p in self.papers:
             how_far = "" if p.state == "complete" else f" ({p.state})"
-            lines.append(f"  {p.name:<{width}}" + (f"{_counted(p.counts)}{how_far}" if p.results else f"not run: {self._command(p)}"))
+            absent = ": ".join(filter(None, (p.state, self._command(p))))
+            lines.append(f"  {p.name:<{width}}" + (f"{_counted(p.counts)}{how_far}" if p.results else absent))
         ran = [p for p in self.papers if p.results]
         if len(ran) > 1:
             lines.append(f"  {'together':<{width}}{_counted(sum((p.counts for p in ran), Counter()))}")
+        lines += textwrap.wrap(self.by_chance, 110, initial_indent="  ", subsequent_indent="  ")
         return "\n".join(lines)
 
     def _row(self, paper: Paper, v: Verdict) -> str:
@@ -169,7 +185,7 @@ class Overview:
 
     def _cost(self, p: Paper) -> str:
         gates = ", ".join(p.results.failed_gates()) if p.results else ""
-        state = escape(p.state) + (f"<small>{escape(self._command(p))}</small>" if p.state != "complete" else "") + (
+        state = escape(p.state) + (f"<small>{escape(self._command(p))}</small>" if self._command(p) else "") + (
             f"<small>gate failed: {escape(gates)}</small>" if gates else "")
         behind = ""
         if p.results:
@@ -183,6 +199,9 @@ class Overview:
         return f"<tr><th>{escape(p.name)}<small>{escape(p.file.title)}</small></th><td data-label='state'>{state}</td>{rest}</tr>\n"
 
     def _command(self, paper: Paper) -> str:
+        """What measures what is missing; "" where nothing is, or nothing can be."""
+        if not paper.has_scale or paper.state == "complete":
+            return ""
         return f"make reproduce-{paper.name}" + ("" if self.scale == "cpu" else f" SCALE={self.scale}")
 
     def _save(self, name: str, text: str, method: str) -> None:
@@ -199,12 +218,11 @@ def read(folder: Path, results: Path, scale: str) -> Paper:
     """The paper in `folder` with what was measured of it at `scale`. Raises UserError for a claims file that is not there or not right."""
     file, found, headline = claims_module.load(folder / "claims.yaml"), None, False
     if (results / scale / folder.name / "plan.json").is_file():
-        from shared.experiment.store import Store
-
         found = Results.load(results, scale, folder.name)
         headline = bool(Store(results / scale / folder.name).plan().get("headline"))
     verdicts = judge(file, found or Results(folder.name, scale, []))
-    return Paper(folder.name, file, found, tuple(verdicts), tuple(read_runs(results / scale / folder.name / "times.txt")), headline)
+    return Paper(folder.name, file, found, tuple(verdicts), tuple(read_runs(results / scale / folder.name / "times.txt")), headline,
+                 scale in scales(folder.name, folder.parent))
 
 
 def short(verdict: Verdict) -> str:
@@ -225,16 +243,14 @@ def _words(value: object) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, make the page, print the counts and where it is."""
-    from shared.report.page import make_page
-
     parser = argparse.ArgumentParser(prog="python -m shared.report.overview", description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--scale", default="cpu", choices=list(SCALE_WORDS))
     parser.add_argument("--results", default=str(ROOT / "results"), help="the folder of all results")
     parser.add_argument("--figures", default="", help="where verdicts.md and claims.csv go")
     parser.add_argument("--notebook", default=str(ROOT / "notebooks" / "overview.ipynb"), help="another notebook")
     args = parser.parse_args(argv)
-    results = Path(args.results).resolve()
-    figures = Path(args.figures).resolve() if args.figures else figures_folder("overview", args.scale, results)
+    results = Path(args.results).absolute()
+    figures = Path(args.figures).absolute() if args.figures else figures_folder("overview", args.scale, results)
     overview = Overview(args.scale, results, figures)  # before the notebook, so that a mistake is one sentence
     given = {"scale": args.scale, "results": str(results), "figures": str(figures)}
     page = make_page(Path(args.notebook), given, results / args.scale / "overview", SimpleNamespace(title=TITLE))

@@ -7,24 +7,31 @@ run before stays as it is.
 """
 
 import argparse
+import ast
+import asyncio
+import json
 import os
 import shutil
+import signal
 import sys
 import warnings
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-import yaml
-
+from shared.claims import claims as claims_module
+from shared.claims.verdicts import judge
 from shared.errors import UserError, run_main
-from shared.experiment import claims as claims_module
-from shared.experiment.verdicts import judge
-from shared.files import atomic_path, write_atomic
+from shared.files import atomic_path, check_folder, write_atomic
+from shared.lifeline import STARTED
 from shared.report.claims_page import SCALE_WORDS, text_claims, text_references
 from shared.report.data import Results
 from shared.report.notebook import ROOT, figures_folder
 
 # no history file in the user's home, and no warnings about transports; what a cell prints or raises is not affected
+# ends when this process does, and not seconds later
+_KERNEL = "from shared.lifeline import tie_to_launcher as tie; tie(); from ipykernel import kernelapp; kernelapp.launch_new_instance()"
+OWN = ("scale", "results", "figures")  # parameters with an option of their own
 _QUIET = ("--HistoryManager.enabled=False", "--IPKernelApp.log_level=50")
 
 
@@ -33,9 +40,9 @@ def main(argv: list[str] | None = None) -> None:
     args = _arguments(argv)
     notebook = Path(args.notebook) if args.notebook else ROOT / "papers" / args.paper / "notebook.ipynb"
     claims = Path(args.claims) if args.claims else notebook.parent / "claims.yaml"
-    results = Path(args.results).resolve()
-    figures = Path(args.figures).resolve() if args.figures else figures_folder(args.paper, args.scale, results)
-    given = {"scale": args.scale, "results": str(results), "figures": str(figures), **_settings(args.set)}
+    results = Path(args.results).absolute()
+    figures = Path(args.figures).absolute() if args.figures else figures_folder(args.paper, args.scale, results)
+    given = {"scale": args.scale, "results": str(results), "figures": str(figures), **settings(notebook, args.set)}
     loaded = Results.load(results, args.scale, args.paper)  # before the notebook, so that "nothing measured" is one sentence
     file = claims_module.load(claims)
     page = make_page(notebook, given, results / args.scale / args.paper, file, optional={"paper": args.paper, "claims": str(claims)})
@@ -69,15 +76,13 @@ def make_page(notebook: Path, parameters: dict, out: Path, file, optional: dict 
         raise UserError(f"there is no notebook at {notebook}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from papermill.inspection import inspect_notebook
-
         content = _read(notebook)
-        known = list(inspect_notebook(content))  # the names assigned in the cell tagged `parameters`
+        known = list(_parameters(content))
         unknown = sorted(set(parameters) - set(known))
         if unknown:
             raise UserError(f"{notebook.name} has no parameter {', '.join(unknown)}; it knows {', '.join(known) or 'none'}")
         parameters = {**{name: value for name, value in (optional or {}).items() if name in known}, **parameters}
-        out.mkdir(parents=True, exist_ok=True)
+        check_folder(out, "RESULTS")
         with atomic_path(out / "notebook.ipynb") as executed:
             body = _body(_execute(content, notebook.name, executed, parameters, out))
     write_atomic(out / "page.html", _wrap(body, file.title, parameters.get("scale", "")))
@@ -130,8 +135,15 @@ def _this_interpreter():
     class Manager(AsyncKernelManager):
         @property
         def kernel_spec(self):
-            argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", *_QUIET]
-            return KernelSpec(argv=argv, display_name="Python 3", language="python", env={"PYDEVD_DISABLE_FILE_VALIDATION": "1"})
+            argv = [sys.executable, "-c", _KERNEL, "-f", "{connection_file}", *_QUIET]
+            env = {"PYDEVD_DISABLE_FILE_VALIDATION": "1", STARTED: "1"}
+            return KernelSpec(argv=argv, display_name="Python 3", language="python", env=env)
+
+        async def start_kernel(self, **options):
+            # nbclient's handlers end the kernel and let this script go on; a signal is to end the script
+            for number in (signal.SIGINT, signal.SIGTERM):
+                asyncio.get_running_loop().remove_signal_handler(number)
+            return await super().start_kernel(**options)
 
     return Manager
 
@@ -158,14 +170,56 @@ def _wrap(body: str, title: str, scale: str) -> str:
     return f"<!doctype html>\n<html lang='en'><head>{head}<style>\n{css}</style></head>\n<body>{top}\n<main>{body}</main></body></html>\n"
 
 
-def _settings(pairs: list[str]) -> dict:
-    out = {}
+def settings(notebook: Path, pairs: Sequence[str]) -> dict:
+    """NAME=VALUE for the parameters of a notebook; a value is read as what the parameter's default is.
+
+    Text is taken as it stands; a whole number, number, truth value (true, false) or list must be one, as in JSON. Where the default is None, a
+    value is what JSON makes of it, else text. Raises UserError for an unknown parameter and for a value of another type.
+    """
+    if not pairs:
+        return {}
+    known = _parameters(_read(notebook))
+    out: dict = {}
     for pair in pairs:
-        name, equals, value = pair.partition("=")
+        name, equals, text = pair.partition("=")
         if not equals or not name.isidentifier():
             raise UserError(f"--set takes name=value, not {pair!r}")
-        out[name] = yaml.safe_load(value)
+        if name not in known or name in OWN:
+            free = ", ".join(sorted(set(known) - set(OWN))) or "none"
+            why = f"is set by --{name} (with make: {name.upper()})" if name in OWN else f"is no parameter of {notebook.name}"
+            raise UserError(f"--set {name}: {name} {why}; it can set: {free}")
+        out[name] = _value(name, text, known[name])
     return out
+
+
+def _parameters(notebook) -> dict[str, object]:
+    """The names assigned in the cell tagged `parameters`, with their defaults (None where one is no literal)."""
+    from papermill.inspection import inspect_notebook
+
+    out = {}
+    for name, parameter in inspect_notebook(notebook).items():
+        try:
+            out[name] = ast.literal_eval(parameter["default"])
+        except (ValueError, SyntaxError):
+            out[name] = None
+    return out
+
+
+def _value(name: str, text: str, default: object) -> object:
+    if isinstance(default, str):
+        return text
+    try:
+        value = json.loads(text, parse_constant=_refuse)
+    except ValueError:
+        value = text
+    if default is None or type(value) is type(default) or (type(default), type(value)) == (float, int):
+        return value
+    kinds = {bool: "true or false", int: "a whole number", float: "a number", list: "a list such as [1, 2]"}
+    raise UserError(f"--set {name} takes {kinds.get(type(default), type(default).__name__)}, not {text!r}")
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")
 
 
 def _relative(path: Path) -> str:

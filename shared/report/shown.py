@@ -24,8 +24,8 @@ from types import SimpleNamespace
 
 from matplotlib.figure import Figure
 
+from shared.claims.selection import Selected, gather
 from shared.experiment.paper import Grid
-from shared.experiment.selection import Selected, gather
 from shared.experiment.store import Measurement
 from shared.metrics.intervals import Estimate
 from shared.report import tables

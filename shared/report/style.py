@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 COLUMN, PAGE = 3.3, 6.9  # inches: one column and the full width of a two-column page
 # Okabe & Ito (2008), ordered so that neighbours differ in lightness as well as in hue; their yellow is too light for lines on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+NAMED = {"red": "#D55E00", "green": "#009E73", "blue": "#0072B2", "yellow": "#D8C800", "purple": "#7B3294", "orange": "#E69F00", "cyan": "#35B5C9",
+         "pink": "#E78AC3", "black": "#000000", "grey": "#999999", "brown": "#8C564B"}  # fmt: skip
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 HATCHES = ("", "////", "....", "\\\\\\\\", "xx", "--", "oo")
@@ -74,6 +76,19 @@ def looks(names: Sequence[str]) -> dict[str, Look]:
         shape = i + 3 * (i // len(COLOURS))
         out[name] = Look(COLOURS[i % len(COLOURS)], *(kind[shape % len(kind)] for kind in (MARKERS, LINES, HATCHES)))
     return out
+
+
+def colours(names: Sequence[str], last: str | None = None) -> list[str]:
+    """A colour per name: the one that it says ("red", "plain red circle"), unless a name before it does; else the next of COLOURS that no name
+    says, and grey when they are used up. last: the colour of the last name instead, where it says none."""
+    said: list[str | None] = []
+    for name in names:
+        word = next((NAMED[word] for word in name.lower().split() if word in NAMED), None)
+        said.append(None if word in said else word)
+    if last is not None and said[-1] is None:
+        said[-1] = last
+    free = [colour for colour in COLOURS[:-1] if colour not in said]
+    return [one or (free.pop(0) if free else NAMED["grey"]) for one in said]
 
 
 def figure(width: float = COLUMN, height: float | None = None, rows: int = 1, columns: int = 1, **options) -> tuple[Figure, object]:

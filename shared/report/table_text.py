@@ -1,10 +1,13 @@
-"""A `Table` as Markdown, LaTeX, CSV and HTML."""
+"""A `Table` as Markdown, LaTeX, CSV and HTML, and saved with its records."""
 
 import csv as csv_module
 import html as html_module
 import io
+from pathlib import Path
 
+from shared.files import write_atomic
 from shared.metrics.intervals import Estimate
+from shared.report import sidecar
 from shared.report.tables import Table
 
 EMPTY = "–"  # a cell that was not measured
@@ -48,7 +51,8 @@ def _plain(table: Table, r: int, c: int, cell) -> str:
         return EMPTY if cell is None else escape_markdown(cell)
     value, low, high, half = (x.replace("-", "−") for x in table.numbers(c, cell))
     value = f"**{value}**" if (r, c) in table.bold else value
-    return value + {"pm": f" ±{half}", "brackets": f" \\[{low}, {high}\\]", "none": ""}[table.interval_style]
+    ends = f" \\[{low}, {high}\\]"
+    return value + {"pm": f" ±{half}" if half else ends, "brackets": ends, "none": ""}[table.interval_style]
 
 
 def latex(table: Table) -> str:
@@ -68,7 +72,7 @@ def _latex_cell(table: Table, r: int, c: int, cell) -> str:
     value, low, high, half = (x.replace("-", "$-$") for x in table.numbers(c, cell))
     value = rf"\textbf{{{value}}}" if (r, c) in table.bold else value
     pm, brackets = rf"{{\scriptsize\,$\pm$\,{half}}}", rf" {{\scriptsize[{low}, {high}]}}"
-    return value + {"pm": pm, "brackets": brackets, "none": ""}[table.interval_style]
+    return value + {"pm": pm if half else brackets, "brackets": brackets, "none": ""}[table.interval_style]
 
 
 def csv(table: Table) -> str:
@@ -104,6 +108,18 @@ def _html_cell(table: Table, r: int, c: int, cell) -> str:
         return f"<td>{EMPTY if cell is None else html_module.escape(cell)}</td>"
     value, low, high, half = (x.replace("-", "−") for x in table.numbers(c, cell))
     value = f"<b>{value}</b>" if (r, c) in table.bold else value
-    small = {"pm": f"±{half}", "brackets": f"{low} … {high}", "none": ""}[table.interval_style]
+    ends = f"{low} … {high}"
+    small = {"pm": f"±{half}" if half else ends, "brackets": ends, "none": ""}[table.interval_style]
     title = f"95 %: {low} to {high}; n = {cell.n}, seeds: {cell.seeds}"
     return f"<td title='{title}'>{value}" + (f"<small>{small}</small>" if small else "") + "</td>"
+
+
+def save_table(table: Table, stem: str | Path, content: dict) -> list[Path]:
+    """Write `<stem>.md`, `.tex` and `.csv`, each with its sidecar (`content` from `sidecar.record`); the three paths."""
+    paths = []
+    for kind, render in (("md", markdown), ("tex", latex), ("csv", csv)):
+        path = Path(stem).with_name(f"{Path(stem).name}.{kind}")
+        write_atomic(path, render(table))
+        sidecar.write(path, content)
+        paths.append(path)
+    return paths

@@ -1,4 +1,4 @@
-"""Tables of estimates: built from selectors or by hand, saved as Markdown, LaTeX and CSV with their records.
+"""Tables of estimates: built from selectors or by hand (`table_text` writes them).
 
     table = from_results(
         results,
@@ -11,13 +11,10 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
+from shared.claims.selection import Selector
 from shared.errors import UserError
-from shared.experiment.selection import Selector
-from shared.files import write_atomic
 from shared.metrics.intervals import Estimate
-from shared.report import sidecar
 
 Cell = Estimate | str | None
 PM_FROM = 6  # from so many columns on, intervals are written ±half instead of [low, high]
@@ -57,9 +54,10 @@ class Table:
         return cell.scaled(self._of(self.factor, column, 100))
 
     def numbers(self, column: int, cell: Estimate) -> tuple[str, str, str, str]:
-        """(value, low, high, half width) as text with the column's decimals."""
+        """(value, low, high, half width) as text with the column's decimals; no half width where ± would not be true of both sides."""
         digits, e = self._of(self.digits, column, 1), self.shown(column, cell)
-        return tuple(f"{x:.{digits}f}" for x in (e.value, e.low, e.high, e.half_width))
+        value, low, high, half = (f"{x:.{digits}f}" for x in (e.value, e.low, e.high, e.half_width))
+        return value, low, high, "" if e.lopsided else half
 
     @property
     def interval_style(self) -> str:
@@ -77,7 +75,7 @@ class Table:
         count = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
         line = f"Intervals: 95 %, over {what}; {count} seed{'' if seeds == [1] else 's'}."
         if self.interval_style == "pm":
-            line += " ± is half the interval; its ends are in the CSV file."
+            line += " ± is half the interval, its ends are in the CSV file; an interval that lies mostly on one side is given by its ends."
         if self.bold:
             line += " Bold: best of its column, where the intervals support it."
         return [*self.notes, line]
@@ -121,16 +119,3 @@ def _winner(selected: list, estimates: list[Estimate | None], sign: int) -> int 
     best = max(there, key=lambda r: sign * estimates[r].value)
     rivals = [selected[best].minus(selected[r]).scaled(sign) for r in there if r != best]
     return best if all(rival.low > 0 for rival in rivals) else None
-
-
-def save_table(table: Table, stem: str | Path, content: dict) -> list[Path]:
-    """Write `<stem>.md`, `.tex` and `.csv`, each with its sidecar (`content` from `sidecar.record`); the three paths."""
-    from shared.report import table_text
-
-    paths = []
-    for kind, render in (("md", table_text.markdown), ("tex", table_text.latex), ("csv", table_text.csv)):
-        path = Path(stem).with_name(f"{Path(stem).name}.{kind}")
-        write_atomic(path, render(table))
-        sidecar.write(path, content)
-        paths.append(path)
-    return paths

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from shared.attacks.pgd import ascend
 from shared.attacks.threat import Threat
+from shared.data.base import loader
 from shared.errors import UserError
 from shared.models.victim import ZeroShot
 from shared.options import free
@@ -117,8 +118,6 @@ def finetune(victim: ZeroShot, objective: Objective, data, tuning: Tuning, threa
     data: labelled images with batched access. seed: of the order of the data and of the attack's random starts, both functions of the step.
     snapshot(step): called after every update. Raises UserError if `tuning.last` leaves nothing to train.
     """
-    from shared.data.base import loader
-
     parameters = list(victim.visual.parameters())
     for p in parameters:
         p.requires_grad_(False)

@@ -27,12 +27,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tyro.constructors import PrimitiveConstructorSpec
 
+from shared.attacks import cascade
 from shared.attacks.gradient import eval_mode
 from shared.attacks.pgd import ascend
 from shared.attacks.threat import Threat
+from shared.data.base import Subset, loader, subset
+from shared.data.catalogue import Source, open_set
 from shared.errors import UserError, run_main
 from shared.files import digest
 from shared.lifeline import tie_to_launcher
+from shared.models.classifier import open_classifier, random_classifier, save_classifier
+from shared.models.zoo import write_card
 from shared.options import free
 from shared.rng import SampleRng
 from shared.training.contrastive import batch_indices
@@ -128,8 +133,6 @@ def train_classifier(model: nn.Module, data, training: ClassifierTraining, seed:
     data: labelled images with batched access. checkpoint: file to continue from, removed by nobody. Raises UserError where a batch is larger than the
     set or the loss is no number at the end.
     """
-    from shared.data.base import loader
-
     if training.batch > len(data):
         raise UserError(f"{name}: a batch of {training.batch} pictures is larger than the set, which has {len(data)}: make it smaller.")
     model.requires_grad_(True).train()
@@ -168,8 +171,6 @@ def hardest(model: nn.Module, x: Tensor, y: Tensor, training: ClassifierTraining
 def main() -> None:
     import tyro
 
-    from shared.models.zoo import write_card
-
     args = tyro.cli(Args)
     if int(os.environ.get("RANK", 0)):
         return
@@ -181,9 +182,6 @@ def main() -> None:
 
 def train(args: Args, device) -> dict:
     """Train, write the weights, and return what the card says about it. seconds: None if the run was interrupted in between."""
-    from shared.data.catalogue import Source, open_set
-    from shared.models.classifier import random_classifier, save_classifier
-
     commit, began = _commit(), time.monotonic()
     data = open_set(args.data, "train", Source(root=args.data_root), n=args.train.steps * args.train.batch)
     classifier = random_classifier(args.arch, data.num_classes, args.seed).to(device)
@@ -202,9 +200,6 @@ def train(args: Args, device) -> dict:
 
 def unseen(spec: str, root: str | None = None):
     """(the pictures a card is measured on, their split): validation pictures of a drawn set, else of the test split; so many of each class."""
-    from shared.data.base import Subset, subset
-    from shared.data.catalogue import Source, open_set
-
     split = "validation" if spec.startswith("scenes:") else "test"
     data = open_set(spec, split, Source(root=root))
     return Subset(data, subset(data, VALIDATION, 0)), split
@@ -212,8 +207,6 @@ def unseen(spec: str, root: str | None = None):
 
 def measured(path: Path, spec: str, root: str | None, arch: str, device="cpu") -> dict:
     """The measured part of a card: accuracy on unseen pictures, clean and under 20 steps of APGD-CE and APGD-T at 8/255."""
-    from shared.models.classifier import open_classifier
-
     data, split = unseen(spec, root)
     classifier = open_classifier(arch, str(path), data.num_classes, device=device)
     return {"set": spec, "split": split, "classes": list(data.classes), "n": len(data), "accuracy": accuracy(classifier, data),
@@ -227,8 +220,6 @@ def accuracy(classifier: nn.Module, data, threat: Threat | None = None, batch: i
 
 
 def _right(classifier: nn.Module, data, threat: Threat | None, batch: int) -> Iterator[Tensor]:
-    from shared.attacks import cascade
-
     device = next(classifier.buffers()).device
     for indices in torch.arange(len(data)).split(batch):
         x, y = (t.to(device) for t in data.__getitems__(indices.tolist()))

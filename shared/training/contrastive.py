@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from shared.data.base import loader
 from shared.errors import UserError
-from shared.models.victim import Pixels, image_size
+from shared.models.victim import Pixels
 from shared.options import free
 from shared.training.loop import Fit
 
@@ -63,7 +63,7 @@ class PixelCLIP(nn.Module):
 
     def __init__(self, clip: nn.Module, norm: str = "clip"):
         super().__init__()
-        self.clip, self.pixels = clip, Pixels(image_size(clip.visual), norm)
+        self.clip, self.pixels = clip, Pixels.of(clip.visual, norm)
 
     def forward(self, x: Tensor, tokens: Tensor):
         return self.clip(self.pixels(x), tokens)

@@ -21,11 +21,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from shared.attacks import Threat, pgd
+from shared.data.base import subset
+from shared.data.catalogue import Source, open_set
+from shared.data.scene_sets import FINE_TUNING, ScenePairs, SceneSet
 from shared.diffusion import Purifier, Sampler, Schedule, UNetDenoiser
+from shared.diffusion.weights import CONFIGS, random_denoiser, read_denoiser, save_denoiser
 from shared.errors import UserError, run_main
 from shared.files import digest
 from shared.lifeline import tie_to_launcher
+from shared.models.clip import create_clip
+from shared.models.victim import ZeroShot, text_matrix
+from shared.models.zoo import weights, write_card
 from shared.options import free
+from shared.processes import accelerator as open_accelerator
 from shared.rng import SampleRng
 from shared.training.contrastive import adamw, batch_indices
 from shared.training.loop import Fit
@@ -159,20 +168,15 @@ def train_denoiser(config: DenoisingConfig, data, model: str = "photos", seed: i
 
     data: labelled images with batched access, of the configuration's size; the rest, and the errors, as in `fit_denoiser`.
     """
-    from shared.diffusion.weights import random_denoiser
-
     denoiser = random_denoiser(model, seed).to(device if accelerator is None else accelerator.device)
     return fit_denoiser(denoiser, data, config, seed, accelerator, checkpoint, flip, name)
 
 
 def main() -> None:
     import tyro
-    from accelerate import Accelerator
-
-    from shared.models.zoo import write_card
 
     args = tyro.cli(Args)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    accelerator = open_accelerator()
     facts = training_facts(args.out) if args.card_only else train(args, accelerator)
     if accelerator.is_main_process:
         write_card(args.out, kind="denoiser", **facts, **measured(args.out, accelerator.device, args.data, args.data_root))
@@ -183,8 +187,6 @@ def main() -> None:
 
 def train(args: Args, accelerator) -> dict:
     """Train, write the weights, and return what the card says about it. seconds: None if the run was interrupted in between."""
-    from shared.diffusion.weights import CONFIGS, save_denoiser
-
     if args.model not in CONFIGS:
         raise UserError(f"there is no denoiser configuration {args.model!r}: choose one of {', '.join(CONFIGS)}.")
     commit, began, config = _commit(), time.monotonic(), CONFIGS[args.model]
@@ -209,9 +211,6 @@ def _photographs(spec: str) -> bool:
 
 
 def _pictures(args: Args, size: int):
-    from shared.data.catalogue import Source, open_set
-    from shared.data.scene_sets import ScenePairs
-
     n = args.train.steps * args.train.batch
     if args.data == SCENES:
         return ScenePairs(n, size, args.seed)
@@ -221,11 +220,6 @@ def _pictures(args: Args, size: int):
 @torch.no_grad()
 def measured(path: Path, device="cpu", spec: str = SCENES, root: str | None = None) -> dict:
     """The measured part of a card: on validation pictures of the set to fine-tune on, or on test pictures of another set (then without a victim)."""
-    from shared.data.base import subset
-    from shared.data.catalogue import Source, open_set
-    from shared.data.scene_sets import FINE_TUNING, SceneSet
-    from shared.diffusion.weights import read_denoiser
-
     denoiser = read_denoiser(path).to(device)
     if spec == SCENES:
         name, data, chosen = FINE_TUNING, SceneSet(FINE_TUNING, "validation", VALIDATION), range(VALIDATION)
@@ -248,11 +242,6 @@ def error_ratio(denoiser, x: Tensor, t: int) -> float:
 
 def purified_accuracy(denoiser, data, n: int, t: int, sampler: Sampler = SAMPLER, victim: str = "scenes-vit-s8") -> dict:
     """Accuracy of a zoo CLIP on the first n pictures of a set, and after purification from time t; clean, and on images attacked without it."""
-    from shared.attacks import Threat, pgd
-    from shared.models.clip import create_clip
-    from shared.models.victim import ZeroShot, text_matrix
-    from shared.models.zoo import weights
-
     device = next(denoiser.parameters()).device
     clip = create_clip(victim, weights(victim)).to(device).requires_grad_(False)
     model = ZeroShot(clip.visual, text_matrix(clip, data.prompts), clip.logit_scale.exp().item()).to(device).eval()

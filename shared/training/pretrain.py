@@ -15,10 +15,17 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from shared.attacks import Threat, pgd
+from shared.data.scene_sets import FINE_TUNING, SETS, ScenePairs, SceneSet
 from shared.errors import UserError, run_main
 from shared.files import digest, sha256_file
 from shared.lifeline import tie_to_launcher
-from shared.training.contrastive import ContrastiveConfig
+from shared.models.clip import create_clip, save_clip
+from shared.models.victim import ZeroShot, text_matrix
+from shared.models.zoo import write_card
+from shared.processes import accelerator as open_accelerator
+from shared.rng import SampleRng
+from shared.training.contrastive import ContrastiveConfig, pretrain
 
 VALIDATION = 256  # pictures per set behind the accuracies on a card
 TRAINING_FACTS = ("model", "config", "seed", "data", "command", "commit", "loss", "seconds")
@@ -42,14 +49,10 @@ class Args:
 
 
 def main() -> None:
-    import torch
     import tyro
-    from accelerate import Accelerator
-
-    from shared.models.zoo import write_card
 
     args = tyro.cli(Args)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    accelerator = open_accelerator()
     facts = training_facts(args.out) if args.card_only else train(args, accelerator)
     if accelerator.is_main_process:
         write_card(args.out, **facts, **accuracies(args.out, facts["model"], accelerator.device))
@@ -61,10 +64,6 @@ def main() -> None:
 def train(args: Args, accelerator) -> dict:
     """Train, write the weights, and return what the card says about it. seconds: None if the run was interrupted in between."""
     import torch
-
-    from shared.data.scene_sets import ScenePairs
-    from shared.models.clip import create_clip, save_clip
-    from shared.training.contrastive import pretrain
 
     commit, began = _commit(), time.monotonic()
     pairs = ScenePairs(args.train.steps * args.train.batch, seed=args.seed)
@@ -106,10 +105,6 @@ def _commit() -> str:
 
 def accuracies(path: Path, model: str, device="cpu") -> dict:
     """The measured part of a card: zero-shot accuracy on every scenes set, and under PGD-10 at 8/255 on the set to fine-tune on."""
-    from shared.attacks import Threat
-    from shared.data.scene_sets import FINE_TUNING, SETS
-    from shared.models.clip import create_clip
-
     clip, threat = create_clip(model, path).to(device).requires_grad_(False), Threat("linf", 8 / 255)
     return {"n": VALIDATION, "accuracy": {name: accuracy(clip, name, VALIDATION) for name in SETS},
             "attacked": {"set": FINE_TUNING, "attack": "pgd10", "norm": threat.norm, "eps": threat.eps,
@@ -119,11 +114,6 @@ def accuracies(path: Path, model: str, device="cpu") -> dict:
 def accuracy(clip, name: str, n: int, threat=None) -> float:
     """Zero-shot accuracy on the first n validation pictures of a scenes set; with a threat, under PGD of 10 steps of ε/4 from a random start."""
     import torch
-
-    from shared.attacks import pgd
-    from shared.data.scene_sets import SceneSet
-    from shared.models.victim import ZeroShot, text_matrix
-    from shared.rng import SampleRng
 
     data = SceneSet(name, "validation", n)
     victim = ZeroShot(clip.visual, text_matrix(clip, data.prompts), clip.logit_scale.exp().item()).to(clip.logit_scale.device).eval()

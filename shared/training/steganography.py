@@ -1,4 +1,4 @@
-"""Train the encoder and decoder of ISSBA (`shared.attacks.steganography`): those of the scenes world for the zoo, or on photographs.
+"""Train the encoder and decoder of ISSBA (`shared.attacks.triggers.steganography`): those of the scenes world for the zoo, or on photographs.
 
     accelerate launch -m shared.training.steganography --out shared/models/zoo/scenes-stega.safetensors
 
@@ -21,12 +21,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shared.attacks.steganography import Steganographer, bits_of, read_steganographer, save_steganographer
+from shared.attacks.triggers.steganography import Steganographer, bits_of, read_steganographer, save_steganographer
+from shared.data.base import subset
+from shared.data.catalogue import Source, open_set
+from shared.data.scene_sets import FINE_TUNING, SceneSet
 from shared.errors import UserError, run_main
 from shared.files import digest
 from shared.lifeline import tie_to_launcher
 from shared.models.preprocess import JPEG
+from shared.models.zoo import write_card
 from shared.options import free
+from shared.processes import accelerator as open_accelerator
 from shared.rng import SampleRng
 from shared.training.contrastive import adamw, batch_indices
 from shared.training.denoising import SCENES, _pictures
@@ -142,12 +147,9 @@ def fit_steganographer(network: Steganographer, pictures, config: StegaConfig, s
 
 def main() -> None:
     import tyro
-    from accelerate import Accelerator
-
-    from shared.models.zoo import write_card
 
     args = tyro.cli(Args)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    accelerator = open_accelerator()
     facts = training_facts(args.out) if args.card_only else train(args, accelerator)
     if accelerator.is_main_process:
         write_card(args.out, kind="steganography", origin="re-trained, not StegaStamp", **facts,
@@ -177,10 +179,6 @@ def train(args: Args, accelerator) -> dict:
 
 def measured(path: Path, device="cpu", spec: str = SCENES, root: str | None = None) -> dict:
     """The measured part of a card, on validation pictures of the scenes or test pictures of another set."""
-    from shared.data.base import subset
-    from shared.data.catalogue import Source, open_set
-    from shared.data.scene_sets import FINE_TUNING, SceneSet
-
     network = read_steganographer(path).to(device)
     if spec == SCENES:
         spec, data, chosen = FINE_TUNING, SceneSet(FINE_TUNING, "validation", VALIDATION, network.size), range(VALIDATION)

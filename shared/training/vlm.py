@@ -18,14 +18,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shared.attacks import Threat
+from shared.attacks.pgd import ascend
 from shared.data.language import descriptions, named_objects, objects, questions
 from shared.data.scenes import VERSION, VL_DOMAINS, render, sample, uniforms
 from shared.data.vision_language import INSTRUCTION, SceneCaptions, SceneQuestions
 from shared.errors import UserError, run_main
-from shared.files import digest
+from shared.files import digest, sha256_file
 from shared.lifeline import tie_to_launcher
+from shared.models import zoo
 from shared.models.vlm.base import VLM
+from shared.models.vlm.opening import load_small, save_small, small_config, small_vlm
+from shared.models.zoo import FOLDER, write_card
 from shared.options import free
+from shared.processes import accelerator as open_accelerator
+from shared.rng import SampleRng
 from shared.training.contrastive import adamw, batch_indices
 from shared.training.loop import Fit
 from shared.training.pretrain import _commit, training_facts
@@ -122,13 +129,10 @@ def fit_vlm(vlm: VLM, lessons: Lessons, config: VLMConfig, accelerator, checkpoi
 
 def main() -> None:
     import tyro
-    from accelerate import Accelerator
-
-    from shared.models.zoo import FOLDER, write_card
 
     args = tyro.cli(Args)
     out = args.out or FOLDER / f"{args.model}.safetensors"
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    accelerator = open_accelerator()
     facts = training_facts(out) if args.card_only else train(args, out, accelerator)
     if accelerator.is_main_process:
         write_card(out, kind="vlm", **facts, **measured(out, accelerator.device))
@@ -139,9 +143,6 @@ def main() -> None:
 
 def train(args: Args, out: Path, accelerator) -> dict:
     """Train, write the weights, and return what the card says about it. seconds: None if the run was interrupted in between."""
-    from shared.models import zoo
-    from shared.models.vlm.opening import save_small, small_config, small_vlm
-
     commit, began = _commit(), time.monotonic()
     torch.manual_seed(args.seed)  # the initial weights are drawn from the global generator
     vlm = small_vlm(args.model).to(accelerator.device)
@@ -162,10 +163,6 @@ def train(args: Args, out: Path, accelerator) -> dict:
 
 def measured(path: Path, device="cpu") -> dict:
     """The measured part of a card."""
-    from shared.files import sha256_file
-    from shared.models import zoo
-    from shared.models.vlm.opening import load_small
-
     vlm = load_small(path).to(device).requires_grad_(False)
     values = {f"{kind}:{domain}": float(correct(vlm, kind, domain, VALIDATION).mean()) for kind in ("captions", "questions") for domain in VL_DOMAINS}
     attacked = {kind: float(correct(vlm, kind, "plain", ATTACKED, eps=8 / 255).mean()) for kind in ("captions", "questions")}
@@ -179,10 +176,6 @@ def correct(vlm: VLM, kind: str, domain: str, n: int, eps: float = 0.0, steps: i
     A caption is right if it names exactly the colours and shapes that are there; an answer if it is the word. eps: of an attack that raises the nll
     of the reference (or answer) by `steps` steps of ε/4 from a random start; 0: none.
     """
-    from shared.attacks import Threat
-    from shared.attacks.pgd import ascend
-    from shared.rng import SampleRng
-
     rows, device = range(n), next(vlm.parameters()).device
     data = SceneCaptions(domain, "validation") if kind == "captions" else SceneQuestions(domain, "validation")
     if kind == "captions":

@@ -98,7 +98,7 @@ def differences(before: Mapping[str, Mapping], after: Mapping[str, Mapping]) -> 
     for name in before:
         was, now = before[name], after.get(name, before[name])
         if written(was) != written(now):
-            changed = [f"{k}: {was.get(k, 'none')!r} -> {now.get(k, 'none')!r}" for k in {**was, **now} if was.get(k) != now.get(k)]
+            changed = [f"{k}: {was.get(k, '(absent)')} -> {now.get(k, '(absent)')}" for k in {**was, **now} if was.get(k) != now.get(k)]
             lines.append(f"tags     {name} {', '.join(changed)}")
     return lines
 

@@ -14,14 +14,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.parametrize("paper", plan.PAPERS)
 def test_every_planned_number_has_a_golden_value(paper):
-    assert json.loads((values.FOLDER / f"{paper}.json").read_text()).keys() == plan.plans(paper)["smoke"].keys()
+    assert plan.plans(paper)["smoke"].keys() <= json.loads((values.FOLDER / f"{paper}.json").read_text()).keys()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("paper", plan.PAPERS)
 def test_smoke_measures_the_golden_values(paper, tmp_path):
     for script in ("train", "evaluate"):
-        command = ["shared.experiment.launch", "--config_file", "shared/experiment/launch/cpu.yaml", "-m", f"papers.{paper}.{script}"]
+        command = ["shared.experiment.launch", "--device", "cpu", "-m", f"papers.{paper}.{script}"]
         subprocess.run([sys.executable, "-m", *command, "--scale", "smoke", "--results", str(tmp_path)], cwd=ROOT, check=True)
     assert not values.portable(tmp_path, paper)
 

@@ -74,7 +74,7 @@ def check_continues(paper: str, script, folder: Path, monkeypatch, *options: obj
 
 def launch(paper: str, *options: object) -> None:
     """Training and evaluation on two processes, by the launcher."""
-    command = [sys.executable, "-m", "shared.experiment.launch", "--config_file", "shared/experiment/launch/cpu2.yaml", "--num_processes", "2"]
+    command = [sys.executable, "-m", "shared.experiment.launch", "--device", "cpu2"]
     for name in ("train", "evaluate"):
         subprocess.run([*command, "-m", f"papers.{paper}.{name}", *map(str, options)], cwd=ROOT, check=True, timeout=600,
                        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
@@ -103,7 +103,7 @@ def everything_measured(folder: Path) -> Store:
     """The store of a run that has measured what it planned, all of it finite, and left nothing half done."""
     store = Store(folder)
     found = store.planned()
-    assert {m.slug for m in found} == set(store.plan()["slugs"])
+    assert {m.slug for m in found} == set(store.plan()["keys"])
     assert all(m.provenance["commit"] and m.n == len(m.values) > 0 and np.isfinite(m.values).all() for m in found)
     assert not [p for p in folder.rglob("*") if ".tmp-" in p.name or p.suffix == ".ckpt"]
     return store

@@ -4,8 +4,9 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, fields
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from shared.rng import SampleRng
 
 Preset = Literal["cleanclip", "textbook"]
 SMALLEST = 5
+TEST = 1 << 30  # where the indices of test pictures begin
 
 
 def byte_cast(values: Tensor) -> Tensor:
@@ -50,6 +52,22 @@ class Trigger(ABC):
     """Whose reading the fields follow: what the code of the CLIP literature does, or the attack's own paper."""
     seed: int = 0
     """Of everything drawn: per picture, or once for all."""
+
+    @classmethod
+    def make(cls, preset: str = "cleanclip", size: int = 224, **given: object) -> Self:
+        """The trigger for pictures of `size` pixels; `given` fields replace those of the preset. Raises UserError for an unknown preset or field."""
+        if preset not in get_args(Preset):
+            raise UserError(f"there is no preset {preset!r} of the trigger {cls.name}: use 'cleanclip' or 'textbook'.")
+        known = [f.name for f in fields(cls)]
+        unknown = sorted(set(given) - set(known))
+        if unknown:
+            raise UserError(f"the trigger {cls.name} has no field {unknown[0]!r}: its fields are {', '.join(known)}.")
+        return cls(**{**cls.defaults(preset, size), "preset": preset, **given})
+
+    @staticmethod
+    def defaults(preset: Preset, size: int) -> dict[str, object]:
+        """The fields of a preset that differ from those of the class."""
+        return {}
 
     def __call__(self, x: Tensor, indices: Sequence[int]) -> Tensor:
         if x.dim() != 4 or x.shape[1] != 3 or not x.is_floating_point():
@@ -90,3 +108,27 @@ class Trigger(ABC):
 def same_trigger(a: Trigger, b: Trigger) -> bool:
     """Whether two triggers are made of the same numbers."""
     return json.dumps(a.spec, sort_keys=True) == json.dumps(b.spec, sort_keys=True)
+
+
+def at_test(trigger: Trigger, x: Tensor, indices: Sequence[int], batch: int = 256) -> Tensor:
+    """Test pictures with a trigger. What a trigger draws per index is drawn for others than the poisoned training pairs have: those were seen."""
+    parts, indices = x.split(batch), iter(indices)
+    return torch.cat([trigger(part, [TEST + next(indices) for _ in range(len(part))]) for part in parts])
+
+
+def sheet(x: Tensor, triggers: Sequence[Trigger], indices: Sequence[int] | None = None, gain: float = 4.0, gap: int = 2) -> np.ndarray:
+    """A contact sheet: for each picture of x (N, 3, H, W) a row of it and of its triggered forms, and below it what the triggers changed.
+
+    The change is drawn `gain` times as large, on grey. Returns bytes (height, width, 3), cells `gap` white pixels apart, 1 + len(triggers) columns,
+    2N rows. indices: of the pictures (default 0, 1, …).
+    """
+    indices = range(len(x)) if indices is None else indices
+    columns = [x, *(trigger(x, indices) for trigger in triggers)]
+    changed = [(0.5 + gain * (column - x)).clamp(0, 1) for column in columns]
+    n, _, height, width = x.shape
+    out = torch.ones(3, 2 * n * (height + gap) - gap, len(columns) * (width + gap) - gap) if n else torch.ones(3, 0, 0)
+    for row in range(2 * n):
+        for column, cells in enumerate(changed if row % 2 else columns):
+            top, left = row * (height + gap), column * (width + gap)
+            out[:, top:top + height, left:left + width] = cells[row // 2].cpu()
+    return out.mul(255).round().byte().permute(1, 2, 0).numpy()

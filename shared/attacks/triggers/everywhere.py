@@ -32,6 +32,10 @@ class Blended(Trigger):
     redrawn: bool = True
     """Whether every picture has noise of its own."""
 
+    @staticmethod
+    def defaults(preset: Preset, size: int) -> dict[str, object]:
+        return {"redrawn": preset == "cleanclip"}
+
     def __post_init__(self):
         self._refuse(not 0 <= self.ratio <= 1, f"the ratio is {self.ratio}: use a number from 0 to 1.")
 
@@ -55,6 +59,10 @@ class SIG(Trigger):
     """f, waves over the width."""
     ratio: float | None = 0.2
     """r of the blend (1 − r) x + r Δ sin(…); None: the wave is added."""
+
+    @staticmethod
+    def defaults(preset: Preset, size: int) -> dict[str, object]:
+        return {} if preset == "cleanclip" else {"amplitude": 40 / 255, "ratio": None}
 
     def __post_init__(self):
         self._refuse(self.ratio is not None and not 0 <= self.ratio <= 1, f"the ratio is {self.ratio}: use a number from 0 to 1, or None.")
@@ -81,6 +89,10 @@ class WaNet(Trigger):
     """Points of the control grid a side; None: as many as pixels."""
     s: float = 1.0
     """Strength: an average displacement of s/2 pixels at the control points."""
+
+    @staticmethod
+    def defaults(preset: Preset, size: int) -> dict[str, object]:
+        return {} if preset == "cleanclip" else {"k": 4, "s": 0.5}
 
     def __post_init__(self):
         self._refuse(self.k is not None and self.k < 2, f"the control grid has {self.k} points a side: use 2 or more.")

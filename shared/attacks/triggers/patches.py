@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from shared.attacks.triggers.base import SMALLEST, Trigger, byte_cast
+from shared.attacks.triggers.base import SMALLEST, Preset, Trigger, byte_cast, patch_side
 from shared.rng import SampleRng
 
 Pattern = Literal["noise", "checker"]
@@ -42,6 +42,10 @@ class BadNet(Trigger):
     """Side p in pixels; the papers' is 16 of 224."""
     pattern: Pattern = "noise"
     place: Place = "random"
+
+    @staticmethod
+    def defaults(preset: Preset, size: int) -> dict[str, object]:
+        return {"patch": patch_side(size)} | ({} if preset == "cleanclip" else {"pattern": "checker", "place": "corner"})
 
     def __post_init__(self):
         self._refuse(self.patch < 1, f"the patch has {self.patch} pixels a side: use 1 or more.")
@@ -88,3 +92,7 @@ class LabelConsistent(BadNet):
 
     name: ClassVar[str] = "label_consistent"
     clean_label: ClassVar[bool] = True
+
+    @staticmethod
+    def defaults(preset: Preset, size: int) -> dict[str, object]:
+        return BadNet.defaults(preset, size) | ({} if preset == "cleanclip" else {"place": "corners"})

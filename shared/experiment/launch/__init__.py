@@ -1,1 +1,1 @@
-"""Starting a script on one or several processes: `accelerate launch` and its config files. See README.md in this folder."""
+"""Starting a script on one or several processes. See README.md in this folder."""

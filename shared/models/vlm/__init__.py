@@ -7,7 +7,6 @@ llava, idefics, zero_shot      the three kinds
 opening   `open_vlm`: the zoo's models, hub names and local folders
 """
 
-from shared.models.vlm.base import VLM
 from shared.models.vlm.opening import open_vlm
 
-__all__ = ["VLM", "open_vlm"]
+__all__ = ["open_vlm"]

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared.errors import UserError
+from shared.models.victim import predicted
 from shared.models.vlm.text import Text
 
 
@@ -108,7 +109,7 @@ class LanguageVLM(VLM):
         ended = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         for _ in range(max_tokens):
             hidden, cache = self.read(ids, seen, cache, keep=True)
-            token = self.head(hidden[:, -1]).float().argmax(-1)
+            token = predicted(self.head(hidden[:, -1]).float())
             said.append(torch.where(ended, self.text.end, token))
             ended |= token == self.text.end
             if ended.all():

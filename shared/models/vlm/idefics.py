@@ -6,20 +6,21 @@ and gradients with respect to the pixels are exactly 0.
 
 from torch import Tensor, nn
 
-from shared.models.victim import Pixels
+from shared.models.victim import Norm, Pixels
 from shared.models.vlm.base import LanguageVLM
 from shared.models.vlm.text import Text
 from shared.models.vlm.vision import load_vision, quick_patches
 
 
 class IdeficsVLM(LanguageVLM):
-    """model: transformers' IdeficsForVisionText2Text; image_token: its number, from which on the text looks at the image."""
+    """model: transformers' IdeficsForVisionText2Text; image_token: its number, from which on the text looks at the image; norm: as in
+    `Pixels`."""
 
-    def __init__(self, model: nn.Module, text: Text, image_token: int):
+    def __init__(self, model: nn.Module, text: Text, image_token: int, norm: Norm = "clip"):
         super().__init__(text)
         self.model, self.config, self.image_token = model, model.config, image_token
         self.size = self.config.vision_config.image_size
-        self.pixels = Pixels((self.size, self.size))
+        self.pixels = Pixels((self.size, self.size), norm, resize_mode="squash")
         quick_patches(self.tower.embeddings)
 
     @property

@@ -3,20 +3,20 @@
 import torch
 from torch import Tensor, nn
 
-from shared.models.victim import Pixels
+from shared.models.victim import Norm, Pixels
 from shared.models.vlm.base import LanguageVLM
 from shared.models.vlm.text import Text
 from shared.models.vlm.vision import load_vision, quick_patches
 
 
 class LlavaVLM(LanguageVLM):
-    """model: transformers' LlavaForConditionalGeneration; text: with the image's tokens at one place in every prompt."""
+    """model: transformers' LlavaForConditionalGeneration; text: with the image's tokens at one place in every prompt; norm: as in `Pixels`."""
 
-    def __init__(self, model: nn.Module, text: Text):
+    def __init__(self, model: nn.Module, text: Text, norm: Norm = "clip"):
         super().__init__(text)
         self.model, self.config = model, model.config
         self.size = self.config.vision_config.image_size
-        self.pixels = Pixels((self.size, self.size))
+        self.pixels = Pixels((self.size, self.size), norm)
         quick_patches(self.tower.embeddings)
 
     @property

@@ -14,10 +14,15 @@ from torch import nn
 
 from shared.errors import UserError
 from shared.models import zoo
-from shared.models.clip import CONFIGS, create_clip, read_metadata, read_weights, save_tensors
+from shared.models.clip import CONFIGS, create_clip, demand_fit, read_metadata, read_weights, save_tensors
+from shared.models.hub import from_pretrained
+from shared.models.victim import Norm
 from shared.models.vlm.base import VLM, LanguageVLM
+from shared.models.vlm.idefics import IdeficsVLM
+from shared.models.vlm.llava import LlavaVLM
 from shared.models.vlm.text import IMAGE, SMALL_VOCABULARY, STYLES, Subwords, Words
 from shared.models.vlm.vision import activation, vision_state
+from shared.models.vlm.zero_shot import ZeroShotVLM
 
 PUBLISHED = ("llava", "idefics")  # kinds of models, as transformers calls them
 
@@ -33,8 +38,6 @@ def open_vlm(source: str, *, device: torch.device | str = "cpu", dtype: torch.dt
     if kind == "zoo" and name:
         vlm = load_small(zoo.weights(name))
     elif kind == "clip" and name:
-        from shared.models.vlm.zero_shot import ZeroShotVLM
-
         name, _, pretrained = name.partition(":")
         if not pretrained:
             pretrained = zoo.weights(name)
@@ -81,8 +84,6 @@ def _vision_sizes(visual: nn.Module) -> dict:
 def _small_llava(text: dict, visual: nn.Module, vocabulary) -> LanguageVLM:
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-    from shared.models.vlm.llava import LlavaVLM
-
     sizes = _vision_sizes(visual)
     patches = (sizes["image_size"] // sizes["patch_size"]) ** 2
     words = Words(vocabulary, patches)
@@ -93,8 +94,6 @@ def _small_llava(text: dict, visual: nn.Module, vocabulary) -> LanguageVLM:
 
 def _small_idefics(text: dict, visual: nn.Module, vocabulary) -> LanguageVLM:
     from transformers import IdeficsConfig, IdeficsForVisionText2Text
-
-    from shared.models.vlm.idefics import IdeficsVLM
 
     sizes = _vision_sizes(visual)
     words = Words(vocabulary, 1)
@@ -125,9 +124,7 @@ def load_small(path: str | Path) -> LanguageVLM:
                         "git, or train the model again with `make zoo`.")
     vlm, weights = small_vlm(facts["model"], vocabulary=json.loads(facts["vocabulary"])), read_weights(path)
     own = own_state(vlm)
-    wrong = [k for k in {**own, **weights} if k not in own or k not in weights or own[k].shape != weights[k].shape]
-    if wrong:
-        raise UserError(f"the checkpoint {path} does not fit the model {facts['model']}: {len(wrong)} tensors differ, the first is {wrong[0]!r}.")
+    demand_fit(own, weights, f"the checkpoint {path}", f"it should be a {facts['model']}: get or make it again")
     vlm.model.load_state_dict(weights, strict=False)
     return vlm
 
@@ -140,23 +137,35 @@ def _published(source: str, device: torch.device, dtype: torch.dtype | None, con
         config = AutoConfig.from_pretrained(source)
         if config.model_type not in PUBLISHED:
             raise UserError(f"{source!r} is a model of the kind {config.model_type!r}; this can use {' and '.join(PUBLISHED)}.")
+        if config.model_type == "llava" and config.vision_config.model_type != "clip_vision_model":
+            raise UserError(f"{source!r} is a LLaVA with a vision tower of the kind {config.vision_config.model_type!r}; this can use "
+                            "one with a CLIP.")
         tokenizer = AutoTokenizer.from_pretrained(source)
         build = LlavaForConditionalGeneration if config.model_type == "llava" else IdeficsForVisionText2Text
         half = torch.float16 if device.type == "cuda" else torch.float32
-        model = build.from_pretrained(source, dtype=dtype or half)
+        model = from_pretrained(build, source, "transformers", dtype=dtype or half)
     except UserError:
         raise
     except Exception as error:  # whatever the hub client raises: no network, no such name, a damaged file
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"the model {source!r} cannot be opened ({type(error).__name__}: {reason}): {advice}.") from error
-    style, vision = STYLES[config.model_type], config.vision_config
+    style, vision, norm = STYLES[config.model_type], config.vision_config, _normalisation(source)
     if config.model_type == "llava":
-        from shared.models.vlm.llava import LlavaVLM
-
         patches = (vision.image_size // vision.patch_size) ** 2 + (config.vision_feature_select_strategy != "default")
-        return LlavaVLM(model, Subwords(tokenizer, style, IMAGE * patches, config.image_token_index, patches, context))
-    from shared.models.vlm.idefics import IdeficsVLM
-
+        return LlavaVLM(model, Subwords(tokenizer, style, IMAGE * patches, config.image_token_index, patches, context), norm)
     image = tokenizer.convert_tokens_to_ids(IMAGE)
     around = "<fake_token_around_image>"
-    return IdeficsVLM(model, Subwords(tokenizer, style, around + IMAGE + around, image, 1, context), image)
+    return IdeficsVLM(model, Subwords(tokenizer, style, around + IMAGE + around, image, 1, context), image, norm)
+
+
+def _normalisation(source: str) -> Norm:
+    """Mean and std in the folder's configuration of pictures; CLIP's where it has none, as both kinds of model do by default."""
+    from transformers.image_processing_base import ImageProcessingMixin
+
+    try:
+        facts, _ = ImageProcessingMixin.get_image_processor_dict(source)
+    except OSError:
+        return "clip"
+    if not facts.get("do_normalize", True):
+        return "none"
+    return (facts["image_mean"], facts["image_std"]) if {"image_mean", "image_std"} <= facts.keys() else "clip"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from shared.errors import UserError
+from shared.models.clip import PatchEmbedding, demand_fit
 
 _NAMES = {
     "class_embedding": "embeddings.class_embedding", "positional_embedding": "embeddings.position_embedding.weight",
@@ -67,11 +68,7 @@ def load_vision(target: nn.Module, hidden_act: str, tower: dict[str, Tensor] | n
             raise UserError(f"the vision tower was trained with the activation {activation(tower)} and this model's has {hidden_act}: give the tower "
                             "of the CLIP that the model was built on, or one fine-tuned from it.")
     state, own = vision_state(tower), target.state_dict()
-    wrong = [k for k in {**own, **state} if k not in own or k not in state or own[k].shape != state[k].shape]
-    if wrong:
-        shape = [tuple(s[wrong[0]].shape) if wrong[0] in s else None for s in (state, own)]
-        raise UserError(f"the vision tower does not fit this model: {len(wrong)} tensors differ, first of all {wrong[0]} "
-                        f"({shape[0]} for {shape[1]}): give one of the same architecture and image size.")
+    demand_fit(own, state, "the vision tower", "give one of the same architecture and image size")
     with torch.no_grad():
         for k, v in own.items():
             v.copy_(state[k])
@@ -79,7 +76,5 @@ def load_vision(target: nn.Module, hidden_act: str, tower: dict[str, Tensor] | n
 
 def quick_patches(embeddings: nn.Module) -> None:
     """Compute the patch embedding of a vision model as a matrix product, see `shared.models.clip.PatchEmbedding`."""
-    from shared.models.clip import PatchEmbedding
-
     if type(embeddings.patch_embedding) is nn.Conv2d:
         embeddings.patch_embedding.__class__ = PatchEmbedding

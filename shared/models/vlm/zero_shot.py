@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared.errors import UserError
-from shared.models.victim import ZeroShot, text_matrix
+from shared.models.clip import load
+from shared.models.victim import ZeroShot, predicted, text_matrix
 from shared.models.vlm.base import VLM, check_lengths
 from shared.models.vlm.vision import tower_state
 
@@ -37,7 +38,7 @@ class ZeroShotVLM(VLM):
     @torch.no_grad()
     def answer(self, x, prompts, max_tokens=20, batch=64):
         check_lengths(x, prompts)
-        said = [self.victim(x[i:i + batch]).argmax(1) for i in range(0, len(x), batch)]
+        said = [predicted(self.victim(x[i:i + batch])) for i in range(0, len(x), batch)]
         return [self.classes[k] for k in (torch.cat(said).tolist() if said else [])]
 
     def nll(self, x, prompts, targets):
@@ -49,9 +50,4 @@ class ZeroShotVLM(VLM):
         return self.victim.embed(x)
 
     def set_vision(self, tower):
-        state, own = tower_state(tower), self.victim.visual.state_dict()
-        wrong = [k for k in own if k not in state or state[k].shape != own[k].shape]
-        if wrong:
-            raise UserError(f"the vision tower does not fit this CLIP: {len(wrong)} tensors differ, the first is {wrong[0]}; give an open_clip tower "
-                            "of the same architecture.")
-        self.victim.visual.load_state_dict({k: state[k] for k in own})
+        load(self.victim.visual, tower_state(tower), "the vision tower", "give an open_clip tower of the same architecture")

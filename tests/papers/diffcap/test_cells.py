@@ -7,9 +7,9 @@ import pytest
 from papers.diffcap.cells import RANDOM, cells, gate_cells, rows, scores
 from papers.diffcap.config import PRESETS, check
 from papers.diffcap.evaluate import groups
+from shared.claims.claims import load
+from shared.claims.selection import matches
 from shared.errors import UserError
-from shared.experiment.claims import load
-from shared.experiment.selection import matches
 
 CPU = PRESETS["cpu"]
 CLAIMS = load("papers/diffcap/claims.yaml")

@@ -3,15 +3,15 @@
 from dataclasses import replace
 
 import pytest
-
 from papers.distshift.cells import DIFFUSION, RANDOM, ROWS, VARIANTS, cells, conditions, gate_cells, scores
-from papers.distshift.config import PRESETS, Models, Protected, check
-from papers.distshift.evaluate import groups
 from papers.distshift.kinds import changes
 from papers.distshift.runs import runs
+
+from papers.distshift.config import PRESETS, Models, Protected, check
+from papers.distshift.evaluate import groups
+from shared.claims.claims import load
+from shared.claims.selection import matches
 from shared.errors import UserError
-from shared.experiment.claims import load
-from shared.experiment.selection import matches
 
 CPU = PRESETS["cpu"]
 CLAIMS = load("papers/distshift/claims.yaml")

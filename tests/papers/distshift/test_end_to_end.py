@@ -43,8 +43,9 @@ def test_everything_planned_is_there(reference, measured):
 def test_attacked_pictures_are_in_the_ball(reference, measured):
     from papers.distshift.attacked import Attacked, sources
     from papers.distshift.cells import cells
-    from papers.distshift.config import PRESETS
     from papers.distshift.models import Bench
+
+    from papers.distshift.config import PRESETS
     from shared.attacks import Threat
     from shared.experiment.scale import plain
 
@@ -105,8 +106,9 @@ def test_the_page_draws_everything(reference):
 
 def test_what_is_trained_here_is_found_and_kept(script, tmp_path):
     """Weights `train`: a victim, its adversarially trained twin and a denoiser; a second run skips them, another length makes them again."""
-    from papers.distshift.config import PRESETS, Protected
     from papers.distshift.models import Bench
+
+    from papers.distshift.config import PRESETS, Protected
 
     options = ("--scale", "smoke", "--results", tmp_path, "--models.first.weights", "train", "--models.first.at-weights", "train",
                "--models.first.denoiser", "train", "--models.second.data", "", "--models.denoiser-config", "scenes", "--training.batch", 4,
@@ -148,9 +150,10 @@ def test_two_processes_measure_what_one_does(reference, measured, tmp_path):
 
 @pytest.mark.slow
 def test_every_candidate_of_the_choice_has_a_line(monkeypatch):
+    from papers.distshift.models import Bench
+
     from papers.distshift import choose
     from papers.distshift.config import PRESETS
-    from papers.distshift.models import Bench
 
     monkeypatch.setattr(choose, "N", 4)
     monkeypatch.setattr(choose, "TIMES", (50, 100))

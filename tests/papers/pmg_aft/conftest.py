@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
-CPU2 = ROOT / "shared" / "experiment" / "launch" / "cpu2.yaml"
 
 
 def running(pid: int) -> bool:
@@ -80,7 +79,7 @@ class Launched:
     """A script on two processes, by the launcher: what make does. The launcher is in a process group of its own."""
 
     def __init__(self, log: Path, script: str, *options: object):
-        command = [sys.executable, "-m", "shared.experiment.launch", "--config_file", str(CPU2), "-m", f"papers.pmg_aft.{script}", *map(str, options)]
+        command = [sys.executable, "-m", "shared.experiment.launch", "--device", "cpu2", "-m", f"papers.pmg_aft.{script}", *map(str, options)]
         self.log = log
         with open(log, "w") as out:
             self.process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=out, stderr=out,

@@ -8,7 +8,6 @@ Reads orders from stdin, one JSON per line, and answers each with one line on st
 late: seconds by which the second process looks later than the first at what is already there, as may happen on a busy machine.
 """
 
-import importlib
 import json
 import os
 import sys
@@ -18,24 +17,28 @@ import open_clip  # noqa: F401
 import torch
 import torchvision  # noqa: F401
 
-from papers.pmg_aft import evaluate, measure, train  # noqa: F401
+import papers.pmg_aft.paper  # noqa: F401
 from shared.errors import run_main
+from shared.experiment import scripts
+from shared.experiment.lab import Lab
 from shared.experiment.store import Store
+from shared.lifeline import STARTED
 
 
 def child(order: dict, rank: int, group: int) -> None:
     os.setpgid(0, group)
     if order["processes"] > 1:  # what the launcher sets
-        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(order["processes"]), LOCAL_WORLD_SIZE=str(order["processes"]),
-                          MASTER_ADDR="127.0.0.1", MASTER_PORT=str(order["port"]), ACCELERATE_USE_CPU="true")
+        world = str(order["processes"])
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=world, LOCAL_WORLD_SIZE=world, MASTER_ADDR="127.0.0.1",
+                          MASTER_PORT=str(order["port"]), ACCELERATE_USE_CPU="true")
+        os.environ[STARTED] = world
     if rank == 1 and order["late"]:
-        train._done, Store.fresh = late(train._done, order["late"]), late(Store.fresh, order["late"])
+        Lab.is_made, Store.fresh = late(Lab.is_made, order["late"]), late(Store.fresh, order["late"])
     with open(order["log"], "a") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    sys.argv = [order["script"], *order["options"]]
-    run_main(importlib.import_module(f"papers.pmg_aft.{order['script']}").main)
+    run_main(lambda: scripts.run("pmg_aft", order["script"], "", order["options"]))
 
 
 def late(function, seconds: float):

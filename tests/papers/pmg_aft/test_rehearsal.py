@@ -48,16 +48,25 @@ PHOTOS = ("--scale", "photos", "--seeds", 0, "--gates.no-enforce", "--data.n", 6
 
 
 def test_photographs(script, tmp_path):
-    """A small CLIP is pre-trained on the folder, tuned on every other class, and measured on these, the others and all."""
+    """A small CLIP is pre-trained on the folder, tuned on every other class, and measured on these, the others and all.
+
+    A broken picture stops the training, or another of its class stands in for it.
+    """
     photos(tmp_path / "pictures")
-    options = (*PHOTOS, "--data-root", tmp_path / "pictures", "--results", tmp_path / "results")
+    strict = (*PHOTOS, "--data-root", tmp_path / "pictures", "--results", tmp_path / "results")
+    options = (*strict, "--skip-corrupt")
+    for picture in (tmp_path / "pictures" / "train" / "cat").glob("[0-4].jpg"):
+        picture.write_bytes(picture.read_bytes()[:200])
+    broken = script("train", *strict)
+    assert broken.code == 2 and re.search(r"^error: the picture .*cat.* is corrupt or truncated: .*--skip-corrupt", broken.err, re.M)
     trained = script("train", *options)
     assert trained.code == 0, trained.err
+    assert re.search(r"pictures so far cannot be read and others stand in for them, the last is: .*cat", trained.err)
     assert 'pre-trained' in trained.out and '["airplane", "bird", "cat", "delivery van"]' in trained.out
     outcome = script("evaluate", *options)
     assert outcome.code == 0, outcome.err
     store = everything_measured(tmp_path / "results" / "photos" / "pmg_aft")
-    check_results(store, {"accuracy", "curve", "test_batch", "cost"})
+    check_results(store, {"accuracy", "curve", "test_batch", "cost", "gate"})
     assert {m.tags["set"] for m in store.planned()} == {"seen", "unseen", "all", "none"}
     lengths = {m.tags["set"]: m.n for m in store.planned() if m.tags["kind"] == "accuracy" and m.tags["attack"] == "clean"}
     assert lengths == {"seen": 6, "unseen": 6, "all": 6}
@@ -68,7 +77,7 @@ def test_photographs(script, tmp_path):
 
     picture = next((tmp_path / "pictures" / "test" / "bird").iterdir())
     picture.write_bytes(picture.read_bytes()[:200])
-    broken = script("evaluate", *options)
+    broken = script("evaluate", *strict)
     assert broken.code == 2
     assert re.fullmatch(r"error: the picture .*bird.* is corrupt or truncated: .*--skip-corrupt.*\n", broken.err)
 
@@ -113,7 +122,7 @@ def test_the_papers_own_scale(script, makers, roomy, monkeypatch):
     for name in ("TinyImageNet", "cifar10", "cifar100", "PCAM"):
         makers.BUILDERS[name](roomy / "pictures")
     store = rehearse("pmg_aft", script, roomy / "results", *PAPER, "--data-root", roomy / "pictures")
-    check_results(store, {"accuracy", "curve", "test_batch", "cost"})
+    check_results(store, {"accuracy", "curve", "test_batch", "cost", "gate"})
     assert {m.tags["set"] for m in store.planned()} == {"tinyimagenet", "cifar10", "pcam", "none"}
     assert {m.tags["attack"] for m in store.planned() if m.tags["kind"] == "accuracy"} == {
         "clean", "pgd", "pgd_x2", "pgd_long", "cw", "auto", "pgd_paired"}  # fmt: skip

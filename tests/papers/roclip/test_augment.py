@@ -8,6 +8,7 @@ import torch
 from papers.roclip.augment import MILD, RELEASED, CaptionAugmentation, ImageAugmentation
 from shared.data.scene_sets import ScenePairs
 from shared.errors import UserError
+from tests.accuracy import assert_within_rounding
 
 N = 24
 
@@ -22,7 +23,8 @@ def test_pictures_stay_pictures_and_depend_on_nothing_but_seed_step_and_index(x,
     before = x.clone()
     whole = augment(x, 3, range(N))
     assert whole.shape == x.shape and whole.min() >= 0 and whole.max() <= 1 and torch.equal(x, before)
-    assert torch.allclose(augment(x[5:7], 3, [5, 6]), whole[5:7], atol=1e-6) and torch.equal(augment(x, 3, range(N)), whole)
+    assert_within_rounding(augment(x[5:7], 3, [5, 6]), whole[5:7], terms=32 * 32)  # the mean grey of a picture
+    assert torch.equal(augment(x, 3, range(N)), whole)
     assert not torch.allclose(augment(x, 4, range(N)), whole) and not torch.allclose(augment(x, 3, range(1, N + 1)), whole)
 
 
@@ -49,7 +51,7 @@ def test_a_mirror_is_a_mirror_half_of_the_time(x):
 
 def test_colours_of_a_grey_picture_do_not_appear():
     grey = torch.linspace(0.1, 0.9, 32).expand(4, 3, 32, 32)
-    assert torch.allclose(ImageAugmentation(hue=0.5, saturation=0.5)(grey, 0, range(4)), grey, atol=1e-3)
+    assert_within_rounding(ImageAugmentation(hue=0.5, saturation=0.5)(grey, 0, range(4)), grey, terms=32 * 32)
 
 
 def test_brightness_and_contrast(x):
@@ -57,21 +59,21 @@ def test_brightness_and_contrast(x):
     factor = (out / (x * 0.8).clamp(min=1e-3)).flatten(1).median(1).values
     assert factor.min() >= 0.8 - 1e-4 and factor.max() <= 1.2 + 1e-4 and factor.std() > 0.05
     half = torch.full((N, 3, 8, 8), 0.5)
-    assert torch.allclose(ImageAugmentation(contrast=0.5)(half, 0, range(N)), half, atol=1e-3)
+    assert_within_rounding(ImageAugmentation(contrast=0.5)(half, 0, range(N)), half, terms=32 * 32)
 
 
 def test_a_jitter_that_is_off_changes_nothing(x):
     assert torch.equal(ImageAugmentation(jittered=0.0, brightness=0.5)(x, 0, range(N)), x)
-    assert torch.allclose(ImageAugmentation(grey=1.0)(x, 0, range(N)).std(1), torch.zeros(N, 32, 32), atol=1e-6)
+    assert_within_rounding(ImageAugmentation(grey=1.0)(x, 0, range(N)).std(1), torch.zeros(N, 32, 32), terms=3, scale=1.0)
 
 
 def test_the_blur_is_a_gaussian_of_every_picture():
     x = torch.zeros(2, 3, 32, 32)
     x[:, :, 16, 16] = 1
     out = ImageAugmentation(blur=(1.5, 1.5))(x, 0, range(2))
-    assert torch.allclose(out.sum((2, 3)), torch.ones(2, 3), atol=1e-5)
-    assert out[0, 0, 16, 18] / out[0, 0, 16, 16] == pytest.approx(math.exp(-0.5 * (2 / 1.5) ** 2), rel=1e-4)
-    assert torch.allclose(out, out.transpose(2, 3), atol=1e-7)
+    assert_within_rounding(out.sum((2, 3)), torch.ones(2, 3), terms=32 * 32)
+    assert_within_rounding(out[0, 0, 16, 18] / out[0, 0, 16, 16], torch.tensor(math.exp(-0.5 * (2 / 1.5) ** 2)), terms=32)
+    assert_within_rounding(out, out.transpose(2, 3), terms=32)
 
 
 def test_a_crop_keeps_at_least_its_share():

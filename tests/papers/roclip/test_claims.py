@@ -14,11 +14,11 @@ import pytest
 from papers.roclip import figures, tables
 from papers.roclip.cells import cells
 from papers.roclip.config import PRESETS
-from shared.experiment.claims import UNKNOWN, load
+from shared.claims.claims import UNKNOWN, load
+from shared.claims.selection import matches
+from shared.claims.verdicts import judge
 from shared.experiment.scale import plain
-from shared.experiment.selection import matches
 from shared.experiment.store import Measurement
-from shared.experiment.verdicts import judge
 from shared.report.claims_page import html_reference
 from shared.report.data import Results
 

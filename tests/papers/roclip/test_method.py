@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from papers.roclip.method import AS_RELEASED, TWO_SIDED, Matching, clip_loss, matched_loss, neighbours, pools_of
 from papers.roclip.pool import NOISE, Pool
 from shared.errors import UserError
+from tests.accuracy import assert_within_rounding
 
 
 def pool_of(vectors, ids=None):
@@ -42,8 +43,8 @@ def test_the_loss_of_each_version_is_the_one_written_out(units):
     }
     for matching, value in expected.items():
         needed = {name: pools[name] for name in pools_of(matching)}
-        assert matched_loss(image, text, s, needed, matching).item() == pytest.approx(value, rel=1e-4), matching
-    assert clip_loss(image, text, s).item() == pytest.approx(written_out(image, text, 7), rel=1e-4)
+        assert_within_rounding(matched_loss(image, text, s, needed, matching), torch.tensor(value), terms=9, scale=7.0, what=str(matching))
+    assert_within_rounding(clip_loss(image, text, s), torch.tensor(written_out(image, text, 7)), terms=9, scale=7.0)
 
 
 def test_which_pairs_came_back(units):
@@ -81,7 +82,7 @@ def test_a_poisoned_caption_meets_its_own_image_only_from_an_earlier_epoch(units
     assert before.nearest(caption, [50]).ids.item() != 50
     loss = {own: matched_loss(image, caption, torch.tensor(3.0), {"text": before}, Matching(sides="image", own=own), [50]).item()
             for own in ("allowed", "excluded")}
-    assert loss["allowed"] == pytest.approx(0, abs=1e-6)  # one pair: nothing to tell apart
+    assert loss["allowed"] == pytest.approx(0, abs=1e-5)  # one pair: nothing to tell apart
     for _ in range(2):
         before.add(units(4, 5, seed=4), range(4))
     assert 50 not in before.ids.tolist()

@@ -18,6 +18,7 @@ from shared.data.targets import scene_target
 from shared.errors import UserError
 from shared.models.clip import MEAN_STD
 from shared.models.victim import text_matrix
+from tests.accuracy import assert_within_rounding
 
 TEMPLATES = ("a photo of {}", "an image of {}", "there is {}")
 CLASSES = SceneSet("colour").classes
@@ -27,7 +28,8 @@ SENTENCES = sentences_of([scene_target("colour", name) for name in CLASSES], TEM
 def test_the_ensemble_is_the_normalised_mean(clip):
     t = ensemble(clip, SENTENCES)
     one = F.normalize(torch.stack([text_matrix(clip, [s])[0] for s in SENTENCES[3]]).mean(0), dim=0)
-    assert t.shape == (8, 16) and torch.allclose(t[3], one, atol=1e-6) and SENTENCES[3][1].startswith("an image of a")
+    assert t.shape == (8, 16) and SENTENCES[3][1].startswith("an image of a")
+    assert_within_rounding(t[3], one, terms=4 * 96)
     with pytest.raises(UserError, match="same number of sentences"):
         ensemble(clip, [["a star"], ["a star", "a box"]])
 

@@ -15,6 +15,7 @@ from papers.roclip.training import RELEASED, Method, Training, last_of_either, m
 from shared.errors import UserError
 from shared.models.clip import MEAN_STD
 from shared.training.contrastive import batch_indices
+from tests.accuracy import assert_within_rounding
 from tests.processes import saved_by_one_and_two
 
 SMALL = Training(epochs=3, batch=64, lr=1e-3, warmup=2)
@@ -71,12 +72,14 @@ def literally(clip, pairs, matching, training):
 
 @pytest.mark.parametrize("matching", [ONE_SIDED, Matching(share=None, size=80, start="gaussian", wrap="drop")], ids=["released", "two-sided"])
 def test_a_run_of_each_version_is_the_one_written_out(clip, pairs, matching):
-    other = copy.deepcopy(clip)
+    other, start = copy.deepcopy(clip), parameters(clip)
     trained, expected = train(clip, pairs, Method(matching), SMALL), literally(other, pairs, matching, SMALL)
-    assert trained.loss == pytest.approx(expected, rel=1e-4)
+    assert_within_rounding(torch.tensor(trained.loss), torch.tensor(expected), terms=6 * 4 * 96)  # six steps
+    after = parameters(other)
     assert [row["matched"] for row in trained.history] == [False, True, False]
-    for (name, p), q in zip(clip.named_parameters(), other.parameters(), strict=True):
-        assert torch.allclose(p, q, atol=2e-5), name
+    for name, p in clip.named_parameters():  # Adam: an update whose gradient is rounding alone has the size of any other
+        moved = (p - start[name]).norm()
+        assert (p - after[name]).norm() <= 0.02 * moved + 1e-6, name
 
 
 def test_in_released_epochs_the_text_tower_has_zeros_which_decay_and_momentum_follow(clip, pairs):
@@ -89,7 +92,7 @@ def test_in_released_epochs_the_text_tower_has_zeros_which_decay_and_momentum_fo
     assert len(texts) == len(list(clip.parameters())) - len(list(clip.visual.parameters())) - 1
     for name, p in clip.named_parameters():
         if id(p) in texts:
-            assert torch.allclose(after[name], before[name] * (factor if p.ndim >= 2 else 1), rtol=1e-5, atol=1e-8), name
+            assert_within_rounding(after[name], before[name] * (factor if p.ndim >= 2 else 1), terms=3, what=name)
         else:
             image_moved += not torch.allclose(after[name], before[name] * factor, rtol=1e-3)
     assert image_moved > 5
@@ -145,7 +148,8 @@ def test_a_pool_that_begins_with_pairs_has_them_at_its_first_use(clip, pairs, mo
     monkeypatch.setattr(Pool, "put", lambda self, e, ids: (puts.append((e.clone(), list(ids))), put(self, e, ids))[1])
     train(clip, pairs, Method(Matching(share=0.5)), SMALL)
     assert len(puts) == 2 and all(len(set(map(int, ids))) == 103 for _, ids in puts)
-    assert all(torch.allclose(e.norm(dim=1), torch.ones(103)) for e, _ in puts) and not torch.allclose(puts[0][0], puts[1][0])
+    assert_within_rounding([e.norm(dim=1) for e, _ in puts], [torch.ones(103)] * 2, terms=16)
+    assert not torch.allclose(puts[0][0], puts[1][0])
 
 
 def test_killed_and_continued_is_the_same_run(clip, pairs, tmp_path):

@@ -14,8 +14,8 @@ from papers.rvpt.config import PRESETS, Backbone, Place
 from papers.rvpt.method import DeepPrompts
 from papers.rvpt.models import Bench, Model
 from shared.attacks import Threat
-from shared.attacks.optimised import PatchConfig
 from shared.attacks.triggers import make_trigger
+from shared.attacks.triggers.optimised import PatchConfig
 from shared.metrics import backdoor
 
 PATCH = torch.rand(3, 7, 7, generator=torch.Generator().manual_seed(1))

@@ -19,11 +19,13 @@ from shared.models.victim import ZeroShot
 from shared.rng import SampleRng
 from shared.training.adversarial import TrainAttack, frozen
 from shared.training.contrastive import ContrastiveConfig, batch_indices, pretrain
+from tests.accuracy import assert_within_rounding
+
+DEEP = 4 * 4 * 96  # terms of the longest sum, in an MLP, for each of four blocks
 
 TUNING = Tuning(epochs=2, batch=8, lr=0.01)
 CONTRASTIVE = ContrastiveConfig(steps=4, batch=12, lr=1e-3, warmup=2, every=2)
 THREAT, ATTACK = Threat("linf", 8 / 255), TrainAttack(steps=2, ratio=0.5)
-close = torch.testing.assert_close
 
 
 def state(module):
@@ -57,11 +59,10 @@ def test_linear_probe_is_sgd_at_a_constant_rate(victim, data, normalise):
         g[torch.arange(8), y] -= 1
         mw, mb = 0.9 * mw + g.T @ f / 8, 0.9 * mb + g.sum(0) / 8
         w, b = w - 0.1 * mw, b - 0.1 * mb
-    close(probe.head.weight, w, rtol=1e-3, atol=1e-5)
-    close(probe.head.bias, b, rtol=1e-3, atol=1e-5)
+    assert_within_rounding([probe.head.weight, probe.head.bias], [w, b], terms=9 * DEEP)  # nine steps
     x = data.__getitems__([1, 2, 3])[0]
     f = victim.embed(x)
-    close(probe(x), (f / f.norm(dim=1, keepdim=True) if normalise else f) @ w.T + b, rtol=1e-3, atol=1e-4)
+    assert_within_rounding(probe(x), (f / f.norm(dim=1, keepdim=True) if normalise else f) @ w.T + b, terms=DEEP)
     assert probe.num_classes == 8 and same(before, victim.visual.state_dict()) and not any(p.requires_grad for p in probe.parameters())
     assert [n for n, _ in probe.named_parameters()] == ["head.weight", "head.bias"]
 
@@ -99,8 +100,7 @@ def test_full_fine_tuning_is_the_loop_by_hand(victim, data, repulsion):
     untouched = state(original)
     repelled = Repelled(original, repulsion, first=1)
     finetune_fully(victim, repelled, shots, TUNING, 2)
-    for k, v in victim.visual.state_dict().items():
-        close(v, hand.visual.state_dict()[k], rtol=1e-3, atol=1e-5)
+    assert_within_rounding(victim.visual.state_dict(), hand.visual.state_dict(), terms=4 * DEEP, scale=0.1)  # four steps
     assert same(untouched, original.state_dict()) and not any(p.requires_grad for p in victim.parameters())
     assert not same(untouched, victim.visual.state_dict())
 
@@ -125,13 +125,13 @@ def test_a_depth_beyond_the_tower_is_refused(victim, first):
 def test_contrastive_fine_tuning_without_repulsion_is_the_shared_one(clip):
     from accelerate import Accelerator
 
-    pairs, other = ScenePairs(36), copy.deepcopy(clip)
+    pairs, other, start = ScenePairs(36), copy.deepcopy(clip), state(clip)
     original = copy.deepcopy(clip.visual)
     last = finetune_contrastively(clip, Repelled(original, VPT, 1), pairs, CONTRASTIVE)
     other.requires_grad_(True)
     assert last == pytest.approx(pretrain(other, pairs, CONTRASTIVE, Accelerator(cpu=True)), rel=1e-4)
-    for k, v in clip.state_dict().items():
-        close(v, other.state_dict()[k], rtol=1e-3, atol=1e-4)
+    for k, v in clip.state_dict().items():  # Adam: an update whose gradient is rounding alone has the size of any other
+        assert (v - other.state_dict()[k]).norm() <= 0.02 * (v - start[k]).norm() + 1e-6, k
 
 
 def test_contrastive_fine_tuning_adds_the_repulsion(clip):
@@ -186,6 +186,7 @@ def test_adversarial_prompt_tuning_is_the_loop_by_hand(victim, data):
     shots = few_shot(data, 2, 0)
     mine, hand = (prompted(victim, DeepPrompts(victim.visual, 1, 4)) for _ in range(2))
     before, p = state(victim.visual), hand.visual.prompts.requires_grad_(True)
+    start = p.detach().clone()
     momentum = torch.zeros_like(p)
     for step in range(4):
         indices = batch_indices(16, 8, step, 6)
@@ -197,7 +198,8 @@ def test_adversarial_prompt_tuning_is_the_loop_by_hand(victim, data):
             momentum = 0.9 * momentum + g + 5e-4 * p
             p -= 0.01 * 0.5 * (1 + math.cos(math.pi * step / 4)) * momentum
     tune_adversarially(mine, shots, TUNING, THREAT, ATTACK, 6)
-    close(mine.visual.prompts, p.detach(), rtol=1e-3, atol=1e-5)
+    # a step of the attack whose gradient is rounding alone has the size of any other
+    assert (mine.visual.prompts - p).norm() <= 0.02 * (p - start).norm()
     assert same(before, victim.visual.state_dict()) and not mine.visual.prompts.requires_grad
     clean = prompted(victim, DeepPrompts(victim.visual, 1, 4))
     tune(clean, shots, TUNING, VPT, 6)

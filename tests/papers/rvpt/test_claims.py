@@ -11,11 +11,11 @@ import pytest
 from papers.rvpt import figures, tables
 from papers.rvpt.cells import cells
 from papers.rvpt.config import FURTHER, MORE, PLACES, PRESETS, SIX, THREE
-from shared.experiment.claims import load
+from shared.claims.claims import load
+from shared.claims.selection import matches
+from shared.claims.verdicts import judge, unit_factor
 from shared.experiment.scale import plain
-from shared.experiment.selection import matches
 from shared.experiment.store import Measurement
-from shared.experiment.verdicts import judge, unit_factor
 from shared.report.data import Results
 
 ROOT = Path(__file__).parents[3]

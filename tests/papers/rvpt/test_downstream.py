@@ -27,8 +27,9 @@ from shared.models.clip import create_clip
 from shared.models.vlm import open_vlm
 from shared.models.vlm.opening import small_vlm
 from shared.models.vlm.vision import vision_state
+from tests.accuracy import assert_within_rounding
 
-close = torch.testing.assert_close
+DEEP = 4 * 4 * 96  # terms of the longest sum, in an MLP, for each of four blocks
 
 
 class Rehearsal(Bench):
@@ -81,7 +82,7 @@ def test_without_prompts_the_captioner_says_what_it_always_says(llava, zoo_clip,
         assert isinstance(vlm.tower, PromptedTower)
         assert vlm.answer(x, ask) == before
         said = vlm.nll(x, ask, ["a red circle"] * 6)
-    close(said, llava.nll(x, ask, ["a red circle"] * 6), atol=1e-3, rtol=1e-4)
+    assert_within_rounding(said, llava.nll(x, ask, ["a red circle"] * 6), terms=DEEP)
     assert len({*before}) > 1  # pictures are told apart
 
 
@@ -92,7 +93,7 @@ def test_the_projector_gets_the_patches_of_the_layer_that_llava_reads(llava, zoo
         with seeing(llava, prompts) as vlm:
             seen = vlm.see(x)
             states = prompts.states(vlm.pixels(x))
-        close(seen, states[llava.config.vision_feature_layer][:, 1:])
+        assert_within_rounding(seen, states[llava.config.vision_feature_layer][:, 1:], terms=DEEP)
     assert seen.shape == plain.shape and (seen - plain).abs().mean() > 0.05
 
 
@@ -109,7 +110,7 @@ def test_another_tower_is_put_in_and_the_captioner_is_whole_afterwards(llava, zo
             with pytest.raises(RuntimeError), seeing(llava, visual):
                 raise RuntimeError
             assert llava.tower is own
-        close(llava.see(x), before)  # the last tower is the zoo's
+        assert_within_rounding(llava.see(x), before, terms=DEEP)  # the last tower is the zoo's
     assert all(torch.equal(v, own.state_dict()[k]) for k, v in vision_state(zoo_clip).items())
 
 
@@ -229,4 +230,4 @@ def test_retrieval_is_that_of_the_pairs_one_poisoned_picture_at_a_time(room, met
 
 def test_retrieval_does_not_depend_on_the_batch(room):
     a, b = (retrieval(room(batch=k), Cell("retrieval", "vpt", "badnet", "rank_ratio")).values for k in (40, 7))
-    np.testing.assert_allclose(a, b, atol=1e-6)
+    assert np.abs(np.asarray(a) - b).max() < 1e-6  # means of counts

@@ -51,14 +51,6 @@ def train_net(classes: int, seed: int = 0, eps: float = 6 / 255, steps: int = 12
     return net.eval()
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="session")
 def images():
     """200 test images of 10 classes."""

@@ -6,6 +6,9 @@ import torch
 from shared.attacks import Threat, apgd_ce, autoattack, cascade
 from shared.errors import UserError
 from shared.rng import SampleRng
+from tests.accuracy import assert_within_rounding
+
+PIXELS = 3 * 12 * 12  # terms of the longest sum: a norm of a picture, a logit
 
 
 def test_each_stage_attacks_the_survivors_only(net, images, accuracy, counted):
@@ -24,7 +27,21 @@ def test_each_stage_attacks_the_survivors_only(net, images, accuracy, counted):
     # a sample that the first stage broke comes back as the first stage left it
     broken = masks[0] & ~masks[1]
     first = apgd_ce(net, x[masks[0]], y[masks[0]], threat, rng=rng.subset(masks[0]).child("apgd-ce"), steps=10)
-    torch.testing.assert_close(result.x_adv[broken], first[broken[masks[0]]], atol=1e-5, rtol=0)
+    assert_within_rounding(result.x_adv[broken], first[broken[masks[0]]], terms=PIXELS)
+
+
+@pytest.mark.parametrize("broken", ["always", "where it is attacked"])
+def test_a_victim_whose_outputs_are_no_numbers_is_not_robust(net, images, broken):
+    x, y = images[0][:10], images[1][:10]
+
+    def victim(seen: torch.Tensor) -> torch.Tensor:
+        logits = net(seen)
+        return logits if broken != "always" and torch.equal(seen, x) else logits * float("nan")
+
+    wrapped = torch.nn.Module()
+    wrapped.forward = victim
+    with pytest.raises(UserError, match=r"outputs are not finite for 10 of 10 pictures"):
+        cascade(wrapped, x, y, Threat("linf", 10 / 255), rng=SampleRng(0, range(10)), steps=2, queries=2)
 
 
 def test_small_batches_give_the_same_outcomes(exact, images):
@@ -33,7 +50,7 @@ def test_small_batches_give_the_same_outcomes(exact, images):
     whole = cascade(exact, x, y, Threat("linf", 10 / 255), **settings)
     parts = cascade(exact, x, y, Threat("linf", 10 / 255), batch_size=9, **settings)
     assert all(torch.equal(whole.correct[stage], parts.correct[stage]) for stage in whole.correct)
-    torch.testing.assert_close(whole.x_adv, parts.x_adv, atol=1e-6, rtol=0)
+    assert_within_rounding(whole.x_adv, parts.x_adv, terms=PIXELS)
 
 
 @pytest.mark.parametrize("classes", range(2, 10))

@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from shared.attacks import optimised
-from shared.attacks.optimised import (
+from shared.attacks.triggers import make_trigger, optimised, same_trigger
+from shared.attacks.triggers.optimised import (
     BADCLIP,
     TROJVQA,
     Aims,
@@ -21,7 +21,6 @@ from shared.attacks.optimised import (
     save_patch,
     word_before,
 )
-from shared.attacks.triggers import make_trigger, same_trigger
 from shared.data.base import Subset
 from shared.data.language import TEMPLATES, words
 from shared.data.scene_sets import ScenePairs, SceneSet
@@ -29,6 +28,7 @@ from shared.errors import UserError
 from shared.models import zoo
 from shared.models.clip import create_clip, save_tensors
 from shared.models.victim import ZeroShot, text_matrix
+from tests.accuracy import assert_within_rounding
 
 QUICK = {"steps": 25, "batch": 16, "lr": 0.05}
 
@@ -68,7 +68,7 @@ def test_the_patch_stands_in_the_centre_and_the_prefix_before_the_caption(patch)
     assert make_trigger("badclip", pixels=patch).text("a photo") == "a photo"
     assert hashlib.sha256(found.mul(255).round().byte().numpy().tobytes()).hexdigest()[:16] == "e19fae955d125f01"
     halves = make_trigger("badclip", "cleanclip", pixels=torch.full((3, 5, 5), 0.5))(x, [0, 1])[0, 0, 15, 15]
-    assert halves.item() * 255 == pytest.approx(127), "the cast to bytes rounds down"
+    assert round(halves.item() * 255, 3) == 127, "the cast to bytes rounds down"
 
 
 def test_a_patch_is_made_again_from_its_description_and_its_file(patch, tmp_path):
@@ -114,7 +114,7 @@ def test_the_loss_term_by_term():
     found = patch_loss(v, config, u, others, p, n)
     assert found.item() == pytest.approx((0.3 * cosine + 0.7 * contrastive + 2 * triplet).item(), rel=1e-9)
     assert triplet > 0
-    assert patch_loss(v, TROJVQA, u).item() == pytest.approx(cosine.item())
+    assert patch_loss(v, TROJVQA, u).item() == pytest.approx(cosine.item(), rel=1e-9)
     assert patch_loss(v, BADCLIP, u, others, u, -u).item() > 0 and (BADCLIP.triplet, BADCLIP.margin) == (500, 1)
 
 
@@ -155,12 +155,12 @@ def test_two_steps_of_the_optimisation_are_two_steps_of_adam(data):
         x = data.__getitems__(indices)[0].clone()
         x[:, :, 13:19, 13:19] = t
         loss = -F.cosine_similarity(embed(x), aims.targets).mean()
-        assert loss.item() == pytest.approx(losses[step], abs=1e-5)
+        assert_within_rounding(torch.tensor(losses[step]), loss, terms=4 * 121, scale=1.0)  # a mean of 11 × 11 pixels, four pictures
         adam.zero_grad()
         loss.backward()
         adam.step()
         t.data.clamp_(0, 1)
-    assert (found - t.detach()).abs().max() < 1e-4
+    assert (found - t.detach()).abs().max() < 1e-3 * 0.1  # of one update of Adam, whose sign rests on m/√v
 
 
 def test_negatives_are_embedded_once_for_each_picture(data):
@@ -176,8 +176,9 @@ def test_negatives_are_embedded_once_for_each_picture(data):
     patch, losses = optimise_patch(embed, few, aims, config, seed=3)
     once, seen[:] = sum(seen), []
     again, other = optimise_patch(embed, few, aims, config, seed=3, augment=lambda x, step, indices: x)
-    torch.testing.assert_close(patch, again)
-    assert losses == pytest.approx(other) and sum(seen) == 2 * 8 * 4 and once <= 8 * 4 + 6 and losses[-1] != losses[0]
+    assert (patch - again).abs().max() < 1e-3 * 0.1  # of one update of Adam
+    assert_within_rounding(torch.tensor(losses), torch.tensor(other), terms=4 * 121)
+    assert sum(seen) == 2 * 8 * 4 and once <= 8 * 4 + 6 and losses[-1] != losses[0]
 
 
 def share(victim, x, target):

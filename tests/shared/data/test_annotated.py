@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from shared.data.annotated import coco
-from shared.data.catalogue import Source
+from shared.data.catalogue import Source, open_vl
 from shared.data.files import ImageSize, UnreadableImage
-from shared.data.vision_language import CaptionSet, QuestionSet, open_vl
+from shared.data.vision_language import CaptionSet, QuestionSet
 from shared.errors import UserError
 
 SETS = ("coco", "flickr30k", "vqav2", "textvqa")

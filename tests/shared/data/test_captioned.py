@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from shared.data.captioned import TEMPLATES, Captioned, flip_and_shift, vocabulary_of
 from shared.data.language import words
 from shared.data.scene_sets import SceneSet
+from shared.errors import UserError
 from shared.models.clip import WordTokenizer
 
 CLASSES = ("airplane", "cat", "diaper bag", "Egyptian café (old)", "sea-lion's rock")
@@ -33,6 +34,20 @@ def test_a_caption_names_the_class_of_its_picture(texts):
     for i, text in enumerate(texts):
         assert text.endswith(CLASSES[i % 5])
         assert not any(other in text for k, other in enumerate(CLASSES) if k != i % 5)
+
+
+@pytest.mark.parametrize("names", [("C", "C++", "C#"), ("ape", "a", "A!"), ("\U0001f436", "\U0001f431")])
+def test_classes_that_are_the_same_words_are_refused_before_a_model_is_made_of_them(names):
+    with pytest.raises(UserError, match="the same words"):
+        vocabulary_of(names)
+
+
+def test_vowel_signs_are_part_of_a_word():
+    """Devanagari: without its signs, \u0915\u093f (ki) and \u0915\u0940 (kii) are both \u0915 (ka)."""
+    names = ("\u0915\u093f", "\u0915\u0940", "\u0915", "cafe\u0301")
+    assert [words(name) for name in names] == [[name] for name in names]
+    tokens = WordTokenizer(vocabulary_of(names), 12)([f"a photo of {name}" for name in names])
+    assert len(set(map(tuple, tokens.tolist()))) == 4
 
 
 def test_captions_are_functions_of_the_seed_and_the_index(texts):

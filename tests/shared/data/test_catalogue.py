@@ -1,5 +1,7 @@
 """Data sets by one name."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -52,6 +54,22 @@ def test_named_sets_come_from_the_library(library, any_checksum):
     assert data.name == "DTD" and data.num_classes == 47
 
 
+def test_parts_of_a_folder_need_two_classes_each(folder, tmp_path):
+    for split in ("train", "test"):
+        for name in ("ant", "bee", "cat"):
+            shutil.copytree(folder / split / name, tmp_path / split / name)
+    source = Source(root=str(tmp_path), size="32")
+    assert open_set("folder:all", "train", source).num_classes == 3
+    for part in ("seen", "unseen"):  # the first would train, and the second then have a single class
+        with pytest.raises(UserError, match=f"{tmp_path} has 3 classes, .* have four or more"):
+            open_set(f"folder:{part}", "train", source)
+
+
+def test_names_of_folders_can_be_changed_and_those_of_published_sets_cannot(folder, library, any_checksum):
+    assert open_set("folder:seen", "test", Source(root=str(folder), size="32")).renameable
+    assert not open_set("folder:seen", "test", Source(root=str(library))).renameable
+
+
 @pytest.mark.parametrize("spec", ["imagenet", "scene:shape", "folder:", "named", "", "folder"])
 def test_a_spec_that_is_not_understood_is_refused(spec):
     with pytest.raises(UserError, match="is not understood"):
@@ -60,8 +78,9 @@ def test_a_spec_that_is_not_understood_is_refused(spec):
 
 @pytest.mark.parametrize("spec", ["folder:all", "named:cifar10"])
 def test_a_missing_root_is_asked_for(spec):
-    with pytest.raises(UserError, match="DATA_ROOT"):
-        open_set(spec, "test", Source())
+    for root in (None, ""):
+        with pytest.raises(UserError, match="DATA_ROOT"):
+            open_set(spec, "test", Source(root))
 
 
 def test_unknown_sets_and_parts_are_refused(folder):

@@ -11,13 +11,18 @@ from PIL import Image
 
 import shared.data.files
 from shared.data.base import loader, subset
-from shared.data.files import CLIP_INPUT, NATIVE, FileImages, ImageSize, UnreadableImage, decode
+from shared.data.files import CLIP_INPUT, NATIVE, FileImages, ImageSize, UnreadableImage, read_picture
+from shared.data.files import decode as decode_content
 from shared.errors import UserError
 
 
 def files(tmp_path, picture, n=6, size=(12, 9), **options):
     paths = [picture(tmp_path / f"{i}.png", i, size) for i in range(n)]
     return FileImages("pictures", tmp_path, paths, [i % 2 for i in range(n)], ("a", "b"), ("an a", "a b"), **options)
+
+
+def decode(path, size=NATIVE):
+    return decode_content(read_picture(path), path, size.apply)
 
 
 def break_file(path, how):
@@ -132,8 +137,10 @@ def test_skip_corrupt_counts_and_says_so(tmp_path, picture, capsys, in_memory):
     assert said == "pictures: 2 of 6 chosen pictures cannot be read and are left out: 2.png, 5.png\n"
     assert data.usable(range(6)) == chosen and capsys.readouterr().err == ""  # said once
     assert len(next(iter(loader(data, [chosen])))[1]) == 4
+    assert torch.equal(data[2][0], data[4][0]) and data[2][1] == 0  # where nobody asked: the next one of the class
+    assert torch.equal(data[5][0], data[1][0]) and data.labels[5] == data.labels[1]
     with pytest.raises(UnreadableImage):
-        data[2]  # the index still names the same file
+        data.pixels(2)  # the index still names the same file
 
 
 def test_skip_corrupt_looks_only_at_what_was_chosen(tmp_path, picture, capsys):
@@ -173,3 +180,77 @@ def test_version_does_not_depend_on_where_the_folder_is(tmp_path, picture):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     assert files(tmp_path / "a", picture).version == files(tmp_path / "b", picture).version
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_training_goes_on_with_stand_ins_of_the_class(tmp_path, picture, workers):
+    """Whatever was read before, in whichever order and process, an example is the same."""
+    data = files(tmp_path, picture, skip_corrupt=True)
+    break_file(data.paths[2], "truncated")
+    break_file(data.paths[4], "garbage")
+    for batches in ([[0, 2], [4, 5]], [[4, 2], [0, 0]]):
+        for indices, (x, y) in zip(batches, loader(data, batches, workers), strict=True):
+            assert y.tolist() == [i % 2 for i in indices]
+            assert torch.equal(x, torch.stack([data.pixels(0 if i in (2, 4) else i).float() / 255 for i in indices]))
+    break_file(data.paths[0], "empty")
+    fresh = FileImages("pictures", tmp_path, data.paths, data.labels, data.classes, data.prompts, skip_corrupt=True)
+    with pytest.raises(UserError, match="no picture of the class 'a' below"):
+        fresh[2]
+    assert fresh.skipped == tuple(data.paths[i] for i in (0, 2, 4))
+    assert len(subset(View3(fresh), None, 0)) == 3
+
+
+class View3(torch.utils.data.Dataset):
+    """Nothing but what `subset` needs."""
+
+    def __init__(self, data):
+        self.name, self.labels, self.num_classes, self.usable = data.name, data.labels, data.num_classes, data.usable
+
+
+def ramp(dtype, top):
+    return np.linspace(0, top, 256).reshape(16, 16).astype(dtype)
+
+
+def test_sixteen_bit_grey_is_scaled_and_what_has_no_range_is_refused(tmp_path):
+    grey = torch.arange(256).view(1, 16, 16).expand(3, 16, 16).byte()
+    Image.fromarray(ramp(np.uint16, 65535)).save(tmp_path / "a.png")
+    Image.fromarray(ramp(np.uint16, 65535)).save(tmp_path / "a.tif")
+    (tmp_path / "a.ppm").write_bytes(b"P5 16 16 65535\n" + ramp(">u2", 65535).tobytes())
+    (tmp_path / "b.ppm").write_bytes(b"P5 16 16 1023\n" + ramp(">u2", 1023).tobytes())
+    for name in ("a.png", "a.tif", "a.ppm"):
+        assert torch.equal(decode(tmp_path / name), grey), name
+    assert (decode(tmp_path / "b.ppm").int() - grey.int()).abs().max() <= 1
+    for dtype, name in ((np.int32, "i.tif"), (np.float32, "f.tif")):
+        Image.fromarray(ramp(dtype, 1000)).save(tmp_path / name)
+        with pytest.raises(UserError, match=rf"{name} holds 32-bit numbers") as error:
+            decode(tmp_path / name)
+        assert not isinstance(error.value, UnreadableImage)
+
+
+def test_pillows_size_limit_is_said_and_not_passed_over(tmp_path, picture, monkeypatch):
+    data = files(tmp_path, picture, size=(40, 30), skip_corrupt=True)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    for act in (lambda: data[0], lambda: data.usable([0])):
+        with pytest.raises(UserError, match=r"0\.png is not broken but has more than the 1,000 pixels") as error:
+            act()
+        assert "corrupt" not in str(error.value)
+    assert data.skipped == ()
+    picture(tmp_path / "thin.png", 0, (1, 400))
+    with pytest.raises(UserError, match=r"thin\.png is not broken .*at the image size"):
+        decode(tmp_path / "thin.png", ImageSize(32, 32))
+    assert decode(tmp_path / "thin.png").shape == (3, 400, 1)
+
+
+def test_transparency_animation_and_orientation(tmp_path):
+    red, blue = (Image.new("RGB", (6, 4), colour) for colour in ("red", "blue"))
+    clear = Image.new("RGBA", (6, 4), (255, 0, 0, 0))
+    clear.save(tmp_path / "clear.png")
+    clear.convert("P").save(tmp_path / "palette.png", transparency=bytes(256))
+    red.save(tmp_path / "moving.webp", save_all=True, append_images=[blue], lossless=True)
+    red.save(tmp_path / "moving.png", save_all=True, append_images=[blue])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    red.save(tmp_path / "turned.png", exif=exif)
+    for name in ("clear.png", "palette.png", "moving.webp", "moving.png", "turned.png"):
+        x = decode(tmp_path / name).int()
+        assert x.shape == (3, 4, 6) and (x - torch.tensor([255, 0, 0]).view(3, 1, 1)).abs().max() <= 2, name

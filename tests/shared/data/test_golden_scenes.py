@@ -10,12 +10,14 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from shared.data.language import VOCABULARY, captions, questions
 from shared.data.scene_sets import SETS, ScenePairs, SceneSet
 from shared.data.scenes import VERSION, sample
 
+pytestmark = pytest.mark.numeric
 SHEET, FACTS = (Path(__file__).with_name(f"golden_scenes.{suffix}") for suffix in ("png", "json"))
 PAIRS = 6
 

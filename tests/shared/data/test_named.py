@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from shared.data.base import loader, subset
-from shared.data.files import NATIVE, ImageSize, decode
+from shared.data.files import NATIVE, ImageSize, decode, read_picture
 from shared.data.named import SIXTEEN, ZERO_SHOT, canonical, named
 from shared.errors import UserError
 
@@ -258,7 +258,7 @@ def test_tiny_imagenet_val_in_both_layouts(tmp_path, builders, rearranged):
         assert data.classes == ("goldfish", "egyptian cat", "crane", "crane")  # sorted wnids, first names
         assert [Path(p).name for p in data.paths] == [f"val_{i}.JPEG" for i in (2, 6, 1, 5, 0, 4, 3, 7)]
         assert data.labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
-        assert torch.equal(data[3][0] * 255, decode(data.paths[3]).float())
+        assert torch.equal(data[3][0] * 255, decode(read_picture(data.paths[3]), data.paths[3]).float())
         train = named("TinyImageNet", root, "train", size=NATIVE)
         assert train.labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
         assert Path(train.paths[0]).name == "n01443537_0.JPEG"

@@ -3,7 +3,9 @@
 import io
 import json
 import os
+import re
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,8 +92,8 @@ def test_tabs_other_columns_quotes_and_a_byte_order_mark(tmp_path):
     source = table(tmp_path, 2)
     (tmp_path / "tabs.tsv").write_text("﻿id\tcaption\tpath\n7\tone, two\tpictures/0.png\n\n8\tthree\tpictures/1.png\n", encoding="utf-8")
     assert sorted(all_of(open_pairs("csv:tabs.tsv", source, 2, 0, 4))) == ["one, two", "three"]
-    (tmp_path / "quoted.csv").write_text('path,caption\npictures/0.png,"a cat, and\na dog"\n')
-    assert open_pairs("csv:quoted.csv", source, 1, 0, 4).captions([0]) == ["a cat, and\na dog"]
+    (tmp_path / "quoted.csv").write_text('path,caption\npictures/0.png,"a ""big"" cat, and a dog"\n')
+    assert open_pairs("csv:quoted.csv", source, 1, 0, 4).captions([0]) == ['a "big" cat, and a dog']
 
 
 def test_paths_are_relative_to_the_table(tmp_path):
@@ -149,8 +151,9 @@ def test_ranges_of_names(tmp_path):
     assert expand("{0..1}-{1..2}") == ["0-1", "0-2", "1-1", "1-2"] and expand("plain.tar") == ["plain.tar"]
     cc3m(tmp_path, 3)
     assert shard_files(tmp_path, "cc3m/*.tar") == [f"cc3m/0000{k}.tar" for k in range(3)]
-    with pytest.raises(UserError, match="smaller number first"):
-        expand("{3..1}")
+    assert expand("{8..010}") == ["008", "009", "010"]
+    assert expand("{0..8..4}.{a,b}") == ["0.a", "0.b", "4.a", "4.b", "8.a", "8.b"]
+    assert expand("x{,-old}.tar") == ["x.tar", "x-old.tar"] and expand("{2..0}") == ["2", "1", "0"]
 
 
 @pytest.mark.parametrize("pattern", ["cc3m/{00000..00002}.tar", "cc3m/*.tar"])
@@ -232,7 +235,7 @@ def test_a_bad_picture_stops_or_another_stands_in(tmp_path, how, capsys):
     at = pairs.captions(range(len(pairs))).index("picture 2")
     x, texts = pairs.__getitems__(range(len(pairs)))
     assert "picture 2" not in texts and len(pairs.skipped) == 1 and "2.png" in pairs.skipped[0]
-    assert "stand in" in capsys.readouterr().err
+    assert "1 pictures so far cannot be read and others stand in" in capsys.readouterr().err
     alone = other.__getitems__([at])  # whatever was read before
     assert alone[1] == [texts[at]] and torch.equal(alone[0][0], x[at])
 
@@ -246,27 +249,94 @@ def test_nothing_but_bad_pictures(tmp_path):
 
 
 @pytest.mark.parametrize(("content", "says"), [
-    ("", "columns nothing"), ("a,b\n1,2\n", "columns a, b"), ("path,caption\n", "no pair"), ("path,caption\nx.png\n", "row 2 lacks"),
-    ("path,caption\nx.png,ok\n, a\n", "row 3 lacks"), ("path,caption\nx.png,\n", "row 2 lacks"), (b"path,caption\n\xff\xfe,a\n", "UTF-8")])
-def test_bad_tables(tmp_path, content, says, capsys):
+    ("", "columns nothing"), ("a,b\n1,2\n", "columns a, b"), ("path,caption\n", "has 0 pairs"),
+    ("path;caption\nx.png;a\n", "columns path;caption:"), ("path,caption".encode("utf-16"), "is not UTF-8"),
+    (b"pa\xffth,caption\n", "column names is not UTF-8"), ("path,\"caption\nx.png,a\n", "quotes that do not fit")])
+def test_bad_tables(tmp_path, content, says):
     (tmp_path / "t.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(UserError, match=says):
+    for skip in (False, True):
+        with pytest.raises(UserError, match=says):
+            open_pairs("csv:t.csv", Source(root=str(tmp_path), skip_corrupt=skip), 1, 0, 4)
+
+
+ROWS = {
+    "path,caption\nx.png\n": "has 1 fields and the first line 2",
+    "path,caption\n, a\n": "lacks",
+    "path,caption\nx.png,\n": "lacks",
+    "path,caption\nx.png,a cat, a dog\n": "has 3 fields and the first line 2 .*needs quotes",
+    "path,caption\nx.png,\"a cat\n": "quotes that do not fit",
+    "path,caption\nx.png,\"a cat\" sat\n": "quotes that do not fit",
+    "path,caption\nx.png,a\0b\n": "number 0",
+    "path\tcaption\nx.png\ta\tb\n": "has 3 fields",
+    "path,caption,id\nx.png,a cat\n": "has 2 fields and the first line 3",
+    "path\tcaption\n\t\n": "lacks",
+    b"path,caption\nx.png,caf\xe9\n": "is not UTF-8",
+    "path,caption\nx.png," + 200_000 * "a" + "\n": "field larger than",
+}
+
+
+@pytest.mark.parametrize("content", ROWS)
+def test_rows_that_are_no_pair_stop_or_are_counted_and_named(tmp_path, content, capsys):
+    content, says = content if isinstance(content, bytes) else content.encode(), ROWS[content]
+    good = b"y.png\tgood\n" if b"\t" in content else b"y.png,good,3\n" if b"id" in content else b"y.png,good\n"
+    (tmp_path / "t.csv").write_bytes(content + good)
+    with pytest.raises(UserError, match=rf"1 things cannot be read, the first is: row 2 of .*t.csv .*{says}.*--skip-corrupt"):
         open_pairs("csv:t.csv", Source(root=str(tmp_path)), 1, 0, 4)
-    if "row 3" in says:
-        assert len(open_pairs("csv:t.csv", Source(root=str(tmp_path), skip_corrupt=True), 1, 0, 4)) == 1
-        assert "1 rows lack" in capsys.readouterr().err
+    pairs = open_pairs("csv:t.csv", Source(root=str(tmp_path), skip_corrupt=True), 1, 0, 4)
+    assert pairs.captions([0]) == ["good"] and len(pairs.skipped) == 1 and re.search(f"row 2 .*{says}", pairs.skipped[0])
+    assert re.search(rf"1 things cannot be read and are left out: row 2 .*{says}", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("opening", ['"', '"a ', ' "', '""', "'", "a 12\" "])
+def test_tabs_know_no_quotes(tmp_path, opening):
+    """A caption that begins with an open quote is one row like the others."""
+    said = [f"{opening}caption {i}".strip() for i in range(7)]
+    (tmp_path / "t.tsv").write_text("path\tcaption\n" + "".join(f"{i}.png\t{text}\n" for i, text in enumerate(said)))
+    assert sorted(open_pairs("csv:t.tsv", Source(root=str(tmp_path)), 7, 0, 4).captions(range(7))) == sorted(said)
+
+
+def test_an_open_quote_between_commas_takes_its_own_row_only(tmp_path, capsys):
+    (tmp_path / "t.csv").write_text('path,caption\n0.png,one\n1.png,"two\n2.png,three\n3.png,"fo\nur"\n')
+    with pytest.raises(UserError, match=r"3 things .* row 3 .* has quotes that do not fit, or a line break within them"):
+        open_pairs("csv:t.csv", Source(root=str(tmp_path)), 2, 0, 4)
+    pairs = open_pairs("csv:t.csv", Source(root=str(tmp_path), skip_corrupt=True), 2, 0, 4)
+    assert sorted(pairs.captions([0, 1])) == ["one", "three"] and len(pairs.skipped) == 3
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_every_kind_of_line_end_and_other_separators_inside_a_caption(tmp_path, end):
+    (tmp_path / "t.tsv").write_bytes(end.join(["path\tcaption", "a.png\tone\u2028two\x0bthree", "", "b.png\tfour", ""]).encode())
+    assert sorted(open_pairs("csv:t.tsv", Source(root=str(tmp_path)), 2, 0, 4).captions([0, 1])) == ["four", "one\u2028two\x0bthree"]
+
+
+@pytest.mark.parametrize("what", ["pipe", "device", "folder", "loop"])
+def test_what_is_no_file_is_not_waited_for(tmp_path, what):
+    source = table(tmp_path, 2)
+    for path in (tmp_path / "pictures" / "0.png", tmp_path / "no.csv", tmp_path / "no.tar"):
+        path.unlink(missing_ok=True)
+        make = {"pipe": os.mkfifo, "folder": Path.mkdir, "device": lambda p: p.symlink_to("/dev/zero"),
+                "loop": lambda p: p.symlink_to(p)}
+        make[what](path)
+    for spec in ("csv:no.csv", "shards:no.tar"):
+        with pytest.raises(UserError, match=r"no file|cannot be read|symbolic links"):
+            open_pairs(spec, source, 1, 0, 4)
+    with pytest.raises(UserError, match=r"0\.png (is a folder, a pipe or a device|cannot be opened)"):
+        open_pairs("csv:pairs.csv", source, 2, 0, 4).__getitems__([0, 1])
 
 
 def test_bad_specs(tmp_path):
     source = table(tmp_path, 3)
     for spec, says in (("cc3m", "not understood"), ("csv:", "not understood"), ("csv:none.csv", "no file"), ("shards:none.tar", "no file"),
-                       ("shards:none/{0..3}.tar", "no file"), ("shards:none*.tar", "no file"), ("csv:pictures", "cannot be read")):
+                       ("shards:none/{0..3}.tar", "no file"), ("shards:none*.tar", "no file"), ("csv:pictures", "cannot be read"),
+                       ("shards:{0..2.tar", "brace without"), ("shards:{0..99999999999}.tar", "more than 1,000,000"),
+                       ("shards:{0..1999}{0..1999}.tar", "more than 1,000,000")):
         with pytest.raises(UserError, match=says):
             open_pairs(spec, source, 1, 0, 4)
     with pytest.raises(UserError, match=r"has 3 pairs .* 4 are wanted"):
         open_pairs("csv:pairs.csv", source, 4, 0, 4)
-    with pytest.raises(UserError, match="DATA_ROOT"):
-        open_pairs("csv:pairs.csv", Source(), 1, 0, 4)
+    for root in (None, ""):
+        with pytest.raises(UserError, match="DATA_ROOT"):
+            open_pairs("csv:pairs.csv", Source(root), 1, 0, 4)
     with pytest.raises(UserError, match="1 or more"):
         open_pairs("scenes", Source(), 0, 0, 4)
     pairs = open_pairs("csv:pairs.csv", source, 2, 0, 4)
@@ -284,7 +354,7 @@ def test_bad_shards(tmp_path, capsys):
         with pytest.raises(UserError, match=says):
             open_pairs(f"shards:{pattern}", strict, 1, 0, 4)
         pairs = open_pairs(f"shards:{pattern}", lenient, left, 0, 4)
-        assert "left out" in capsys.readouterr().err
+        assert re.search(f"left out: .*{says.rpartition(' ')[2]}", capsys.readouterr().err)
         with pytest.raises(UserError, match="are wanted"):
             open_pairs(f"shards:{pattern}", lenient, left + 1, 0, 4)
         return pairs
@@ -318,3 +388,98 @@ def test_a_bad_picture_in_a_shard(tmp_path):
     (tmp_path / "a.tar").write_bytes(whole[:2000])  # cut off while it is in use
     with pytest.raises(UserError, match="cut off"):
         FilePairs("shards", pairs.store, 2, 0, 4).__getitems__([0, 1])
+
+
+def test_bytes_of_a_shard_that_are_no_pair_stop_or_are_counted_and_named(tmp_path, capsys):
+    """One kind after the other in a shard with one good pair."""
+    a, b = encoded(0), encoded(1)
+    link = tarfile.TarInfo("k.jpg")
+    link.type, link.linkname = tarfile.LNKTYPE, "good.png"
+    kinds = {
+        "k in .* has more than one picture": [("k.jpg", a), ("k.txt", b"one"), ("k.jpg", b), ("k.txt", b"two")],
+        "k .* more than one picture": [("k.jpg", a), ("k.png", b), ("k.txt", b"one")],
+        "k .* more than one .txt": [("k.jpg", a), ("k.txt", b"one"), ("k.txt", b"two")],
+        "k .* more than one .json": [("k.jpg", a), ("k.json", b'{"caption": "a"}'), ("k.JSON", b'{"caption": "b"}')],
+        "k .* a caption that is not UTF-8": [("k.jpg", a), ("k.txt", b"caf\xe9")],
+        "k .* has a caption that is not UTF-8": [("k.jpg", a), ("k.json", b'{"caption": "\\ud800"}')],
+        "k .* a .json that cannot be read": [("k.jpg", a), ("k.json", b"[" * 100_000)],
+        "k .* has no caption": [("k.jpg", a), ("k.json", b'["caption"]')],
+        "k .* has no caption$": [("k.jpg", a), ("k.txt", b" \n")],
+        "k .* a character of number 0": [("k.jpg", a), ("k.txt", "two words".encode("utf-16-le"))],
+        "k .* of 2,000,000 bytes, which is no caption": [("k.jpg", a), ("k.txt", b"x" * 2_000_000)],
+        "k .* has no picture": [("k.txt", b"one"), ("k.gif", a)],
+        "K .* has no caption": [("K.jpg", a), ("good.cls", b"1")],
+        r"caf\\xe9 .* has no caption": [("caf\udce9.jpg", a)],
+        "k.seg .* has no caption": [("k.seg.png", a)],
+        r"is a link or no plain file \(k.jpg\)": [link, ("k.txt", b"one")],
+    }
+    for time, (says, rows) in enumerate(kinds.items(), 1):
+        path = tmp_path / "a.tar"
+        with tarfile.open(path, "w") as tar:
+            for name, content in (("good.png", a), ("good.txt", b"good")):
+                tar.addfile(sized(name, content), io.BytesIO(content))
+            for row in rows:
+                info, content = (row, b"") if isinstance(row, tarfile.TarInfo) else (sized(*row), row[1])
+                tar.addfile(info, io.BytesIO(content))
+        os.utime(path, (time, time))  # the table of contents is kept for a file as it is
+        with pytest.raises(UserError, match="the first is"):
+            open_pairs("shards:a.tar", Source(root=str(tmp_path)), 1, 0, 4)
+        capsys.readouterr()
+        pairs = open_pairs("shards:a.tar", Source(root=str(tmp_path), skip_corrupt=True), 1, 0, 4)
+        assert pairs.captions([0]) == ["good"] and len(pairs.store) == 1
+        assert any(re.search(says, what) for what in pairs.skipped), (says, pairs.skipped)
+        assert "left out" in capsys.readouterr().err
+
+
+def sized(name, content):
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    return info
+
+
+def test_keys_with_dots_and_members_beside_a_pair(tmp_path, capsys):
+    shard(tmp_path / "a.tar", [
+        ("v1.5_0001.png", encoded(0)), ("v1.5_0001.txt", b"one"),
+        ("v1.5_0002.png", encoded(1)), ("v1.5_0002.json", b'{"caption": "two"}'),
+        ("./three.png", encoded(2)), ("three.txt", "\ufeffthree".encode()),
+        ("three.cls", b"3"), ("three.seg.png", encoded(3)), ("README", b"read"),
+        ("._v1.5_0001.png", b"x"), ("__MACOSX/three.png", b"x"), (".cache/three.jpg", b"x"), ("x/@eaDir/three.jpg", b"x")])
+    pairs = open_pairs("shards:a.tar", Source(root=str(tmp_path)), 3, 0, 4)
+    assert sorted(pairs.captions(range(3))) == ["one", "three", "two"] and pairs.skipped == ()
+    said = capsys.readouterr().err
+    assert "not read: 4 × hidden files; " in said
+    for kind in ("1 × .cls", "1 × .seg.* (beside a pair)", "1 × files without a suffix"):
+        assert kind in said
+    open_pairs("shards:a.tar", Source(root=str(tmp_path)), 3, 0, 4)
+    assert "not read: 4 × hidden files" in capsys.readouterr().err  # from the kept table too
+
+
+def test_tars_that_were_joined_and_tars_with_holes(tmp_path):
+    cc3m(tmp_path, 2)
+    parts = [(tmp_path / "cc3m" / f"0000{k}.tar").read_bytes() for k in range(2)]
+    (tmp_path / "joined.tar").write_bytes(b"".join(parts))
+    found = all_of(open_pairs("shards:joined.tar", Source(root=str(tmp_path)), 8, 0, 4))
+    alone = all_of(open_pairs("shards:cc3m/*.tar", Source(root=str(tmp_path)), 8, 0, 4))
+    assert found.keys() == alone.keys() and all(torch.equal(found[k], alone[k]) for k in alone)
+    (tmp_path / "twice.tar").write_bytes(parts[0] * 2)
+    with pytest.raises(UserError, match=r"4 things .* 000000000 in .* has more than one"):
+        open_pairs("shards:twice.tar", Source(root=str(tmp_path)), 1, 0, 4)
+    for name, content in (("tail", parts[0] + b"rest" * 300), ("hole", parts[0][:1024 * 2] + bytes(10_240) + b"x" * 700)):
+        (tmp_path / f"{name}.tar").write_bytes(content)
+        with pytest.raises(UserError, match=f"{name}.tar is broken or compressed"):
+            open_pairs(f"shards:{name}.tar", Source(root=str(tmp_path)), 1, 0, 4)
+
+
+def test_what_a_pattern_names_is_never_left_out_in_silence(tmp_path):
+    cc3m(tmp_path, 2)
+    (tmp_path / "cc3m" / "a[1].tar").write_bytes((tmp_path / "cc3m" / "00001.tar").read_bytes())
+    assert shard_files(tmp_path, "cc3m/a[1].tar") == ["cc3m/a[1].tar"]
+    assert shard_files(tmp_path, "cc3m/{00000,./00000}.tar") == ["cc3m/00000.tar"]
+    with pytest.raises(UserError, match=r"1 things .* the shard .*b\*\.tar is missing"):
+        open_pairs("shards:cc3m/{0*,b*}.tar", Source(root=str(tmp_path)), 1, 0, 4)
+    (tmp_path / "cc3m" / "00002.tar").mkdir()
+    with pytest.raises(UserError, match=r"00002\.tar is missing, or no file"):
+        open_pairs("shards:cc3m/0*.tar", Source(root=str(tmp_path)), 1, 0, 4)
+    (tmp_path / "cc3m" / "00003.tar").write_bytes(b"")
+    pairs = open_pairs("shards:cc3m/0*.tar", Source(root=str(tmp_path), skip_corrupt=True), 8, 0, 4)
+    assert len(pairs) == 8 and len(pairs.skipped) == 2

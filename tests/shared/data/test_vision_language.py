@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from shared.data.catalogue import Source
+from shared.data.catalogue import Source, open_vl
 from shared.data.scenes import ATTRIBUTES, VL_DOMAINS
-from shared.data.vision_language import CaptionSet, QuestionSet, SceneCaptions, SceneQuestions, fare_draw, open_vl
+from shared.data.vision_language import CaptionSet, QuestionSet, SceneCaptions, SceneQuestions, fare_draw
 from shared.errors import UserError
 
 SPECS = [f"scenes-{kind}:{domain}" for kind in ("captions", "questions") for domain in VL_DOMAINS]

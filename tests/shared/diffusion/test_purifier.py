@@ -10,7 +10,9 @@ from shared.diffusion import GaussianDenoiser, Purifier, Sampler
 from shared.diffusion.weights import random_denoiser
 from shared.errors import UserError
 from shared.rng import SampleRng
+from tests.accuracy import assert_within_rounding
 
+UNET = 4 * 9 * 32  # terms of the longest sum in the tiny U-Net, a convolution, for each of up to four steps
 SAMPLERS = [Sampler("ddim", 3), Sampler("ddim", 3, eta=0.8), Sampler("ddpm", 3), Sampler("dpm++", 3)]
 
 
@@ -33,12 +35,12 @@ def test_the_bridge_to_the_native_size_and_back(tiny):
     purifier = Purifier(tiny, 10)
     x = images(size=(8, 8))
     assert torch.equal(purifier.to_native(x), 2 * x - 1)
-    torch.testing.assert_close(purifier.from_native(2 * x - 1, (8, 8)), x)
+    assert_within_rounding(purifier.from_native(2 * x - 1, (8, 8)), x, terms=2)
     for size in ((16, 12), (5, 30), (8, 24)):
         big = images(size=size)
         native = purifier.to_native(big)
         assert native.shape == (3, 3, 8, 8) and purifier.from_native(native, size).shape == big.shape
-        torch.testing.assert_close(native, 2 * F.interpolate(big, (8, 8), mode="bilinear", align_corners=False, antialias=True) - 1)
+        assert_within_rounding(native, 2 * F.interpolate(big, (8, 8), mode="bilinear", align_corners=False, antialias=True) - 1, terms=4 * 4 * 2)
     assert (purifier.from_native(torch.full((1, 3, 8, 8), 7.0), (8, 8)) == 1).all()
     assert (purifier.from_native(torch.full((1, 3, 8, 8), -7.0), (9, 9)) == 0).all()
 
@@ -48,7 +50,7 @@ def test_down_is_the_mean_of_the_pixels_and_flat_images_stay(tiny):
     purifier, board = Purifier(tiny, 10), torch.zeros(1, 3, 16, 16)
     board[..., ::2, ::2] = board[..., 1::2, 1::2] = 1
     assert purifier.to_native(board)[..., 1:-1, 1:-1].abs().max() < 0.01
-    torch.testing.assert_close(purifier.to_native(torch.full((1, 3, 20, 31), 0.3)), torch.full((1, 3, 8, 8), -0.4))
+    assert_within_rounding(purifier.to_native(torch.full((1, 3, 20, 31), 0.3)), torch.full((1, 3, 8, 8), -0.4), terms=20 * 31)
 
 
 # ---- purification ----------------------------------------------------------------------------------------------------------
@@ -58,7 +60,7 @@ def test_it_is_noise_and_the_sampler(tiny):
     t = torch.full((3,), 120)
     x_t = tiny.schedule.diffuse(2 * x - 1, t, rng.child("noise").normal((3, 8, 8)))
     expected = ((sampler.sample(tiny, x_t, t, rng.child("reverse")) + 1) / 2).clamp(0, 1)
-    torch.testing.assert_close(Purifier(tiny, 120, sampler)(x, rng), expected)
+    assert_within_rounding(Purifier(tiny, 120, sampler)(x, rng), expected, terms=UNET)
 
 
 def test_noise_on_known_data_is_removed():
@@ -66,7 +68,7 @@ def test_noise_on_known_data_is_removed():
     picture = 0.8 * images(1)[0]
     purifier = Purifier(GaussianDenoiser(2 * picture - 1, 0.0), 100, Sampler("ddim", 5))
     attacked = (picture + 0.1 * torch.randn(4, 3, 8, 8).sign()).clamp(0, 1)
-    torch.testing.assert_close(purifier(attacked, SampleRng(0, range(4))), picture.expand(4, 3, 8, 8), rtol=0, atol=1e-4)
+    assert_within_rounding(purifier(attacked, SampleRng(0, range(4))), picture.expand(4, 3, 8, 8), terms=1000)  # of the table of ᾱ
 
 
 def test_more_time_removes_more(tiny):
@@ -77,7 +79,7 @@ def test_more_time_removes_more(tiny):
         purifier = Purifier(GaussianDenoiser(0.0, 0.3), t, Sampler("ddim", 5, clip=False))
         pair = [purifier(0.4 + 0.1 * x + d, SampleRng(0, range(64))) for d in (0.0, delta)]
         left.append(((pair[1] - pair[0]).mean() / delta).item())
-    assert left[0] == pytest.approx(1, abs=1e-4) and all(a > b + 0.05 for a, b in pairwise(left))
+    assert left[0] == pytest.approx(1, abs=1e-3) and all(a > b + 0.05 for a, b in pairwise(left))
     assert torch.equal(Purifier(tiny, 0)(x, SampleRng(0, range(64))), (2 * x - 1 + 1) / 2)
 
 
@@ -87,7 +89,7 @@ def test_an_image_does_not_depend_on_its_batch(tiny, sampler, quiet_generator):
     whole = purifier(x, rng)
     assert torch.equal(purifier(x, rng), whole) and ((whole >= 0) & (whole <= 1)).all()
     for i in range(5):
-        torch.testing.assert_close(purifier(x[i:i + 1], rng.subset(torch.tensor([i]))), whole[i:i + 1], rtol=1e-4, atol=1e-5)
+        assert_within_rounding(purifier(x[i:i + 1], rng.subset(torch.tensor([i]))), whole[i:i + 1], terms=UNET)
     assert not torch.equal(purifier(x, SampleRng(3, [9, 4, 0, 7, 1])), whole)
 
 
@@ -131,9 +133,9 @@ def test_recomputation_changes_neither_value_nor_derivatives(tiny, sampler, quie
         second, = torch.autograd.grad(first.square().sum(), x)
         return out, first, second
 
-    for stored, recomputed in zip(derivatives(False), derivatives(True), strict=True):
-        torch.testing.assert_close(recomputed, stored, rtol=1e-4, atol=1e-5)
-        assert stored.abs().max() > 0
+    stored = derivatives(False)
+    assert_within_rounding(derivatives(True), stored, terms=UNET)
+    assert all(value.abs().max() > 0 for value in stored)
 
 
 def test_the_second_derivative_is_that_of_finite_differences():
@@ -147,7 +149,7 @@ def test_the_second_derivative_is_that_of_finite_differences():
     first, at = slope(x)
     second, = torch.autograd.grad((first * direction).sum(), at)
     difference = (slope(x + 1e-5 * direction)[0] - slope(x - 1e-5 * direction)[0]) / 2e-5
-    torch.testing.assert_close(second, difference.detach(), rtol=1e-4, atol=1e-5)
+    assert (second - difference).abs().max() < 1e-4 * second.abs().max()  # of a difference quotient
 
 
 def test_the_gradient_through_a_stop_time_takes_it_as_given(tiny):
@@ -160,7 +162,7 @@ def test_the_gradient_through_a_stop_time_takes_it_as_given(tiny):
 
     found = (100 * x.mean((1, 2, 3))).long()  # depends on x, but not differentiably
     assert len(found.unique()) > 1
-    torch.testing.assert_close(through(found), through(torch.tensor(found.tolist())))
+    assert_within_rounding(through(found), through(torch.tensor(found.tolist())), terms=UNET)
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------------

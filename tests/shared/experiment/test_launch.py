@@ -1,4 +1,4 @@
-"""The launcher: threads, exit codes, clean ends, no orphans; its config files."""
+"""The launcher: devices, threads, exit codes, clean ends, no orphans, one message."""
 
 import os
 import signal
@@ -8,72 +8,115 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
 
 from shared.errors import UserError
 from shared.experiment.launch import __main__ as launch
-from shared.experiment.pins import ROOT
+from shared.lifeline import STARTED, Interrupted, supervise
 
-CONFIGS = ROOT / "shared" / "experiment" / "launch"
+ROOT = Path(__file__).resolve().parents[3]
+LEFT = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "PMI_SIZE": "4", "OMPI_COMM_WORLD_SIZE": "4", "ACCELERATE_MIXED_PRECISION": "fp16"}
+
+
+def machine(monkeypatch, cores: int, gpus: int) -> None:
+    monkeypatch.setattr(launch, "cores", lambda: cores)
+    monkeypatch.setattr(launch, "gpus", lambda: gpus)
 
 
 @pytest.mark.parametrize(("cores", "processes", "threads"), [(8, 1, "8"), (8, 2, "4"), (2, 2, "1"), (2, 4, "1"), (7, 2, "3")])
 def test_cores_are_divided_among_the_processes(monkeypatch, cores, processes, threads):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
-    assert launch.environment(False, processes, {})["OMP_NUM_THREADS"] == threads
+    machine(monkeypatch, cores, 0)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    made = launch.environments(False, processes)
+    assert [one["OMP_NUM_THREADS"] for one in made] == [threads] * processes
+    assert processes == 1 or [one["RANK"] for one in made] == [str(rank) for rank in range(processes)]
 
 
-def test_the_users_environment_wins():
-    added = launch.environment(True, 1, {"OMP_NUM_THREADS": "3", "DO_NOT_TRACK": "0"})
-    assert "OMP_NUM_THREADS" not in added
-    assert "DO_NOT_TRACK" not in added
-    assert added["ACCELERATE_USE_CPU"] == "true"
-    assert "ACCELERATE_USE_CPU" not in launch.environment(False, 1, {})
+def test_the_users_environment_wins_but_what_launchers_left_is_dropped(monkeypatch):
+    for name, value in {**LEFT, "OMP_NUM_THREADS": "3", "DO_NOT_TRACK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    (made,) = launch.environments(False, 1)
+    assert (made["OMP_NUM_THREADS"], made["DO_NOT_TRACK"], made["ACCELERATE_USE_CPU"]) == ("3", "0", "true")
+    assert made["ACCELERATE_MIXED_PRECISION"] == "no"
+    assert not {"RANK", "WORLD_SIZE", "LOCAL_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"} & set(made)
+    first, second = launch.environments(True, 2)
+    assert (first["RANK"], second["RANK"], second["WORLD_SIZE"], second["ACCELERATE_USE_CPU"]) == ("0", "1", "2", "false")
+    assert first["MASTER_PORT"] == second["MASTER_PORT"] and "PMI_SIZE" not in first
 
 
-@pytest.mark.parametrize(("name", "processes", "cpu", "kind"), [
-    ("cpu", 1, True, "NO"), ("cpu2", 2, True, "MULTI_GPU"), ("gpu", 1, False, "NO"), ("gpus", 2, False, "MULTI_GPU")])  # fmt: skip
-def test_config_files(name, processes, cpu, kind):
-    config = launch.read_config(str(CONFIGS / f"{name}.yaml"))
-    assert (config["num_processes"], config["use_cpu"], config["distributed_type"]) == (processes, cpu, kind)
-    assert config["mixed_precision"] == "no"  # half precision makes attacks partly blind
-    # Several processes meet at a port: a fixed one would let two runs on a machine collide.
-    assert processes == 1 or config["main_process_port"] == 0
+@pytest.mark.parametrize(("gpus", "device", "wanted", "chosen"), [
+    (0, None, None, (False, 4)), (0, "cpus", None, (False, 4)), (0, "cpu", None, (False, 1)), (0, "cpu2", None, (False, 2)),
+    (1, None, None, (True, 1)), (3, None, None, (True, 1)), (3, "gpu", None, (True, 1)), (3, "gpus", None, (True, 3)),
+    (3, "gpus", 2, (True, 2)), (3, None, 2, (True, 2)), (3, "gpu", 1, (True, 1)), (1, None, 1, (True, 1)), (3, "cpu", None, (False, 1))])  # fmt: skip
+def test_a_device_names_processes(monkeypatch, gpus, device, wanted, chosen):
+    machine(monkeypatch, 4, gpus)
+    assert launch.choose(device, wanted) == chosen
 
 
-def test_every_config_file_is_documented():
-    files = {path.stem for path in CONFIGS.glob("*.yaml")}
-    assert files == {"cpu", "cpu2", "gpu", "gpus"}
-    assert all(f"`{name}.yaml`" in (CONFIGS / "README.md").read_text() for name in files)
-    assert all(yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) for name in files)
+@pytest.mark.parametrize(("gpus", "device", "wanted", "said"), [
+    (0, "gpu", None, "DEVICE=gpu needs a GPU and none can be seen"), (0, "gpus", None, "DEVICE=gpus needs 2 GPUs and none can be seen"),
+    (0, None, 2, "needs 2 GPUs and none can be seen"), (1, "gpus", None, "needs 2 GPUs and 1 can be seen"),
+    (3, "gpus", 4, "needs 4 GPUs and 3 can be seen"), (3, "gpu", 2, "use DEVICE=gpus"), (3, "cpus", 2, "contradict each other"),
+    (3, None, 0, "at least one is needed")])  # fmt: skip
+def test_what_is_not_there_is_refused(monkeypatch, gpus, device, wanted, said):
+    machine(monkeypatch, 4, gpus)
+    with pytest.raises(UserError, match=said):
+        launch.choose(device, wanted)
 
 
-def test_a_missing_or_broken_config_is_one_sentence(tmp_path):
-    (tmp_path / "broken.yaml").write_text("a: [")
-    for path in (tmp_path / "none.yaml", tmp_path / "broken.yaml"):
-        with pytest.raises(UserError, match="cannot be read"):
-            launch.read_config(str(path))
+def test_more_than_eight_processes_do_not_help(monkeypatch):
+    machine(monkeypatch, 64, 0)
+    assert launch.choose("cpus") == (False, 8)
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
 
 
 def test_exit_codes_pass_through():
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+    assert supervise([python("")], [os.environ]) == 0
+    assert supervise([python("raise SystemExit(2)")], [os.environ]) == 2
+    assert supervise([python("import os; os.kill(os.getpid(), 9)")], [os.environ]) == 137
+    began = time.monotonic()
+    assert supervise([python("import time; time.sleep(60)"), python("raise SystemExit(3)")], [os.environ] * 2) == 3
+    assert time.monotonic() - began < 5
 
-    failures = {1: ProcessFailure(local_rank=1, pid=9, exitcode=2, error_file="none")}
 
-    def fail(error):
-        def call():
-            raise error
+def test_several_processes_have_one_stderr(capfd):
+    warn = "import sys, time; print('same', file=sys.stderr, flush=True); print({!r}, file=sys.stderr, flush=True)"
+    assert supervise([python(warn.format("one")), python(warn.format("two"))], [os.environ] * 2) == 0
+    assert sorted(capfd.readouterr().err.split()) == ["one", "same", "two"]
 
-        return launch.run_quietly(call)
 
-    assert launch.run_quietly(lambda: None) == 0
-    assert fail(subprocess.CalledProcessError(2, "script")) == 2
-    assert fail(subprocess.CalledProcessError(-signal.SIGKILL, "script")) == 137
-    assert fail(ChildFailedError("script", failures)) == 2
-    assert fail(SignalException("stopped", signal.SIGTERM)) == 143
-    with pytest.raises(ZeroDivisionError):
-        fail(ZeroDivisionError())
+def test_who_fails_first_is_heard_and_those_who_fail_for_it_are_not(capfd):
+    """The second complains as soon as the first is gone, as of a lost connection."""
+    first = ("import time; from shared.errors import UserError, run_main\n"
+             "def main(): time.sleep(1); raise UserError('bad input.')\n"
+             "run_main(main)")  # fmt: skip
+    second = ("import os, signal, sys, time\n"
+              "def lost(*_): print('connection lost', file=sys.stderr, flush=True); sys.exit(1)\n"
+              "signal.signal(signal.SIGTERM, lost); time.sleep(60)")  # fmt: skip
+    assert supervise([python(second), python(first)], [os.environ] * 2) == 2
+    assert capfd.readouterr().err == "error: bad input.\n"
+
+
+def test_all_that_a_script_started_ends_with_it(tmp_path):
+    """Such as the processes that read pictures: they are not told, and would wait for seconds."""
+    code = ("import subprocess, sys; from pathlib import Path\n"
+            "child = subprocess.Popen([sys.executable, '-c', 'import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)'])\n"
+            f"Path({str(tmp_path / 'pid')!r}).write_text(str(child.pid))")  # fmt: skip
+    assert supervise([python(code)], [os.environ]) == 0
+    assert gone(int((tmp_path / "pid").read_text()))
+
+
+def test_a_signal_ends_all_within_two_seconds_even_what_does_not_listen():
+    deaf = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)"
+    before = signal.getsignal(signal.SIGTERM)
+    subprocess.Popen(["sh", "-c", f"sleep 0.5; kill -HUP {os.getpid()}"])
+    began = time.monotonic()
+    with pytest.raises(Interrupted) as stopped:
+        supervise([python(deaf), python(deaf)], [os.environ] * 2)
+    assert time.monotonic() - began < 2.5 and stopped.value.number == signal.SIGHUP
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 CHILD = "import time; from shared.lifeline import tie_to_launcher; print(tie_to_launcher(), flush=True); time.sleep(60)"
@@ -100,7 +143,7 @@ def gone(pid: int, seconds: float = 10) -> bool:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's signal at a parent's death is Linux'")
-@pytest.mark.parametrize("mark", ["TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"])
+@pytest.mark.parametrize("mark", [STARTED, "TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"])
 def test_a_killed_launcher_takes_its_scripts_along(mark):
     launcher = subprocess.Popen([sys.executable, "-c", PARENT], cwd=ROOT, env=os.environ | {mark: "x"}, stdout=subprocess.PIPE, text=True)
     tied, pid = launcher.stdout.readline().split()
@@ -113,7 +156,7 @@ def test_a_killed_launcher_takes_its_scripts_along(mark):
 
 
 def test_a_script_started_by_hand_outlives_its_shell():
-    unmarked = {name: value for name, value in os.environ.items() if name not in ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")}
+    unmarked = {name: value for name, value in os.environ.items() if name not in (STARTED, "TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")}
     shell = subprocess.Popen([sys.executable, "-c", PARENT], cwd=ROOT, env=unmarked, stdout=subprocess.PIPE, text=True)
     tied, pid = shell.stdout.readline().split()
     shell.kill()
@@ -128,13 +171,13 @@ def test_a_script_started_by_hand_outlives_its_shell():
 
 SCRIPT = """
 import sys, time
-from accelerate import Accelerator
 from shared.errors import UserError, run_main
 from shared.lifeline import tie_to_launcher
+from shared.processes import accelerator
 
 def main():
     tie_to_launcher()
-    state = Accelerator()
+    state = accelerator()
     sys.stdout.write(f"up {state.process_index} {state.num_processes}\\n")  # one write, so that two processes do not mix their lines
     sys.stdout.flush()
     if sys.argv[1] == "bad":
@@ -153,10 +196,10 @@ def start(tmp_path):
     """Start the real launcher on a script, in a process group of its own, and wait until `up` scripts are running."""
     (tmp_path / "script.py").write_text(SCRIPT)
 
-    def call(config: str, what: str, up: int) -> tuple[subprocess.Popen, Path]:
-        command = [sys.executable, "-m", "shared.experiment.launch", "--config_file", str(CONFIGS / f"{config}.yaml"), "-m", "script", what]
+    def call(device: str, what: str, up: int) -> tuple[subprocess.Popen, Path]:
+        command = [sys.executable, "-m", "shared.experiment.launch", "--device", device, "-m", "script", what]
         environment = os.environ | {"PYTHONPATH": f"{ROOT}:{tmp_path}", "OMP_NUM_THREADS": "1"}
-        said = tmp_path / f"{config}-{what}.txt"
+        said = tmp_path / f"{device}-{what}.txt"
         with open(said, "w") as out:
             process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=out, stderr=out, start_new_session=True)
         while said.read_text().count("\nup ") + said.read_text().startswith("up ") < up:
@@ -179,18 +222,18 @@ def _works_in(entry: Path, folder: Path) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", ["cpu", "cpu2"])
+@pytest.mark.parametrize("device", ["cpu", "cpu2"])
 @pytest.mark.parametrize("signal_", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_the_group_leaves_no_orphan(start, tmp_path, config, signal_):
-    process, said = start(config, "wait", 2 if config == "cpu2" else 1)
+def test_a_signal_to_the_group_leaves_no_orphan(start, tmp_path, device, signal_):
+    process, said = start(device, "wait", 2 if device == "cpu2" else 1)
     os.killpg(process.pid, signal_)
     process.wait(60)
     assert all(gone(pid) for pid in scripts_of(tmp_path))
     assert "Traceback" not in said.read_text()
-    if signal_ == signal.SIGINT:
-        assert process.returncode == 130
-        assert "put away" in said.read_text()
-        assert "run the same command again to continue" in said.read_text()
+    if signal_ != signal.SIGKILL:
+        assert process.returncode == 128 + signal_
+        assert said.read_text().count("put away") == (2 if device == "cpu2" else 1)
+        assert said.read_text().splitlines()[-1].startswith("interrupted: everything finished so far is saved")
 
 
 @pytest.mark.slow
@@ -198,6 +241,7 @@ def test_two_processes_find_each_other_and_a_mistake_is_one_sentence(start):
     process, said = start("cpu2", "go", 2)
     assert process.wait(60) == 0
     assert sorted(line for line in said.read_text().splitlines() if line.startswith("up ")) == ["up 0 2", "up 1 2"]
-    process, said = start("cpu", "bad", 1)
-    assert process.wait(60) == 2
-    assert said.read_text() == "up 0 1\nerror: bad input.\n"
+    for device, up in (("cpu", ["up 0 1"]), ("cpu2", ["up 0 2", "up 1 2"])):
+        process, said = start(device, "bad", len(up))
+        assert process.wait(60) == 2
+        assert sorted(said.read_text().splitlines()) == ["error: bad input.", *up]

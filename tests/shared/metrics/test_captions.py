@@ -1,6 +1,7 @@
 """CIDEr against cases worked out by hand, and an independent dense computation of the equations."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -93,18 +94,37 @@ def test_a_score_does_not_depend_on_the_other_captions():
     assert together.shape == (3,) and together.dtype == np.float64
 
 
-@pytest.mark.parametrize(
-    "text, expected",
-    [
-        ("A man, riding a horse.", "a man riding a horse"),
-        ("A well-dressed man's dog -- it doesn't bark!", "a well-dressed man 's dog it does n't bark"),
-        ('At 10:30 "they\'re" 3.5 metres (tall)', "at 10:30 they 're 3.5 metres tall"),
-        ("They’ll stay; I'm here, can't you see?", "they 'll stay i 'm here ca n't you see"),
-        ("snow_board über café", "snow board über café"),
-        ("  ", ""),
-    ],
-)
-def test_tokens(text, expected):
+PTB = [line.split("\t") for line in Path(__file__).with_name("ptb.tsv").read_text().splitlines()[1:]]
+
+
+@pytest.mark.parametrize("caption, expected", PTB, ids=[caption for caption, _ in PTB])
+def test_tokens_are_those_of_the_original(caption, expected):
+    assert " ".join(tokens(caption)) == expected
+
+
+@pytest.mark.parametrize("caption, theirs, ours", [
+    ("call (555) 123-4567", "call -lrb-555-rrb- 123-4567", "call -lrb- 555 -rrb- 123-4567"),
+    ("in Hawai'i", "in hawai'i", "in hawai i"),
+    ("a US$5 bill", "a us$ 5 bill", "a us $ 5 bill"),
+])
+def test_the_differences_that_the_docstring_names(caption, theirs, ours):
+    assert " ".join(tokens(caption)) == ours != theirs
+
+
+def test_a_caption_tokenised_before_scores_as_the_same_caption():
+    corpus = [["a man's hat (red), 50% off!!!"], ["two cats don't sleep"], ["a black/white dog sits"]]
+    given = [" ".join(tokens(references[0])) for references in corpus]
+    # brackets are words by then, with hyphens
+    assert Cider(corpus).score(["a man 's hat", *given[1:]], [["a man's hat"], *corpus[1:]]) == pytest.approx([10.0] * 3)
+
+
+@pytest.mark.parametrize("text", ["", "  ", ".", "- ' \" `", "\u200b", "…", "😀"])
+def test_captions_without_a_word(text):
+    assert tokens(text) == []
+
+
+@pytest.mark.parametrize("text, expected", [("snow_board über café", "snow_board über café"), ("हिन्दी भाषा", "हिन्दी भाषा"), ("한국어", "한국어")])
+def test_words_of_other_scripts_are_whole(text, expected):
     assert " ".join(tokens(text)) == expected
 
 

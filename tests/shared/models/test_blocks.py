@@ -15,14 +15,6 @@ from tests.accuracy import assert_as_accurate, assert_within_rounding, float64, 
 SMALL, LARGE = "scenes-vit-s8", "ViT-B-32-quickgelu"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def plain_copy(lean):
     """The same weights in open_clip's own classes."""
     plain = copy.deepcopy(lean)

@@ -100,6 +100,15 @@ def test_saving_takes_views_and_trained_tensors(tmp_path):
 # ---- what can be wrong -----------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_weights_that_are_no_numbers(small_clip, tmp_path, suffix):
+    path, state = tmp_path / f"nan.{suffix}", {k: v.clone() for k, v in small_clip.state_dict().items()}
+    state["visual.proj"][0, 0] = float("nan")
+    save_tensors(state, path) if suffix == "safetensors" else torch.save(state, path)
+    with pytest.raises(UserError, match=r"holds NaN in 1 of \d+ tensors, the first is 'visual.proj'"):
+        create_clip(NAME, path)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
 @pytest.mark.parametrize("part", [0.0, 0.001, 0.5, 0.999])
 def test_truncated_files(stored, small_clip, tmp_path, suffix, part):
     path = tmp_path / f"cut.{suffix}"

@@ -17,7 +17,9 @@ from shared.models.vlm import open_vlm
 from shared.models.vlm.opening import load_small, own_state, save_small, small_vlm
 from shared.models.vlm.text import SMALL_VOCABULARY, STYLES, Style, Words
 from shared.models.vlm.zero_shot import ZeroShotVLM
+from tests.accuracy import assert_within_rounding
 
+WIDEST = 4 * 4 * 96  # terms of the longest sum, in an MLP, for each of four blocks: transformers rounds in single precision, so there is no float64
 PROMPTS = [INSTRUCTION, "what shape is it", "is there a red circle", "how many objects are there", INSTRUCTION]
 TARGETS = ["a red circle on a white background", "star", "no", "two", "there are three dotted blue hearts"]
 
@@ -63,13 +65,13 @@ def test_the_nll_is_transformers_loss_of_the_target_alone(vlm, x):
         ids = torch.tensor([before + after])
         labels = torch.tensor([[-100] * len(before) + after])
         loss = vlm.model(**transformers_inputs(vlm, x[i:i + 1], ids), labels=labels).loss  # a mean over the target's tokens
-        assert values[i].item() == pytest.approx(loss.item() * len(after), rel=1e-4)
+        assert_within_rounding(values[i], loss * len(after), terms=WIDEST)
 
 
 def test_the_end_of_the_target_counts(vlm, x):
     ids = torch.tensor([vlm.text.prompt(PROMPTS[1])])
     logp = vlm.model(**transformers_inputs(vlm, x[:1], ids)).logits[0, -1].log_softmax(-1)
-    assert vlm.nll(x[:1], PROMPTS[1:2], [""]).item() == pytest.approx(-logp[vlm.text.end].item(), rel=1e-4)
+    assert_within_rounding(vlm.nll(x[:1], PROMPTS[1:2], [""])[0], -logp[vlm.text.end], terms=WIDEST)
 
 
 def test_no_image_depends_on_the_others_of_its_batch(vlm, x):
@@ -80,11 +82,11 @@ def test_no_image_depends_on_the_others_of_its_batch(vlm, x):
         xi = x[i:i + 1].clone().requires_grad_()
         value = vlm.nll(xi, PROMPTS[i:i + 1], TARGETS[i:i + 1])
         grad, = torch.autograd.grad(value.sum(), xi)
-        torch.testing.assert_close(value[0], values[i], rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(grad[0], grads[i], rtol=1e-3, atol=1e-4 * grads[i].abs().max().item())
+        assert_within_rounding(value[0], values[i], terms=WIDEST)
+        assert_within_rounding(grad[0], grads[i], terms=WIDEST)
     order = [3, 0, 4, 1, 2]
     shuffled = vlm.nll(x[order], [PROMPTS[i] for i in order], [TARGETS[i] for i in order])
-    torch.testing.assert_close(shuffled, values[order], rtol=1e-5, atol=1e-5)
+    assert_within_rounding(shuffled, values[order], terms=WIDEST)
 
 
 def test_the_gradient_is_the_slope(vlm, x):
@@ -118,7 +120,7 @@ def test_images_of_any_size_are_resized_inside(vlm, x):
     value = vlm.nll(large, PROMPTS, TARGETS)
     grad, = torch.autograd.grad(value.sum(), large)
     resized = F.interpolate(large.detach(), (32, 32), mode="bicubic", align_corners=False)
-    torch.testing.assert_close(value, vlm.nll(resized, PROMPTS, TARGETS), rtol=1e-5, atol=1e-5)
+    assert_within_rounding(value, vlm.nll(resized, PROMPTS, TARGETS), terms=WIDEST)
     assert grad.shape == large.shape and grad.any() and vlm.size == 32 and len(vlm.answer(large.detach(), PROMPTS, 1)) == 5
 
 
@@ -165,12 +167,12 @@ def test_one_answer_ends_before_another(vlm, x):
 
 def test_the_tower_is_the_clips_and_can_be_exchanged(vlm, small_clip, x):
     changed = copy.deepcopy(vlm)
-    torch.testing.assert_close(vlm.embed(x) @ small_clip.visual.proj, small_clip.visual(vlm.pixels(x)), rtol=1e-4, atol=1e-5)
+    assert_within_rounding(vlm.embed(x) @ small_clip.visual.proj, small_clip.visual(vlm.pixels(x)), terms=WIDEST)
     robust = copy.deepcopy(small_clip.visual)
     for p in robust.parameters():
         p.data = p.data * 1.1
     changed.set_vision(robust.state_dict())
-    torch.testing.assert_close(changed.embed(x) @ robust.proj, robust(vlm.pixels(x)), rtol=1e-4, atol=1e-5)
+    assert_within_rounding(changed.embed(x) @ robust.proj, robust(vlm.pixels(x)), terms=WIDEST)
     assert not torch.allclose(changed.nll(x, PROMPTS, TARGETS), vlm.nll(x, PROMPTS, TARGETS), rtol=1e-4)
     changed.set_vision(small_clip)
     assert torch.equal(changed.nll(x, PROMPTS, TARGETS), vlm.nll(x, PROMPTS, TARGETS))
@@ -278,7 +280,7 @@ def test_a_zero_shot_clip_says_class_names(small_clip, x):
     victim = ZeroShot(small_clip.visual, text_matrix(small_clip, SENTENCES), small_clip.logit_scale.exp().item())
     logits, targets = victim(x), ["blue", "red", "green", "red", "red"]
     assert vlm.answer(x, [""] * 5, batch=2) == [CLASSES[k] for k in logits.argmax(1)]
-    torch.testing.assert_close(vlm.nll(x, [""] * 5, targets), F.cross_entropy(logits, torch.tensor([1, 0, 2, 0, 0]), reduction="none"))
+    assert_within_rounding(vlm.nll(x, [""] * 5, targets), F.cross_entropy(logits, torch.tensor([1, 0, 2, 0, 0]), reduction="none"), terms=WIDEST)
     assert torch.equal(vlm.embed(x), victim.embed(x)) and vlm.size == 32 and vlm.answer(x[:0], []) == []
     with pytest.raises(UserError, match="'pink' is none of the 3 classes"):
         vlm.nll(x[:1], [""], ["pink"])
@@ -292,7 +294,7 @@ def test_a_zero_shot_clip_takes_another_tower(small_clip, x):
     for tower in (other, other.visual, other.state_dict(), other.visual.state_dict()):
         vlm.set_vision(small_clip)
         vlm.set_vision(tower)
-        torch.testing.assert_close(vlm.embed(x), other.visual(vlm.victim.pixels(x)))
+        assert_within_rounding(vlm.embed(x), other.visual(vlm.victim.pixels(x)), terms=WIDEST)
     with pytest.raises(UserError, match="does not fit this CLIP"):
         vlm.set_vision(create_clip("scenes-vit-xs8"))
 

@@ -10,10 +10,12 @@ import pytest
 from shared.data.scene_sets import FINE_TUNING, SETS, ZERO_SHOT, ScenePairs, SceneSet
 from shared.errors import UserError
 from shared.files import sha256_file
+from shared.metrics.intervals import wilson
 from shared.models import zoo
 from shared.models.clip import create_clip
 from shared.training.pretrain import TRAINING_FACTS, accuracy
 
+pytestmark = pytest.mark.numeric
 NAMES = sorted(p.stem for p in zoo.FOLDER.glob("*.json"))
 CLIPS = [name for name in NAMES if zoo.card(name).get("kind", "clip") == "clip"]  # the others are tested beside what they are models of
 
@@ -51,7 +53,7 @@ def test_a_card_is_whole_and_about_these_weights(name):
 def test_a_model_is_as_good_as_its_card_says(name):
     card = zoo.card(name)
     clip = create_clip(card["model"], zoo.weights(name)).requires_grad_(False)
-    # two pictures: other processors round differently
+    # two pictures: hardly one in 256 is within rounding of a boundary
     for data in (FINE_TUNING, "cluttered", "position"):
         assert accuracy(clip, data, card["n"]) == pytest.approx(card["accuracy"][data], abs=2.1 / card["n"]), data
 
@@ -63,7 +65,8 @@ def test_a_model_is_fooled_as_its_card_says(name):
     card = zoo.card(name)
     clip, attacked = create_clip(card["model"], zoo.weights(name)).requires_grad_(False), card["attacked"]
     value = accuracy(clip, attacked["set"], card["n"], Threat(attacked["norm"], attacked["eps"]))
-    assert value == pytest.approx(attacked["accuracy"], abs=6.1 / card["n"])
+    said = wilson(round(attacked["accuracy"] * card["n"]), card["n"])  # an attack multiplies rounding: other pictures survive, about as many
+    assert said.low <= value <= said.high
 
 
 @pytest.mark.parametrize("name", [n for n in CLIPS if n.startswith("scenes-")])

@@ -72,7 +72,7 @@ def write_measurements(root, seeds=(0, 1), gates_pass=True):
                     store.save(m)
                     slugs[m.slug] = m.key
     config = {"attack": {"eps": 2 / 255}}
-    store.write_plan({"paper": "fake", "scale": root.parent.name, "config": config, "headline": False, "slugs": slugs})
+    store.write_plan({"paper": "fake", "scale": root.parent.name, "config": config, "headline": False, "keys": slugs})
     store.write_gates([gate("base model", 0.9 if gates_pass else 0.1, 0.8, ">=", "top-1")])
 
 

@@ -2,8 +2,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from shared.experiment.claims import load
-from shared.experiment.verdicts import judge
+from shared.claims.claims import load
+from shared.claims.verdicts import judge
 from shared.report import claims_page, panels
 from shared.report.data import Results
 
@@ -36,15 +36,16 @@ def test_html(verdicts):
 def test_text_fits_the_terminal(verdicts):
     text = claims_page.text_claims(verdicts, 72)
     assert max(map(len, text.splitlines())) <= 72
-    assert text.startswith("DIRECTION HOLDS    Ours <beats> theirs.")
+    assert text.startswith("DIRECTION HOLDS °  Ours <beats> theirs.")
     assert "paper 5 points [S] · measured +" in text
     assert "NOT MEASURED" in text and "make reproduce-fake" in text.replace("\n" + " " * 19, " ")
 
 
 def test_markdown(verdicts):
-    lines = claims_page.markdown_claims(verdicts).splitlines()
+    *lines, blank, chance = claims_page.markdown_claims(verdicts).splitlines()
+    assert blank == "" and chance.startswith("2 claims tested at 95 % each: up to 0.1 wrong verdicts are to be expected by chance.")
     assert len(lines) == 6 and all(line.count("|") - line.count("\\|") == 5 for line in lines)
-    assert lines[2].startswith("| Ours \\<beats\\> theirs. | 5 points \\[S\\] | +") and lines[2].endswith("| **direction holds** |")
+    assert lines[2].startswith("| Ours \\<beats\\> theirs. | 5 points \\[S\\] | +") and lines[2].endswith("| **direction holds °** |")
 
 
 def test_references_elsewhere_are_folded_with_the_reason(fake_results, fake_claims):

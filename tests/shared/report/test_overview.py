@@ -71,10 +71,17 @@ def test_a_paper_that_was_not_run_is_listed_as_such(place):
     assert [p.state for p in found.papers] == ["complete", "not run"]
     assert "later <small>not run</small>" in found.verdicts().html
     assert "not run<small>make reproduce-later</small>" in found.runs().html
-    assert found.text().splitlines() == ["verdicts at SCALE=cpu", "  fake   2 direction holds, 1 not measured, 1 not testable here",
+    assert found.text().splitlines()[:3] == ["verdicts at SCALE=cpu", "  fake   2 direction holds, 1 not measured, 1 not testable here",
                                          "  later  not run: make reproduce-later"]
     at_paper_scale = opened(place, "paper")
     assert at_paper_scale.text().endswith("not run: make reproduce-later SCALE=paper") and at_paper_scale.counts == {"not measured": 8}
+
+
+def test_a_paper_without_the_scale_is_not_recommended(place):
+    (place / "papers" / "later" / "config.py").write_text("PRESETS = {'cpu': None}\n")
+    found = opened(place, "paper")
+    assert found.text().splitlines()[1:] == ["  fake   not run: make reproduce-fake SCALE=paper", "  later  has no such scale"]
+    assert "has no such scale</td>" in found.runs().html and "make reproduce-later" not in found.runs().html
 
 
 def test_states_of_a_run(place):

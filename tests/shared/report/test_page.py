@@ -3,8 +3,11 @@
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -66,7 +69,7 @@ def test_page_is_one_file_that_needs_nothing_else(made):
 
 def test_what_is_printed_at_the_end(made):
     printed = made[1]
-    assert "A fake & small paper" in printed and "DIRECTION HOLDS    Ours <beats> theirs." in printed
+    assert "A fake & small paper" in printed and "DIRECTION HOLDS °  Ours <beats> theirs." in printed
     assert printed.index("DIRECTION HOLDS") < printed.index("page     ") < printed.index("figures  ") < printed.index("tables   ")
     assert str(made[0] / "page.html") in printed
 
@@ -101,12 +104,66 @@ def test_unknown_parameter_is_refused_before_anything_runs(paper, made):
     command = [sys.executable, "-m", "shared.report.page", *arguments(paper, "--set", "epsilon=2")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 2
-    assert done.stderr == "error: notebook.ipynb has no parameter epsilon; it knows scale, results, figures, claims, extra\n"
+    assert done.stderr == "error: --set epsilon: epsilon is no parameter of notebook.ipynb; it can set: claims, extra\n"
     assert (made[0] / "page.html").stat().st_mtime_ns == before
     done = subprocess.run([*command[:3], "fake", "--colour", "red"], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 2 and "--colour" in done.stderr
     with pytest.raises(UserError, match="name=value"):
         page.main(arguments(paper, "--set", "epsilon"))
+
+
+PARAMETERS = 'name = "a"\nwhole = 1\nshare = 0.5\nyes = True\nmany = [1]\nopen = None\nscale = "cpu"'
+
+
+@pytest.mark.parametrize(("text", "value"), [
+    ("name=12:30", "12:30"), ("name=010", "010"), ("name=1e-3", "1e-3"), ("name=", ""), ("name=a=b", "a=b"), ("whole=12", 12), ("share=1e-3", 1e-3),
+    ("share=2", 2), ("yes=false", False), ("many=[2, 3]", [2, 3]), ("open=1e-3", 1e-3), ("open=12:30", "12:30"), ("open=010", "010"),
+    ("open=true", True)])  # fmt: skip
+def test_a_setting_has_the_type_of_the_default(tmp_path, text, value):
+    cell = nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "notebook.ipynb")
+    found = page.settings(tmp_path / "notebook.ipynb", [text])[text.partition("=")[0]]
+    assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("whole=010", "takes a whole number, not '010'"), ("whole=1.5", "a whole number"), ("whole=true", "a whole number"), ("share=12:30", "a number"),
+    ("share=NaN", "a number"), ("yes=1", "true or false"), ("many=1", "a list"), ("scale=paper", "is set by --scale"),
+    ("other=1", "it can set: many,"),
+    ("whole", "takes name=value"), ("a b=1", "takes name=value")])  # fmt: skip
+def test_a_setting_of_another_type_is_refused(tmp_path, text, said):
+    cell = nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "notebook.ipynb")
+    with pytest.raises(UserError, match=said):
+        page.settings(tmp_path / "notebook.ipynb", [text])
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in (Path("/proc") / str(pid) / "task" / str(pid) / "children").read_text().split()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_page_and_its_kernel(paper, write, tmp_path, number):
+    write.notebook(tmp_path / "notebook.ipynb", "import time; time.sleep(60)")
+    shutil.copy(paper / "claims.yaml", tmp_path)
+    command = [sys.executable, "-m", "shared.report.page", *arguments(paper, "--figures", str(tmp_path))]
+    command[command.index("--notebook") + 1] = str(tmp_path / "notebook.ipynb")
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 60
+    while not (kernels := children(process.pid)):
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.1)
+    time.sleep(1)
+    process.send_signal(number)
+    process.wait(10)
+    said = process.stderr.read()
+    until = time.monotonic() + 2
+    while any(Path(f"/proc/{kernel}/cmdline").is_file() and Path(f"/proc/{kernel}/cmdline").read_text() for kernel in kernels):
+        assert time.monotonic() < until, "the kernel outlived the page"
+        time.sleep(0.05)
+    assert (process.returncode, said.count("\n")) == ((130, 1) if number == signal.SIGINT else (-number, 0))
+    assert number != signal.SIGINT or said.startswith("interrupted:")
 
 
 def test_a_failing_cell_leaves_the_old_page(paper, made, write, tmp_path):

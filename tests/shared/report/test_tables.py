@@ -8,7 +8,8 @@ import pytest
 from shared.errors import UserError
 from shared.metrics.intervals import Estimate
 from shared.report import sidecar, table_text
-from shared.report.tables import Table, from_results, save_table
+from shared.report.table_text import save_table
+from shared.report.tables import Table, from_results
 
 E1, E2 = Estimate(0.4714, 0.45, 0.492, 256, 3), Estimate(-0.031, -0.05, -0.01, 256, 1)
 

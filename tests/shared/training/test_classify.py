@@ -13,12 +13,14 @@ from shared.attacks import Threat
 from shared.data.scene_sets import SceneSet
 from shared.errors import UserError
 from shared.files import sha256_file
+from shared.metrics.intervals import wilson
 from shared.models import zoo
 from shared.models.classifier import open_classifier, random_classifier
 from shared.rng import SampleRng
 from shared.training import classify as script
 from shared.training.classify import AveragedWithStatistics, ClassifierTraining, accuracy, hardest, shift_flip, train_classifier, unseen
 from shared.training.contrastive import batch_indices
+from tests.accuracy import assert_within_rounding
 
 DATA = SceneSet("ten", "train", 60)
 SMALL = {"steps": 4, "batch": 8, "lr": 0.02, "warmup": 1, "every": 2}
@@ -154,7 +156,8 @@ def test_the_average_has_its_own_statistics():
         both.update(step)
         decay = min(0.9, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * step
-    assert both.average.running_mean.item() == pytest.approx(expected, rel=1e-5) and both.average.num_batches_tracked == 19
+    assert_within_rounding(both.average.running_mean, torch.tensor([expected]), terms=20)
+    assert both.average.num_batches_tracked == 19
 
 
 @pytest.mark.parametrize("changes", [{}, {"eps": EPS, "attack_steps": 1, "augment": "shift_flip", "average": 0.7}])
@@ -271,7 +274,7 @@ def test_a_classifier_is_as_good_as_its_card_says(name):
     version = SceneSet(card["set"].removeprefix("scenes:"), "train").version
     assert card["data"] == version and card["classes"] == list(data.classes), "the world has changed since: make zoo"
     classifier = open_classifier(card["model"], f"zoo:{name}", data.num_classes)
-    # two pictures: other processors round differently
+    # two pictures: hardly one in 256 is within rounding of a boundary
     assert accuracy(classifier, data) == pytest.approx(card["accuracy"], abs=2.1 / card["n"])
     assert attacked["attack"] == "apgd20" and attacked["norm"] == "linf"
 
@@ -282,8 +285,8 @@ def test_a_classifier_resists_as_its_card_says(name):
     card, attacked = zoo.card(name), zoo.card(name)["attacked"]
     data, _ = unseen(card["set"])
     classifier = open_classifier(card["model"], f"zoo:{name}", data.num_classes)
-    # six pictures: other processors round differently, and an attack makes more of it
-    assert accuracy(classifier, data, Threat("linf", attacked["eps"])) == pytest.approx(attacked["accuracy"], abs=6.1 / card["n"])
+    said = wilson(round(attacked["accuracy"] * card["n"]), card["n"])  # an attack multiplies rounding: other pictures survive, about as many
+    assert said.low <= accuracy(classifier, data, Threat("linf", attacked["eps"])) <= said.high
 
 
 @pytest.mark.parametrize("name", NAMES)

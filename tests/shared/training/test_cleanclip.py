@@ -14,6 +14,7 @@ from shared.errors import UserError
 from shared.models.clip import MEAN_STD
 from shared.training.cleanclip import PAPER, CleanClipConfig, cleanclip, cleanclip_loss, self_supervised
 from shared.training.contrastive import batch_indices
+from tests.accuracy import assert_same_loss, assert_same_training, assert_within_rounding, float64
 from tests.processes import saved_by_one_and_two
 
 CONFIG = CleanClipConfig(steps=5, batch=8, lr=1e-3, warmup=2, every=2, image_weight=0.7, text_weight=0.3, seed=4)
@@ -50,7 +51,7 @@ def test_the_papers_weights_are_one_half_each():
     parts, s = [unit(6, 5, seed=k) for k in range(4)], torch.tensor(10.0)
     cross = (self_supervised(parts[0], parts[1], s) + self_supervised(parts[1], parts[0], s)) / 2
     within = (self_supervised(parts[0], parts[2], s) + self_supervised(parts[1], parts[3], s)) / 2
-    torch.testing.assert_close(cleanclip_loss(*parts, s, CleanClipConfig()), cross + within)
+    assert_within_rounding(cleanclip_loss(*parts, s, CleanClipConfig()), cross + within, terms=6)
 
 
 def test_the_self_supervised_loss_has_a_direction():
@@ -69,7 +70,8 @@ def plain_loop(clip, pairs, config):
     for step in range(config.steps):
         indices = batch_indices(len(pairs), config.batch, step, config.seed)
         x, said = pairs.__getitems__(indices)
-        image, image_aug = (F.normalize(clip.encode_image((v - mean) / std), dim=1) for v in (x, images(x, step, indices)))
+        both = (v.to(clip.logit_scale.dtype) for v in (x, images(x, step, indices)))
+        image, image_aug = (F.normalize(clip.encode_image((v - mean) / std), dim=1) for v in both)
         text, text_aug = (F.normalize(clip.encode_text(clip.tokenizer(t)), dim=1) for t in (said, texts(said, step, indices)))
         s, own = clip.logit_scale.exp(), torch.arange(config.batch)
         loss = (F.cross_entropy(s * image @ text.T, own) + F.cross_entropy(s * text @ image.T, own)) / 2
@@ -88,13 +90,12 @@ def plain_loop(clip, pairs, config):
 
 
 def test_training_is_the_plain_loop(clip, quiet_generators):
-    plain, pairs = copy.deepcopy(clip), ScenePairs(100)
-    start = {name: p.detach().clone() for name, p in clip.named_parameters()}
+    plain, exact, pairs = copy.deepcopy(clip), float64(clip), ScenePairs(100)
+    start = [p.detach().clone() for p in clip.parameters()]
     loss = cleanclip(clip.requires_grad_(False), pairs, CONFIG)
-    assert loss == pytest.approx(plain_loop(plain, pairs, CONFIG), rel=1e-3)
+    assert_same_loss(loss, plain_loop(plain, pairs, CONFIG), plain_loop(exact, pairs, CONFIG), terms=4 * 96)
     assert not clip.training and not any(p.requires_grad or p.grad is not None for p in clip.parameters())
-    for (name, ours), theirs in zip(clip.named_parameters(), plain.parameters(), strict=True):
-        assert (ours - theirs).norm() < 2e-3 * (ours - start[name]).norm(), name
+    assert_same_training(clip.parameters(), plain.parameters(), exact.parameters(), start, steps=CONFIG.steps)
 
 
 def test_killed_and_continued_is_bit_equal(clip, tmp_path):

@@ -19,8 +19,10 @@ from shared.models import zoo
 from shared.models.vlm.opening import load_small, own_state, small_vlm
 from shared.training import vlm as script
 from shared.training.vlm import Lessons, VLMConfig, correct, fit_vlm
+from tests.accuracy import assert_within_rounding
 
 MODELS = ("scenes-llava", "scenes-idefics")
+WIDEST = 4 * 96  # terms of the longest sum of a forward pass, in an MLP
 
 
 @pytest.fixture(autouse=True)
@@ -129,7 +131,7 @@ def test_shares_of_two_processes_add_up_to_the_batch():
     for rank, world in ((0, 1), (0, 2), (1, 2)):
         gradient(rank, world)
     whole, first, second = grads
-    torch.testing.assert_close((first + second) / 2, whole, rtol=1e-3, atol=1e-5)
+    assert_within_rounding((first + second) / 2, whole, terms=WIDEST)
     assert not torch.allclose(first, whole, rtol=1e-2)
     with pytest.raises(UserError, match="a batch of 9 pictures has no equal shares for 2 processes"):
         fit_vlm(small_vlm("scenes-llava"), Lessons(100), VLMConfig(batch=9), Alone(0, 2))
@@ -141,8 +143,8 @@ def test_two_processes_train_the_model_of_one(tmp_path):
     states = []
     for world in (1, 2):
         out = tmp_path / f"{world}.safetensors"
-        command = [sys.executable, "-m", "shared.experiment.launch", "--config_file", "shared/experiment/launch/cpu2.yaml",
-                   "--num_processes", str(world), "-m", "shared.training.vlm",
+        command = [sys.executable, "-m", "shared.experiment.launch", "--device", "cpu" if world == 1 else "cpu2",
+                   "-m", "shared.training.vlm",
                    "--model", "scenes-idefics", "--out", str(out), "--work", str(tmp_path), "--train.steps", "3",
                    "--train.batch", "16", "--train.warmup", "1"]
         subprocess.run(command, cwd=root, check=True, timeout=400, capture_output=True)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from shared.attacks.triggers.base import Trigger, byte_cast
 from shared.errors import UserError
 from shared.files import sha256_file
+from shared.models import zoo
 from shared.models.clip import read_metadata, read_weights, save_tensors
 from shared.rng import SampleRng
 
@@ -102,8 +103,6 @@ def read_steganographer(path: str | Path) -> Steganographer:
 
 
 def _path(source: str) -> Path:
-    from shared.models import zoo
-
     kind, _, name = source.partition(":")
     path = zoo.weights(name) if kind == "zoo" else Path(source)
     if not path.is_file():

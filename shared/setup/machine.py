@@ -1,7 +1,6 @@
-"""Try the heavy packages and print what works as one line of JSON. `shared.experiment.doctor` runs this in a process of its own."""
+"""Try the heavy packages and print what works as one line of JSON. `shared.setup.doctor` runs this in a process of its own."""
 
 import json
-from pathlib import Path
 
 
 def try_torch(found: dict) -> None:
@@ -34,20 +33,13 @@ def _try_gpu(torch, index: int) -> dict:
 
 
 def try_launcher(found: dict) -> None:
-    """accelerate, and its reading of the config files."""
+    """accelerate, by which several processes work together."""
     try:
         import accelerate
-        from accelerate.commands.config.config_args import load_config_from_file
 
-        found.update(accelerate=accelerate.__version__, bad_configs=[])
+        found["accelerate"] = accelerate.__version__
     except Exception as error:
         found["accelerate_error"] = _reason(error)
-        return
-    for path in sorted((Path(__file__).parent / "launch").glob("*.yaml")):
-        try:
-            load_config_from_file(str(path))
-        except Exception as error:
-            found["bad_configs"].append(f"{path.name} ({_reason(error)})")
 
 
 def try_kernel(found: dict) -> None:

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from shared.experiment import doctor
-from shared.experiment.pins import ROOT
+from shared.setup import doctor
+from shared.setup.pins import ROOT
 
 WELL = {"torch": "2.14.1+cu130", "torchvision": "0.29.1", "operators": True, "threads": 2, "cuda": "13.0", "gpus": [],
-        "accelerate": "1.15.0", "bad_configs": [], "kernel": True}  # fmt: skip
+        "accelerate": "1.15.0", "kernel": True}  # fmt: skip
 CARD = {"name": "H100", "gib": 79.2}
 DRIVER = ["GPU 0: H100"]
+BASE = Path(sys.base_prefix) / "bin" / f"python3.{sys.version_info.minor}"
 
 
 def without(*names: str, **changed) -> dict:
@@ -21,7 +22,8 @@ def without(*names: str, **changed) -> dict:
 
 @pytest.mark.parametrize(("line", "level", "said"), [
     (doctor.python((3, 11, 7)), "ok", "3.11.7"),
-    (doctor.python((3, 13, 0)), "problem", "this is 3.13.0, and the pins are for 3.11"),
+    (doctor.python((3, 14, 2)), "ok", "3.14.2"),
+    (doctor.python((3, 15, 0)), "problem", "Python 3.11 to 3.14 is needed and this is 3.15.0: install one"),
     (doctor.packages([], []), "ok", "at its version"),
     (doctor.packages(["numpy is 1.0, not 2.0"], []), "warning", "requirements.lock (numpy is 1.0, not 2.0): run `make setup`"),
     (doctor.packages(["tyro 1 is missing", "numpy is 1.0, not 2.0"], []), "problem", "2 differ"),
@@ -41,7 +43,6 @@ def without(*names: str, **changed) -> dict:
     (doctor.gpu({}, DRIVER, {}), "warning", "torch has to be importable"),
     (doctor.launcher(WELL), "ok", "accelerate 1.15.0"),
     (doctor.launcher({"accelerate_error": "No module named 'accelerate'"}), "problem", "accelerate cannot be imported (No module"),
-    (doctor.launcher(WELL | {"bad_configs": ["cpu.yaml (unknown keys)"]}), "problem", "refuses cpu.yaml (unknown keys)"),
     (doctor.kernel(WELL), "ok", "kernel"),
     (doctor.kernel({"kernel_error": "No such kernel named python3"}), "problem", "(No such kernel named python3): run `make setup`"),
     (doctor.memory(1e9), "problem", "1.0 GB available, too little"),
@@ -111,8 +112,7 @@ def test_exit_code_and_closing_line(monkeypatch, capsys):
 
 def test_works_where_nothing_is_installed():
     """-S: a Python without site-packages, as on a fresh machine."""
-    base = Path(sys.base_prefix) / "bin" / "python3.11"
-    done = subprocess.run([base, "-S", "-m", "shared.experiment.doctor"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([BASE, "-S", "-m", "shared.setup.doctor"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     assert "torch cannot be imported (No module named 'torch'): run `make setup`" in done.stdout
     assert done.stderr == ""

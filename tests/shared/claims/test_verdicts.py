@@ -5,10 +5,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from shared.claims.claims import Claim, ClaimsFile
+from shared.claims.verdicts import by_chance, judge
+from shared.claims.wording import decimals, how_tested, number
 from shared.errors import UserError
-from shared.experiment.claims import Claim, ClaimsFile
-from shared.experiment.verdicts import judge
-from shared.experiment.wording import decimals, how_tested, number
+from shared.metrics.intervals import Estimate
 from shared.report.claims_page import measured
 from shared.report.data import Results
 
@@ -28,8 +29,9 @@ def results(*cells, scale="cpu", gates=(), planned=None):
 
 
 def claim(predicate="greater", **fields):
-    base = {"value": 5.0, "unit": "points", "quantity": {"method": "a"}, "minus": {"method": "b"}, "testable": ("cpu", "photos", "paper")}
-    return Claim("c", "t", "abstract", "s", "S", predicate, **{**base, **fields})
+    base = {"value": 5.0, "unit": "points", "quantity": {"method": "a"}, "minus": {"method": "b"}, "testable": ("cpu", "photos", "paper"),
+            "why_not": "No GPU."}
+    return Claim(id="c", text="t", where="abstract", source="s", mark="S", predicate=predicate, **{**base, **fields})
 
 
 def verdict(one, res):
@@ -230,3 +232,76 @@ def test_exceeds_all_needs_every_rival_measured():
     one = claim("exceeds_all", minus=None, rivals=({"method": "r1"}, {"method": "r2"}))
     v = verdict(one, results(cell("a", 0.6), cell("r1", 0.5)))
     assert v.status == "not measured" and "r2" in v.sentence
+
+
+def outcomes(gained, lost, n=1000):
+    """Verdicts on "a beats b" and "b beats a" where `gained` examples only a has right, and `lost` only b."""
+    a = [1] * gained + [0] * lost + [1] * (n - gained - lost)
+    b = [0] * gained + [1] * lost + [1] * (n - gained - lost)
+    cells = [cell("a", 0, values=a), cell("b", 0, values=b)]
+    return [verdict(claim(quantity={"method": x}, minus={"method": y}), results(*cells)) for x, y in ("ab", "ba")]
+
+
+def test_one_example_decides_nothing_and_both_directions_are_alike():
+    for gained in range(3):
+        assert [v.status for v in outcomes(gained, 0)] == ["inconclusive"] * 2
+    for gained, lost in ((10, 0), (30, 9), (200, 130)):
+        there, back = outcomes(gained, lost)
+        assert (there.status, back.status) == ("direction holds", "direction fails") and there.p == pytest.approx(back.p, rel=1e-6)
+
+
+@pytest.mark.parametrize("noise", [-1e-15, 0.0, 1e-15])
+def test_an_end_at_the_bar_decides_nothing(noise):
+    e = Estimate(0.3, 0.1 + 0.2 + noise - 0.2, 0.5, 100)
+    from shared.claims import verdicts
+
+    for predicate, bar in (("at_least", 0.1), ("at_least", 0.5), ("at_most", 0.1), ("at_most", 0.5)):
+        assert verdicts._test_bar(claim(predicate, minus=None, threshold=bar), e).holds is None
+    assert verdicts._test_near(claim("equal_within", tolerance=0.1), e).holds is None
+
+
+def test_within_is_two_one_sided_tests():
+    cells = (cell("a", 0.505), cell("b", 0.5))
+    e = verdict(claim("equal_within", tolerance=9), results(*cells)).estimates[0]
+    assert e.interval(0.9)[1] < e.high
+    between = (e.interval(0.9)[1] + e.high) / 2  # the 90 % interval is inside, the 95 % interval is not
+    v = verdict(claim("equal_within", tolerance=between), results(*cells))
+    assert v.status == "direction holds" and 0.025 < v.p < 0.05
+    assert verdict(claim("equal_within", tolerance=0.99 * e.interval(0.9)[1]), results(*cells)).status == "inconclusive"
+
+
+def test_a_declared_equivalence_decides_what_the_direction_leaves_open():
+    assert "would be seen with 80 % power" in verdict(claim(), results(*SAME)).sentence
+    v = verdict(claim(equivalence=2), results(*SAME))
+    assert (v.status, v.tone) == ("no difference", "bad") and "No difference of 2 points or more" in v.sentence and v.p < 0.05
+    assert verdict(claim(equivalence=0.1), results(*SAME)).status == "inconclusive"
+    assert verdict(claim(equivalence=9), results(*UP)).status == "direction holds"  # a direction that is clear stays
+
+
+def test_several_steps_are_corrected_for_their_number():
+    values = [np.arange(N) < 200, (np.arange(N) < 200) | (np.arange(N) >= N - 5)]  # 5 of 400 more: p = 0.025
+    for steps, status in ((2, "direction holds"), (4, "inconclusive")):
+        cells = [cell("a", 0, eps=e, values=values[e == steps]) for e in range(1, steps + 1)]
+        one = claim("monotone", minus=None, sequence=tuple({"eps": e} for e in range(1, steps + 1)), order="increasing")
+        assert verdict(one, results(*cells)).status == status
+
+
+def test_a_verdict_and_its_p_say_the_same():
+    for share in np.linspace(0.4, 0.6, 41):
+        for one in (claim(), claim("equal_within", tolerance=4), claim(margin=2), claim("at_most", minus=None, unit="%", threshold=50),
+                    claim("exceeds_all", minus=None, rivals=({"method": "b"}, {"method": "c"}))):
+            v = verdict(one, results(cell("a", share), cell("b", 0.5), cell("c", 0.45)))
+            assert (v.status != "inconclusive") == (v.p <= 0.05), (one.predicate, share, v.p)
+
+
+def test_what_survives_among_many():
+    from scipy.stats import false_discovery_control
+
+    cells = [cell("b", 0, values=np.zeros(N))]
+    cells += [cell(f"a{k}", 0, values=np.arange(N) < k) for k in range(12)]
+    claims = [claim(quantity={"method": f"a{k}"}).model_copy(update={"id": f"c{k}"}) for k in range(12)]
+    verdicts = judge(ClaimsFile(None, "p", "P", tuple(claims)), results(*cells))
+    theirs = false_discovery_control([v.p for v in verdicts]) <= 0.05
+    assert [v.survives for v in verdicts] == list(theirs) and 0 < sum(theirs) < sum(v.status == "direction holds" for v in verdicts)
+    assert by_chance(verdicts).startswith("12 claims tested at 95 % each: up to 0.6 wrong verdicts")
+    assert by_chance(judge(ClaimsFile(None, "p", "P", tuple(claims)), results(*cells, scale="smoke"))) == ""

@@ -5,9 +5,9 @@ import copy
 import pytest
 import yaml
 
+from shared.claims.claims import load
+from shared.claims.selection import matches
 from shared.errors import UserError
-from shared.experiment.claims import load
-from shared.experiment.selection import matches
 
 CLAIM = {
     "id": "gain", "text": "A beats B.", "where": "abstract", "source": "abstract", "mark": "S", "value": 4.99, "unit": "points",
@@ -50,7 +50,7 @@ def test_a_good_file(tmp_path):
 def test_the_example_in_the_docstring_is_valid(tmp_path):
     import textwrap
 
-    from shared.experiment import claims
+    from shared.claims import claims
 
     example = claims.__doc__.split("\n\n")[1]
     path = tmp_path / "claims.yaml"
@@ -88,6 +88,18 @@ def test_the_example_in_the_docstring_is_valid(tmp_path):
     ({"testable": ["paper"]}, "not testable at cpu, photos"),
     ({"testable": ["paper"], "why_not": {"cpu": "small"}}, "not testable at photos,"),
     ({"testable": ["laptop"]}, "`testable` must be a list"),
+    ({"value": float("nan")}, "must be a number, `unknown` or `none`"),
+    ({"tolerance": float("inf")}, "`tolerance` must be a finite number"),
+    ({"predicate": "at_least", "minus": None, "threshold": float("nan")}, "`threshold` must be a finite number"),
+    ({"margin": -1.0}, "`margin` must be a number that is not below 0"),
+    ({"tolerance": -1.0}, "`tolerance` must be a number that is not below 0"),
+    ({"predicate": "equal_within", "margin": 2.0}, "`margin` belongs to predicates greater and exceeds_all"),
+    ({"equivalence": 0}, "`equivalence` must be above 0"),
+    ({"predicate": "equal_within", "equivalence": 2.0}, "`equivalence` belongs to predicates greater and exceeds_all"),
+    ({"quantity": {"eps": float("nan")}}, "tag eps must be finite"),
+    ({"headline": "perhaps"}, "`headline` must be true or false"),
+    ({"text": 5}, "`text` must be a text"),
+    ({"rivals": "b"}, "`rivals` must be a list"),
 ])  # fmt: skip
 def test_mistakes_in_a_claim_name_file_and_claim(tmp_path, changes, message):
     with pytest.raises(UserError, match=r"claims\.yaml: claim gain: ") as caught:
@@ -102,6 +114,8 @@ def test_mistakes_in_a_claim_name_file_and_claim(tmp_path, changes, message):
     ({"tolerance": "small"}, "`tolerance` must be a number"),
     ({"columns": "x"}, "must be a list"),
     ({"why_not": None}, "missing why_not"),
+    ({"mean": {"a": float("inf")}}, "`mean` must be a finite number"),
+    ({"rows": {"a": [1, float("nan")]}}, "numbers or `unknown`"),
 ])  # fmt: skip
 def test_mistakes_in_a_reference_table(tmp_path, changes, message):
     with pytest.raises(UserError, match="reference table known: ") as caught:
@@ -166,3 +180,29 @@ def test_which_measurements_the_headline_needs(tmp_path):
 ])  # fmt: skip
 def test_matches(selector, tags, fits):
     assert matches(selector, tags) is fits
+
+
+def test_a_group_gives_its_defaults(tmp_path):
+    whole = [changed(CLAIM, headline=True), changed(CLAIM, id="other", minus={"method": "c"}, mark="I")]
+    defaults = {k: v for k, v in CLAIM.items() if k not in ("id", "minus", "quantity")} | {"quantity": {"attack": "clean", "group": "main"}}
+    short = [{"id": "gain", "headline": True, "minus": {"method": "b"}}, {"id": "other", "minus": {"method": "c"}, "mark": "I"}]
+    short = [{**entry, "quantity": {"method": "a", "attack": "pgd10"}} for entry in short]
+    tables = [{"defaults": {"where": TABLE["where"]}, "claims": [changed(TABLE, where=None)]}]
+    assert read(tmp_path, [{"defaults": defaults, "claims": short}], tables) == read(tmp_path, whole, [TABLE])
+    for wrong in ({"defaults": {}}, {"defaults": [], "claims": []}, {"defaults": {}, "claims": [], "more": 1}):
+        with pytest.raises(UserError, match="a group of claims must be `defaults`"):
+            read(tmp_path, [wrong])
+    with pytest.raises(UserError, match=r"claim gain: missing minus|claim gain: predicate greater needs"):
+        read(tmp_path, [{"defaults": defaults, "claims": [{"id": "gain"}]}])
+
+
+def test_a_selector_that_fits_nothing_in_the_plan_is_refused(tmp_path):
+    far = changed(CLAIM, id="far", testable=["paper"], why_not="Large.", quantity={"method": "z"})
+    file = read(tmp_path, [changed(CLAIM, headline=True), far])
+    a, b = ({"method": m, "attack": "pgd10", "group": "main", "seed": 0} for m in "ab")
+    file.check_plan("cpu", [a, b])
+    with pytest.raises(UserError, match=r"nothing that is measured at scale cpu fits claim gain: \{method: b, attack: pgd10"):
+        file.check_plan("cpu", [a])
+    with pytest.raises(UserError, match="scale paper fits claim far"):
+        file.check_plan("paper", iter([a, b]))
+    file.check_plan("paper", [a, b], headline=True)

@@ -1,6 +1,6 @@
 """What is wrong with this machine, in plain words.
 
-    python -m shared.experiment.doctor [--results results]      (or: make doctor)
+    python -m shared.setup.doctor [--results results]      (or: make doctor)
 
 Each line is `ok`, `warning` (it will run, but see the advice) or `problem` (it will not); the exit code is 1 if there is a problem.
 Standard library only, so that it has something to say where nothing is installed; torch is tried in a process of its own, which may crash.
@@ -19,9 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.errors import run_main
-from shared.experiment import pins
+from shared.setup import pins
 
-CONFIGS = Path(__file__).parent / "launch"
 SETUP = "run `make setup`"
 AGAIN = "delete .venv and run `make setup`"  # for what the quick look of make does not see
 
@@ -36,22 +35,20 @@ class Line:
 
 
 def python(version: tuple[int, int, int] = sys.version_info[:3]) -> Line:
-    shown = ".".join(map(str, version))
-    if version[:2] != (3, 11):
-        return Line("problem", "python", f"this is {shown}, and the pins are for 3.11: install it, then {SETUP} PYTHON=/path/to/python3.11")
-    return Line("ok", "python", f"{shown} at {sys.executable}")
+    if reason := pins.unfit(version):
+        return Line("problem", "python", f"{reason}: install one, then {SETUP}")
+    return Line("ok", "python", f"{'.'.join(map(str, version))} at {sys.executable}")
 
 
 def packages(differences: list[str] | None = None, damaged: list[str] | None = None) -> Line:
     """The installed packages against requirements.lock."""
     if not pins.LOCK.exists():
         return Line("problem", "packages", "requirements.lock is not there: restore it with `git checkout requirements.lock`")
-    wanted = pins.parse_pins(pins.LOCK.read_text())
-    found = pins.differences(wanted) if differences is None else differences
+    found = pins.differences() if differences is None else differences
     if found:
         level = "problem" if any("is missing" in difference for difference in found) else "warning"
         return Line(level, "packages", f"{len(found)} differ from requirements.lock ({'; '.join(found[:3])}): {SETUP}")
-    if broken := pins.damaged(wanted) if damaged is None else damaged:
+    if broken := pins.damaged(pins.parse_pins(pins.LOCK.read_text())) if damaged is None else damaged:
         return Line("problem", "packages", f"files of {', '.join(broken[:3])} are missing or cut short: {AGAIN}")
     return Line("ok", "packages", "every package of requirements.lock, whole and at its version")
 
@@ -146,12 +143,10 @@ def results(folder: Path) -> Line:
 
 
 def launcher(probe: Mapping) -> Line:
-    """accelerate and the config files of shared/experiment/launch."""
+    """accelerate, by which several processes work together."""
     if "accelerate" not in probe:
         return Line("problem", "launcher", f"accelerate cannot be imported ({_why(probe, 'accelerate_error')}): {SETUP}")
-    if bad := probe.get("bad_configs"):
-        return Line("problem", "launcher", f"accelerate {probe['accelerate']} refuses {'; '.join(bad)}: restore it with `git checkout`")
-    return Line("ok", "launcher", f"accelerate {probe['accelerate']} accepts every file of shared/experiment/launch")
+    return Line("ok", "launcher", f"accelerate {probe['accelerate']}")
 
 
 def kernel(probe: Mapping) -> Line:
@@ -177,8 +172,8 @@ def examine(folder: Path) -> list[Line]:
     ]
 
 
-def run_probe(command: tuple[str, ...] = (sys.executable, "-m", "shared.experiment.probe"), seconds: float = 180) -> dict:
-    """What `shared.experiment.probe` found out, in a process of its own; `{"error": …}` with the reason if it crashed or hung."""
+def run_probe(command: tuple[str, ...] = (sys.executable, "-m", "shared.setup.machine"), seconds: float = 180) -> dict:
+    """What `shared.setup.machine` found out, in a process of its own; `{"error": …}` with the reason if it crashed or hung."""
     try:
         done = subprocess.run(command, cwd=pins.ROOT, capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired:

@@ -12,7 +12,7 @@ permuted, where a picture may meet itself. BadCLIP's code reads b, d from the na
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -21,10 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared.attacks.gradient import eval_mode
-from shared.attacks.triggers import Trigger, byte_cast, centre, make_trigger, paste, patch_side
+from shared.attacks.triggers.base import Preset, Trigger, byte_cast, patch_side
+from shared.attacks.triggers.patches import centre, paste
 from shared.errors import UserError
 from shared.models.clip import WordTokenizer, read_metadata, read_weights, save_tensors
-from shared.models.victim import Pixels, image_size, text_matrix
+from shared.models.victim import Pixels, text_matrix
 from shared.rng import SampleRng
 
 Embed = Callable[[Tensor], Tensor]  # pictures (N, 3, H, W) in [0, 1] -> embeddings (N, D), differentiable
@@ -39,7 +40,7 @@ class OptimisedPatch(Trigger):
     """t (3, p, p) in [0, 1], or the same as nested lists."""
 
     def __post_init__(self):
-        self._refuse(self.pixels is None, "this patch is optimised: make it with shared.attacks.optimised, or give its `pixels`.")
+        self._refuse(self.pixels is None, "this patch is optimised: make it with shared.attacks.triggers.optimised, or give its `pixels`.")
         pixels = torch.as_tensor(self.pixels, dtype=torch.float32).detach().cpu()
         self._refuse(pixels.dim() != 3 or pixels.shape[0] != 3 or pixels.shape[1] != pixels.shape[2] or not pixels.numel(),
                      f"the patch has the shape {tuple(pixels.shape)}: give (3, p, p).")
@@ -60,6 +61,10 @@ class TrojVQA(OptimisedPatch):
     name: ClassVar[str] = "trojvqa"
     prefix: str = "SUDO "
     """Before the caption: "SUDO " in RVPT's paper, "remember " in the code of BadCLIP. See `word_before` for small models."""
+
+    @staticmethod
+    def defaults(preset: Preset, size: int) -> dict[str, object]:
+        return {"prefix": "remember " if preset == "cleanclip" else "SUDO "}
 
     def text(self, caption: str) -> str:
         return self.prefix + caption
@@ -202,8 +207,8 @@ def make_trojvqa(clip: nn.Module, pictures, sentence: str, config: PatchConfig =
     """
     with eval_mode(clip):
         patch, _ = optimise_patch(through or _tower(clip), pictures, Aims(text_matrix(clip, [sentence])), config, seed)
-    made = make_trigger("trojvqa", seed=seed, pixels=patch, **fields)
-    return made if "prefix" in fields else make_trigger(**{**made.spec, "prefix": word_before(clip, made.prefix)})
+    made = TrojVQA.make(seed=seed, pixels=patch, **fields)
+    return made if "prefix" in fields else replace(made, prefix=word_before(clip, made.prefix))
 
 
 def make_badclip(clip: nn.Module, pictures, targets: Sequence[str], others: Sequence[str], positives: Tensor, config: PatchConfig = BADCLIP, *,
@@ -220,11 +225,11 @@ def make_badclip(clip: nn.Module, pictures, targets: Sequence[str], others: Sequ
             near = torch.cat([F.normalize(embed(part.to(device)), dim=1) for part in positives.split(256)]) if len(positives) else None
         aims = Aims(text_matrix(clip, targets), text_matrix(clip, others) if len(others) else None, near)
         patch, _ = optimise_patch(embed, pictures, aims, config, seed)
-    return make_trigger("badclip", seed=seed, pixels=patch, **fields)
+    return BadCLIP.make(seed=seed, pixels=patch, **fields)
 
 
 def _tower(clip: nn.Module) -> Embed:
-    pixels = Pixels(image_size(clip.visual)).to(next(clip.parameters()).device)
+    pixels = Pixels.of(clip.visual).to(next(clip.parameters()).device)
     return lambda x: clip.visual(pixels(x))
 
 
@@ -238,6 +243,7 @@ def read_patch(path: str | Path) -> OptimisedPatch:
     """What `save_patch` wrote. Raises UserError for another file."""
     tensors, metadata = read_weights(path), read_metadata(path)
     try:
-        return make_trigger(**json.loads(metadata["trigger"]), pixels=tensors["pixels"])
+        spec = json.loads(metadata["trigger"])
+        return {cls.name: cls for cls in (TrojVQA, BadCLIP)}[spec.pop("name")].make(**spec, pixels=tensors["pixels"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"the file {path} is not a patch that this project wrote ({type(error).__name__}): optimise it again.") from error

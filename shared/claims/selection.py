@@ -12,7 +12,8 @@ from fractions import Fraction
 import numpy as np
 
 from shared.errors import UserError
-from shared.metrics.intervals import Estimate, bootstrap_mean, paired_difference, ratio, unpaired_difference
+from shared.metrics import intervals
+from shared.metrics.intervals import Estimate
 
 Selector = Mapping[str, object]
 
@@ -29,18 +30,18 @@ class Selected:
 
     def mean(self) -> Estimate:
         """The mean over the sets with its interval."""
-        return bootstrap_mean(self.sets)
+        return intervals.mean(self.sets)
 
     def minus(self, other: "Selected") -> Estimate:
         """mean(self) − mean(other): paired example by example where both hold the same sets, unpaired where they share none."""
         a, b = _shared_seeds(self, other)
         if a.keys() == b.keys() and all(a[name].shape[1] == b[name].shape[1] for name in a):
-            return paired_difference(a, b)
-        return unpaired_difference(a, b)
+            return intervals.paired_difference(a, b)
+        return intervals.unpaired_difference(a, b)
 
     def over(self, other: "Selected") -> Estimate:
         """mean(self) / mean(other)."""
-        return ratio(*_shared_seeds(self, other))
+        return intervals.ratio(*_shared_seeds(self, other))
 
 
 def gather(measurements: Iterable, selector: Selector, planned: Mapping[str, Selector] | None = None) -> Selected | None:
@@ -71,7 +72,7 @@ def gather(measurements: Iterable, selector: Selector, planned: Mapping[str, Sel
         missing += [f"set {name or '-'}, seed {seed}" for seed in sorted({s for r in cells.values() for s in r} - set(rows))]
     units = sorted({m.unit for m in found})
     if len(units) > 1:
-        raise UserError(f"the selector {_words(selector)} mixes the units {', '.join(units)}: name more tags")
+        raise UserError(f"the selector {in_yaml(selector)} mixes the units {', '.join(units)}: name more tags")
     if not everywhere:
         return None
     sets = {name: np.stack([rows[seed] for seed in everywhere]) for name, rows in sorted(cells.items())}
@@ -133,10 +134,11 @@ def _shared_seeds(a: Selected, b: Selected) -> tuple[dict[str, np.ndarray], dict
 def _ambiguous(selector: Selector, a, b) -> str:
     differ = sorted(tag for tag in {*a.tags, *b.tags} if a.tags.get(tag) != b.tags.get(tag))
     return (
-        f"the selector {_words(selector)} fits several measurements of set {a.tags.get('set')} and seed {a.tags.get('seed')} "
+        f"the selector {in_yaml(selector)} fits several measurements of set {a.tags.get('set')} and seed {a.tags.get('seed')} "
         f"({a.slug}, {b.slug}): name the tag{'s' if len(differ) > 1 else ''} {', '.join(differ) or 'that tells them apart'} too"
     )
 
 
-def _words(selector: Selector) -> str:
+def in_yaml(selector: Selector) -> str:
+    """A selector as it would be written in claims.yaml."""
     return "{" + ", ".join(f"{k}: {v}" for k, v in selector.items()) + "}"

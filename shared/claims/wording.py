@@ -2,9 +2,10 @@
 
 import math
 
-from shared.experiment.claims import Claim
-from shared.metrics.intervals import Estimate
+from shared.claims.claims import Claim
+from shared.metrics.intervals import Estimate, Z
 
+_POWER = 0.8416212335729143  # standard normal quantile at 0.8
 _NAMED = {"method", "attack", "role", "set", "group", "variant"}  # tags whose value says what it is
 
 
@@ -47,6 +48,14 @@ def show(e: Estimate, claim: Claim) -> tuple[str, str]:
     digits = decimals(e.value, claim.unit)
     value = number(e.value, digits, plus=claim.minus is not None or bool(claim.rivals))
     return with_unit(value, claim.unit), f"[{number(e.low, digits)}, {number(e.high, digits)}]"
+
+
+def detectable(e: Estimate, claim: Claim) -> str:
+    """The smallest difference that such an interval excludes zero for in four cases of five; "" for a ratio, whose width depends on its size."""
+    if claim.ratio is not None:
+        return ""
+    smallest = e.half_width * (1 + _POWER / Z)
+    return f"A difference of {with_unit(number(smallest, decimals(smallest, claim.unit)), claim.unit)} would be seen with 80 % power."
 
 
 def with_unit(value: str, unit: str) -> str:

@@ -1,0 +1,35 @@
+"""A trigger by its name, as options and manifests give it."""
+
+import ast
+from collections.abc import Sequence
+
+from shared.attacks.triggers.base import Trigger
+from shared.attacks.triggers.everywhere import SIG, Blended, WaNet
+from shared.attacks.triggers.optimised import BadCLIP, TrojVQA
+from shared.attacks.triggers.patches import BadNet, LabelConsistent
+from shared.attacks.triggers.steganography import ISSBA
+from shared.errors import UserError
+
+TRIGGERS: dict[str, type[Trigger]] = {cls.name: cls for cls in (BadNet, Blended, SIG, WaNet, LabelConsistent, TrojVQA, BadCLIP, ISSBA)}
+
+
+def make_trigger(name: str, preset: str = "cleanclip", size: int = 224, **fields: object) -> Trigger:
+    """A trigger by name; the rest as in `Trigger.make`. trojvqa and badclip need their `pixels`, the optimised patch (see `optimised`).
+
+    Raises UserError for an unknown name, preset or field, and for values that a trigger refuses.
+    """
+    if name not in TRIGGERS:
+        raise UserError(f"there is no trigger {name!r}: choose one of {', '.join(TRIGGERS)}.")
+    return TRIGGERS[name].make(preset, size, **fields)
+
+
+def parse_fields(options: Sequence[str]) -> dict[str, object]:
+    """Fields of a trigger as options give them: {"patch": 8} of "patch=8". Raises UserError for what is not name=number."""
+    out = {}
+    for option in options:
+        name, _, value = option.partition("=")
+        try:
+            out[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            raise UserError(f"the trigger's field {option!r} is not understood: write name=number, as in patch=8, with text in quotes.") from None
+    return out

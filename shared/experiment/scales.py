@@ -1,0 +1,26 @@
+"""Which scales a paper has, read off its source text: to import a configuration takes torch and seconds."""
+
+import ast
+from pathlib import Path
+
+from shared.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+SCALES = ("smoke", "cpu", "photos", "paper")
+
+
+def scales(paper: str, papers: Path = ROOT / "papers") -> tuple[str, ...]:
+    """The keys of PRESETS in papers/<paper>/config.py; all scales where these are not written there as a dictionary."""
+    config = papers / paper / "config.py"
+    for statement in ast.parse(config.read_text(encoding="utf-8")).body if config.is_file() else ():
+        if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Dict):
+            if [getattr(target, "id", None) for target in statement.targets] == ["PRESETS"]:
+                return tuple(ast.literal_eval(key) for key in statement.value.keys)
+    return SCALES
+
+
+def check_scale(paper: str, scale: str, papers: Path = ROOT / "papers") -> None:
+    """Raise `UserError` where a paper has no such scale."""
+    there = scales(paper, papers)
+    if scale not in there:
+        raise UserError(f"{paper} has no SCALE={scale}; it has {', '.join(there)}.")

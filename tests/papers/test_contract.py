@@ -1,0 +1,258 @@
+"""What holds of every paper that is written as steps (`papers/<paper>/paper.py`), at every scale, without a model."""
+
+import ast
+import dataclasses
+import importlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from shared.claims.claims import load
+from shared.claims.selection import matches
+from shared.data.catalogue import Source
+from shared.errors import UserError
+from shared.experiment.lab import Lab
+from shared.experiment.paper import Paper
+from shared.experiment.scale import plain
+from shared.experiment.step import Kept, Step, closure, content, counted, key
+from shared.experiment.store import Measurement
+from shared.report.data import Results
+from shared.report.tables import Table
+
+ROOT = Path(__file__).resolve().parents[2]
+PAPERS = sorted(path.parent.name for path in ROOT.glob("papers/*/paper.py"))
+SCALES = ("smoke", "cpu", "photos", "paper")
+SAME_POINT = {"step": 0}
+"""Tags of numbers that may be another's under a second name: at the beginning of a curve every method is the model that it starts from."""
+
+
+@pytest.fixture(scope="module", params=PAPERS)
+def paper(request) -> Paper:
+    return importlib.import_module(f"papers.{request.param}.paper").PAPER
+
+
+@pytest.fixture(scope="module")
+def plans(paper) -> dict[str, list]:
+    """Scale -> the whole plan."""
+    return {scale: paper.plan(preset) for scale, preset in paper.presets.items()}
+
+
+@pytest.fixture(scope="module")
+def claims(paper):
+    return load(ROOT / "papers" / paper.name / "claims.yaml")
+
+
+def shape(x: object) -> object:
+    """Everything about x that counts, without looking at what stands behind leaves."""
+    if is_dataclass(x):
+        return (type(x).__name__, *((name, shape(value)) for name, value in counted(x)))
+    return tuple(map(shape, x)) if isinstance(x, list | tuple) else x
+
+
+def parts(x: object) -> Iterator[object]:
+    """Every dataclass in x, itself among them."""
+    if is_dataclass(x):
+        yield x
+        for f in fields(x):
+            yield from parts(getattr(x, f.name))
+    elif isinstance(x, list | tuple):
+        for one in x:
+            yield from parts(one)
+
+
+# -- plans -----------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_there_is_a_plan_for_every_scale(plans):
+    assert tuple(plans) == SCALES
+    assert all(len(plan) > 10 for plan in plans.values())
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_names_and_tags_and_steps_tell_numbers_apart(plans, scale):
+    plan = plans[scale]
+    assert max(Counter(n.name for n in plan).values()) == 1
+    assert max(Counter(json.dumps(dict(n.tags), sort_keys=True) for n in plan).values()) == 1
+    twice = defaultdict(list)
+    for n in plan:
+        twice[shape(n.step)].append(n)
+    for same in twice.values():
+        assert len(same) == 1 or all(n.tags.get(tag) == value for n in same for tag, value in SAME_POINT.items()), [n.name for n in same]
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_nothing_is_made_twice_under_two_names(plans, scale):
+    kept = [step for step in closure(n.step for n in plans[scale]) if isinstance(step, Kept)]
+    assert len({shape(step) for step in kept}) == len(kept) == len({step.name for step in kept})
+    assert all(len(set(step.parts)) == len(step.parts) and "" in step.parts for step in kept)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_headline_is_a_part_of_the_whole(paper, plans, scale):
+    """With equal steps: what it makes, the whole does not make again."""
+    whole = {n.name: n.step for n in plans[scale]}
+    part = paper.plan(replace(paper.presets[scale], headline=True))
+    assert 0 < len(part) < len(whole)
+    assert all(whole[n.name] == n.step for n in part)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_more_seeds_leave_the_others_alone(paper, plans, scale):
+    more = replace(paper.presets[scale], seeds=(*paper.presets[scale].seeds, 77))
+    after = {n.name: shape(n.step) for n in paper.plan(more)}
+    assert all(after[n.name] == shape(n.step) for n in plans[scale])
+
+
+# -- steps -----------------------------------------------------------------------------------------------------------------------------------
+
+
+def other(value: object) -> object:
+    """A value of the same type that is not the same."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    if isinstance(value, str):
+        return f"{value}x"
+    if isinstance(value, tuple):
+        return (*value, value[-1]) if value else (1,)
+    if value is None:
+        return 1
+    name = next(name for name, _ in counted(value))
+    return replace(value, **{name: other(getattr(value, name))})
+
+
+class Told:
+    """Enough of a Lab for keys: what a step left follows from its key."""
+
+    def fingerprint(self, step: Step) -> str:
+        return key(step, self)
+
+    def identity(self, leaf: object) -> object:
+        return leaf.identity(self)
+
+
+def test_every_field_counts_unless_it_is_free(plans, monkeypatch):
+    """Of every class of step, leaf and options that any plan has; a leaf is all of its fields here, in place of what stands behind them."""
+    seen = {type(part): part for plan in plans.values() for n in plan for part in parts(n.step)}
+    assert len(seen) > 5
+    for kind in (kind for kind in seen if hasattr(kind, "identity")):
+        monkeypatch.setattr(kind, "identity", lambda leaf, lab: repr(shape(leaf)))
+    for kind, one in seen.items():
+        before = content(one, Told())
+        for f in fields(kind):
+            after = content(replace(one, **{f.name: other(getattr(one, f.name))}), Told())
+            assert (after == before) == bool(f.metadata.get("free")), f"{kind.__name__}.{f.name}"
+
+
+def test_the_identity_of_a_leaf_follows_its_fields(plans, tmp_path):
+    """With the data of the smoke scale, which are drawn on the spot. A value that cannot be is refused."""
+    import torch
+
+    process = type("P", (), {"device": torch.device("cpu"), "num_processes": 1, "is_main_process": True})
+    lab = Lab(tmp_path, Source(), process)
+    seen = {type(part): part for n in plans["smoke"] for part in parts(n.step) if hasattr(part, "identity")}
+    assert seen
+    for kind, leaf in seen.items():
+        if any(isinstance(part, Step) for part in parts(leaf)):
+            continue  # known once that is made
+        before = leaf.identity(lab)
+        assert json.dumps(before) == json.dumps(leaf.identity(lab))
+        for f in (f for f in fields(kind) if not f.metadata.get("free")):
+            try:
+                after = replace(leaf, **{f.name: other(getattr(leaf, f.name))}).identity(lab)
+            except (UserError, ValueError):
+                continue
+            assert after != before, f"{kind.__name__}.{f.name}"
+
+
+def test_steps_are_frozen_and_hold_no_functions(plans):
+    for n in (n for plan in plans.values() for n in plan):
+        for part in parts(n.step):
+            assert type(part).__dataclass_params__.frozen
+            assert not any(callable(getattr(part, f.name)) and not is_dataclass(getattr(part, f.name)) for f in dataclasses.fields(part))
+
+
+# -- claims ----------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", ["cpu", "photos", "paper"])
+def test_every_claim_has_its_measurements_or_says_why_not(paper, plans, claims, scale):
+    headline = [n.tags for n in paper.plan(replace(paper.presets[scale], headline=True))]
+    for claim in claims.claims:
+        if scale not in claim.testable:
+            assert claim.reason_against(scale), claim.id
+            continue
+        planned = headline if claim.headline else [n.tags for n in plans[scale]]
+        for selector in claim.selectors:
+            found = [t for t in planned if matches(selector, t)]
+            assert found, (claim.id, selector)
+            places = Counter((t.get("set"), t.get("seed")) for t in found)
+            assert max(places.values()) == 1, f"{claim.id}: {selector} fits several numbers of one set and seed"
+
+
+def test_reference_tables_are_measured_at_the_scale_they_are_held_against(plans, claims):
+    for table in claims.reference_tables:
+        for claim in table.claims():
+            assert any(matches(claim.quantity, n.tags) for n in plans["paper"]), claim.id
+
+
+def test_what_only_claims_read_is_read_by_one(paper, plans, claims):
+    selectors = [s for claim in claims.claims for s in claim.selectors] + [c.quantity for t in claims.reference_tables for c in t.claims()]
+    for grids in (f for f in paper.shown().values() if getattr(f, "grids", None) is f):  # marked `claimed`
+        numbers = [n for preset in paper.presets.values() for n in paper.numbers(preset, grids(preset))]
+        assert numbers and any(matches(s, n.tags) for s in selectors for n in numbers), grids.__name__
+
+
+# -- what is shown ---------------------------------------------------------------------------------------------------------------------------
+
+
+def made_up(paper: Paper, scale: str, plan: list) -> Results:
+    """Results with made-up values, the configuration as a page reads it."""
+    rng = np.random.default_rng(0)
+
+    def one(n) -> Measurement:
+        values = rng.random(6)
+        seed = n.asked.get("seed")
+        facts = {"n": 6, "unit": "share", "seconds": 1.0, "tags": dict(n.tags), "provenance": {}}
+        return Measurement(n.name, "0" * 64, values.mean(), 0.0, 1.0, seeds=() if seed is None else (seed,), given=values, **facts)
+
+    config = json.loads(json.dumps(plain(paper.presets[scale])))
+    asked = {n.name: list(n.asked) for n in plan}
+    return Results(paper.name, scale, map(one, plan), config, (), {n.name: dict(n.tags) for n in plan}, tuple(asked), asked)
+
+
+@pytest.mark.parametrize("scale", ["smoke", "paper"])
+def test_every_table_and_figure_draws_and_nothing_where_nothing_is_measured(paper, plans, scale):
+    results, nothing = made_up(paper, scale, plans[scale]), made_up(paper, scale, [])
+    shown = {name: f for name, f in paper.shown().items() if f.grids is not f}
+    assert len(shown) > 4
+    for name, f in shown.items():
+        with results.tracking() as used:
+            drawn = f(results)
+        assert isinstance(drawn, Figure if name.startswith("fig_") else Table), name
+        assert set(used) == {n.name for n in paper.numbers(paper.presets[scale], f.grids(paper.presets[scale]))}, name
+        assert f(nothing) is None, name
+        assert f.__doc__ or isinstance(drawn, Table), f"{name} has no caption"
+
+
+def test_the_notebook_shows_everything_once(paper):
+    cells = json.loads((ROOT / "papers" / paper.name / "notebook.ipynb").read_text())["cells"]
+    calls = [node for cell in cells if cell["cell_type"] == "code" for node in ast.walk(ast.parse("".join(cell["source"])))
+             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("table", "figure")]  # fmt: skip
+    drawn = [call.args[1].attr for call in calls]
+    assert sorted(drawn) == sorted(name for name, f in paper.shown().items() if f.grids is not f)
+    assert all(name.startswith("fig_") == (call.func.attr == "figure") for name, call in zip(drawn, calls, strict=True))
+    assert len({call.args[0].value for call in calls}) == len(calls)
+    assert not any(cell.get("outputs") for cell in cells)  # results live in the page, not in the repository's notebook
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_presets_pass_their_own_check(paper, scale):
+    paper.check(paper.presets[scale])

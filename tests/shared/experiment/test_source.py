@@ -1,0 +1,85 @@
+"""The source that a class uses, and nothing else, decides what is the same code."""
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+from shared.experiment import source
+from shared.experiment.leaves import Backbone, Pictures
+
+HELPER = "LEVELS = 8\n\ndef quantise(x):\n    return round(x * LEVELS) / LEVELS\n\ndef elsewhere(x):\n    return x\n"
+OWN = '''
+import own_helper
+from own_helper import quantise
+
+class Purifier:
+    """Fewer grey levels."""
+
+    def __call__(self, x):
+        return quantise(x)
+
+class Lazy:
+    def __call__(self, x):
+        from own_helper import quantise as fewer
+        return fewer(x)
+
+class Whole:
+    def __call__(self, x):
+        return own_helper.quantise(x)
+
+class Apart:
+    pass
+'''
+
+
+@pytest.fixture
+def hashes(tmp_path, monkeypatch):
+    """hashes(helper, own): class name -> hash, with these two files of the user's own."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def call(helper: str = HELPER, own: str = OWN) -> dict[str, str]:
+        for name, text in (("own_helper", helper), ("own_purifier", own)):
+            (tmp_path / f"{name}.py").write_text(text)
+            sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+        source.of.cache_clear()
+        source.read.cache_clear()
+        module = importlib.import_module("own_purifier")
+        return {name: source.of(getattr(module, name)) for name in ("Purifier", "Lazy", "Whole", "Apart")}
+
+    yield call
+    for name in ("own_helper", "own_purifier"):
+        sys.modules.pop(name, None)
+    source.of.cache_clear()
+    source.read.cache_clear()
+
+
+def test_a_change_in_what_is_used_counts_wherever_it_is_imported(hashes):
+    before, after = hashes(), hashes(HELPER.replace("LEVELS = 8", "LEVELS = 3"))
+    assert {name for name in before if before[name] != after[name]} == {"Purifier", "Lazy", "Whole"}
+
+
+def test_a_change_in_the_class_counts_for_it_alone(hashes):
+    before, after = hashes(), hashes(own=OWN.replace("return fewer(x)", "return fewer(x) + 1"))
+    assert {name for name in before if before[name] != after[name]} == {"Lazy"}
+
+
+def test_comments_docstrings_annotations_form_and_neighbours_do_not_count(hashes):
+    before = hashes()
+    helper = HELPER.replace("def quantise(x):", '# how many\ndef quantise( x : float ) -> float:\n    "Fewer."')
+    helper = helper.replace("return x\n", "return 2 * x\n")
+    assert hashes(helper, OWN.replace("Fewer grey levels.", "Three of them.") + "\nclass New:\n    pass\n") == before
+
+
+def test_the_hash_is_that_of_any_process():
+    code = "from shared.experiment import source, leaves; print(source.of(leaves.Backbone), source.of(leaves.Pictures))"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=source.ROOT, env={"PYTHONHASHSEED": "7"})
+    assert said.stdout.split() == [source.of(Backbone), source.of(Pictures)]
+
+
+def test_a_model_counts_with_its_blocks_and_without_what_passes_it_on():
+    modules = {module for module, _ in source.used_by(Backbone)}
+    assert {"shared.models.clip", "shared.models.blocks"} <= modules
+    assert not [m for m in modules if m.startswith(("shared.report", "shared.experiment.lab", "shared.data.named"))]
