@@ -156,7 +156,8 @@ class Adversary:
         if self.kind == "autoattack":
             settings = {"stages": self.stages, "targets": self.targets, "queries": self.queries, "batch_size": self.batch}
             return cascade(victim, x, y, threat, rng=rng, steps=steps, **settings).x_adv
-        # the iterate of highest loss among those that succeed; nothing leaves early, for a picture just over the boundary says little behind a defence
+        # the iterate of highest loss among those that succeed; nothing leaves early, for a picture just over the boundary
+        # says little behind a defence
         size = 2.5 * threat.eps / steps
         parts = torch.arange(len(x), device=x.device).split(self.batch)
         return torch.cat(
@@ -485,7 +486,8 @@ class Distribution(Measured):
         if self.state == "adversarial":
             return seen.pictures(lab)
         if self.state == "clean":
-            return seen.clean(lab)[0] if self.defence is None else replace(seen, attacked=None).behind(lab, self.defence, self.seed, self.batch)
+            bare = replace(seen, attacked=None)
+            return seen.clean(lab)[0] if self.defence is None else bare.behind(lab, self.defence, self.seed, self.batch)
         if self.state == "diffused":
             return diffused(self.defence.purification.open(lab), seen.pictures(lab), seen.rows(lab), self.seed)
         return seen.behind(lab, self.defence, self.seed, self.batch)
