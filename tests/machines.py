@@ -36,7 +36,7 @@ def measured(reverse: bool = False) -> dict[str, np.ndarray]:
     from shared.data.scene_sets import SETS, ScenePairs, SceneSet
     from shared.data.scenes import sample
     from shared.diffusion import Schedule
-    from shared.metrics.intervals import bootstrap_mean
+    from shared.metrics import intervals
     from shared.models import zoo
     from shared.models.clip import create_clip
     from shared.models.victim import ZeroShot, text_matrix
@@ -58,7 +58,7 @@ def measured(reverse: bool = False) -> dict[str, np.ndarray]:
         "uniform": np.concatenate([rng.uniform((500,)).numpy(), rng.integers(1000, (500,)).numpy()]), "normal": rng.normal((500,)).numpy(),
         "schedule": Schedule.linear().alpha_bar(torch.arange(1001)).numpy(),
     }
-    interval = bootstrap_mean([np.random.default_rng(k).random((3, 200)) < 0.4 for k in range(4)])
+    interval = intervals.mean([np.random.default_rng(k).random((3, 200)) < 0.4 for k in range(4)])
     found["interval"] = np.array([interval.value, interval.low, interval.high])
 
     clip = create_clip("scenes-vit-s8", zoo.weights("scenes-vit-s8")).requires_grad_(False)

@@ -193,10 +193,10 @@ def keep(lab: "Lab", number: "Number", values: "Values", seconds: float) -> None
 
     from shared.experiment.provenance import provenance
     from shared.experiment.store import Measurement
-    from shared.metrics.intervals import bootstrap_mean
+    from shared.metrics import intervals
 
     given, seed = np.asarray(values.values, np.float64), number.asked.get("seed")
-    mean = bootstrap_mean({"all": given})
+    mean = intervals.mean({"all": given})
     lab.store.save(Measurement(
         number.name, lab.key(number.step), mean.value, mean.low, mean.high, len(given), () if seed is None else (seed,), values.unit,
         round(seconds, 3), dict(number.tags), {**provenance(), "skipped": list(values.skipped)[:20], "skipped_count": len(values.skipped)},

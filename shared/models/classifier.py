@@ -106,10 +106,10 @@ def _build(arch: str, classes: int) -> tuple[nn.Module, Normalisation]:
     if kind == "torchvision" and name:
         import torchvision.models
 
-        try:
-            return torchvision.models.get_model(name, weights=None, num_classes=classes), IMAGENET
-        except ValueError as error:
-            raise UserError(f"torchvision has no model named {name!r}: give one of torchvision.models.list_models().") from error
+        if name not in torchvision.models.list_models(module=torchvision.models):
+            raise UserError(f"torchvision has no model named {name!r} that classifies pictures: give one of "
+                            "torchvision.models.list_models(module=torchvision.models).")
+        return torchvision.models.get_model(name, weights=None, num_classes=classes), IMAGENET
     if arch not in ARCHS:
         raise UserError(f"there is no classifier named {arch!r}: choose one of {', '.join(ARCHS)}, or torchvision:<name>.")
     build, normalisation = ARCHS[arch]

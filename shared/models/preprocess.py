@@ -240,17 +240,19 @@ class NoiseOnly:
 
 @dataclass(frozen=True)
 class TotalVariation:
-    """argmin_z ‖z − x‖²/2 + weight·TV(z), channel by channel, by Chambolle's iteration (scikit-image); gradient straight through.
+    """argmin_z ‖z − x‖²/2 + weight·TV(z), channel by channel, by `iterations` steps of Chambolle 2004 (scikit-image, without its early stop, which
+    leaves the objective 1 to 2 % above the minimum); gradient straight through. The larger the weight, the more steps are needed.
 
     Guo et al. 2018 minimise the same on a random half of the pixels; here all pixels count, so nothing is random.
     """
 
     weight: float = 0.05
-    iterations: int = 200
+    iterations: int = 100
     random: ClassVar[bool] = False
 
     def __post_init__(self):
         demand(math.isfinite(self.weight) and self.weight > 0, f"the weight of total variation is {self.weight}: use a number above 0.")
+        demand(self.iterations >= 1, f"total variation with {self.iterations} iterations: use 1 or more.")
 
     @property
     def name(self) -> str:
@@ -260,6 +262,7 @@ class TotalVariation:
         from skimage.restoration import denoise_tv_chambolle
 
         pictures = x.detach().cpu().numpy()
-        smooth = [denoise_tv_chambolle(p, weight=self.weight, max_num_iter=self.iterations, channel_axis=0) for p in pictures]
+        how = {"weight": self.weight, "eps": 0.0, "max_num_iter": self.iterations, "channel_axis": 0}
+        smooth = [denoise_tv_chambolle(p, **how) for p in pictures]
         back = torch.stack([torch.from_numpy(s) for s in smooth]) if smooth else x.new_zeros(x.shape)
         return straight_through(back.to(x).clamp(0, 1), x)

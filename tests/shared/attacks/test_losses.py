@@ -60,6 +60,15 @@ def test_targeted_dlr(batch):
     assert_within_rounding(L.dlr_targeted(z, y, target), by_hand(z, y, formula), terms=6)
 
 
+@pytest.mark.parametrize("lead, vanished", [(10.0, False), (16.0, False), (17.0, True), (40.0, True), (90.0, True)])
+def test_only_the_true_class_loses_its_gradient(lead, vanished):
+    """p_y rounds to 1 in fp32 where the others' exp(−lead) is below half the spacing of numbers above 1, 2⁻²⁴."""
+    z = torch.tensor([[lead, 0.0]], requires_grad=True)
+    loss = L.cross_entropy(z, torch.tensor([0]))
+    grad, = torch.autograd.grad(loss.sum(), z)
+    assert (grad[0, 0] == 0).item() is (loss == 0).item() is vanished and grad[0, 1] > 0
+
+
 def test_dlr_ignores_scale_and_shift_of_the_logits_and_cross_entropy_does_not(batch):
     z, y = batch
     moved = 100 * z + 7

@@ -192,7 +192,7 @@ def test_a_group_gives_its_defaults(tmp_path):
     for wrong in ({"defaults": {}}, {"defaults": [], "claims": []}, {"defaults": {}, "claims": [], "more": 1}):
         with pytest.raises(UserError, match="a group of claims must be `defaults`"):
             read(tmp_path, [wrong])
-    with pytest.raises(UserError, match=r"claim gain: missing minus|claim gain: predicate greater needs"):
+    with pytest.raises(UserError, match="claim gain: predicate greater needs"):
         read(tmp_path, [{"defaults": defaults, "claims": [{"id": "gain"}]}])
 
 
@@ -201,7 +201,7 @@ def test_a_selector_that_fits_nothing_in_the_plan_is_refused(tmp_path):
     file = read(tmp_path, [changed(CLAIM, headline=True), far])
     a, b = ({"method": m, "attack": "pgd10", "group": "main", "seed": 0} for m in "ab")
     file.check_plan("cpu", [a, b])
-    with pytest.raises(UserError, match=r"nothing that is measured at scale cpu fits claim gain: \{method: b, attack: pgd10"):
+    with pytest.raises(UserError, match=r"nothing that is measured at scale cpu fits claim gain: \{attack: pgd10, group: main, method: b\}"):
         file.check_plan("cpu", [a])
     with pytest.raises(UserError, match="scale paper fits claim far"):
         file.check_plan("paper", iter([a, b]))

@@ -13,6 +13,7 @@ from PIL import Image
 from shared.data.base import loader, subset
 from shared.data.files import NATIVE, ImageSize, decode, read_picture
 from shared.data.named import SIXTEEN, ZERO_SHOT, canonical, named
+from shared.data.prompts import WORDINGS, class_names
 from shared.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("any_checksum")
@@ -142,6 +143,12 @@ def test_a_handle_of_another_process_is_not_used(library):
     expected = data[0][0]
     data._handle = (os.getpid() + 1, {"x": np.zeros((6, 96, 96, 3), np.uint8)})  # as a forked worker finds its parent's
     assert torch.equal(data[0][0], expected)
+
+
+def test_imagenet_has_three_names_twice():
+    raw = ("Cardigan", "cardigan", "crane", "crane", "maillot", "maillot")
+    for wording in WORDINGS:
+        assert class_names("ImageNet", raw, wording) == tuple(sorted(name.lower() for name in raw))
 
 
 def test_duplicate_names_stay_and_are_reported(library):

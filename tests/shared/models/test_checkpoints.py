@@ -45,7 +45,7 @@ def test_both_formats_give_the_same_logits(small_clip, stored, tmp_path, wrap):
 def test_a_local_checkpoint_of_an_open_clip_model(tmp_path, monkeypatch):
     import open_clip
 
-    def build(name, pretrained=None, precision="fp32"):
+    def build(name, pretrained=None, **_):
         assert pretrained is None  # open_clip must not read the file itself
         return open_clip.CLIP(8, {"image_size": 32, "layers": 1, "width": 16, "head_width": 8, "patch_size": 16},
                               {"context_length": 77, "width": 16, "heads": 2, "layers": 1})
@@ -189,6 +189,35 @@ def test_weights_of_another_model(small_clip, tmp_path, how, first, suffix):
     with pytest.raises(UserError, match=f"does not fit this model: 1 tensors differ, the first is '{first}'") as error:
         create_clip(NAME, path)
     assert one_sentence(error)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16])
+def test_numbers_that_are_not_finite(small_clip, tmp_path, value, suffix, kind):
+    path, state = tmp_path / f"bad.{suffix}", {k: v.to(kind) for k, v in small_clip.state_dict().items()}
+    state["visual.proj"] = state["visual.proj"].clone()
+    state["visual.proj"][1, 2] = value
+    save_file(state, path) if suffix == "safetensors" else torch.save({"state_dict": state}, path)
+    for read in (read_weights, lambda p: create_clip(NAME, p)):
+        with pytest.raises(UserError, match="holds a NaN or an infinite number in") as error:
+            read(path)
+        assert one_sentence(error) and str(path) in str(error.value)
+
+
+def test_the_largest_finite_numbers_are_finite(tmp_path):
+    kinds = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2)
+    tensors = {str(kind): torch.full((3,), torch.finfo(kind).max, dtype=torch.float64).to(kind) for kind in kinds}
+    tensors |= {"count": torch.tensor(2**62), "mask": torch.tensor([True, False])}
+    save_file(tensors, tmp_path / "w.safetensors")
+    assert read_weights(tmp_path / "w.safetensors").keys() == tensors.keys()
+
+
+def test_integers_are_no_weights(small_clip, tmp_path):
+    state = {k: (v * 100).to(torch.int8) if k == "visual.proj" else v for k, v in small_clip.state_dict().items()}
+    save_file(state, tmp_path / "q.safetensors")
+    with pytest.raises(UserError, match=r"the first is 'visual.proj', which is of another shape or kind"):
+        create_clip(NAME, tmp_path / "q.safetensors")
 
 
 @pytest.mark.parametrize("vocabulary", ["{", '"a cat"', "[1, 2]", '{"a": 1}'])

@@ -3,10 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from shared.errors import UserError
 from shared.models import zoo
-from shared.models.classifier import ARCHS, open_classifier, random_classifier, save_classifier
+from shared.models.classifier import ARCHS, IMAGENET, Classifier, open_classifier, random_classifier, save_classifier
 from shared.models.residual import WideResNet
 from shared.rng import SampleRng
 from tests.accuracy import assert_as_accurate, assert_within_rounding, in_both
@@ -166,18 +167,30 @@ def test_the_zoo_is_a_source(stored, monkeypatch):
     ({}, "resnet8", 2, (0, 6), "has 6 classes and logit 6 is to be kept"),
     ({}, "resnet8", 3, (0, 1), "3 classes are asked for and 2 logits"),
     ({}, "resnet8", 2, (1, 1), "2 different indices"),
-    ({}, "resnet20", 6, None, "does not fit the classifier resnet20"),
+    ({}, "resnet20", 6, None, "does not fit this model: .* instead of resnet20"),
     ({"extra": torch.zeros(1)}, "resnet8", 6, None, "1 tensors differ, the first is 'extra'"),
     ({"conv1.weight": None}, "resnet8", 6, None, "1 tensors differ, the first is 'conv1.weight'"),
     ({"fc.weight": None}, "resnet8", 6, None, "the first is 'fc.weight'"),
     ({}, "resnet9", 6, None, "there is no classifier named 'resnet9'"),
     ({}, "torchvision:resnet9000", 6, None, "torchvision has no model named"),
+    ({}, "torchvision:fasterrcnn_resnet50_fpn", 6, None, "torchvision has no model named 'fasterrcnn_resnet50_fpn' that classifies"),
+    ({}, "torchvision:squeezenet1_1", 6, None, "a SqueezeNet has no linear layer"),
+    ({"fc.bias": torch.full((6,), float("nan"))}, "resnet8", 6, None, "holds a NaN or an infinite number in 'fc.bias'"),
+    ({"fc.bias": torch.zeros(6, dtype=torch.int64)}, "resnet8", 6, None, "the first is 'fc.bias', which is of another shape or kind"),
 ])
 def test_what_does_not_fit_is_refused(stored, change, arch, classes, keep, message):
     classifier, folder = stored
     torch.save({k: v for k, v in {**classifier.weights(), **change}.items() if v is not None}, folder / "c.pt")
     with pytest.raises(UserError, match=message):
         open_classifier(arch, str(folder / "c.pt"), classes, keep)
+
+
+@pytest.mark.parametrize("arch", ["torchvision:squeezenet1_0", "torchvision:squeezenet1_1"])
+def test_a_network_without_a_linear_layer_is_one_sentence(arch):
+    for make in (lambda: random_classifier(arch, 5), lambda: open_classifier(arch, "random", 5), lambda: Classifier(nn.Conv2d(3, 2, 1), IMAGENET)):
+        with pytest.raises(UserError, match="has no linear layer that could be its last: choose another architecture") as error:
+            make()
+        assert "\n" not in str(error.value)
 
 
 def test_broken_files_and_tags_are_refused(stored):

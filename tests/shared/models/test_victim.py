@@ -1,10 +1,13 @@
 """The zero-shot classifier against its equation, with mean/std and the resize inside."""
 
 import copy
+from dataclasses import asdict
 
 import pytest
 import torch
 import torch.nn.functional as F
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
 from torch import nn
 
 from shared.data.arrays import ArrayImages
@@ -116,8 +119,88 @@ def test_small_pictures_are_resized_inside_as_torch_does():
         return (F.interpolate(x, size=(224, 224), mode="bicubic") - mean) / std
 
     assert_as_accurate(tower.seen, *in_both(by_hand, x), terms=16)
-    x = torch.rand(1, 3, 40, 500)
+    x = torch.rand(1, 3, 40, 180)
     assert_as_accurate(Pixels((224, 224), "none")(x), *in_both(lambda x: F.interpolate(x, size=(224, 224), mode="bicubic"), x), terms=16)
+
+
+LARGER = [(300, 300), (427, 640), (640, 427), (225, 224), (40, 500), (1000, 231)]
+WAYS = [("bicubic", "shortest"), ("bicubic", "squash"), ("bilinear", "shortest"), ("bilinear", "squash")]
+
+
+def photograph(height: int, width: int) -> torch.Tensor:
+    """Sharp edges, and values from 85 to 170 of 255, from which no step of a resize leaves the range of 8 bits."""
+    blocks = torch.randint(85, 171, (1, 3, height, width), generator=torch.Generator().manual_seed(height))
+    blocks[..., : height // 2, : width // 3] = 85
+    return blocks.float() / 255
+
+
+def preprocessing(size: int, interpolation: str, resize_mode: str) -> dict:
+    return asdict(PreprocessCfg(size=size, interpolation=interpolation, resize_mode=resize_mode, mean=(0.5, 0.4, 0.3), std=(0.3, 0.2, 0.1)))
+
+
+def tower_with(config: dict) -> Tower:
+    tower = Tower()
+    tower.image_size, tower.preprocess_cfg = config["size"], config
+    return tower
+
+
+@pytest.mark.parametrize("shape", LARGER, ids=str)
+@pytest.mark.parametrize("interpolation, resize_mode", WAYS)
+@pytest.mark.parametrize("size", [224, 33])
+def test_larger_pictures_go_through_the_models_own_preprocessing(shape, interpolation, resize_mode, size):
+    """open_clip's transform of the same tensor, and of the picture in 8 bits, where Pillow rounds after each of its two passes."""
+    config, x = preprocessing(size, interpolation, resize_mode), photograph(*shape)
+    ours, transform = Pixels.of(tower_with(config))(x), image_transform_v2(PreprocessCfg(**config), is_train=False)
+    taps = 4 * max(shape) // size + 4
+    assert_within_rounding(ours, transform(x), terms=2 * taps)
+    eightbit = (x[0] * 255).round().byte().permute(1, 2, 0).numpy()
+    theirs = transform(Image.fromarray(eightbit))[None]
+    # half a level from the first pass, times the sum of the second's |weights|, half a level from the second; both in fixed point of 22 bits
+    passes = [F.interpolate(torch.eye(n)[None, None], (m, n), mode=interpolation, antialias=True)[0, 0].abs().sum(1).max().item()
+              for n, m in zip(shape, resized(shape, size, resize_mode), strict=True)]
+    levels = 0.5 * max(passes) + 0.5 + 2 * taps * 255 * 2**-22
+    error = ((ours - theirs).abs() * torch.tensor(config["std"]).view(1, 3, 1, 1) * 255).max().item()
+    assert error <= levels * (1 + 1e3 * torch.finfo(torch.float32).eps)
+
+
+def resized(shape, size, resize_mode):
+    """(H, W) before the crop."""
+    return (size, size) if resize_mode == "squash" else tuple(int(size * n / min(shape)) for n in shape)
+
+
+def test_without_antialias_the_same_picture_would_be_another():
+    x = photograph(1000, 1000)
+    assert (Pixels((32, 32), "none")(x) - F.interpolate(x, (32, 32), mode="bicubic")).abs().max() > 10 / 255
+
+
+@pytest.mark.parametrize("resize_mode, shape", [("shortest", (9, 14)), ("squash", (9, 14)), ("shortest", (4, 9))])
+def test_larger_pictures_have_exact_gradients(resize_mode, shape):
+    pixels = Pixels((6, 6), "imagenet", resize_mode=resize_mode).double()
+    x = (0.3 + 0.4 * torch.rand(2, 3, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    assert torch.autograd.gradcheck(pixels, x)
+    grad, = torch.autograd.grad(pixels(x).sum(), x)
+    seen = grad.abs().sum((0, 1, 2)) > 0
+    assert seen.all() == (resize_mode == "squash") and seen.any()  # what is cut off has no effect
+
+
+def test_a_batch_is_resized_picture_by_picture():
+    x = torch.rand(3, 3, 50, 70)
+    pixels = Pixels((32, 32))
+    torch.testing.assert_close(torch.cat([pixels(p[None]) for p in x]), pixels(x), rtol=0, atol=0)
+
+
+def test_values_stay_in_the_range_of_pixels():
+    x = torch.zeros(1, 3, 60, 60)
+    x[..., 30:] = 1
+    out = Pixels((40, 40), "none")(x)
+    assert out.min() == 0 and out.max() == 1
+
+
+@pytest.mark.parametrize("norm, mean", [("clip", 0.5), ("imagenet", 0.485), ("none", 0.0)])
+def test_the_towers_own_mean_is_used_unless_another_is_asked_for(norm, mean):
+    victim = ZeroShot(tower_with(preprocessing(224, "bicubic", "squash")), torch.eye(2), 1.0, norm)
+    shift, scale = victim.pixels.shift, victim.pixels.scale
+    assert_within_rounding(-(shift / scale)[0, 0], torch.full((1, 1), mean), terms=1)
 
 
 def test_pictures_of_the_right_size_are_not_resampled():

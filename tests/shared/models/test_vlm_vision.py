@@ -105,7 +105,7 @@ def test_a_tower_with_another_activation_or_of_another_shape_is_refused(clip, ta
     with pytest.raises(UserError, match="does not fit this model"):
         load_vision(target, "gelu", smaller.state_dict())
     positions = {**clip.visual.state_dict(), "positional_embedding": torch.zeros(50, 96)}
-    with pytest.raises(UserError, match=r"1 tensors differ, first of all embeddings.position_embedding.weight \(\(50, 96\) for \(17, 96\)\)"):
+    with pytest.raises(UserError, match=r"1 tensors differ, the first is 'embeddings.position_embedding.weight', which is of another shape"):
         load_vision(target, activation(clip.visual), positions)
     assert all(torch.equal(v, before[k]) for k, v in target.state_dict().items())
 
