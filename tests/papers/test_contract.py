@@ -6,7 +6,6 @@ import dataclasses
 import importlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from shared.errors import UserError
 from shared.experiment.lab import Lab
 from shared.experiment.paper import Paper
 from shared.experiment.scale import plain
-from shared.experiment.step import Kept, Step, closure, content, counted, key
+from shared.experiment.step import Kept, Step, closure, content, counted, key, parts
 from shared.experiment.store import Measurement
 from shared.report.data import Results
 from shared.report.tables import Table
@@ -63,17 +62,6 @@ def shape(x: object) -> object:
     if is_dataclass(x):
         return (type(x).__name__, *((name, shape(value)) for name, value in counted(x)))
     return tuple(map(shape, x)) if isinstance(x, list | tuple) else x
-
-
-def parts(x: object) -> Iterator[object]:
-    """Every dataclass in x, itself among them."""
-    if is_dataclass(x):
-        yield x
-        for f in fields(x):
-            yield from parts(getattr(x, f.name))
-    elif isinstance(x, list | tuple):
-        for one in x:
-            yield from parts(one)
 
 
 # -- plans -----------------------------------------------------------------------------------------------------------------------------------
