@@ -37,15 +37,13 @@ $(if $(UNKNOWN),$(error there is no variable $(firstword $(UNKNOWN)); make knows
 # ---- the pieces of a command -----------------------------------------------------------------------------------------------
 
 quote = '$(subst ','\'',$1)'
-comma := ,
 PY    = $(call quote,$(VENV))/bin/python
-STAMP = environment
 # The newest that fits; pyenv's stand-in for a version that is not active does not even start.
 fits = import sys, venv, ensurepip; sys.exit(not ((3, 11) <= sys.version_info < (3, 15) and sys.implementation.name == "cpython"))
 with_python = for p in $(if $(PYTHON),$(call quote,$(PYTHON)),python3.14 python3.13 python3.12 python3.11 python3 python $(PY)); do \
     "$$p" -c '$(fits)' 2>/dev/null && exec "$$p" $1; done; \
     echo "$(if $(PYTHON),PYTHON=$(PYTHON) is,there is) no Python of 3.11 to 3.14 with its venv module (on Debian: python3-venv):" \
-    "install one$(comma) or name it with PYTHON=/path/to/python3" >&2; exit 2
+    "install one, or name it with PYTHON=/path/to/python3" >&2; exit 2
 cores       = $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 dials      := $(foreach v,$(filter-out PYTHON VENV SURE,$(KNOBS)),$(call quote,$v=$($v)))
 do          = @$(PY) -m shared.experiment.make $1 $(dials)
@@ -68,20 +66,21 @@ endif
 
 # ---- targets ---------------------------------------------------------------------------------------------------------------
 
-.PHONY: help setup lock reproduce headline overview test lint smoke test-slow test-cpus bench zoo doctor clean-results FORCE
+.PHONY: help setup lock reproduce headline overview record test lint smoke test-slow test-cpus bench zoo doctor clean-results FORCE
 
+# LC_ALL=C: in Turkish, i is not between a and z.
 help: ## this text
 	@echo "make TARGET [VARIABLE=value …]"
 	@echo
-	@sed -n 's/^\([a-z][a-zA-Z<>-]*\):[^#]*## \(.*\)/  \1|\2/p; s/^#> \([^ ]*\) *## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{printf "%-24s %s\n", $$1, $$2}'
+	@LC_ALL=C sed -n 's/^\([a-z][a-zA-Z<>-]*\):[^#]*## \(.*\)/  \1|\2/p; s/^#> \([^ ]*\) *## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{printf "%-24s %s\n", $$1, $$2}'
 	@echo
-	@sed -n 's/^\([A-Z_]*\) ?= *\([^ #]*\)## *\(.*\)/  \1=\2#\3/p' Makefile | awk -F'#' '{printf "%-24s %s\n", $$1, $$2}'
+	@LC_ALL=C sed -n 's/^\([A-Z_]*\) ?= *\([^ #]*\)## *\(.*\)/  \1=\2#\3/p' Makefile | awk -F'#' '{printf "%-24s %s\n", $$1, $$2}'
 	@echo
 	@echo "papers here: $(or $(PAPERS),none yet)"
 
 # What stands there is looked at each time (0.2 s), since an environment can be broken later: a package removed, the interpreter
 # under it upgraded, the lock changed.
-setup: $(STAMP) ## make .venv with the exact packages of requirements.lock (minutes once, then nothing)
+setup: environment ## make .venv with the exact packages of requirements.lock (minutes once, then nothing)
 	@echo $(call quote,$(VENV) is as requirements.lock says)
 asked = $(if $(filter setup,$(MAKECMDGOALS)),$(PYTHON)$(TORCH))
 .PHONY: environment
@@ -91,20 +90,24 @@ environment:
 lock: ## resolve pyproject.toml into requirements.lock for every Python and platform (needs uv); what still fits is kept
 	@uv pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 --extra test --no-annotate --custom-compile-command "make lock" --output-file requirements.lock pyproject.toml
 
-reproduce: $(STAMP) ## every paper that has this SCALE: train, evaluate, its tables, figures, claims and page; then the overview
+reproduce: environment ## every paper that has this SCALE: train, evaluate, its tables, figures, claims and page; then the overview
 	$(call do,$@)
 
-headline: $(STAMP) ## only what the claims of the abstracts need; a later `make reproduce` continues from it
+headline: environment ## only what the claims of the abstracts need; a later `make reproduce` continues from it
 	$(call do,$@)
 
-overview: $(STAMP) ## the page with all claims of all papers at one SCALE, from the measurements that are there
+overview: environment ## the page with all claims of all papers at one SCALE, from the measurements that are there
+	$(call do,$@)
+
+record: environment ## publish what finished runs of all papers drew as the record in figures/ and the READMEs; refuses what is partial
 	$(call do,$@)
 
 #> reproduce-<paper>      ## one paper; run again, it continues where it was interrupted and skips what is measured
 #> headline-<paper>       ## the same for what the claims of its abstract need
 #> figures-<paper>        ## redraw tables, figures and page from the measurements alone; loads no model
 #> bench-<paper>          ## its part of `make bench`, if it has one
-reproduce-% headline-% figures-% bench-%: $(STAMP) FORCE
+#> record-<paper>         ## publish one paper's
+reproduce-% headline-% figures-% bench-% record-%: environment FORCE
 	$(call do,$@)
 
 # A process per core, at most four (each imports torch), and the files in the order in which they stand: those of papers take longest and come first,
@@ -116,23 +119,24 @@ test: lint smoke ## ruff, the import rules, one paper at SCALE=smoke, a few test
 	@$(if $(ARGS),,$(PY) -m tests.cpus --quick $(workers))
 	@$(PY) -m pytest -m "not slow and not bench" $(workers) $(ARGS)
 
-lint: $(STAMP) ## ruff and the import rules alone (seconds)
+lint: environment ## ruff and the import rules alone (seconds)
 	@$(PY) -m ruff check .
 	@$(PY) -c "from importlinter.cli import lint_imports_command as main; main()" --no-logo
 
-smoke: $(STAMP) ## one paper end to end at SCALE=smoke, in a temporary folder (under a minute)
+smoke: environment ## one paper end to end at SCALE=smoke, in a temporary folder (under a minute)
 	$(call do,$@)
 
-test-slow: $(STAMP) ## the slow tests, among them the rehearsal of SCALE=paper
+test-slow: environment ## the slow tests, among them the rehearsal of SCALE=paper, and `make test` in other surroundings
+	@$(if $(ARGS),,tests/machines.sh $(call quote,$(VENV)))
 	@$(PY) -m pytest -m slow $(ARGS)
 
-test-cpus: $(STAMP) ## the tests that compare floats as other CPUs would run them: no vectors, AVX2, AVX-512, 1 to 4 threads (an hour)
+test-cpus: environment ## the tests that compare floats as other CPUs would run them: no vectors, AVX2, AVX-512, 1 to 4 threads (an hour)
 	@$(PY) -m tests.cpus $(workers) $(ARGS)
 
-bench: $(STAMP) ## speeds against plain loops and reference packages, side by side, with their spread
+bench: environment ## speeds against plain loops and reference packages, side by side, with their spread
 	$(call do,$@)
 
-zoo: $(STAMP) ## train the shipped small models again (over an hour on 2 cores)
+zoo: environment ## train the shipped small models again (over an hour on 2 cores)
 	$(launch) -m shared.training.pretrain $(ARGS)
 	$(launch) -m shared.training.pretrain --out shared/models/zoo/scenes-vit-xs8.safetensors --model scenes-vit-xs8 --seed 1 --train.steps 2400 $(ARGS)
 	$(launch) -m shared.training.pretrain --out shared/models/zoo/scenes-vit-d8.safetensors --model scenes-vit-d8 --seed 2 --train.steps 1500 $(ARGS)

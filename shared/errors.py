@@ -20,10 +20,10 @@ class UserError(Exception):
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Run a script's `main`; turn what a user can mend, and an interrupt, into one line on stderr and a non-zero exit code.
+    """Run a script's `main`; turn what a user can mend, and an interrupt, into one line on stderr and an exit code.
 
-    Exit codes: 2 for a `UserError` and a file that may not be read or written, 130 for Ctrl-C (128 + n for another signal n),
-    28 (ENOSPC) for a full disk or quota.
+    Exit codes: 2 for a `UserError` and a file that may not be read or written, 130 for Ctrl-C (128 + n for another
+    signal n), 28 (ENOSPC) for a full disk or quota.
     """
     if STARTED in os.environ:  # a launcher ends its scripts by SIGTERM: as Ctrl-C would, but that the launcher says so
         signal.signal(signal.SIGTERM, _interrupt)
@@ -41,8 +41,8 @@ def run_main(main: Callable[[], None]) -> None:
             sys.exit(_say(f"error: {FULL[error.errno]}{where}: {advice}", 28))
         if not error.filename:
             raise
-        advice = "mend that, or choose another folder (RESULTS=…)"
-        sys.exit(_say(f"error: {error.filename} cannot be used ({error.strerror}): {advice}; finished work is kept.", 2))
+        what = f"{error.filename} cannot be used ({error.strerror})"
+        sys.exit(_say(f"error: {what}: mend that, or choose another folder (RESULTS=…); finished work is kept.", 2))
     except SystemExit as stop:
         if not stop.code:
             _note_end()

@@ -1,6 +1,7 @@
 """Files that are either whole or absent."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -32,7 +33,10 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def check_folder(folder: str | os.PathLike, name: str) -> None:
-    """Make a folder and see that it can be written to. Raises `UserError` in the words of the option or variable `name` where it cannot."""
+    """Make a folder and see that it can be written to.
+
+    Raises `UserError` where it cannot. name: of the option or variable that said which folder.
+    """
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -40,9 +44,11 @@ def check_folder(folder: str | os.PathLike, name: str) -> None:
             trial.write(bytes(4096))
     except FileExistsError:
         what = "a link to nowhere" if folder.is_symlink() else "a file"
-        raise UserError(f"{folder} is {what} where a folder is needed: move it away, or name another with {name}.") from None
+        advice = f"move it away, or name another folder with {name}."
+        raise UserError(f"{folder} is {what} where a folder is needed: {advice}") from None
     except OSError as error:
-        raise UserError(f"{folder} cannot be written to ({error.strerror}): mend that, or name another folder with {name}.") from None
+        advice = f"mend that, or name another folder with {name}."
+        raise UserError(f"{folder} cannot be written to ({error.strerror}): {advice}") from None
 
 
 def remove_leftovers(folder: str | os.PathLike, seconds: float = 3600) -> None:
@@ -78,9 +84,14 @@ def sha256_bytes(content: bytes) -> str:
 
 
 def sha256_file(path: str | os.PathLike) -> str:
-    """Hex sha256 of a file's bytes. What was read before is not read again while its size and its times are the same; see `remember_digests`."""
+    """Hex sha256 of a file's bytes. Raises OSError for what cannot be read, or is no file.
+
+    What was read before is not read again while its size and its times are the same; see `remember_digests`.
+    """
     now, known = stamp(path), _digests.get(look_at(path))
     if known is None or known[:-1] != now:
+        if not os.path.isfile(path):
+            raise OSError(errno.EINVAL, "a folder, a pipe or a device is no file", os.fspath(path))  # it may never end
         with open(path, "rb") as handle:
             known = [*now, hashlib.file_digest(handle, "sha256").hexdigest()]
         if time.time_ns() - now[1] > 50_000_000:  # a clock is coarse: what was written just now may be written again at the same time

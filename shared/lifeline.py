@@ -1,4 +1,4 @@
-"""Processes that end when they should: none outlives what started it, several end together, and a mistake is said once."""
+"""Processes that end when they should: none outlives what started it, several end together, a mistake is said once."""
 
 import contextlib
 import ctypes
@@ -14,7 +14,7 @@ from pathlib import Path
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 STARTED = "VLM_ROBUSTNESS_STARTED"  # environment variable: how many processes `supervise` has started together
-# What launchers set for their children: `supervise`, `accelerate launch` with one process, and torch's elastic agent with several.
+# What launchers set for their children: `supervise`, `accelerate launch` with one process, torch's elastic agent with several.
 MARKS = (STARTED, "ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE = 1.0  # seconds for putting things away
@@ -32,9 +32,9 @@ class Interrupted(KeyboardInterrupt):
 def tie_to_launcher(marks: Sequence[str] | None = MARKS) -> bool:
     """Ask the kernel to end this process when what started it ends; True if that was done.
 
-    `kill -9` of a launcher passes its children by: they would compute on as orphans and race the next run for the same files. A script
-    calls this first. Only where one of `marks` is in the environment (None: in any case), since a script started by hand may well outlive
-    its shell (nohup); only on Linux, which offers it.
+    `kill -9` of a launcher passes its children by: they would compute on as orphans and race the next run for the same
+    files. A script calls this first. Only where one of `marks` is in the environment (None: in any case), since a script
+    started by hand may well outlive its shell (nohup); only on Linux, which offers it.
     """
     if sys.platform != "linux" or not (marks is None or any(mark in os.environ for mark in marks)):
         return False
@@ -47,11 +47,12 @@ def tie_to_launcher(marks: Sequence[str] | None = MARKS) -> bool:
 
 
 def supervise(commands: Sequence[Sequence[str]], environments: Sequence[Mapping[str, str]]) -> int:
-    """Run commands at the same time until all have ended; returns 0, or the exit code of the first that failed (128 + n for signal n).
+    """Run commands at the same time until all have ended; returns 0, or the exit code of the first that failed.
 
-    Where one fails the others are ended. On SIGINT, SIGTERM or SIGHUP every process gets a second to put its things away;
-    then it is killed with all that it started, and `Interrupted` raised. Several processes have one stderr: a line that all
-    print comes once, and none from those that are ended because another has failed, or because of a signal.
+    The code is 128 + n for a process that signal n has ended. Where one fails the others are ended. On SIGINT, SIGTERM or
+    SIGHUP every process gets a second to put its things away; then it is killed with all that it started, and
+    `Interrupted` raised. Several processes have one stderr: a line that all print comes once, and none from those that are
+    ended because another has failed, or because of a signal.
     """
     told: list[int] = []
     # nohup, and `&` in a script, have some ignored
@@ -62,7 +63,7 @@ def supervise(commands: Sequence[Sequence[str]], environments: Sequence[Mapping[
     failed = None
     try:
         for command, environment in zip(commands, environments, strict=True):
-            # A group of its own, so that it can be ended with the processes it started, such as those that read pictures.
+            # A group of its own, so that it can be ended with what it started, such as the processes that read pictures.
             process = subprocess.Popen(
                 command,
                 env={**environment, STARTED: str(len(commands))},
@@ -157,7 +158,10 @@ class _Error:
 
 
 class _Make:
-    """The make that waits for this process. It passes on SIGTERM only; that it got another signal shows in that it no longer catches it."""
+    """The make that waits for this process. It passes on SIGTERM only.
+
+    That it got another signal shows in its status: it no longer catches that signal, and waits for this process to end.
+    """
 
     def __init__(self) -> None:
         self._status = Path(f"/proc/{os.getppid()}/status")

@@ -21,16 +21,17 @@ def of_launchers() -> list[str]:
 def accelerator():
     """An `accelerate.Accelerator`: on the GPU where there is one, together with the other processes of its launcher.
 
-    Processes meet within five minutes, or a `UserError` says so; after that they wait for each other as long as it takes: tasks are shared out whole,
-    so one may be done hours before another, and torch's own limit is 10 to 30 minutes. Without a launcher that starts several
-    processes this is the only one, whatever the environment says: such variables were left behind by something else.
+    Processes meet within five minutes, or a `UserError` says so; after that they wait for each other as long as it takes:
+    tasks are shared out whole, so one may be done hours before another, and torch's own limit is 10 to 30 minutes. Without
+    a launcher that starts several processes this is the only one, whatever the environment says: such variables were left
+    behind by something else. Raises `UserError` too where a launcher was asked for a GPU and torch has none.
     """
     import torch
     from accelerate import Accelerator
 
     if STARTED in os.environ and os.environ.get("ACCELERATE_USE_CPU") == "false" and not torch.cuda.is_available():
         raise UserError(
-            "a GPU was asked for and torch cannot use one (`make doctor` says why): leave DEVICE out, or use DEVICE=cpus."
+            "a GPU was asked for and torch cannot use one (`make doctor` says why): use DEVICE=cpus to do without."
         )
     if "TORCHELASTIC_RUN_ID" not in os.environ and int(os.environ.get(STARTED, "1")) == 1:
         left = [name for name in of_launchers() if not name.startswith("ACCELERATE_")]
@@ -60,7 +61,7 @@ def _meet() -> None:
             if name in os.environ
         )
         raise UserError(
-            f"the processes of this run did not find each other in five minutes ({asked}): start them all, or unset these "
+            f"the processes of this run did not find each other in {MEET} ({asked}): start them all, or unset these "
             "variables where no launcher has set them."
         ) from error
     on_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU") != "true"

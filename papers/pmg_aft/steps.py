@@ -154,7 +154,8 @@ def base(c: Config) -> Backbone | Pretrained:
     return Backbone(c.model.name, c.model.pretrained)
 
 
-def classifier(lab: Lab, clip, visual: nn.Module, spec: str, norm: str, temperature: str = "model", split: str = "test") -> ZeroShot:
+def classifier(lab: Lab, clip: Backbone | Pretrained, visual: nn.Module, spec: str, norm: str, temperature: str = "model",
+               split: str = "test") -> ZeroShot:
     """The zero-shot classifier of a set with some vision tower of a CLIP."""
     whole, data = clip.open(lab), lab.data(spec, split)
     text = lab.once(("text", clip, data.version), lambda: class_matrix(whole, data))
@@ -255,7 +256,7 @@ class Accuracy(Measured):
             with torch.no_grad():
                 out.append(torch.cat([predicted(victim(b)) for b in x_adv.split(self.attack.batch)]).eq(y).float().cpu())
         sanity = None if self.checks is None else self.checks.record(lab, self.tower)
-        return Values(torch.cat(out).numpy(), "share", sanity=sanity)
+        return Values(torch.cat(out).numpy(), "share", sanity=sanity, skipped=self.data.open(lab).skipped)
 
     def attacked(self, lab: Lab, victim: ZeroShot, x: Tensor, y: Tensor, rows: list[int]) -> Tensor:
         return self.attack(victim, x, y, rows, self.stream)
@@ -288,7 +289,7 @@ class UpdateCost(Measured):
     steps: int
 
     def make(self, lab: Lab) -> Values:
-        def train(steps: int, after) -> None:
+        def train(steps: int, after: Callable[[int], None] | None) -> None:
             short = replace(self.tuned, tuning=replace(self.tuned.tuning, steps=steps, every=0))
             short.run(lab, lambda step, visual: after and after(step))
 
@@ -330,7 +331,7 @@ def adversary(c: Config, name: str) -> Adversary:
     return Adversary(kind, a.eps * multiple, steps, size * a.eps * multiple, a.kappa if kind == "cw" else 0.0, seed=a.seed, batch=a.batch)
 
 
-def describe(c: Config, kind: str, method: str, attack: str = "", set: str = "", point=None, **_) -> dict:
+def describe(c: Config, kind: str, method: str, attack: str = "", set: str = "", point: float | str | None = None, **_: object) -> dict:
     """Tags by which claims and tables select beside the name: the role of a set, ε, the place of a batch size among those measured."""
     more: dict = {"seed": c.seeds[0]} if method == CLIP else {}
     if kind == "cost":

@@ -3,9 +3,17 @@
 The paper's own numbering is unknown to us (its full text could not be read), so tables and figures have names.
 """
 
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from matplotlib.figure import Figure
+
 from shared.experiment.paper import Grid
 from shared.report import figures, style
-from shared.report.shown import Shown, claimed, figure, table
+from shared.report.shown import Filled, Shown, claimed, figure, table
+
+if TYPE_CHECKING:
+    from papers.pmg_aft.config import Config
 
 CLIP = "clip"  # the pre-trained model, which is not fine-tuned and has no seed
 METHODS = {CLIP: "CLIP", "ft_clean": "FT-Clean", "ft_adv": "FT-Adv", "tecoa": "TeCoA", "fare": "FARE", "pmg_aft": "PMG-AFT"}
@@ -21,7 +29,7 @@ def name_of(spec: str) -> str:
     return spec.partition(":")[2].lower()
 
 
-def set_names(c) -> dict[str, str]:
+def set_names(c: "Config") -> dict[str, str]:
     """Name -> set, of all test sets: the seen one, those whose mean is shown, and others."""
     return {name_of(spec): spec for spec in (c.data.seen, *c.data.zero_shot, *c.data.holdout)}
 
@@ -32,11 +40,11 @@ def SWEPT(alpha: float, beta: float) -> str:
     return corners.get((alpha, beta), f"pmg_a{alpha:g}_b{beta:g}")
 
 
-def eps(c, multiple: float = 1.0) -> str:
+def eps(c: "Config", multiple: float = 1.0) -> str:
     return f"{c.attack.eps * 255 * multiple:g}/255"
 
 
-def growing(c) -> dict[str, str]:
+def growing(c: "Config") -> dict[str, str]:
     """PGD of growing ε: label -> attack."""
     return {eps(c, m): "pgd" if m == 1 else f"pgd_x{m:g}" for m in c.attack.multiples}
 
@@ -44,16 +52,16 @@ def growing(c) -> dict[str, str]:
 # ---- rows and columns ------------------------------------------------------------------------------------------------------
 
 
-def rows(names=METHODS) -> dict[str, dict]:
+def rows(names: Iterable[str] = METHODS) -> dict[str, dict]:
     return {METHODS[m]: {"method": m, **({"seed": None} if m == CLIP else {})} for m in names}
 
 
-def unseen(c, *without: str) -> list[dict]:
+def unseen(c: "Config", *without: str) -> list[dict]:
     """The sets whose mean is shown."""
     return [{"set": name_of(s)} for s in c.data.zero_shot if s not in without]
 
 
-def by_set(c) -> dict:
+def by_set(c: "Config") -> dict:
     def label(spec: str) -> str:
         kind = "seen: " if spec == c.data.seen else "hold-out: " if spec in c.data.holdout else ""
         return kind + name_of(spec).replace("_", " ")
@@ -61,54 +69,54 @@ def by_set(c) -> dict:
     return {"mean of zero-shot": unseen(c), **{label(spec): {"set": name} for name, spec in set_names(c).items()}}
 
 
-def by_name(c) -> dict:
+def by_name(c: "Config") -> dict:
     """Every set by itself."""
     return {name: {"set": name} for name in set_names(c)}
 
 
-def both(c) -> dict:
+def both(c: "Config") -> dict:
     """Clean and robust, on the sets of other classes and on that of the training."""
     seen = {"set": name_of(c.data.seen)}
     return {f"{what}, {where}": [{"attack": a, **s} for s in sets] for where, sets in (("zero-shot", unseen(c)), ("seen", [seen]))
             for what, a in (("clean", "clean"), ("robust", "pgd"))}
 
 
-def label(c) -> str:
+def label(c: "Config") -> str:
     return f" Pictures: {c.data.label}." if c.data.label else ""
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------------
 
 
-def accuracies(c, attack: str, caption: str, seeds) -> Shown:
+def accuracies(c: "Config", attack: str, caption: str, seeds: Sequence[int]) -> Shown:
     return Shown(rows(), by_set(c), {"kind": "accuracy", "attack": attack}, seeds, caption + label(c))
 
 
 @table
-def clean(c):
+def clean(c: "Config") -> Shown:
     return accuracies(c, "clean", "Clean accuracy (%) on every set.", c.seeds)
 
 
 @table
-def robust(c):
+def robust(c: "Config") -> Shown:
     return accuracies(c, "pgd", f"Robust accuracy (%) on every set under PGD-{c.attack.steps}, ε = {eps(c)}.", c.seeds)
 
 
 @table
-def auto(c):
+def auto(c: "Config") -> Shown:
     a = c.attack
     return accuracies(c, "auto", f"Accuracy (%) under the cascade APGD-CE, APGD-T ({a.auto_targets} targets), Square ({a.auto_queries} queries), "
                       f"{a.auto_steps} iterations each, ε = {eps(c)}. FAB is not part of it.", c.seeds[:1])
 
 
 @table
-def cw(c):
+def cw(c: "Config") -> Shown:
     return accuracies(c, "cw", f"Accuracy (%) under PGD-{c.attack.steps} on the margin with κ = {c.attack.kappa:g}, which this line of work "
                       f"calls CW, ε = {eps(c)}.", c.seeds[:1])
 
 
 @table
-def strengths(c):
+def strengths(c: "Config") -> Shown:
     columns = {f"{where}, ε = {e}": [{"attack": a, **s} for s in sets] for where, sets in
                (("zero-shot", unseen(c)), ("seen", [{"set": name_of(c.data.seen)}])) for e, a in growing(c).items()}
     return Shown(rows(), columns, {"kind": "accuracy"}, c.seeds[:1],
@@ -116,14 +124,14 @@ def strengths(c):
 
 
 @table
-def ablation(c):
+def ablation(c: "Config") -> Shown:
     terms = {"L_robust (TeCoA)": "tecoa", "+ α·L_general": "pmg_general", "+ β·L_clean": "pmg_clean", "all (PMG-AFT)": "pmg_aft"}
     return Shown({k: {"method": m} for k, m in terms.items()}, both(c), {"kind": "accuracy"}, c.seeds,
                  "What each term of the loss does: accuracy (%), α = β = 1.")
 
 
 @table
-def faces(c):
+def faces(c: "Config") -> Shown:
     few = {"seed": c.seeds[0]}
     readings = {"as written": {"method": "pmg_aft"}, "as written, KL(P_θ(x_a) ‖ ·)": {"method": "pmg_adversarial_first", **few},
                 "as written, clean branch detached": {"method": "pmg_detached", **few}, "as released (May 2024)": {"method": "pmg_released"},
@@ -135,7 +143,7 @@ def faces(c):
 
 
 @table
-def training_data(c):
+def training_data(c: "Config") -> Shown:
     trained = {f"{METHODS[m]} on {name_of(t).replace('_', ' ')}": {"method": m if t == c.data.train else f"{m}_on_{name_of(t)}"}
                for t in (c.data.train, *c.data.other_train) for m in FIRST}
     sets = unseen(c, *c.data.other_train, c.data.train) or unseen(c)
@@ -145,20 +153,20 @@ def training_data(c):
 
 
 @table
-def partial(c):
+def partial(c: "Config") -> Shown:
     depths = {f"last {k} tensors": {"method": f"pmg_last{k}"} for k in c.sweeps.last} | {"all": {"method": "pmg_aft"}}
     return Shown(depths, both(c), {"kind": "accuracy"}, c.seeds[:1], best=None,
                  caption="Training only the last parameter tensors of the vision tower: accuracy (%), PMG-AFT.")
 
 
 @table
-def sweep(c):
+def sweep(c: "Config") -> Shown:
     points = {f"α = {a:g}, β = {b:g}": {"method": SWEPT(a, b)} for a in c.sweeps.alphas for b in c.sweeps.betas}
     return Shown(points, both(c), {"kind": "accuracy"}, c.seeds[:1], "The weights α and β: accuracy (%), one seed.")
 
 
 @table
-def cost(c):
+def cost(c: "Config") -> Shown:
     columns = {"processor seconds per update": {"point": "seconds"}, "MB kept for the backward pass": {"point": "megabytes"}}
     return Shown(rows(list(METHODS)[1:]), columns, {"kind": "cost"}, c.seeds[:1], best=None, factor=1,
                  digits={"processor seconds per update": 3}, over={"time over TeCoA": ("processor seconds per update", METHODS["tecoa"])},
@@ -168,12 +176,12 @@ def cost(c):
 # ---- figures ---------------------------------------------------------------------------------------------------------------
 
 
-def means(c, kind: str = "accuracy", seeds=None, methods=METHODS) -> Grid:
+def means(c: "Config", kind: str = "accuracy", seeds: Sequence[int] = (), methods: Iterable[str] = METHODS) -> Grid:
     return Grid(rows(methods), {a: [{"attack": a, **s} for s in unseen(c)] for a in BOTH}, {"kind": kind}, seeds or c.seeds)
 
 
 @figure(means)
-def fig_tradeoff(grid):
+def fig_tradeoff(grid: Filled) -> Figure:
     """Clean against robust accuracy, means over the zero-shot sets. Whiskers: 95 % intervals."""
     fig, ax = style.figure(style.COLUMN)
     figures.tradeoff(ax, {row: (grid[row, "clean"], grid[row, "pgd"]) for row in grid.rows})
@@ -182,7 +190,7 @@ def fig_tradeoff(grid):
 
 
 @figure(lambda c: Grid(rows(), by_set(c), {"kind": "accuracy", "attack": "pgd"}, c.seeds))
-def fig_sets(grid):
+def fig_sets(grid: Filled) -> Figure:
     """Robust accuracy of every method on every set, beside the mean over the zero-shot sets."""
     fig, ax = style.figure(style.PAGE, 2.6)
     figures.bars(ax, grid.columns, grid.series(), ylabel="robust accuracy (%)")
@@ -191,7 +199,7 @@ def fig_sets(grid):
 
 
 @figure(lambda c: Grid(rows(), {e: [{"attack": a, **s} for s in unseen(c)] for e, a in growing(c).items()}, {"kind": "accuracy"}, c.seeds[:1]))
-def fig_strengths(grid):
+def fig_strengths(grid: Filled) -> Figure:
     """Accuracy under PGD of growing ε, mean over the zero-shot sets, one seed."""
     fig, ax = style.figure(style.COLUMN)
     figures.lines(ax, grid.columns, grid.series(), xlabel="ε of the attack", ylabel="accuracy (%)", categorical=True)
@@ -200,7 +208,7 @@ def fig_strengths(grid):
 
 
 def swept(attack: str):
-    def grid(c) -> Grid:
+    def grid(c: "Config") -> Grid:
         point = {"kind": "accuracy", "attack": attack}
         return Grid({f"{a:g}": [{"alpha": a, **s} for s in unseen(c)] for a in c.sweeps.alphas}, {f"{b:g}": {"beta": b} for b in c.sweeps.betas},
                     point, c.seeds[:1], joined=lambda row, column: {"method": SWEPT(row["alpha"], column["beta"]), "set": row["set"]})
@@ -209,7 +217,7 @@ def swept(attack: str):
 
 
 @figure(swept("clean"), swept("pgd"))
-def fig_sweep(clean, robust):
+def fig_sweep(clean: Filled, robust: Filled) -> Figure:
     """Clean and robust accuracy over the weights α and β, means over the zero-shot sets, one seed. (0, 0) is TeCoA, (1, 1) PMG-AFT."""
     fig, axes = style.figure(style.PAGE, 2.6, columns=2)
     for ax, grid, what in zip(axes, (clean, robust), BOTH.values(), strict=True):
@@ -218,7 +226,7 @@ def fig_sweep(clean, robust):
 
 
 def along(attack: str):
-    def grid(c):
+    def grid(c: "Config"):
         lines = {f"{METHODS[m]}, {where}": [{"method": m, **s} for s in sets] for m in FIRST
                  for where, sets in (("seen", [{"set": name_of(c.data.seen)}]), ("zero-shot", unseen(c)))}
         steps = [*(s for s in c.sweeps.curve if s < c.tuning.steps), c.tuning.steps]
@@ -228,7 +236,7 @@ def along(attack: str):
 
 
 @figure(along("clean"), along("pgd"))
-def fig_curve(clean, robust):
+def fig_curve(clean: Filled, robust: Filled) -> Figure:
     """Along the training: clean and robust accuracy on the seen classes and, on average, on the zero-shot sets, one seed.
 
     A method over-fits where the seen classes still gain and the zero-shot sets lose.
@@ -240,14 +248,14 @@ def fig_curve(clean, robust):
     return fig
 
 
-def test_batches(c, attack: str, points) -> Grid:
+def test_batches(c: "Config", attack: str, points: Sequence[int]) -> Grid:
     readings = {"pmg_aft": "as written", "pmg_released": "as released"}
     return Grid({f"{label}, {attack} attack": {"method": m} for m, label in readings.items()}, {f"{p:g}": {"point": p} for p in points},
                 {"kind": "test_batch", "attack": attack, "set": name_of(c.data.seen)}, c.seeds[:1])
 
 
 @figure(lambda c: test_batches(c, "released", c.sweeps.test_batches), lambda c: test_batches(c, "correct", [0]))
-def fig_test_batch(released, correct):
+def fig_test_batch(released: Filled, correct: Filled) -> Figure:
     """The defect of the released evaluation: accuracy under its PGD (half precision, loss averaged over the test batch, temperature 1) against the
     size of the test batch, and under the same PGD in single precision with a summed loss (ours). An honest attack does not depend on it."""
     fig, ax = style.figure(style.COLUMN)
@@ -259,17 +267,17 @@ def fig_test_batch(released, correct):
 
 
 @claimed
-def paired(c) -> list[Grid]:
+def paired(c: "Config") -> list[Grid]:
     """PGD on the cascade's pictures, so that the two can be compared picture by picture."""
     return [Grid(rows(), by_name(c), {"kind": "accuracy", "attack": "pgd_paired"}, c.seeds[:1])]
 
 
 @claimed
-def long(c) -> list[Grid]:
+def long(c: "Config") -> list[Grid]:
     """The literature's PGD-100, where it is measured."""
     return [Grid(rows(), by_name(c), {"kind": "accuracy", "attack": "pgd_long"}, c.seeds[:1])] if c.attack.long_steps else []
 
 
-def headline(c) -> list[Grid]:
+def headline(c: "Config") -> list[Grid]:
     """What the headline claims read."""
     return [Grid(rows((CLIP, *FIRST)), by_name(c), {"kind": "accuracy", "attack": a}, c.seeds) for a in BOTH]

@@ -57,7 +57,7 @@ def open_set(spec: str, split: str, source: Source, n: int = 100_000) -> Labelle
 
 
 def _folder(part: str, split: str, source: Source) -> LabelledImages:
-    root = Path(source.root)
+    root = Path(source.root).expanduser()
     if source.download or (root / "cifar-10-batches-py").is_dir():
         whole = named("cifar10", root, split, download=source.download)
     else:
@@ -86,7 +86,7 @@ def open_vl(spec: str, split: str, source: Source, size: int | str | None = None
         raise UserError(f"there is no vision-language set {spec!r}: choose one of {', '.join([*known, *FILES])}.")
     if split not in SPLITS:
         raise UserError(f"split {split!r} is not known; use {', '.join(SPLITS)}.")
-    if source.root is None:
+    if not source.root:
         raise UserError(f"the set {spec!r} is read from files: set DATA_ROOT (or --data.source.root) to the folder that holds them.")
     wanted = ImageSize(size, size, "bicubic") if isinstance(size, int) else ImageSize.parse(size or source.size)
     return FILES[spec](source.root, split, wanted, source.skip_corrupt)

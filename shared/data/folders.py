@@ -23,7 +23,7 @@ from PIL import Image
 
 from shared.data.files import NATIVE, FileImages, ImageSize
 from shared.data.prompts import DEFAULT_TEMPLATE, clean, fill
-from shared.data.skipped import say_unread, shown
+from shared.data.skipped import is_utf8, say_unread, shown
 from shared.errors import UserError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".ppm", ".bmp", ".webp")
@@ -255,7 +255,7 @@ class _Inspection:
             self.wrong.append(f"{self.name} has one class folder, {shown(folders[0])}: a classifier needs two classes.")
         for folder in folders:
             words = " ".join(unicodedata.normalize("NFC", clean(folder)).split())
-            if shown(folder) != folder:
+            if not is_utf8(folder):
                 self.wrong.append(f"the name of the class folder {shown(folder)} is not UTF-8, so it makes no prompt: "
                                   "rename it.")
             elif not words:
@@ -263,7 +263,7 @@ class _Inspection:
                                   "rename it.")
             else:
                 alike.setdefault(words, []).append(folder)
-        self.wrong += [f"the class folders {' and '.join(same)} make one prompt, "
+        self.wrong += [f"the class folders {' and '.join(map(shown, same))} make one prompt, "
                        f"{fill(DEFAULT_TEMPLATE, [words])[0]!r}: rename or join them."
                        for words, same in alike.items() if len(same) > 1]
 

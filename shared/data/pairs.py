@@ -18,7 +18,6 @@ alone are those of the table or the shards in any case.
 
 import csv
 import os
-import stat
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -34,7 +33,7 @@ from shared.data.files import UnreadableImage, decode, read_picture
 from shared.data.poison import Held
 from shared.data.scene_sets import ScenePairs
 from shared.data.shards import Shards
-from shared.data.skipped import HOW, Skipped, say, shown
+from shared.data.skipped import HOW, Skipped, is_utf8, say
 from shared.data.targets import captions_of
 from shared.errors import UserError
 from shared.files import digest, sha256_file
@@ -150,7 +149,7 @@ class Table:
     def __init__(self, path: Path):
         self.path, self.rows, self.problems = path, [], []
         try:
-            if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+            if path.exists() and not path.is_file():
                 raise UserError(f"{path} cannot be read as a table of pictures and captions: it is no file.")
             # what is not UTF-8 is found row by row; lines end where they end in the file
             with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
@@ -173,8 +172,8 @@ class Table:
         if None in columns:
             found = ", ".join(names[:6]) or "nothing"
             raise UserError(f"{self.path} begins with the columns {found}: name one of them {' or '.join(PICTURES)}, "
-                            f"with the paths of downloaded pictures, and one {' or '.join(CAPTIONS)}, with commas or tabs "
-                            "between them.")
+                            f"with the paths of downloaded pictures, and one {' or '.join(CAPTIONS)}, with commas or "
+                            "tabs between them.")
         for number, line in enumerate(lines, 2):
             if not line.strip(" \r\n"):
                 continue
@@ -213,7 +212,7 @@ class Table:
 def _fields(line: str, separator: str) -> list[str]:
     """The fields of one line. Raises ValueError, in words that go on after "row 7"."""
     line = line.rstrip("\r\n")
-    if shown(line) != line:
+    if not is_utf8(line):
         raise ValueError("is not UTF-8")
     if "\0" in line:
         raise ValueError("holds a character of number 0")

@@ -9,8 +9,18 @@ HOW = "pass --skip-corrupt to go on without and count them"
 
 
 def shown(name: str | os.PathLike) -> str:
-    """A file name for people: bytes that are not UTF-8 as \\xNN."""
-    return os.fspath(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    """A file name for people, on one line: bytes that are not UTF-8 as \\xNN, a line break as \\n."""
+    text = os.fspath(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text that was read with surrogates in the place of other bytes has none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def say(name: str, what: str, items: Sequence[str]) -> None:

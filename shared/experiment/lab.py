@@ -21,18 +21,22 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
+from torch.distributed import TCPStore
 
 from shared.data.base import LabelledImages
 from shared.data.catalogue import Source, open_set
 from shared.errors import UserError
 from shared.experiment.paper import Number
-from shared.experiment.step import Kept, Step, Trained, Values, closure, depth, key, leaves, needs
+from shared.experiment.step import Kept, Step, Trained, Values, closure, depth, key, needs
 from shared.experiment.store import Store, slug
 from shared.files import digest, look_at, sha256_bytes, sha256_file, write_json
-from shared.models.clip import read_weights, save_tensors
+from shared.models.clip import demand_finite, read_weights, save_tensors
 
 SHORT = 12  # hex digits of a key in a file's name
+PATIENCE = timedelta(days=30)
 
 
 class Lab:
@@ -42,7 +46,7 @@ class Lab:
     A lab holds no configuration of the paper, so a step can depend on nothing but its own fields.
     """
 
-    def __init__(self, root: Path, source: Source, accelerator: object, room: int | None = None):
+    def __init__(self, root: Path, source: Source, accelerator: Accelerator, room: int | None = None):
         self.root, self.source, self.accelerator, self.device = Path(root), source, accelerator, accelerator.device
         self.store = Store(self.root)
         self.room = _quarter(accelerator) if room is None else room
@@ -80,10 +84,10 @@ class Lab:
             if self._cached[name][1] > 4096:  # what takes no room frees none
                 total -= self._cached.pop(name)[1]
 
-    def open_leaves(self, steps: Iterable[Step]) -> None:
-        """Look at everything that is given to these steps and to what they need, so that what is to be downloaded is there."""
-        for leaf in dict.fromkeys(leaf for step in steps for leaf in leaves(step)):
-            if not any(needs(leaf)):  # it is known without anything that is yet to be made
+    def open_leaves(self, found: Iterable[object]) -> None:
+        """Look at what is given among these parts of steps, so that what is to be downloaded is there."""
+        for leaf in found:
+            if hasattr(leaf, "identity") and not any(needs(leaf)):  # it is known without anything that is yet to be made
                 self.identity(leaf)
 
     def identity(self, leaf: Hashable) -> object:
@@ -155,10 +159,7 @@ class Lab:
         """
         if step.together and not self.accelerator.is_main_process:
             return
-        wrong = [name for name, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
-        if wrong:
-            raise UserError(f"{step.name} has left weights that are not finite ({wrong[0]}; {len(wrong)} of {len(tensors)} tensors): nothing is "
-                            "stored. Lower its learning rate, or see what it was given.")
+        demand_finite(tensors, f"what {step.name} has left")
         path = self.path(step, part)
         self._fingerprints.pop(step, None)
         self._identities.clear()  # of a leaf that holds the step
@@ -194,11 +195,14 @@ class Lab:
         for _, level in itertools.groupby(sorted(found, key=depth), key=depth):  # what is needed is there before what needs it
             todo = [step for step in level if not self.is_made(step)]
             self.accelerator.wait_for_everyone()  # all have looked before anybody makes something
+            what = "training" if any(isinstance(step, Trained) for step in todo) else "preparation"
             for step in (step for step in todo if step.together):
+                began = time.monotonic()
                 one(step)
                 self.accelerator.wait_for_everyone()
+                if self.accelerator.is_main_process:
+                    print(f"{what}: {step.name} by all processes, {time.monotonic() - began:.1f} s", flush=True)
             alone = [[step] for step in todo if not step.together]
-            what = "training" if any(isinstance(step, Trained) for step in todo) else "preparation"
             self.share(what, alone, lambda group: one(group[0]), lambda group: group[0].name)
 
     def measure(self, numbers: Iterable[Number], save: Callable[[Number, Values, float], None]) -> None:
@@ -208,9 +212,10 @@ class Lab:
             groups.setdefault((number.step.group, number.step.weight), []).append(number)
 
         def one(group: list[Number]) -> None:
+            made: dict[Step, Values] = {}  # sweeps meet: what has two names is made once
             for number in group:
                 began = time.monotonic()
-                values = number.step.make(self)
+                values = made[number.step] = made.get(number.step) or number.step.make(self)
                 wrong = np.size(values.values) - int(np.isfinite(values.values).sum())
                 if wrong:
                     raise UserError(f"{number.name}: {wrong} of {np.size(values.values)} values are not finite: nothing is stored. See whether "
@@ -235,7 +240,7 @@ class Lab:
 class _Turns:
     """0, 1, 2, …, each number to one process only: a counter in a store that the first process serves."""
 
-    def __init__(self, accelerator: object):
+    def __init__(self, accelerator: Accelerator):
         self.accelerator, self._rounds, self._store = accelerator, 0, None
 
     def of(self, count: int) -> Iterator[int]:
@@ -248,20 +253,16 @@ class _Turns:
         while (turn := store.add(f"round {self._rounds}", 1) - 1) < count:
             yield turn
 
-    def _open(self) -> "torch.distributed.Store":
+    def _open(self) -> TCPStore:
         if self._store is None:
-            from accelerate.utils import broadcast_object_list
-            from torch.distributed import TCPStore
-
-            host, patience = os.environ.get("MASTER_ADDR", "127.0.0.1"), timedelta(days=30)
-            first = self.accelerator.is_main_process
-            served = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=patience) if first else None
+            host, first = os.environ.get("MASTER_ADDR", "127.0.0.1"), self.accelerator.is_main_process
+            served = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=PATIENCE) if first else None
             port = broadcast_object_list([served.port if first else None])[0]
-            self._store = served or TCPStore(host, port, is_master=False, timeout=patience)
+            self._store = served or TCPStore(host, port, is_master=False, timeout=PATIENCE)
         return self._store
 
 
-def _quarter(accelerator: object) -> int:
+def _quarter(accelerator: Accelerator) -> int:
     """A quarter of the device's memory; processes on the CPU of one machine share it."""
     if accelerator.device.type == "cuda":
         return torch.cuda.get_device_properties(accelerator.device).total_memory // 4

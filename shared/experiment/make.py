@@ -1,7 +1,7 @@
-"""What `make` does once the environment is there: its variables checked, then the scripts of a target, one after another.
+"""What `make` does once the environment is there: its variables checked, then the scripts of a target in turn.
 
-    python -m shared.experiment.make check NAME=value …                  one line on stdout for the first mistake; any Python 3 will do
-    python -m shared.experiment.make reproduce-pmg_aft NAME=value …      or headline-, figures-, bench- of a paper, or without a paper for all
+    python -m shared.experiment.make check NAME=value …                one line on stdout for the first mistake
+    python -m shared.experiment.make reproduce-pmg_aft NAME=value …    or headline-, figures-, bench-; of all without a paper
 
 Standard library only. Notes when each stage begins in <results>/<scale>/<paper>/times.txt, which the overview reads.
 """
@@ -116,9 +116,13 @@ class Target:
     def run(self, papers: Sequence[str]) -> None:
         """Raises `UserError`; ends the process with the code of a script that fails."""
         for paper in papers:
+            # where a run has left something, what is finished can be shown without writing
             if not Path(self.given.results, self.given.scale, paper, "plan.json").is_file():
-                check_folder(self.given.results, "RESULTS")  # where a run has left something, what is finished can be shown without writing
-        if self.kind != "figures" and not self.given.launch:
+                check_folder(self.given.results, "RESULTS")
+        if self.given.launch:
+            if not shutil.which(self.given.launch[0]):
+                raise UserError(f"LAUNCH={shlex.join(self.given.launch)}: there is no program {self.given.launch[0]}")
+        elif self.kind != "figures":
             choose(self.given.device, self.given.gpus)
         for paper in papers:
             if self.kind != "figures":
@@ -142,14 +146,14 @@ class Target:
         if not self.given.launch:
             _leave(start(command, self.given.device, self.given.gpus))
             return
-        # Whatever it starts and wherever: that the script came to its end shows in a file, for a launcher may well end with 0 without it.
+        # Whatever it starts and wherever: that the script came to its end shows in a file. A launcher may end with 0 before.
         with tempfile.TemporaryDirectory(dir=self.given.results, prefix=".launch-") as folder:
             note = Path(folder).absolute() / "done"
             _leave(supervise([[*self.given.launch, *command]], [{**os.environ, DONE: str(note)}]))
             if not note.exists():
                 raise UserError(
-                    f"LAUNCH={shlex.join(self.given.launch)} ended well, and {module} did not come to its end: it must start what "
-                    "follows it (-m, the script and its options) and hand on the environment."
+                    f"LAUNCH={shlex.join(self.given.launch)} ended well, and {module} did not come to its end: it must "
+                    "start what follows it (-m, the script and its options) and hand on the environment."
                 )
 
     def _note(self, paper: str, stage: str) -> None:
@@ -215,7 +219,9 @@ def main() -> None:
     given = dials(words)
     if paper and paper not in papers:
         raise UserError(f"there is no paper '{paper}' with a train.py; there is: {' '.join(papers) or 'none yet'}")
-    if kind == "bench":
+    if kind == "record":
+        Target(kind, given).report("record", *([paper] if paper else []))
+    elif kind == "bench":
         bench(paper, given)
     elif not papers:
         print("no paper yet")

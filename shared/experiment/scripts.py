@@ -25,6 +25,7 @@ from shared.lifeline import tie_to_launcher
 if TYPE_CHECKING:
     from shared.experiment.lab import Lab
     from shared.experiment.paper import Grid, Number, Paper
+    from shared.experiment.scale import Options
     from shared.experiment.step import Values
 
 
@@ -47,16 +48,20 @@ def run(paper: str, script: str, doc: str, argv: Sequence[str] | None = None) ->
     found: Paper = importlib.import_module(f"papers.{paper}.paper").PAPER
     scale, config = parse(found.presets, doc, argv, check=found.check)
 
+    from shared.experiment import source
     from shared.experiment.lab import Lab
-    from shared.experiment.share import accelerator
+    from shared.experiment.step import parts
+    from shared.processes import accelerator
 
     digests = config.results / "digests.json"
     remember_digests(digests)
     lab = Lab(config.results / scale / paper, config.source, accelerator())
     numbers = found.plan(config)
+    for kind in {type(part) for n in numbers for part in parts(n.step)}:
+        source.of(kind)  # the source that runs is the one of now, whoever edits a file while it runs
     first = lab.accelerator.main_process_first() if config.source.download else contextlib.nullcontext()
     with first:  # what is missing is said before anything is made, or downloaded by one process before the others read it
-        lab.open_leaves(n.step for n in numbers)
+        lab.open_leaves(part for n in numbers for part in parts(n.step))
     with locked(lab.root) if lab.accelerator.is_main_process else contextlib.nullcontext():
         text = {"train": train, "evaluate": evaluate}[script](found, scale, config, lab, numbers)
         if lab.accelerator.is_main_process:
@@ -94,7 +99,7 @@ def locked(root: Path) -> Iterator[None]:
         yield
 
 
-def train(paper: "Paper", scale: str, config, lab: "Lab", numbers: "list[Number]") -> str:
+def train(paper: "Paper", scale: str, config: "Options", lab: "Lab", numbers: "list[Number]") -> str:
     """Make all that is trained, and say what there is. What the gates read comes first: no defence of a model that fails them is trained."""
     from shared.experiment.step import Trained, closure
 
@@ -110,7 +115,7 @@ def train(paper: "Paper", scale: str, config, lab: "Lab", numbers: "list[Number]
     return said.format(len(needed), sum(map(lab.is_made, needed)))
 
 
-def evaluate(paper: "Paper", scale: str, config, lab: "Lab", numbers: "list[Number]") -> str:
+def evaluate(paper: "Paper", scale: str, config: "Options", lab: "Lab", numbers: "list[Number]") -> str:
     """Measure every number that is not there, and say what there is."""
     from shared.experiment.step import Kept, Trained, closure
 
@@ -137,7 +142,7 @@ def is_there(lab: "Lab", number: "Number") -> bool:
     return lab.is_made(number.step) and lab.store.fresh(number.name, lab.key(number.step))
 
 
-def write_plan(paper: "Paper", scale: str, config, lab: "Lab", numbers: "list[Number]") -> None:
+def write_plan(paper: "Paper", scale: str, config: "Options", lab: "Lab", numbers: "list[Number]") -> None:
     """Write down what is shown: the numbers of this run, and with `--headline` also what else has been measured with the same settings."""
     from shared.experiment.scale import plain
 
@@ -156,12 +161,12 @@ def write_plan(paper: "Paper", scale: str, config, lab: "Lab", numbers: "list[Nu
     lab.store.write_plan(plan)
 
 
-def gate_numbers(paper: "Paper", config) -> "list[Number]":
+def gate_numbers(paper: "Paper", config: "Options") -> "list[Number]":
     """What the gates read."""
     return paper.numbers(config, [grid for gate in paper.gates(config) for grid in gate.grids])
 
 
-def pass_gates(paper: "Paper", config, lab: "Lab") -> None:
+def pass_gates(paper: "Paper", config: "Options", lab: "Lab") -> None:
     """Measure what the gates read and record them. Raises UserError where one fails and gates are enforced."""
     from shared.experiment.step import Kept, closure
     from shared.experiment.store import gate

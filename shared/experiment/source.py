@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
+from shared.errors import UserError
+
 ROOT = Path(__file__).resolve().parents[2]
 PLUMBING = (
     *(f"shared.experiment.{name}" for name in ("source", "step", "lab", "paper", "scripts", "store", "scale", "provenance")),
@@ -65,7 +67,10 @@ class Module:
     """The definitions and imports of a module, read and not run."""
 
     def __init__(self, name: str, path: Path):
-        tree = ast.parse(path.read_bytes())
+        try:
+            tree = ast.parse(path.read_bytes())
+        except SyntaxError as error:
+            raise UserError(f"{path} is no Python in line {error.lineno}: mend it, since what it says is part of what is measured.") from error
         package = name if path.name == "__init__.py" else name.rpartition(".")[0]
         self.name = name
         self.own = {bound: node for node in tree.body for bound in _bound(node)}

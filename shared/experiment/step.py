@@ -19,7 +19,7 @@ nobody writes any of these. Two steps with equal fields are the same step, made 
 The source counts too, see `shared.experiment.source`: the classes of a step and of its fields, and all of the project that they use by name.
 """
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
 from typing import TYPE_CHECKING, ClassVar, Protocol
@@ -51,7 +51,9 @@ class Lab(Protocol):
     source: "Source"
 
     def data(self, spec: str, split: str = "test") -> "LabelledImages": ...
-    def once(self, name: Hashable, make): ...
+    def once(self, name: Hashable, make: Callable[[], object]): ...
+    def identity(self, leaf: Hashable) -> object: ...
+    def fingerprint(self, step: "Step") -> str: ...
     def weights(self, step: "Kept", part: str = "") -> Tensors: ...
     def facts(self, step: "Kept", part: str = "") -> dict[str, str]: ...
     def keep(self, step: "Kept", tensors: Tensors, part: str = "", facts: dict[str, str] | None = None) -> None: ...
@@ -170,12 +172,12 @@ def needs(x: object) -> Iterator[Step]:
             yield from needs(part)
 
 
-def leaves(x: object) -> Iterator[object]:
-    """The leaves among the fields of x, however deep, those of the steps among them included."""
-    if hasattr(x, "identity"):
+def parts(x: object) -> Iterator[object]:
+    """Every step, leaf and dataclass of options in x, however deep, x itself among them."""
+    if _fields(type(x)):
         yield x
     for part in _parts(x):
-        yield from leaves(part)
+        yield from parts(part)
 
 
 def closure(steps: Iterable[Step]) -> list[Step]:

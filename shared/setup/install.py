@@ -125,8 +125,8 @@ def main() -> None:
         raise UserError(f"{reason}: install one, or name it with PYTHON=.")
     try:
         install(asked.venv.absolute(), asked.torch, "{}.{}".format(*sys.version_info) if asked.this_python else "")
-    except PermissionError as error:
-        what = f"{error.filename} cannot be written ({error.strerror})"
+    except OSError as error:
+        what = f"{error.filename or asked.venv} cannot be written ({error.strerror})"
         raise UserError(f"{what}: mend that, or name another place with VENV=.") from error
 
 

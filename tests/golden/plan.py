@@ -80,7 +80,7 @@ def plans_of_commit(paper: str, commit: str | None) -> dict[str, dict[str, dict]
     root = GOLDEN.parents[2]
     commit = commit or subprocess.run(["git", "log", "-1", "--format=%H", "--", str(GOLDEN)], cwd=root, check=True, capture_output=True,
                                       text=True).stdout.strip()
-    archive = subprocess.run(["git", "archive", commit, "shared", "papers", ":!shared/models/zoo"], cwd=root, check=True, capture_output=True).stdout
+    archive = subprocess.run(["git", "archive", commit, "shared", "papers", ":!*.safetensors"], cwd=root, check=True, capture_output=True).stdout
     with tempfile.TemporaryDirectory() as folder, tarfile.open(fileobj=BytesIO(archive)) as tar:
         tar.extractall(folder, filter="data")
         out = subprocess.run([sys.executable, __file__, paper, "--json"], cwd=folder, check=True, stdout=subprocess.PIPE, text=True,

@@ -2,10 +2,10 @@
 
     python -m shared.experiment.launch [--device cpus] [--gpus 2] -m papers.pmg_aft.train --scale cpu
 
-Each process gets its share of the cores (unless OMP_NUM_THREADS is set) and what torch and accelerate need to know of the
-others; what another launcher has left in the environment is dropped. How they end together: `shared.lifeline.supervise`.
-A script of a paper that has finished, and of whose outcome nothing has changed since, is not started: what it would say is
-said here. Standard library only, so it starts at once.
+Each process gets its share of the cores (unless OMP_NUM_THREADS is set) and what torch and accelerate need to know of
+the others; what another launcher has left in the environment is dropped. How they end together:
+`shared.lifeline.supervise`. A script of a paper that has finished, and of whose outcome nothing has changed since, is
+not started: what it would say is said here. Standard library only, so it starts at once.
 """
 
 import argparse

@@ -131,7 +131,7 @@ def test_other_weights_of_equal_length_are_other_weights(lab):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_refused(lab, value):
-    with pytest.raises(UserError, match="not finite"):
+    with pytest.raises(UserError, match="what grown has left holds a NaN or an infinite number"):
         lab.make([Grown(value)])
     assert not list(lab.root.rglob("grown*"))
 
@@ -172,7 +172,7 @@ def test_every_turn_goes_to_one_process(monkeypatch):
             ports.put(given[0])
         return given if given[0] is not None else [ports.get(timeout=30)]
 
-    monkeypatch.setattr("accelerate.utils.broadcast_object_list", broadcast)
+    monkeypatch.setattr(lab_module, "broadcast_object_list", broadcast)
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     turns = [lab_module._Turns(one_process(num_processes=2, is_main_process=first)) for first in (True, False)]
     taken: list[list] = [[], []]

@@ -87,6 +87,7 @@ def test_all_papers_are_those_with_the_scale(run, capsys):
     ("figures-beta", {"SCALE": "photos"}, "beta has no SCALE=photos; it has smoke, cpu."),
     ("bench-beta", {}, "beta has no benchmarks of its own; alpha have"),
     ("reproduce-alpha", {"DEVICE": "gpu", "GPUS": "2"}, "use DEVICE=gpus"),
+    ("reproduce-alpha", {"LAUNCH": "no-such-program -n 2"}, "there is no program no-such-program"),
     ("reproduce-alpha", {"SEEDS": str(2**63)}, "SEEDS takes whole numbers"),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused_before_anything_runs(run, asked, goal, given, said):
@@ -139,7 +140,7 @@ def test_a_launcher_that_runs_nothing_is_noticed(run, asked, monkeypatch):
         return 0
 
     monkeypatch.setattr(make, "supervise", launcher)
-    assert run("reproduce-alpha", LAUNCH="srun accelerate launch")[0][:5] == ["srun", "accelerate", "launch", "-m", "papers.alpha.train"]
+    assert run("reproduce-alpha", LAUNCH="env accelerate launch")[0][:5] == ["env", "accelerate", "launch", "-m", "papers.alpha.train"]
     assert len(asked) == 3
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from shared.experiment.step import Kept, Measured, Step, Trained, closure, content, depth, free, key, leaves, needs
+from shared.experiment.step import Kept, Measured, Step, Trained, closure, content, depth, free, key, needs, parts
 
 
 class Lab:
@@ -97,5 +97,5 @@ def test_needs_are_found_however_deep_and_come_first():
     order = closure([score, FIT])
     assert order == [FIT, Fit(File("b")), score.model, score]
     assert [depth(step) for step in order] == [0, 0, 1, 2]
-    assert {leaf.path for leaf in leaves(score)} == {"a", "b", "c"}
+    assert {part.path for part in parts(score) if isinstance(part, File)} == {"a", "b", "c"}
     assert score.group == score.model  # what it needs last

@@ -104,7 +104,7 @@ def test_weights_that_are_no_numbers(small_clip, tmp_path, suffix):
     path, state = tmp_path / f"nan.{suffix}", {k: v.clone() for k, v in small_clip.state_dict().items()}
     state["visual.proj"][0, 0] = float("nan")
     save_tensors(state, path) if suffix == "safetensors" else torch.save(state, path)
-    with pytest.raises(UserError, match=r"holds NaN in 1 of \d+ tensors, the first is 'visual.proj'"):
+    with pytest.raises(UserError, match=r"holds a NaN or an infinite number in 'visual\.proj'"):
         create_clip(NAME, path)
 
 

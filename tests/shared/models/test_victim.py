@@ -78,6 +78,17 @@ def test_the_gradient_reaches_the_pixels(small_clip):
     assert_as_accurate(ours, *in_both(by_hand, small_clip, x), terms=WIDEST)
 
 
+@pytest.mark.parametrize("order", [[3, 2, 1, 0], [2]], ids=["reversed", "alone"])
+def test_a_picture_does_not_depend_on_its_place_in_the_batch(small_clip, order):
+    def found(x):
+        x = x.clone().requires_grad_()
+        logits = ZeroShot(small_clip.visual, text_matrix(small_clip, PROMPTS), 10.0)(x)
+        return logits, torch.autograd.grad(F.cross_entropy(logits, torch.zeros(len(x), dtype=torch.long), reduction="sum"), x)[0]
+
+    x = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(4))
+    assert_within_rounding(found(x[order]), [values[order] for values in found(x)], terms=WIDEST)
+
+
 def test_text_matrix_is_open_clips_normalised(small_clip):
     prompts = [f"a photo of {n} {w} objects" for n in ("two", "three") for w in small_clip.tokenizer.vocabulary]
     assert len(prompts) > 256  # encoded in more than one part

@@ -225,6 +225,13 @@ def test_a_stamp_of_another_lock_is_none(tmp_path, monkeypatch):
     assert pins.stamped()
 
 
+def test_a_place_that_cannot_be_written_is_one_sentence():
+    command = [sys.executable, "-m", "shared.setup.install", "--venv", "/proc/none/.venv"]
+    done = subprocess.run(command, cwd=pins.ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: /proc/none") and len(done.stderr.splitlines()) == 1
+
+
 def test_installer_and_pins_need_the_standard_library_only():
     base = f"{sys.base_prefix}/bin/python3.{sys.version_info.minor}"
     done = subprocess.run([base, "-S", "-m", "shared.setup.install", "--help"], cwd=pins.ROOT, capture_output=True)
