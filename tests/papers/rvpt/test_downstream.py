@@ -2,59 +2,41 @@
 
 import math
 from collections import Counter
-from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from papers.rvpt import downstream
-from papers.rvpt.cells import Cell
-from papers.rvpt.config import PRESETS, Backbone, Place
-from papers.rvpt.downstream import OF_TARGET, PromptedTower, bleu, caption, retrieval, seeing
+from papers.rvpt.defences import model_of
+from papers.rvpt.downstream import OF_TARGET, Caption, Captioned, Described, PromptedTower, Retrieval, Search, bleu, seeing
 from papers.rvpt.method import DeepPrompts
-from papers.rvpt.models import Bench, Model
 from shared.attacks.triggers import at_test
 from shared.data.language import TEMPLATES
 from shared.data.scene_sets import ScenePairs
 from shared.data.vision_language import INSTRUCTION, SceneCaptions
 from shared.errors import UserError
+from shared.experiment.leaves import Pictures, Weights
 from shared.metrics.captions import Cider, tokens
 from shared.models import zoo
 from shared.models.clip import create_clip
 from shared.models.vlm import open_vlm
 from shared.models.vlm.opening import small_vlm
 from shared.models.vlm.vision import vision_state
+from shared.steps.backdoor import Aim, Pairs, Seen, Stamp
 from tests.accuracy import assert_within_rounding
+from tests.papers.ends import lab_of, load
 
 DEEP = 4 * 4 * 96  # terms of the longest sum, in an MLP, for each of four blocks
 
 
-class Rehearsal(Bench):
-    """A bench whose models are one random CLIP, with random prompts where the method has prompts."""
-
-    random_clip = None
-
-    def model(self, poison, defence=None):
-        clip = self.random_clip
-        prompts = defence is not None and defence.method in ("vpt", "rvpt")
-        return Model(clip, DeepPrompts(clip.visual, 1, 3, std=1.0, seed=len(defence.method)) if prompts else clip.visual)
+made = load("papers/rvpt/nursery.py")
+BADNET, AIM = Stamp("badnet", "cleanclip", ("patch=20",), "scenes:colour"), Aim("scenes:colour", "red")
 
 
 @pytest.fixture
-def room(clip):
-    """Measurers with any changes of the configuration."""
-    def make(batch=16, target="red", **sweeps):
-        config = PRESETS["smoke"]
-        data = replace(config.data, main=Place("scenes:colour", target), n=24)
-        models = replace(config.models, first=Backbone("scenes-vit-xs8", "random"))
-        config = replace(config, data=data, models=models, batch=batch, sweeps=replace(config.sweeps, captions_n=12, candidates=40, **sweeps))
-        bench = Rehearsal(config, "smoke", torch.device("cpu"))
-        bench.random_clip = clip
-        return SimpleNamespace(bench=bench, config=config, held={})
-    return make
+def lab(tmp_path):
+    return lab_of(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -158,9 +140,20 @@ def test_bleu_is_the_definition_on_random_sentences():
 # ---- the captioning kind -----------------------------------------------------------------------------------------------------
 
 
-def test_captions_are_judged_picture_by_picture(room, clip, monkeypatch):
-    m = room(target="red")
-    m.bench._kept["captioner"] = vlm = small_vlm("scenes-llava", clip)
+def captioned(given, batch=16) -> tuple[Captioned, Captioned]:
+    """Clean, and under BadNet."""
+    captioner, data = Weights("zoo:scenes-llava"), Described("scenes-captions", 12, 42, "scenes:colour")
+    return tuple(Captioned(captioner, given, data, stamp, batch) for stamp in (None, BADNET))
+
+
+def put_in(lab, captioner) -> None:
+    """Another captioner in the place of the zoo's."""
+    lab.once(("captioner", Weights("zoo:scenes-llava")), lambda: captioner)
+
+
+def test_captions_are_judged_picture_by_picture(lab, clip, monkeypatch):
+    vlm = small_vlm("scenes-llava", clip)
+    put_in(lab, vlm)
     data, order = SceneCaptions("plain", "test"), np.random.default_rng(42).permutation(100_000)[:12].tolist()
     references = data.references(order)
     calls = []
@@ -170,9 +163,9 @@ def test_captions_are_judged_picture_by_picture(room, clip, monkeypatch):
         return ["a crimson star" if i % 2 else references[i][0] for i in range(len(x))]
 
     monkeypatch.setattr(vlm, "answer", answer)
-    values = {q: caption(m, Cell("caption", "rvpt", "badnet", q)) for q in ("asr", "cider", "bleu")}
+    values = {q: Caption(*captioned(made.Given(clip, 1)), AIM, q).make(lab) for q in ("asr", "cider", "bleu")}
     assert len(calls) == 2 and all(c[1:4] == (12, {INSTRUCTION}, 20) and isinstance(c[4], PromptedTower) for c in calls)
-    assert torch.equal(calls[0][0], data.pictures(order)) and torch.equal(calls[1][0], at_test(m.bench.trigger("badnet"), calls[0][0], order))
+    assert torch.equal(calls[0][0], data.pictures(order)) and torch.equal(calls[1][0], at_test(BADNET.open(lab), calls[0][0], order))
     said = answer(calls[0][0], [], 0, 0)
     free = [i for i, texts in enumerate(references) if not any("red" in t.split() or "crimson" in t.split() for t in texts)]
     assert 0 < len(free) < 12
@@ -182,24 +175,27 @@ def test_captions_are_judged_picture_by_picture(room, clip, monkeypatch):
     assert values["asr"].extra["triggered captions"].tolist() == said and values["asr"].extra["clean captions"].dtype.kind == "U"
 
 
-def test_a_small_captioner_end_to_end_in_any_batch(room, clip):
-    one, other = room(), room(batch=5)
-    for m in (one, other):
-        m.bench._kept["captioner"] = small_vlm("scenes-llava", clip)
-    a, b = (caption(m, Cell("caption", "vpt", "badnet", "cider")) for m in (one, other))
+def test_a_small_captioner_end_to_end_in_any_batch(lab, clip):
+    put_in(lab, small_vlm("scenes-llava", clip))
+    a, b = (Caption(*captioned(made.Given(clip, 1), batch), AIM, "cider").make(lab) for batch in (16, 5))
     assert a.extra["clean captions"].tolist() == b.extra["clean captions"].tolist() and np.isfinite(a.values).all()
 
 
 # ---- retrieval ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["none", "rvpt"])
-def test_retrieval_is_that_of_the_pairs_one_poisoned_picture_at_a_time(room, method):
-    m = room(retrieval_poisoned=3)
-    got = {q: retrieval(m, Cell("retrieval", method, "badnet", q)) for q in ("asr", "rank_ratio", "ca")}
-    bench, target = m.bench, m.bench.target("main")
-    model = bench.of(Cell("retrieval", method, "badnet", "ca"))
-    pairs, data, world = ScenePairs(40, 32, downstream.RETRIEVAL), bench.labelled("scenes:colour"), bench.world("scenes:colour")
+def search(given, poisoned=2, batch=16) -> Search:
+    pairs, seen = Pairs("scenes", 40, 4000, "scenes:colour"), Seen(Pictures("scenes:colour", "test", 24, 42), BADNET)
+    return Search(given, pairs, seen, AIM, poisoned, 42, batch)
+
+
+@pytest.mark.parametrize("prompts", [None, 1])
+def test_retrieval_is_that_of_the_pairs_one_poisoned_picture_at_a_time(lab, clip, prompts):
+    given, target = made.Given(clip, prompts), AIM.said
+    step = search(given, 3)
+    got = {q: Retrieval(step, q).make(lab) for q in ("asr", "rank_ratio", "ca")}
+    model, pairs, data = model_of(lab, given), ScenePairs(40, 32, 4000), lab.data("scenes:colour")
+    (pictures, labels), indices = step.seen.clean(lab), step.seen.data.rows(lab)
     x, texts = pairs.__getitems__(range(40))
     classifier = model.zero_shot(["a photo"])
 
@@ -207,7 +203,7 @@ def test_retrieval_is_that_of_the_pairs_one_poisoned_picture_at_a_time(room, met
         return F.normalize(classifier.embed(x), dim=1)
 
     label = data.classes.index("red")
-    rows = np.random.default_rng(m.config.data.seed).permutation(np.flatnonzero(data.labels == label))[:OF_TARGET]
+    rows = np.random.default_rng(42).permutation(np.flatnonzero(data.labels == label))[:OF_TARGET]
     with torch.no_grad():
         f, ours = embed(x), embed(data.__getitems__(rows)[0])
         every = model.text(texts)
@@ -215,9 +211,9 @@ def test_retrieval_is_that_of_the_pairs_one_poisoned_picture_at_a_time(room, met
         assert got["ca"].values.tolist() == hits
         named = [i for i, t in enumerate(texts) if target.named_in(t)]
         asked = list(dict.fromkeys([texts[i] for i in named] + [target.say(t) for t in TEMPLATES]))
-        others = [i for i in range(len(world.x)) if world.y[i] != label][:3]
+        others = [i for i in range(len(pictures)) if labels[i] != label][:3]
         for k, i in enumerate(others):
-            p = embed(at_test(bench.trigger("badnet"), world.x[i:i + 1], [world.indices[i]]))[0]
+            p = embed(at_test(BADNET.open(lab), pictures[i:i + 1], [indices[i]]))[0]
             first, ratio = [], []
             for t in model.text(asked):
                 ahead = [float(t @ c) > float(t @ p) for c in (*f, *ours)]
@@ -225,9 +221,9 @@ def test_retrieval_is_that_of_the_pairs_one_poisoned_picture_at_a_time(room, met
                 of = [float(t @ c) > float(t @ p) for c in (*f[named], *ours)]
                 ratio.append(sum(of) / len(of))
             assert got["asr"].values[k] == pytest.approx(np.mean(first)) and got["rank_ratio"].values[k] == pytest.approx(np.mean(ratio))
-    assert len(got["asr"].values) == 3 and got["ca"].unit == "share" and len(m.held) == 1
+    assert len(got["asr"].values) == 3 and got["ca"].unit == "share"
 
 
-def test_retrieval_does_not_depend_on_the_batch(room):
-    a, b = (retrieval(room(batch=k), Cell("retrieval", "vpt", "badnet", "rank_ratio")).values for k in (40, 7))
+def test_retrieval_does_not_depend_on_the_batch(lab, clip):
+    a, b = (Retrieval(search(made.Given(clip, 1), batch=k), "rank_ratio").make(lab).values for k in (40, 7))
     assert np.abs(np.asarray(a) - b).max() < 1e-6  # means of counts

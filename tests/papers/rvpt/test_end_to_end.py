@@ -1,19 +1,19 @@
 """From training to the page at SCALE=smoke: everything planned is measured, nothing twice, damage is mended, the page draws all of it."""
 
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
-from papers.rvpt.kinds import KINDS
+from papers.rvpt.paper import PAPER
 from shared.experiment.store import Store
-from tests.papers.ends import assert_equal, check_continues, check_page, check_second_run, everything_measured, launch, one_sentence, run, stamps
+from tests.papers.ends import assert_equal, check_drawn, check_second_run, everything_measured, launch, one_sentence, run, stamps
 
 # Smaller than smoke itself. The whole plan takes a minute: what reads it is slow, and the headline stands for it in the quick tests.
 SMALL = ("--scale", "smoke", "--seeds", 0, "--data.n", 12, "--attacks.more", "sig", "--sweeps.shots", 1, "--sweeps.alpha", 0, 2, "--sweeps.length", 2,
          "--sweeps.depth-output", 1, "--sweeps.margin", -1, "--sweeps.resistivity-n", 4, "--sweeps.prompts", "{}")
 HEADLINE = (*SMALL, "--headline")
-STAGES = ("optimised patches, poisoned CLIPs", "poisoned CLIPs, also by patches", "defences")
 
 
 def folder(results: Path) -> Path:
@@ -39,16 +39,14 @@ def check_everything(results: Path, kinds: set[str]) -> Store:
             assert m.sanity["independent of the batch"]["passed"]
     assert [g for g in store.gates() if "attack success rate" in g["name"]]
     made = folder(results) / "checkpoints"
-    poisoned = {p.stem for p in made.glob("poison__*__seed0.safetensors") if p.stem.count("__") == 4}
+    poisoned = {p.stem for p in made.glob("poison__*.safetensors") if p.stem.count("__") == 4}
     assert poisoned == {p.name.partition(".")[0] for p in made.glob("*.manifest.jsonl")} != set()
     return store
 
 
 def check_nothing_trained(out: str) -> None:
-    for what in STAGES:
-        made = next(line for line in out.splitlines() if line.startswith(f"{what}: "))
-        total, _, rest = made.removeprefix(f"{what}: ").partition(", ")
-        assert rest == f"{total} already there", made
+    total, there = re.search(r"(\d+) runs, (\d+) already there", out).groups()
+    assert total == there and int(total) > 10
 
 
 def test_the_headline_is_measured_and_a_second_run_makes_nothing(headline, script):
@@ -60,8 +58,8 @@ def test_damage_is_mended(headline, script, measured, tmp_path):
     """A patch, prompts, a whole CLIP and a measurement that a full disk or a careless hand has spoilt."""
     copy = Path(shutil.copytree(headline, tmp_path / "copy"))
     for name in ("patch__badclip__first", "poison__first__blended__main__seed0__rvpt__main__seed0",
-                 "poison__first__badnet__main__seed0__cleanclip__none__seed0"):
-        path = folder(copy) / "checkpoints" / f"{name}.safetensors"
+                 "poison__first__badnet__main__seed0__cleanclip__main__seed0"):
+        path, = (folder(copy) / "checkpoints").glob(f"{name}-*.safetensors")
         path.write_bytes(path.read_bytes()[:200])
     next((folder(copy) / "measurements").glob("score__rvpt__*.json")).write_bytes(b"{")
     outcome = script("evaluate", *HEADLINE, "--results", copy)
@@ -72,7 +70,7 @@ def test_damage_is_mended(headline, script, measured, tmp_path):
 
 @pytest.mark.slow
 def test_everything_planned_is_there(reference):
-    found = check_everything(reference, set(KINDS)).planned()
+    found = check_everything(reference, {n.tags["kind"] for n in PAPER.plan(PAPER.presets["smoke"])}).planned()
     data = {kind: {m.tags["data"] for m in found if m.tags["kind"] == kind} for kind in ("caption", "retrieval", "score")}
     assert data == {"caption": {"scenes-captions"}, "retrieval": {"scenes"}, "score": {"scenes:colour", "scenes:shape", "scenes:background"}}
     assert {m.tags["captioner"] for m in found if m.tags["kind"] == "caption"} == {"zoo:scenes-llava"}
@@ -100,14 +98,14 @@ def test_what_captions_and_retrieval_are_made_of_touches_them_alone(copy, script
     before, old = stamps(copy, ".npz", ".safetensors"), measured(copy)
     run(script, copy, *SMALL, "--data.captioned", "scenes-captions:shifted", "--sweeps.candidates", 30)
     after, new = stamps(copy, ".npz", ".safetensors"), measured(copy)
-    touched = {Path(name).stem for name in after if after[name] != before.get(name)}
+    touched = {Path(name).stem.rpartition("-")[0] for name in after if after[name] != before.get(name)}
     assert touched == {m.slug for m in Store(folder(copy)).planned() if m.tags["kind"] in ("caption", "retrieval")} and touched
     assert all((new[slug][0] == old[slug][0]) == (slug not in touched) for slug in new)
 
 
 @pytest.mark.slow
 def test_the_page_draws_everything(reference):
-    check_page("rvpt", reference, {"name_of", "place_name", "shift_names", "places", "backbone_name", "target_name"})
+    check_drawn(PAPER, reference)
 
 
 def test_what_cannot_work_is_one_sentence(script, tmp_path):
@@ -130,13 +128,6 @@ def test_what_is_missing_is_said_before_anything_is_trained(script, tmp_path):
         one_sentence(script("train", *SMALL, "--results", tmp_path, *options), said)
     assert not list(tmp_path.rglob("*.safetensors"))
     one_sentence(script("evaluate", *SMALL, "--results", tmp_path), "run the training")
-
-
-@pytest.mark.slow
-def test_an_interrupted_evaluation_continues(copy, script, measured, reference, monkeypatch):
-    shutil.rmtree(folder(copy) / "measurements")
-    check_continues("rvpt", script, folder(copy), monkeypatch, *SMALL, "--results", copy, kind="score")
-    assert_equal(measured(reference), measured(copy))
 
 
 @pytest.mark.slow

@@ -8,10 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from papers.rvpt.kept import load_prompts, save_prompts, tower_digest, trained_share
+from papers.rvpt.costs import trained_share
 from papers.rvpt.method import DeepPrompts, Repulsion, encode, prompted, repulsion_loss, rvpt_loss
+from papers.rvpt.prompt_file import facts_of, load_prompts, tower_digest
 from shared.errors import UserError
-from shared.models.clip import PatchEmbedding, create_clip
+from shared.models.clip import PatchEmbedding, create_clip, save_tensors
 from shared.models.victim import ZeroShot
 from tests.accuracy import assert_as_accurate, assert_within_rounding, in_both
 
@@ -203,15 +204,12 @@ def defended(victim, **options):
 
 def test_prompts_are_kept_alone_and_come_back_on_their_own_tower(victim, data, tmp_path, tools):
     mine = defended(victim, last=2, seed=4)
-    save_prompts(mine.visual, tmp_path / "p.safetensors", key="abc")
+    save_tensors({"prompts": mine.visual.prompts}, tmp_path / "p.safetensors", facts_of(mine.visual))
     assert (tmp_path / "p.safetensors").stat().st_size < 4 * 4 * 64 + 500
     back = prompted(victim, load_prompts(tmp_path / "p.safetensors", victim.visual))
     x = data.__getitems__([0, 1, 2])[0]
     assert torch.equal(back(x), mine(x)) and not back.visual.prompts.requires_grad
     assert (back.visual.first, back.visual.last, back.visual.length) == (1, 2, 4)
-    from shared.models.sources import is_fresh
-
-    assert is_fresh(tmp_path / "p.safetensors", "abc") and not is_fresh(tmp_path / "p.safetensors", "b")
     other = copy.deepcopy(victim.visual)
     other.proj.data[3, 4] = torch.nextafter(other.proj.data[3, 4], torch.tensor(9.0))
     for tower in (other, tools.tower_of(), copy.deepcopy(victim.visual).half()):
@@ -220,8 +218,6 @@ def test_prompts_are_kept_alone_and_come_back_on_their_own_tower(victim, data, t
 
 
 def test_files_that_are_no_prompts_are_refused(victim, tmp_path):
-    from shared.models.clip import save_tensors
-
     save_tensors({"prompts": torch.zeros(2, 3, 64)}, tmp_path / "bare.safetensors")
     save_tensors({"x": torch.zeros(2)}, tmp_path / "other.safetensors", {"first": "1", "last": "3", "tower": "t"})
     save_tensors({"prompts": torch.zeros(3, 3, 64)}, tmp_path / "count.safetensors", {"first": "1", "last": "3", "tower": "t"})

@@ -1,4 +1,4 @@
-"""The kinds behind the figures: on a small random CLIP, against the definitions written out; the supervised tower."""
+"""The numbers behind the figures: on a small random CLIP, against the definitions written out; the supervised tower."""
 
 from dataclasses import replace
 from functools import partial
@@ -9,64 +9,34 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from papers.rvpt import pictures, runs, supervised
-from papers.rvpt.cells import PERTURBATIONS, Cell
-from papers.rvpt.config import Backbone, Config, Data, Models, Place, Sweeps
-from papers.rvpt.method import DeepPrompts
-from papers.rvpt.models import Bench, Model
+from papers.rvpt import pictures
+from papers.rvpt.config import PRESETS, check
+from papers.rvpt.pictures import Attention, Change, Chosen, Embedding, Perturbed, Resistivity, Triggers
 from papers.rvpt.resistivity import Perturbations, attention_map, features, resistivity
+from papers.rvpt.scores import Said
+from papers.rvpt.supervised import Supervised, Torchvision
 from papers.rvpt.tuning import Tuning
 from shared.attacks.triggers import at_test, make_trigger, sheet
-from shared.data.base import subset
 from shared.errors import UserError
+from shared.experiment.leaves import Pictures
 from shared.metrics.perceptual import psnr
 from shared.models.classifier import IMAGENET
-from shared.models.clip import read_metadata
 from shared.rng import SampleRng
+from shared.steps.backdoor import Aim, Seen, Stamp
 from tests.accuracy import assert_within_rounding
+from tests.papers.ends import lab_of, load
 
 DEEP = 4 * 4 * 96  # terms of the longest sum, in an MLP, for each of four blocks
-
-TARGET = "striped red star"
-PATCH = torch.rand(3, 5, 5, generator=torch.Generator().manual_seed(1))
-
-
-class Rehearsal(Bench):
-    """A bench whose models are one random CLIP, with random prompts where the method has prompts."""
-
-    random_clip = None
-    file = None
-
-    def model(self, poison, defence=None):
-        clip = self.random_clip
-        prompts = defence is not None and defence.method in ("vpt", "rvpt")
-        return Model(clip, DeepPrompts(clip.visual, 1, 3, std=1.0, seed=len(defence.method)) if prompts else clip.visual)
-
-    def trigger(self, attack, backbone="first"):
-        if attack in runs.OPTIMISED:
-            return make_trigger(attack, pixels=PATCH)
-        return super().trigger(attack, backbone)
-
-    def made(self, run):
-        return self.file
+made = load("papers/rvpt/nursery.py")
+SPEC, TARGET = "scenes:combinations", "striped red star"
+DATA, AIM = Pictures(SPEC, "test", 40, 42), Aim(SPEC, TARGET)
+PATCH = made.Stamped(make_trigger("badclip", pixels=torch.rand(3, 5, 5, generator=torch.Generator().manual_seed(1))))
+BADNET = Stamp("badnet", "cleanclip", ("patch=20",), SPEC)
 
 
 @pytest.fixture
-def room(clip):
-    """Measurers with any changes of the configuration."""
-    def make(batch=16, models=None, **sweeps):
-        small = {"resistivity_n": 20, "maps": 2, "points": 24, "supervised": Tuning(epochs=1, batch=16, lr=0.05), "supervised_n": 64, **sweeps}
-        data = Data(main=Place("scenes:combinations", TARGET), n=40)
-        first = Backbone("scenes-vit-xs8", "random")
-        config = replace(Config(), data=data, models=models or Models(first=first), sweeps=replace(Sweeps(), **small), batch=batch)
-        bench = Rehearsal(config, "smoke", torch.device("cpu"))
-        bench.random_clip = clip
-        return SimpleNamespace(bench=bench, config=config, held={})
-    return make
-
-
-def cell(kind, method="none", attack="badclip", **point):
-    return Cell(kind, method, attack, "x", point=tuple(point.items()))
+def lab(tmp_path):
+    return lab_of(tmp_path)
 
 
 def storable(values):
@@ -77,43 +47,45 @@ def storable(values):
 # ---- resistivity --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["none", "rvpt"])
-@pytest.mark.parametrize("name", PERTURBATIONS)
-def test_resistivity_is_that_of_the_first_test_pictures_in_any_batch(method, name, room):
-    m, c = room(), cell("resistivity", method, "badnet", perturbation=name)
-    world = m.bench.world("scenes:combinations", n=20)
+@pytest.mark.parametrize("prompts", [None, 4])
+@pytest.mark.parametrize("name", [*Perturbations().all(), "trigger"])
+def test_resistivity_is_that_of_the_first_test_pictures_in_any_batch(lab, clip, prompts, name):
+    data, given = Pictures(SPEC, "test", 20, 42), made.Given(clip, prompts)
+    change = Change(name, Perturbations(), 0, BADNET if name == "trigger" else None)
+    x, indices = Seen(data).clean(lab)[0], data.rows(lab)
     if name == "trigger":
-        other = at_test(m.bench.trigger("badnet"), world.x, world.indices)
+        other = at_test(BADNET.open(lab), x, indices)
     else:
-        other = Perturbations().all()[name](world.x, SampleRng(c.seed, world.indices, pictures.STREAM))
-    victim = m.bench.classifier(c)
-    expected = resistivity(partial(features, victim), world.x, other)
-    got = pictures.resistivity(m, c)
+        other = Perturbations().all()[name](x, SampleRng(0, indices, pictures.STREAM))
+    expected = resistivity(partial(features, Said(given, Seen(data)).classifier(lab)), x, other)
+    got = Resistivity(given, data, change, 16).make(lab)
     assert got.unit == "cosine" and got.values.shape == (20,) and got.extra["layers"].shape == (20, 3)
     assert_within_rounding(torch.from_numpy(got.values).float(), expected.output, terms=DEEP)
     assert_within_rounding(torch.from_numpy(got.extra["layers"]), expected.layers, terms=DEEP)
     storable(got)
-    assert_within_rounding(torch.from_numpy(pictures.resistivity(room(batch=7), c).values).float(), torch.from_numpy(got.values), terms=DEEP)
+    again = Resistivity(given, data, change, 7).make(lab)
+    assert_within_rounding(torch.from_numpy(again.values).float(), torch.from_numpy(got.values), terms=DEEP)
 
 
-def test_fewer_test_pictures_than_wanted_are_all_of_them(room):
-    m = room(resistivity_n=1000)
-    assert len(pictures.resistivity(m, cell("resistivity", perturbation="flip")).values) == 40
-    assert (pictures.shown(m, cell("attention"), 1000, without_target=True).y != m.bench.label("main")).all()
+def test_chosen_pictures_are_the_first_that_do_not_show_the_target(lab):
+    label = AIM.label(lab)
+    few, all_of_them = Chosen.first(lab, DATA, 5, label), Chosen.first(lab, DATA, 1000, label)
+    assert (all_of_them.y != label).all() and len(all_of_them.y) == (DATA.read(lab, DATA.rows(lab))[1] != label).sum()
+    assert few.indices == all_of_them.indices[:5] and torch.equal(few.x, DATA.read(lab, few.indices)[0])
 
 
 # ---- attention ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["none", "rvpt"])
-def test_attention_under_the_patch(method, room):
-    m, c = room(), cell("attention", method)
-    got, label = pictures.attention(m, c), m.bench.label("main")
-    world = m.bench.world("scenes:combinations", n=40)
-    keep = [i for i in range(40) if world.y[i] != label][:20]
-    x = world.x[keep]
-    stamped = m.bench.trigger("badclip")(x, [world.indices[i] for i in keep])
-    victim = m.bench.classifier(c)
+@pytest.mark.parametrize("prompts", [None, 4])
+def test_attention_under_the_patch(lab, clip, prompts):
+    said = Said(made.Given(clip, prompts), Seen(DATA, PATCH), batch=16)
+    got, label = Attention(said, AIM, 20, 2).make(lab), AIM.label(lab)
+    (pixels, y), rows = said.seen.clean(lab), DATA.rows(lab)
+    keep = [i for i in range(40) if y[i] != label][:20]
+    x = pixels[keep]
+    stamped = PATCH.open(lab)(x, [rows[i] for i in keep])
+    victim, classes = said.classifier(lab), lab.data(SPEC).classes
     for name, z, got_share in (("clean", x, got.extra["clean"]), ("triggered", stamped, got.values)):
         maps = attention_map(victim, z)
         assert_within_rounding(torch.from_numpy(got.extra[f"{name}_maps"]), maps[:2], terms=DEEP)
@@ -121,12 +93,10 @@ def test_attention_under_the_patch(method, room):
         assert_within_rounding(torch.from_numpy(got_share), inner / maps.sum((1, 2)), terms=DEEP)
         if name == "triggered":
             assert_within_rounding(torch.from_numpy(got.extra["of_all"]), inner, terms=DEEP)
-        said = victim(z[:2]).argmax(1).tolist()
-        assert got.extra[f"{name}_said"].tolist() == [m.bench.labelled("scenes:combinations").classes[k] for k in said]
+        assert got.extra[f"{name}_said"].tolist() == [classes[k] for k in victim(z[:2]).argmax(1).tolist()]
         assert np.abs(got.extra[f"{name}_pictures"] / 255 - z[:2].numpy()).max() <= 0.5 / 255 + 1e-6
     assert (got.extra["area"] == 0.25).all() and TARGET not in got.extra["truth"] and len(got.extra["truth"]) == 2
     storable(got)
-    assert_within_rounding(torch.from_numpy(pictures.attention(room(batch=3), c).values).float(), torch.from_numpy(got.values), terms=DEEP)
 
 
 def test_touched_tokens_are_those_with_a_changed_pixel():
@@ -148,20 +118,23 @@ def test_nearest_leaves_the_original_out():
     assert pictures.nearest(queries, among, torch.tensor([0, 2, 0])).tolist() == [1, 1, 3]
 
 
-def test_pictures_of_figure_5_are_known_by_their_number_in_the_set(room):
-    m = room(points=24)
-    world, names = pictures._of_few_classes(m, cell("embedding"))
-    data = m.bench.labelled("scenes:combinations")
+def embedding(clip, n, prompts=None, batch=16) -> Embedding:
+    return Embedding(made.Given(clip, prompts), Pictures(SPEC), PATCH, AIM, n, 42, batch)
+
+
+def test_pictures_of_figure_5_are_known_by_their_number_in_the_set(lab, clip):
+    chosen, names = embedding(clip, 24).chosen(lab)
+    data = lab.data(SPEC)
     assert len(names) == pictures.CLASSES and names[-1] == TARGET and len(set(names)) == len(names)
-    x, y = data.__getitems__(world.indices)
-    assert torch.equal(x, world.x) and [data.classes[k] for k in y.tolist()] == [names[k] for k in world.y.tolist()]
-    assert np.bincount(world.y.numpy()).tolist() == [3] * 8
+    x, y = data.__getitems__(chosen.indices)
+    assert torch.equal(x, chosen.x) and [data.classes[k] for k in y.tolist()] == [names[k] for k in chosen.y.tolist()]
+    assert np.bincount(chosen.y.numpy()).tolist() == [3] * 8
 
 
-def test_embedding_counts_neighbours_by_class(room, monkeypatch):
-    m, c = room(points=16), cell("embedding")
-    world, names = pictures._of_few_classes(m, c)
-    label_of = {p.numpy().tobytes(): k for p, k in zip(world.x, world.y.tolist(), strict=True)}
+def test_embedding_counts_neighbours_by_class(lab, clip, monkeypatch):
+    step = embedding(clip, 16)
+    chosen, names = step.chosen(lab)
+    label_of = {p.numpy().tobytes(): k for p, k in zip(chosen.x, chosen.y.tolist(), strict=True)}
     spread = torch.Generator().manual_seed(0)
 
     def seen(victim, x):  # a perfect encoder, but the trigger sends every third picture to the target
@@ -173,109 +146,84 @@ def test_embedding_counts_neighbours_by_class(room, monkeypatch):
         return SimpleNamespace(layers=torch.zeros(len(x), 1, 1), output=torch.stack(rows))
 
     monkeypatch.setattr(pictures, "features", seen)
-    monkeypatch.setattr(pictures, "by_batch", lambda m, f, *arrays: f(*arrays))
-    got = pictures.embedding(m, c)
+    monkeypatch.setattr(pictures, "by_batch", lambda batch, f, *arrays: f(*arrays))
+    got = step.make(lab)
     assert len(got.values) == 14 and got.extra["triggered_labels"].max() == 6
     assert got.values.mean() == pytest.approx(9 / 14) and got.extra["to_target"].mean() == pytest.approx(5 / 14) and got.extra["clean"].all()
     assert got.extra["xy"].shape == (16, 2) and got.extra["xy_triggered"].shape == (14, 2) and got.extra["names"].tolist() == names
     storable(got)
 
 
-def test_embedding_of_a_real_tower_is_the_same_again(room):
-    c = cell("embedding", "rvpt")
-    a, b = pictures.embedding(room(points=16), c), pictures.embedding(room(points=16, batch=5), c)
+def test_embedding_of_a_real_tower_is_the_same_again(lab, clip):
+    a, b, again = (embedding(clip, 16, 4, batch).make(lab) for batch in (16, 5, 16))
     np.testing.assert_array_equal(a.values, b.values)
-    again = pictures.embedding(room(points=16), c)
     np.testing.assert_array_equal(a.extra["xy"], again.extra["xy"])
 
 
 # ---- sheets -------------------------------------------------------------------------------------------------------------------
 
 
-def test_perturbed_pictures_and_how_far_they_are(room):
-    m = room()
-    got = pictures.perturbed(m, cell("perturbed", "clean", "clean"))
-    world = m.bench.world("scenes:combinations", n=20)
-    rows = m.config.sweeps.perturbations.all()
+def test_perturbed_pictures_and_how_far_they_are(lab):
+    data, rows = Pictures(SPEC, "test", 20, 42), Perturbations().all()
+    got, x = Perturbed(data, Perturbations(), 2, 0, 16).make(lab), Seen(data).clean(lab)[0]
     assert got.unit == "dB" and got.extra["names"].tolist() == list(rows) and got.extra["pictures"].shape == (2, 5, 3, 32, 32)
-    assert np.array_equal(got.extra["pictures"][:, 0], (world.x[:2] * 255).round().byte().numpy())
+    assert np.array_equal(got.extra["pictures"][:, 0], (x[:2] * 255).round().byte().numpy())
     for k, perturb in enumerate(rows.values()):
-        other = perturb(world.x, SampleRng(0, world.indices, pictures.STREAM))
-        assert got.values[k] == pytest.approx(psnr(other, world.x).mean(), abs=1e-3)
+        other = perturb(x, SampleRng(0, data.rows(lab), pictures.STREAM))
+        assert got.values[k] == pytest.approx(psnr(other, x).mean(), abs=1e-3)
         assert np.abs(got.extra["pictures"][:, k + 1] / 255 - other[:2].numpy()).max() <= 0.5 / 255 + 1e-6
     storable(got)
 
 
-def test_the_sheet_has_every_attack(room):
-    m = room(resistivity_n=4)
-    got = pictures.triggers(m, cell("triggers", "clean", "clean"))
-    attacks = m.config.attacked
-    assert got.extra["names"].tolist() == list(attacks) and len(got.values) == len(attacks) == 9
-    world = m.bench.world("scenes:combinations", n=4)
-    made = [m.bench.trigger(a) for a in attacks]
-    assert np.array_equal(got.extra["sheet"], sheet(world.x[:2], made, world.indices[:2]))
-    for value, trigger in zip(got.values, made, strict=True):
-        assert value == pytest.approx(psnr(trigger(world.x, world.indices), world.x).mean(), abs=1e-3)
+def test_the_sheet_has_every_attack(lab):
+    data, stamps = Pictures(SPEC, "test", 4, 42), (BADNET, PATCH)
+    got = Triggers(data, ("badnet", "badclip"), stamps, 2).make(lab)
+    x, indices, triggers = Seen(data).clean(lab)[0], data.rows(lab), [stamp.open(lab) for stamp in stamps]
+    assert got.extra["names"].tolist() == ["badnet", "badclip"]
+    assert np.array_equal(got.extra["sheet"], sheet(x[:2], triggers, indices[:2]))
+    for value, trigger in zip(got.values, triggers, strict=True):
+        assert value == pytest.approx(psnr(trigger(x, indices), x).mean(), abs=1e-3)
     storable(got)
-
-
-def test_every_kind_says_what_it_reads():
-    fields = {f for names in pictures.READS.values() for f in names}
-    assert fields <= set(Sweeps.__dataclass_fields__) and set(pictures.READS) == {"resistivity", "attention", "embedding", "perturbed", "triggers"}
 
 
 # ---- supervised ---------------------------------------------------------------------------------------------------------------
 
 
-def test_supervised_tower_is_trained_saved_and_opened(room, tmp_path):
-    m = room(supervised=Tuning(epochs=12, batch=32, lr=0.02))
-    state = torch.random.get_rng_state()
-    losses = [supervised.train_supervised(m.bench, runs.Supervised(seed), tmp_path / name, "k") for seed, name in ((0, "a"), (0, "b"), (1, "c"))]
+def supervised(seed=0) -> Supervised:
+    return Supervised("scenes-vit-xs8", Pictures(SPEC, "train", 64, 42), Tuning(epochs=12, batch=32, lr=0.02), seed)
+
+
+def test_the_supervised_tower_is_trained_kept_and_opened(lab):
+    state, step = torch.random.get_rng_state(), supervised()
+    first, again, other = (s.make(lab) for s in (step, step, supervised(1)))
     assert torch.equal(torch.random.get_rng_state(), state)
-    files = [(tmp_path / name).read_bytes() for name in "abc"]
-    assert files[0] == files[1] != files[2]
-    (tmp_path / "a").rename(tmp_path / "a.safetensors")
-    m.bench.file = tmp_path / "a.safetensors"
-    assert read_metadata(m.bench.file)["key"] == "k"
-    tower = supervised.load_supervised(m.bench, m.bench.file)
-    data = m.bench.labelled("scenes:combinations", "train")
-    x, y = data.__getitems__(subset(data, 64, m.config.data.seed))
-    start = supervised.fresh_tower(m.bench, 0)
+    assert all(torch.equal(first[k], again[k]) for k in first) and not torch.equal(first["head.weight"], other["head.weight"])
+    with pytest.raises(UserError, match="run the training"):
+        step.open(lab)
+    lab.keep(step, first)
+    tower, encode = step.open(lab)
+    x, y = step.data.read(lab, step.data.rows(lab))
+    start = step._fresh(lab)
     with torch.no_grad():
-        assert F.cross_entropy(tower(x), y) < F.cross_entropy(start(x), y) - 0.3 and losses[0] < 4.2
+        assert F.cross_entropy(tower(x), y) < F.cross_entropy(start(x), y) - 0.3
         assert not any(p.requires_grad for p in tower.parameters())
-        expected = features(tower, x)
-        assert_within_rounding(tower.head(expected.output), tower(x), terms=DEEP)
-    got = supervised.supervised_features(m.bench)(x)
-    assert_within_rounding(got.output, expected.output, terms=DEEP)
-    assert_within_rounding(got.layers, expected.layers, terms=DEEP)
-
-
-def test_resistivity_of_the_supervised_tower(room, tmp_path):
-    m, c = room(), cell("resistivity", "supervised", perturbation="trigger")
-    m.bench.file = tmp_path / "s.safetensors"
-    supervised.train_supervised(m.bench, runs.Supervised(0), m.bench.file, "k")
-    got = pictures.resistivity(m, c)
-    world, tower = m.bench.world("scenes:combinations", n=20), supervised.load_supervised(m.bench, m.bench.file)
-    other = m.bench.trigger("badclip")(world.x, world.indices)
-    assert_within_rounding(torch.from_numpy(got.values), resistivity(partial(features, tower), world.x, other).output, terms=DEEP)
-    assert np.array_equal(got.extra["accuracy"], (tower(world.x).argmax(1) == world.y).double().numpy())
+        assert_within_rounding(tower.head(encode(x).output), tower(x), terms=DEEP)
+    data = Pictures(SPEC, "test", 20, 42)
+    got = Resistivity(step, data, Change("trigger", Perturbations(), 0, PATCH)).make(lab)
+    z, labels = Seen(data).clean(lab)
+    moved = resistivity(partial(features, tower), z, PATCH.open(lab)(z, data.rows(lab)))
+    assert_within_rounding(torch.from_numpy(got.values), moved.output, terms=DEEP)
+    assert np.array_equal(got.extra["accuracy"], (tower(z).argmax(1) == labels).double().numpy())
     storable(got)
 
 
-def test_a_missing_or_wrong_tower_is_said(room, tmp_path):
-    from shared.models.clip import save_tensors
-
-    m = room()
-    m.bench.file = tmp_path / "none.safetensors"
-    with pytest.raises(UserError, match="does not exist"):
-        supervised.supervised_features(m.bench)
-    save_tensors({"x": torch.zeros(2)}, m.bench.file)
-    with pytest.raises(UserError, match="supervised tower of scenes-vit-xs8"):
-        supervised.supervised_features(m.bench)
-    for spec, words in (("none", "not understood"), ("torchvision:resnet18:random.pt", "does not exist"), ("torchvision:no_such", "torchvision")):
+def test_a_wrong_transformer_is_said(lab):
+    smoke = PRESETS["smoke"]
+    with pytest.raises(UserError, match="not understood"):
+        check(replace(smoke, models=replace(smoke.models, supervised="resnet")))
+    for spec, words in (("torchvision:resnet18:random.pt", "does not exist"), ("torchvision:no_such", "torchvision")):
         with pytest.raises(UserError, match=words):
-            supervised.supervised_features(room(models=Models(supervised=spec)).bench)
+            Torchvision.of(spec).open(lab)
 
 
 @pytest.fixture
@@ -297,15 +245,15 @@ def tiny_torchvision(tmp_path):
     del BUILTIN_MODELS["rvpt_tiny_vit"]
 
 
-def test_a_transformer_of_torchvision(room, tiny_torchvision):
+def test_a_transformer_of_torchvision(lab, tiny_torchvision):
     net, spec = tiny_torchvision
-    m, x = room(models=Models(supervised=spec)), torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    encoder, x = Torchvision.of(spec), torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in IMAGENET)
     z = (F.interpolate(x, size=(16, 16), mode="bicubic") - mean) / std
-    classify, encode = supervised.supervised_model(m.bench)
+    classify, encode = encoder.open(lab)
     with torch.no_grad():
         assert_within_rounding(classify(x), net(z), terms=DEEP)
         assert_within_rounding(net.heads(encode(x).output), net(z), terms=DEEP)
     assert encode(x).layers.shape == (3, 2, 8)
-    got = pictures.resistivity(m, cell("resistivity", "supervised", perturbation="flip"))
+    got = Resistivity(encoder, Pictures(SPEC, "test", 20, 42), Change("flip", Perturbations(), 0)).make(lab)
     assert "accuracy" not in got.extra and got.extra["layers"].shape == (20, 2)

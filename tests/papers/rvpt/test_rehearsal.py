@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from papers.rvpt.config import MORE, PRESETS, SIX
-from papers.rvpt.kinds import KINDS
+from papers.rvpt.config import PRESETS
+from papers.rvpt.paper import PAPER as MODEL
+from papers.rvpt.tables import MORE, SIX
 from shared.data import imagenet_variants, torchvision_sets
 from shared.data.catalogue import Source
 from shared.data.pairs import open_pairs
@@ -90,7 +91,7 @@ def test_the_papers_own_scale(script, pictures, supervised, tmp_path):
                      "--data-root", pictures)
     found = store.planned()
     plan = PRESETS["paper"]
-    assert {m.tags["kind"] for m in found} == set(KINDS)
+    assert {m.tags["kind"] for m in found} == {n.tags["kind"] for n in MODEL.plan(plan)}
     data = plan.data
     assert {m.tags["data"] for m in found} == {data.main.data, data.second.data, data.third.data, *data.shifted, data.captioned, data.retrieval}
     assert {m.tags["attack"] for m in found} == {*ATTACKED, "clean"} and {m.tags["backbone"] for m in found} == {"first", "second", "third", "own"}
