@@ -1,4 +1,6 @@
-"""Everything that can be set for RVPT: one dataclass, a preset per scale. `python -m papers.rvpt.evaluate --scale cpu --help` lists it."""
+"""Everything that can be set for RVPT: one dataclass, a preset per scale. `python -m papers.rvpt.evaluate --scale cpu
+--help` lists it.
+"""
 
 from dataclasses import dataclass, field, fields, replace
 from typing import Literal
@@ -41,7 +43,9 @@ class Models:
     captioner_clip: Clip = field(default_factory=Clip)
     """A CLIP with the captioner's own tower, poisoned for table 7 alone (ViT-L/14 at 336 pixels)."""
     supervised: str = "train"
-    """Panel (d) of figure 1: `train` (the first backbone's tower, trained here on labels), torchvision:<name>, or `none`."""
+    """Panel (d) of figure 1: `train` (the first backbone's tower, trained here on labels), torchvision:<name>, or
+    `none`.
+    """
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,9 @@ class Data:
     seed: int = 42
     """Of the choice of pictures from sets that are read from files."""
     pairs: str = "scenes"
-    """Where pairs of picture and caption come from: scenes, or below DATA_ROOT shards:<pattern> or csv:<file> (picture, caption)."""
+    """Where pairs of picture and caption come from: scenes, or below DATA_ROOT shards:<pattern> or csv:<file>
+    (picture, caption).
+    """
     captioned: str = "scenes-captions"
     """Set behind the captions of table 7 (shared.data.vision_language)."""
     retrieval: str = "scenes"
@@ -253,7 +259,9 @@ class Gates:
     drop: float = 0.02
     """Largest loss of clean accuracy against the clean model, on the main set."""
     further_drop: float = 0.06
-    """The same on the further sets, where the small models are at their limits: on "shape", fine-tuning on clean pairs alone costs 1.6 points."""
+    """The same on the further sets, where the small models are at their limits: on "shape", fine-tuning on clean pairs
+    alone costs 1.6 points.
+    """
     enforce: bool = True
     """Stop where a gate fails."""
 

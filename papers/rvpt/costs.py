@@ -70,9 +70,10 @@ class Cost(Measured):
 
     seconds: of all its updates, from a few: what comes before the first (RVPT passes its pictures through the blocks
     without prompts once) is counted once, an update as the mean of some; `repeats` values, after one that does not
-    count. Reading pictures is included. Processor time on a CPU, because other processes compete for the cores; wall time on a
-    GPU. memory: MB (10⁶ bytes) that an update adds to the weights, see `activation_megabytes`. trained: parameters that
-    change. share, share_whole: of all parameters of the CLIP but the token table, and of all. samples: pictures seen.
+    count. Reading pictures is included. Processor time on a CPU, because other processes compete for the cores; wall
+    time on a GPU. memory: MB (10⁶ bytes) that an update adds to the weights, see `activation_megabytes`. trained:
+    parameters that change. share, share_whole: of all parameters of the CLIP but the token table, and of all. samples:
+    pictures seen.
     """
 
     weight: ClassVar[float] = 40.0

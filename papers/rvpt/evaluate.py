@@ -2,8 +2,9 @@
 
     accelerate launch -m papers.rvpt.evaluate --scale cpu
 
-First what the gates read (every attack must take at little cost in clean accuracy, or no defence is measured), then all else. What was measured under
-the same key is skipped, so an interrupted run continues. Options are those of train.py.
+First what the gates read (every attack must take at little cost in clean accuracy, or no defence is measured), then
+all else. What was measured under the same key is skipped, so an interrupted run continues. Options are those of
+train.py.
 """
 
 if __name__ == "__main__":

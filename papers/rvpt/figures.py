@@ -26,7 +26,7 @@ SWEEPS = {
 PIXELS = 70_000  # of all pictures of a figure together, so that its PDF stays small
 
 
-# ---- figures 1, 7, 8 ----------------------------------------------------------------------------------------------------------
+# ---- figures 1, 7, 8 -------------------------------------------------------------------------------------------------
 
 
 def resistivities(attack: str) -> Callable[[object], Grid]:
@@ -75,24 +75,28 @@ def panels(grid: Filled) -> Figure:
 
 @figure(resistivities("badclip"))
 def fig_resistivity(grid):
-    """Perturbation resistivity PR, block by block and at the output, of encoders that BadCLIP backdoored: how little features move under a
-    perturbation. Mean over test pictures with 95 % bands, one seed."""
+    """Perturbation resistivity PR, block by block and at the output, of encoders that BadCLIP backdoored: how little
+    features move under a perturbation. Mean over test pictures with 95 % bands, one seed."""
     return panels(grid)
 
 
 @figure(resistivities("badnet"))
 def fig_resistivity_badnet(grid):
-    """Perturbation resistivity PR as in the figure of BadCLIP, for BadNet. Mean over test pictures with 95 % bands, one seed."""
+    """Perturbation resistivity PR as in the figure of BadCLIP, for BadNet. Mean over test pictures with 95 % bands,
+    one seed.
+    """
     return panels(grid)
 
 
 @figure(resistivities("blended"))
 def fig_resistivity_blended(grid):
-    """Perturbation resistivity PR as in the figure of BadCLIP, for Blended. Mean over test pictures with 95 % bands, one seed."""
+    """Perturbation resistivity PR as in the figure of BadCLIP, for Blended. Mean over test pictures with 95 % bands,
+    one seed.
+    """
     return panels(grid)
 
 
-# ---- figure 3 -----------------------------------------------------------------------------------------------------------------
+# ---- figure 3 --------------------------------------------------------------------------------------------------------
 
 
 def defaults(c) -> dict[str, float]:
@@ -133,8 +137,9 @@ def scores(method: str = "rvpt") -> dict[str, dict]:
     lambda c: Grid(scores("vpt"), {"": {}}, MAIN, c.seeds[:1]),
 )
 def fig_ablations(swept, without):
-    """Attack success rate (filled markers, lower is better) and clean accuracy (open markers, dashed) over six settings, with 95 % bands. Grey line:
-    the default. In the panel of the margin the dotted lines are without repulsion (VPT). One seed."""
+    """Attack success rate (filled markers, lower is better) and clean accuracy (open markers, dashed) over six
+    settings, with 95 % bands. Grey line: the default. In the panel of the margin the dotted lines are without
+    repulsion (VPT). One seed."""
     if not any(swept):
         return None
     c = swept.config
@@ -161,7 +166,7 @@ def fig_ablations(swept, without):
     return fig
 
 
-# ---- pictures: figures 4, 6, 9 ------------------------------------------------------------------------------------------------
+# ---- pictures: figures 4, 6, 9 ---------------------------------------------------------------------------------------
 
 
 def shown(kind: str, measure: str, methods: tuple[str, ...], attack: str) -> Callable[[object], Grid]:
@@ -181,7 +186,9 @@ def measured(grid: Filled) -> dict:
 
 
 def _shrunk(pictures: np.ndarray, cells: int) -> np.ndarray:
-    """Pictures (…, H, W, 3) made smaller by whole factors, so that `cells` of them have at most PIXELS pixels together."""
+    """Pictures (…, H, W, 3) made smaller by whole factors, so that `cells` of them have at most PIXELS pixels
+    together.
+    """
     factor = 1
     while cells * (pictures.shape[-3] // factor) * (pictures.shape[-2] // factor) > PIXELS:
         factor += 1
@@ -202,9 +209,9 @@ def _picture(ax: Axes, picture: np.ndarray) -> None:
 
 @figure(shown("attention", "map", ("none", "rvpt"), "badclip"))
 def fig_attention(grid):
-    """Attention of the last block's class token on the picture's tokens, clean and with BadCLIP's patch, mean over heads; dark: little, yellow: much
-    (each map from 0 to its maximum). Below the pictures what the model says, green where it is right; below the maps the share of the attention that
-    lies under the patch."""
+    """Attention of the last block's class token on the picture's tokens, clean and with BadCLIP's patch, mean over
+    heads; dark: little, yellow: much (each map from 0 to its maximum). Below the pictures what the model says, green
+    where it is right; below the maps the share of the attention that lies under the patch."""
     found = measured(grid)
     methods = list(found)
     extra = {m: found[m].extra for m in methods}
@@ -262,7 +269,9 @@ def _answers(ax: Axes, said: list[tuple[str, str]], truth: str) -> None:
 
 @figure(shown("perturbed", "pictures", ("clean",), "clean"))
 def fig_perturbations(grid):
-    """The perturbations behind PR, each at the value of the paper's appendix. Below: PSNR against the original, mean over test pictures."""
+    """The perturbations behind PR, each at the value of the paper's appendix. Below: PSNR against the original, mean
+    over test pictures.
+    """
     found = measured(grid)["clean"]
     extra = found.extra
     pictures = np.moveaxis(extra["pictures"], 2, -1)
@@ -289,8 +298,8 @@ def fig_perturbations(grid):
 
 @figure(shown("triggers", "pictures", ("clean",), "clean"))
 def fig_triggers(grid):
-    """The triggers: triggered pictures, and below each what the trigger changed, four times as large, on grey. Under the names: PSNR against the
-    original in dB, mean over test pictures."""
+    """The triggers: triggered pictures, and below each what the trigger changed, four times as large, on grey. Under
+    the names: PSNR against the original in dB, mean over test pictures."""
     found = measured(grid)["clean"]
     extra, names = found.extra, [str(name) for name in found.extra["names"]]
     (h, w), gap, sheet = extra["side"].tolist(), int(extra["gap"]), extra["sheet"]
@@ -313,14 +322,14 @@ def fig_triggers(grid):
     return fig
 
 
-# ---- figure 5 -----------------------------------------------------------------------------------------------------------------
+# ---- figure 5 --------------------------------------------------------------------------------------------------------
 
 
 @figure(shown("embedding", "points", ("none", "vpt", "rvpt"), "badclip"))
 def fig_embedding(grid):
-    """Features of clean (dots) and BadCLIP-triggered pictures (stars) of eight classes, one colour each, by t-SNE; the target's class is
-    black, unless it names another colour. Below: triggered pictures whose nearest clean neighbour is of their own class,
-    and of the target's."""
+    """Features of clean (dots) and BadCLIP-triggered pictures (stars) of eight classes, one colour each, by t-SNE; the
+    target's class is black, unless it names another colour. Below: triggered pictures whose nearest clean neighbour is
+    of their own class, and of the target's."""
     found = measured(grid)
     fig, axes = style.figure(style.PAGE, 2.9, columns=len(found), squeeze=False)
     for ax, (method, m) in zip(axes[0], found.items(), strict=True):
@@ -355,7 +364,7 @@ def fig_embedding(grid):
     return fig
 
 
-# ---- ours ---------------------------------------------------------------------------------------------------------------------
+# ---- ours ------------------------------------------------------------------------------------------------------------
 
 
 @figure(
@@ -364,7 +373,9 @@ def fig_embedding(grid):
     )
 )
 def fig_tradeoff(grid):
-    """Clean accuracy against attack success rate of every defence, one panel per attack: right and down is better. Whiskers: 95 % intervals."""
+    """Clean accuracy against attack success rate of every defence, one panel per attack: right and down is better.
+    Whiskers: 95 % intervals.
+    """
     names = METHODS.values()
     points = {a: {name: (grid[name, f"{a} ca"], grid[name, f"{a} asr"]) for name in names} for a in SIX}
     points = {a: {k: v for k, v in found.items() if all(v)} for a, found in points.items()}
@@ -394,8 +405,8 @@ def fig_tradeoff(grid):
 
 @figure(known)
 def fig_adaptive(grid):
-    """BadCLIP's patch as it was planted, and patches optimised against the very model that the user has; on the clean CLIP a patch is an adversarial
-    example, which is the control. Whiskers: 95 % intervals."""
+    """BadCLIP's patch as it was planted, and patches optimised against the very model that the user has; on the clean
+    CLIP a patch is an adversarial example, which is the control. Whiskers: 95 % intervals."""
     methods = [name for m, name in METHODS.items() if m in ("clean", "none", "vpt", "rvpt")]
     fig, axes = style.figure(style.PAGE, 2.3, columns=2, sharey=True)
     for ax, column, label in zip(

@@ -152,8 +152,8 @@ class Attention(Measured):
 
     value: Σ attention over the tokens that the trigger touches / Σ over all tokens of the picture, of the first n
     pictures of other classes than the target. What goes to prompts is left out of both sums, or any prompt would seem
-    to look away; with it: extra `of_all`. extra also: `clean`, the same share in the picture without the trigger; `area`,
-    the share of tokens that are touched (an even look has that much); and of the first `maps` pictures the maps
+    to look away; with it: extra `of_all`. extra also: `clean`, the same share in the picture without the trigger;
+    `area`, the share of tokens that are touched (an even look has that much); and of the first `maps` pictures the maps
     (k, h, w) and the pictures (k, 3, H, W), clean and triggered, what the model says to each, and what they show.
     """
 

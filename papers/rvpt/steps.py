@@ -241,7 +241,9 @@ def known_of(c: Config, clip: Clip, planted: Stamp, method: str) -> Stamp:
 
 
 def describe(c: Config, kind: str, attack: str, measure: str, backbone: str, at: str, **more) -> dict[str, object]:
-    """Tags beside the name: data; `set`, which is unique to what is shown, since means are taken over it; the captioner."""
+    """Tags beside the name: data; `set`, which is unique to what is shown, since means are taken over it; the
+    captioner.
+    """
     shown = {"caption": c.data.captioned, "retrieval": c.data.retrieval}.get(kind) or spec_of(c, at)
     beside = [str(more[name]) for name in ("value", "perturbation", "against") if name in more]
     captioner = {"captioner": c.models.captioner} if kind == "caption" else {}

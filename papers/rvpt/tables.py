@@ -1,10 +1,13 @@
-"""What each table of RVPT shows, by the tags of its numbers, numbered as in the paper; what is measured is read off here and off figures.py.
+"""What each table of RVPT shows, by the tags of its numbers, numbered as in the paper; what is measured is read off
+here and off figures.py.
 
-The rows `clean CLIP` (nobody poisoned it) and `VPT` (prompts without repulsion) stand in every table where they are measured; the paper has them in
-some. Numbers that the paper prints are held against ours below the claims (`claims.yaml`, reference tables). No model is loaded.
+The rows `clean CLIP` (nobody poisoned it) and `VPT` (prompts without repulsion) stand in every table where they are
+measured; the paper has them in some. Numbers that the paper prints are held against ours below the claims
+(`claims.yaml`, reference tables). No model is loaded.
 
-A number's tags: kind, method, attack, measure, backbone; place: whose target class is planted; at: the place, or shift1 … shift4, whose pictures are
-seen; tuned: the place of the few shots; and what is changed of the defence (`changes_of`) or varied beside it.
+A number's tags: kind, method, attack, measure, backbone; place: whose target class is planted; at: the place, or
+shift1 … shift4, whose pictures are seen; tuned: the place of the few shots; and what is changed of the defence
+(`changes_of`) or varied beside it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -45,7 +48,7 @@ HERE = {"backbone": "first", "place": "main", "at": "main", "tuned": "main"}
 MAIN = {"kind": "score", **HERE}
 
 
-# ---- names -------------------------------------------------------------------------------------------------------------------
+# ---- names -----------------------------------------------------------------------------------------------------------
 
 
 def name_of(spec: str) -> str:
@@ -93,7 +96,7 @@ def setting(c, name: str = "main") -> str:
     return f"{place_name(c, name)}, target “{place(c, name).target}”, {c.models.first.name}"
 
 
-# ---- rows and columns --------------------------------------------------------------------------------------------------------
+# ---- rows and columns ------------------------------------------------------------------------------------------------
 
 
 def there(name: str) -> dict[str, str]:
@@ -133,7 +136,9 @@ def beside(
     defences: Sequence[str] = (),
     **options: object,
 ) -> Shown:
-    """Measures side by side under each group: "BadNet: ASR", "BadNet: CA", … . Bold: the best of the rows whose method is among `defences`."""
+    """Measures side by side under each group: "BadNet: ASR", "BadNet: CA", … . Bold: the best of the rows whose method
+    is among `defences`.
+    """
     columns, best = {}, {}
     for group, tags in groups.items():
         for measure, name, sense in measures:
@@ -145,7 +150,7 @@ def beside(
     return Shown(lines, columns, common, seeds, caption, best, among=among, **options)
 
 
-# ---- tables ------------------------------------------------------------------------------------------------------------------
+# ---- tables ----------------------------------------------------------------------------------------------------------
 
 
 @table
@@ -169,7 +174,8 @@ def t2(c):
         elsewhere(c),
         {"kind": "score", "backbone": "first"},
         further(c),
-        f"Table 2. ASR and clean accuracy (%) on further sets, each with its own target and its own poisoned models: {where}.",
+        "Table 2. ASR and clean accuracy (%) on further sets, each with its own target and its own poisoned models: "
+        f"{where}.",
         defences=DEFENCES,
     )
 
@@ -206,7 +212,8 @@ def t4(c):
         groups,
         {"method": "rvpt", "backbone": "first"},
         (),
-        "Table 4. An emerging target class: RVPT without and with shots of the target class, ASR and clean accuracy (%).",
+        "Table 4. An emerging target class: RVPT without and with shots of the target class, "
+        "ASR and clean accuracy (%).",
         joined=joined,
     )
 
@@ -269,10 +276,10 @@ def t7(c):
         columns,
         {**HERE, "attack": attack},
         c.seeds[:1],
-        f"Table 7. Downstream, {ATTACKS[attack]}: a captioner with the model's tower (ASR: the caption of a triggered picture names the "
-        "target; CIDEr-D × 100 and BLEU-4 on clean ones), and retrieval (ASR: the poisoned picture is among the first ten for captions of "
-        "the target; rank ratio: share of the target's clean pictures ahead of it, higher is better; CA: first picture for its own "
-        "caption). One seed.",
+        f"Table 7. Downstream, {ATTACKS[attack]}: a captioner with the model's tower (ASR: the caption of a triggered "
+        "picture names the target; CIDEr-D × 100 and BLEU-4 on clean ones), and retrieval (ASR: the poisoned picture "
+        "is among the first ten for captions of the target; rank ratio: share of the target's clean pictures ahead of it, "
+        "higher is better; CA: first picture for its own caption). One seed.",
         best=None,
         factor=dict.fromkeys(columns, 100) | {"captions: CIDEr-D": 1},
     )
@@ -344,8 +351,8 @@ def t9(c):
         {label: {"measure": q} for q, label in COSTS.items()},
         {"kind": "cost", "attack": "badnet", "backbone": "first"},
         c.seeds[:1],
-        "Table 9. What a defence costs on the machine that measured: one process, a few updates scaled to the whole schedule; processor "
-        "time and the memory kept for the backward pass without a GPU.",
+        "Table 9. What a defence costs on the machine that measured: one process, a few updates scaled to the whole "
+        "schedule; processor time and the memory kept for the backward pass without a GPU.",
         best=None,
         interval="none",
         digits=digits,
@@ -364,7 +371,8 @@ def t10(c):
         attacks(THREE),
         {**HERE, "method": "rvpt"},
         c.seeds[:1],
-        f"Table 10. Hand-written prompts, RVPT tuned with each, {place_name(c, 'main')}: ASR and clean accuracy (%). One seed.",
+        f"Table 10. Hand-written prompts, RVPT tuned with each, {place_name(c, 'main')}: ASR and clean accuracy (%). "
+        "One seed.",
     )
 
 
@@ -396,13 +404,13 @@ def t12(c):
         {"clean": {"measure": "clean"}, "PGD": {"measure": "robust"}},
         {**HERE, "kind": "adversarial", "attack": "badnet"},
         c.seeds[:1],
-        f"Table 12. Adversarial pictures: accuracy (%) under PGD-{a.steps}, ε = {a.eps * 255:g}/255, on the model that BadNet "
-        "poisoned. One seed.",
+        f"Table 12. Adversarial pictures: accuracy (%) under PGD-{a.steps}, ε = {a.eps * 255:g}/255, on the model that "
+        "BadNet poisoned. One seed.",
         best=None,
     )
 
 
-# ---- beyond the paper --------------------------------------------------------------------------------------------------------
+# ---- beyond the paper ------------------------------------------------------------------------------------------------
 
 
 @table
@@ -457,8 +465,8 @@ def known(c) -> Shown:
         {**HERE, "kind": "adaptive", "attack": "badclip"},
         c.seeds[:1],
         "An attacker who knows the defence: ASR and accuracy on triggered pictures (%), "
-        f"BadCLIP, {place_name(c, 'main')}. On the CLIP that nobody poisoned a patch is an adversarial example and nothing else: "
-        "the control. One seed.",
+        f"BadCLIP, {place_name(c, 'main')}. On the CLIP that nobody poisoned a patch is an adversarial example and "
+        "nothing else: the control. One seed.",
         (ASR, ("ta", "triggered accuracy", "max")),
     )
 

@@ -2,8 +2,9 @@
 
     accelerate launch -m papers.rvpt.train --scale cpu
 
-The gates stand between attackers and defenders: no defence of a model means anything whose attack does not take, or costs clean accuracy. What exists
-under the same key is skipped, and an interrupted training continues. `--help` lists every option.
+The gates stand between attackers and defenders: no defence of a model means anything whose attack does not take, or
+costs clean accuracy. What exists under the same key is skipped, and an interrupted training continues. `--help` lists
+every option.
 """
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from shared.report.style import style
 from tests.papers.ends import load
 
 arrays = load("papers/rvpt/made_up.py").arrays
-CPU = Config()
+CPU, MADE_OF = Config(), {"folder": {"paper": "rvpt"}, "output": {"producer": "here"}}
 
 
 def results_of(config=CPU, keep=lambda tags: True, values_of=lambda tags, rng: rng.random(6), **sizes) -> Results:
@@ -59,7 +59,7 @@ def test_half_a_sweep_is_drawn():
 
 @pytest.mark.parametrize(("name", "kind"), [("fig_triggers", "triggers"), ("fig_attention", "attention"), ("fig_perturbations", "perturbed")])
 def test_photographs_stay_small(name, kind, tmp_path):
-    assert len(save_figure(drawn(name, results_of(keep=lambda tags: tags["kind"] == kind, side=224)), tmp_path / name, {})) == 2
+    assert len(save_figure(drawn(name, results_of(keep=lambda tags: tags["kind"] == kind, side=224)), tmp_path / name, MADE_OF)) == 2
 
 
 def test_pictures_are_shrunk_by_whole_factors():

@@ -232,10 +232,11 @@ def tiny_torchvision(tmp_path):
     from torchvision.models import VisionTransformer
     from torchvision.models._api import BUILTIN_MODELS, register_model
 
-    @register_model("rvpt_tiny_vit")
     def build(*, weights=None, progress=True, num_classes=1000):
         return VisionTransformer(image_size=16, patch_size=8, num_layers=2, num_heads=2, hidden_dim=8, mlp_dim=16, num_classes=num_classes)
 
+    build.__module__ = "torchvision.models.tiny"  # by which torchvision knows what classifies pictures
+    register_model("rvpt_tiny_vit")(build)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         net = build().eval()
