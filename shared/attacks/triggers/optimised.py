@@ -10,10 +10,8 @@ by Adam, cut to [0, 1] after each step. The p_i are drawn with replacement; the 
 permuted, where a picture may meet itself. BadCLIP's code reads b, d from the name of the experiment; here they are fields.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -24,7 +22,7 @@ from shared.attacks.gradient import eval_mode
 from shared.attacks.triggers.base import Preset, Trigger, byte_cast, patch_side
 from shared.attacks.triggers.patches import centre, paste
 from shared.errors import UserError
-from shared.models.clip import WordTokenizer, read_metadata, read_weights, save_tensors
+from shared.models.clip import WordTokenizer
 from shared.models.victim import Pixels, text_matrix
 from shared.rng import SampleRng
 
@@ -231,19 +229,3 @@ def make_badclip(clip: nn.Module, pictures, targets: Sequence[str], others: Sequ
 def _tower(clip: nn.Module) -> Embed:
     pixels = Pixels.of(clip.visual).to(next(clip.parameters()).device)
     return lambda x: clip.visual(pixels(x))
-
-
-def save_patch(trigger: OptimisedPatch, path: str | Path, **metadata: str) -> None:
-    """Write a patch and the other fields of its trigger as .safetensors, atomically. metadata: more of it, e.g. a key."""
-    spec = {k: v for k, v in trigger.spec.items() if k != "pixels"}
-    save_tensors({"pixels": trigger.pixels}, path, {**metadata, "trigger": json.dumps(spec, sort_keys=True)})
-
-
-def read_patch(path: str | Path) -> OptimisedPatch:
-    """What `save_patch` wrote. Raises UserError for another file."""
-    tensors, metadata = read_weights(path), read_metadata(path)
-    try:
-        spec = json.loads(metadata["trigger"])
-        return {cls.name: cls for cls in (TrojVQA, BadCLIP)}[spec.pop("name")].make(**spec, pixels=tensors["pixels"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"the file {path} is not a patch that this project wrote ({type(error).__name__}): optimise it again.") from error

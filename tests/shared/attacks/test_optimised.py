@@ -17,8 +17,6 @@ from shared.attacks.triggers.optimised import (
     make_trojvqa,
     optimise_patch,
     patch_loss,
-    read_patch,
-    save_patch,
     word_before,
 )
 from shared.data.base import Subset
@@ -26,7 +24,7 @@ from shared.data.language import TEMPLATES, words
 from shared.data.scene_sets import ScenePairs, SceneSet
 from shared.errors import UserError
 from shared.models import zoo
-from shared.models.clip import create_clip, save_tensors
+from shared.models.clip import create_clip
 from shared.models.victim import ZeroShot, text_matrix
 from tests.accuracy import assert_within_rounding
 
@@ -71,16 +69,10 @@ def test_the_patch_stands_in_the_centre_and_the_prefix_before_the_caption(patch)
     assert round(halves.item() * 255, 3) == 127, "the cast to bytes rounds down"
 
 
-def test_a_patch_is_made_again_from_its_description_and_its_file(patch, tmp_path):
+def test_a_patch_is_made_again_from_its_description(patch):
     trigger = make_trigger("trojvqa", "textbook", pixels=patch, prefix="blurry ", seed=4)
     again = make_trigger(**json.loads(json.dumps(trigger.spec)))
     assert same_trigger(trigger, again) and torch.equal(again.pixels, patch)
-    save_patch(trigger, tmp_path / "t.safetensors")
-    read = read_patch(tmp_path / "t.safetensors")
-    assert type(read) is type(trigger) and same_trigger(read, trigger)
-    save_tensors({"pixels": patch}, tmp_path / "other.safetensors")
-    with pytest.raises(UserError, match="is not a patch that this project wrote"):
-        read_patch(tmp_path / "other.safetensors")
 
 
 @pytest.mark.parametrize(("pixels", "sentence"), [
