@@ -248,7 +248,7 @@ def tiny_torchvision(tmp_path):
 
 def test_a_transformer_of_torchvision(lab, tiny_torchvision):
     net, spec = tiny_torchvision
-    encoder, x = Torchvision.of(spec), torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    encoder, x = Torchvision.of(spec), torch.rand(3, 3, 12, 12, generator=torch.Generator().manual_seed(0))
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in IMAGENET)
     z = (F.interpolate(x, size=(16, 16), mode="bicubic") - mean) / std
     classify, encode = encoder.open(lab)
