@@ -28,7 +28,7 @@ from shared.report.tables import Table
 ROOT = Path(__file__).resolve().parents[2]
 PAPERS = sorted(path.parent.name for path in ROOT.glob("papers/*/paper.py"))
 SCALES = ("smoke", "cpu", "photos", "paper")
-WITHOUT_PHOTOS = ("diffcap",)
+WITHOUT_PHOTOS = ("diffcap", "roclip")
 SAME_POINT = {"step": 0}
 """Tags of numbers that may be another's under a second name: at the beginning of a curve every method is the model that it starts from."""
 
@@ -80,7 +80,7 @@ def test_names_and_tags_and_steps_tell_numbers_apart(plans, scale):
     for n in plan:
         twice[shape(n.step)].append(n)
     for same in twice.values():
-        kinds = {n.tags["kind"] for n in same}  # sweeps meet where each has its default
+        kinds = {(n.tags["kind"], n.tags.get("sweep")) for n in same}  # sweeps meet where each has its default
         begin = all(n.tags.get(tag) == value for n in same for tag, value in SAME_POINT.items())
         assert len(kinds) == len(same) or begin, [n.name for n in same]
 
@@ -223,7 +223,10 @@ def arrays(kind: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
     said = {f"{name} answers": np.array(["a red heart", "two blue rings"]) for name in steps}
     places = {"xy": rng.random((6, 2)), "reference": rng.random((6, 2))}
     strip = {name: pictures() for name in steps} | said | {"difference": pictures() / 255, "truth": np.array(["a", "b"]), "t": np.array([50, 75])}
-    return {"distribution": places, "strip": strip, "recovery": {"time": np.array([-1, 0, 50]), "bound": np.array([-1, 0, 50])}}.get(kind, {})
+    recovery = {"time": np.array([-1, 0, 50]), "bound": np.array([-1, 0, 50])}
+    texts = np.array(["a red heart", ""])
+    pools = {f"{side}{what}": made for side in ("", "image_", "text_") for what, made in (("pictures", pictures() / 255), ("captions", texts))}
+    return {"distribution": places, "strip": strip, "recovery": recovery, "returned": pools}.get(kind, {})
 
 
 def made_up(paper: Paper, scale: str, plan: list) -> Results:
