@@ -1,7 +1,7 @@
 """What each figure of RoCLIP shows, by the tags of its numbers. No model is loaded here."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -54,14 +54,14 @@ def _first_backdoor(c) -> dict | None:
     return next(({"measure": "bsr", "attack": a} for a in backdoors(c)), None)
 
 
-def _success(regime: str):
+def _success(regime: str) -> Callable[[object], Grid]:
     return lambda c: Grid(runs(c, TRAINED[regime]), poisoning(c), {"kind": "score", "regime": regime}, c.seeds)
 
 
 @figure(*map(_success, REGIMES))
 def fig_success(*regimes: Filled) -> Figure:
-    """Success of targeted poisoning (PSR) and of backdoors (BSR); lower is better. RoCLIP after its last RoCLIP epoch (full colour) and after its
-    last plain epoch (hatched). Whiskers: 95 % intervals."""
+    """Success of targeted poisoning (PSR) and of backdoors (BSR); lower is better. RoCLIP after its last RoCLIP epoch
+    (full colour) and after its last plain epoch (hatched). Whiskers: 95 % intervals."""
     found = [grid for grid in regimes if any(grid)]
     fig, axes = style.figure(style.PAGE, 2.2 * len(found) + 0.3, rows=len(found), sharex=False, squeeze=False)
     own = _look()
@@ -81,14 +81,14 @@ def fig_success(*regimes: Filled) -> Figure:
 EPOCH_ROWS = {"PSR (%)": lambda c: PSR, "BSR (%)": _first_backdoor, "accuracy (%)": lambda c: ACCURACY}
 
 
-def _growing(regime: str, asked):
+def _growing(regime: str, asked: Callable[[object], dict | None]) -> Callable[[object], Grid]:
     return lambda c: by_epochs(c, regime, asked(c))
 
 
 @figure(*(_growing(regime, asked) for regime in REGIMES for asked in EPOCH_ROWS.values()))
 def fig_epochs(*grids: Filled) -> Figure:
-    """Success of targeted poisoning, success of the first backdoor, and zero-shot accuracy after every epoch, measured while training. Large markers:
-    RoCLIP epochs. Bands: 95 % intervals."""
+    """Success of targeted poisoning, success of the first backdoor, and zero-shot accuracy after every epoch, measured
+    while training. Large markers: RoCLIP epochs. Bands: 95 % intervals."""
     rows = len(EPOCH_ROWS)
     found = [part for part in (grids[:rows], grids[rows:]) if any(any(grid) for grid in part)]
     fig, axes = style.figure(style.PAGE, 5.0, rows=rows, columns=len(found), sharey="row", sharex="col", squeeze=False)
@@ -102,14 +102,14 @@ def fig_epochs(*grids: Filled) -> Figure:
     return fig
 
 
-def _similar(regime: str, attack: str):
+def _similar(regime: str, attack: str) -> Callable[[object], Grid]:
     return lambda c: by_epochs(c, regime, {"measure": "similarity", "attack": attack})
 
 
 @figure(*(_similar(regime, attack) for regime in REGIMES for attack in ("none", "targets")))
 def fig_similarity(*grids: Filled) -> Figure:
-    """Cosine of a picture with its caption after every epoch: poisoned pairs (full lines) and clean pairs (thin dotted lines). Large markers: RoCLIP
-    epochs. Bands: 95 % intervals of poisoned pairs."""
+    """Cosine of a picture with its caption after every epoch: poisoned pairs (full lines) and clean pairs (thin dotted
+    lines). Large markers: RoCLIP epochs. Bands: 95 % intervals of poisoned pairs."""
     found = [part for part in (grids[:2], grids[2:]) if any(any(grid) for grid in part)]
     fig, axes = style.figure(style.PAGE, 2.6, columns=len(found), sharey=True, squeeze=False)
     for k, (ax, (clean, poisoned)) in enumerate(zip(axes[0], found, strict=True)):
@@ -138,7 +138,8 @@ def _by_epoch(ax: Axes, grid: Filled, *, factor: float = 100, thin: bool = False
             ax.collections[-1].remove()
             continue
         line.set(linestyle="-", markersize=2.2)
-        matched = [e for e in epochs if grid[name + SCORED["roclip_epoch"], str(e)]]
+        row = name + SCORED["roclip_epoch"]
+        matched = [e for e in epochs if row in grid.rows and grid[row, str(e)]]
         there = [k for k, e in enumerate(line.get_xdata()) if e in matched]
         if there:
             x, y = line.get_xdata()[there], line.get_ydata()[there]
@@ -148,26 +149,29 @@ def _by_epoch(ax: Axes, grid: Filled, *, factor: float = 100, thin: bool = False
         ax.set_xticks(epochs[step - 1 :: step])
 
 
-def _strong(asked: dict):
-    return lambda c: Grid(frequencies(c), {dose: {**tags, **asked} for dose, tags in strengths(c).items()}, STRONG, c.seeds[:1])
+def _strong(asked: dict) -> Callable[[object], Grid]:
+    def grid(c) -> Grid:
+        columns = {dose: {**tags, **asked} for dose, tags in strengths(c).items()}
+        return Grid(frequencies(c), columns, STRONG, c.seeds[:1])
+
+    return grid
 
 
 @figure(_strong(PSR), _strong(ACCURACY))
 def fig_strong(*measures: Filled) -> Figure:
-    """Strong poisoning in pre-training, by the share of target pairs: success, and zero-shot accuracy. K: every so many epochs is a RoCLIP epoch;
-    dashed: after the last plain epoch. One seed. Bands: 95 % intervals."""
+    """Strong poisoning in pre-training, by the share of target pairs: success, and zero-shot accuracy. K: every so many
+    epochs is a RoCLIP epoch; dashed: after the last plain epoch. One seed. Bands: 95 % intervals."""
     c = measures[0].config
-    lines = {}
-    for label in (label for label in measures[0].rows if any(any(grid.row(label)) for grid in measures)):
-        plain = label.endswith(SCORED["plain_epoch"])
-        lines[label] = (label.removesuffix(SCORED["roclip_epoch"]), "--" if plain else "-")
-    names = [name for name, _ in lines.values()]
-    look = {name: replace(one, line=line) for (name, one), (_, line) in zip(style.looks(names).items(), lines.values(), strict=True)}
+    rows = [label for label in measures[0].rows if any(any(grid.row(label)) for grid in measures)]
+    names = {label: label.removesuffix(SCORED["roclip_epoch"]) for label in rows}
+    look = {}
+    for name, one in style.looks(list(names.values())).items():
+        look[name] = replace(one, line="--" if name.endswith(SCORED["plain_epoch"]) else "-")
     fig, axes = style.figure(style.PAGE, 2.5, columns=2)
     doses = [share(rate(c, m)) for m in sorted(c.sweeps.strong)]
-    for ax, grid, label in zip(axes, measures, ("PSR (%)", "accuracy (%)"), strict=True):
-        series = {name: grid.row(row) for row, (name, _) in lines.items()}
-        figures.lines(ax, doses, series, xlabel="target pairs among all", ylabel=label, look=look, categorical=True)
+    for ax, grid, ylabel in zip(axes, measures, ("PSR (%)", "accuracy (%)"), strict=True):
+        series = {name: grid.row(label) for label, name in names.items()}
+        figures.lines(ax, doses, series, xlabel="target pairs among all", ylabel=ylabel, look=look, categorical=True)
         ax.set(ylim=FULL)
     figures.legend(fig, axes, 3)
     return fig
@@ -187,26 +191,31 @@ def _ablated(c) -> Grid:
 
 @figure(_ablated)
 def fig_ablations(filled: Filled) -> Figure:
-    """One setting of the two-sided RoCLIP at a time: success of targeted poisoning after the last RoCLIP epoch (full) and the last plain epoch
-    (dashed), and zero-shot accuracy after the last RoCLIP epoch. Grey line: the default. One seed. Whiskers: 95 % intervals."""
+    """One setting of the two-sided RoCLIP at a time: success of targeted poisoning after the last RoCLIP epoch (full)
+    and the last plain epoch (dashed), and zero-shot accuracy after the last RoCLIP epoch. Grey line: the default. One
+    seed. Whiskers: 95 % intervals."""
     c = filled.config
-    found = {sweep: [(label, tags["value"]) for label, tags in points(c, sweep).items() if any(filled.row(label))] for sweep in SWEEPS}
-    found = {sweep: at for sweep, at in found.items() if at}
+    found = {}
+    for sweep in SWEEPS:
+        at = {label: tags["value"] for label, tags in points(c, sweep).items() if any(filled.row(label))}
+        if at:
+            found[sweep] = at
     columns = len(found) if len(found) <= 3 else -(-len(found) // 2)
     rows = -(-len(found) // columns)
     fig, axes = style.figure(style.PAGE, 1.9 * rows + 0.3, rows=rows, columns=columns, sharey=True, squeeze=False)
     look = {name: replace(one, line=ABLATED[name][1]) for name, one in style.looks(list(ABLATED)).items()}
     for ax, letter, (sweep, at) in zip(axes.ravel(), LETTERS, found.items(), strict=False):
         numbers = sweep in ("pool", "every")
+        values = list(at.values())
+        names = [textwrap.fill(value(sweep, v), 9) for v in values]
         for k, name in enumerate(ABLATED):
-            series = [filled[label, name] for label, _ in at]
+            series = [filled[label, name] for label in at]
             if any(series):
-                figures.lines(ax, [textwrap.fill(value(sweep, v), 9) for _, v in at], {name: series}, look=look, categorical=True)
+                figures.lines(ax, names, {name: series}, look=look, categorical=True)
                 line = ax.get_lines()[-1]
                 line.set(linestyle=look[name].line if numbers else "none", markersize=4)
                 if not numbers:
                     _whiskers(ax, line, series, 0.14 * (k - 1))
-        values = [v for _, v in at]
         if default(c, sweep) in values:
             ax.axvline(values.index(default(c, sweep)), color="#999999", linewidth=0.8, zorder=0)
         ylabel = "rate (%)" if ax in axes[:, 0] else ""
@@ -218,7 +227,8 @@ def fig_ablations(filled: Filled) -> Figure:
 
 
 def _whiskers(ax: Axes, line, series: Sequence[Estimate | None], aside: float) -> None:
-    """Between words there is nothing, so the band of `figures.lines` becomes whiskers; what is equal stands side by side."""
+    """Between words there is nothing, so the band of `figures.lines` becomes whiskers; what is equal stands side by
+    side."""
     ax.collections[-1].remove()
     line.set_xdata(np.asarray(line.get_xdata()) + aside)
     look = {"color": line.get_color(), "linewidth": 0.8, "marker": "", "linestyle": "-", "label": "_"}
@@ -227,21 +237,22 @@ def _whiskers(ax: Axes, line, series: Sequence[Estimate | None], aside: float) -
             ax.plot([k + aside] * 2, [100 * e.low, 100 * e.high], **look)
 
 
-def _pretrained(measure: str):
+def _pretrained(measure: str) -> Callable[[object], Grid]:
     return lambda c: downstream(c, "pretrain", measure, TRAINED["pretrain"], EITHER[:1])
 
 
 @figure(_pretrained("accuracy"), _pretrained("linear_probe"))
 def fig_downstream(*measures: Filled) -> Figure:
-    """Zero-shot accuracy and a linear probe after pre-training on poisoned pairs, set by set and in the mean. RoCLIP after its last RoCLIP epoch.
-    Whiskers: 95 % intervals."""
+    """Zero-shot accuracy and a linear probe after pre-training on poisoned pairs, set by set and in the mean. RoCLIP
+    after its last RoCLIP epoch. Whiskers: 95 % intervals."""
     shown = [*map(short, sets(measures[0].config, "linear_probe")), "mean"]
     fig, axes = style.figure(style.PAGE, 4.4, rows=2, sharex=True)
     own = _look()
     for ax, grid, label in zip(axes, measures, ("zero-shot accuracy (%)", "linear probe (%)"), strict=True):
         series = {}
         for row in grid.series():
-            series[row.removesuffix(SCORED["roclip_epoch"])] = [grid[row, name] if name in grid.columns else None for name in shown]
+            cells = [grid[row, name] if name in grid.columns else None for name in shown]
+            series[row.removesuffix(SCORED["roclip_epoch"])] = cells
         figures.bars(ax, shown, series, ylabel=label, look=own)
         ax.set(ylim=(0, 104))
     axes[0].tick_params(axis="x", labelbottom=False)
@@ -257,15 +268,19 @@ STRIP = {
 }
 
 
-@figure(lambda c: Grid(
-    {m: {"method": m} for m in MATCHED},
-    {a: {"attack": a} for a in ("targets", "none")},
-    {"kind": "returned", "regime": "pretrain", "measure": "same_class", "scored": "last"},
-    c.seeds[:1],
-))  # fmt: skip
+PAIRS = {"targets": "poisoned pair", "none": "clean pair"}
+
+
+def _strip(c) -> Grid:
+    common = {"kind": "returned", "regime": "pretrain", "measure": "same_class", "scored": "last"}
+    return Grid({m: {"method": m} for m in MATCHED}, {a: {"attack": a} for a in PAIRS}, common, c.seeds[:1])
+
+
+@figure(_strip)
 def fig_returned(filled: Filled) -> Figure:
-    """What the pools return at the end of pre-training, for poisoned pairs (left) and clean pairs (right). First column: the pair. Then the caption
-    that takes the place of its own (with the picture it came with), and, two-sided, the picture that takes the place of its own."""
+    """What the pools return at the end of pre-training, for poisoned pairs (left) and clean pairs (right). First
+    column: the pair. Then the caption that takes the place of its own (with the picture it came with), and, two-sided,
+    the picture that takes the place of its own."""
     measured = {(m, a): filled.measurements(m, a) for m in filled.rows for a in filled.columns}
     found = {at: one[0].extra for at, one in measured.items() if one}
     cells = []
@@ -273,7 +288,7 @@ def fig_returned(filled: Filled) -> Figure:
         for title, (method, side) in STRIP.items():
             extra = found.get((method or "roclip", attack), {})
             if side == "pair" and extra:
-                cells.append(("poisoned pair" if attack == "targets" else "clean pair", extra["pictures"], extra["captions"]))
+                cells.append((PAIRS[attack], extra["pictures"], extra["captions"]))
             elif f"{side}_captions" in extra:
                 cells.append((title, extra[f"{side}_pictures"], extra[f"{side}_captions"]))
     n = min(SHOWN, *(len(captions) for *_, captions in cells))
@@ -286,7 +301,7 @@ def fig_returned(filled: Filled) -> Figure:
             ax.set_axis_off()
             lines = textwrap.wrap(str(captions[i]) or "(noise)", 21)
             said = "\n".join(lines[:4]) + ("…" if lines[4:] else "")
-            colour = "#D55E00" if title == "poisoned pair" else "#333333"
+            colour = "#D55E00" if title == PAIRS["targets"] else "#333333"
             ax.text(0.5, -0.03, said, transform=ax.transAxes, ha="center", va="top", fontsize=4.6, color=colour)
         axes[0, k].set_title(title, fontsize=6)
     return fig

@@ -16,7 +16,8 @@ def name(tags: Tags) -> str:
 
 
 def gates(c: Config) -> list[Gate]:
-    """What must hold of plain CLIP, in both regimes; backdoors that need not take are recorded too, with a threshold of 0."""
+    """What must hold of plain CLIP, in both regimes; backdoors that need not take are recorded too, with a threshold of
+    0."""
     g = c.gates
     asked = [("poison success (targets)", tables.PSR, g.psr)]
     for attack in c.attacks.planted:

@@ -1,7 +1,8 @@
 """What is computed for RoCLIP: CLIPs that are trained on poisoned pairs, and the numbers that are measured on them.
 
-`model` says what is trained for a row of a table; `number` says what the tags of a number mean. What has become of the pairs of
-a training stands in results/<scale>/roclip/poison/<regime>__<seed>-<version>__<attack>.jsonl, for people: steps make it again.
+`model` says what is trained for a row of a table; `number` says what the tags of a number mean. What has become of the
+pairs of a training stands in results/<scale>/roclip/poison/<regime>__<seed>-<version>__<attack>.jsonl, for people:
+steps make it again.
 """
 
 import json
@@ -63,7 +64,7 @@ REPEATS = 5  # of a timed training
 IN_MEMORY = 4096  # pictures of a set that are read once
 
 
-# ---- sets --------------------------------------------------------------------------------------------------------------
+# ---- sets ------------------------------------------------------------------------------------------------------------
 
 
 def targets(lab: Lab, spec: str) -> list[Target]:
@@ -72,7 +73,8 @@ def targets(lab: Lab, spec: str) -> list[Target]:
 
 
 def sentences(lab: Lab, spec: str) -> list[list[str]]:
-    """Of each class of a set: the templates of captions in the scenes world, the 80 of CLIP for ImageNet, the set's own prompt elsewhere."""
+    """Of each class of a set: the templates of captions in the scenes world, the 80 of CLIP for ImageNet, the set's own
+    prompt elsewhere."""
     if spec.startswith("scenes:"):
         return sentences_of(targets(lab, spec), TEMPLATES)
     data = lab.data(spec)
@@ -82,10 +84,14 @@ def sentences(lab: Lab, spec: str) -> list[list[str]]:
 
 
 def said_once(lab: Lab, spec: str) -> list[list[str]]:
-    """The same for what is asked after every epoch: ImageNet's classes in one of 80 templates. 80,000 sentences would take the text tower several
-    times as long as the pictures take the image tower, and in every epoch anew, as training has changed it."""
-    imagenet = spec == "named:ImageNet"
-    return [[ONE_TEMPLATE.format(name)] for name in lab.data(spec).classes] if imagenet else sentences(lab, spec)
+    """The same for what is asked after every epoch: ImageNet's classes in one of 80 templates.
+
+    80,000 sentences would take the text tower several times as long as the pictures take the image tower, and in every
+    epoch anew, as training has changed it.
+    """
+    if spec != "named:ImageNet":
+        return sentences(lab, spec)
+    return [[ONE_TEMPLATE.format(name)] for name in lab.data(spec).classes]
 
 
 def chosen(lab: Lab, pictures: Pictures) -> LabelledImages:
@@ -113,21 +119,20 @@ class Validation:
         """The pictures. Raises UserError where the set has no such split."""
         kind, _, name = self.spec.partition(":")
         if kind != "scenes":
-            raise UserError(
-                f"the set {self.spec} has no validation pictures here: give --data.images pairs to choose target images from."
-            )
+            wrong = f"the set {self.spec} has no validation pictures here"
+            raise UserError(f"{wrong}: give --data.images pairs to choose target images from.")
         return SceneSet(name, "validation", self.n, side(lab, self.spec))
 
 
-# ---- poisoned pairs ----------------------------------------------------------------------------------------------------
+# ---- poisoned pairs --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Poisons:
     """The pairs of a training: clean ones with backdoors among them, and after them target images.
 
-    spec: the set whose classes attackers name. images: what n target images are chosen from, each with m captions of another
-    class; captions are searched in the first `scan` pairs (0: all). seed: of all choices.
+    spec: the set whose classes attackers name. images: what n target images are chosen from, each with m captions of
+    another class; captions are searched in the first `scan` pairs (0: all). seed: of all choices.
     """
 
     clean: Pairs
@@ -150,12 +155,17 @@ class Poisons:
         return lab.once(("poisons", self), lambda: self._make(lab))
 
     def _make(self, lab: Lab) -> Poisoned:
-        clean, images, said, scan = self.clean.open(lab), self.images.open(lab), targets(lab, self.spec), self.scan or None
+        clean = self.clean.open(lab)
+        images = self.images.open(lab)
+        said = targets(lab, self.spec)
+        scan = self.scan or None
         if isinstance(images, LabelledImages):
             found, classes = labelled_targets(images, self.n, self.seed)
         else:
             found, classes = unlabelled_targets(clean, len(images), said, self.m, self.n, self.seed, scan)
-        planted = {p.stamp.attack: (p.stamp.open(lab), said[p.aim.label(lab)], p.rate, p.captions) for p in self.backdoors}
+        planted = {}
+        for one in self.backdoors:
+            planted[one.stamp.attack] = (one.stamp.open(lab), said[one.aim.label(lab)], one.rate, one.captions)
         return Poisoned(clean, planted, images, found, [said[k] for k in classes], self.m, self.seed, scan)
 
     def held(self, lab: Lab) -> Poisoned | Held:
@@ -164,7 +174,8 @@ class Poisons:
         return lab.once(("held", self), lambda: Held(self.open(lab)) if scenes else self.open(lab))
 
     def target_images(self, lab: Lab) -> tuple[Tensor, list[int], list[str]]:
-        """Pictures (N, 3, H, W) of the target images, their adversarial classes, and of each the first caption it was given."""
+        """Pictures (N, 3, H, W) of the target images, their adversarial classes, the first caption that each was
+        given."""
         manifest = self.open(lab).manifests["targets"]
         found, labels = targets_of(manifest, lab.data(self.spec).classes)
         first = {row.picture: row.caption for row in reversed(manifest.rows)}
@@ -182,7 +193,7 @@ class Poisons:
         return self.target_images(lab)[::2] if kind == "targets" else self.clean_pairs(lab, n)
 
 
-# ---- CLIPs -------------------------------------------------------------------------------------------------------------
+# ---- CLIPs -----------------------------------------------------------------------------------------------------------
 
 
 def start(lab: Lab, clip: Backbone, seed: int) -> nn.Module:
@@ -195,8 +206,11 @@ def start(lab: Lab, clip: Backbone, seed: int) -> nn.Module:
 
 @dataclass(frozen=True)
 class Contrastive(Trained):
-    """A CLIP, pre-trained or fine-tuned on poisoned pairs. It leaves its weights after the last epoch and, of RoCLIP, after the last epoch of the
-    other kind, its pools, and what was measured at the end of every epoch: on `watched` pictures, and on as many clean pairs."""
+    """A CLIP, pre-trained or fine-tuned on poisoned pairs.
+
+    It leaves its weights after the last epoch and, of RoCLIP, after the last epoch of the other kind, its pools, and
+    what was measured at the end of every epoch: on `watched` pictures, and on as many clean pairs.
+    """
 
     clip: Backbone
     poisons: Poisons
@@ -251,7 +265,8 @@ class Contrastive(Trained):
         if accelerator is None or accelerator.is_main_process:
             folder = lab.path(self).parents[1] / "poison"
             poisoned.write_manifests(folder, f"{self.poisons.row}-{poisoned.version[:12]}")
-        clip, watch = start(lab, self.clip, self.seed), self._watch(lab)
+        clip = start(lab, self.clip, self.seed)
+        watch = self._watch(lab)
         kept = {self.epochs[part]: part for part in self.parts if part in self.epochs}
 
         def after_epoch(epoch: int, clip: nn.Module, pools: dict[str, Pool]) -> dict:
@@ -271,15 +286,15 @@ class Contrastive(Trained):
         return clip.state_dict(), {"history": json.dumps(found.history)}
 
     def _watch(self, lab: Lab) -> Watch:
-        """What is measured at the end of every epoch: on training pictures of the main set, which no CLIP is trained on."""
-        spec, seen = self.watched.spec, Seen(self.watched)
+        """What is measured at the end of every epoch: on training pictures of the main set, which train no CLIP."""
+        seen = Seen(self.watched)
         images, classes, said = self.poisons.target_images(lab)
         x, y = seen.clean(lab)
         triggered = None
         for first in self.poisons.backdoors[:1]:
             triggered = (replace(seen, stamp=first.stamp).pictures(lab), y, first.aim.label(lab))
         similar = {"targets": (images, said), "none": self.poisons.clean_pairs(lab, self.watched.n)}
-        return Watch(said_once(lab, spec), (images, classes), triggered, (x, y), similar)
+        return Watch(said_once(lab, self.watched.spec), (images, classes), triggered, (x, y), similar)
 
     def open(self, lab: Lab, part: str = "") -> nn.Module:
         """It as it was after an epoch; it may be changed."""
@@ -340,7 +355,7 @@ class Cleaned(Trained):
         return filled(lab, self.poisoned.clip, self.poisoned.seed, lab.weights(self, part))
 
 
-# ---- the numbers -------------------------------------------------------------------------------------------------------
+# ---- the numbers -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -365,7 +380,8 @@ class Snapshot:
 
     def says(self, lab: Lab, seen: Seen) -> np.ndarray:
         """(N,) classes of pictures."""
-        return lab.once(("says", self, seen), lambda: predict(self.victim(lab, seen.data.spec), seen.pictures(lab)).numpy())
+        victim = self.victim(lab, seen.data.spec)
+        return lab.once(("says", self, seen), lambda: predict(victim, seen.pictures(lab)).numpy())
 
 
 @dataclass(frozen=True)
@@ -377,7 +393,8 @@ class PoisonSuccess(Measured):
     def make(self, lab: Lab) -> Values:
         poisons = self.snapshot.model.poisons
         x, classes, _ = poisons.target_images(lab)
-        return Values(backdoor.clean_accuracy(predict(self.snapshot.victim(lab, poisons.spec), x), classes), "share")
+        said = predict(self.snapshot.victim(lab, poisons.spec), x)
+        return Values(backdoor.clean_accuracy(said, classes), "share")
 
 
 @dataclass(frozen=True)
@@ -401,14 +418,15 @@ class BackdoorSuccess(Measured):
     aim: Aim
 
     def make(self, lab: Lab) -> Values:
-        label, truth, clean = self.aim.label(lab), self.seen.truth(lab), replace(self.seen, stamp=None)
+        label = self.aim.label(lab)
+        truth = self.seen.truth(lab)
         values = backdoor.asr(self.snapshot.says(lab, self.seen), truth, label)
-        without = backdoor.asr(self.snapshot.says(lab, clean), truth, label)
+        without = backdoor.asr(self.snapshot.says(lab, replace(self.seen, stamp=None)), truth, label)
         return Values(values, "share", sanity=self._sanity(lab, values, without), skipped=self.seen.skipped(lab))
 
     def _sanity(self, lab: Lab, triggered: np.ndarray, untriggered: np.ndarray) -> dict:
-        """The backdoor is no bias: without the trigger the target is named less often, or for a tenth of the pictures at most; and a picture's
-        trigger is the same in any batch."""
+        """The backdoor is no bias: without the trigger the target is named less often, or for a tenth of the pictures
+        at most; and a picture's trigger is the same in any batch."""
         x, rows = self.seen.clean(lab)[0], self.seen.data.rows(lab)
         alone = at_test(self.seen.stamp.open(lab), x[3:4], rows[3:4])
         without = float(untriggered.mean())
@@ -435,7 +453,8 @@ class Similarity(Measured):
 
 @dataclass(frozen=True)
 class AfterEpoch(Measured):
-    """What a training has measured at the end of an epoch; with ImageNet's classes in one template, where other numbers have all of them."""
+    """What a training has measured at the end of an epoch; with ImageNet's classes in one template, where other numbers
+    have all of them."""
 
     weight: ClassVar[float] = 0.1
     model: Contrastive
@@ -444,7 +463,8 @@ class AfterEpoch(Measured):
 
     def make(self, lab: Lab) -> Values:
         row = next(row for row in self.model.history(lab) if row["epoch"] == self.epoch)
-        return Values(np.array(row[self.quantity], np.float64), "cosine" if self.quantity.startswith("similarity") else "share")
+        unit = "cosine" if self.quantity.startswith("similarity") else "share"
+        return Values(np.array(row[self.quantity], np.float64), unit)
 
 
 @dataclass(frozen=True)
@@ -458,7 +478,8 @@ class LinearProbe(Measured):
     probing: Probing
 
     def make(self, lab: Lab) -> Values:
-        said, truth = linear_probe(self.snapshot.open(lab), chosen(lab, self.train), chosen(lab, self.test), self.probing)
+        known, tested = chosen(lab, self.train), chosen(lab, self.test)
+        said, truth = linear_probe(self.snapshot.open(lab), known, tested, self.probing)
         return Values(backdoor.clean_accuracy(said, truth), "share", skipped=tuple(self.test.open(lab).skipped))
 
 
@@ -466,9 +487,10 @@ class LinearProbe(Measured):
 class Returned(Measured):
     """What the pools return for pairs, un-augmented, at the end of training.
 
-    same_class: whether the caption that a picture would be matched with names the class that its own caption names (a poisoned one: the adversarial
-    class); clean pairs (of the first n) whose caption names one class. cosine: of that caption with what the pool was asked with. extra: of the first
-    `strip` pairs the picture, its caption, the caption returned and the picture it came with; where there is an image pool, also what that returned.
+    same_class: whether the caption that a picture would be matched with names the class that its own caption names (a
+    poisoned one: the adversarial class); clean pairs (of the first n) whose caption names one class. cosine: of that
+    caption with what the pool was asked with. extra: of the first `strip` pairs the picture, its caption, the caption
+    returned and the picture it came with; where there is an image pool, also what that returned.
     """
 
     weight: ClassVar[float] = 20.0
@@ -516,7 +538,8 @@ def _pictures(pairs: Poisoned | Held, ids: Sequence[int], shape: Sequence[int]) 
 
 @dataclass(frozen=True)
 class StepSeconds(Measured):
-    """Seconds of an update at equal augmentation, in repeats that take turns with the other methods'; RoCLIP's are those of a RoCLIP epoch."""
+    """Seconds of an update at equal augmentation, in repeats that take turns with the other methods'; RoCLIP's are
+    those of a RoCLIP epoch."""
 
     weight: ClassVar[float] = 200.0
     clip: Backbone
@@ -547,7 +570,7 @@ class StepSeconds(Measured):
         return found
 
 
-# ---- what the tags of a number mean ------------------------------------------------------------------------------------
+# ---- what the tags of a number mean ----------------------------------------------------------------------------------
 
 
 def clean_of(c: Config, regime: str, seed: int) -> Pairs:
@@ -568,8 +591,9 @@ def backdoor_of(c: Config, attack: str) -> Poison:
 def poisons_of(c: Config, regime: str, seed: int, m: int = 0) -> Poisons:
     """The poisoned pairs of a regime. m: captions per target image (0: those of the regime)."""
     data, t = c.data, c.attacks.targets
-    own = data.images == "validation"
-    images = Validation(data.main, data.images_n) if own else Pairs(data.images, data.images_n, 0, data.main)
+    images: Validation | Pairs = Validation(data.main, data.images_n)
+    if data.images != "validation":
+        images = Pairs(data.images, data.images_n, 0, data.main)
     planted = tuple(backdoor_of(c, attack) for attack in c.attacks.planted)
     usual = t.m if regime == "pretrain" else t.finetune_m
     row = slug(regime, f"seed{seed}", *([f"m{m}"] if m else []))
@@ -577,25 +601,28 @@ def poisons_of(c: Config, regime: str, seed: int, m: int = 0) -> Poisons:
 
 
 @cache
-def model(c: Config, regime: str, method: str, seed: int, m: int = 0, sweep: str = "", value: float | str = "") -> Contrastive | Cleaned:
+def model(
+    c: Config, regime: str, method: str, seed: int, m: int = 0, sweep: str = "", value: float | str = ""
+) -> Contrastive | Cleaned:
     """What is trained for a row. sweep, value: what differs of RoCLIP."""
     changed = [f"{sweep}-{in_name(value)}"] if sweep else []
     row = slug(regime, method, f"seed{seed}", *([f"m{m}"] if m else []), *changed)
     if method == "cleanclip":
         clean = Pairs(c.data.pairs, c.methods.cleanclip_n, CLEANING + seed, c.data.main)
-        poisoned, cleaning = model(c, "finetune", "clip", seed), replace(c.methods.cleanclip, seed=seed)
-        return Cleaned(poisoned, clean, cleaning, row, together=c.together)
+        cleaning = replace(c.methods.cleanclip, seed=seed)
+        return Cleaned(model(c, "finetune", "clip", seed), clean, cleaning, row, together=c.together)
     fresh, tuned = Backbone(c.models.name, "random"), Backbone(c.models.tuned, c.models.tuned_weights)
     begin = fresh if regime == "pretrain" else tuned
     how = c.methods.safeclip if method == "safeclip" else method_of(c, method, seed, sweep, value)
     watched = Pictures(c.data.main, "train", c.watch_n, c.data.seed)
     together = c.together and method != "safeclip"
-    poisons = poisons_of(c, regime, seed, m)
-    return Contrastive(begin, poisons, how, replace(c.training(regime), seed=seed), watched, seed, row, together=together)
+    training = replace(c.training(regime), seed=seed)
+    return Contrastive(begin, poisons_of(c, regime, seed, m), how, training, watched, seed, row, together=together)
 
 
 def method_of(c: Config, method: str, seed: int, sweep: str, value: float | str) -> Method:
-    """What is done with pairs. Draws and first contents are of the run's seed; the release draws every caption's one form with the seed 1."""
+    """What is done with pairs. Draws and first contents are of the run's seed; the release draws every caption's one
+    form with the seed 1."""
     if method == "clip":
         return Method()
     images, alpha = replace(c.methods.images, seed=seed), c.methods.alpha
@@ -610,9 +637,22 @@ def method_of(c: Config, method: str, seed: int, sweep: str, value: float | str)
 
 
 def number(
-    c: Config, kind: str, regime: str, method: str, measure: str, attack: str, scored: str, seed: int, *, data: str = "", epoch: int = 0,
-    m: int = 0, every: int = 0, sweep: str = "", value: float | str = "",
-) -> Measured | None:  # fmt: skip
+    c: Config,
+    kind: str,
+    regime: str,
+    method: str,
+    measure: str,
+    attack: str,
+    scored: str,
+    seed: int,
+    *,
+    data: str = "",
+    epoch: int = 0,
+    m: int = 0,
+    every: int = 0,
+    sweep: str = "",
+    value: float | str = "",
+) -> Measured | None:
     """The step behind a number; None where a training has no such epoch."""
     if kind == "cost":
         return seconds(c, method, seed)
@@ -629,7 +669,8 @@ def number(
     part = trained.part(scored)
     if part is None:
         return None
-    snapshot, pictures = Snapshot(trained, part), Pictures(data or c.data.main, "test", c.data.n, c.data.seed)
+    snapshot = Snapshot(trained, part)
+    pictures = Pictures(data or c.data.main, "test", c.data.n, c.data.seed)
     if measure == "psr":
         return PoisonSuccess(snapshot)
     if measure == "bsr":
@@ -646,26 +687,45 @@ def number(
 def seconds(c: Config, method: str, seed: int) -> StepSeconds:
     """What an update costs. Noise costs what pairs cost, once the pool is there."""
     captions = CaptionAugmentation(c.methods.alpha) if c.methods.alpha else None
-    matchings = {m: replace(getattr(c.methods, m), every=1, offset=0, start="unit") if m in MATCHED else None for m in COSTED}
-    methods = tuple(Method(matching, c.methods.images, captions) for matching in matchings.values())
-    clip, t = Backbone(c.models.name, "random"), c.pretraining
-    return StepSeconds(clip, clean_of(c, "pretrain", seed), methods, COSTED.index(method), c.sweeps.cost_steps, t.batch, t.lr)
+    always = {m: replace(getattr(c.methods, m), every=1, offset=0, start="unit") for m in MATCHED}
+    methods = tuple(Method(always.get(m), c.methods.images, captions) for m in COSTED)
+    clip, clean = Backbone(c.models.name, "random"), clean_of(c, "pretrain", seed)
+    t = c.pretraining
+    return StepSeconds(clip, clean, methods, COSTED.index(method), c.sweeps.cost_steps, t.batch, t.lr)
 
 
 def describe(
-    c: Config, kind: str, regime: str, method: str, measure: str, attack: str, scored: str, seed: int, *, data: str = "", epoch: int = 0,
-    m: int = 0, every: int = 0, sweep: str = "", value: float | str = "",
-) -> dict:  # fmt: skip
-    """Tags by which claims select beside those that tables ask for: the data set, the dose of strong poisoning and K, and `set`.
+    c: Config,
+    kind: str,
+    regime: str,
+    method: str,
+    measure: str,
+    attack: str,
+    *,
+    data: str = "",
+    epoch: int = 0,
+    m: int = 0,
+    every: int = 0,
+    sweep: str = "",
+    value: float | str = "",
+    **_: object,
+) -> dict[str, object]:
+    """Tags by which claims select beside those that tables ask for: the data set, the dose of strong poisoning and K,
+    and `set`.
 
-    `set` is unique to what is shown, and the same for every kind of epoch and point of a sweep, so that these are compared example by example; but a
-    claim takes the mean over the sizes of a pool.
+    `set` is unique to what is shown, and the same for every kind of epoch and point of a sweep, so that these are
+    compared example by example; but a claim takes the mean over the sizes of a pool.
     """
-    more: dict = {"data": data or c.data.main}
-    varied = [str(epoch)] if kind == "epoch" else [str(value)] if sweep == "pool" else []
+    data = data or c.data.main
+    more: dict[str, object] = {}
+    varied: list[object] = []
+    if kind == "epoch":
+        varied = [epoch]
+    if sweep == "pool":
+        varied = [value]
     if kind == "strong":
         m = m or c.attacks.targets.m
         usual = getattr(c.methods, method).every if method in MATCHED else 0
-        more |= {"rate": round(rate(c, m), 5), "m": m, "every": every or usual}
-        varied = [str(more["rate"])]
-    return {**more, "set": " ".join([more["data"], attack, measure, regime, *varied])}
+        more = {"rate": round(rate(c, m), 5), "m": m, "every": every or usual}
+        varied = [more["rate"]]
+    return {**more, "data": data, "set": " ".join(map(str, [data, attack, measure, regime, *varied]))}

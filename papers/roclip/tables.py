@@ -1,10 +1,11 @@
-"""What each table of RoCLIP shows, by the tags of its numbers; what is measured is read off here and off figures.py. No model is loaded.
+"""What each table of RoCLIP shows, by the tags of its numbers; what is measured is read off here and off figures.py. No
+model is loaded.
 
-The paper's tables could not be read, so ours have names instead of numbers. A RoCLIP run stands in two rows: as it is after
-its last RoCLIP epoch, and after its last plain epoch.
+The paper's tables could not be read, so ours have names instead of numbers. A RoCLIP run stands in two rows: as it is
+after its last RoCLIP epoch, and after its last plain epoch.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from shared.claims.selection import Selected
 from shared.experiment.paper import Grid
@@ -22,7 +23,10 @@ METHODS = {
 PLAIN = ("clip", "clip_aug")  # what gates read
 MATCHED = ("roclip", "released")
 HEADLINE = ("clip", "clip_aug", "roclip")
-TRAINED = {"pretrain": ("clip", "clip_aug", *MATCHED, "safeclip"), "finetune": ("clip", "clip_aug", "roclip", "cleanclip")}
+TRAINED = {
+    "pretrain": ("clip", "clip_aug", *MATCHED, "safeclip"),
+    "finetune": ("clip", "clip_aug", "roclip", "cleanclip"),
+}
 COSTED = ("clip_aug", *MATCHED)  # of a step at equal augmentation
 EITHER = ("roclip_epoch", "plain_epoch")
 SCORED = {"last": "", "roclip_epoch": ", RoCLIP epoch", "plain_epoch": ", plain epoch"}
@@ -63,7 +67,7 @@ ACCURACY = {"measure": "accuracy", "attack": "none"}
 EPOCHS = "RoCLIP epoch, plain epoch: the run as it is after its last epoch of either kind."
 
 
-# ---- names -------------------------------------------------------------------------------------------------------------
+# ---- names -----------------------------------------------------------------------------------------------------------
 
 
 def backdoors(c) -> dict[str, str]:
@@ -77,7 +81,7 @@ def demanded(c) -> list[str]:
 
 
 def further(c) -> tuple[int, ...]:
-    """The seeds of what has fewer: SafeCLIP, which takes twice as long as the others, and the downstream table of fine-tuning."""
+    """The seeds of what has fewer: SafeCLIP, which takes twice as long, and the downstream table of fine-tuning."""
     return c.seeds[: c.more_seeds or None]
 
 
@@ -126,23 +130,24 @@ def poison(c, regime: str) -> str:
     if len(set(rates.values())) == 1:
         said = f"{share(next(iter(rates.values())))} each have a backdoor ({', '.join(rates)})"
     else:
-        said = f"some have a backdoor ({', '.join(f'{name} {share(part)}' for name, part in rates.items())})"
-    added = targets.n * m
-    return (
-        f"{clean:,} pairs, of which {said}, and {targets.n} target images with {m} captions ({share(added / (clean + added))} of all)"
-    )
+        said = f"some have a backdoor ({', '.join(f'{name} {share(one)}' for name, one in rates.items())})"
+    part = share(targets.n * m / (clean + targets.n * m))
+    return f"{clean:,} pairs, of which {said}, and {targets.n} target images with {m} captions ({part} of all)"
 
 
-# ---- rows and columns --------------------------------------------------------------------------------------------------
+# ---- rows and columns ------------------------------------------------------------------------------------------------
 
 
-def runs(c, methods: Iterable[str], either: Iterable[str] = EITHER) -> dict[str, dict | list[dict]]:
-    """A row per method and, of RoCLIP, per kind of epoch."""
+def runs(
+    c, methods: Iterable[str], either: Sequence[str] = EITHER, other: str = "last"
+) -> dict[str, dict | list[dict]]:
+    """A row per method and, of RoCLIP, per kind of epoch. other: what an epoch of the others is."""
     rows: dict[str, dict | list[dict]] = {}
     for m in methods:
-        for scored in either if m in MATCHED else ("last",):
+        for scored in either if m in MATCHED else (other,):
             tags = {"method": m, "scored": scored}
-            rows[METHODS[m] + SCORED[scored]] = [{**tags, "seed": s} for s in further(c)] if m == "safeclip" else tags
+            few = [{**tags, "seed": s} for s in further(c)]
+            rows[METHODS[m] + SCORED[scored]] = few if m == "safeclip" else tags
     return rows
 
 
@@ -167,7 +172,7 @@ def sets(c, measure: str) -> list[str]:
     return [*c.data.downstream, *(c.data.probed if measure == "linear_probe" else ())]
 
 
-def downstream(c, regime: str, measure: str, methods: Iterable[str], either: Iterable[str] = EITHER) -> Grid:
+def downstream(c, regime: str, measure: str, methods: Iterable[str], either: Sequence[str] = EITHER) -> Grid:
     """Set by set, and in the mean."""
     columns: dict[str, dict | list[dict]] = {short(spec): {"data": spec} for spec in sets(c, measure)}
     columns["mean"] = list(columns.values())
@@ -176,14 +181,11 @@ def downstream(c, regime: str, measure: str, methods: Iterable[str], either: Ite
 
 
 def by_epochs(c, regime: str, asked: dict | None) -> Grid:
-    """After every epoch, as measured in training. Of the two rows of a method one has a number: an epoch is of one kind."""
+    """After every epoch, as measured in training. Of the two rows of RoCLIP one has a number: an epoch is of one
+    kind."""
     if asked is None:
         return Grid({}, {})
-    rows = {}
-    for m in TRAINED[regime]:
-        for scored in EITHER if m != "cleanclip" else ():
-            tags = {"method": m, "scored": scored}
-            rows[METHODS[m] + SCORED[scored]] = [{**tags, "seed": s} for s in further(c)] if m == "safeclip" else tags
+    rows = runs(c, (m for m in TRAINED[regime] if m != "cleanclip"), other="plain_epoch")
     epochs = (c.pretraining if regime == "pretrain" else c.finetuning).epochs
     columns = {str(e): {"epoch": e} for e in range(1, epochs + 1)}
     return Grid(rows, columns, {"kind": "epoch", "regime": regime, **asked}, c.seeds)
@@ -222,15 +224,17 @@ def points(c, sweep: str) -> dict[str, dict]:
     return {f"{SWEEPS[sweep]}: {value(sweep, v)}": {"sweep": sweep, "value": v} for v in getattr(c.sweeps, sweep)}
 
 
-# ---- tables ------------------------------------------------------------------------------------------------------------
+# ---- tables ----------------------------------------------------------------------------------------------------------
 
 
 def main_table(c, regime: str) -> Shown:
     grid = scores(c, regime, TRAINED[regime])
     cosine = [column for column in grid.columns if column.startswith("cosine")]
+    taken = ", ".join(ATTACKS[a] for a in demanded(c))
     caption = (
-        f"{REGIMES[regime].capitalize()} on {poison(c, regime)}: zero-shot accuracy, success of targeted poisoning (PSR) and of backdoors (BSR) "
-        f"in %; cosine of pairs. The mean is over the backdoors that the gates demand ({', '.join(ATTACKS[a] for a in demanded(c))}). {EPOCHS}"
+        f"{REGIMES[regime].capitalize()} on {poison(c, regime)}: zero-shot accuracy, success of targeted poisoning "
+        f"(PSR) and of backdoors (BSR) in %; cosine of pairs. The mean is over the backdoors that the gates demand "
+        f"({taken}). {EPOCHS}"
     )
     look = {"factor": dict.fromkeys(cosine, 1), "digits": dict.fromkeys(cosine, 2), "interval": "pm"}
     return Shown(grid.rows, grid.columns, grid.common, grid.seeds, caption, None, **look)
@@ -252,7 +256,9 @@ def downstream_table(c, regime: str, measure: str) -> Shown:
         "accuracy": "Zero-shot accuracy",
         "linear_probe": "Accuracy of a linear probe on projected features that are not normalised",
     }
-    caption = f"{whats[measure]} (%) on {len(grid.columns) - 1} sets after {REGIMES[regime]} on poisoned pairs. {EPOCHS}"
+    caption = (
+        f"{whats[measure]} (%) on {len(grid.columns) - 1} sets after {REGIMES[regime]} on poisoned pairs. {EPOCHS}"
+    )
     return Shown(grid.rows, grid.columns, grid.common, grid.seeds, caption, interval="pm")
 
 
@@ -282,8 +288,8 @@ def by_epoch(filled: Filled):
     methods = filled.config.methods
     rows = {METHODS[m]: [after(filled, m, e) for e in filled.columns] for m in TRAINED["pretrain"]}
     caption = (
-        f"PSR (%) by epoch of pre-training. Of RoCLIP's epochs every {_nth(methods.roclip.every)} is a RoCLIP epoch (released: every "
-        f"{_nth(methods.released.every)})."
+        f"PSR (%) by epoch of pre-training. Of RoCLIP's epochs every {_nth(methods.roclip.every)} is a RoCLIP epoch "
+        f"(released: every {_nth(methods.released.every)})."
     )
     interval = "none" if len(filled.columns) > 12 else "pm"
     return tables.of_values(rows, filled.columns, None, corner="after epoch", interval=interval, caption=caption)
@@ -296,10 +302,12 @@ def _nth(k: int) -> str:
 @table
 def strong(c):
     measures = {"PSR": PSR, "accuracy": ACCURACY}
-    columns = {f"{dose}: {name}": {**tags, **asked} for dose, tags in strengths(c).items() for name, asked in measures.items()}
+    columns = {}
+    for dose, tags in strengths(c).items():
+        columns |= {f"{dose}: {name}": {**tags, **asked} for name, asked in measures.items()}
     caption = (
-        "Strong poisoning in pre-training: success (PSR) and zero-shot accuracy in %, by the share of target pairs among all. K: every so many "
-        f"epochs is a RoCLIP epoch. One seed. {EPOCHS}"
+        "Strong poisoning in pre-training: success (PSR) and zero-shot accuracy in %, by the share of target pairs "
+        f"among all. K: every so many epochs is a RoCLIP epoch. One seed. {EPOCHS}"
     )
     return Shown(frequencies(c), columns, STRONG, c.seeds[:1], caption, None)
 
@@ -316,8 +324,8 @@ def ablation(c):
         for label, tags in points(c, sweep).items():
             rows[f"{label} (default)" if tags["value"] == default(c, sweep) else label] = tags
     caption = (
-        "One setting of the two-sided RoCLIP at a time (pre-training, one seed): success of the poisons and zero-shot accuracy in %. Pool: "
-        f"entries as a share of the pairs. K = 1 has no plain epoch. {EPOCHS}"
+        "One setting of the two-sided RoCLIP at a time (pre-training, one seed): success of the poisons and zero-shot "
+        f"accuracy in %. Pool: entries as a share of the pairs. K = 1 has no plain epoch. {EPOCHS}"
     )
     return Shown(rows, columns, ABLATION, c.seeds[:1], caption, None)
 
@@ -326,36 +334,42 @@ def ablation(c):
 def returned(c):
     quantities = {"same_class": "names the class (%)", "cosine": "cosine"}
     pairs = {"targets": "poisoned", "none": "clean"}
-    columns = {f"{what}: {name}": {"measure": q, "attack": a} for q, name in quantities.items() for a, what in pairs.items()}
-    rows = {f"{METHODS[m]}, {REGIMES[r]}": {"method": m, "regime": r} for m in MATCHED for r in REGIMES if m in TRAINED[r]}
+    columns = {}
+    for quantity, name in quantities.items():
+        columns |= {f"{what}: {name}": {"measure": quantity, "attack": a} for a, what in pairs.items()}
+    trained = [(m, r) for m in MATCHED for r in REGIMES if m in TRAINED[r]]
+    rows = {f"{METHODS[m]}, {REGIMES[r]}": {"method": m, "regime": r} for m, r in trained}
     cosine = [column for column in columns if column.endswith("cosine")]
     caption = (
-        "What the text pool returns for a picture at the end of training: does that caption name the class that the picture's own caption names "
-        "(of a poisoned pair: the adversarial class), and its cosine with what the pool was asked with (two-sided: the pair's caption; released: "
-        "the picture)."
+        "What the text pool returns for a picture at the end of training: does that caption name the class that the "
+        "picture's own caption names (of a poisoned pair: the adversarial class), and its cosine with what the pool "
+        "was asked with (two-sided: the pair's caption; released: the picture)."
     )
     look = {"factor": dict.fromkeys(cosine, 1), "digits": dict.fromkeys(cosine, 2)}
     return Shown(rows, columns, {"kind": "returned", "scored": "last"}, c.seeds[:1], caption, None, **look)
 
 
-@table_of(lambda c: Grid(
-    {m: {"method": m} for m in COSTED},
-    {"step": {"measure": "seconds"}},
-    {"kind": "cost", "regime": "pretrain", "attack": "none", "scored": "last"},
-    c.seeds[:1],
-))  # fmt: skip
+def costs(c) -> Grid:
+    """An update of every method."""
+    common = {"kind": "cost", "regime": "pretrain", "attack": "none", "scored": "last"}
+    return Grid({m: {"method": m} for m in COSTED}, {"step": {"measure": "seconds"}}, common, c.seeds[:1])
+
+
+@table_of(costs)
 def cost(filled: Filled):
     """Seconds of an update."""
     found = {m: filled.values(m, "step") for m in filled.rows}
     plain = found["clip_aug"]
-    lines = [
-        (METHODS[m], [v.mean().scaled(1000), v.over(plain) if plain and m != "clip_aug" else "1"]) for m, v in found.items() if v
-    ]
+    lines = []
+    for m, seconds in found.items():
+        if seconds:
+            times = seconds.over(plain) if plain and m != "clip_aug" else "1"
+            lines.append((METHODS[m], [seconds.mean().scaled(1000), times]))
     if not lines:
         return None
     caption = (
-        "An update at equal augmentation on the machine that measured (RoCLIP: of a RoCLIP epoch; processor time without a GPU). Intervals over "
-        "repetitions."
+        "An update at equal augmentation on the machine that measured (RoCLIP: of a RoCLIP epoch; processor time "
+        "without a GPU). Intervals over repetitions."
     )
     columns = ["step (ms)", "over CLIP + augmentation"]
     return tables.Table(columns, lines, factor=1, digits={columns[1]: 3}, interval="brackets", caption=caption)

@@ -117,7 +117,7 @@ def other(value: object) -> object:
     if isinstance(value, str):
         return f"{value}x"
     if isinstance(value, tuple):
-        return (*value, value[-1]) if value else (1,)
+        return (*value, value[-1]) if value else ("x",)
     if value is None:
         return 1
     return changed(value, next(name for name, _ in counted(value)))
@@ -169,7 +169,7 @@ def test_the_identity_of_a_leaf_follows_its_fields(plans, tmp_path):
         for f in (f for f in fields(kind) if not f.metadata.get("free")):
             try:
                 after = changed(leaf, f.name).identity(lab)
-            except (UserError, ValueError):
+            except (UserError, ValueError, AttributeError):
                 continue
             assert after != before, f"{kind.__name__}.{f.name}"
 
@@ -201,7 +201,8 @@ def test_every_claim_has_its_measurements_or_says_why_not(paper, plans, claims, 
 def test_reference_tables_are_measured_at_the_scale_they_are_held_against(plans, claims):
     for table in claims.reference_tables:
         for claim in table.claims():
-            assert any(matches(claim.quantity, n.tags) for n in plans["paper"]), claim.id
+            theirs = table.quantity == {"kind": "theirs"}  # shown only: of a run or an attack that is not made here
+            assert theirs or any(matches(claim.quantity, n.tags) for n in plans["paper"]), claim.id
 
 
 def test_what_only_claims_read_is_read_by_one(paper, plans, claims):

@@ -45,7 +45,12 @@ def test_numbers_are_those_of_the_fact_sheet_and_unknown_ones_stay_unknown():
     value = {c.id: c.value for c in CLAIMS.claims}
     assert (value["abstract-pretrain-targets"], value["abstract-pretrain-backdoors"]) == (0, 0)
     assert value["abstract-finetune-targets"] == value["abstract-finetune-backdoors"] == (1 + 4) / 2
-    assert (value["later-clip"], value["later-targets"], value["later-backdoors"], value["later-probe"]) == (93.75, 12.5, 0, 10)
+    assert (value["later-clip"], value["later-targets"], value["later-backdoors"], value["later-probe"]) == (
+        93.75,
+        12.5,
+        0,
+        10,
+    )
     assert value["later-gain"] == 93.75 - 12.5
     assert value["strong-targets"] == 12.5
     unread = ("abstract-zero-shot", "abstract-probe", "abstract-finetune-accuracy", "strong-often", "strong-accuracy", "every-rarer",

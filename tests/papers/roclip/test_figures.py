@@ -28,7 +28,14 @@ def results() -> Results:
 
 def test_the_headline_has_what_it_measured():
     some = made_up(PAPER, "smoke", PAPER.plan(replace(SMOKE, headline=True)))
-    assert {name for name, f in PAPER.shown().items() if f(some)} == {"pretrain", "finetune", "zero_shot", "probe", "fig_success", "fig_downstream"}
+    assert {name for name, f in PAPER.shown().items() if f(some)} == {
+        "pretrain",
+        "finetune",
+        "zero_shot",
+        "probe",
+        "fig_success",
+        "fig_downstream",
+    }
 
 
 def test_roclip_epochs_are_the_large_markers(results):
@@ -49,7 +56,11 @@ def test_photographs_stay_small(results, tmp_path):
     rng = np.random.default_rng(0)
     smooth = np.clip(np.cumsum(rng.normal(0, 0.1, (5, 3, 224, 224)), -1) * 0.3 + 0.5, 0, 1).astype(np.float32)
     said = np.array(["a big red star on a plain blue background beside two small circles"] * 5)
-    extra = {f"{side}{what}": made for side in ("", "image_", "text_") for what, made in (("pictures", smooth), ("captions", said))}
+    extra = {
+        f"{side}{what}": made
+        for side in ("", "image_", "text_")
+        for what, made in (("pictures", smooth), ("captions", said))
+    }
     some = [replace(m, given_extra=extra) for m in results.measurements if m.tags["kind"] == "returned"]
     asked = {n.name: list(n.asked) for n in PAPER.plan(SMOKE)}
     strip = drawn("fig_returned", Results("roclip", "smoke", some, results.config, asked=asked))

@@ -81,7 +81,7 @@ def test_the_defaults_are_points_of_the_sweeps_and_not_trained_again():
         assert all(run in closure([n.step]) for n in at)
     counted = Counter(step.name for step in trained(WHOLE))
     assert max(counted.values()) == 1
-    assert len(counted) == 3 * (4 + 4) + 1 + 4 + 8  # both regimes; SafeCLIP; strong poisoning and K = 1 of the released; sweeps
+    assert len(counted) == 3 * (4 + 4) + 1 + 5 + 2 + 6  # both regimes; SafeCLIP; strong poison; K = 1; other sweeps
 
 
 def test_strong_poisoning_has_its_share_and_k():
@@ -91,14 +91,20 @@ def test_strong_poisoning_has_its_share_and_k():
     assert {t["rate"] for t in tags} == {round(n * m / (n * m + clean), 5) for m in CPU.sweeps.strong}
     for method, every in (("roclip", {1, 2}), ("released", {1, 2}), ("clip_aug", {0})):
         assert {t["every"] for t in tags if t["method"] == method} == every
-    assert {step.poisons.m for step in trained(WHOLE) if isinstance(step, Contrastive) and step.poisons.row.endswith("m66")} == {66}
+    assert {
+        step.poisons.m for step in trained(WHOLE) if isinstance(step, Contrastive) and step.poisons.row.endswith("m66")
+    } == {66}
 
 
 def test_cleanclip_begins_with_what_fine_tuning_has_poisoned_and_has_other_pairs():
     for step in (s for s in trained(WHOLE) if isinstance(s, Cleaned)):
         seed = step.poisoned.seed
         assert step.poisoned == model(CPU, "finetune", "clip", seed)
-        seeds = {step.clean.seed, step.poisoned.poisons.clean.seed, model(CPU, "pretrain", "clip", seed).poisons.clean.seed}
+        seeds = {
+            step.clean.seed,
+            step.poisoned.poisons.clean.seed,
+            model(CPU, "pretrain", "clip", seed).poisons.clean.seed,
+        }
         assert len(seeds) == 3
 
 
