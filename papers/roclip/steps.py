@@ -198,7 +198,7 @@ class Poisons:
 
 def start(lab: Lab, clip: Backbone, seed: int) -> nn.Module:
     """A CLIP to train: with random weights of a seed, or as it came."""
-    weights = locate(clip.weights, "--models.tuned-weights")[0]
+    weights = locate(clip.weights, clip.option)[0]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return create_clip(clip.name, weights).to(lab.device)
@@ -611,8 +611,9 @@ def model(
         clean = Pairs(c.data.pairs, c.methods.cleanclip_n, CLEANING + seed, c.data.main)
         cleaning = replace(c.methods.cleanclip, seed=seed)
         return Cleaned(model(c, "finetune", "clip", seed), clean, cleaning, row, together=c.together)
-    fresh, tuned = Backbone(c.models.name, "random"), Backbone(c.models.tuned, c.models.tuned_weights)
-    begin = fresh if regime == "pretrain" else tuned
+    begin = Backbone(c.models.name, "random")
+    if regime == "finetune":
+        begin = Backbone(c.models.tuned, c.models.tuned_weights, "--models.tuned-weights")
     how = c.methods.safeclip if method == "safeclip" else method_of(c, method, seed, sweep, value)
     watched = Pictures(c.data.main, "train", c.watch_n, c.data.seed)
     together = c.together and method != "safeclip"

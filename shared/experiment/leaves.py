@@ -11,6 +11,7 @@ from shared.data.base import LabelledImages, subset
 from shared.experiment import source
 from shared.models.clip import small_config
 from shared.models.sources import identity, locate, open_clip_model
+from shared.options import free
 
 if TYPE_CHECKING:
     from shared.experiment.step import Lab
@@ -46,18 +47,22 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Backbone:
-    """A CLIP that is never trained, by its open_clip name and its weights: zoo:<name>, a tag, the path of a checkpoint, or `random`."""
+    """A CLIP that is never trained, by its open_clip name and its weights: zoo:<name>, a tag, the path of a checkpoint, or `random`.
+
+    option: the command-line option that gives the weights, for errors.
+    """
 
     name: str
     weights: str
+    option: str = free("--model.pretrained")
 
     def identity(self, lab: "Lab") -> list:
         """Its name, its dimensions where they are ours, and the contents of its weights (a tag as it is)."""
-        return [self.name, small_config(self.name), locate(self.weights, "--model.pretrained")[1]]
+        return [self.name, small_config(self.name), locate(self.weights, self.option)[1]]
 
     def open(self, lab: "Lab") -> torch.nn.Module:
         """The model, in eval mode, opened once."""
-        return lab.once(self, lambda: open_clip_model(self.name, locate(self.weights, "--model.pretrained")[0], lab.device))
+        return lab.once(self, lambda: open_clip_model(self.name, locate(self.weights, self.option)[0], lab.device))
 
 
 @dataclass(frozen=True)

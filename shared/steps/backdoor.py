@@ -70,15 +70,19 @@ def prompts_of(lab: Lab, spec: str, template: str = "") -> list[str]:
 
 @dataclass(frozen=True)
 class Aim:
-    """The class that attackers plant, in the set that they know. template: as in `prompts_of`."""
+    """The class that attackers plant.
+
+    spec: the set that they know; template: as in `prompts_of`; where: the set that is shown (default: the same).
+    """
 
     spec: str
     target: str
     template: str = ""
+    where: str = ""
 
     def identity(self, lab: Lab) -> list:
-        """The contents of the set, and the class."""
-        return [lab.data(self.spec).version, self.label(lab), self.target, self.template]
+        """The contents of the set that they know, the class, and its label."""
+        return [lab.data(self.spec).version, self.target, self.template, self.where, self.label(lab)]
 
     @property
     def said(self) -> Target:
@@ -86,12 +90,13 @@ class Aim:
         kind, _, name = self.spec.partition(":")
         return scene_target(name, self.target) if kind == "scenes" else target(self.target)
 
-    def label(self, lab: Lab, spec: str = "") -> int:
-        """Its label in a set (default: its own). Raises UserError where that has no such class."""
-        classes = lab.data(spec or self.spec).classes
+    def label(self, lab: Lab) -> int:
+        """Its label in the set that is shown. Raises UserError where that has no such class."""
+        spec = self.where or self.spec
+        classes = lab.data(spec).classes
         if self.target not in classes:
             few = ", ".join(classes[:8])
-            wrong = f"the set {spec or self.spec} has no class {self.target!r}, which attackers are to plant"
+            wrong = f"the set {spec} has no class {self.target!r}, which attackers are to plant"
             raise UserError(f"{wrong}: choose one of {few}, …")
         return classes.index(self.target)
 

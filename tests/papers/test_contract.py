@@ -24,13 +24,18 @@ from shared.experiment.step import Kept, Step, closure, content, counted, key, p
 from shared.experiment.store import Measurement
 from shared.report.data import Results
 from shared.report.tables import Table
+from tests.papers.ends import load as load_file
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPERS = sorted(path.parent.name for path in ROOT.glob("papers/*/paper.py"))
 SCALES = ("smoke", "cpu", "photos", "paper")
-WITHOUT_PHOTOS = ("diffcap", "roclip")
-SAME_POINT = {"step": 0}
-"""Tags of numbers that may be another's under a second name: at the beginning of a curve every method is the model that it starts from."""
+WITHOUT_PHOTOS = ("diffcap", "roclip", "rvpt")
+SAME_POINT = (
+    {"step": 0},  # at the beginning of a curve every method is the model that it starts from
+    {"method": ["clean", "supervised"]},  # nobody has poisoned it, so without a trigger no attack has to do with it
+    {"kind": ["score", "sweep", "adversarial"]},  # a sweep goes through the settings of the tables
+)
+"""Numbers that may be another's under a second name."""
 
 
 @pytest.fixture(scope="module", params=PAPERS)
@@ -81,8 +86,8 @@ def test_names_and_tags_and_steps_tell_numbers_apart(plans, scale):
         twice[shape(n.step)].append(n)
     for same in twice.values():
         kinds = {(n.tags["kind"], n.tags.get("sweep")) for n in same}  # sweeps meet where each has its default
-        begin = all(n.tags.get(tag) == value for n in same for tag, value in SAME_POINT.items())
-        assert len(kinds) == len(same) or begin, [n.name for n in same]
+        known = any(all(matches(selector, n.tags) for n in same) for selector in SAME_POINT)
+        assert len(kinds) == len(same) or known, [n.name for n in same]
 
 
 def test_nothing_is_made_twice_under_two_names(plans, scale):
@@ -224,21 +229,19 @@ def arrays(kind: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
     said = {f"{name} answers": np.array(["a red heart", "two blue rings"]) for name in steps}
     places = {"xy": rng.random((6, 2)), "reference": rng.random((6, 2))}
     strip = {name: pictures() for name in steps} | said | {"difference": pictures() / 255, "truth": np.array(["a", "b"]), "t": np.array([50, 75])}
-    recovery = {"time": np.array([-1, 0, 50]), "bound": np.array([-1, 0, 50])}
-    texts = np.array(["a red heart", ""])
-    pools = {f"{side}{what}": made for side in ("", "image_", "text_") for what, made in (("pictures", pictures() / 255), ("captions", texts))}
-    return {"distribution": places, "strip": strip, "recovery": recovery, "returned": pools}.get(kind, {})
+    return {"distribution": places, "strip": strip, "recovery": {"time": np.array([-1, 0, 50]), "bound": np.array([-1, 0, 50])}}.get(kind, {})
 
 
 def made_up(paper: Paper, scale: str, plan: list) -> Results:
     """Results with made-up values, the configuration as a page reads it."""
-    rng = np.random.default_rng(0)
+    rng, own = np.random.default_rng(0), Path(__file__).parent / paper.name / "made_up.py"  # arrays of its own, where it has many
+    extra = load_file(f"papers/{paper.name}/made_up.py").arrays if own.is_file() else arrays
 
     def one(n) -> Measurement:
         values = rng.random(6)
         seed = n.asked.get("seed")
         facts = {"n": 6, "unit": "share", "seconds": 1.0, "tags": dict(n.tags), "provenance": {}}
-        more = arrays(n.tags["kind"], rng)
+        more = extra(n.tags["kind"], rng)
         return Measurement(n.name, "0" * 64, values.mean(), 0.0, 1.0, seeds=() if seed is None else (seed,), given=values, given_extra=more, **facts)
 
     config = json.loads(json.dumps(plain(paper.presets[scale])))

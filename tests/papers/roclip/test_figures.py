@@ -10,7 +10,9 @@ from papers.roclip.config import PRESETS
 from papers.roclip.paper import PAPER
 from shared.report import Results
 from shared.report.figures import save_figure
+from shared.report.manifest import origin
 from shared.report.style import style
+from tests.papers.ends import load
 from tests.papers.test_contract import made_up
 
 SMOKE = PRESETS["smoke"]
@@ -53,15 +55,9 @@ def test_half_a_sweep_is_drawn():
 
 @pytest.mark.slow
 def test_photographs_stay_small(results, tmp_path):
-    rng = np.random.default_rng(0)
-    smooth = np.clip(np.cumsum(rng.normal(0, 0.1, (5, 3, 224, 224)), -1) * 0.3 + 0.5, 0, 1).astype(np.float32)
-    said = np.array(["a big red star on a plain blue background beside two small circles"] * 5)
-    extra = {
-        f"{side}{what}": made
-        for side in ("", "image_", "text_")
-        for what, made in (("pictures", smooth), ("captions", said))
-    }
+    extra = load("papers/roclip/made_up.py").arrays("returned", np.random.default_rng(0), 224)
     some = [replace(m, given_extra=extra) for m in results.measurements if m.tags["kind"] == "returned"]
     asked = {n.name: list(n.asked) for n in PAPER.plan(SMOKE)}
-    strip = drawn("fig_returned", Results("roclip", "smoke", some, results.config, asked=asked))
-    assert len(save_figure(strip, tmp_path / "strip", {})) == 2
+    photographs = Results("roclip", "smoke", some, results.config, asked=asked)
+    strip = drawn("fig_returned", photographs)
+    assert len(save_figure(strip, tmp_path / "strip", origin(photographs, (), ""))) == 2
