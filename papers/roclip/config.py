@@ -16,7 +16,6 @@ from shared.experiment.scale import Options, check_least, check_seeds
 from shared.training.cleanclip import CleanClipConfig
 
 BACKDOORS = ("badnet", "blended", "wanet", "sig", "label_consistent")
-SWEEPS = ("pool", "every", "sides", "augment", "query", "start", "refresh")
 
 
 @dataclass(frozen=True)
@@ -193,30 +192,9 @@ class Config(Options):
     together: bool = False
     """All processes train one CLIP together; otherwise each takes whole trainings, and SafeCLIP is always trained by one."""
 
-    @property
-    def further(self) -> tuple[int, ...]:
-        """The seeds of what has fewer."""
-        return self.seeds[: self.more_seeds or None]
-
     def training(self, regime: str) -> Training:
         """Of pretrain or finetune."""
         return self.pretraining if regime == "pretrain" else self.finetuning
-
-    def pairs_n(self, regime: str) -> int:
-        """Clean pairs of a regime."""
-        return self.data.pretrain_n if regime == "pretrain" else self.data.finetune_n
-
-    def captions_each(self, regime: str) -> int:
-        """m of a regime."""
-        return self.attacks.targets.m if regime == "pretrain" else self.attacks.targets.finetune_m
-
-    def added(self, regime: str, m: int = 0) -> int:
-        """Target pairs, which come on top of the clean ones; m: captions per target image (0: those of the regime)."""
-        return self.attacks.targets.n * (m or self.captions_each(regime))
-
-    def rate(self, regime: str, m: int = 0) -> float:
-        """Their share among all."""
-        return self.added(regime, m) / (self.added(regime, m) + self.pairs_n(regime))
 
 
 _CPU = Config()

@@ -6,14 +6,12 @@ stands in one manifest per backdoor and one for the targets, by the index in the
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property, lru_cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from shared.attacks.triggers import Trigger
-from shared.data.language import words
 from shared.data.manifest import Manifest
 from shared.data.pairs import PairSubset
 from shared.data.poison import PoisonedPairs, TargetedPairs, draw_targets
@@ -21,27 +19,6 @@ from shared.data.targets import Target, captions_of, naming
 from shared.errors import UserError
 from shared.files import digest
 from shared.rng import SampleRng
-
-
-class Spoken(Target):
-    """A class that many captions are searched for: as `Target`, each caption being taken apart once and not once per class."""
-
-    @classmethod
-    def of(cls, target: Target) -> "Spoken":
-        return cls(target.name, target.phrase, target.forms)
-
-    @cached_property
-    def _said(self) -> tuple[str, ...]:
-        return tuple(_apart(form) for form in self.forms)
-
-    def named_in(self, text: str) -> bool:
-        said = _apart(text)
-        return any(form in said for form in self._said)
-
-
-@lru_cache(1 << 15)
-def _apart(text: str) -> str:
-    return f" {' '.join(words(text))} "
 
 
 class Poisoned(torch.utils.data.Dataset):

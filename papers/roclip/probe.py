@@ -18,12 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shared.data.base import loader
+from shared.data.base import LabelledImages, loader
 from shared.data.manifest import Manifest
 from shared.data.targets import Target
 from shared.errors import UserError
 from shared.metrics.backdoor import asr, clean_accuracy
-from shared.models.victim import Pixels, ZeroShot, text_matrix
+from shared.models.victim import Pixels, ZeroShot, predicted, text_matrix
 from shared.training.contrastive import batch_indices
 from shared.training.loop import cosine_schedule
 
@@ -62,7 +62,7 @@ def classifier(clip: nn.Module, text: Tensor, norm: str = "clip") -> ZeroShot:
 def predict(victim: ZeroShot, x: Tensor) -> Tensor:
     """Classes (N,) of pictures (N, 3, H, W), on the CPU."""
     device = victim.text.device
-    return torch.cat([victim(part.to(device)).argmax(1).cpu() for part in x.split(CHUNK)])
+    return torch.cat([predicted(victim(part.to(device))).cpu() for part in x.split(CHUNK)])
 
 
 def targets_of(manifest: Manifest, classes: Sequence[str]) -> tuple[list[int], list[int]]:
@@ -117,6 +117,20 @@ def sentences_of(targets: Sequence[Target], templates: Sequence[str]) -> list[li
     return [[target.say(template) for template in templates] for target in targets]
 
 
+class InMemory(LabelledImages):
+    """A labelled set of which all pictures were read once."""
+
+    def __init__(self, data: LabelledImages):
+        self.name, self.classes, self.prompts, self.version = data.name, data.classes, data.prompts, data.version
+        self._x, self._y = data.__getitems__(list(range(len(data))))
+
+    def __len__(self) -> int:
+        return len(self._y)
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        return self._x[list(indices)], self._y[list(indices)]
+
+
 def linear_probe(clip: nn.Module, train, test, probing: Probing = Probing(), norm: str = "clip") -> tuple[Tensor, Tensor]:
     """Predicted and true labels (N,) of the test pictures, from a linear probe on the training pictures.
 
@@ -134,7 +148,7 @@ def linear_probe(clip: nn.Module, train, test, probing: Probing = Probing(), nor
     if shared > LEAK * len(tested):
         raise UserError(f"{shared} of {len(tested)} test pictures of {train.name} are training pictures of the linear probe: give disjoint splits.")
     head = _fit(x, y, train.num_classes, probing, clip.logit_scale.device).cpu()
-    return head(x_test).argmax(1), y_test
+    return predicted(head(x_test)), y_test
 
 
 def _read(clip: nn.Module, data, norm: str) -> tuple[Tensor, Tensor, list[bytes]]:

@@ -1,34 +1,88 @@
-"""What each table of RoCLIP holds, as functions of the measurements; figures stand in `figures.py`. No model is loaded here.
+"""What each table of RoCLIP shows, by the tags of its numbers; what is measured is read off here and off figures.py. No
+model is loaded.
 
-The paper's tables could not be read, so ours have names instead of numbers. A RoCLIP run stands in two rows: as it is after its last RoCLIP epoch,
-and after its last plain epoch.
+The paper's tables could not be read, so ours have names instead of numbers. A RoCLIP run stands in two rows: as it is
+after its last RoCLIP epoch, and after its last plain epoch.
 """
 
-from shared.report import tables
+from collections.abc import Iterable, Sequence
 
-METHODS = {"clip": "CLIP", "clip_aug": "CLIP + augmentation", "roclip": "RoCLIP, two-sided", "released": "RoCLIP, released",
-           "cleanclip": "CLIP, then CleanCLIP", "safeclip": "SafeCLIP (later; inferred)"}
+from shared.claims.selection import Selected
+from shared.experiment.paper import Grid
+from shared.report import tables
+from shared.report.shown import Filled, Shown, table, table_of
+
+METHODS = {
+    "clip": "CLIP",
+    "clip_aug": "CLIP + augmentation",
+    "roclip": "RoCLIP, two-sided",
+    "released": "RoCLIP, released",
+    "cleanclip": "CLIP, then CleanCLIP",
+    "safeclip": "SafeCLIP (later; inferred)",
+}
+PLAIN = ("clip", "clip_aug")  # what gates read
+MATCHED = ("roclip", "released")
+HEADLINE = ("clip", "clip_aug", "roclip")
+TRAINED = {
+    "pretrain": ("clip", "clip_aug", *MATCHED, "safeclip"),
+    "finetune": ("clip", "clip_aug", "roclip", "cleanclip"),
+}
+COSTED = ("clip_aug", *MATCHED)  # of a step at equal augmentation
+EITHER = ("roclip_epoch", "plain_epoch")
 SCORED = {"last": "", "roclip_epoch": ", RoCLIP epoch", "plain_epoch": ", plain epoch"}
 REGIMES = {"pretrain": "pre-training", "finetune": "fine-tuning"}
-ATTACKS = {"badnet": "BadNet", "blended": "Blended", "wanet": "WaNet", "sig": "SIG", "label_consistent": "label-consistent"}
-SWEEPS = {"pool": "pool", "every": "K", "sides": "matched", "augment": "augmented", "query": "asked with", "start": "pool starts with",
-          "refresh": "pool refreshed"}
-VALUES = {("sides", "image"): "pictures", ("sides", "text"): "captions", ("sides", "both"): "both sides", ("augment", "none"): "nothing",
-          ("augment", "images"): "pictures", ("augment", "both"): "pictures, captions", ("query", "own"): "own modality",
-          ("query", "cross"): "the other", ("start", "pairs"): "pairs", ("start", "unit"): "unit noise", ("start", "gaussian"): "noise",
-          ("refresh", "matched"): "RoCLIP epochs", ("refresh", "always"): "all epochs"}
+ATTACKS = {
+    "badnet": "BadNet",
+    "blended": "Blended",
+    "wanet": "WaNet",
+    "sig": "SIG",
+    "label_consistent": "label-consistent",
+}
+SWEEPS = {
+    "pool": "pool",
+    "every": "K",
+    "sides": "matched",
+    "augment": "augmented",
+    "query": "asked with",
+    "start": "pool starts with",
+    "refresh": "pool refreshed",
+}
+VALUES = {
+    ("sides", "image"): "pictures",
+    ("sides", "text"): "captions",
+    ("sides", "both"): "both sides",
+    ("augment", "none"): "nothing",
+    ("augment", "images"): "pictures",
+    ("augment", "both"): "pictures, captions",
+    ("query", "own"): "own modality",
+    ("query", "cross"): "the other",
+    ("start", "pairs"): "pairs",
+    ("start", "unit"): "unit noise",
+    ("start", "gaussian"): "noise",
+    ("refresh", "matched"): "RoCLIP epochs",
+    ("refresh", "always"): "all epochs",
+}
+PSR = {"measure": "psr", "attack": "targets"}
+ACCURACY = {"measure": "accuracy", "attack": "none"}
 EPOCHS = "RoCLIP epoch, plain epoch: the run as it is after its last epoch of either kind."
 
 
-def backdoors(results) -> dict[str, str]:
-    """The triggers of this run, with their names."""
-    return {a: name for a, name in ATTACKS.items() if results.config["attacks"][a]["rate"]}
+# ---- names -----------------------------------------------------------------------------------------------------------
 
 
-def rows(results, **selector) -> dict[str, dict]:
-    """A row per method and kind of epoch, of those that were measured."""
-    out = {name + epoch: {"method": m, "scored": s} for m, name in METHODS.items() for s, epoch in SCORED.items()}
-    return {label: row for label, row in out.items() if results.select({**selector, **row})}
+def backdoors(c) -> dict[str, str]:
+    """The backdoors that are planted, with the names of their triggers."""
+    return {a: name for a, name in ATTACKS.items() if getattr(c.attacks, a).rate}
+
+
+def demanded(c) -> list[str]:
+    """Those of them that must take."""
+    return [a for a in backdoors(c) if a in c.gates.attacks]
+
+
+def further(c) -> tuple[int, ...]:
+    """The seeds of what has fewer: SafeCLIP, which takes twice as long, and the downstream table of fine-tuning."""
+    return c.seeds[: c.more_seeds or None]
 
 
 def short(spec: str) -> str:
@@ -42,154 +96,286 @@ def share(x: float) -> str:
     return f"{100 * x:.2g} %" if x < 0.1 else f"{100 * x:.0f} %"
 
 
-def value(sweep: str, v) -> str:
+def value(sweep: str, v: float | str) -> str:
     """A point of a sweep in words."""
     return share(v) if sweep == "pool" else VALUES.get((sweep, v), f"{v}")
 
 
-def default(results, sweep: str):
+def in_name(v: float | str) -> str:
+    """A point of a sweep in the name of a file."""
+    return f"{v:g}".replace("-", "m") if isinstance(v, float) else str(v)
+
+
+def default(c, sweep: str) -> float | str:
     """Where a sweep passes through the defaults."""
-    config = results.config
-    matching = config["methods"]["roclip"]
+    matching = c.methods.roclip
     if sweep == "pool":
-        return matching["share"] if matching["share"] is not None else matching["size"] / config["data"]["pretrain_n"]
+        return matching.share if matching.share is not None else matching.size / c.data.pretrain_n
     if sweep == "augment":
-        return "both" if config["methods"]["alpha"] else "images"
-    return matching[sweep]
+        return "both" if c.methods.alpha else "images"
+    return getattr(matching, sweep)
 
 
-def points(results, sweep: str) -> list:
-    """The values of a sweep that were measured, as they are in the configuration."""
-    measured = [m.tags["value"] for m in results.select(kind="ablation", sweep=sweep)]
-    return [v for v in results.config["sweeps"][sweep] if v in measured]
+def rate(c, m: int) -> float:
+    """The share of target pairs among all pairs of pre-training, with m captions per target image."""
+    added = c.attacks.targets.n * m
+    return added / (added + c.data.pretrain_n)
 
 
-def poison(results, regime: str) -> str:
+def poison(c, regime: str) -> str:
     """In words, what the poisoned pairs of a regime are."""
-    data, targets = results.config["data"], results.config["attacks"]["targets"]
-    clean, m = (data["pretrain_n"], targets["m"]) if regime == "pretrain" else (data["finetune_n"], targets["finetune_m"])
-    rates = {name: results.config["attacks"][a]["rate"] for a, name in backdoors(results).items()}
+    targets = c.attacks.targets
+    clean, m = (c.data.pretrain_n, targets.m) if regime == "pretrain" else (c.data.finetune_n, targets.finetune_m)
+    rates = {name: getattr(c.attacks, a).rate for a, name in backdoors(c).items()}
     if len(set(rates.values())) == 1:
         said = f"{share(next(iter(rates.values())))} each have a backdoor ({', '.join(rates)})"
     else:
-        said = f"some have a backdoor ({', '.join(f'{name} {share(rate)}' for name, rate in rates.items())})"
-    return (f"{clean:,} pairs, of which {said}, and {targets['n']} target images with {m} captions "
-            f"({share(targets['n'] * m / (clean + targets['n'] * m))} of all)")
+        said = f"some have a backdoor ({', '.join(f'{name} {share(one)}' for name, one in rates.items())})"
+    part = share(targets.n * m / (clean + targets.n * m))
+    return f"{clean:,} pairs, of which {said}, and {targets.n} target images with {m} captions ({part} of all)"
 
 
-def _main(results, regime: str):
-    common, planted = {"kind": "score", "regime": regime}, backdoors(results)
-    asked = [a for a in planted if a in results.config["gates"]["attacks"]]
-    columns = {"accuracy": {"measure": "accuracy"}, "PSR": {"measure": "psr"}}
-    columns |= {f"BSR, {name}": {"measure": "bsr", "attack": a} for a, name in planted.items()}
-    columns[f"BSR, mean of {len(asked)}"] = {"measure": "bsr", "attack": asked}
-    columns |= {f"cosine, {name} pairs": {"measure": "similarity", "attack": a} for a, name in (("targets", "poisoned"), ("none", "clean"))}
-    cosine = [c for c in columns if c.startswith("cosine")]
-    return tables.from_results(results, rows(results, **common), columns, common=common, best=None, interval="pm", factor=dict.fromkeys(cosine, 1),
-                               digits=dict.fromkeys(cosine, 2), caption=f"{REGIMES[regime].capitalize()} on {poison(results, regime)}: zero-shot "
-                               "accuracy, success of targeted poisoning (PSR) and of backdoors (BSR) in %; cosine of pairs. The mean is over "
-                               f"the backdoors that the gates demand ({', '.join(planted[a] for a in asked)}). " + EPOCHS)
+# ---- rows and columns ------------------------------------------------------------------------------------------------
 
 
-def pretrain(results):
-    return _main(results, "pretrain")
+def runs(
+    c, methods: Iterable[str], either: Sequence[str] = EITHER, other: str = "last"
+) -> dict[str, dict | list[dict]]:
+    """A row per method and, of RoCLIP, per kind of epoch. other: what an epoch of the others is."""
+    rows: dict[str, dict | list[dict]] = {}
+    for m in methods:
+        for scored in either if m in MATCHED else (other,):
+            tags = {"method": m, "scored": scored}
+            few = [{**tags, "seed": s} for s in further(c)]
+            rows[METHODS[m] + SCORED[scored]] = few if m == "safeclip" else tags
+    return rows
 
 
-def finetune(results):
-    return _main(results, "finetune")
+def poisoning(c) -> dict[str, dict]:
+    """Success of targeted poisoning, and of every backdoor."""
+    return {"targeted": PSR, **{name: {"measure": "bsr", "attack": a} for a, name in backdoors(c).items()}}
 
 
-def sets(results, measure: str) -> list[str]:
+def scores(c, regime: str, methods: Iterable[str]) -> Grid:
+    """A main table."""
+    targeted, *planted = poisoning(c).items()
+    columns = {"accuracy": ACCURACY, "PSR": targeted[1], **{f"BSR, {name}": tags for name, tags in planted}}
+    taken = demanded(c)
+    columns[f"BSR, mean of {len(taken)}"] = [{"measure": "bsr", "attack": a} for a in taken]
+    pairs = {"targets": "poisoned", "none": "clean"}
+    columns |= {f"cosine, {name} pairs": {"measure": "similarity", "attack": a} for a, name in pairs.items()}
+    return Grid(runs(c, methods), columns, {"kind": "score", "regime": regime}, c.seeds)
+
+
+def sets(c, measure: str) -> list[str]:
     """The sets of zero-shot accuracy, or those of the linear probe."""
-    data = results.config["data"]
-    return [*data["downstream"], *(data["probed"] if measure == "linear_probe" else ())]
+    return [*c.data.downstream, *(c.data.probed if measure == "linear_probe" else ())]
 
 
-def _downstream(results, regime: str, measure: str, what: str):
-    common = {"kind": "downstream", "regime": regime, "measure": measure}
-    columns = {short(spec): {"data": spec} for spec in sets(results, measure)} | {"mean": {}}
-    return tables.from_results(results, rows(results, **common), columns, common=common, interval="pm",
-                               caption=f"{what} (%) on {len(columns) - 1} sets after {REGIMES[regime]} on poisoned pairs. " + EPOCHS)
+def downstream(c, regime: str, measure: str, methods: Iterable[str], either: Sequence[str] = EITHER) -> Grid:
+    """Set by set, and in the mean."""
+    columns: dict[str, dict | list[dict]] = {short(spec): {"data": spec} for spec in sets(c, measure)}
+    columns["mean"] = list(columns.values())
+    common = {"kind": "downstream", "regime": regime, "measure": measure, "attack": "none"}
+    return Grid(runs(c, methods, either), columns, common, c.seeds if regime == "pretrain" else further(c))
 
 
-def zero_shot(results):
-    return _downstream(results, "pretrain", "accuracy", "Zero-shot accuracy")
+def by_epochs(c, regime: str, asked: dict | None) -> Grid:
+    """After every epoch, as measured in training. Of the two rows of RoCLIP one has a number: an epoch is of one
+    kind."""
+    if asked is None:
+        return Grid({}, {})
+    rows = runs(c, (m for m in TRAINED[regime] if m != "cleanclip"), other="plain_epoch")
+    epochs = (c.pretraining if regime == "pretrain" else c.finetuning).epochs
+    columns = {str(e): {"epoch": e} for e in range(1, epochs + 1)}
+    return Grid(rows, columns, {"kind": "epoch", "regime": regime, **asked}, c.seeds)
 
 
-def probe(results):
-    return _downstream(results, "pretrain", "linear_probe", "Accuracy of a linear probe on projected features that are not normalised")
+def after(filled: Filled, method: str, epoch: str) -> Selected | None:
+    """What such a grid has of a method after an epoch of whichever kind."""
+    rows = [METHODS[method] + SCORED[scored] for scored in EITHER]
+    return next((found for row in rows if row in filled.rows and (found := filled.values(row, epoch))), None)
 
 
-def zero_shot_finetuned(results):
-    return _downstream(results, "finetune", "accuracy", "Zero-shot accuracy")
+def strengths(c) -> dict[str, dict]:
+    """The doses of strong poisoning: share of target pairs -> tags. The usual number of captions is not said."""
+    usual = c.attacks.targets.m
+    return {f"{share(rate(c, m))} ({m} captions)": {} if m == usual else {"m": m} for m in sorted(c.sweeps.strong)}
 
 
-def probe_finetuned(results):
-    return _downstream(results, "finetune", "linear_probe", "Accuracy of a linear probe on projected features that are not normalised")
+def frequencies(c) -> dict[str, dict]:
+    """The rows of strong poisoning: RoCLIP with every K and kind of epoch. The usual K is not said."""
+    rows = {METHODS["clip_aug"]: {"method": "clip_aug", "scored": "last"}}
+    for method in MATCHED:
+        usual = getattr(c.methods, method).every
+        for every in sorted(c.sweeps.strong_every):
+            tags = {"method": method} if every == usual else {"method": method, "every": every}
+            for scored in EITHER:
+                rows[f"{METHODS[method]}, K = {every}{SCORED[scored]}"] = {**tags, "scored": scored}
+    return rows
 
 
-def by_epoch(results):
+STRONG = {"kind": "strong", "regime": "pretrain"}
+ABLATION = {"kind": "ablation", "regime": "pretrain", "method": "roclip"}
+
+
+def points(c, sweep: str) -> dict[str, dict]:
+    """The rows of a sweep of the two-sided version."""
+    return {f"{SWEEPS[sweep]}: {value(sweep, v)}": {"sweep": sweep, "value": v} for v in getattr(c.sweeps, sweep)}
+
+
+# ---- tables ----------------------------------------------------------------------------------------------------------
+
+
+def main_table(c, regime: str) -> Shown:
+    grid = scores(c, regime, TRAINED[regime])
+    cosine = [column for column in grid.columns if column.startswith("cosine")]
+    taken = ", ".join(ATTACKS[a] for a in demanded(c))
+    caption = (
+        f"{REGIMES[regime].capitalize()} on {poison(c, regime)}: zero-shot accuracy, success of targeted poisoning "
+        f"(PSR) and of backdoors (BSR) in %; cosine of pairs. The mean is over the backdoors that the gates demand "
+        f"({taken}). {EPOCHS}"
+    )
+    look = {"factor": dict.fromkeys(cosine, 1), "digits": dict.fromkeys(cosine, 2), "interval": "pm"}
+    return Shown(grid.rows, grid.columns, grid.common, grid.seeds, caption, None, **look)
+
+
+@table
+def pretrain(c):
+    return main_table(c, "pretrain")
+
+
+@table
+def finetune(c):
+    return main_table(c, "finetune")
+
+
+def downstream_table(c, regime: str, measure: str) -> Shown:
+    grid = downstream(c, regime, measure, TRAINED[regime])
+    whats = {
+        "accuracy": "Zero-shot accuracy",
+        "linear_probe": "Accuracy of a linear probe on projected features that are not normalised",
+    }
+    caption = (
+        f"{whats[measure]} (%) on {len(grid.columns) - 1} sets after {REGIMES[regime]} on poisoned pairs. {EPOCHS}"
+    )
+    return Shown(grid.rows, grid.columns, grid.common, grid.seeds, caption, interval="pm")
+
+
+@table
+def zero_shot(c):
+    return downstream_table(c, "pretrain", "accuracy")
+
+
+@table
+def probe(c):
+    return downstream_table(c, "pretrain", "linear_probe")
+
+
+@table
+def zero_shot_finetuned(c):
+    return downstream_table(c, "finetune", "accuracy")
+
+
+@table
+def probe_finetuned(c):
+    return downstream_table(c, "finetune", "linear_probe")
+
+
+@table_of(lambda c: by_epochs(c, "pretrain", PSR))
+def by_epoch(filled: Filled):
     """PSR by epoch, pre-training."""
-    common = {"kind": "epoch", "regime": "pretrain", "measure": "psr"}
-    at = results.tags("epoch", common)
-    return tables.from_results(results, {name: {"method": m} for m, name in METHODS.items()}, {f"{e}": {"epoch": e} for e in at}, common=common,
-                               best=None, corner="after epoch", interval="none" if len(at) > 12 else "pm",
-                               caption="PSR (%) by epoch of pre-training. Of RoCLIP's epochs every "
-                               f"{_nth(results.config['methods']['roclip']['every'])} is a RoCLIP epoch (released: every "
-                               f"{_nth(results.config['methods']['released']['every'])}).")
+    methods = filled.config.methods
+    rows = {METHODS[m]: [after(filled, m, e) for e in filled.columns] for m in TRAINED["pretrain"]}
+    caption = (
+        f"PSR (%) by epoch of pre-training. Of RoCLIP's epochs every {_nth(methods.roclip.every)} is a RoCLIP epoch "
+        f"(released: every {_nth(methods.released.every)})."
+    )
+    interval = "none" if len(filled.columns) > 12 else "pm"
+    return tables.of_values(rows, filled.columns, None, corner="after epoch", interval=interval, caption=caption)
 
 
 def _nth(k: int) -> str:
     return {1: "one", 2: "second", 3: "third"}.get(k, f"{k}th")
 
 
-def strong(results):
-    rates = sorted({(m.tags["rate"], m.tags["m"]) for m in results.select(kind="strong")})
-    out = {METHODS["clip_aug"]: {"method": "clip_aug"}}
-    for method in ("roclip", "released"):
-        for every in results.tags("every", kind="strong", method=method):
-            for s in ("roclip_epoch", "plain_epoch"):
-                out[f"{METHODS[method]}, K = {every}{SCORED[s]}"] = {"method": method, "every": every, "scored": s}
-    columns = {f"{share(rate)} ({m} captions): {name}": {"m": m, "measure": q} for rate, m in rates
-               for q, name in (("psr", "PSR"), ("accuracy", "accuracy"))}
-    return tables.from_results(results, out, columns, common={"kind": "strong"}, best=None,
-                               caption="Strong poisoning in pre-training: success (PSR) and zero-shot accuracy in %, by the share of target pairs "
-                               "among all. K: every so many epochs is a RoCLIP epoch. One seed. " + EPOCHS)
+@table
+def strong(c):
+    measures = {"PSR": PSR, "accuracy": ACCURACY}
+    columns = {}
+    for dose, tags in strengths(c).items():
+        columns |= {f"{dose}: {name}": {**tags, **asked} for name, asked in measures.items()}
+    caption = (
+        "Strong poisoning in pre-training: success (PSR) and zero-shot accuracy in %, by the share of target pairs "
+        f"among all. K: every so many epochs is a RoCLIP epoch. One seed. {EPOCHS}"
+    )
+    return Shown(frequencies(c), columns, STRONG, c.seeds[:1], caption, None)
 
 
-def ablation(results):
-    attack = next(iter(backdoors(results).values()), "")
-    measures = {"PSR": "psr", f"BSR, {attack}": "bsr", "accuracy": "accuracy"}
-    columns = {f"{name}{SCORED[s]}": {"measure": q, "scored": s} for s in ("roclip_epoch", "plain_epoch") for name, q in measures.items()}
-    out = {}
-    for sweep, name in SWEEPS.items():
-        for v in points(results, sweep):
-            star = " (default)" if v == default(results, sweep) else ""
-            out[f"{name}: {value(sweep, v)}{star}"] = {"sweep": sweep, "value": v}
-    return tables.from_results(results, out, columns, common={"kind": "ablation"}, best=None,
-                               caption="One setting of the two-sided RoCLIP at a time (pre-training, one seed): success of the poisons and zero-shot "
-                               "accuracy in %. Pool: entries as a share of the pairs. K = 1 has no plain epoch. " + EPOCHS)
+@table
+def ablation(c):
+    measures = {"PSR": PSR}
+    for attack, name in list(backdoors(c).items())[:1]:
+        measures[f"BSR, {name}"] = {"measure": "bsr", "attack": attack}
+    measures["accuracy"] = ACCURACY
+    columns = {f"{name}{SCORED[s]}": {**asked, "scored": s} for s in EITHER for name, asked in measures.items()}
+    rows = {}
+    for sweep in SWEEPS:
+        for label, tags in points(c, sweep).items():
+            rows[f"{label} (default)" if tags["value"] == default(c, sweep) else label] = tags
+    caption = (
+        "One setting of the two-sided RoCLIP at a time (pre-training, one seed): success of the poisons and zero-shot "
+        f"accuracy in %. Pool: entries as a share of the pairs. K = 1 has no plain epoch. {EPOCHS}"
+    )
+    return Shown(rows, columns, ABLATION, c.seeds[:1], caption, None)
 
 
-def returned(results):
-    columns = {f"{what}: {name}": {"measure": q, "attack": a} for q, name in (("same_class", "names the class (%)"), ("cosine", "cosine"))
-               for a, what in (("targets", "poisoned"), ("none", "clean"))}
-    out = {f"{METHODS[m]}, {REGIMES[r]}": {"method": m, "regime": r} for m in ("roclip", "released") for r in REGIMES}
-    cosine = [c for c in columns if c.endswith("cosine")]
-    return tables.from_results(results, out, columns, common={"kind": "returned"}, best=None, factor=dict.fromkeys(cosine, 1),
-                               digits=dict.fromkeys(cosine, 2),
-                               caption="What the text pool returns for a picture at the end of training: does that caption name the class that the "
-                               "picture's own caption names (of a poisoned pair: the adversarial class), and its cosine with what the pool was asked "
-                               "with (two-sided: the pair's caption; released: the picture).")
+@table
+def returned(c):
+    quantities = {"same_class": "names the class (%)", "cosine": "cosine"}
+    pairs = {"targets": "poisoned", "none": "clean"}
+    columns = {}
+    for quantity, name in quantities.items():
+        columns |= {f"{what}: {name}": {"measure": quantity, "attack": a} for a, what in pairs.items()}
+    trained = [(m, r) for m in MATCHED for r in REGIMES if m in TRAINED[r]]
+    rows = {f"{METHODS[m]}, {REGIMES[r]}": {"method": m, "regime": r} for m, r in trained}
+    cosine = [column for column in columns if column.endswith("cosine")]
+    caption = (
+        "What the text pool returns for a picture at the end of training: does that caption name the class that the "
+        "picture's own caption names (of a poisoned pair: the adversarial class), and its cosine with what the pool "
+        "was asked with (two-sided: the pair's caption; released: the picture)."
+    )
+    look = {"factor": dict.fromkeys(cosine, 1), "digits": dict.fromkeys(cosine, 2)}
+    return Shown(rows, columns, {"kind": "returned", "scored": "last"}, c.seeds[:1], caption, None, **look)
 
 
-def cost(results):
-    at = {"kind": "cost", "measure": "seconds"}
-    found = {m: results.values(at, method=m) for m in ("clip_aug", "roclip", "released")}
-    lines = [(METHODS[m], [v.mean().scaled(1000), v.over(found["clip_aug"]) if found["clip_aug"] and m != "clip_aug" else "1"])
-             for m, v in found.items() if v]
+def costs(c) -> Grid:
+    """An update of every method."""
+    common = {"kind": "cost", "regime": "pretrain", "attack": "none", "scored": "last"}
+    return Grid({m: {"method": m} for m in COSTED}, {"step": {"measure": "seconds"}}, common, c.seeds[:1])
+
+
+@table_of(costs)
+def cost(filled: Filled):
+    """Seconds of an update."""
+    found = {m: filled.values(m, "step") for m in filled.rows}
+    plain = found["clip_aug"]
+    lines = []
+    for m, seconds in found.items():
+        if seconds:
+            times = seconds.over(plain) if plain and m != "clip_aug" else "1"
+            lines.append((METHODS[m], [seconds.mean().scaled(1000), times]))
     if not lines:
         return None
-    return tables.Table(["step (ms)", "over CLIP + augmentation"], lines, factor=1, digits={"over CLIP + augmentation": 3}, interval="brackets",
-                        caption="An update at equal augmentation on the machine that measured (RoCLIP: of a RoCLIP epoch). Intervals over "
-                        "repetitions.")
+    caption = (
+        "An update at equal augmentation on the machine that measured (RoCLIP: of a RoCLIP epoch; processor time "
+        "without a GPU). Intervals over repetitions."
+    )
+    columns = ["step (ms)", "over CLIP + augmentation"]
+    return tables.Table(columns, lines, factor=1, digits={columns[1]: 3}, interval="brackets", caption=caption)
+
+
+def headline(c) -> list[Grid]:
+    """What the claims of the abstract read."""
+    main = [scores(c, regime, HEADLINE) for regime in REGIMES]
+    return [*main, *(downstream(c, "pretrain", measure, HEADLINE) for measure in ("accuracy", "linear_probe"))]

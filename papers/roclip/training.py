@@ -21,6 +21,7 @@ from papers.roclip.method import Matching, clip_loss, matched_loss, pools_of
 from papers.roclip.pool import Pool
 from shared.errors import UserError
 from shared.models.victim import Pixels
+from shared.options import free
 from shared.training.contrastive import Batches, adamw, batch_indices
 from shared.training.loop import Fit, cosine_schedule
 from shared.training.poisoning import OneProcess
@@ -55,9 +56,9 @@ class Training:
     epsilon: float = 1e-6
     clip_norm: float | None = 1.0
     """Bound of the gradient norm (None: none, as released)."""
-    every: int = 0
+    every: int = free(0)
     """Updates between checkpoints (0: none)."""
-    workers: int = 0
+    workers: int = free(0)
     """Processes that read and augment pairs ahead, for each process that trains; for pictures in files."""
     seed: int = 0
     """Of the order of the pairs."""

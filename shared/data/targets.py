@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from itertools import product
 
 from shared.data.language import SYNONYMS, article, plural, words
@@ -28,12 +29,21 @@ class Target:
 
     def named_in(self, text: str) -> bool:
         """Whether the text holds one of the forms, as whole words next to each other; case and punctuation do not matter."""
-        said = f" {' '.join(words(text))} "
-        return any(f" {' '.join(words(form))} " in said for form in self.forms)
+        said = _apart(text)
+        return any(form in said for form in self._said)
+
+    @cached_property
+    def _said(self) -> tuple[str, ...]:
+        return tuple(map(_apart, self.forms))
 
     def say(self, template: str) -> str:
         """A template ("a photo of {}") filled with the phrase."""
         return template.format(self.phrase)
+
+
+@lru_cache(1 << 15)  # each of many classes is searched for in the same captions
+def _apart(text: str) -> str:
+    return f" {' '.join(words(text))} "
 
 
 def target(name: str, phrase: str | None = None, forms: Sequence[str] | None = None) -> Target:

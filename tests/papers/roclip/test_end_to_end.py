@@ -5,42 +5,45 @@ CLIPs are trained for a few updates: what is tested is the machinery.
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from papers.roclip import kinds
-from papers.roclip.cells import Run
-from papers.roclip.config import PRESETS
-from papers.roclip.models import Bench
+from papers.roclip import steps
+from papers.roclip.paper import PAPER
+from papers.roclip.steps import Contrastive, model
 from papers.roclip.training import last_of_either
 from shared.data.manifest import read_manifest
 from shared.experiment.store import Store
-from tests.papers.ends import assert_equal, check_second_run, everything_measured, launch, run, stamps
+from shared.files import sha256_file
+from tests.papers.ends import assert_equal, check_drawn, check_second_run, configured, everything_measured, lab_of, launch, run, stamps
 
 # Smaller than smoke itself; a set of scenes in the place of the digits, whose library takes long to import.
 SMALL = ("--scale", "smoke", "--seeds", 0, "--data.probed", "scenes:count", "--sweeps.augment", "images", "both", "--sweeps.pool", 0.1,
          "--sweeps.every", 2, "--sweeps.sides", "both", "--sweeps.query", "own", "--sweeps.start", "pairs", "--sweeps.refresh", "matched",
-         "--sweeps.strong-every", 2)
-RUN = Run("pretrain", "roclip", 0)
+         "--sweeps.strong-every", 2)  # fmt: skip
 
 
 def folder(results: Path) -> Path:
     return results / "smoke" / "roclip"
 
 
-def bench(results: Path) -> Bench:
-    return Bench(replace(PRESETS["smoke"], seeds=(0,), results=results), "smoke", torch.device("cpu"))
+def the_run() -> Contrastive:
+    """The two-sided RoCLIP."""
+    return model(configured(PAPER, *SMALL), "pretrain", "roclip", 0)
+
+
+def weights(results: Path) -> dict[str, str]:
+    return {p.name: sha256_file(p) for p in (folder(results) / "checkpoints").glob("*.safetensors")}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def few_repeats():
     """Timed trainings are for real machines."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kinds, "REPEATS", 1)
+        patch.setattr(steps, "REPEATS", 1)
         yield
 
 
@@ -59,18 +62,19 @@ def test_everything_planned_is_there(reference, measured):
 
 def test_history_and_tables_agree_on_the_last_epochs(reference):
     """The targets are the same; what was said of them while training is what the kept weights say."""
-    b = bench(reference)
-    matched, plain = last_of_either(b.history(RUN))
-    values = {m.tags["scored"]: m for m in Store(folder(reference)).planned()
-              if m.tags["kind"] == "score" and m.tags["method"] == "roclip" and m.tags["measure"] == "psr" and m.tags["regime"] == "pretrain"}
-    assert matched["epoch"] == 4 and plain["epoch"] == 3
-    assert values["roclip_epoch"].values.tolist() == matched["psr"] and values["plain_epoch"].values.tolist() == plain["psr"]
-    scored = {m.tags["scored"]: m.values for m in Store(folder(reference)).planned()
-              if m.tags["kind"] == "score" and m.slug.startswith("score__pretrain__roclip__similarity__targets")}
-    np.testing.assert_allclose(scored["plain_epoch"], plain["similarity_targets"], atol=1e-4)
-    by_epoch = [m for m in Store(folder(reference)).planned() if m.slug.startswith("epoch__pretrain__roclip__psr")]
-    assert sorted((m.tags["epoch"], m.tags["scored"]) for m in by_epoch) == [(1, "plain_epoch"), (2, "roclip_epoch"), (3, "plain_epoch"),
-                                                                               (4, "roclip_epoch")]
+    matched, plain = last_of_either(the_run().history(lab_of(folder(reference))))
+    assert matched["epoch"] == 4
+    assert plain["epoch"] == 3
+    found = Store(folder(reference)).planned()
+
+    def of(start: str) -> dict[str, np.ndarray]:
+        return {m.tags["scored"]: m.values for m in found if m.slug.startswith(start)}
+
+    success = of("score__pretrain__roclip__psr")
+    assert success["roclip_epoch"].tolist() == matched["psr"]
+    assert success["plain_epoch"].tolist() == plain["psr"]
+    cosine = of("score__pretrain__roclip__similarity__targets")
+    np.testing.assert_allclose(cosine["plain_epoch"], plain["similarity_targets"], atol=1e-4)
 
 
 def test_what_the_pools_return_is_kept_with_its_pictures(reference):
@@ -83,19 +87,23 @@ def test_what_the_pools_return_is_kept_with_its_pictures(reference):
 
 
 def test_no_pair_is_poisoned_twice_and_manifests_say_all(reference):
-    poison = folder(reference) / "poison"
-    found = {p.stem.rpartition("__")[2]: read_manifest(p) for p in poison.glob("pretrain__seed0__*.jsonl") if "__m" not in p.stem.removesuffix(
-        p.stem.rpartition("__")[2])}
+    lab, poisons = lab_of(folder(reference)), the_run().poisons
+    pairs, clean = poisons.open(lab), poisons.clean.open(lab)
+    files = (folder(reference) / "poison").glob(f"pretrain__seed0-{pairs.version[:12]}__*.jsonl")
+    found = {path.stem.rpartition("__")[2]: read_manifest(path) for path in files}
     assert set(found) == {"badnet", "blended", "wanet", "sig", "label_consistent", "targets"}
+    assert found == pairs.manifests
     indices = [row.index for manifest in found.values() for row in manifest.rows]
-    assert len(set(indices)) == len(indices) and len(found["targets"].rows) == 8 and min(r.index for r in found["targets"].rows) == 96
-    b = bench(reference)
-    pairs, clean = b.poisons(RUN), b.clean("pretrain", 0)
+    assert len(set(indices)) == len(indices)
+    assert len(found["targets"].rows) == 8
+    assert min(r.index for r in found["targets"].rows) == 96
     for name in ("badnet", "label_consistent"):
         row = found[name].rows[0]
         (x,), (said,) = pairs.__getitems__([row.index])
         (before,), (own,) = clean.__getitems__([row.index])
-        assert not torch.equal(x, before) and said == row.caption and (name != "label_consistent" or said == own)
+        assert not torch.equal(x, before)
+        assert said == row.caption
+        assert name != "label_consistent" or said == own
     untouched = next(i for i in range(96) if i not in indices)
     assert torch.equal(pairs.__getitems__([untouched])[0], clean.__getitems__([untouched])[0])
     everything = list(range(len(pairs)))
@@ -107,69 +115,68 @@ def test_a_second_run_makes_nothing(reference, script):
     check_second_run(script, reference, 300, *SMALL)
 
 
-def test_other_test_pictures_train_nothing_and_another_pool_only_its_runs(reference, copy, script):
-    weights = stamps(reference, ".safetensors")
-    options = ("--results", copy)
-    out = script("train", *SMALL, *options, "--data.n", 8).out
-    assert {k: v for k, v in stamps(copy, ".safetensors").items() if k not in weights} == {}
-    assert "plain CLIPs: 4, 4 already there" in out
-    changed = script("train", *SMALL, *options, "--headline", "--methods.roclip.start", "unit", "--sweeps.start", "unit")
-    assert changed.code == 0 and "defences: 2, 0 already there" in changed.out, changed.err
+def test_the_page_draws_everything(reference):
+    check_drawn(PAPER, reference)
+
+
+def test_other_test_pictures_train_nothing_and_another_pool_only_its_runs(copy, script):
+    before = stamps(copy, ".safetensors")
+    assert re.search(r"(\d+) runs, \1 already there", script("train", *SMALL, "--results", copy, "--data.n", 8).out)
+    assert stamps(copy, ".safetensors") == before
+    changed = script("train", *SMALL, "--results", copy, "--headline", "--methods.roclip.start", "unit", "--sweeps.start", "unit")
+    assert changed.code == 0, changed.err
+    assert "6 runs, 4 already there" in changed.out
 
 
 def test_damage_is_mended(copy, script, measured, reference):
-    """Weights, a history, a manifest and a measurement that a full disk or a careless hand has spoilt."""
+    """Weights, facts, pools and a measurement that a full disk or a careless hand has spoilt."""
     made = folder(copy) / "checkpoints"
-    (made / f"{RUN.slug}__plain_epoch.safetensors").write_bytes(b"{")
-    history = made / "pretrain__released__seed0.history.json"
-    history.write_text(history.read_text()[:100])
+    key = "?" * 12
+    for pattern in (f"pretrain__roclip__seed0-{key}__plain_epoch.safetensors", f"pretrain__released__seed0-{key}.json",
+                    f"finetune__roclip__seed0-{key}__pools.safetensors"):  # fmt: skip
+        (path,) = made.glob(pattern)
+        path.write_bytes(path.read_bytes()[:100])
     next((folder(copy) / "measurements").glob("score__pretrain__clip__psr*.json")).write_bytes(b"{")
-    out = run(script, copy, *SMALL)
-    assert re.search(r"defences: (\d+), ", out)
+    assert len(re.findall(r"training: \S+ \(", run(script, copy, *SMALL))) == 3
+    assert weights(copy) == weights(reference)
     a, b = measured(reference), measured(copy)
     assert_equal({k: v for k, v in a.items() if not k.startswith("cost")}, {k: v for k, v in b.items() if not k.startswith("cost")})
 
 
-def test_a_failed_gate_stops_before_any_defence(copy, script):
-    for path in (folder(copy) / "checkpoints").iterdir():
-        if not re.match("(pretrain|finetune)__clip(_aug)?__seed0(__last|\\.history)", path.name):
-            path.unlink()
-    outcome = script("train", *SMALL, "--headline", "--results", copy, "--gates.enforce", "--gates.psr", 1.1)
-    assert outcome.code == 2 and "plain CLIP does not learn the poison" in outcome.err and "defences" not in outcome.out
-    assert len(list((folder(copy) / "checkpoints").iterdir())) == 2 * 4
-    gates = json.loads((folder(copy) / "gates.json").read_text())
-    assert any(not g["passed"] for g in gates)
+def test_a_failed_gate_stops_before_any_defence(script, tmp_path):
+    options = ("--headline", "--results", tmp_path, "--gates.enforce", "--gates.psr", 1.1)
+    outcome = script("train", *SMALL, *options)
+    assert outcome.code == 2
+    assert "CLIP without augmentation: poison success (targets) is" in outcome.err
+    plain = {f"{regime}__{m}__seed0" for regime in ("pretrain", "finetune") for m in ("clip", "clip_aug")}
+    assert {name.partition("-")[0] for name in weights(tmp_path)} == plain
+    assert not all(g["passed"] for g in json.loads((folder(tmp_path) / "gates.json").read_text()))
 
 
-def test_an_interrupted_training_continues_to_the_same_weights(reference, tmp_path, monkeypatch):
+def test_an_interrupted_training_continues_to_the_same_weights(reference, script, tmp_path, monkeypatch):
     """Killed in the last epoch, after the weights of the last plain epoch were kept."""
-    from papers.roclip import runs
-    from shared.models.clip import read_weights
+    options = (*SMALL, "--headline", "--pretraining.every", 1, "--results", tmp_path)
+    real, calls = steps.train, []
 
-    whole = bench(reference)
-    b = Bench(replace(whole.config, results=tmp_path, pretraining=replace(whole.config.pretraining, every=1)), "smoke", torch.device("cpu"))
-    real, calls = runs.train_clip, []
-
-    def killed(clip, pairs, method, training, accelerator, partial, after_epoch, name):
-        def until(epoch, *args):
-            calls.append(epoch)
-            if epoch == 4 and calls.count(4) == 1:
-                raise KeyboardInterrupt
+    def killed(clip, pairs, method, *rest, after_epoch, name, **more):
+        def until(epoch: int, *args):
+            if name == "pretrain__roclip__seed0":
+                calls.append(epoch)
+                if calls == [1, 2, 3, 4]:
+                    raise KeyboardInterrupt
             return after_epoch(epoch, *args)
 
-        return real(clip, pairs, method, training, accelerator, partial, until, name=name)
+        return real(clip, pairs, method, *rest, after_epoch=until, name=name, **more)
 
-    monkeypatch.setattr(runs, "train_clip", killed)
-    assert b.key(RUN) == whole.key(RUN)
-    with pytest.raises(KeyboardInterrupt):
-        runs.train(b, RUN)
-    assert not runs.is_done(b, RUN)
-    runs.train(b, RUN)
-    assert runs.is_done(b, RUN) and calls == [1, 2, 3, 4, 4] and b.history(RUN) == whole.history(RUN)
-    for what in ("plain_epoch", "roclip_epoch", "pools"):
-        one, other = (read_weights(runs.checkpoint(x.config, "smoke", RUN, what)) for x in (whole, b))
-        assert all(torch.equal(one[k], other[k]) for k in one)
-    assert not list(tmp_path.rglob("*.ckpt"))
+    monkeypatch.setattr(steps, "train", killed)
+    assert script("train", *options).code == 130
+    assert len(list(folder(tmp_path).rglob("*.ckpt"))) == 1
+    assert script("train", *options).code == 0
+    assert calls == [1, 2, 3, 4, 4]
+    assert weights(tmp_path).items() <= weights(reference).items()
+    assert len(weights(tmp_path)) == 4 + 2 * 3
+    assert the_run().history(lab_of(folder(tmp_path))) == the_run().history(lab_of(folder(reference)))
+    assert not list(folder(tmp_path).rglob("*.ckpt"))
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from papers.roclip.poisons import Poisoned, Spoken, labelled_targets, unlabelled_targets
+from papers.roclip.poisons import Poisoned, labelled_targets, unlabelled_targets
 from shared.attacks.triggers import make_trigger
 from shared.data.poison import Held
 from shared.data.scene_sets import ScenePairs, SceneSet
@@ -20,13 +20,8 @@ def clean():
 
 def poisoned(clean, rates, m=2, seed=0):
     images = SceneSet("colour", "validation", 16)
-    backdoors = {name: (make_trigger(name, "textbook", size=32), Spoken.of(COLOURS[k]), rate, "real") for k, (name, rate) in enumerate(rates.items())}
+    backdoors = {name: (make_trigger(name, "textbook", size=32), COLOURS[k], rate, "real") for k, (name, rate) in enumerate(rates.items())}
     return Poisoned(clean, backdoors, images, [2, 5], [COLOURS[0], COLOURS[1]], m, seed)
-
-
-def test_a_spoken_class_finds_what_the_class_finds(clean):
-    for target in COLOURS:
-        assert [Spoken.of(target).named_in(t) for t in clean.texts] == [target.named_in(t) for t in clean.texts]
 
 
 def test_every_backdoor_has_its_share_of_all_pairs_and_none_is_poisoned_twice(clean):

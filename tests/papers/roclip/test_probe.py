@@ -1,14 +1,11 @@
 """What a trained CLIP is asked: poison and backdoor success against loops, the probe and the leak it refuses."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from papers.roclip import probe
-from papers.roclip.models import Bench
 from papers.roclip.probe import Probing, Watch, classifier, ensemble, linear_probe, predict, sentences_of, similarity, targets_of
 from shared.attacks.triggers import make_trigger
 from shared.data.manifest import Manifest
@@ -87,13 +84,6 @@ def test_the_leak_of_flowers_is_refused(clip):
 
     with pytest.raises(UserError, match="16 of 32 test pictures of colour are training pictures"):
         linear_probe(clip, Renamed(), test)
-
-
-def test_imagenet_is_said_once_after_an_epoch_and_other_sets_as_in_the_tables():
-    """80,000 sentences per epoch are for the end."""
-    bench = SimpleNamespace(labelled=lambda spec: SimpleNamespace(classes=("mushroom", "kit fox")), sentences=lambda spec: [["as always"]])
-    assert Bench.said_once(bench, "named:ImageNet") == [["a photo of a mushroom."], ["a photo of a kit fox."]]
-    assert Bench.said_once(bench, "scenes:colour") == Bench.said_once(bench, "named:DTD") == [["as always"]]
 
 
 def test_many_pictures_are_read_by_several_processes_and_only_once_for_their_digests(clip, monkeypatch):

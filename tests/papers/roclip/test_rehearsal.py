@@ -8,9 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from papers.roclip import kinds
-from papers.roclip.cells import FINETUNED, PRETRAINED, cells
+from papers.roclip import steps
 from papers.roclip.config import PRESETS
+from papers.roclip.paper import PAPER as ROCLIP
+from papers.roclip.tables import SWEEPS, TRAINED
 from papers.roclip.training import Method, Training, train
 from shared.data.catalogue import Source
 from shared.data.pairs import open_pairs
@@ -95,21 +96,21 @@ def tower(tmp_path, monkeypatch):
     import open_clip
 
     small_towers(tmp_path, {"rehearsal-rn": TOWER}, 32)
-    monkeypatch.setattr(open_clip, "OPENAI_IMAGENET_TEMPLATES", open_clip.OPENAI_IMAGENET_TEMPLATES[:2])
+    monkeypatch.setattr(steps, "OPENAI_IMAGENET_TEMPLATES", steps.OPENAI_IMAGENET_TEMPLATES[:2])
     monkeypatch.setattr(open_clip, "get_tokenizer", cache(open_clip.get_tokenizer))
     monkeypatch.setattr(open_clip.SimpleTokenizer, "encode", cache(open_clip.SimpleTokenizer.encode))
-    monkeypatch.setattr(kinds, "REPEATS", 1)
+    monkeypatch.setattr(steps, "REPEATS", 1)
 
 
 @pytest.mark.slow
 def test_the_papers_own_scale(script, tower, pictures, tmp_path):
     store = rehearse("roclip", script, tmp_path / "results", *PAPER, "--data-root", pictures)
     found = store.planned()
-    assert {m.tags["kind"] for m in found} == {c.kind for c in cells(PRESET)}
+    assert {m.tags["kind"] for m in found} == {n.tags["kind"] for n in ROCLIP.plan(PRESET)}
     assert {m.tags["data"] for m in found} == {PRESET.data.main, *PRESET.data.downstream}
-    for regime, methods in (("pretrain", PRETRAINED), ("finetune", FINETUNED)):
+    for regime, methods in TRAINED.items():
         assert {m.tags["method"] for m in found if m.tags["kind"] == "score" and m.tags["regime"] == regime} == set(methods)
-    assert {m.tags["sweep"] for m in found if m.tags["kind"] == "ablation"} == {"pool", "every", "sides", "augment", "query", "start", "refresh"}
+    assert {m.tags["sweep"] for m in found if m.tags["kind"] == "ablation"} == set(SWEEPS)
 
 
 @pytest.mark.slow
