@@ -1,7 +1,9 @@
-"""What DiffCAP costs: `python -m papers.diffcap.bench` (`make bench-diffcap`), part of `make bench`. From the zoo; no training.
+"""What DiffCAP costs: `python -m papers.diffcap.bench` (`make bench-diffcap`), part of `make bench`. From the zoo; no
+training.
 
-Side by side in one run: DiffCAP against purification at the fixed time that keeps as much accuracy under attack; draws of an EOT gradient in one
-batch against one after the other; and the memory of an exact gradient through ever more reverse steps, recomputed or kept.
+Side by side in one run: DiffCAP against purification at the fixed time that keeps as much accuracy under attack; draws
+of an EOT gradient in one batch against one after the other; and the memory of an exact gradient through ever more
+reverse steps, recomputed or kept.
 """
 
 import tempfile
@@ -45,7 +47,8 @@ class _Stage:
         self.lab = Lab(Path(self.folder.name), c.source, accelerator())
         seen = Seen(Pictures(c.data.classes[0], "test", n, c.data.seed))
         x, self.y = seen.clean(self.lab)
-        self.victim, self.rng = victim_of(c, CLIP, c.data.classes[0]).open(self.lab), SampleRng(0, seen.rows(self.lab), "bench")
+        self.victim = victim_of(c, CLIP, c.data.classes[0]).open(self.lab)
+        self.rng = SampleRng(0, seen.rows(self.lab), "bench")
         self.x = adversary_of(c, "classes", c.attack.eps[-1])(self.victim, x, self.y, self.rng)
         self.lab.make(calibrated(c).sets)
         self.diffcap: DiffCAP = diffcap_of(c).open(self.lab)  # τ as in the evaluation
@@ -75,8 +78,10 @@ def cases(quick: bool) -> Cases:
     """The three comparisons."""
     n, draws, repetitions = (4, 2, 1) if quick else (PICTURES, 8, 3)
     steps = (1, 2) if quick else (2, 5, 10, 20)
-    out: Cases = {f"DiffCAP, {n} pictures": lambda: _against_fixed(n, repetitions),
-                  f"EOT, {draws} draws in one batch": lambda: _eot(n // 4, draws, repetitions)}
+    out: Cases = {
+        f"DiffCAP, {n} pictures": lambda: _against_fixed(n, repetitions),
+        f"EOT, {draws} draws in one batch": lambda: _eot(n // 4, draws, repetitions),
+    }
     return out | {f"exact gradient, {k} reverse steps": lambda k=k: _memory(min(n, 16), k, repetitions) for k in steps}
 
 
@@ -91,8 +96,15 @@ def _against_fixed(n: int, repetitions: int) -> Case:
     def facts(pictures: Tensor) -> dict[str, float]:
         return {"accuracy, %": 100 * stage.accuracy(pictures)}
 
-    return Case(f"DiffPure at t = {fixed.t}, as accurate under attack", lambda: purify(stage.diffcap), lambda: purify(fixed), facts, None, "time",
-                repetitions=repetitions)
+    return Case(
+        f"DiffPure at t = {fixed.t}, as accurate under attack",
+        lambda: purify(stage.diffcap),
+        lambda: purify(fixed),
+        facts,
+        None,
+        "time",
+        repetitions=repetitions,
+    )
 
 
 def _eot(n: int, draws: int, repetitions: int) -> Case:
@@ -103,13 +115,26 @@ def _eot(n: int, draws: int, repetitions: int) -> Case:
     def gradient(at_once: int) -> Tensor:
         victim = Defended(stage.victim, stage.diffcap, rng, draws=at_once)
         loss = victim.loss("ce")
-        return sum(input_gradient(lambda z: loss(victim(z), y), x)[1] for _ in range(draws // at_once)) * at_once / draws
+        return (
+            sum(input_gradient(lambda z: loss(victim(z), y), x)[1] for _ in range(draws // at_once)) * at_once / draws
+        )
 
     def agree(a: dict, b: dict) -> str | None:
-        return None if abs(a["mean |gradient|"] - b["mean |gradient|"]) <= 1e-3 * b["mean |gradient|"] else "the gradients differ"
+        return (
+            None
+            if abs(a["mean |gradient|"] - b["mean |gradient|"]) <= 1e-3 * b["mean |gradient|"]
+            else "the gradients differ"
+        )
 
-    return Case("one draw after the other, same draws", lambda: gradient(draws), lambda: gradient(1),
-                lambda g: {"mean |gradient|": g.abs().mean().item()}, None, agree=agree, repetitions=repetitions)
+    return Case(
+        "one draw after the other, same draws",
+        lambda: gradient(draws),
+        lambda: gradient(1),
+        lambda g: {"mean |gradient|": g.abs().mean().item()},
+        None,
+        agree=agree,
+        repetitions=repetitions,
+    )
 
 
 def _memory(n: int, steps: int, repetitions: int) -> Case:
@@ -132,8 +157,15 @@ def _memory(n: int, steps: int, repetitions: int) -> Case:
         torch.autograd.grad(loss, x)
         return total / 1e6
 
-    return Case("the same with every activation kept", lambda: gradient(True), lambda: gradient(False), lambda mb: {"MB kept": mb}, None, "time",
-                repetitions=repetitions)
+    return Case(
+        "the same with every activation kept",
+        lambda: gradient(True),
+        lambda: gradient(False),
+        lambda mb: {"MB kept": mb},
+        None,
+        "time",
+        repetitions=repetitions,
+    )
 
 
 def main() -> None:

@@ -1,4 +1,5 @@
-"""How the settings that no source states were chosen: `python -m papers.diffcap.choose`. Validation pictures only, one rule for all.
+"""How the settings that no source states were chosen: `python -m papers.diffcap.choose`. Validation pictures only, one
+rule for all.
 
 For each candidate the accuracy on 128 validation pictures of the first set to classify, clean and under the attack of
 the main tables at the larger ε on the undefended model; the candidate with the highest mean of the two is the default
@@ -58,7 +59,9 @@ def choose(lab: Lab, c: Config) -> Iterator[str]:
     """Yields one line per candidate. Raises UserError where the first set to classify has no validation pictures."""
     spec = c.data.classes[0]
     if not spec.startswith("scenes:"):
-        raise UserError("settings are chosen on validation pictures, which only the generated sets have: use --scale cpu.")
+        raise UserError(
+            "settings are chosen on validation pictures, which only the generated sets have: use --scale cpu."
+        )
     victim, seen = victim_of(c, CLIP, spec), Seen(Pictures(spec, "validation", N, c.data.seed))
     (x, y), rng = seen.clean(lab), SampleRng(0, seen.rows(lab), "choose")
     attacked = adversary_of(c, "classes", c.attack.eps[-1])(victim.open(lab), x, y, rng)

@@ -124,19 +124,28 @@ def main_table(c, task: str, caption: str, factor: float = 100) -> Shown:
 
 @table
 def captions(c):
-    caption = "Captioning: CIDEr-D (× 100, as papers print it) under the staged attack of RobustVLM. Purifiers face the attack on the undefended model."
+    caption = (
+        "Captioning: CIDEr-D (× 100, as papers print it) under the staged attack of RobustVLM. Purifiers face the "
+        "attack on the undefended model."
+    )
     return main_table(c, "captions", caption, 1)
 
 
 @table
 def questions(c):
-    caption = "Question answering: VQA accuracy (%) under the staged attack. Purifiers face the attack on the undefended model."
+    caption = (
+        "Question answering: VQA accuracy (%) under the staged attack. Purifiers face the attack on the undefended "
+        "model."
+    )
     return main_table(c, "questions", caption)
 
 
 @table
 def classes(c):
-    caption = "Zero-shot classification: top-1 (%) under APGD-CE and APGD-T. Purifiers and CLIPure-Cos face the attack on the undefended model."
+    caption = (
+        "Zero-shot classification: top-1 (%) under APGD-CE and APGD-T. Purifiers and CLIPure-Cos face the attack on "
+        "the undefended model."
+    )
     return main_table(c, "classes", caption)
 
 
@@ -164,8 +173,10 @@ def adaptive(c):
     a = c.adaptive
     columns = {"one": {"judged": "one"}, **mean_and_worst(c), "majority": {"judged": "majority"}}
     caption = (
-        f"Attackers who know the defence: top-1 (%) of CLIP on {short(c.data.classes[0])}, ε = {written(a.eps)}, {a.steps} steps, {a.eot} draws "
-        "per gradient, after repeated purification. The control is not attacked: the worst of N falls with N even there."
+        f"Attackers who know the defence: top-1 (%) of CLIP on {short(c.data.classes[0])}, ε = {written(a.eps)}, "
+        f"{a.steps} steps, {a.eot} draws "
+        "per gradient, after repeated purification. The control is not attacked: the worst of N falls with N even "
+        "there."
     )
     return Shown(attackers(c, AGAINST), columns, on(c, "adaptive", eps=a.eps), caption=caption, best=None)
 
@@ -174,7 +185,8 @@ def adaptive(c):
 def adaptive_captions(c):
     a = c.adaptive
     caption = (
-        f"Attackers who know the defence, captioning: CIDEr-D (× 100) of LLaVA on {short(c.data.captions[0])}, ε = {written(a.eps)}, {a.steps} "
+        f"Attackers who know the defence, captioning: CIDEr-D (× 100) of LLaVA on {short(c.data.captions[0])}, ε = "
+        f"{written(a.eps)}, {a.steps} "
         "APGD steps against one reference."
     )
     common = on(c, "adaptive_caption", "llava", eps=a.eps)
@@ -186,7 +198,10 @@ def targeted(c):
     a = c.attack
     methods = ("none", *TOWERS, "jpeg", "diffpure", "diffcap")
     columns = {f"“{s}”": {"string": s} for s in a.strings}
-    caption = f"Attacks towards a string, LLaVA, ε = {written(a.eps[-1])}, {a.target_steps} steps: share of answers (%) that hold it."
+    caption = (
+        f"Attacks towards a string, LLaVA, ε = {written(a.eps[-1])}, {a.target_steps} steps: share of answers (%) "
+        "that hold it."
+    )
     lines = {METHODS[m]: {"method": m} for m in methods}
     return Shown(lines, columns, on(c, "targeted", "llava", eps=a.eps[-1]), caption=caption, best="min")
 
@@ -226,7 +241,8 @@ def tau(c):
     }
     lines = {names[tags["data"]]: tags for tags in similarity_of_pairs(c, (*sets(c), DIGITS))}
     caption = (
-        "Calibration (Algorithm 2): mean cosine of φ between validation pictures and the same pictures attacked. τ is the mean over the six sets; "
+        "Calibration (Algorithm 2): mean cosine of φ between validation pictures and the same pictures attacked. τ "
+        "is the mean over the six sets; "
         "digits are not among them."
     )
     return Shown(lines, {"similarity": {}}, {}, caption=caption, best=None, factor=1, digits=3)
@@ -248,7 +264,10 @@ def digits(c):
         stops = row["method"].startswith("diffcap")
         return {**row, **column} if stops or column["kind"] == "digits" else None
 
-    caption = "τ under domain shift: real handwritten digits, a linear probe on the victim's embeddings, the diffusion model of the scenes."
+    caption = (
+        "τ under domain shift: real handwritten digits, a linear probe on the victim's embeddings, the diffusion "
+        "model of the scenes."
+    )
     common = {"model": "probe", "data": DIGITS, "seed": c.seeds[0]}
     look = {"caption": caption, "best": None, "factor": dict.fromkeys(steps, 1), "interval": "pm", "joined": joined}
     return Shown(lines, columns | steps, common, **look)
@@ -296,7 +315,8 @@ def recovery(c):
     lines = {"noised": {"method": "noised"}, "noised and denoised": {"method": "purified"}}
     columns = {written(e): {"eps": e} for e in c.attack.eps}
     caption = (
-        f"Recovery region: share of pictures (%) with a time up to {c.sweeps.times[-1]} from which on the answer to the adversarial picture is the "
+        f"Recovery region: share of pictures (%) with a time up to {c.sweeps.times[-1]} from which on the answer to "
+        "the adversarial picture is the "
         "answer to the clean one."
     )
     return Shown(lines, columns, on(c, "recovery"), caption=caption, best=None)

@@ -122,7 +122,8 @@ class Later(Pictures):
         rows = subset(data, used + self.n, self.seed)[used:]
         if not rows:
             raise UserError(
-                f"{self.spec} has {len(data)} pictures, all of which are evaluated, and none is left to calibrate τ on: choose a smaller --data.n, "
+                f"{self.spec} has {len(data)} pictures, all of which are evaluated, and none is left to calibrate τ "
+                "on: choose a smaller --data.n, "
                 "or give --method.tau."
             )
         return rows
