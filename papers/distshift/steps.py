@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from papers.distshift import knowing
+from papers.distshift import adaptive
 from papers.distshift.baselines import GDMP, Pull
 from papers.distshift.config import Config, Protected
 from papers.distshift.method import Distshift, Guidance
@@ -247,7 +247,7 @@ def passes(defence: Defence) -> float:
 
 @dataclass(frozen=True)
 class Adaptive(Known):
-    """On the classifier; beside the attackers of `Known` those of `papers.distshift.knowing`, and Square's search with `queries`."""
+    """On the classifier; beside the attackers of `Known` those of `papers.distshift.adaptive`, and Square's search with `queries`."""
 
     queries: int = 0
     answers: int = free(64)
@@ -265,12 +265,12 @@ class Adaptive(Known):
             target = Defended(victim, defence, noise.child("attack"))
             return square(target, x, y, threat, rng=rng, queries=self.queries, drop=False), None
         if isinstance(self.defence, Transform):  # nothing random and nothing to differentiate but the victim
-            bare = knowing.attack_of(self, "transfer")
+            bare = adaptive.attack_of(self, "transfer")
             return bare(victim, defence, x, y, threat, rng=rng, defence_rng=noise, batch=self.answers), None
         if self.against == "exact":
-            return self.by_gradient(lab, x, y, knowing.attack_of(self, "exact"))
+            return self.by_gradient(lab, x, y, adaptive.attack_of(self, "exact"))
         batch = max(1, self.batch // self.eot)
-        return knowing.attacked(self.against, defence, victim, x, y, threat, rng, noise, self, batch=batch), None
+        return adaptive.attacked(self.against, defence, victim, x, y, threat, rng, noise, self, batch=batch), None
 
 
 # ---- pictures ----------------------------------------------------------------------------------------------------------
