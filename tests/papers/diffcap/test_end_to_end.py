@@ -1,5 +1,6 @@
 """From training to the page at SCALE=smoke: everything planned is measured, nothing twice, damage is mended, the page draws all of it."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,6 @@ from tests.papers.ends import (
     everything_measured,
     lab_of,
     launch,
-    one_sentence,
     run,
 )
 
@@ -77,7 +77,9 @@ def test_damage_is_mended(copy, script, measured, reference):
         spoilt = next(made.glob(f"{name}.safetensors"))
         spoilt.write_bytes(spoilt.read_bytes()[:200])
     sorted((folder(copy) / "measurements").glob("score__diffcap__llava*.json"))[0].write_bytes(b"{")
-    one_sentence(script("evaluate", *SMALL, "--results", copy), "the training of fare", "run the training")
+    stopped = script("evaluate", *SMALL, "--results", copy)
+    assert stopped.code == 2
+    assert re.search(r"error: the training of fare.* is missing.*run the training", stopped.err)
     run(script, copy, *SMALL)
     assert_equal(measured(reference), measured(copy))
 
