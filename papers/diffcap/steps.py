@@ -89,19 +89,8 @@ class Robust(Trained):
         visual = copy.deepcopy(clip.visual)  # the tower that the next one starts from stays as it is
         victim = ZeroShot(visual, class_matrix(clip, data), clip.logit_scale.exp().item()).to(lab.device)
         objective = FARE(frozen(victim)) if self.method == "fare" else TeCoA()
-        threat = Threat("linf", self.eps)
-        finetune(
-            victim,
-            objective,
-            data,
-            self.tuning,
-            threat,
-            self.attack,
-            self.seed,
-            lab.device,
-            lab.partial(self),
-            name=self.name,
-        )
+        how = (Threat("linf", self.eps), self.attack, self.seed, lab.device, lab.partial(self))
+        finetune(victim, objective, data, self.tuning, *how, name=self.name)
         return victim.visual.state_dict()
 
 
@@ -167,6 +156,10 @@ class Speaker:
         """As of `Classifier`."""
         return self.open(lab).embed
 
+    def says(self, lab: Lab, x: Tensor, y: Answers, batch: int) -> list[str]:
+        """Its answers about pictures, `batch` at a time."""
+        return self.open(lab).answer(x, y.prompts, max_tokens=y.max_tokens, batch=batch)
+
 
 @dataclass(frozen=True)
 class Encoder:
@@ -178,10 +171,8 @@ class Encoder:
         """As of `Classifier`."""
 
         def make() -> ZeroShot:
-            visual = self.clip.open(lab).visual
-            return (
-                ZeroShot(visual, torch.zeros(1, 1, device=lab.device), 1.0).to(lab.device).requires_grad_(False).eval()
-            )
+            nothing = torch.zeros(1, 1, device=lab.device)  # no classes
+            return ZeroShot(self.clip.open(lab).visual, nothing, 1.0).to(lab.device).requires_grad_(False).eval()
 
         return lab.once(self, make).embed
 
@@ -253,9 +244,8 @@ class Adversary:
     @property
     def weight(self) -> float:
         """Gradient steps per picture; those of a language model are longer."""
-        return self.steps * (
-            4.0 * (self.references + 1) if self.kind in ("captions", "questions") else 1.0 + self.targets
-        )
+        spoken = self.kind in ("captions", "questions")
+        return self.steps * (4.0 * (self.references + 1) if spoken else 1.0 + self.targets)
 
     def __call__(
         self,
@@ -274,13 +264,11 @@ class Adversary:
             how = {"stages": STAGES, "targets": self.targets, "batch_size": self.batch}
             return cascade(victim, x, y, threat, rng=rng, steps=steps, **how).x_adv
         how = {"steps": steps, "rng": rng, "half": self.half, "max_tokens": y.max_tokens, "batch_size": self.batch}
-        if (
-            self.kind == "captions"
-        ):  # the attacker aims at, and judges by, the first references only; the tables use all of them
+        if self.kind == "captions":
+            # the attacker aims at, and judges by, the first references only; the tables use all of them
             few = [texts[: self.references] for texts in y.truths]
-            return captioning_ensemble(
-                victim, x, y.prompts[0], few, y.score, threat, threshold=self.threshold, **how
-            ).x_adv
+            how["threshold"] = self.threshold
+            return captioning_ensemble(victim, x, y.prompts[0], few, y.score, threat, **how).x_adv
         return vqa_ensemble(victim, x, y.prompts, y.truths, threat, score=y.score, **how).x_adv
 
     def check(self, victim: nn.Module, x: Tensor, y: Tensor | Answers, rng: SampleRng) -> dict:
@@ -391,9 +379,8 @@ class Similarities(Kept):
 
     def make(self, lab: Lab) -> Tensors:
         clean = Seen(self.pairs.data).clean(lab)[0]
-        rule = DiffCAP(
-            Purifier(self.diffusion.open(lab), 0, Sampler()), self.phi.embed(lab), StopRule(encode=self.encode)
-        )
+        purifier = Purifier(self.diffusion.open(lab), 0, Sampler())
+        rule = DiffCAP(purifier, self.phi.embed(lab), StopRule(encode=self.encode))
         pairs = {self.pairs.data.spec: (clean, lab.weights(self.pairs)["x_adv"].to(lab.device))}
         return {"cosines": calibrate_tau(pairs, rule, batch=self.batch).pairs[self.pairs.data.spec]}
 
@@ -433,9 +420,8 @@ class Stopping:
     def stopped(self, lab: Lab, seen: Seen, seed: int, batch: int) -> tuple[Tensor, Tensor]:
         """(t* in steps, whether τ was exceeded), (N,) each, of the same chains that `Seen.behind` denoises."""
         defence, x, rng = self.open(lab), seen.pictures(lab), SampleRng(seed, seen.rows(lab), STREAM)
-        parts = [
-            defence.stop_times(x[rows.to(x.device)], rng.subset(rows)) for rows in torch.arange(len(x)).split(batch)
-        ]
+        batches = torch.arange(len(x)).split(batch)
+        parts = [defence.stop_times(x[rows.to(x.device)], rng.subset(rows)) for rows in batches]
         return torch.cat([p.t for p in parts]).cpu(), torch.cat([p.reached for p in parts]).cpu()
 
 
@@ -505,10 +491,10 @@ class Score(Measured):
         x, y = self.seen.behind(lab, self.defence, self.seed, self.batch), self.seen.clean(lab)[1]
         sanity = None if self.checks is None else json.loads(lab.facts(self.checks)["sanity"])
         more = {"sanity": sanity, "skipped": self.seen.skipped(lab)}
-        victim = self.victim.open(lab)
         if isinstance(y, Answers):
-            said = victim.answer(x, y.prompts, max_tokens=y.max_tokens, batch=self.answers)
+            said = self.victim.says(lab, x, y, self.answers)
             return Values(y.scores(said), y.unit, {"answers": np.array(said)}, **more)
+        victim = self.victim.open(lab)
         with torch.no_grad():
             labels = torch.cat([predicted(victim(part)) for part in x.split(self.answers)])
         return Values((labels == y).double().cpu().numpy(), "share", {"labels": labels.cpu().numpy()}, **more)
@@ -530,11 +516,10 @@ class Named(Measured):
 
     def make(self, lab: Lab) -> Values:
         x, y = self.seen.pictures(lab), self.seen.clean(lab)[1]
-        said = self.victim.open(lab).answer(x, y.prompts, max_tokens=y.max_tokens, batch=self.answers)
+        said = self.victim.says(lab, x, y, self.answers)
         scenes = self.seen.data.open(lab).scenes(self.seen.rows(lab))
-        return Values(
-            np.array([named_objects(a) == objects(scenes, i) for i, a in enumerate(said)], np.float64), "share"
-        )
+        right = [named_objects(answer) == objects(scenes, i) for i, answer in enumerate(said)]
+        return Values(np.array(right, np.float64), "share", skipped=self.seen.skipped(lab))
 
 
 @dataclass(frozen=True)
@@ -552,10 +537,9 @@ class Heard(Measured):
 
     def make(self, lab: Lab) -> Values:
         x, y = self.seen.behind(lab, self.defence, self.seed, self.batch), self.seen.clean(lab)[1]
-        said = self.victim.open(lab).answer(x, y.prompts, max_tokens=y.max_tokens, batch=self.answers)
-        return Values(
-            says(said, [[self.string]] * len(said)), "share", {"answers": np.array(said)}, None, self.seen.skipped(lab)
-        )
+        said = self.victim.says(lab, x, y, self.answers)
+        heard = says(said, [[self.string]] * len(said))
+        return Values(heard, "share", {"answers": np.array(said)}, None, self.seen.skipped(lab))
 
 
 @dataclass(frozen=True)
@@ -622,12 +606,10 @@ class Fading(Measured):
 
     def make(self, lab: Lab) -> Values:
         purifier, embed = Purifier(self.diffusion.open(lab), 0, Sampler()), self.victim.embed(lab)
-        rng, both = (
-            SampleRng(self.seed, self.seen.rows(lab), STREAM),
-            (self.seen.clean(lab)[0], self.seen.pictures(lab)),
-        )
+        rng = SampleRng(self.seed, self.seen.rows(lab), STREAM)
+        both = self.seen.clean(lab)[0], self.seen.pictures(lab)
         with torch.no_grad():
-            t = torch.full((len(both[0]),), self.t)
+            t = torch.full((len(rng),), self.t)
             z = [embed(as_picture(purifier, purifier.noise(purifier.to_native(x), t, rng), t, x)) for x in both]
         return Values((1 - torch.cosine_similarity(*z)).cpu().numpy(), "distance", skipped=self.seen.skipped(lab))
 
@@ -657,20 +639,16 @@ class Recovery(Measured):
         return float(len(self.times))
 
     def make(self, lab: Lab) -> Values:
-        clean, x, rng = (
-            self.seen.clean(lab)[0],
-            self.seen.pictures(lab),
-            SampleRng(self.seed, self.seen.rows(lab), STREAM),
-        )
+        clean, x = self.seen.clean(lab)[0], self.seen.pictures(lab)
+        rng = SampleRng(self.seed, self.seen.rows(lab), STREAM)
         victim, purifier = self.victim.open(lab), self.purification.open(lab)
 
         def answers(pictures: Tensor, time: int, stream: SampleRng) -> Tensor:
             t = torch.full((len(pictures),), time)
             x_t = purifier.noise(purifier.to_native(pictures), t, stream)
             if self.state == "purified":
-                return predicted(
-                    victim(purifier.from_native(purifier.reverse(x_t, t, stream), tuple(pictures.shape[-2:])))
-                )
+                x_0 = purifier.reverse(x_t, t, stream)
+                return predicted(victim(purifier.from_native(x_0, tuple(pictures.shape[-2:]))))
             return predicted(victim(as_picture(purifier, x_t, t, pictures)))
 
         with torch.no_grad():
@@ -757,9 +735,8 @@ class Cost(Measured):
                 times["seconds"].append((marks[3] - marks[0]) / len(x))
         grid = purifier.sampler.times(t.cpu())
         calls = (grid[:, :-1] > grid[:, 1:]).sum(1).numpy()
-        return {"denoiser_calls": calls, "encoder_calls": looks} | {
-            name: np.array(found[1:]) for name, found in times.items()
-        }
+        seconds = {name: np.array(found[1:]) for name, found in times.items()}
+        return {"denoiser_calls": calls, "encoder_calls": looks, **seconds}
 
 
 @dataclass(frozen=True)
@@ -773,11 +750,8 @@ class Strip(Measured):
     seed: int
 
     def make(self, lab: Lab) -> Values:
-        x, (clean, y), rng = (
-            self.seen.pictures(lab),
-            self.seen.clean(lab),
-            SampleRng(self.seed, self.seen.rows(lab), STREAM),
-        )
+        x, (clean, y) = self.seen.pictures(lab), self.seen.clean(lab)
+        rng = SampleRng(self.seed, self.seen.rows(lab), STREAM)
         defence, vlm = self.defence.open(lab), self.victim.open(lab)
         with torch.no_grad():
             stop = defence.stop_times(x, rng)
@@ -805,14 +779,14 @@ class Adaptive(Known):
     def attacked(self, lab: Lab, x: Tensor, y: Tensor) -> tuple[Tensor, dict | None]:
         if self.found is not None:
             return lab.weights(self.found)["x_adv"].to(x), None
-        extra = None
-        if self.early:
-            defence = self.defence.open(lab)
+        if self.against != "early_stop":
+            return super().attacked(lab, x, y)
+        defence = self.defence.open(lab)
 
-            def extra(x: Tensor, streams: SampleRng) -> Tensor:
-                return self.early * defence.early_stop_loss(x, streams)
+        def early(x: Tensor, streams: SampleRng) -> Tensor:
+            return self.early * defence.early_stop_loss(x, streams)
 
-        return self.by_gradient(lab, x, y, usual(self.steps, self.eot)["exact" if self.early else self.against], extra)
+        return self.by_gradient(lab, x, y, usual(self.steps, self.eot)["exact"], early)
 
 
 @dataclass(frozen=True)
@@ -843,23 +817,15 @@ class AdaptiveCaptions(Kept):
         return self.draws + 8.0 * self.steps * self.eot
 
     def make(self, lab: Lab) -> Tensors:
-        y, rows, vlm, defence = (
-            self.seen.clean(lab)[1],
-            self.seen.rows(lab),
-            self.victim.open(lab),
-            self.defence.open(lab),
-        )
-        x_adv = self._attacked(self.seen.clean(lab)[0], y, rows, vlm, defence)
+        (x, y), rows = self.seen.clean(lab), self.seen.rows(lab)
+        vlm, defence = self.victim.open(lab), self.defence.open(lab)
 
         def score(images: Tensor, where: Tensor) -> Tensor:
             asked = y.of(where.tolist())
             return torch.as_tensor(asked.scores(vlm.answer(images, asked.prompts, max_tokens=asked.max_tokens)))
 
-        return {
-            "scores": resubmit(
-                score, defence, x_adv, SampleRng(self.seed, rows, "judging"), self.draws, self.batch
-            ).contiguous()
-        }
+        x_adv, rng = self._attacked(x, y, rows, vlm, defence), SampleRng(self.seed, rows, "judging")
+        return {"scores": resubmit(score, defence, x_adv, rng, self.draws, self.batch).contiguous()}
 
     def _attacked(self, x: Tensor, y: Answers, rows: Sequence[int], vlm: nn.Module, defence: Callable) -> Tensor:
         if self.against == "control":
@@ -899,15 +865,8 @@ def victim_of(c: Config, model: str, spec: str, method: str = "none") -> Classif
     tower = None
     if method in TOWERS:
         tuning = c.tuning if method == "tecoa" else c.fare
-        tower = Robust(
-            method,
-            backbone(c, model),
-            Pictures(c.data.train, "train"),
-            tuning,
-            TrainAttack(),
-            c.baselines.tuned_eps,
-            c.seeds[0],
-        )
+        data, settings = Pictures(c.data.train, "train"), (TrainAttack(), c.baselines.tuned_eps, c.seeds[0])
+        tower = Robust(method, backbone(c, model), data, tuning, *settings)
     if model == CLIP:
         return Classifier(backbone(c, CLIP), spec, tower)
     return Speaker(Weights(getattr(c.models, model)), tower)
@@ -1047,11 +1006,9 @@ def number(c: Config, kind: str, method: str, model: str, data: str, eps: float,
         return AdaptiveScore(captions_of(c, method, eps, seed, point["against"]), point["judged"])
     if kind == "targeted":
         victim, seen = victim_of(c, model, data, method), Seen(data_of(c, data), n=c.attack.target_n)
-        a, row = c.attack, method if method in TOWERS else "base"
-        attacked = Targeted(victim, seen, point["string"], eps, a.target_steps, a.seed, a.batch, row)
-        return Heard(
-            victim, replace(seen, attacked=attacked), defence_of(c, method, model), point["string"], seed, **batches
-        )
+        a, row, string = c.attack, method if method in TOWERS else "base", point["string"]
+        attacked = Targeted(victim, seen, string, eps, a.target_steps, a.seed, a.batch, row)
+        return Heard(victim, replace(seen, attacked=attacked), defence_of(c, method, model), string, seed, **batches)
     seen, checks = pictures_of(c, method, model, data, eps)
     if kind == "named":
         return Named(victim_of(c, model, data), seen, c.attack.batch)
@@ -1105,19 +1062,16 @@ def adaptive_of(c: Config, method: str, eps: float, seed: int, against: str) -> 
     if against == "from_diffpure":
         settings["found"] = adaptive_of(c, "diffpure", eps, seed, "exact")
     seen, budget = Seen(data_of(c, spec), n=a.n), (a.steps, a.eot, a.draws, checked, c.attack.seed, seed)
-    defence = defence_of(c, method)
-    return Adaptive(
-        victim_of(c, CLIP, spec), seen, defence, against, "linf", eps, *budget, c.method.batch, row=method, **settings
-    )
+    victim, defence, batch = victim_of(c, CLIP, spec), defence_of(c, method), c.method.batch
+    return Adaptive(victim, seen, defence, against, "linf", eps, *budget, batch, row=method, **settings)
 
 
 def captions_of(c: Config, method: str, eps: float, seed: int, against: str) -> AdaptiveCaptions:
     """Someone who knows the defence of a row, on LLaVA as a captioner."""
     a, spec = c.adaptive, c.data.captions[0]
     seen, budget = Seen(data_of(c, spec), n=a.caption_n), (a.steps, a.eot, a.draws, c.attack.seed, seed)
-    return AdaptiveCaptions(
-        victim_of(c, "llava", spec), seen, defence_of(c, method), against, eps, *budget, c.method.batch, method
-    )
+    victim, defence = victim_of(c, "llava", spec), defence_of(c, method)
+    return AdaptiveCaptions(victim, seen, defence, against, eps, *budget, c.method.batch, method)
 
 
 def describe(c: Config, model: str, data: str, eps: float, **point: object) -> dict:
