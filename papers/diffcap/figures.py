@@ -1,204 +1,335 @@
-"""What each figure of DiffCAP shows, as functions of the measurements. No model is loaded here."""
+"""What each figure of DiffCAP shows, by the tags of its numbers. No model is loaded here."""
+
+import textwrap
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from matplotlib.figure import Figure
 
-from papers.diffcap.tables import METHODS, MODELS, eps, short, strengths
+from papers.diffcap.tables import (
+    AGAINST,
+    CLIP,
+    LANGUAGE,
+    METHODS,
+    MODELS,
+    ONLY_DIFFCAP,
+    TASKS,
+    existing,
+    fading,
+    judging,
+    on,
+    recovery,
+    rows,
+    sets,
+    short,
+    similarity_of_pairs,
+    strengths,
+    written,
+)
+from shared.experiment.paper import Grid
 from shared.report import figures, style
+from shared.report.shown import Filled, figure
 
 SHOWN = ("none", "tecoa", "fare", "jpeg", "diffpure", "diffcap")
+UNITS = {"captions": ("CIDEr", 1), "questions": ("VQA accuracy (%)", 100), "classes": ("top-1 (%)", 100)}
 
 
-def fig_tradeoff(results):
-    """Clean score against the score under the strongest attack, mean over models and sets of a task. Whiskers: 95 % intervals."""
-    worst = strengths(results)[-1]
-    tasks = {"captions": ("CIDEr", 1), "questions": ("VQA accuracy (%)", 100), "classes": ("top-1 (%)", 100)}
+# ---- main comparison ---------------------------------------------------------------------------------------------------
+
+
+def _over_sets(c) -> Grid:
+    """Clean and under the strongest attack, mean over the models and sets of a task."""
+    levels = (0.0, c.attack.eps[-1])
+    columns = {
+        f"{task} {written(e)}": [{**where, "eps": e} for where in judging(c, task)] for task in TASKS for e in levels
+    }
+    return Grid(rows(c), columns, {"kind": "score"}, c.seeds, joined=existing)
+
+
+@figure(_over_sets)
+def fig_tradeoff(grid: Filled) -> Figure:
+    """Clean score against the score under the strongest attack, mean over models and sets of a task. Whiskers: 95 %
+    intervals."""
+    worst = written(grid.config.attack.eps[-1])
     fig, axes = style.figure(style.PAGE, 2.5, columns=3)
-    look, found = style.looks(list(METHODS.values())), False
-    for ax, (task, (unit, factor)) in zip(axes, tasks.items(), strict=True):
-        points = {METHODS[m]: tuple(results.estimate(kind="score", task=task, method=m, eps=e) for e in (0.0, worst)) for m in METHODS}
-        points = {k: v for k, v in points.items() if all(v)}
-        found = found or bool(points)
-        figures.tradeoff(ax, points, xlabel=f"clean {unit}", ylabel=f"{unit} at {eps(worst)}", factor=factor, look={k: look[k] for k in points})
+    look = style.looks(list(METHODS.values()))
+    for ax, (task, (unit, factor)) in zip(axes, UNITS.items(), strict=True):
+        points = {name: (grid[name, f"{task} clean"], grid[name, f"{task} {worst}"]) for name in grid.rows}
+        points = {name: pair for name, pair in points.items() if all(pair)}
+        looks = {name: look[name] for name in points}
+        figures.tradeoff(ax, points, xlabel=f"clean {unit}", ylabel=f"{unit} at {worst}", factor=factor, look=looks)
         ax.set_title(task)
-    if not found:
-        return None
     figures.legend(fig, axes, 6)
     return fig
 
 
-def fig_strengths(results):
+def _panels(c) -> list[tuple[str, dict]]:
+    """(task, model and set): each language model on the first set to caption and to ask about, CLIP on both of its
+    own."""
+    language = [
+        (task, {"model": m, "data": getattr(c.data, task)[0]}) for task in ("captions", "questions") for m in LANGUAGE
+    ]
+    return [*language, *(("classes", {"model": CLIP, "data": s}) for s in c.data.classes[:2])]
+
+
+def _growing(c) -> Grid:
+    columns = {
+        f"{k} {written(e)}": {**where, "eps": e} for k, (_, where) in enumerate(_panels(c)) for e in strengths(c)
+    }
+    return Grid(rows(c, SHOWN), columns, {"kind": "score"}, c.seeds)
+
+
+@figure(_growing)
+def fig_strengths(grid: Filled) -> Figure:
     """Score against the strength of the attack, for each model and its first set of each task."""
-    data, panels = results.config["data"], []
-    panels += [(m, s, "CIDEr", 1) for m in ("llava", "flamingo") for s in data["captions"][:1]]
-    panels += [(m, s, "VQA accuracy (%)", 100) for m in ("llava", "flamingo") for s in data["questions"][:1]]
-    panels += [("clip", s, "top-1 (%)", 100) for s in data["classes"][:2]]
-    if not results.select(kind="score"):
-        return None
+    panels, levels = _panels(grid.config), [written(e) for e in strengths(grid.config)]
     fig, axes = style.figure(style.PAGE, 4.2, rows=2, columns=3)
-    for ax, (model, spec, unit, factor) in zip(axes.T.ravel(), panels, strict=False):
-        series = {METHODS[m]: [results.estimate(kind="score", model=model, data=spec, method=m, eps=e) for e in strengths(results)] for m in SHOWN}
-        series = {k: v for k, v in series.items() if any(v)}
-        figures.lines(ax, [eps(e) for e in strengths(results)], series, ylabel=unit, factor=factor, categorical=True)
-        ax.set_title(f"{MODELS[model]}, {short(spec)}")
-    for ax in axes.T.ravel()[len(panels):]:
+    places = axes.T.ravel()
+    for k, (task, where) in enumerate(panels):
+        unit, factor = UNITS[task]
+        series = {name: [grid[name, f"{k} {level}"] for level in levels] for name in grid.rows}
+        figures.lines(places[k], levels, _measured(series), ylabel=unit, factor=factor, categorical=True)
+        places[k].set_title(f"{MODELS[where['model']]}, {short(where['data'])}")
+    for ax in places[len(panels) :]:
         ax.set_axis_off()
     figures.legend(fig, axes, 6)
     return fig
 
 
-def fig_stop_times(results):
-    """Stop times t* of DiffCAP by set and strength: medians, quartiles and ranges; the line is DiffPure's fixed time."""
-    found = results.select(kind="stop", method="diffcap")
-    if not found:
-        return None
-    order = sorted(found, key=lambda m: (list(MODELS).index(m.tags["model"]), m.tags["data"], m.tags["eps"]))
+def _measured(series: dict[str, Sequence]) -> dict[str, Sequence]:
+    return {label: cells for label, cells in series.items() if any(cells)}
+
+
+# ---- when it stops -----------------------------------------------------------------------------------------------------
+
+
+def _stops(c) -> Grid:
+    """Model and set × strength."""
+    wheres = [where for task in TASKS for where in judging(c, task)]
+    places = {
+        f"{MODELS[where['model']]}\n{next((t for t in TASKS if t in where['data']), '')} {short(where['data'])}": where
+        for where in sorted(wheres, key=lambda where: (list(MODELS).index(where["model"]), where["data"]))
+    }
+    columns = {written(e): {"eps": e} for e in strengths(c)}
+    return Grid(places, columns, {"kind": "stop", "method": "diffcap", "seed": c.seeds[0]})
+
+
+@figure(_stops)
+def fig_stop_times(grid: Filled) -> Figure:
+    """Stop times t* of DiffCAP by set and strength: medians, quartiles and ranges; the line is DiffPure's fixed
+    time."""
     fig, ax = style.figure(style.PAGE, 2.8)
-    levels = strengths(results)
-    colours = {e: style.COLOURS[k % len(style.COLOURS)] for k, e in enumerate(levels)}
-    places = {name: k for k, name in enumerate(dict.fromkeys((m.tags["model"], m.tags["data"]) for m in order))}
-    for m in order:
-        at = places[m.tags["model"], m.tags["data"]] + 0.25 * (levels.index(m.tags["eps"]) - (len(levels) - 1) / 2)
-        box = ax.boxplot(m.values, positions=[at], widths=0.2, patch_artist=True, flierprops={"markersize": 1.5}, manage_ticks=False)
-        box["boxes"][0].set(facecolor=colours[m.tags["eps"]], alpha=0.6, linewidth=0.6)
-        box["medians"][0].set(color="black")
-    for e in levels:
-        ax.plot([], [], color=colours[e], linewidth=5, alpha=0.6, label=eps(e))
-    ax.axhline(results.config["method"]["diffpure"], color="#333333", linestyle="--", linewidth=0.8, label="DiffPure")
-    words = {"captions": "captions", "questions": "questions"}
-    labels = [f"{MODELS[model]}\n{next((w for w in words if w in spec), '')} {short(spec)}" for model, spec in places]
-    ax.set_xticks(list(places.values()), labels, rotation=35, ha="right", rotation_mode="anchor")
+    colours = {level: style.COLOURS[k % len(style.COLOURS)] for k, level in enumerate(grid.columns)}
+    for place, name in enumerate(grid.rows):
+        for k, level in enumerate(grid.columns):
+            for m in grid.measurements(name, level):
+                at = place + 0.25 * (k - (len(grid.columns) - 1) / 2)
+                look = {"widths": 0.2, "patch_artist": True, "flierprops": {"markersize": 1.5}, "manage_ticks": False}
+                box = ax.boxplot(m.values, positions=[at], **look)
+                box["boxes"][0].set(facecolor=colours[level], alpha=0.6, linewidth=0.6)
+                box["medians"][0].set(color="black")
+    for level, colour in colours.items():
+        ax.plot([], [], color=colour, linewidth=5, alpha=0.6, label=level)
+    ax.axhline(grid.config.method.diffpure, color="#333333", linestyle="--", linewidth=0.8, label="DiffPure")
+    ax.set_xticks(range(len(grid.rows)), grid.rows, rotation=35, ha="right", rotation_mode="anchor")
     ax.set(ylabel="t* (steps)")
     figures.legend(fig, ax, 4)
     return fig
 
 
-def fig_ablation(results):
-    """Top-1 over τ and Δt: clean pictures on the left, the strongest attack on the right. One seed."""
-    s, first = results.config["sweeps"], results.config["seeds"][0]
-    panels = {e: [[results.estimate(kind="ablation", offset=o, dt=dt, eps=e, seed=first) for dt in s["dts"]] for o in s["taus"]]
-              for e in (0.0, strengths(results)[-1])}
-    if sum(cell is not None for grid in panels.values() for line in grid for cell in line) < 4:
-        return None
-    fig, axes = style.figure(style.PAGE, 2.6, columns=2)
-    for ax, (e, grid) in zip(axes, panels.items(), strict=True):
-        if any(cell is not None for line in grid for cell in line):
-            figures.heatmap(ax, [f"{o:+g}" for o in s["taus"]], [str(dt) for dt in s["dts"]], grid, xlabel="Δt (steps)", ylabel="τ − calibrated τ",
-                            label=f"top-1 (%), {eps(e)}")
-        else:
-            ax.set_axis_off()
-    return fig
+def _fixed(c) -> Grid:
+    columns = {str(t): {"t": t} for t in c.sweeps.fixed}
+    return Grid({written(e): {"eps": e} for e in strengths(c)}, columns, on(c, "fixed", method="diffpure"))
 
 
-def fig_fixed(results):
+def _own(c) -> Grid:
+    lines = {written(e): {"eps": e} for e in strengths(c)}
+    return Grid(lines, {"score": {"kind": "score"}, "stop": {"kind": "stop"}}, on(c, "", method="diffcap"))
+
+
+@figure(_fixed, _own)
+def fig_fixed(fixed: Filled, own: Filled) -> Figure:
     """Purification at a fixed time t* against DiffCAP, which is drawn at its mean stop time. Top-1, one seed."""
-    times, first = results.config["sweeps"]["fixed"], results.config["seeds"][0]
-    if not results.select(kind="fixed"):
-        return None
     fig, ax = style.figure(style.COLUMN)
-    look = style.looks([eps(e) for e in strengths(results)])
-    spec = results.config["data"]["classes"][0]
-    series = {eps(e): [results.estimate(kind="fixed", t=t, eps=e) for t in times] for e in strengths(results)}
-    figures.lines(ax, times, series, xlabel="diffusion time t* (steps)", ylabel="top-1 (%)", look=look)
-    for e in strengths(results):
-        own, stop = (results.estimate(kind=k, method="diffcap", model="clip", data=spec, eps=e, seed=first) for k in ("score", "stop"))
-        if own and stop:
-            ax.errorbar(stop.value, 100 * own.value, yerr=[[100 * (own.value - own.low)], [100 * (own.high - own.value)]], fmt="*", markersize=8,
-                        color=look[eps(e)].colour, markeredgecolor="black", markeredgewidth=0.4, elinewidth=0.7)
+    look = style.looks(fixed.rows)
+    times = [int(t) for t in fixed.columns]
+    figures.lines(ax, times, fixed.series(), xlabel="diffusion time t* (steps)", ylabel="top-1 (%)", look=look)
+    for level in own.rows:
+        score, stop = own.row(level)
+        if score and stop:
+            spread = [[100 * (score.value - score.low)], [100 * (score.high - score.value)]]
+            marker = {
+                "fmt": "*",
+                "markersize": 8,
+                "markeredgecolor": "black",
+                "markeredgewidth": 0.4,
+                "elinewidth": 0.7,
+            }
+            ax.errorbar(stop.value, 100 * score.value, yerr=spread, color=look[level].colour, **marker)
     ax.plot([], [], "*", color="#888888", markersize=8, label="DiffCAP")
     figures.legend(fig, ax, 4)
     return fig
 
 
-def fig_fading(results):
-    """Left: distance of the victim's embeddings of clean and adversarial pictures under the same noise, against t. Right: φ's similarity of
-    consecutive states, which the stop test reads, for clean, adversarial and pure-noise pictures."""
-    times = sorted({m.tags["t"] for m in results.select(kind="fading")})
-    if not times:
-        return None
+# ---- τ and Δt ----------------------------------------------------------------------------------------------------------
+
+
+def _settings(k: int) -> Callable[[object], Grid]:
+    def grid(c) -> Grid:
+        lines = {f"{o:+g}": {"offset": o} for o in c.sweeps.taus}
+        columns = {str(dt): {"dt": dt} for dt in c.sweeps.dts}
+        return Grid(lines, columns, on(c, "ablation", method="diffcap", eps=(0.0, c.attack.eps[-1])[k]))
+
+    return grid
+
+
+@figure(_settings(0), _settings(1))
+def fig_ablation(*levels: Filled) -> Figure:
+    """Top-1 over τ and Δt: clean pictures on the left, the strongest attack on the right. One seed."""
+    fig, axes = style.figure(style.PAGE, 2.6, columns=2)
+    for ax, grid in zip(axes, levels, strict=True):
+        if any(grid):
+            label = f"top-1 (%), {written(grid.grid.common['eps'])}"
+            cells = [grid.row(name) for name in grid.rows]
+            figures.heatmap(
+                ax, grid.rows, grid.columns, cells, xlabel="Δt (steps)", ylabel="τ − calibrated τ", label=label
+            )
+        else:
+            ax.set_axis_off()
+    return fig
+
+
+def subset_sizes(c) -> list[int]:
+    """Sizes of the calibration sets whose spread is shown."""
+    n = c.method.calibration_n
+    return sorted({min(n, max(2, n // share)) for share in (10, 4, 2, 1)})
+
+
+def _subsets(c) -> Grid:
+    columns = {str(n): {"pairs": n} for n in subset_sizes(c)}
+    return Grid({"": {"method": "diffcap"}}, columns, on(c, "calibration", "phi", eps=c.method.calibration_eps))
+
+
+@figure(_subsets)
+def fig_calibration(grid: Filled) -> Figure:
+    """τ from random subsets of the calibration pairs: median, quartiles and range over 200 draws, by the number of
+    pairs per set."""
+    found = {pairs: grid.measurements("", pairs) for pairs in grid.columns}
+    found = {pairs: several[0].values for pairs, several in found.items() if several}
+    fig, ax = style.figure(style.COLUMN, 2.0)
+    ax.boxplot(list(found.values()), widths=0.5, flierprops={"markersize": 1.5})
+    ax.set_xticks(range(1, len(found) + 1), list(found))
+    ax.set(xlabel="pairs per set", ylabel="τ")
+    return fig
+
+
+# ---- what the noise does -----------------------------------------------------------------------------------------------
+
+
+def _consecutive(c) -> Grid:
+    """φ's similarity of consecutive states at some twenty times of the loop."""
+    m = c.method
+    step = max(1, m.t_max // 20 // m.dt) * m.dt
+    columns = {str(t): {"t": t} for t in range(m.dt, m.t_max + 1, step)}
+    lines = {f"{who} pictures": {"method": who} for who in ("clean", "adversarial", "noise")}
+    return Grid(lines, columns, on(c, "similarity", eps=c.attack.eps[-1]))
+
+
+@figure(fading, _consecutive, lambda c: Grid({"": similarity_of_pairs(c, sets(c))}, {"τ": {}}))
+def fig_fading(distances: Filled, consecutive: Filled, tau: Filled) -> Figure:
+    """Left: distance of the victim's embeddings of clean and adversarial pictures under the same noise, against t.
+    Right: φ's similarity of consecutive states, which the stop test reads, for clean, adversarial and pure-noise
+    pictures."""
     fig, axes = style.figure(style.PAGE, 2.4, columns=2)
-    figures.lines(axes[0], times, {"clean against adversarial": [results.estimate(kind="fading", t=t) for t in times]}, xlabel="t (steps)",
-                  ylabel="1 − cos of the embeddings", factor=1)
-    later = sorted({m.tags["t"] for m in results.select(kind="similarity")})
-    series = {f"{who} pictures": [results.estimate(kind="similarity", method=who, t=t) for t in later] for who in ("clean", "adversarial", "noise")}
-    series = {k: v for k, v in series.items() if any(v)}
+    label = "clean against adversarial"
+    looks = style.looks([label, *consecutive.rows])
+    times = [int(t) for t in distances.columns]
+    figures.lines(
+        axes[0], times, {label: distances.row("")}, xlabel="t (steps)", ylabel="1 − cos of the embeddings", factor=1
+    )
+    series = consecutive.series()
     if series:
-        look = style.looks(["clean against adversarial", *series])
-        figures.lines(axes[1], later, series, xlabel="t (steps)", ylabel="cos(φ(x$_{t−Δt}$), φ(x$_t$))", factor=1, look=look)
-        tau = results.estimate(kind="tau", model="phi", data={"not": "digits:all"})
-        if tau:
-            axes[1].axhline(tau.value, color="#333333", linestyle="--", linewidth=0.8, label="τ")
+        look = {name: looks[name] for name in series}
+        later = [int(t) for t in consecutive.columns]
+        ylabel = "cos(φ(x$_{t−Δt}$), φ(x$_t$))"
+        figures.lines(axes[1], later, series, xlabel="t (steps)", ylabel=ylabel, factor=1, look=look)
+        if tau["", "τ"]:
+            axes[1].axhline(tau["", "τ"].value, color="#333333", linestyle="--", linewidth=0.8, label="τ")
     figures.legend(fig, axes, 5)
     return fig
 
 
-def fig_recovery(results):
-    """Share of pictures whose answer is, from time t on, the answer to the clean picture: after the noise alone, and after denoising from t.
-    The dots are the share for which theory promises it (ours: twice the total variation distance below the lead of the clean answer)."""
-    found = results.select(kind="recovery")
-    if not found:
-        return None
-    grid = np.array(results.config["sweeps"]["times"])
+@figure(lambda c: recovery.grids(c)[0])
+def fig_recovery(grid: Filled) -> Figure:
+    """Share of pictures whose answer is, from time t on, the answer to the clean picture: after the noise alone, and
+    after denoising from t. The dots are the share for which theory promises it (ours: twice the total variation
+    distance below the lead of the clean answer)."""
+    times = np.array(grid.config.sweeps.times)
     fig, ax = style.figure(style.COLUMN)
-    for k, m in enumerate(sorted(found, key=lambda m: (m.tags["method"], m.tags["eps"]))):
-        time, name = m.extra["time"], f"{'noise only' if m.tags['method'] == 'noised' else 'denoised'}, {eps(m.tags['eps'])}"
-        ax.plot(grid, [100 * ((time >= 0) & (time <= t)).mean() for t in grid], color=style.COLOURS[k], marker=style.MARKERS[k], label=name)
-        if m.tags["method"] == "noised":
-            bound = m.extra["bound"]
-            promised = [100 * ((bound >= 0) & (bound <= t)).mean() for t in grid]
-            ax.plot(grid, promised, color=style.COLOURS[k], linestyle=":", label=f"bound, {eps(m.tags['eps'])}")
+
+    def share(found: np.ndarray) -> list[float]:
+        return [100 * ((found >= 0) & (found <= t)).mean() for t in times]
+
+    lines = {(row, level): grid.measurements(row, level) for row in grid.rows for level in grid.columns}
+    for k, ((row, level), several) in enumerate(lines.items()):
+        for m in several:
+            name = {"noised": "noise only"}.get(row, "denoised")
+            ax.plot(
+                times, share(m.extra["time"]), color=style.COLOURS[k], marker=style.MARKERS[k], label=f"{name}, {level}"
+            )
+            if row == "noised":
+                ax.plot(times, share(m.extra["bound"]), color=style.COLOURS[k], linestyle=":", label=f"bound, {level}")
     ax.set(xlabel="t (steps)", ylabel="recovered (%)", ylim=(-3, 103))
     figures.legend(fig, ax, 2)
     return fig
 
 
-def fig_calibration(results):
-    """τ from random subsets of the calibration pairs: median, quartiles and range over 200 draws, by the number of pairs per set."""
-    found = sorted(results.select(kind="calibration"), key=lambda m: m.tags["pairs"])
-    if not found:
-        return None
-    fig, ax = style.figure(style.COLUMN, 2.0)
-    ax.boxplot([m.values for m in found], widths=0.5, flierprops={"markersize": 1.5})
-    ax.set_xticks(range(1, len(found) + 1), [str(m.tags["pairs"]) for m in found])
-    ax.set(xlabel="pairs per set", ylabel="τ")
-    return fig
+# ---- attackers who know the defence, pictures --------------------------------------------------------------------------
 
 
-def fig_adaptive(results):
-    """Top-1 under attackers who know the defence: the mean over repeated purifications and the worst of them. Whiskers: 95 % intervals."""
-    from papers.diffcap.tables import AGAINST
+def _known(c) -> Grid:
+    """Every attacker of either purifier, mean and worst."""
+    lines = {
+        f"{METHODS[m]}, {how}": {"method": m, "judged": how}
+        for m in ("diffpure", "diffcap")
+        for how in ("mean", "worst")
+    }
 
-    if not results.select(kind="adaptive"):
-        return None
+    def joined(row: dict, column: dict) -> dict | None:
+        return None if row["method"] == "diffpure" and column["against"] in ONLY_DIFFCAP else {**row, **column}
+
+    columns = {label: {"against": a} for a, label in AGAINST.items()}
+    return Grid(lines, columns, on(c, "adaptive", eps=c.adaptive.eps), joined=joined)
+
+
+@figure(_known)
+def fig_adaptive(grid: Filled) -> Figure:
+    """Top-1 under attackers who know the defence: the mean over repeated purifications and the worst of them. Whiskers:
+    95 % intervals."""
     fig, ax = style.figure(style.PAGE, 2.6)
-    series = {f"{METHODS[m]}, {how}": [results.estimate(kind="adaptive", method=m, against=a, judged=how) for a in AGAINST]
-              for m in ("diffpure", "diffcap") for how in ("mean", "worst")}
-    figures.bars(ax, list(AGAINST.values()), series, ylabel="top-1 (%)")
+    figures.bars(ax, grid.columns, {name: grid.row(name) for name in grid.rows}, ylabel="top-1 (%)")
     figures.legend(fig, ax, 4)
     return fig
 
 
-def fig_strip(results):
-    """From left to right: clean, adversarial, their difference × 10, diffused to the stop time, purified; with the answers of LLaVA."""
-    found = results.select(kind="strip")
-    if not found:
-        return None
-    extra = found[0].extra
+@figure(lambda c: Grid({"": {"method": "diffcap"}}, {"strip": {}}, on(c, "strip", "llava", eps=c.attack.eps[-1])))
+def fig_strip(grid: Filled) -> Figure:
+    """From left to right: clean, adversarial, their difference × 10, diffused to the stop time, purified; with the
+    answers of LLaVA."""
+    extra = grid.measurements("", "strip")[0].extra
     columns = ("clean", "adversarial", "difference", "diffused", "purified")
     n = len(extra["clean"])
     fig, axes = style.figure(style.PAGE, 1.75 * n, rows=n, columns=len(columns), squeeze=False)
     for i in range(n):
         for ax, name in zip(axes[i], columns, strict=True):
-            picture = np.clip(0.5 + 10 * extra["difference"][i] / 2, 0, 1) if name == "difference" else extra[name][i] / 255
+            picture = (
+                np.clip(0.5 + 10 * extra["difference"][i] / 2, 0, 1) if name == "difference" else extra[name][i] / 255
+            )
             ax.imshow(np.moveaxis(picture, 0, -1), interpolation="nearest")
             ax.set_axis_off()
             title = {"difference": "difference × 10", "diffused": f"diffused, t* = {extra['t'][i]}"}.get(name, name)
             ax.set_title(title, fontsize=6.5)
             if f"{name} answers" in extra:
-                ax.text(0.5, -0.04, _wrapped(str(extra[f"{name} answers"][i])), transform=ax.transAxes, ha="center", va="top", fontsize=5.5)
+                said = "\n".join(textwrap.wrap(str(extra[f"{name} answers"][i]), 26)[:3])
+                ax.text(0.5, -0.04, said, transform=ax.transAxes, ha="center", va="top", fontsize=5.5)
     return fig
-
-
-def _wrapped(text: str, width: int = 26) -> str:
-    import textwrap
-
-    return "\n".join(textwrap.wrap(text, width)[:3])

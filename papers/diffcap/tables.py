@@ -1,24 +1,60 @@
-"""What each table of DiffCAP holds, as functions of the measurements; figures stand in `figures.py`. No model is loaded here.
+"""What each table of DiffCAP shows, by the tags of its numbers; what is measured is read off here and off figures.py.
+No model is loaded.
 
 The paper's own tables could not be read; theirs have numbers that we do not know, so ours have names.
 """
 
-from shared.report import tables
+from collections.abc import Iterable, Mapping, Sequence
 
-METHODS = {"none": "no defence", "tecoa": "TeCoA", "fare": "FARE", "jpeg": "JPEG", "bits": "bit depth", "resize_pad": "resize and pad",
-           "blur": "blur", "resize": "resize only", "noise": "noise only", "clipure": "CLIPure-Cos", "diffpure": "DiffPure", "diffcap": "DiffCAP"}
-MODELS = {"llava": "LLaVA", "flamingo": "Flamingo-type", "clip": "CLIP"}
-AGAINST = {"control": "nobody (control)", "transfer": "transfer", "bpda": "BPDA", "bpda_eot": "BPDA+EOT", "exact": "exact + EOT",
-           "early_stop": "exact + EOT + early stop", "from_diffpure": "exact on DiffPure"}
+from shared.experiment.paper import Grid
+from shared.report.shown import Shown, claimed, table
+
+METHODS = {
+    "none": "no defence",
+    "tecoa": "TeCoA",
+    "fare": "FARE",
+    "jpeg": "JPEG",
+    "bits": "bit depth",
+    "resize_pad": "resize and pad",
+    "blur": "blur",
+    "resize": "resize only",
+    "noise": "noise only",
+    "clipure": "CLIPure-Cos",
+    "diffpure": "DiffPure",
+    "diffcap": "DiffCAP",
+}
+TOWERS = ("tecoa", "fare")  # robust encoders: defences that change the model
+RANDOM = ("resize_pad", "noise", "diffpure", "diffcap")  # measured once per seed
+CLIP = "clip"
+LANGUAGE = ("llava", "flamingo")
+MODELS = {"llava": "LLaVA", "flamingo": "Flamingo-type", CLIP: "CLIP"}
+TASKS = ("captions", "questions", "classes")
+AGAINST = {
+    "control": "nobody (control)",
+    "transfer": "transfer",
+    "bpda": "BPDA",
+    "bpda_eot": "BPDA+EOT",
+    "exact": "exact + EOT",
+    "early_stop": "exact + EOT + early stop",
+    "from_diffpure": "exact on DiffPure",
+}
+ONLY_DIFFCAP = ("early_stop", "from_diffpure")  # attackers
+CAPTION_AGAINST = ("control", "transfer", "bpda_eot", "exact")
+VARIANTS = {
+    "redraw": "fresh noise at every time (redraw)",
+    "x_t/alpha": "φ sees x_t/α(t)",
+    "other_phi": "the other φ",
+    "max_similarity": "time of the highest similarity where τ is never exceeded",
+}
+DIGITS = "digits:all"
 
 
-def eps(value: float) -> str:
-    return "clean" if value == 0 else f"{value * 255:g}/255"
+# ---- names -------------------------------------------------------------------------------------------------------------
 
 
-def strengths(results) -> tuple[float, ...]:
-    """0 and the ε of the attacks."""
-    return (0.0, *results.config["attack"]["eps"])
+def written(eps: float) -> str:
+    """An ε as people write it."""
+    return "clean" if eps == 0 else f"{eps * 255:g}/255"
 
 
 def short(spec: str) -> str:
@@ -26,118 +62,303 @@ def short(spec: str) -> str:
     return spec.rpartition(":")[2].replace("_", " ").lower()
 
 
-def _main(results, sets, models, caption: str, factor: float):
-    columns = {f"{MODELS[m]}, {short(s)}, {eps(e)}": {"model": m, "data": s, "eps": e} for m in models for s in sets for e in strengths(results)}
-    rows = {label: {"method": name} for name, label in METHODS.items()}
-    return tables.from_results(results, rows, columns, common={"kind": "score"}, factor=factor, caption=caption)
+def strengths(c) -> tuple[float, ...]:
+    """0 and the ε of the attacks."""
+    return (0.0, *c.attack.eps)
 
 
-def captions(results):
-    return _main(results, results.config["data"]["captions"], ("llava", "flamingo"),
-                 "Captioning: CIDEr-D (× 100, as papers print it) under the staged attack of RobustVLM. Purifiers face the attack on the undefended "
-                 "model.", 1)
+def task_of(spec: str, model: str = "") -> str:
+    """What is asked about the pictures of a set: captions, questions, or, of CLIP alone, classes."""
+    if "captions" in spec or spec in ("coco", "flickr30k"):
+        return "captions"
+    return "classes" if model == CLIP else "questions"
 
 
-def questions(results):
-    return _main(results, results.config["data"]["questions"], ("llava", "flamingo"),
-                 "Question answering: VQA accuracy (%) under the staged attack. Purifiers face the attack on the undefended model.", 100)
+def sets(c) -> tuple[str, ...]:
+    """The six sets, in the order of tasks."""
+    return (*c.data.captions, *c.data.questions, *c.data.classes)
 
 
-def classes(results):
-    return _main(results, results.config["data"]["classes"], ("clip",),
-                 "Zero-shot classification: top-1 (%) under APGD-CE and APGD-T. Purifiers and CLIPure-Cos face the attack on the undefended model.",
-                 100)
+# ---- rows and columns --------------------------------------------------------------------------------------------------
 
 
-def adaptive(results):
-    a = results.config["adaptive"]
-    rows = {f"{METHODS[m]}, {label}": {"method": m, "against": name} for m in ("diffpure", "diffcap") for name, label in AGAINST.items()}
-    columns = {"one": {"judged": "one"}, f"mean of {a['draws']}": {"judged": "mean"}, f"worst of {a['draws']}": {"judged": "worst"},
-               "majority": {"judged": "majority"}}
-    return tables.from_results(results, rows, columns, common={"kind": "adaptive"}, best=None,
-                               caption=f"Attackers who know the defence: top-1 (%) of CLIP on {short(results.config['data']['classes'][0])}, "
-                               f"ε = {eps(a['eps'])}, {a['steps']} steps, {a['eot']} draws per gradient, after repeated purification. The control is "
-                               "not attacked: the worst of N falls with N even there.")
+def rows(c, methods: Iterable[str] = METHODS) -> dict[str, dict]:
+    """One method a row; what is not random is measured once."""
+    return {METHODS[m]: {"method": m} if m in RANDOM else {"method": m, "seed": c.seeds[0]} for m in methods}
 
 
-def adaptive_captions(results):
-    a = results.config["adaptive"]
-    rows = {f"{METHODS[m]}, {AGAINST[name]}": {"method": m, "against": name} for m in ("diffpure", "diffcap")
-            for name in ("control", "transfer", "bpda_eot", "exact")}
-    columns = {f"mean of {a['draws']}": {"judged": "mean"}, f"worst of {a['draws']}": {"judged": "worst"}}
-    return tables.from_results(results, rows, columns, common={"kind": "adaptive_caption"}, best=None, factor=1,
-                               caption="Attackers who know the defence, captioning: CIDEr-D (× 100) of LLaVA on "
-                               f"{short(results.config['data']['captions'][0])}, ε = {eps(a['eps'])}, {a['steps']} APGD steps against one reference.")
+def judging(c, task: str) -> list[dict]:
+    """The models that a task asks, on each of its sets."""
+    models = (CLIP,) if task == "classes" else LANGUAGE
+    return [{"model": m, "data": s} for m in models for s in getattr(c.data, task)]
 
 
-def targeted(results):
-    rows = {METHODS[m]: {"method": m} for m in ("none", "tecoa", "fare", "jpeg", "diffpure", "diffcap")}
-    columns = {f"“{s}”": {"string": s} for s in results.config["attack"]["strings"]}
-    a = results.config["attack"]
-    return tables.from_results(results, rows, columns, common={"kind": "targeted"}, best="min",
-                               caption=f"Attacks towards a string, LLaVA, ε = {eps(a['eps'][-1])}, {a['target_steps']} steps: share of answers (%) "
-                               "that hold it.")
+def existing(row: Mapping, column: Mapping) -> dict | None:
+    """CLIPure-Cos works on embeddings for classification only."""
+    return None if row.get("method") == "clipure" and column["model"] != CLIP else {**row, **column}
 
 
-def ablation(results):
-    s, m = results.config["sweeps"], results.config["method"]
-    rows = {f"τ {o:+g}, Δt = {dt}": {"offset": o, "dt": dt} for o in s["taus"] for dt in s["dts"]}
-    columns = {"clean": {"eps": 0.0}, eps(strengths(results)[-1]): {"eps": strengths(results)[-1]}}
-    return tables.from_results(results, rows, columns, common={"kind": "ablation"}, best=None,
-                               caption=f"τ × Δt: top-1 (%) with τ moved from its calibrated value and another Δt (the default is {m['dt']}).")
+def on(c, kind: str, model: str = CLIP, **tags: object) -> dict:
+    """Tags of what is varied with one seed: on CLIP and its first set, or on a captioner and its."""
+    spec = c.data.classes[0] if model in (CLIP, "phi") else c.data.captions[0]
+    return {"kind": kind, "model": model, "data": spec, "seed": c.seeds[0], **tags}
 
 
-def variants(results):
-    rows = {"DiffCAP": {"kind": "score", "method": "diffcap", "model": "clip", "seed": results.config["seeds"][0]},
-            "fresh noise at every time (redraw)": {"kind": "variant", "method": "redraw"},
-            "φ sees x_t/α(t)": {"kind": "variant", "method": "x_t/alpha"},
-            "the other φ" + (": one small CLIP" if results.config["models"]["own_tower"] else ": the victim's own tower"):
-                {"kind": "variant", "method": "other_phi"},
-            "time of the highest similarity where τ is never exceeded": {"kind": "variant", "method": "max_similarity"}}
-    columns = {eps(e): {"eps": e, "data": results.config["data"]["classes"][0]} for e in strengths(results)}
-    return tables.from_results(results, rows, columns, best=None, caption="What the sources leave open: top-1 (%) with one choice changed, one seed.")
+def clean_and_worst(c) -> dict[str, dict]:
+    """Columns: no attack, and the strongest."""
+    return {written(e): {"eps": e} for e in (0.0, c.attack.eps[-1])}
 
 
-def tau(results):
-    tasks = {"captions": " (captions)", "questions": " (questions)"}
-    rows = {"digits" if s == "digits:all" else short(s) + next((word for task, word in tasks.items() if task in s), ""): {"data": s}
-            for s in results.tags("data", kind="tau")}
-    return tables.from_results(results, rows, {"similarity": {"kind": "tau"}}, best=None, factor=1, digits=3,
-                               caption="Calibration (Algorithm 2): mean cosine of φ between validation pictures and the same pictures attacked. τ is "
-                               "the mean over the six sets; digits are not among them.")
+# ---- main tables -------------------------------------------------------------------------------------------------------
 
 
-def digits(results):
-    rows = {"no defence": {"method": "none"}, "DiffPure": {"method": "diffpure"}, "DiffCAP, τ of the six sets": {"method": "diffcap"},
-            "DiffCAP, τ calibrated on digits": {"method": "diffcap_own"}}
-    columns = {f"top-1 (%), {eps(e)}": {"kind": "digits", "eps": e} for e in strengths(results) if results.select(kind="digits", eps=e)}
-    steps = {f"stop time, {eps(e)}": {"kind": "digits_stop", "eps": e} for e in strengths(results) if results.select(kind="digits_stop", eps=e)}
-    return tables.from_results(results, rows, {**columns, **steps}, best=None, factor=dict.fromkeys(steps, 1), interval="pm",
-                               caption="τ under domain shift: real handwritten digits, a linear probe on the victim's embeddings, the diffusion "
-                               "model of the scenes.")
+def main_table(c, task: str, caption: str, factor: float = 100) -> Shown:
+    columns = {
+        f"{MODELS[where['model']]}, {short(where['data'])}, {written(e)}": {**where, "eps": e}
+        for where in judging(c, task)
+        for e in strengths(c)
+    }
+    methods = [m for m in METHODS if m != "clipure" or task == "classes"]
+    return Shown(rows(c, methods), columns, {"kind": "score"}, c.seeds, caption, factor=factor)
 
 
-def quality(results):
-    rows = {label: {"method": name} for name, label in METHODS.items()}
-    units = {"psnr": "PSNR (dB)", "ssim": "SSIM", "clip": "cosine of φ"}
-    columns = {f"{label}, {eps(e)}": {"measure": q, "eps": e} for q, label in units.items() for e in (0.0, strengths(results)[-1])}
-    return tables.from_results(results, rows, columns, common={"kind": "quality"}, best=None, factor=1,
-                               digits={c: 1 if "PSNR" in c else 3 for c in columns}, caption="Pictures after the defence against the clean ones.")
+@table
+def captions(c):
+    caption = (
+        "Captioning: CIDEr-D (× 100, as papers print it) under the staged attack of RobustVLM. Purifiers face the "
+        "attack on the undefended model."
+    )
+    return main_table(c, "captions", caption, 1)
 
 
-def cost(results):
-    rows = {"DiffPure": {"method": "diffpure"}, "DiffCAP": {"method": "diffcap"}}
-    columns = {"denoiser passes": {"quantity": "denoiser_calls"}, "φ passes": {"quantity": "encoder_calls"},
-               "loop (ms)": {"quantity": "encoder_seconds"}, "reverse (ms)": {"quantity": "reverse_seconds"},
-               "all with CLIP (ms)": {"quantity": "seconds"}}
-    return tables.from_results(results, rows, columns, common={"kind": "cost"}, best=None, interval="pm",
-                               factor={c: 1000 if "ms" in c else 1 for c in columns}, digits=dict.fromkeys(columns, 2),
-                               caption="Cost per picture on the machine that measured, one batch, one process (processor time without a GPU).")
+@table
+def questions(c):
+    caption = (
+        "Question answering: VQA accuracy (%) under the staged attack. Purifiers face the attack on the undefended "
+        "model."
+    )
+    return main_table(c, "questions", caption)
 
 
-def recovery(results):
-    rows = {"noised": {"method": "noised"}, "noised and denoised": {"method": "purified"}}
-    columns = {eps(e): {"eps": e} for e in strengths(results)[1:]}
-    return tables.from_results(results, rows, columns, common={"kind": "recovery"}, best=None,
-                               caption=f"Recovery region: share of pictures (%) with a time up to {results.config['sweeps']['times'][-1]} from which "
-                               "on the answer to the adversarial picture is the answer to the clean one.")
+@table
+def classes(c):
+    caption = (
+        "Zero-shot classification: top-1 (%) under APGD-CE and APGD-T. Purifiers and CLIPure-Cos face the attack on "
+        "the undefended model."
+    )
+    return main_table(c, "classes", caption)
+
+
+# ---- attackers who know the defence ------------------------------------------------------------------------------------
+
+
+def attackers(c, names: Iterable[str]) -> dict[str, dict]:
+    """(defence, attacker) of either purifier."""
+    names = list(names)
+    return {
+        f"{METHODS[m]}, {AGAINST[a]}": {"method": m, "against": a}
+        for m in ("diffpure", "diffcap")
+        for a in names
+        if m == "diffcap" or a not in ONLY_DIFFCAP
+    }
+
+
+def mean_and_worst(c) -> dict[str, dict]:
+    """Two ways of judging repeated purifications."""
+    return {f"mean of {c.adaptive.draws}": {"judged": "mean"}, f"worst of {c.adaptive.draws}": {"judged": "worst"}}
+
+
+@table
+def adaptive(c):
+    a = c.adaptive
+    columns = {"one": {"judged": "one"}, **mean_and_worst(c), "majority": {"judged": "majority"}}
+    caption = (
+        f"Attackers who know the defence: top-1 (%) of CLIP on {short(c.data.classes[0])}, ε = {written(a.eps)}, "
+        f"{a.steps} steps, {a.eot} draws "
+        "per gradient, after repeated purification. The control is not attacked: the worst of N falls with N even "
+        "there."
+    )
+    return Shown(attackers(c, AGAINST), columns, on(c, "adaptive", eps=a.eps), caption=caption, best=None)
+
+
+@table
+def adaptive_captions(c):
+    a = c.adaptive
+    caption = (
+        f"Attackers who know the defence, captioning: CIDEr-D (× 100) of LLaVA on {short(c.data.captions[0])}, ε = "
+        f"{written(a.eps)}, {a.steps} "
+        "APGD steps against one reference."
+    )
+    common = on(c, "adaptive_caption", "llava", eps=a.eps)
+    return Shown(attackers(c, CAPTION_AGAINST), mean_and_worst(c), common, caption=caption, best=None, factor=1)
+
+
+@table
+def targeted(c):
+    a = c.attack
+    methods = ("none", *TOWERS, "jpeg", "diffpure", "diffcap")
+    columns = {f"“{s}”": {"string": s} for s in a.strings}
+    caption = (
+        f"Attacks towards a string, LLaVA, ε = {written(a.eps[-1])}, {a.target_steps} steps: share of answers (%) "
+        "that hold it."
+    )
+    lines = {METHODS[m]: {"method": m} for m in methods}
+    return Shown(lines, columns, on(c, "targeted", "llava", eps=a.eps[-1]), caption=caption, best="min")
+
+
+# ---- the stop rule -----------------------------------------------------------------------------------------------------
+
+
+@table
+def ablation(c):
+    lines = {f"τ {o:+g}, Δt = {dt}": {"offset": o, "dt": dt} for o in c.sweeps.taus for dt in c.sweeps.dts}
+    caption = f"τ × Δt: top-1 (%) with τ moved from its calibrated value and another Δt (the default is {c.method.dt})."
+    return Shown(lines, clean_and_worst(c), on(c, "ablation", method="diffcap"), caption=caption, best=None)
+
+
+@table
+def variants(c):
+    other = ": one small CLIP" if c.models.own_tower else ": the victim's own tower"
+    lines = {"DiffCAP": {"kind": "score", "method": "diffcap"}}
+    lines |= {
+        label + (other if v == "other_phi" else ""): {"kind": "variant", "method": v} for v, label in VARIANTS.items()
+    }
+    columns = {written(e): {"eps": e} for e in strengths(c)}
+    caption = "What the sources leave open: top-1 (%) with one choice changed, one seed."
+    return Shown(lines, columns, on(c, ""), caption=caption, best=None)
+
+
+def similarity_of_pairs(c, specs: Sequence[str]) -> list[dict]:
+    """Tags of the calibration pairs of some sets."""
+    return [{**on(c, "tau", "phi", method="diffcap", eps=c.method.calibration_eps), "data": s} for s in specs]
+
+
+@table
+def tau(c):
+    words = {"captions": " (captions)", "questions": " (questions)"}
+    names = {s: short(s) + next((word for task, word in words.items() if task in s), "") for s in sets(c)} | {
+        DIGITS: "digits"
+    }
+    lines = {names[tags["data"]]: tags for tags in similarity_of_pairs(c, (*sets(c), DIGITS))}
+    caption = (
+        "Calibration (Algorithm 2): mean cosine of φ between validation pictures and the same pictures attacked. τ "
+        "is the mean over the six sets; "
+        "digits are not among them."
+    )
+    return Shown(lines, {"similarity": {}}, {}, caption=caption, best=None, factor=1, digits=3)
+
+
+@table
+def digits(c):
+    lines = {
+        "no defence": {"method": "none"},
+        "DiffPure": {"method": "diffpure"},
+        "DiffCAP, τ of the six sets": {"method": "diffcap"},
+        "DiffCAP, τ calibrated on digits": {"method": "diffcap_own"},
+    }
+    levels = (0.0, c.attack.eps[-1])
+    columns = {f"top-1 (%), {written(e)}": {"kind": "digits", "eps": e} for e in levels}
+    steps = {f"stop time, {written(e)}": {"kind": "digits_stop", "eps": e} for e in levels}
+
+    def joined(row: Mapping, column: Mapping) -> dict | None:
+        stops = row["method"].startswith("diffcap")
+        return {**row, **column} if stops or column["kind"] == "digits" else None
+
+    caption = (
+        "τ under domain shift: real handwritten digits, a linear probe on the victim's embeddings, the diffusion "
+        "model of the scenes."
+    )
+    common = {"model": "probe", "data": DIGITS, "seed": c.seeds[0]}
+    look = {"caption": caption, "best": None, "factor": dict.fromkeys(steps, 1), "interval": "pm", "joined": joined}
+    return Shown(lines, columns | steps, common, **look)
+
+
+# ---- pictures, costs, theory -------------------------------------------------------------------------------------------
+
+MEASURES = {"psnr": "PSNR (dB)", "ssim": "SSIM", "clip": "cosine of φ"}
+
+
+@table
+def quality(c):
+    lines = {METHODS[m]: {"method": m} for m in METHODS if m not in (*TOWERS, "clipure")}
+    columns = {
+        f"{label}, {level}": {"measure": measure, **tags}
+        for measure, label in MEASURES.items()
+        for level, tags in clean_and_worst(c).items()
+    }
+    digits = {name: 1 if "PSNR" in name else 3 for name in columns}
+    caption = "Pictures after the defence against the clean ones."
+    return Shown(lines, columns, on(c, "quality"), caption=caption, best=None, factor=1, digits=digits)
+
+
+COSTS = {
+    "denoiser_calls": "denoiser passes",
+    "encoder_calls": "φ passes",
+    "encoder_seconds": "loop (ms)",
+    "reverse_seconds": "reverse (ms)",
+    "seconds": "all with CLIP (ms)",
+}
+
+
+@table
+def cost(c):
+    lines = {METHODS[m]: {"method": m} for m in ("diffpure", "diffcap")}
+    columns = {label: {"quantity": q} for q, label in COSTS.items()}
+    factor = {name: 1000 if "ms" in name else 1 for name in columns}
+    caption = "Cost per picture on the machine that measured, one batch, one process (processor time without a GPU)."
+    look = {"caption": caption, "best": None, "interval": "pm", "factor": factor, "digits": dict.fromkeys(columns, 2)}
+    return Shown(lines, columns, on(c, "cost", eps=c.attack.eps[-1]), **look)
+
+
+@table
+def recovery(c):
+    lines = {"noised": {"method": "noised"}, "noised and denoised": {"method": "purified"}}
+    columns = {written(e): {"eps": e} for e in c.attack.eps}
+    caption = (
+        f"Recovery region: share of pictures (%) with a time up to {c.sweeps.times[-1]} from which on the answer to "
+        "the adversarial picture is the "
+        "answer to the clean one."
+    )
+    return Shown(lines, columns, on(c, "recovery"), caption=caption, best=None)
+
+
+# ---- what claims read --------------------------------------------------------------------------------------------------
+
+HEADLINE_ROWS = ("none", *TOWERS, "jpeg", "clipure", "diffpure", "diffcap")
+
+
+def scores(c, methods: Iterable[str], task: str) -> Grid:
+    """Every model, set and strength of a task."""
+    columns = {f"{where} {e}": {**where, "eps": e} for where in judging(c, task) for e in strengths(c)}
+    return Grid(rows(c, methods), columns, {"kind": "score"}, c.seeds, joined=existing)
+
+
+@claimed
+def stops(c) -> list[Grid]:
+    """Diffusion times of both purifiers in the main tables."""
+    columns = {
+        f"{where} {e}": {**where, "eps": e} for task in TASKS for where in judging(c, task) for e in strengths(c)
+    }
+    return [Grid({m: {"method": m} for m in ("diffpure", "diffcap")}, columns, {"kind": "stop", "seed": c.seeds[0]})]
+
+
+def fading(c) -> Grid:
+    """Distance of embeddings along the noise."""
+    return Grid(
+        {"": {"method": "none"}}, {str(t): {"t": t} for t in c.sweeps.times}, on(c, "fading", eps=c.attack.eps[-1])
+    )
+
+
+def headline(c) -> list[Grid]:
+    """What the claims of the abstract read."""
+    settings = ablation.grids(c)[0]
+    worst = {k: v for k, v in settings.columns.items() if v["eps"]}
+    return [
+        *(scores(c, HEADLINE_ROWS, task) for task in TASKS),
+        *stops(c),
+        Grid({"": similarity_of_pairs(c, sets(c))}, {"": {}}),
+        fading(c),
+        Grid(settings.rows, worst, settings.common),
+        *cost.grids(c),
+        *recovery.grids(c),
+    ]

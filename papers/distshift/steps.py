@@ -14,19 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from papers.distshift import knowing
+from papers.distshift import adaptive
 from papers.distshift.baselines import GDMP, Pull
 from papers.distshift.config import Config, Protected
 from papers.distshift.method import Distshift, Guidance
 from papers.distshift.tables import BASELINE, GUIDED, VARIANTS, radius, sets
 from shared.attacks import Threat, cascade, check_attack, pgd, square
-from shared.attacks.adaptive import AdaptiveAttack, Defended, majority, predict, resubmit, summaries
+from shared.attacks.adaptive import Defended
 from shared.attacks.gradient import input_gradient
-from shared.attacks.sanity_random import check_adaptive
 from shared.data.imagenet30 import LOGITS
 from shared.errors import UserError
 from shared.experiment.leaves import Pictures, Weights
-from shared.experiment.step import Kept, Lab, Measured, Tensors, Trained, Values, free
+from shared.experiment.step import Lab, Measured, Tensors, Trained, Values, free
 from shared.experiment.store import slug
 from shared.metrics.costs import clock
 from shared.metrics.two_sample import median_distance, mmd2, permutation_test
@@ -34,15 +33,19 @@ from shared.models.classifier import Classifier, open_classifier, random_classif
 from shared.rng import SampleRng
 from shared.steps.purification import (
     STREAM,
+    Attacked,
+    Checked,
     Defence,
     Denoising,
     Diffusion,
+    Known,
+    KnownAccuracy,
     NoiseAlone,
     Purification,
+    Quality,
     Seen,
     Transform,
     as_bytes,
-    likeness,
 )
 from shared.training.classify import ClassifierTraining, train_classifier
 
@@ -151,73 +154,53 @@ class Adversary:
     seed: int = 0
     batch: int = free(64)
 
-    def __call__(self, victim: Classifier, x: Tensor, y: Tensor, threat: Threat, rng: SampleRng, steps: int) -> Tensor:
-        """x_adv (N, 3, H, W) with the radius of `threat` and so many steps, which sanity checks vary."""
+    @property
+    def name(self) -> str:
+        """For people."""
+        return slug(self.kind, self.norm, f"{self.eps * 255:g}")
+
+    @property
+    def weight(self) -> float:
+        """Gradient steps per picture."""
+        return self.steps * (1.0 + self.targets) + self.queries / 3
+
+    def __call__(
+        self,
+        victim: Classifier,
+        x: Tensor,
+        y: Tensor,
+        rng: SampleRng,
+        threat: Threat | None = None,
+        steps: int | None = None,
+    ) -> Tensor:
+        """x_adv (N, 3, H, W). threat, steps: in place of its own, which sanity checks vary."""
+        threat, steps = threat or Threat(self.norm, self.eps), steps or self.steps
         if self.kind == "autoattack":
-            settings = {"stages": self.stages, "targets": self.targets, "queries": self.queries, "batch_size": self.batch}
+            settings = {
+                "stages": self.stages,
+                "targets": self.targets,
+                "queries": self.queries,
+                "batch_size": self.batch,
+            }
             return cascade(victim, x, y, threat, rng=rng, steps=steps, **settings).x_adv
         # the iterate of highest loss among those that succeed; nothing leaves early, for a picture just over the boundary
         # says little behind a defence
         size = 2.5 * threat.eps / steps
         parts = torch.arange(len(x), device=x.device).split(self.batch)
         return torch.cat(
-            [pgd(victim, x[at], y[at], threat, steps=steps, step_size=size, drop=False, rng=rng.subset(at.cpu())) for at in parts]
+            [
+                pgd(victim, x[at], y[at], threat, steps=steps, step_size=size, drop=False, rng=rng.subset(at.cpu()))
+                for at in parts
+            ]
         )
 
-
-@dataclass(frozen=True)
-class Attacked(Kept):
-    """The pictures of a set after an attack on a victim."""
-
-    victim: Victim
-    data: Pictures
-    attack: Adversary
-    row: str = free("")
-
-    @property
-    def name(self) -> str:
-        a = self.attack
-        return slug("attacked", self.row, self.data.spec, a.kind, a.norm, f"{a.eps * 255:g}")
-
-    @property
-    def weight(self) -> float:
-        """Gradient steps per picture."""
-        return self.attack.steps * (1.0 + self.attack.targets) + self.attack.queries / 3
-
-    def make(self, lab: Lab) -> Tensors:
-        a, rows = self.attack, self.data.rows(lab)
-        x, y = Seen(self.data).clean(lab)
-        x_adv = a(self.victim.open(lab), x, y, Threat(a.norm, a.eps), SampleRng(a.seed, rows, "evaluation"), a.steps)
-        return {"x_adv": x_adv}
-
-
-@dataclass(frozen=True)
-class Checked(Kept):
-    """The sanity checks of an attack on a victim, on a few pictures; it leaves their record, and no tensor."""
-
-    victim: Victim
-    seen: Seen
-    attack: Adversary
-    row: str = free("")
-
-    @property
-    def name(self) -> str:
-        return slug("checked", self.row, self.seen.data.spec, self.attack.kind, self.attack.norm)
-
-    @property
-    def weight(self) -> float:
-        """Ten attacks on fewer pictures."""
-        return self.attack.steps * (1.0 + self.attack.targets) + self.attack.queries / 3
-
-    def make(self, lab: Lab) -> tuple[Tensors, dict[str, str]]:
-        a, (x, y) = self.attack, self.seen.clean(lab)
+    def check(self, victim: Classifier, x: Tensor, y: Tensor, rng: SampleRng) -> dict:
+        """The record of the sanity checks of this attack on a victim."""
 
         def again(model: Classifier, x: Tensor, y: Tensor, threat: Threat, *, steps: int, rng: SampleRng) -> Tensor:
-            return a(model, x, y, threat, rng, steps)
+            return self(model, x, y, rng, threat, steps)
 
-        rng, threat = SampleRng(a.seed, self.seen.rows(lab), "sanity"), Threat(a.norm, a.eps)
-        record = check_attack(self.victim.open(lab), x, y, threat, again, rng=rng, steps=a.steps, images=len(x))
-        return {}, {"sanity": json.dumps(record)}
+        return check_attack(victim, x, y, Threat(self.norm, self.eps), again, rng=rng, steps=self.steps, images=len(x))
 
 
 # ---- accuracies --------------------------------------------------------------------------------------------------------
@@ -263,103 +246,34 @@ def passes(defence: Defence) -> float:
 
 
 @dataclass(frozen=True)
-class Known(Kept):
-    """Pictures attacked by someone who knows the defence, and what the victim says of them behind it, again and again.
+class Adaptive(Known):
+    """On the classifier; beside the attackers of `Known` those of `papers.distshift.adaptive`, and Square's search with `queries`."""
 
-    It leaves x_adv (N, 3, H, W) and labels (N, draws), and the sanity checks of the exact attack.
-    """
-
-    victim: Victim
-    seen: Seen
-    defence: Defence
-    against: str
-    norm: Literal["linf", "l2"]
-    eps: float
-    steps: int
-    eot: int
-    draws: int
-    queries: int
-    checked: int
-    attack_seed: int
-    seed: int
-    batch: int = free(64)
+    queries: int = 0
     answers: int = free(64)
-    row: str = free("")
-
-    @property
-    def name(self) -> str:
-        return slug("known", self.row, self.against, self.norm)
 
     @property
     def weight(self) -> float:
-        """Passes through the diffusion model: of the attack, and of judging."""
-        each = {"exact": 5 * self.steps * self.eot, "square": self.queries / 4}.get(self.against, self.steps * self.eot)
+        """Passes through the diffusion model."""
+        each = self.queries / 4 if self.against == "square" else super().weight - self.draws
         return passes(self.defence) * (self.draws + each)
 
-    def make(self, lab: Lab) -> tuple[Tensors, dict[str, str]]:
-        x, y = self.seen.clean(lab)
-        rows, defence, victim = self.seen.rows(lab), self.defence.open(lab), self.victim.open(lab)
-        x_adv, sanity = self._attacked(x, y, rows, defence, victim)
-        rng = SampleRng(self.seed, rows, "judging")
-        labels = resubmit(predict(victim), defence, x_adv, rng, self.draws, self.batch)
-        return {"x_adv": x_adv, "labels": labels}, {"sanity": json.dumps(sanity)}
-
-    def _attacked(self, x: Tensor, y: Tensor, rows: list[int], defence, victim: Classifier) -> tuple[Tensor, dict | None]:
-        """The pictures, and the record of the checks of the exact attack."""
-        if self.against == "control":
-            return x, None
-        rng, noise = SampleRng(self.attack_seed, rows, "adaptive"), SampleRng(self.seed, rows, "known")
-        threat = Threat(self.norm, self.eps)
+    def attacked(self, lab: Lab, x: Tensor, y: Tensor) -> tuple[Tensor, dict | None]:
+        victim, defence, threat = self.victim.open(lab), self.defence.open(lab), Threat(self.norm, self.eps)
+        rng, noise = self.streams(lab)
         if self.against == "square":
             target = Defended(victim, defence, noise.child("attack"))
             return square(target, x, y, threat, rng=rng, queries=self.queries, drop=False), None
-        batch = max(1, self.batch // self.eot)
         if isinstance(self.defence, Transform):  # nothing random and nothing to differentiate but the victim
-            bare = AdaptiveAttack("none", optimiser="pgd", steps=self.steps)
+            bare = adaptive.attack_of(self, "transfer")
             return bare(victim, defence, x, y, threat, rng=rng, defence_rng=noise, batch=self.answers), None
-        x_adv = knowing.attacked(self.against, defence, victim, x, y, threat, rng, noise, self, batch=batch)
-        if self.against != "exact":
-            return x_adv, None
-        exact = knowing.attack_of(self, "exact")
-        options = {"rng": rng, "defence_rng": noise, "n": 4, "images": self.checked, "batch": batch}
-        return x_adv, check_adaptive(victim, defence, x, y, threat, exact, **options)
-
-
-@dataclass(frozen=True)
-class KnownAccuracy(Measured):
-    """Whether the victim is right under an attacker who knows the defence, by one way of judging repeated purifications."""
-
-    known: Known
-    judged: Literal["one", "mean", "worst", "majority"]
-
-    def make(self, lab: Lab) -> Values:
-        labels, y = lab.weights(self.known)["labels"], self.known.seen.clean(lab)[1].cpu()
-        right = majority(labels, y) if self.judged == "majority" else summaries(labels == y[:, None])[self.judged]
-        sanity, skipped = json.loads(lab.facts(self.known)["sanity"]), self.known.seen.skipped(lab)
-        return Values(right.double().numpy(), "share", sanity=sanity, skipped=skipped)
+        if self.against == "exact":
+            return self.by_gradient(lab, x, y, adaptive.attack_of(self, "exact"))
+        batch = max(1, self.batch // self.eot)
+        return adaptive.attacked(self.against, defence, victim, x, y, threat, rng, noise, self, batch=batch), None
 
 
 # ---- pictures ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Quality(Measured):
-    """PSNR (dB) or SSIM between the picture behind the defence and the clean one."""
-
-    seen: Seen
-    defence: Defence
-    seed: int
-    measure: Literal["psnr", "ssim"]
-    batch: int = free(64)
-
-    @property
-    def group(self) -> tuple:
-        """Both measures look at one purification."""
-        return self.seen, self.defence, self.seed
-
-    def make(self, lab: Lab) -> Values:
-        x = lab.once(("behind", self.group), lambda: self.seen.behind(lab, self.defence, self.seed, self.batch))
-        return replace(likeness(self.measure, x, self.seen.clean(lab)[0]), skipped=self.seen.skipped(lab))
 
 
 @dataclass(frozen=True)
@@ -387,7 +301,11 @@ class Strip(Measured):
 
     def make(self, lab: Lab) -> Values:
         x, (clean, y), rows = self.seen.pictures(lab), self.seen.clean(lab), self.seen.rows(lab)
-        shown = {"clean": clean, "adversarial": x, "diffused": diffused(self.defence.purification.open(lab), x, rows, self.seed)}
+        shown = {
+            "clean": clean,
+            "adversarial": x,
+            "diffused": diffused(self.defence.purification.open(lab), x, rows, self.seed),
+        }
         for name, defence in (("diffpure", self.unguided), ("purified", self.defence)):
             shown[name] = self.seen.behind(lab, defence, self.seed, self.batch)
         said = {name: self.victim.says(lab, pictures, self.batch) for name, pictures in shown.items()}
@@ -467,7 +385,10 @@ class Distribution(Measured):
         axes, middle = plane(torch.cat([reference, adversarial]))
         places = {"xy": ((z - middle) @ axes).numpy(), "reference": ((reference - middle) @ axes).numpy()}
         extra = {**places, "labels": seen.clean(lab)[1].cpu().numpy()}
-        return {"mmd2": Values(np.array(blocks, np.float64), "MMD²", extra), "p": Values(np.array([p], np.float64), "p")}
+        return {
+            "mmd2": Values(np.array(blocks, np.float64), "MMD²", extra),
+            "p": Values(np.array([p], np.float64), "p"),
+        }
 
     def _samples(self, lab: Lab) -> tuple[Seen, Tensor]:
         """(the first pictures, as many other clean pictures)."""
@@ -624,10 +545,12 @@ def pictures_of(c: Config, method: str, spec: str, attack: str, norm: str, eps: 
     at = sets(c)[0] if attack == "autoattack" else spec
     usual = adversary_of(c, attack, norm, radius(c, norm))
     checks = Checked(victim_of(c, at, which), Seen(data(at), n=c.attack.sanity_n), usual, which)
-    return Seen(data(spec), Attacked(victim_of(c, spec, which), data(spec), replace(usual, eps=eps), which)), checks
+    return Seen(data(spec), Attacked(victim_of(c, spec, which), data(spec), replace(usual, eps=eps), row=which)), checks
 
 
-def number(c: Config, kind: str, method: str, data: str, attack: str, norm: str, eps: float, seed: int, **point) -> Measured | None:
+def number(
+    c: Config, kind: str, method: str, data: str, attack: str, norm: str, eps: float, seed: int, **point
+) -> Measured | None:
     """The step behind a number, from its tags."""
     s, batches = c.sweeps, {"batch": c.method.batch, "answers": c.attack.batch}
     victim = victim_of(c, data, "at" if method == "pgd_at" else "base")
@@ -637,7 +560,9 @@ def number(c: Config, kind: str, method: str, data: str, attack: str, norm: str,
     if kind == "norm":
         return Size(seen, point["measure"])
     if kind == "quality":
-        return Quality(replace(seen, n=s.quality_n), defence_of(c, method, data), seed, point["measure"], c.method.batch)
+        return Quality(
+            replace(seen, n=s.quality_n), defence_of(c, method, data), seed, point["measure"], c.method.batch
+        )
     if kind == "distribution":
         state = {"diffpure": "purified", "purified_clean": "clean"}.get(method, method)
         unguided = diffpure_of(c, data) if method in ("diffused", "diffpure") else None
@@ -647,10 +572,16 @@ def number(c: Config, kind: str, method: str, data: str, attack: str, norm: str,
     if kind == "strip":
         return Strip(victim, replace(seen, n=s.strip), diffpure_of(c, data), shift_of(c, data), seed, c.method.batch)
     if kind == "cost":
-        return Cost(victim, replace(seen, n=s.cost_n), defence_of(c, method, data), s.cost_repeats, seed, point["quantity"])
+        return Cost(
+            victim, replace(seen, n=s.cost_n), defence_of(c, method, data), s.cost_repeats, seed, point["quantity"]
+        )
     if kind == "score":
         return Accuracy(victim, seen, defence_of(c, method, data), seed, checks, **batches)
-    changes = changed(point["variant"]) if kind == "variant" else {k: point[k] for k in ("t", "rounds", "scale") if k in point}
+    changes = (
+        changed(point["variant"])
+        if kind == "variant"
+        else {k: point[k] for k in ("t", "rounds", "scale") if k in point}
+    )
     if kind == "eps":
         defence = defence_of(c, method, data)
     else:
@@ -666,29 +597,21 @@ def changed(variant: str) -> dict:
     return found
 
 
-def known_of(c: Config, method: str, spec: str, norm: str, eps: float, seed: int, against: str) -> Known:
+def known_of(c: Config, method: str, spec: str, norm: str, eps: float, seed: int, against: str) -> Adaptive:
     """Someone who knows the defence of a row."""
     a = c.adaptive
     which, search = "at" if method == "pgd_at" else "base", against == "square"
     seen = Seen(Pictures(spec, "test", c.data.n, c.data.seed), n=a.square_n if search else a.n)
     checked = a.sanity_n if against == "exact" and method in (BASELINE, *GUIDED) else 0
-    return Known(
-        victim_of(c, spec, which),
-        seen,
-        defence_of(c, method, spec),
-        against,
-        norm,
-        eps,
-        a.steps,
-        a.eot,
-        a.draws,
-        a.square_queries if search else 0,
-        checked,
-        c.attack.seed,
-        seed,
-        c.method.batch,
-        c.attack.batch,
-        method,
+    budget = (a.steps, a.eot, a.draws, checked, c.attack.seed, seed)
+    options = {
+        "batch": c.method.batch,
+        "row": method,
+        "queries": a.square_queries if search else 0,
+        "answers": c.attack.batch,
+    }
+    return Adaptive(
+        victim_of(c, spec, which), seen, defence_of(c, method, spec), against, norm, eps, *budget, **options
     )
 
 

@@ -63,8 +63,8 @@ class Number:
 
 @dataclass(frozen=True)
 class Gate:
-    """What must hold before any defence is trained or measured: the mean over a grid's numbers, less that over `minus` if there is one, against a
-    threshold, sense ">=" or "<=".
+    """What must hold before any defence is trained or measured: the mean over a grid's numbers, less that over `minus` if there is one, or as a share
+    of that over `share_of` (1 where that is 0), against a threshold, sense ">=" or "<=".
 
     threshold, detail: as they are, or functions of the Lab, where they depend on the data (a plan is made without any).
     """
@@ -75,11 +75,12 @@ class Gate:
     threshold: float | Callable[[Lab], float]
     detail: str | Callable[[Lab], str] = ""
     minus: Grid | None = None
+    share_of: Grid | None = None
 
     @property
     def grids(self) -> list[Grid]:
         """All that it reads."""
-        return [self.grid] if self.minus is None else [self.grid, self.minus]
+        return [grid for grid in (self.grid, self.minus, self.share_of) if grid is not None]
 
 
 def named(*order: str) -> Callable[[Tags], str]:

@@ -182,6 +182,9 @@ def pass_gates(paper: "Paper", config: "Options", lab: "Lab") -> None:
     found = []
     for g in paper.gates(config):
         value = mean(g.grid) - (0.0 if g.minus is None else mean(g.minus))
+        if g.share_of is not None:
+            whole = mean(g.share_of)
+            value = value / whole if whole else 1.0
         threshold, detail = (x(lab) if callable(x) else x for x in (g.threshold, g.detail))
         found.append(gate(g.name, value, threshold, g.sense, detail))
     if lab.accelerator.is_main_process:

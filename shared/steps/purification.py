@@ -1,22 +1,27 @@
-"""Purification as steps: diffusion models, defences in front of a victim, pictures as they come in, and what they look like behind a defence.
+"""Purification as steps: diffusion models, defences in front of a victim, pictures as they come in, attackers who know
+the defence or do not.
 
-A defence is a dataclass of settings with `open(lab)`, which returns what `shared.attacks.adaptive.Defence` describes: (x, rng) -> x, pictures
-(N, 3, H, W) in [0, 1] before and after, with the noise of each picture from its own stream. Its fields are its identity, so a defence of one's own is
-one more such class.
+A defence is a dataclass of settings with `open(lab)`, which returns what `shared.attacks.adaptive.Defence` describes:
+(x, rng) -> x, pictures (N, 3, H, W) in [0, 1] before and after, with the noise of each picture from its own stream. Its
+fields are its identity, so a defence of one's own is one more such class.
 """
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from shared.attacks import Threat
+from shared.attacks.adaptive import AdaptiveAttack, Extra, majority, predict, resubmit, summaries
+from shared.attacks.sanity_random import check_adaptive
 from shared.diffusion import Denoiser, Purifier, Sampler, open_denoiser
 from shared.diffusion.weights import CONFIGS, denoiser_facts, read_denoiser
 from shared.experiment.leaves import Pictures, Weights
-from shared.experiment.step import Kept, Lab, Tensors, Trained, Values, free
+from shared.experiment.step import Kept, Lab, Measured, Tensors, Trained, Values, free
 from shared.experiment.store import slug
 from shared.metrics.perceptual import psnr, ssim
 from shared.models import preprocess
@@ -31,6 +36,25 @@ class Defence(Protocol):
     """See the module docstring."""
 
     def open(self, lab: Lab) -> Opened: ...
+
+
+class Victim(Protocol):
+    """What is attacked and asked."""
+
+    def open(self, lab: Lab) -> nn.Module: ...
+
+
+class Examples(Protocol):
+    """A choice of pictures, a leaf; `shared.experiment.leaves.Pictures` is one. `read` gives the pictures (N, 3, H, W)
+    in [0, 1] at some indices and what is known about them: labels (N,), or anything else that can be sliced."""
+
+    spec: str
+
+    def open(self, lab: Lab) -> object: ...
+
+    def rows(self, lab: Lab) -> list[int]: ...
+
+    def read(self, lab: Lab, rows: Sequence[int]) -> tuple[Tensor, object]: ...
 
 
 # ---- diffusion models --------------------------------------------------------------------------------------------------
@@ -51,7 +75,9 @@ class Denoising(Trained):
         return slug("denoiser", self.config, self.data.spec, f"seed{self.seed}")
 
     def make(self, lab: Lab) -> tuple[Tensors, dict[str, str]]:
-        photographs = self.data.spec.startswith(("folder:", "named:"))  # drawn pictures and digits have a left and a right
+        photographs = self.data.spec.startswith(
+            ("folder:", "named:")
+        )  # drawn pictures and digits have a left and a right
         denoiser, _ = train_denoiser(
             self.training,
             self.data.open(lab),
@@ -88,7 +114,8 @@ class Diffusion:
 
 @dataclass(frozen=True)
 class Transform:
-    """A transformation without a network (`shared.models.preprocess`) by its kind; value: its one setting, where it has one."""
+    """A transformation without a network (`shared.models.preprocess`) by its kind; value: its one setting, where it has
+    one."""
 
     kind: Literal["identity", "jpeg", "bits", "tv", "resize_pad", "blur", "resize"] = "identity"
     value: float = 0.0
@@ -125,7 +152,7 @@ class Purification:
 
     diffusion: Diffusion
     t: int
-    sampler: Literal["ddim", "ddpm"]
+    sampler: Literal["ddim", "ddpm", "dpm++"]
     sampler_steps: int
     eta: float
     recompute: bool = free(False)
@@ -137,7 +164,8 @@ class Purification:
 
 
 def through(defence: Opened, x: Tensor, rows: list[int], seed: int, batch: int) -> Tensor:
-    """x (N, 3, H, W) behind a defence, without gradient. rows: the pictures' indices, whose noise is a function of (seed, index)."""
+    """x (N, 3, H, W) behind a defence, without gradient. rows: the pictures' indices, whose noise is a function of
+    (seed, index)."""
     rng = SampleRng(seed, rows, STREAM)
     with torch.no_grad():
         return torch.cat([defence(x[at.to(x.device)], rng.subset(at)) for at in torch.arange(len(x)).split(batch)])
@@ -153,7 +181,7 @@ class Seen:
     attacked: a step that leaves `x_adv`, attacked pictures of the whole choice in its order.
     """
 
-    data: Pictures
+    data: Examples
     attacked: Kept | None = None
     n: int = 0
 
@@ -161,8 +189,8 @@ class Seen:
         """Their indices."""
         return self.data.rows(lab)[: self.n or None]
 
-    def clean(self, lab: Lab) -> tuple[Tensor, Tensor]:
-        """x (N, 3, H, W) in [0, 1] as it is, and y (N,)."""
+    def clean(self, lab: Lab) -> tuple[Tensor, object]:
+        """x (N, 3, H, W) in [0, 1] as it is, and what is known about it, labels (N,) for instance."""
         x, y = lab.once(("clean", self.data), lambda: self.data.read(lab, self.data.rows(lab)))
         return x[: self.n or None], y[: self.n or None]
 
@@ -182,13 +210,191 @@ class Seen:
         return tuple(self.data.open(lab).skipped)
 
 
-def likeness(measure: str, x: Tensor, clean: Tensor) -> Values:
-    """PSNR (dB) or SSIM of pictures against the clean ones, one value per picture. measure: "psnr" or "ssim"."""
-    if measure == "psnr":
-        return Values(psnr(x, clean), "dB")
-    return Values(ssim(x, clean), "index")
+@dataclass(frozen=True)
+class Quality(Measured):
+    """PSNR (dB) or SSIM between the picture behind the defence and the clean one."""
+
+    seen: Seen
+    defence: Defence
+    seed: int
+    measure: Literal["psnr", "ssim"]
+    batch: int = free(64)
+
+    @property
+    def group(self) -> tuple:
+        """Both measures look at one purification."""
+        return self.seen, self.defence, self.seed
+
+    def make(self, lab: Lab) -> Values:
+        x = lab.once(("behind", self.group), lambda: self.seen.behind(lab, self.defence, self.seed, self.batch))
+        clean, skipped = self.seen.clean(lab)[0], self.seen.skipped(lab)
+        if self.measure == "psnr":
+            return Values(psnr(x, clean), "dB", skipped=skipped)
+        return Values(ssim(x, clean), "index", skipped=skipped)
 
 
 def as_bytes(x: Tensor) -> np.ndarray:
     """Pictures in [0, 1] as uint8, for figures."""
     return (x.clamp(0, 1) * 255).round().byte().cpu().numpy()
+
+
+# ---- attackers who do not know the defence -----------------------------------------------------------------------------
+
+
+class Attack(Protocol):
+    """A frozen dataclass of settings that attacks a victim, and checks itself on it. name, weight: as of a step."""
+
+    seed: int
+    name: str
+    weight: float
+
+    def __call__(self, victim: nn.Module, x: Tensor, y: object, rng: SampleRng) -> Tensor: ...
+
+    def check(self, victim: nn.Module, x: Tensor, y: object, rng: SampleRng) -> dict: ...
+
+
+@dataclass(frozen=True)
+class Attacked(Kept):
+    """The pictures of a choice after an attack on a victim, x_adv (N, 3, H, W). stream: of the attack's randomness."""
+
+    victim: Victim
+    data: Examples
+    attack: Attack
+    stream: str = "evaluation"
+    row: str = free("")
+
+    @property
+    def name(self) -> str:
+        return slug("attacked", self.row, self.data.spec, self.attack.name)
+
+    @property
+    def weight(self) -> float:
+        """Of the attack."""
+        return self.attack.weight
+
+    def make(self, lab: Lab) -> Tensors:
+        x, y = Seen(self.data).clean(lab)
+        return {
+            "x_adv": self.attack(
+                self.victim.open(lab), x, y, SampleRng(self.attack.seed, self.data.rows(lab), self.stream)
+            )
+        }
+
+
+@dataclass(frozen=True)
+class Checked(Kept):
+    """The sanity checks of an attack on a victim, on a few pictures; it leaves their record, and no tensor."""
+
+    victim: Victim
+    seen: Seen
+    attack: Attack
+    row: str = free("")
+
+    @property
+    def name(self) -> str:
+        return slug("checked", self.row, self.seen.data.spec, self.attack.name)
+
+    @property
+    def weight(self) -> float:
+        """Ten attacks on fewer pictures."""
+        return self.attack.weight
+
+    def make(self, lab: Lab) -> tuple[Tensors, dict[str, str]]:
+        rng = SampleRng(self.attack.seed, self.seen.rows(lab), "sanity")
+        return {}, {"sanity": json.dumps(self.attack.check(self.victim.open(lab), *self.seen.clean(lab), rng))}
+
+
+# ---- attackers who know the defence ------------------------------------------------------------------------------------
+
+
+def usual(steps: int, eot: int) -> dict[str, AdaptiveAttack]:
+    """Attacks through a defence by PGD with step 2.5·ε/steps, `eot` draws behind each gradient.
+
+    transfer          the undefended victim is attacked
+    bpda, bpda_eot    identity for the defence's derivative, one draw, or the mean of the logits over some
+    exact             through the defence, loss averaged over draws of its noise
+    """
+    pgd = {"optimiser": "pgd", "steps": steps}
+    return {
+        "transfer": AdaptiveAttack("none", **pgd),
+        "bpda": AdaptiveAttack("bpda", **pgd),
+        "bpda_eot": AdaptiveAttack("bpda", draws=eot, average="logits", **pgd),
+        "exact": AdaptiveAttack("exact", draws=eot, **pgd),
+    }
+
+
+@dataclass(frozen=True)
+class Known(Kept):
+    """Pictures attacked by someone who knows the defence, and what the victim says of them behind it, again and again.
+
+    It leaves x_adv (N, 3, H, W) and labels (N, draws), and the sanity checks of the exact attack on `checked` pictures.
+    against: of `usual`, "control" (nobody attacks: what repeated purification costs by itself), or of a subclass.
+    """
+
+    victim: Victim
+    seen: Seen
+    defence: Defence
+    against: str
+    norm: Literal["linf", "l2"]
+    eps: float
+    steps: int
+    eot: int
+    draws: int
+    checked: int
+    attack_seed: int
+    seed: int
+    batch: int = free(64)
+    row: str = free("")
+
+    @property
+    def name(self) -> str:
+        return slug("known", self.row, self.against, self.norm)
+
+    @property
+    def weight(self) -> float:
+        """Passes through the diffusion model: of the attack, and of judging."""
+        return self.draws + (5.0 if self.against == "exact" else 1.0) * self.steps * self.eot
+
+    def make(self, lab: Lab) -> tuple[Tensors, dict[str, str]]:
+        x, y = self.seen.clean(lab)
+        x_adv, sanity = (x, None) if self.against == "control" else self.attacked(lab, x, y)
+        rng = SampleRng(self.seed, self.seen.rows(lab), "judging")
+        labels = resubmit(predict(self.victim.open(lab)), self.defence.open(lab), x_adv, rng, self.draws, self.batch)
+        return {"x_adv": x_adv, "labels": labels}, {"sanity": json.dumps(sanity)}
+
+    def attacked(self, lab: Lab, x: Tensor, y: Tensor) -> tuple[Tensor, dict | None]:
+        """The pictures, and the record of the checks of the exact attack."""
+        return self.by_gradient(lab, x, y, usual(self.steps, self.eot)[self.against])
+
+    def streams(self, lab: Lab) -> tuple[SampleRng, SampleRng]:
+        """Of the attack, and of the defence's noise behind the attack's gradients."""
+        rows = self.seen.rows(lab)
+        return SampleRng(self.attack_seed, rows, "adaptive"), SampleRng(self.seed, rows, "known")
+
+    def by_gradient(
+        self, lab: Lab, x: Tensor, y: Tensor, attack: AdaptiveAttack, extra: Extra | None = None
+    ) -> tuple[Tensor, dict | None]:
+        """As `attacked`, by some attack through the defence. extra: see `Defended`."""
+        victim, defence, threat = self.victim.open(lab), self.defence.open(lab), Threat(self.norm, self.eps)
+        rng, noise = self.streams(lab)
+        batch = max(1, self.batch // self.eot)
+        x_adv = attack(victim, defence, x, y, threat, rng=rng, defence_rng=noise, batch=batch, extra=extra)
+        if not self.checked:
+            return x_adv, None
+        options = {"rng": rng, "defence_rng": noise, "n": 4, "images": self.checked, "batch": batch}
+        return x_adv, check_adaptive(victim, defence, x, y, threat, attack, **options)
+
+
+@dataclass(frozen=True)
+class KnownAccuracy(Measured):
+    """Whether the victim is right under an attacker who knows the defence, by one way of judging repeated
+    purifications."""
+
+    known: Known
+    judged: Literal["one", "mean", "worst", "majority"]
+
+    def make(self, lab: Lab) -> Values:
+        labels, y = lab.weights(self.known)["labels"], self.known.seen.clean(lab)[1].cpu()
+        right = majority(labels, y) if self.judged == "majority" else summaries(labels == y[:, None])[self.judged]
+        sanity, skipped = json.loads(lab.facts(self.known)["sanity"]), self.known.seen.skipped(lab)
+        return Values(right.double().numpy(), "share", sanity=sanity, skipped=skipped)

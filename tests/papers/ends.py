@@ -11,6 +11,7 @@ import sys
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -112,7 +113,8 @@ def lab_of(folder: Path) -> Lab:
     """One process at work in a folder of results, with data that are drawn on the spot."""
     import torch
 
-    return Lab(folder, Source(), type("P", (), {"device": torch.device("cpu"), "num_processes": 1, "is_main_process": True}))
+    alone = {"num_processes": 1, "process_index": 0, "is_main_process": True, "wait_for_everyone": lambda: None}
+    return Lab(folder, Source(), SimpleNamespace(device=torch.device("cpu"), **alone))
 
 
 def check_drawn(paper: Paper, results: Path) -> None:

@@ -1,17 +1,28 @@
 """From training to the page at SCALE=smoke: everything planned is measured, nothing twice, damage is mended, the page draws all of it."""
 
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 
-from papers.diffcap.measure import CALIBRATED
-from shared.experiment.store import Store
-from tests.papers.ends import assert_equal, check_continues, check_page, check_second_run, everything_measured, launch, run, stamps
+from papers.diffcap import choose
+from papers.diffcap.paper import PAPER
+from shared.experiment.lab import Lab
+from shared.experiment.step import closure
+from shared.steps.purification import Attacked
+from tests.papers.ends import (
+    assert_equal,
+    check_drawn,
+    check_second_run,
+    configured,
+    everything_measured,
+    lab_of,
+    launch,
+    run,
+)
 
-SMALL = ("--scale", "smoke", "--seeds", 0, "--data.n", 3, "--attack.steps", 1, "--adaptive.n", 2, "--adaptive.caption-n", 1, "--adaptive.steps", 1,
-         "--adaptive.eot", 1, "--adaptive.draws", 2, "--sweeps.digits-n", 4, "--attack.target-n", 1)
+SMALL = ("--scale", "smoke", "--seeds", 0, "--data.n", 3, "--attack.steps", 1, "--adaptive.n", 2, "--adaptive.caption-n", 1,
+         "--adaptive.steps", 1, "--adaptive.eot", 1, "--adaptive.draws", 2, "--sweeps.digits-n", 4, "--attack.target-n", 1)  # fmt: skip
 
 
 def folder(results: Path) -> Path:
@@ -26,29 +37,22 @@ def test_everything_planned_is_there(reference, measured):
         if m.tags["kind"] == "score":
             assert (m.sanity is not None) == (m.tags["attack"] == "adversarial")
             assert ("answers" if m.tags["model"] != "clip" else "labels") in m.extra
+        if m.tags["kind"] == "adaptive":
+            assert (m.sanity is not None) == (m.tags["against"] == "exact")
     assert len(store.gates()) == 11
 
 
 def test_attacked_pictures_are_in_the_ball(reference):
-    from papers.diffcap.attacked import Attacked, sources
-    from papers.diffcap.cells import cells
-    from papers.diffcap.config import PRESETS
-    from papers.diffcap.models import Bench
-
-    torch = pytest.importorskip("torch")
-    from dataclasses import replace
-
-    small = PRESETS["smoke"]
-    config = replace(small, results=reference, seeds=(0,), data=replace(small.data, n=3), attack=replace(small.attack, steps=1, target_n=1))
-    attacked = Attacked(Bench(config, "smoke", torch.device("cpu")))
-    found = sources(cells(config))
-    assert {s.tower for s in found} == {"base", "tecoa", "fare"} and {s.model for s in found} == {"clip", "llava", "flamingo"}
-    for source in found:
-        assert not attacked.missing(source)
-        x, x_adv = attacked.world(source).x, attacked.pictures(source)
-        assert x_adv.shape == x.shape and x_adv.min() >= 0 and x_adv.max() <= 1
-        assert (x_adv - x).abs().max() <= source.eps + 1e-6
-        assert attacked.sanity(source)
+    config, lab = configured(PAPER, *SMALL), lab_of(folder(reference))
+    made = [step for step in closure(n.step for n in PAPER.plan(config)) if isinstance(step, Attacked)]
+    towers = {f"{model}-{tower}" for model in ("clip", "llava", "flamingo") for tower in ("base", "tecoa", "fare")}
+    assert {step.row for step in made} == towers | {"probe"}
+    for step in made:
+        x, x_adv = step.data.read(lab, step.data.rows(lab))[0], lab.weights(step)["x_adv"]
+        assert x_adv.shape == x.shape
+        assert x_adv.min() >= 0
+        assert x_adv.max() <= 1
+        assert (x_adv - x).abs().max() <= step.attack.eps + 1e-6
 
 
 def test_a_second_run_makes_nothing(reference, script):
@@ -56,43 +60,53 @@ def test_a_second_run_makes_nothing(reference, script):
 
 
 def test_another_tau_measures_only_what_depends_on_it(copy, script, measured):
-    before, old = stamps(copy, ".npz", ".safetensors"), measured(copy)
-    run(script, copy, *SMALL, "--method.tau", 0.5)
-    after, new = stamps(copy, ".npz", ".safetensors"), measured(copy)
-    touched = {Path(name).stem for name in after if after[name] != before.get(name)}
-    tags = {m.slug: m.tags for m in Store(folder(copy)).planned()}
-    assert touched == {slug for slug in tags if tags[slug]["method"] in CALIBRATED and tags[slug]["kind"] not in ("tau", "calibration")}
-    assert {slug for slug in tags if tags[slug]["kind"] == "score" and tags[slug]["method"] == "diffcap"} <= touched
-    assert all(new[slug][0] == old[slug][0] for slug in tags if slug not in touched)
+    changed = (*SMALL, "--method.tau", 0.5)
+    before, old = {n.name: n.step for n in PAPER.plan(configured(PAPER, *SMALL))}, measured(copy)
+    run(script, copy, *changed)
+    new = measured(copy)
+    touched = {n.name for n in PAPER.plan(configured(PAPER, *changed)) if n.step != before[n.name]}
+    assert {name for name in new if new[name][0] != old[name][0]} == touched
+    assert any(name.startswith("score__diffcap") for name in touched)
+    assert not any(name.startswith(("tau__", "calibration__")) for name in touched)
 
 
 def test_damage_is_mended(copy, script, measured, reference):
-    """A robust encoder, attacked pictures, a record of checks and a measurement that a full disk or a careless hand has spoilt."""
-    spoilt = next((folder(copy) / "checkpoints").glob("fare*.safetensors"))
-    spoilt.write_bytes(spoilt.read_bytes()[:3000])
-    pictures = next((folder(copy) / "attacked").glob("llava__base*.safetensors"))
-    pictures.write_bytes(pictures.read_bytes()[:2000])
-    cells = sorted((folder(copy) / "measurements").glob("score__diffcap__llava*"))
-    cells[0].write_bytes(b"{")
+    """A robust encoder, attacked pictures, the similarities behind τ and a measurement that a full disk or a careless hand has spoilt."""
+    made = folder(copy) / "checkpoints"
+    for name in ("fare*", "attacked__llava-base*", "similarities__scenes-combinations*"):
+        spoilt = next(made.glob(f"{name}.safetensors"))
+        spoilt.write_bytes(spoilt.read_bytes()[:200])
+    sorted((folder(copy) / "measurements").glob("score__diffcap__llava*.json"))[0].write_bytes(b"{")
     stopped = script("evaluate", *SMALL, "--results", copy)
-    assert stopped.code == 2 and re.search(r"error: the robust encoder .*fare.*run the training", stopped.err)
-    next((folder(copy) / "attacked").glob("*.sanity.json")).write_text("{")
+    assert stopped.code == 2
+    assert re.search(r"error: the training of fare.* is missing.*run the training", stopped.err)
     run(script, copy, *SMALL)
     assert_equal(measured(reference), measured(copy))
 
 
-@pytest.mark.slow
-def test_an_interrupted_evaluation_continues(copy, script, measured, reference, monkeypatch):
-    shutil.rmtree(folder(copy) / "measurements")
-    check_continues("diffcap", script, folder(copy), monkeypatch, *SMALL, "--results", copy)
-    assert_equal(measured(reference), measured(copy))
-
-
 def test_the_page_draws_everything(reference):
-    check_page("diffcap", reference, {"eps", "strengths", "short"}, absent=("ablation",))  # one cell of the grid at this scale
+    check_drawn(PAPER, reference)
 
 
 @pytest.mark.slow
 def test_two_processes_measure_what_one_does(reference, measured, tmp_path):
     launch("diffcap", *SMALL, "--results", tmp_path)
     assert_equal(measured(reference), measured(tmp_path))
+
+
+@pytest.mark.slow
+def test_every_candidate_of_the_choice_has_a_line(tmp_path, monkeypatch):
+    for name, few in {"N": 8, "DTS": (50,), "TIMES": (50, 100)}.items():
+        monkeypatch.setattr(choose, name, few)
+    asked, whole = set(), Lab.data
+    monkeypatch.setattr(Lab, "data", lambda self, spec, split="test": asked.add(split) or whole(self, spec, split))
+    config = configured(PAPER, "--scale", "smoke", "--models.denoiser", "random:scenes")
+    lines = list(choose.choose(lab_of(tmp_path), config))
+    names = [line.split("  ")[0].strip() for line in lines]
+    assert names == [
+        "no defence", "DiffPure, t* = 50", "DiffPure, t* = 100", "DiffCAP, φ small, Δt = 50", "DiffCAP, φ tower, Δt = 50",
+        *(f"CLIPure, η = {size:g}" for size in choose.STEP_SIZES),
+    ]  # fmt: skip
+    assert asked <= {"validation", "test"}  # of the test split only the names of the classes
+    assert float(lines[0].split("clean")[1].split()[0]) >= 75
+    assert float(lines[0].split("attacked")[1].split()[0]) <= 25

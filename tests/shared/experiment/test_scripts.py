@@ -4,7 +4,7 @@ import errno
 import fcntl
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -208,6 +208,21 @@ def test_a_failed_gate_stops_the_evaluation_and_is_recorded(run):
     assert not (run.root / "finished").is_dir() or not list((run.root / "finished").glob("evaluate*"))
     run("--gates.least", 2, "--gates.no-enforce")
     assert values(run) == WHOLE
+
+
+def test_a_gate_may_read_a_difference_or_a_share(run, monkeypatch):
+    def level(point: float) -> Grid:
+        return Grid({"grown": {"method": "grown"}}, {"": {"point": point}}, {"kind": "level"})
+
+    def gates(c: Config) -> list[Gate]:
+        one = Grid({"": {}}, {"": {}}, {"kind": "gate"}, (None,))
+        more = {"less": {"minus": level(0.0)}, "share": {"share_of": level(0.0)}, "share of nothing": {"share_of": level(-2.0)}}
+        return [Gate(name, one, "<=", 1.0, **other) for name, other in more.items()]
+
+    monkeypatch.setitem(sys.modules, "papers.toy.paper", SimpleNamespace(PAPER=replace(PAPER, gates=gates)))
+    run()
+    found = {g["name"]: g["value"] for g in Results.load(run.root.parent.parent, "smoke", "toy").gates}
+    assert found == {"less": 1.0 - 2.0, "share": 1.0 / 2.0, "share of nothing": 1.0}
 
 
 def test_evaluation_without_training_is_one_sentence(run):

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from papers.distshift.adaptive import NAMES, attack_of, attacked, fits
 from papers.distshift.baselines import GDMP
-from papers.distshift.knowing import NAMES, attack_of, attacked, fits
 from papers.distshift.method import Distshift, Guidance
 from shared.attacks import Threat
 from shared.attacks.adaptive import draws_of, predict, resubmit

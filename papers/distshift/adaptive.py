@@ -10,6 +10,7 @@
     apgd               exact, with APGD instead of PGD (AutoAttack's version for random defences has 20 draws and 100 steps)
 """
 
+from dataclasses import replace
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from shared.attacks.adaptive import AdaptiveAttack, Defence
 from shared.attacks.threat import Threat
 from shared.errors import UserError
 from shared.rng import SampleRng
+from shared.steps.purification import usual
 
 NAMES = ("control", "transfer", "bpda", "bpda_eot", "exact", "exact_first_order", "guide", "apgd")
 
@@ -32,16 +34,9 @@ class Budget(Protocol):
 
 def attack_of(adaptive: Budget, name: str) -> AdaptiveAttack:
     """The attack by that name: PGD with step 2.5·ε/steps, `eot` draws behind each gradient. Raises UserError for control and unknown names."""
-    pgd = {"optimiser": "pgd", "steps": adaptive.steps}
-    attacks = {
-        "transfer": AdaptiveAttack("none", **pgd),
-        "bpda": AdaptiveAttack("bpda", **pgd),
-        "bpda_eot": AdaptiveAttack("bpda", draws=adaptive.eot, average="logits", **pgd),
-        "exact": AdaptiveAttack("exact", draws=adaptive.eot, **pgd),
-        "exact_first_order": AdaptiveAttack("exact", draws=adaptive.eot, **pgd),
-        "guide": AdaptiveAttack("exact", draws=adaptive.eot, loss=nll, **pgd),
-        "apgd": AdaptiveAttack("exact", draws=adaptive.eot, steps=adaptive.steps),
-    }
+    attacks = usual(adaptive.steps, adaptive.eot)
+    exact = attacks["exact"]
+    attacks |= {"exact_first_order": exact, "guide": replace(exact, loss=nll), "apgd": replace(exact, optimiser="apgd")}
     if name not in attacks:
         raise UserError(f"there is no attack {name!r} on a purifier: choose one of {', '.join(attacks)}.")
     return attacks[name]

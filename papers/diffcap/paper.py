@@ -1,0 +1,48 @@
+"""DiffCAP as the scripts, the page and the tests see it."""
+
+from papers.diffcap import figures, tables
+from papers.diffcap.config import PRESETS, Config, check
+from papers.diffcap.steps import describe, number
+from shared.experiment.paper import Gate, Grid, Paper, Tags
+from shared.experiment.scale import show_eps
+from shared.experiment.store import slug
+
+POINTS = ("offset", "dt", "against", "judged", "t", "quantity", "pairs", "measure", "string")
+
+
+def name(tags: Tags) -> str:
+    """kind, method, model, set, ε, seed, and what is varied."""
+
+    def value(x: object) -> str:
+        return f"{x:g}".replace("-", "m") if isinstance(x, float) else str(x)
+
+    where = (tags[k] for k in ("kind", "method", "model", "data"))
+    point = (f"{k}-{value(tags[k])}" for k in POINTS if k in tags)
+    return slug(*where, f"{tags['eps'] * 255:g}", f"seed{tags['seed']}", *point)
+
+
+def gates(c: Config) -> list[Gate]:
+    """What must hold of the undefended models on the first set of each task, and of DiffPure."""
+    worst, found = c.attack.eps[-1], []
+
+    def of(eps: float, model: str, spec: str, kind: str = "score", method: str = "none") -> Grid:
+        where = {"kind": kind, "model": model, "data": spec, "eps": eps}
+        return Grid({"": {"method": method}}, {"": where}, seeds=c.seeds[:1])
+
+    asked = [(m, task) for task in ("captions", "questions") for m in tables.LANGUAGE] + [(tables.CLIP, "classes")]
+    for model, task in asked:
+        spec = getattr(c.data, task)[0]
+        if task != "captions":
+            found.append(Gate(f"{model}: clean score on {task}", of(0.0, model, spec), ">=", c.gates.clean, spec))
+        elif spec.startswith("scenes-"):
+            title = f"{model}: captions with the right colour and shape"
+            found.append(Gate(title, of(0.0, model, spec, "named"), ">=", c.gates.clean, spec))
+        title = f"{model}: share of the clean score on {task} under the attack at {show_eps(worst)}"
+        found.append(Gate(title, of(worst, model, spec), "<=", c.gates.broken, spec, share_of=of(0.0, model, spec)))
+    first = c.data.classes[0]
+    pure = of(0.0, tables.CLIP, first, method="diffpure")
+    lost = {"minus": pure, "detail": f"t* = {c.method.diffpure}"}
+    return [*found, Gate("clean top-1 lost to DiffPure", of(0.0, tables.CLIP, first), "<=", c.gates.purified, **lost)]
+
+
+PAPER = Paper("diffcap", PRESETS, check, [tables, figures], number, name, describe, gates)

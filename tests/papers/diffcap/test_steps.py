@@ -1,0 +1,186 @@
+"""What the tags of a number mean: what is attacked, what depends on τ, a claim for every cell, settings that cannot work."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from papers.diffcap.config import PRESETS, check
+from papers.diffcap.paper import PAPER
+from papers.diffcap.steps import (
+    Adaptive,
+    Away,
+    Classifier,
+    Encoder,
+    Robust,
+    Similarities,
+    Speaker,
+    calibrated,
+    diffcap_of,
+    phi_of,
+    victim_of,
+)
+from papers.diffcap.tables import HEADLINE_ROWS, METHODS, RANDOM, TOWERS
+from papers.diffcap.texts import Answers, Later, Texts
+from shared.claims.claims import load
+from shared.claims.selection import matches
+from shared.data.base import subset
+from shared.errors import UserError
+from shared.experiment.leaves import Pictures
+from shared.experiment.step import closure
+from tests.papers.ends import ROOT, lab_of
+
+CPU = PRESETS["cpu"]
+CLAIMS = load(ROOT / "papers/diffcap/claims.yaml")
+WHOLE = PAPER.plan(CPU)
+
+
+def scores(config=CPU) -> list:
+    return [n for n in PAPER.plan(config) if n.tags["kind"] == "score"]
+
+
+def test_there_is_a_claim_for_each_cell_of_the_main_tables():
+    found = [n.tags for n in scores(replace(CPU, headline=True)) if n.tags["eps"]]
+    wanted = {tags["set"] for tags in found}
+    tested = set()
+    for claim in (c for c in CLAIMS.claims if c.id.startswith("cell-")):
+        tested |= {tags["set"] for tags in found if matches(claim.quantity, tags)}
+        assert {r["method"] for r in claim.rivals} | {"diffcap", "clipure"} == set(HEADLINE_ROWS)
+    assert tested == wanted
+    assert len(wanted) == 20
+
+
+def test_random_defences_are_measured_with_every_seed():
+    for method in METHODS:
+        seeds = {n.tags["seed"] for n in scores() if n.tags["method"] == method}
+        assert seeds == set(CPU.seeds if method in RANDOM else CPU.seeds[:1])
+
+
+def test_tags_name_places_not_values():
+    tags = [n.tags for n in scores() if n.tags["data"] == CPU.data.captions[1] and n.tags["eps"] == CPU.attack.eps[0]]
+    assert all({"task": "captions", "place": 2, "strength": 1, "attack": "adversarial"}.items() <= t.items() for t in tags)
+    assert {n.tags["factor"] for n in WHOLE if n.tags["kind"] == "ablation"} == {0.5, 0.8, 1.0, 2.0}
+
+
+def test_purifiers_face_the_attack_on_the_undefended_model_and_robust_encoders_their_own():
+    for n in (n for n in scores() if n.tags["eps"]):
+        tower = n.step.seen.attacked.victim.tower
+        assert (tower.method if tower else "none") == (n.tags["method"] if n.tags["method"] in TOWERS else "none")
+        assert n.step.checks.victim.tower == tower
+        assert n.step.checks.attack.eps == CPU.attack.eps[-1]
+    made = [step for step in closure(n.step for n in WHOLE) if isinstance(step, Robust)]
+    assert {step.method for step in made} == set(TOWERS)
+    assert len(made) == 2  # all three models of this scale look through one tower
+
+
+def test_the_towers_of_the_paper_scale_are_six():
+    made = [step for step in closure(n.step for n in PAPER.plan(PRESETS["paper"])) if isinstance(step, Robust)]
+    assert len({(step.method, step.clip) for step in made}) == len(made) == 6
+
+
+def touched(**changes) -> set[str]:
+    """Names of the numbers whose step is another one with changed settings of the method."""
+    after = {n.name: n.step for n in PAPER.plan(replace(CPU, method=replace(CPU.method, **changes)))}
+    return {n.name for n in WHOLE if after[n.name] != n.step}
+
+
+BY_TAU = {
+    n.name for n in WHOLE if n.tags["method"] in ("diffcap", "redraw", "x_t/alpha", "max_similarity") and n.tags["kind"] not in ("tau", "calibration")
+}
+
+
+def test_a_given_tau_concerns_what_stops_by_it():
+    assert touched(tau=0.5) == BY_TAU
+    kinds = {"score", "stop", "ablation", "variant", "cost", "quality", "targeted", "adaptive", "adaptive_caption", "digits", "digits_stop", "strip"}
+    assert {n.tags["kind"] for n in WHOLE if n.name in BY_TAU} == kinds
+
+
+def test_other_calibration_pairs_concern_what_stops_by_tau_and_the_pairs_themselves():
+    more = {n.name for n in WHOLE if n.tags["kind"] in ("tau", "calibration") or n.tags["method"] in ("other_phi", "diffcap_own")}
+    assert touched(calibration_steps=3) == BY_TAU | more
+
+
+def test_tau_is_of_the_six_sets_and_pairs_are_attacked_once_for_either_phi():
+    assert len(calibrated(CPU).sets) == 6
+    needed = closure(n.step for n in WHOLE)
+    assert sum(isinstance(step, Similarities) for step in needed) == 6 + 6 + 1  # φ, the other φ, digits
+    assert sum(isinstance(step, Away) for step in needed) == 6 + 1
+
+
+def test_phi_is_one_small_clip_or_the_tower_of_what_is_protected():
+    own = replace(CPU, models=replace(CPU.models, own_tower=True))
+    assert isinstance(phi_of(CPU, "llava"), Encoder)
+    assert isinstance(phi_of(own, "llava"), Speaker)
+    assert isinstance(phi_of(own), Classifier)
+    assert phi_of(CPU, other=True) == phi_of(own)
+    assert phi_of(own, other=True) == phi_of(CPU)
+
+
+def test_what_was_found_against_diffpure_is_shown_to_diffcap():
+    known = {(step.row, step.against): step for step in closure(n.step for n in WHOLE) if isinstance(step, Adaptive)}
+    assert known["diffcap", "from_diffpure"].found == known["diffpure", "exact"]
+    assert {pair for pair, step in known.items() if step.checked} == {("diffpure", "exact"), ("diffcap", "exact")}
+    assert [step.early for pair, step in known.items() if pair[1] == "early_stop"] == [CPU.adaptive.weight]
+
+
+def test_an_offset_moves_tau_to_at_most_one(tmp_path):
+    lab = lab_of(tmp_path)
+    for tau, offset, expected in ((0.9, 0.04, 0.94), (0.98, 0.04, 1.0), (0.9, -0.08, 0.82)):
+        assert diffcap_of(CPU, tau=tau, offset=offset).open(lab).rule.tau == pytest.approx(expected)
+
+
+def test_a_part_of_what_is_asked_keeps_the_score_of_the_whole(tmp_path):
+    x, asked = (texts := Texts(CPU.data.captions[0], n=6)).read(lab_of(tmp_path), texts.rows(lab_of(tmp_path)))
+    perfect = [truths[0] for truths in asked.truths]
+    assert len(x) == len(asked) == 6
+    assert isinstance(asked[:2], Answers)
+    assert asked[:2].scores(perfect[:2]) == pytest.approx(asked.scores(perfect)[:2])
+    assert asked.of([3, 1]).truths == [asked.truths[3], asked.truths[1]]
+
+
+class Small:
+    """A set to classify that is read from files."""
+
+    def __init__(self, data):
+        self.set = data
+
+    def data(self, spec, split):
+        assert split == "test"
+        return self.set
+
+
+@pytest.mark.parametrize(("used", "n"), [(4, 3), (0, 3)])
+def test_pairs_of_sets_without_validation_pictures_are_not_evaluated(tmp_path, used, n):
+    data = lab_of(tmp_path).data("scenes:shape")
+    data.n = 12
+    lab, later = Small(data), Later("named:small", "test", n, 0, used)
+    if not used:
+        with pytest.raises(UserError, match="all of which are evaluated"):
+            later.rows(lab)
+        return
+    assert later.rows(lab) == subset(data, used + n, 0)[used:]
+    evaluated = subset(data, used, 0)
+    assert not set(later.rows(lab)) & set(evaluated)
+
+
+def test_the_probe_knows_its_digits(tmp_path):
+    from papers.diffcap.steps import Probe
+
+    lab, data = lab_of(tmp_path), Pictures("digits:all", "test", 100)
+    probe = Probe(victim_of(CPU, "clip", CPU.data.classes[0]), Pictures("digits:all", "train")).open(lab)
+    x, y = data.read(lab, data.rows(lab))
+    with torch.no_grad():
+        assert probe(x).argmax(1).eq(y).double().mean() > 0.7
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"seeds": ()}, "--seeds must be"), ({"seeds": (1, 1)}, "--seeds must be"),
+    ({"attack": replace(CPU.attack, eps=(0.1, 0.05))}, "growing strengths"), ({"attack": replace(CPU.attack, eps=())}, "growing strengths"),
+    ({"attack": replace(CPU.attack, steps=0)}, "--attack.steps must be at least 1"),
+    ({"method": replace(CPU.method, dt=7)}, "a multiple of dt"), ({"method": replace(CPU.method, dt=500)}, "a multiple of dt"),
+    ({"method": replace(CPU.method, tau=1.5)}, "a cosine"), ({"data": replace(CPU.data, n=-1)}, "--data.n must be at least 0"),
+    ({"data": replace(CPU.data, classes=())}, "--data.classes needs"), ({"adaptive": replace(CPU.adaptive, eot=0)}, "--adaptive.eot"),
+])  # fmt: skip
+def test_settings_that_cannot_work_are_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        check(replace(CPU, **changes))
