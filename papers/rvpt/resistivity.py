@@ -9,7 +9,7 @@ deviation 0.001 is far below one grey level, 1/255; it is a field here. Also the
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,22 +18,23 @@ from torch import Tensor, nn
 from papers.rvpt.method import DeepPrompts, depth_of, encode, pooled, walk
 from shared.errors import UserError
 from shared.models.victim import ZeroShot
+from shared.options import Bounded, Count, Positive, Range, Share, Weight
 from shared.rng import SampleRng
 
 
 @dataclass(frozen=True)
-class Perturbations:
+class Perturbations(Bounded):
     """x -> x + δ for pictures (N, 3, H, W) in [0, 1]; draws are per picture. Appendix B's values."""
 
-    noise: float = 0.001
+    noise: Weight = 0.001
     """Standard deviation of the Gaussian noise, in pixels of [0, 1]."""
-    kernel: int = 3
+    kernel: Count = 3
     """Side of the Gaussian blur's window."""
-    variance: float = 5.0
+    variance: Positive = 5.0
     """Of the blur's Gaussian, in pixels²."""
-    brightness: float = 0.5
+    brightness: Share = 0.5
     """Colours are multiplied by a factor uniform on [1 − brightness, 1 + brightness] …"""
-    hue: float = 0.3
+    hue: Annotated[float, Range(0, 0.5)] = 0.3
     """… and the hue is turned by a share of the circle uniform on [−hue, hue]."""
 
     def all(self) -> dict[str, Callable[[Tensor, SampleRng], Tensor]]:
