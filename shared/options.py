@@ -14,7 +14,7 @@ import inspect
 import itertools
 import math
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -142,9 +142,14 @@ def check_bounds(options: object, prefix: str = "--") -> None:
     prefix: before the names of fields; "--" for the spelling of the command line. Raises UserError with the first field
     that holds anything else, what it holds, and what it may hold.
     """
-    for name, hint in hints(type(options)).items():
+    check_values(type(options), {name: getattr(options, name) for name in hints(type(options))}, prefix)
+
+
+def check_values(kind: type, values: Mapping[str, object], prefix: str = "--") -> None:
+    """`check_bounds` for some fields of a dataclass that nobody has made yet."""
+    for name, value in values.items():
         spelled = prefix + (name.replace("_", "-") if prefix.startswith("--") else name)
-        _check(spelled, getattr(options, name), hint)
+        _check(spelled, value, hints(kind)[name])
 
 
 class Bounded:
@@ -210,10 +215,12 @@ def _check(name: str, value: object, hint: Any) -> None:
         kinds = next((get_args(a) for a in alternatives(hint) if get_origin(a) in (tuple, list)), ())
         for item, kind in zip(value, itertools.cycle(kinds[:1] if ... in kinds else kinds), strict=False):
             _check(name, item, kind)
-    elif isinstance(value, Real) and not isinstance(value, bool):
+    else:
         number = next((a for a in alternatives(hint) if range_of(a) is not None), None)
-        if number is None:
+        other = tuple(a for a in alternatives(hint) if isinstance(a, type) and a is not number)
+        if number is None or isinstance(value, other):
             return
         whole = (get_args(number)[0] if get_origin(number) is Annotated else number) is int
-        if value not in range_of(number) or (whole and not isinstance(value, Integral)):
+        fits = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+        if not fits or value not in range_of(number):
             raise UserError(f"{name} is {value}: use a {'whole ' if whole else ''}{range_of(number)}.")

@@ -10,6 +10,7 @@ from papers.roclip.probe import Probing
 from papers.roclip.safeclip import SafeClip
 from papers.roclip.training import RELEASED as RELEASED_TRAINING
 from papers.roclip.training import Training
+from shared.attacks.triggers import check_fields
 from shared.data.catalogue import Source
 from shared.errors import UserError
 from shared.experiment.scale import Options, check_seeds
@@ -266,6 +267,8 @@ def check(config: Config) -> None:
         raise UserError(f"backdoors of one poisoned set need target classes of their own, and these are {', '.join(targets)}: change one.")
     if sum(getattr(a, name).rate for name in BACKDOORS) >= 1:
         raise UserError("the rates of backdoors (--attacks.<name>.rate) are shares of the pairs, together less than 1.")
+    for name in BACKDOORS:
+        check_fields(name, getattr(a, name).fields, f"--attacks.{name.replace('_', '-')}.fields ")
     missing = [name for name in config.gates.attacks if name not in BACKDOORS]
     if missing:
         raise UserError(f"--gates.attacks has no attack {missing[0]!r}: choose of {', '.join(BACKDOORS)}.")

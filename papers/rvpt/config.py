@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from papers.rvpt.baselines import LINEAR
 from papers.rvpt.resistivity import Perturbations
 from papers.rvpt.tuning import Tuning
+from shared.attacks.triggers import check_fields
 from shared.attacks.triggers.optimised import PatchConfig
 from shared.data.catalogue import Source
 from shared.errors import UserError
@@ -402,7 +403,10 @@ def check(config: Config) -> None:
     m, s = config.method, config.sweeps
     if m.alpha not in s.alpha or m.shots not in s.shots or m.length not in s.length:
         raise UserError("the sweeps go through the defaults: --sweeps.alpha, --sweeps.shots and --sweeps.length must contain those of --method.")
-    if any(not config.attacks.recipe(a).lrs for a in config.attacked):
-        raise UserError("each attack has at least one learning rate (--attacks.<name>.lrs).")
+    for attack in config.attacked:
+        recipe, option = config.attacks.recipe(attack), f"--attacks.{attack.replace('_', '-')}"
+        check_fields(attack.removesuffix("_textbook"), recipe.fields, f"{option}.fields ")
+        if not recipe.lrs:
+            raise UserError(f"{option}.lrs are empty: give at least one learning rate.")
     if any(p.count("{}") != 1 for p in (*s.prompts, *(t for t in (config.place(name).template for name in PLACES) if t))):
         raise UserError("prompts (--sweeps.prompts, --data.<place>.template) have one {} each, where the class name goes.")

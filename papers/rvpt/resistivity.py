@@ -37,6 +37,11 @@ class Perturbations(Bounded):
     hue: Annotated[float, Range(0, 0.5)] = 0.3
     """… and the hue is turned by a share of the circle uniform on [−hue, hue]."""
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.kernel % 2 == 0:
+            raise UserError(f"the window of the blur (`kernel`) is {self.kernel}: use an odd number of pixels.")
+
     def all(self) -> dict[str, Callable[[Tensor, SampleRng], Tensor]]:
         """Name -> function of pictures and their streams."""
         return {"noise": self.add_noise, "blur": self.blur, "colour": self.jitter, "flip": flip}
@@ -48,8 +53,8 @@ class Perturbations(Bounded):
     def blur(self, x: Tensor, rng: SampleRng | None = None) -> Tensor:
         """Convolution with a Gaussian on a window of kernel × kernel pixels, edges mirrored."""
         r = self.kernel // 2
-        if self.kernel % 2 == 0 or min(x.shape[-2:]) <= r:
-            raise UserError(f"the window of the blur is {self.kernel}: use an odd number of pixels that fits the picture.")
+        if min(x.shape[-2:]) <= r:
+            raise UserError(f"the window of the blur is {self.kernel}: use a number of pixels that fits the picture.")
         weights = torch.exp(-torch.arange(-r, r + 1, device=x.device, dtype=x.dtype).square() / (2 * self.variance))
         weights = weights / weights.sum()
         x = F.pad(x, (r, r, r, r), mode="reflect")

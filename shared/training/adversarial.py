@@ -105,6 +105,11 @@ class Tuning(Bounded):
     workers: Workers = free(0)
     """Processes that read images ahead of the training."""
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.last == 0:
+            raise UserError("the last 0 parameter tensors are nothing to train (`last`): give their number, or -1 for all.")
+
 
 def frozen(victim: ZeroShot) -> ZeroShot:
     """A copy that is never trained: the pre-trained model F_0."""
@@ -116,14 +121,12 @@ def finetune(victim: ZeroShot, objective: Objective, data, tuning: Tuning, threa
     """Fine-tune `victim.visual` in place; returns the last loss.
 
     data: labelled images with batched access. seed: of the order of the data and of the attack's random starts, both functions of the step.
-    snapshot(step): called after every update. Raises UserError if `tuning.last` leaves nothing to train.
+    snapshot(step): called after every update.
     """
     parameters = list(victim.visual.parameters())
     for p in parameters:
         p.requires_grad_(False)
-    trained = parameters if tuning.last < 0 else parameters[len(parameters) - tuning.last:]
-    if not trained:
-        raise UserError("--tuning.last 0 leaves nothing to train: give the number of parameter tensors, or -1 for all.")
+    trained = parameters if tuning.last < 0 else parameters[-tuning.last:]
     for p in trained:
         p.requires_grad_(True)
     optimizer = (torch.optim.SGD(trained, lr=tuning.lr, momentum=tuning.momentum, weight_decay=tuning.weight_decay) if tuning.optimizer == "sgd"

@@ -90,6 +90,25 @@ def test_the_presets_are_in_bounds(paper):
         check_bounds(preset)
 
 
+@pytest.mark.parametrize(("line", "said"), [
+    ("rvpt --attacks.badnet.fields patch=0", "--attacks.badnet.fields patch is 0: use a whole number"),
+    ("rvpt --attacks.badnet.fields patch='a'", "--attacks.badnet.fields patch is a: use a whole number"),
+    ("rvpt --attacks.blended-textbook.fields ratio=1e999", "--attacks.blended-textbook.fields ratio is inf: use a number from 0 to 1"),
+    ("rvpt --attacks.issba.fields strength=2", "--attacks.issba.fields strength is 2: use a number above 0"),
+    ("roclip --attacks.label-consistent.fields size=3", "--attacks.label-consistent.fields size: the trigger label_consistent has no such"),
+    ("roclip --attacks.wanet.fields k=1", "--attacks.wanet.fields k is 1: use a whole number from 2"),
+    ("roclip --attacks.wanet.fields s=nan", "field 's=nan' is not understood"),
+    ("pmg_aft --tuning.last 0", "the last 0 parameter tensors are nothing to train"),
+    ("rvpt --sweeps.perturbations.kernel 4", "use an odd number of pixels"),
+    ("pmg_aft --attack.multiples 1 200", "beyond the pixel range"),
+])  # fmt: skip
+def test_what_numbers_are_together_is_looked_at_as_early(line, said):
+    paper, *given = line.split()
+    config = config_of(paper)
+    with pytest.raises(UserError, match=said):
+        parse(config.PRESETS, "", given, check=config.check)
+
+
 @pytest.mark.parametrize("line", WRONG)
 def test_a_number_out_of_bounds_is_named_with_what_is_allowed(line):
     paper, option, *given = line.split()

@@ -41,6 +41,7 @@ class OptimisedPatch(Trigger):
     """t (3, p, p) in [0, 1], or the same as nested lists."""
 
     def __post_init__(self):
+        super().__post_init__()
         self._refuse(self.pixels is None, "this patch is optimised: make it with shared.attacks.triggers.optimised, or give its `pixels`.")
         pixels = torch.as_tensor(self.pixels, dtype=torch.float32).detach().cpu()
         self._refuse(pixels.dim() != 3 or pixels.shape[0] != 3 or pixels.shape[1] != pixels.shape[2] or not pixels.numel(),
