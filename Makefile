@@ -66,14 +66,15 @@ endif
 
 # ---- targets ---------------------------------------------------------------------------------------------------------------
 
-.PHONY: help setup lock reproduce headline overview test lint smoke test-slow test-cpus bench zoo doctor clean-results FORCE
+.PHONY: help setup lock reproduce headline overview record test lint smoke test-slow test-cpus bench zoo doctor clean-results FORCE
 
+# LC_ALL=C: in Turkish, i is not between a and z.
 help: ## this text
 	@echo "make TARGET [VARIABLE=value …]"
 	@echo
-	@sed -n 's/^\([a-z][a-zA-Z<>-]*\):[^#]*## \(.*\)/  \1|\2/p; s/^#> \([^ ]*\) *## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{printf "%-24s %s\n", $$1, $$2}'
+	@LC_ALL=C sed -n 's/^\([a-z][a-zA-Z<>-]*\):[^#]*## \(.*\)/  \1|\2/p; s/^#> \([^ ]*\) *## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{printf "%-24s %s\n", $$1, $$2}'
 	@echo
-	@sed -n 's/^\([A-Z_]*\) ?= *\([^ #]*\)## *\(.*\)/  \1=\2#\3/p' Makefile | awk -F'#' '{printf "%-24s %s\n", $$1, $$2}'
+	@LC_ALL=C sed -n 's/^\([A-Z_]*\) ?= *\([^ #]*\)## *\(.*\)/  \1=\2#\3/p' Makefile | awk -F'#' '{printf "%-24s %s\n", $$1, $$2}'
 	@echo
 	@echo "papers here: $(or $(PAPERS),none yet)"
 
@@ -98,11 +99,15 @@ headline: environment ## only what the claims of the abstracts need; a later `ma
 overview: environment ## the page with all claims of all papers at one SCALE, from the measurements that are there
 	$(call do,$@)
 
+record: environment ## publish what finished runs of all papers drew as the record in figures/ and the READMEs; refuses what is partial
+	$(call do,$@)
+
 #> reproduce-<paper>      ## one paper; run again, it continues where it was interrupted and skips what is measured
 #> headline-<paper>       ## the same for what the claims of its abstract need
 #> figures-<paper>        ## redraw tables, figures and page from the measurements alone; loads no model
 #> bench-<paper>          ## its part of `make bench`, if it has one
-reproduce-% headline-% figures-% bench-%: environment FORCE
+#> record-<paper>         ## publish one paper's
+reproduce-% headline-% figures-% bench-% record-%: environment FORCE
 	$(call do,$@)
 
 # A process per core, at most four (each imports torch), and the files in the order in which they stand: those of papers take longest and come first,

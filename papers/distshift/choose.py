@@ -11,13 +11,23 @@ is the mean of the clean accuracy and of the mean of the two attacked ones, aver
 The best candidate of each step goes into the next; `config.py` has the outcome.
 """
 
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from papers.distshift.config import NORMS, PRESETS, Config
+from papers.distshift.config import PRESETS, Config
+from papers.distshift.steps import Attacked, adversary_of, defence_of, diffpure_of, shift_of, victim_of
+from papers.distshift.tables import NORMS, radius, sets
 from shared.errors import UserError, run_main
+from shared.experiment.lab import Lab
+from shared.experiment.leaves import Pictures
+from shared.processes import accelerator
+from shared.rng import SampleRng
+from shared.steps.purification import Defence, Seen
 
 N = 96
 TIMES = (50, 75, 100, 150, 200, 250, 300)
@@ -49,13 +59,13 @@ class Args:
 def main() -> None:
     import tyro
 
-    from papers.distshift.models import Bench
-
     args = tyro.cli(Args, description=__doc__)
     if args.scale not in PRESETS:
         raise UserError(f"there is no scale {args.scale!r}: choose one of {', '.join(PRESETS)}.")
-    for line in choose(Bench(PRESETS[args.scale], args.scale, torch.device("cuda" if torch.cuda.is_available() else "cpu"))):
-        print(line, flush=True)
+    config = PRESETS[args.scale]
+    with tempfile.TemporaryDirectory() as folder:  # nothing is kept
+        for line in choose(Lab(Path(folder), config.source, accelerator()), config):
+            print(line, flush=True)
 
 
 @dataclass(frozen=True)
@@ -75,68 +85,72 @@ class Accuracy:
         return f"clean {100 * self.clean:5.1f}  linf {100 * self.linf:5.1f}  l2 {100 * self.l2:5.1f}  value {100 * self.value:5.1f}"
 
 
-def choose(bench) -> Iterator[str]:
-    """Yields one line per candidate, and one per choice."""
-    config: Config = bench.config
-    if any(not p.data.startswith("scenes:") for p in config.protected):
+def choose(lab: Lab, c: Config) -> Iterator[str]:
+    """Yields one line per candidate, and one per choice. Raises UserError where a set has no validation pictures."""
+    if any(not spec.startswith("scenes:") for spec in sets(c)):
         raise UserError("settings are chosen on validation pictures, which only the generated sets have: use --scale cpu.")
-    worlds = _pictures(bench)
-    yield f"{'no defence':58s} {_accuracy(worlds, bench, None)}"
+    seen = _pictures(lab, c)
+
+    def tried(title: str, defence: Callable[[str], Defence] | None) -> tuple[str, Accuracy]:
+        found = _accuracy(lab, c, seen, defence)
+        return f"{title:58s} {found}", found
+
+    yield tried("no defence", None)[0]
     found = {}
     for t in TIMES:
-        found[t] = _accuracy(worlds, bench, lambda spec, t=t: bench.diffpure(spec, t=t))
-        yield f"{f'DiffPure, t* = {t}':58s} {found[t]}"
-    best = max(found, key=lambda k: found[k].value)
+        line, found[t] = tried(f"DiffPure, t* = {t}", lambda spec, t=t: diffpure_of(c, spec, t))
+        yield line
+    best = max(found, key=lambda t: found[t].value)
     yield f"-> t* = {best}"
-    bench = type(bench)(replace(config, method=replace(config.method, t=best)), bench.scale, bench.device)
-    guided: dict = {}
+    c = replace(c, method=replace(c.method, t=best))
+    guided: dict[tuple[int, float], Accuracy] = {}
 
-    def tried(k: int, scale: float) -> str:
+    def guide(k: int, scale: float) -> str:
         changes = {**GUIDES[k], "scale": scale, "unit": "ratio"}
-        guided[k, scale] = _accuracy(worlds, bench, lambda spec: bench.distshift(spec, **changes))
-        return f"{', '.join([*GUIDES[k].values(), f'ratio {scale:g}']):58s} {guided[k, scale]}"
+        title = ", ".join([*GUIDES[k].values(), f"ratio {scale:g}"])
+        line, guided[k, scale] = tried(title, lambda spec: shift_of(c, spec, **changes))
+        return line
 
     for k in range(len(GUIDES)):
         for scale in TRIED:
-            yield tried(k, scale)
-    k, _ = max(guided, key=lambda key: guided[key].value)
+            yield guide(k, scale)
+    k, _ = max(guided, key=lambda pair: guided[pair].value)
     for scale in SCALES:
         if (k, scale) not in guided:
-            yield tried(k, scale)
-    k, scale = max(guided, key=lambda key: guided[key].value)
+            yield guide(k, scale)
+    k, scale = max(guided, key=lambda pair: guided[pair].value)
     yield f"-> {GUIDES[k]}, ratio {scale:g}"
     pulled = {}
     for w in GDMP_SCALES:
-        base = bench.config.baselines
-        other = type(bench)(replace(bench.config, baselines=replace(base, gdmp=replace(base.gdmp, scale=w))), bench.scale, bench.device)
-        pulled[w] = _accuracy(worlds, bench, other.gdmp)
-        yield f"{f'GDMP, w = {w:g}, {base.gdmp_rounds} rounds':58s} {pulled[w]}"
-    yield f"-> w = {max(pulled, key=lambda key: pulled[key].value):g}"
+        b = c.baselines
+        other = replace(c, baselines=replace(b, gdmp=replace(b.gdmp, scale=w)))
+        line, pulled[w] = tried(f"GDMP, w = {w:g}, {b.gdmp_rounds} rounds", lambda spec, other=other: defence_of(other, "gdmp", spec))
+        yield line
+    yield f"-> w = {max(pulled, key=lambda w: pulled[w].value):g}"
 
 
-def _pictures(bench) -> dict:
-    """spec -> (world, {condition: pictures}), the attacked ones by PGD on the bare victim."""
-    from papers.distshift.attacked import run_attack
-    from papers.distshift.cells import Source
-
+def _pictures(lab: Lab, c: Config) -> dict[str, dict[str, Tensor]]:
+    """spec -> {condition: pictures}, the attacked ones by PGD on the bare victim."""
     out = {}
-    for p in bench.config.protected:
-        world = bench.world(p.data, "validation", N)
-        attacks = {norm: Source("base", p.data, "pgd", norm, bench.config.attack.budget(norm)) for norm in NORMS}
-        out[p.data] = world, {"clean": world.x, **{norm: run_attack(bench, source, world) for norm, source in attacks.items()}}
+    for spec in sets(c):
+        data = Pictures(spec, "validation", N, c.data.seed)
+        attacks = {norm: adversary_of(c, "pgd", norm, radius(c, norm)) for norm in NORMS}
+        attacked = {norm: Attacked(victim_of(c, spec, "base"), data, attack).make(lab)["x_adv"] for norm, attack in attacks.items()}
+        out[spec] = {"clean": Seen(data).clean(lab)[0], **attacked}
     return out
 
 
-@torch.no_grad()
-def _accuracy(worlds: dict, bench, defence_of) -> Accuracy:
-    from shared.rng import SampleRng
-
+def _accuracy(lab: Lab, c: Config, seen: dict[str, dict[str, Tensor]], defence: Callable[[str], Defence] | None) -> Accuracy:
     totals = dict.fromkeys(("clean", *NORMS), 0.0)
-    for spec, (world, pictures) in worlds.items():
-        rng, defence = SampleRng(0, world.indices, "choose"), None if defence_of is None else defence_of(spec)
+    for spec, pictures in seen.items():
+        data = Seen(Pictures(spec, "validation", N, c.data.seed))
+        rng, y = SampleRng(0, data.rows(lab), "choose"), data.clean(lab)[1]
+        opened = None if defence is None else defence(spec).open(lab)
         for name, x in pictures.items():
-            said = bench.victim(spec)(x if defence is None else defence(x, rng)).argmax(1)
-            totals[name] += said.eq(world.y).double().mean().item() / len(worlds)
+            with torch.no_grad():
+                shown = x if opened is None else opened(x, rng)
+            right = victim_of(c, spec, "base").says(lab, shown, c.attack.batch).eq(y)
+            totals[name] += right.double().mean().item() / len(seen)
     return Accuracy(**totals)
 
 

@@ -27,8 +27,6 @@ from shared.options import (
 from shared.training.classify import ClassifierTraining
 from shared.training.denoising import DenoisingConfig
 
-NORMS = ("linf", "l2")
-
 
 @dataclass(frozen=True)
 class Protected:
@@ -100,10 +98,6 @@ class Attack:
     """Pictures at a time."""
     seed: Seed = 0
     """Of the attacks' random starts."""
-
-    def budget(self, norm: str) -> float:
-        """ε of the main tables."""
-        return {"linf": self.linf, "l2": self.l2}[norm]
 
 
 @dataclass(frozen=True)
@@ -235,15 +229,6 @@ class Config(Options):
     sweeps: Sweeps = field(default_factory=Sweeps)
     gates: Gates = field(default_factory=Gates)
 
-    @property
-    def protected(self) -> tuple[Protected, ...]:
-        """The sets that are there."""
-        return tuple(p for p in (self.models.first, self.models.second) if p.data)
-
-    def of(self, spec: str) -> Protected:
-        """The victims of a set."""
-        return next(p for p in self.protected if p.data == spec)
-
 
 # chosen on validation pictures by `python -m papers.distshift.choose`; the paper's own is unknown
 GUIDANCE = Guidance(kind="G1", label="running", domain="x_t", rescale="x_t/alpha", clamp=False, scale=0.1, unit="ratio")
@@ -281,7 +266,7 @@ PRESETS = {
         method=Method(t=100, sampler="ddpm", sampler_steps=100, recompute=True, batch=16),
         training=replace(_PHOTO, steps=20_000, batch=256, every=500, workers=12),
         at_training=replace(_PHOTO, steps=40_000, batch=256, eps=8 / 255, attack_steps=10, attack_ratio=0.25, every=500, workers=12),
-        adaptive=Adaptive(n=128, norms=NORMS, steps=100, eot=20, draws=10, apgd=True, square_n=64, square_queries=2000, sanity_n=8),
+        adaptive=Adaptive(n=128, norms=("linf", "l2"), steps=100, eot=20, draws=10, apgd=True, square_n=64, square_queries=2000, sanity_n=8),
         sweeps=Sweeps(n=256, features_n=512, block=32, quality_n=256, cost_n=16),
         gates=Gates(purified=0.10)),
 }
@@ -292,10 +277,11 @@ def check(config: Config) -> None:
     check_seeds(config.seeds)
     if not config.models.first.data:
         raise UserError("--models.first.data names the first set, e.g. scenes:ten.")
-    names = [p.data for p in config.protected]
+    protected = [p for p in (config.models.first, config.models.second) if p.data]
+    names = [p.data for p in protected]
     if len(set(names)) < len(names):
         raise UserError(f"both sets are {names[0]}: give --models.second.data another one, or an empty name.")
-    for p in config.protected:
+    for p in protected:
         if p.restrict and p.data != "named:ImageNet30":
             raise UserError(f"only ImageNet30 is a part of ImageNet's 1,000 classes, so `restrict` cannot hold for {p.data}.")
     times = config.sweeps.times

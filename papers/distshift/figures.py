@@ -1,121 +1,189 @@
-"""What each figure of distshift shows, as functions of the measurements. No model is loaded here."""
+"""What each figure of distshift shows, by the tags of its numbers. No model is loaded here."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from papers.distshift.tables import AGAINST, ATTACKS, METHODS, NORMS, STATES, candidates, conditions, radius, sets, short, time
+from papers.distshift.tables import (
+    AGAINST,
+    BASELINE,
+    CLEAN,
+    GUIDED,
+    METHODS,
+    NORMS,
+    STATES,
+    adversaries,
+    both,
+    candidates,
+    conditions,
+    of_place,
+    on_first,
+    radius,
+    rows,
+    sets,
+    short,
+    states,
+    time,
+    under,
+    written,
+)
+from shared.experiment.paper import Grid
 from shared.report import figures, style
+from shared.report.shown import Filled, figure
 
 # the first seven have colours of their own
 ORDER = ("diffpure", "pgd_at", "distshift", "gdmp", "none", "jpeg", "tv", "bits", "resize_pad", "noise")
+FULL = (-4, 104)  # limits of an axis of per cents
 
 
 def _look() -> dict:
     return style.looks([METHODS[m] for m in ORDER])
 
 
-def fig_tradeoff(results):
+def _measured(series: dict[str, Sequence]) -> dict[str, Sequence]:
+    return {label: cells for label, cells in series.items() if any(cells)}
+
+
+def _mean_of_both(place: int) -> Callable[[object], Grid]:
+    def grid(c) -> Grid:
+        if len(sets(c)) <= place:
+            return Grid({}, {})
+        return Grid(rows(c), {"clean": CLEAN, **{norm: both(c, norm) for norm in NORMS}}, of_place(c, place), c.seeds)
+
+    return grid
+
+
+@figure(_mean_of_both(0), _mean_of_both(1))
+def fig_tradeoff(*places: Filled) -> Figure:
     """Clean accuracy against accuracy under attack (mean over both attacks), for each set and ball. Whiskers: 95 % intervals."""
-    if not results.select(kind="score"):
-        return None
-    places = range(1, len(sets(results)) + 1)
+    places = [grid for grid in places if any(grid)]
     fig, axes = style.figure(style.PAGE, 2.4 * len(places), rows=len(places), columns=2, squeeze=False)
-    look, attack = _look(), results.config["attack"]
-    for place, line in zip(places, axes, strict=True):
-        for ax, (norm, label) in zip(line, NORMS.items(), strict=True):
-            at = {"kind": "score", "place": place}
-            points = {name: (results.estimate(at, method=m, attack="clean"), results.estimate(at, method=m, attack=list(ATTACKS), norm=norm))
-                      for m, name in METHODS.items()}
-            points = {k: v for k, v in points.items() if all(v)}
-            figures.tradeoff(ax, points, ylabel=f"accuracy at {label} {radius(attack[norm])} (%)", look={k: look[k] for k in points})
-            ax.set_title(f"{short(results, sets(results)[place - 1])}, {label}")
-            ax.set(ylim=(-4, 104))
+    look = _look()
+    for grid, line in zip(places, axes, strict=True):
+        for ax, (norm, ball) in zip(line, NORMS.items(), strict=True):
+            points = {name: (grid[name, "clean"], grid[name, norm]) for name in grid.rows}
+            points = {name: pair for name, pair in points.items() if all(pair)}
+            at = written(radius(grid.config, norm))
+            looks = {name: look[name] for name in points}
+            figures.tradeoff(ax, points, ylabel=f"accuracy at {ball} {at} (%)", look=looks)
+            ax.set_title(f"{short(grid.config, grid.grid.common['data'])}, {ball}")
+            ax.set(ylim=FULL)
     figures.legend(fig, axes, 5)
     return fig
 
 
-def fig_eps(results):
+EPS_ROWS = ("none", "pgd_at", "jpeg", "diffpure", "gdmp", "distshift")
+
+
+def _growing(norm: str) -> Callable[[object], Grid]:
+    def grid(c) -> Grid:
+        columns = {written(t * radius(c, norm)): under(c, norm, times=t) for t in c.sweeps.times}
+        return Grid({METHODS[m]: {"method": m} for m in EPS_ROWS}, columns, on_first(c, "eps"))
+
+    return grid
+
+
+@figure(*(_growing(norm) for norm in NORMS))
+def fig_eps(*balls: Filled) -> Figure:
     """Accuracy against ε under PGD, in either ball. One seed."""
-    found = results.select(kind="eps")
-    if not found:
-        return None
     look = _look()
     fig, axes = style.figure(style.PAGE, 2.5, columns=2)
-    for ax, (norm, label) in zip(axes, NORMS.items(), strict=True):
-        levels = sorted({m.tags["eps"] for m in found if m.tags["norm"] == norm})
-        series = {name: [results.estimate(kind="eps", method=m, norm=norm, eps=e) for e in levels] for m, name in METHODS.items()}
-        series = {k: v for k, v in series.items() if any(v)}
-        figures.lines(ax, [radius(e) for e in levels], series, xlabel=f"ε ({label})", ylabel="accuracy (%)", look={k: look[k] for k in series},
-                      categorical=True)
-        ax.set(ylim=(-4, 104))
+    for ax, grid, ball in zip(axes, balls, NORMS.values(), strict=True):
+        series = grid.series()
+        looks = {name: look[name] for name in series}
+        figures.lines(ax, grid.columns, series, xlabel=f"ε ({ball})", ylabel="accuracy (%)", look=looks, categorical=True)
+        ax.set(ylim=FULL)
     figures.legend(fig, axes, 6)
     return fig
 
 
-def _sweep(results, kind: str, tag: str, xlabel: str, vertical: float | None):
-    found = results.select(kind=kind)
-    if not found:
-        return None
-    at = sorted({m.tags[tag] for m in found})
-    columns = conditions(results, ("pgd",))
-    fig, axes = style.figure(style.PAGE, 2.3, columns=len(columns), sharey=True)
+def _swept(kind: str, values: Callable[[object], Sequence], methods: Sequence[str] = (BASELINE, "distshift")) -> list[Callable]:
+    """One grid for each condition (clean, PGD in either ball): methods × the values of what is varied."""
+
+    def of(k: int) -> Callable[[object], Grid]:
+        def grid(c) -> Grid:
+            tag = {"time": "t"}.get(kind, kind)
+            condition = list(conditions(c, ("pgd",)).values())[k]
+            points = {f"{v:g}": {tag: v} for v in values(c)}
+            return Grid({METHODS[m]: {"method": m} for m in methods}, points, on_first(c, kind, **condition))
+
+        return grid
+
+    return [of(k) for k in range(1 + len(NORMS))]
+
+
+def _panels(grids: Sequence[Filled], xlabel: str, vertical: float | None) -> Figure:
+    names = conditions(grids[0].config, ("pgd",))
+    fig, axes = style.figure(style.PAGE, 2.3, columns=len(names), sharey=True)
     look = _look()
-    for ax, (name, condition) in zip(axes, columns.items(), strict=True):
-        series = {METHODS[m]: [results.estimate({"kind": kind, **condition, tag: v}, method=m) for v in at] for m in ("diffpure", "distshift")}
-        series = {k: v for k, v in series.items() if any(v)}
-        figures.lines(ax, at, series, xlabel=xlabel, ylabel="accuracy (%)" if ax is axes[0] else "", look={k: look[k] for k in series})
+    for ax, grid, name in zip(axes, grids, names, strict=True):
+        series = grid.series()
+        looks = {label: look[label] for label in series}
+        ylabel = "accuracy (%)" if ax is axes[0] else ""
+        figures.lines(ax, [float(v) for v in grid.columns], series, xlabel=xlabel, ylabel=ylabel, look=looks)
         if vertical is not None:
-            ax.axvline(vertical, color="#333333", linestyle="--", linewidth=0.8)
+            _dashed(ax.axvline, vertical)
         ax.set_title(name)
-        ax.set(ylim=(-4, 104))
+        ax.set(ylim=FULL)
     figures.legend(fig, axes, 4)
     return fig
 
 
-def fig_time(results):
+def _dashed(line: Callable, at: float, **more: object) -> None:
+    line(at, color="#333333", linestyle="--", linewidth=0.8, **more)
+
+
+@figure(*_swept("time", lambda c: c.sweeps.t))
+def fig_time(*grids: Filled) -> Figure:
     """Accuracy against the diffusion time t*, with and without guidance; the dashed line is the time of all other tables. One seed."""
-    return _sweep(results, "time", "t", "t* (steps)", time(results))
+    return _panels(grids, "t* (steps)", time(grids[0].config))
 
 
-def fig_rounds(results):
+@figure(*_swept("rounds", lambda c: c.sweeps.rounds))
+def fig_rounds(*grids: Filled) -> Figure:
     """Accuracy against the number of rounds of purification, with and without guidance. One seed."""
-    return _sweep(results, "rounds", "rounds", "rounds", None)
+    return _panels(grids, "rounds", None)
 
 
-def fig_scale(results):
+@figure(*_swept("scale", lambda c: c.sweeps.scales, ("distshift",)))
+def fig_scale(*grids: Filled) -> Figure:
     """Accuracy against the scale of the guidance (ratio: guidance norm over score norm); 0 is no guidance, the dashed line the default. One seed."""
-    found = results.select(kind="scale")
-    if not found:
-        return None
-    at, g = sorted({m.tags["scale"] for m in found}), results.config["guidance"]
+    c = grids[0].config
+    series = _measured({name: grid.row(METHODS["distshift"]) for name, grid in zip(conditions(c, ("pgd",)), grids, strict=True)})
     fig, ax = style.figure(style.COLUMN)
-    series = {name: [results.estimate({"kind": "scale", **condition, "scale": v}) for v in at] for name, condition in
-              conditions(results, ("pgd",)).items()}
-    figures.lines(ax, at, series, xlabel=f"scale ({g['unit']})", ylabel="accuracy (%)", categorical=True)
-    ax.set(ylim=(-4, 104))
-    if g["scale"] in at:
-        ax.axvline(at.index(g["scale"]), color="#333333", linestyle="--", linewidth=0.8)
+    scales = [float(v) for v in grids[0].columns]
+    figures.lines(ax, scales, series, xlabel=f"scale ({c.guidance.unit})", ylabel="accuracy (%)", categorical=True)
+    ax.set(ylim=FULL)
+    if c.guidance.scale in scales:
+        _dashed(ax.axvline, scales.index(c.guidance.scale))
     figures.legend(fig, ax, 1)
     return fig
 
 
-def fig_variants(results):
+def _compared(c) -> Grid:
+    common = {"method": "distshift", "data": sets(c)[0], "seed": c.seeds[0]}
+    return Grid(candidates(c, "default: {}"), conditions(c, ("pgd",)), common)
+
+
+@figure(_compared)
+def fig_variants(grid: Filled) -> Figure:
     """Candidates for the guidance: accuracy clean and under PGD; first the default and no guidance. One seed. Whiskers: 95 % intervals."""
-    if not results.select(kind="variant"):
-        return None
-    rows = candidates(results, "default: {}")
     fig, ax = style.figure(style.PAGE, 3.6)
-    columns = conditions(results, ("pgd",))
-    at, width, look = np.arange(len(rows))[::-1], 0.8 / len(columns), style.looks(list(columns))
-    for k, (name, condition) in enumerate(columns.items()):
-        found = [results.estimate({**row, **condition, "place": 1}) for row in rows.values()]
-        y = at + 0.4 - width * (k + 0.5)
+    at = np.arange(len(grid.rows))[::-1]
+    width = 0.8 / len(grid.columns)
+    look = style.looks(grid.columns)
+    for k, name in enumerate(grid.columns):
+        found = [grid[row, name] for row in grid.rows]
         there = [i for i, e in enumerate(found) if e is not None]
+        y = (at + 0.4 - width * (k + 0.5))[there]
         values, low, high = (np.array([100 * getattr(found[i], part) for i in there]) for part in ("value", "low", "high"))
-        ax.barh(y[there], values, width * 0.94, label=name, color=look[name].colour, hatch=look[name].hatch, edgecolor="white", linewidth=0.4)
-        ax.errorbar(values, y[there], xerr=(values - low, high - values), fmt="none", ecolor="#333333", elinewidth=0.7, capsize=1.2)
-    ax.set_yticks(at, rows)
+        one = look[name]
+        ax.barh(y, values, width * 0.94, label=name, color=one.colour, hatch=one.hatch, edgecolor="white", linewidth=0.4)
+        ax.errorbar(values, y, xerr=(values - low, high - values), fmt="none", ecolor="#333333", elinewidth=0.7, capsize=1.2)
+    ax.set_yticks(at, grid.rows)
     ax.grid(False, axis="y")
     ax.grid(True, axis="x")
     ax.tick_params(axis="y", length=0)
@@ -124,52 +192,63 @@ def fig_variants(results):
     return fig
 
 
-def fig_adaptive(results):
+def _in_first_ball(c) -> Grid:
+    """Every attacker of every defence, mean and worst, in the first ball; PGD-AT as it is."""
+    norm = c.adaptive.norms[0]
+    everyone = adversaries(c)
+    lines = {m: {"method": m} for m in everyone}
+    columns = {f"{a} {how}": {"against": a, "judged": how, **under(c, norm, "adaptive")} for a in AGAINST for how in ("one", "mean", "worst")}
+
+    def joined(row: dict, column: dict) -> dict | None:
+        fits = column["against"] in everyone[row["method"]]
+        wanted = (column["judged"] == "one") == (row["method"] == "pgd_at")
+        return {**row, **column} if fits and wanted else None
+
+    return Grid(lines, columns, on_first(c, "adaptive"), joined=joined)
+
+
+@figure(_in_first_ball)
+def fig_adaptive(grid: Filled) -> Figure:
     """Accuracy under attackers who know the defence: the mean over repeated purifications and the worst of them. Whiskers: 95 % intervals."""
-    if not results.select(kind="adaptive"):
-        return None
-    norm = results.config["adaptive"]["norms"][0]
-    series = {f"{METHODS[m]}, {how}": [results.estimate(kind="adaptive", method=m, against=a, judged=how, norm=norm) for a in AGAINST]
-              for m in ("diffpure", "gdmp", "distshift") for how in ("mean", "worst")}
-    series = {k: v for k, v in series.items() if any(v)}
-    own = _look()
-    look = {f"{METHODS[m]}, {how}": replace(own[METHODS[m]], hatch="" if how == "mean" else "//////") for m in ("diffpure", "gdmp", "distshift")
-            for how in ("mean", "worst")}
-    shown = [k for k in range(len(AGAINST)) if any(v[k] for v in series.values())]
+    own, series, look = _look(), {}, {}
+    for m in (BASELINE, *GUIDED):
+        for how, hatch in (("mean", ""), ("worst", "//////")):
+            label = f"{METHODS[m]}, {how}"
+            series[label] = [grid[m, f"{a} {how}"] for a in AGAINST]
+            look[label] = replace(own[METHODS[m]], hatch=hatch)
+    series = _measured(series)
+    shown = [k for k in range(len(AGAINST)) if any(cells[k] for cells in series.values())]
     fig, ax = style.figure(style.PAGE, 2.8)
-    figures.bars(ax, [list(AGAINST.values())[k] for k in shown], {name: [v[k] for k in shown] for name, v in series.items()}, ylabel="accuracy (%)",
-                 look=look)
+    names = [list(AGAINST.values())[k] for k in shown]
+    figures.bars(ax, names, {label: [cells[k] for k in shown] for label, cells in series.items()}, ylabel="accuracy (%)", look=look)
     ax.set(ylim=(0, 104))
-    trained = results.estimate(kind="adaptive", method="pgd_at", against="exact", judged="one", norm=norm)
+    trained = grid["pgd_at", "exact one"]
     if trained:
-        ax.axhline(100 * trained.value, color="#333333", linestyle="--", linewidth=0.8, label="PGD-AT, exact")
+        _dashed(ax.axhline, 100 * trained.value, label="PGD-AT, exact")
     figures.legend(fig, ax, 4)
     return fig
 
 
-def fig_distribution(results):
+@figure(states)
+def fig_distribution(grid: Filled) -> Figure:
     """Left: pictures in the plane of two principal axes of the victim's features (clean and adversarial together); grey: the clean pictures that each
     sample is compared with. Right: MMD² to those, with 95 % intervals; the p-value of the permutation test is written beside it."""
-    found = {m.tags["method"]: m for m in results.select(kind="distribution", quantity="mmd2")}
-    if not found:
-        return None
-    shown = [s for s in STATES if s in found]
+    shown = [s for s in STATES if grid[s, "mmd2"]]
+    extra = {s: grid.measurements(s, "mmd2")[0].extra for s in shown}
     fig, axes = style.figure(style.PAGE, 3.0, columns=2, width_ratios=(1.15, 1))
-    look = style.looks([STATES[s] for s in STATES])
-    reference = found[shown[0]].extra["reference"]
-    axes[0].plot(*reference.T, linestyle="none", marker=".", markersize=5, color="#bbbbbb", label="other clean pictures")
+    look = style.looks(list(STATES.values()))
+    axes[0].plot(*extra[shown[0]]["reference"].T, linestyle="none", marker=".", markersize=5, color="#bbbbbb", label="other clean pictures")
     for s in shown:
         if s in ("clean", "purified_clean"):
             continue
         one = look[STATES[s]]
-        axes[0].plot(*found[s].extra["xy"].T, linestyle="none", marker=one.marker, markersize=2.6, color=one.colour, alpha=0.75, label=STATES[s])
+        axes[0].plot(*extra[s]["xy"].T, linestyle="none", marker=one.marker, markersize=2.6, color=one.colour, alpha=0.75, label=STATES[s])
     axes[0].grid(True, axis="both")
     axes[0].set(xlabel="first axis", ylabel="second axis")
     for k, s in enumerate(shown):
-        e = results.estimate(kind="distribution", method=s, quantity="mmd2")
-        p = results.estimate(kind="distribution", method=s, quantity="p")
-        axes[1].errorbar(e.value, -k, xerr=[[max(0, e.value - e.low)], [max(0, e.high - e.value)]], fmt=look[STATES[s]].marker, markersize=4.5,
-                         color=look[STATES[s]].colour, elinewidth=0.9, capsize=1.5)
+        e, p, one = grid[s, "mmd2"], grid[s, "p"], look[STATES[s]]
+        spread = [[max(0, e.value - e.low)], [max(0, e.high - e.value)]]
+        axes[1].errorbar(e.value, -k, xerr=spread, fmt=one.marker, markersize=4.5, color=one.colour, elinewidth=0.9, capsize=1.5)
         if p:
             axes[1].annotate(f"p = {p.value:.3f}", (e.value, -k), textcoords="offset points", xytext=(0, 5), ha="center", fontsize=6)
     axes[1].axvline(0, color="#333333", linewidth=0.6)
@@ -180,26 +259,34 @@ def fig_distribution(results):
     return fig
 
 
-def fig_strip(results):
+@figure(lambda c: Grid({"distshift": {"method": "distshift"}}, {"strip": under(c, "linf")}, on_first(c, "strip")))
+def fig_strip(grid: Filled) -> Figure:
     """From left to right: clean, adversarial, their difference × 10, diffused to t*, DiffPure, distshift; below each what the victim says, in green
     where it is right."""
-    found = results.select(kind="strip")
-    if not found:
-        return None
-    extra = found[0].extra
-    columns = {"clean": "clean", "adversarial": "adversarial", "difference": "difference × 10",
-               "diffused": f"diffused, t* = {time(results)}", "diffpure": "DiffPure", "purified": "distshift"}
+    extra = grid.measurements("distshift", "strip")[0].extra
+    columns = {
+        "clean": "clean",
+        "adversarial": "adversarial",
+        "difference": "difference × 10",
+        "diffused": f"diffused, t* = {time(grid.config)}",
+        "diffpure": "DiffPure",
+        "purified": "distshift",
+    }
     n = len(extra["clean"])
     fig, axes = style.figure(style.PAGE, 1.42 * n, rows=n, columns=len(columns), squeeze=False)
     for i in range(n):
         for ax, (name, title) in zip(axes[i], columns.items(), strict=True):
-            picture = np.clip(0.5 + 10 * extra["difference"][i] / 2, 0, 1) if name == "difference" else extra[name][i] / 255
-            ax.imshow(np.moveaxis(picture, 0, -1), interpolation="nearest")
-            ax.set_axis_off()
+            _picture(ax, extra, name, i)
             if i == 0:
                 ax.set_title(title, fontsize=6.5)
-            if f"{name} answers" in extra:
-                said = str(extra[f"{name} answers"][i])
-                ax.text(0.5, -0.04, said, transform=ax.transAxes, ha="center", va="top", fontsize=5.5,
-                        color="#009E73" if said == str(extra["truth"][i]) else "#D55E00")
     return fig
+
+
+def _picture(ax: Axes, extra: dict, name: str, i: int) -> None:
+    picture = np.clip(0.5 + 10 * extra["difference"][i] / 2, 0, 1) if name == "difference" else extra[name][i] / 255
+    ax.imshow(np.moveaxis(picture, 0, -1), interpolation="nearest")
+    ax.set_axis_off()
+    if f"{name} answers" in extra:
+        said = str(extra[f"{name} answers"][i])
+        colour = "#009E73" if said == str(extra["truth"][i]) else "#D55E00"
+        ax.text(0.5, -0.04, said, transform=ax.transAxes, ha="center", va="top", fontsize=5.5, color=colour)

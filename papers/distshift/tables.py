@@ -1,162 +1,357 @@
-"""What each table of distshift holds, as functions of the measurements; figures stand in `figures.py`. No model is loaded here.
+"""What each table of distshift shows, by the tags of its numbers; what is measured is read off here and off figures.py. No model is loaded.
 
 Apart from four numbers of the abstract the paper's tables could not be read; theirs have numbers that we do not know, so ours have names.
 """
 
-from shared.report import tables
+from collections.abc import Iterable, Mapping, Sequence
 
-METHODS = {"none": "no defence", "pgd_at": "PGD-AT", "jpeg": "JPEG", "bits": "bit depth", "tv": "total variation", "resize_pad": "resize and pad",
-           "noise": "noise only", "diffpure": "DiffPure", "gdmp": "GDMP", "distshift": "distshift"}
+from shared.experiment.paper import Grid
+from shared.report import tables
+from shared.report.shown import Filled, Shown, claimed, table, table_of
+
+METHODS = {
+    "none": "no defence",
+    "pgd_at": "PGD-AT",
+    "jpeg": "JPEG",
+    "bits": "bit depth",
+    "tv": "total variation",
+    "resize_pad": "resize and pad",
+    "noise": "noise only",
+    "diffpure": "DiffPure",
+    "gdmp": "GDMP",
+    "distshift": "distshift",
+}
+BASELINE = "diffpure"
+GUIDED = ("gdmp", "distshift")
+RANDOM = ("resize_pad", "noise", BASELINE, *GUIDED)  # measured once per seed
 NORMS = {"linf": "ℓ∞", "l2": "ℓ2"}
 ATTACKS = {"pgd": "PGD", "autoattack": "AutoAttack-type"}
-AGAINST = {"control": "nobody (control)", "transfer": "transfer", "square": "Square, black box", "bpda": "BPDA", "bpda_eot": "BPDA+EOT",
-           "guide": "the guidance alone", "exact_first_order": "exact + EOT, guidance constant", "exact": "exact + EOT", "apgd": "exact + EOT, APGD"}
-STATES = {"clean": "clean (control)", "adversarial": "adversarial", "diffused": "adversarial, diffused", "diffpure": "adversarial, DiffPure",
-          "purified": "adversarial, distshift", "purified_clean": "clean, distshift"}
-VARIANTS = {"g1-x_adv": "G1, label of x_adv", "g1-running": "G1, label of x̂₀", "g1-moving": "G1, label of x_t",
-            "g3-x_adv": "G3 (G1 at x̂₀), label of x_adv", "g3-running": "G3 (G1 at x̂₀), label of x̂₀", "g2-x_t": "G2 at x_t", "g2-x0_hat": "G2 at x̂₀",
-            "g4-x_t": "G4 at x_t", "g4-x0_hat": "G4 at x̂₀", "unscaled": "default, x_t not rescaled",
-            "coup": "G2 as COUP released it (scale 1 on the score)"}
+CLEAN = {"attack": "clean", "norm": "none", "eps": 0.0}
+AGAINST = {
+    "control": "nobody (control)",
+    "transfer": "transfer",
+    "square": "Square, black box",
+    "bpda": "BPDA",
+    "bpda_eot": "BPDA+EOT",
+    "guide": "the guidance alone",
+    "exact_first_order": "exact + EOT, guidance constant",
+    "exact": "exact + EOT",
+    "apgd": "exact + EOT, APGD",
+}
+ADAPTIVE = {
+    "pgd_at": ("exact",),
+    "diffpure": ("control", "transfer", "bpda", "bpda_eot", "exact", "square"),
+    "gdmp": ("control", "transfer", "bpda_eot", "exact"),
+    "distshift": ("control", "transfer", "bpda", "bpda_eot", "exact", "exact_first_order", "guide", "square"),
+}
+STATES = {
+    "clean": "clean (control)",
+    "adversarial": "adversarial",
+    "diffused": "adversarial, diffused",
+    "diffpure": "adversarial, DiffPure",
+    "purified": "adversarial, distshift",
+    "purified_clean": "clean, distshift",
+}
+# Guidance with some fields changed; everything else as configured. "coup": as COUP released it (scale 1 on the score, x_t as it is).
+VARIANTS: dict[str, dict] = {
+    "g1-x_adv": {"kind": "G1", "label": "x_adv", "domain": "x_t"},
+    "g1-running": {"kind": "G1", "label": "running", "domain": "x_t"},
+    "g1-moving": {"kind": "G1", "label": "moving", "domain": "x_t"},
+    "g3-x_adv": {"kind": "G3", "label": "x_adv", "domain": "x0_hat"},
+    "g3-running": {"kind": "G3", "label": "running", "domain": "x0_hat"},
+    "g2-x_t": {"kind": "G2", "domain": "x_t"},
+    "g2-x0_hat": {"kind": "G2", "domain": "x0_hat"},
+    "g4-x_t": {"kind": "G4", "domain": "x_t"},
+    "g4-x0_hat": {"kind": "G4", "domain": "x0_hat"},
+    "unscaled": {"rescale": "none"},
+    "coup": {"kind": "G2", "domain": "x_t", "rescale": "none", "unit": "score", "scale": 1.0},
+}
+VARIANT_NAMES = {
+    "g1-x_adv": "G1, label of x_adv",
+    "g1-running": "G1, label of x̂₀",
+    "g1-moving": "G1, label of x_t",
+    "g3-x_adv": "G3 (G1 at x̂₀), label of x_adv",
+    "g3-running": "G3 (G1 at x̂₀), label of x̂₀",
+    "g2-x_t": "G2 at x_t",
+    "g2-x0_hat": "G2 at x̂₀",
+    "g4-x_t": "G4 at x_t",
+    "g4-x0_hat": "G4 at x̂₀",
+    "unscaled": "default, x_t not rescaled",
+    "coup": "G2 as COUP released it (scale 1 on the score)",
+}
 
 
-def radius(eps: float) -> str:
+# ---- names -------------------------------------------------------------------------------------------------------------
+
+
+def radius(c, norm: str) -> float:
+    """ε of the main tables."""
+    return c.attack.linf if norm == "linf" else c.attack.l2
+
+
+def written(eps: float) -> str:
     """An ε as people write it."""
     return f"{eps * 255:g}/255"
 
 
-def sets(results) -> tuple[str, ...]:
+def sets(c) -> tuple[str, ...]:
     """The sets of this run, in the order of the paper's tables."""
-    models = results.config["models"]
-    return tuple(models[place]["data"] for place in ("first", "second") if models[place]["data"])
+    return tuple(p.data for p in (c.models.first, c.models.second) if p.data)
 
 
-def short(results, spec: str) -> str:
+def short(c, spec: str) -> str:
     """A set's name; that of ImageNet30 says which pictures it has."""
     if spec.startswith("scenes:"):
         return spec.replace(":", " ", 1)
-    label = results.config["data"]["label"] if spec.startswith("folder:") else ""
-    return label or results.config.get("names", {}).get(spec) or spec
+    label = c.data.label if spec.startswith("folder:") else ""
+    return label or getattr(getattr(c, "names", None), spec, None) or spec
 
 
-def time(results) -> int:
+def time(c) -> int:
     """t* of the first set."""
-    return results.config["models"]["first"]["t"] or results.config["method"]["t"]
+    return c.models.first.t or c.method.t
 
 
-def victim(results, place: int) -> str:
+def victim(c, place: int) -> str:
     """What is protected, and guides."""
-    p = results.config["models"][("first", "second")[place - 1]]
-    weights = {"train": "trained here"}.get(p["weights"], p["weights"].removeprefix("zoo:").rpartition("/")[2])
-    return f"{p['arch'].removeprefix('torchvision:')} ({weights}{', 1,000-way, restricted to the classes of the set' if p['restrict'] else ''})"
+    p = (c.models.first, c.models.second)[place]
+    weights = {"train": "trained here"}.get(p.weights, p.weights.removeprefix("zoo:").rpartition("/")[2])
+    restricted = ", 1,000-way, restricted to the classes of the set" if p.restrict else ""
+    return f"{p.arch.removeprefix('torchvision:')} ({weights}{restricted})"
 
 
-def conditions(results, attacks=tuple(ATTACKS)) -> dict[str, dict]:
-    """Columns of a table: clean, and each attack in each ball."""
-    a = results.config["attack"]
-    return {"clean": {"attack": "clean"}, **{f"{ATTACKS[k]}, {NORMS[n]} {radius(a[n])}": {"attack": k, "norm": n, "times": 1} for n in NORMS
-                                             for k in attacks}}
-
-
-def _main(results, place: int):
-    if len(sets(results)) < place:
-        return None
-    rows = {label: {"method": name} for name, label in METHODS.items()}
-    return tables.from_results(results, rows, conditions(results), common={"kind": "score", "place": place}, interval="brackets",
-                               caption=f"{short(results, sets(results)[place - 1])}: accuracy (%). The bare victim, {victim(results, place)}, is "
-                               "attacked (gray box); PGD-AT is attacked itself. AutoAttack-type: APGD-CE, APGD-T, Square.")
-
-
-def first(results):
-    return _main(results, 1)
-
-
-def second(results):
-    return _main(results, 2)
-
-
-def oddity(results):
-    """The paper's ℓ2 numbers are below its ℓ∞ numbers; what ours say."""
-    rows = {f"{short(results, s)}, {METHODS[m]}": {"place": k, "method": m} for k, s in enumerate(sets(results), 1)
-            for m in ("none", "pgd_at", "diffpure", "distshift")}
-    score, size = {"kind": "score"}, {"kind": "norm", "attack": "pgd"}
-    columns = {"clean": {**score, "attack": "clean"}}
-    for n, label in NORMS.items():
-        columns[f"{label}: accuracy"] = {**score, "attack": ["pgd", "autoattack"], "norm": n}
-    for n, label in NORMS.items():
-        for measured, name in NORMS.items():
-            columns[f"{label}: mean {name} norm"] = {**size, "norm": n, "measure": measured}
-    sizes = [c for c in columns if "norm" in c]
-    return tables.from_results(results, rows, columns, best=None, factor=dict.fromkeys(sizes, 1), digits=dict.fromkeys(sizes, 3), interval="pm",
-                               caption="Is the ℓ2 ball the harder one? Accuracy (%), mean over both attacks, beside the clean accuracy of the same "
-                               "defence, and the sizes that the PGD perturbations came out with (in pixels; in the row of the attacked victim).")
-
-
-def adaptive(results):
-    a, budget = results.config["adaptive"], results.config["attack"]
-    balls = {n: f", {label}" if len(a["norms"]) > 1 else "" for n, label in NORMS.items()}
-    rows = {f"{METHODS[m]}, {'exact' if m == 'pgd_at' else AGAINST[name]}{balls[n]}": {"method": m, "against": name, "norm": n}
-            for n in a["norms"] for m in ("pgd_at", "diffpure", "gdmp", "distshift") for name in AGAINST}
-    columns = {"one": {"judged": "one"}, f"mean of {a['draws']}": {"judged": "mean"}, f"worst of {a['draws']}": {"judged": "worst"},
-               "majority": {"judged": "majority"}}
-    where = ", ".join(f"{NORMS[n]} {radius(budget[n])}" for n in a["norms"])
-    return tables.from_results(results, rows, columns, common={"kind": "adaptive"}, best=None,
-                               caption=f"Attackers who know the defence: accuracy (%) on {a['n']} pictures of "
-                               f"{short(results, sets(results)[0])}, {where}, {a['steps']} steps, {a['eot']} draws per gradient, "
-                               f"after repeated purification (Square: {a['square_n']} pictures, {a['square_queries']} queries). The "
-                               "control is not attacked: the worst of N falls with N even there.")
-
-
-def candidates(results, default: str = "default ({})") -> dict[str, dict]:
-    """Rows of what compares guidances: the default and none, which the sweep of the scale has measured, and the others."""
-    g = results.config["guidance"]
-    return {default.format(written(g)): {"kind": "scale", "scale": g["scale"]}, "no guidance": {"kind": "scale", "scale": 0.0},
-            **{label: {"kind": "variant", "variant": v} for v, label in VARIANTS.items()}}
-
-
-def variants(results):
-    seed = results.config["seeds"][0]
-    return tables.from_results(results, candidates(results), conditions(results, ("pgd",)), common={"place": 1, "seed": seed}, best=None,
-                               caption=f"Candidates for the guidance: accuracy (%) on {results.config['sweeps']['n']} pictures of "
-                               f"{short(results, sets(results)[0])}, one seed. The label of x_adv is the attacker's class.")
-
-
-def written(guidance: dict) -> str:
+def in_words(guidance) -> str:
     """A guidance in words."""
-    label = {"x_adv": ", label of x_adv", "running": ", label of x̂₀", "moving": ", label of its own input"}[guidance["label"]]
-    where = {"x_t": "x_t", "x0_hat": "x̂₀"}[guidance["domain"]] + ("/α" if guidance["rescale"] == "x_t/alpha" else "")
-    return f"{guidance['kind']} at {where}{label if guidance['kind'] in ('G1', 'G3') else ''}, {guidance['unit']} {guidance['scale']:g}"
+    label = {"x_adv": ", label of x_adv", "running": ", label of x̂₀", "moving": ", label of its own input"}[guidance.label]
+    where = {"x_t": "x_t", "x0_hat": "x̂₀"}[guidance.domain] + ("/α" if guidance.rescale == "x_t/alpha" else "")
+    return f"{guidance.kind} at {where}{label if guidance.kind in ('G1', 'G3') else ''}, {guidance.unit} {guidance.scale:g}"
 
 
-def distribution(results):
-    s, at = results.config["sweeps"], {"kind": "distribution"}
-    measured = {state: (results.estimate(at, method=state, quantity="mmd2"), results.estimate(at, method=state, quantity="p")) for state in STATES}
-    rows = [(STATES[state], [mmd2, f"{p.value:.3f}"]) for state, (mmd2, p) in measured.items() if mmd2 and p]
-    if not rows:
+# ---- rows and columns --------------------------------------------------------------------------------------------------
+
+
+def rows(c, methods: Iterable[str] = METHODS) -> dict[str, dict]:
+    """One method a row; what is not random is measured once."""
+    return {METHODS[m]: {"method": m} if m in RANDOM else {"method": m, "seed": c.seeds[0]} for m in methods}
+
+
+def under(c, norm: str, attack: str = "pgd", times: float = 1.0) -> dict:
+    """Tags of an attack in a ball of so many times the main tables' ε."""
+    return {"attack": attack, "norm": norm, "eps": times * radius(c, norm)}
+
+
+def conditions(c, attacks: Iterable[str] = ATTACKS) -> dict[str, dict]:
+    """Columns of a table: clean, and each attack in each ball."""
+    columns = {"clean": CLEAN}
+    for norm, ball in NORMS.items():
+        columns |= {f"{ATTACKS[a]}, {ball} {written(radius(c, norm))}": under(c, norm, a) for a in attacks}
+    return columns
+
+
+def on_first(c, kind: str, **tags: object) -> dict:
+    """Tags of what is varied on the first set, with one seed."""
+    return {"kind": kind, "data": sets(c)[0], "seed": c.seeds[0], **tags}
+
+
+def both(c, norm: str) -> list[dict]:
+    """Either attack in a ball, of which the mean is shown."""
+    return [under(c, norm, attack) for attack in ATTACKS]
+
+
+def of_place(c, place: int) -> dict:
+    """Tags of the main numbers on a set; none where there is no such set."""
+    return {"kind": "score", "data": sets(c)[place]}
+
+
+# ---- tables ------------------------------------------------------------------------------------------------------------
+
+
+def main_table(c, place: int) -> Shown:
+    if len(sets(c)) <= place:
+        return Shown({}, {})
+    caption = (
+        f"{short(c, sets(c)[place])}: accuracy (%). The bare victim, {victim(c, place)}, is attacked (gray box); PGD-AT is attacked itself. "
+        "AutoAttack-type: APGD-CE, APGD-T, Square."
+    )
+    return Shown(rows(c), conditions(c), of_place(c, place), c.seeds, caption, interval="brackets")
+
+
+@table
+def first(c):
+    return main_table(c, 0)
+
+
+@table
+def second(c):
+    return main_table(c, 1)
+
+
+@table
+def oddity(c):
+    """The paper's ℓ2 numbers are below its ℓ∞ numbers; what ours say."""
+    attacked = ("none", "pgd_at")
+    lines = {
+        f"{short(c, s)}, {name}": {**tags, "data": s}
+        for s in sets(c)
+        for name, tags in rows(c, (*attacked, "diffpure", "distshift")).items()
+    }
+    columns: dict[str, object] = {"clean": {"kind": "score", **CLEAN}}
+    columns |= {f"{ball}: accuracy": [{"kind": "score", **tags} for tags in both(c, norm)] for norm, ball in NORMS.items()}
+    sizes = {
+        f"{ball}: mean {name} norm": {"kind": "norm", "measure": measured, "seed": c.seeds[0], **under(c, norm)}
+        for norm, ball in NORMS.items()
+        for measured, name in NORMS.items()
+    }
+
+    def joined(row: Mapping, column: Mapping) -> dict | None:
+        return None if column["kind"] == "norm" and row["method"] not in attacked else {**row, **column}
+
+    caption = (
+        "Is the ℓ2 ball the harder one? Accuracy (%), mean over both attacks, beside the clean accuracy of the same defence, and the sizes that the "
+        "PGD perturbations came out with (in pixels; in the row of the attacked victim)."
+    )
+    options = {"factor": dict.fromkeys(sizes, 1), "digits": dict.fromkeys(sizes, 3), "interval": "pm", "joined": joined}
+    return Shown(lines, columns | sizes, {}, c.seeds, caption, None, **options)
+
+
+JUDGED = ("one", "mean", "worst", "majority")
+
+
+def known(c, pairs: Mapping[str, Sequence[str]], judged: Mapping[str, dict]) -> Grid:
+    """Attackers who know the defence: (method, attacker) × ways of judging, in every ball."""
+    balls = {n: f", {NORMS[n]}" if len(c.adaptive.norms) > 1 else "" for n in c.adaptive.norms}
+    lines = {
+        f"{METHODS[m]}, {'exact' if m == 'pgd_at' else AGAINST[a]}{ball}": {"method": m, "against": a, **under(c, n, "adaptive")}
+        for n, ball in balls.items()
+        for m, attackers in pairs.items()
+        for a in AGAINST
+        if a in attackers
+    }
+    return Grid(lines, judged, on_first(c, "adaptive"))
+
+
+def adversaries(c) -> dict[str, tuple[str, ...]]:
+    """Defence -> attackers."""
+    apgd = ("apgd",) if c.adaptive.apgd else ()
+    return {m: (*attackers, *apgd) if m in ("diffpure", "distshift") else attackers for m, attackers in ADAPTIVE.items()}
+
+
+@table
+def adaptive(c):
+    a, where = c.adaptive, ", ".join(f"{NORMS[n]} {written(radius(c, n))}" for n in c.adaptive.norms)
+    names = ("one", f"mean of {a.draws}", f"worst of {a.draws}", "majority")
+    grid = known(c, adversaries(c), {name: {"judged": how} for name, how in zip(names, JUDGED, strict=True)})
+    caption = (
+        f"Attackers who know the defence: accuracy (%) on {a.n} pictures of {short(c, sets(c)[0])}, {where}, {a.steps} steps, {a.eot} draws per "
+        f"gradient, after repeated purification (Square: {a.square_n} pictures, {a.square_queries} queries). The control is not attacked: the worst "
+        "of N falls with N even there."
+    )
+    return Shown(grid.rows, grid.columns, grid.common, caption=caption, best=None)
+
+
+def candidates(c, default: str = "default ({})") -> dict[str, dict]:
+    """Rows of what compares guidances: the default and none, which the sweep of the scale has measured, and the others."""
+    return {
+        default.format(in_words(c.guidance)): {"kind": "scale", "scale": c.guidance.scale},
+        "no guidance": {"kind": "scale", "scale": 0.0},
+        **{VARIANT_NAMES[v]: {"kind": "variant", "variant": v} for v in VARIANTS},
+    }
+
+
+@table
+def variants(c):
+    caption = (
+        f"Candidates for the guidance: accuracy (%) on {c.sweeps.n} pictures of {short(c, sets(c)[0])}, one seed. The label of x_adv is the "
+        "attacker's class."
+    )
+    common = {"method": "distshift", "data": sets(c)[0], "seed": c.seeds[0]}
+    return Shown(candidates(c), conditions(c, ("pgd",)), common, caption=caption, best=None)
+
+
+def states(c) -> Grid:
+    """Both two-sample tests of every state."""
+    where = {**on_first(c, "distribution"), **under(c, "linf")}
+    return Grid({s: {"method": s} for s in STATES}, {q: {"quantity": q} for q in ("mmd2", "p")}, where)
+
+
+@table_of(states)
+def distribution(grid: Filled):
+    """Two-sample tests."""
+    c = grid.config
+    lines = [(STATES[s], [grid[s, "mmd2"], f"{grid[s, 'p'].value:.3f}"]) for s in grid.rows if grid[s, "mmd2"] and grid[s, "p"]]
+    if not lines:
         return None
-    return tables.Table(["MMD²", "p"], rows, factor=1, digits=3,
-                        caption=f"Two-sample tests in the victim's features against {s['features_n']} other clean pictures of "
-                        f"{short(results, sets(results)[0])}: unbiased MMD² (mean over blocks of {s['block']}) and the p-value of "
-                        f"{s['permutations']} permutations.")
+    caption = (
+        f"Two-sample tests in the victim's features against {c.sweeps.features_n} other clean pictures of {short(c, sets(c)[0])}: unbiased MMD² "
+        f"(mean over blocks of {c.sweeps.block}) and the p-value of {c.sweeps.permutations} permutations."
+    )
+    return tables.Table(["MMD²", "p"], lines, factor=1, digits=3, caption=caption)
 
 
-def quality(results):
-    rows = {label: {"method": name} for name, label in METHODS.items()}
-    columns = {f"{unit}, {name}": {**condition, "measure": q} for q, unit in (("psnr", "PSNR (dB)"), ("ssim", "SSIM"))
-               for name, condition in conditions(results, ("pgd",)).items()}
-    return tables.from_results(results, rows, columns, common={"kind": "quality"}, best=None, factor=1,
-                               digits={c: 1 if "PSNR" in c else 3 for c in columns}, caption="Pictures behind the defence against the clean ones.")
+MEASURES = {"psnr": "PSNR (dB)", "ssim": "SSIM"}
 
 
-def cost(results):
-    at = {"kind": "cost"}
-    rows = []
-    for m in ("diffpure", "gdmp", "distshift"):
-        passes = [results.estimate(at, method=m, quantity=f"{of}_calls") for of in ("denoiser", "victim")]
-        seconds = [results.estimate(at, method=m, quantity=q) for q in ("seconds", "gradient_seconds")]
-        if all(passes):
-            rows.append((METHODS[m], [*(f"{e.value:g}" for e in passes), *seconds]))
-    if not rows:
+@table
+def quality(c):
+    columns = {
+        f"{unit}, {name}": {**condition, "measure": measure}
+        for measure, unit in MEASURES.items()
+        for name, condition in conditions(c, ("pgd",)).items()
+    }
+    digits = {name: 1 if name.startswith("PSNR") else 3 for name in columns}
+    shown = ("none", "jpeg", "tv", "noise", BASELINE, *GUIDED)
+    lines = {METHODS[m]: {"method": m} for m in shown}
+    caption = "Pictures behind the defence against the clean ones."
+    return Shown(lines, columns, on_first(c, "quality"), caption=caption, best=None, factor=1, digits=digits)
+
+
+COSTS = ("denoiser_calls", "victim_calls", "seconds", "gradient_seconds")
+
+
+def costs(c) -> Grid:
+    """Every quantity of every diffusion defence."""
+    where = {**on_first(c, "cost"), **under(c, "linf")}
+    return Grid({m: {"method": m} for m in (BASELINE, *GUIDED)}, {q: {"quantity": q} for q in COSTS}, where)
+
+
+@table_of(costs)
+def cost(grid: Filled):
+    """What purification costs."""
+    measured = {m: grid.row(m) for m in grid.rows}
+    lines = [(METHODS[m], [*(f"{e.value:g}" for e in cells[:2]), *cells[2:]]) for m, cells in measured.items() if all(cells)]
+    if not lines:
         return None
-    return tables.Table(["denoiser passes", "victim passes", "purification (ms)", "exact gradient (ms)"], rows, factor=1000, interval="pm",
-                        caption="Cost per picture on the machine that measured, one batch, one process (processor time without a GPU). Intervals "
-                        "over repetitions.")
+    caption = (
+        "Cost per picture on the machine that measured, one batch, one process (processor time without a GPU). Intervals over repetitions."
+    )
+    columns = ["denoiser passes", "victim passes", "purification (ms)", "exact gradient (ms)"]
+    return tables.Table(columns, lines, factor=1000, interval="pm", caption=caption)
+
+
+# ---- the headline ------------------------------------------------------------------------------------------------------
+
+HEADLINE_ROWS = ("none", "pgd_at", "jpeg", "bits", "tv", "resize_pad", "diffpure", "distshift")
+HEADLINE_ADAPTIVE = {"pgd_at": ("exact",), "distshift": ("control", "exact")}
+
+
+def twice(c, methods: Iterable[str]) -> Grid:
+    """Accuracy at twice the ε, which a claim of the abstract needs."""
+    return Grid({m: {"method": m} for m in methods}, {n: under(c, n, times=2.0) for n in NORMS}, on_first(c, "eps"))
+
+
+def headline(c) -> list[Grid]:
+    """What the claims of the abstract read."""
+    pictures = Grid(
+        {m: {"method": m} for m in ("none", "distshift")},
+        {q: {"measure": q, **under(c, "linf")} for q in MEASURES},
+        on_first(c, "quality"),
+    )
+    main = [Grid(rows(c, HEADLINE_ROWS), conditions(c), of_place(c, place), c.seeds) for place in range(len(sets(c)))]
+    judged = known(c, HEADLINE_ADAPTIVE, {how: {"judged": how} for how in JUDGED})
+    return [*main, twice(c, ("pgd_at", "distshift")), judged, pictures, states(c)]
+
+
+@claimed
+def larger(c) -> list[Grid]:
+    """Both balls at twice the ε, whatever the figure over ε shows."""
+    return [twice(c, ("pgd_at", "distshift"))]

@@ -48,10 +48,15 @@ def random_denoiser(name: str, seed: int = 0) -> UNetDenoiser:
         return build(CONFIGS[name])
 
 
+def denoiser_facts(config: dict, schedule: Schedule) -> dict[str, str]:
+    """What stands beside the tensors of a U-Net of `config`, so that `read_denoiser` knows what they are."""
+    facts = {"schedule": {"beta_min": schedule.beta_min, "beta_max": schedule.beta_max, "steps": schedule.steps}, "config": config}
+    return {"denoiser": json.dumps(facts, sort_keys=True)}
+
+
 def save_denoiser(unet: torch.nn.Module, path: str | Path, config: dict, schedule: Schedule, metadata: dict[str, str] | None = None) -> None:
     """Write a U-Net of `config` as .safetensors, atomically, with the configuration and the schedule beside `metadata`."""
-    facts = {"schedule": {"beta_min": schedule.beta_min, "beta_max": schedule.beta_max, "steps": schedule.steps}, "config": config}
-    save_tensors(unet.state_dict(), path, {**(metadata or {}), "denoiser": json.dumps(facts, sort_keys=True)})
+    save_tensors(unet.state_dict(), path, {**(metadata or {}), **denoiser_facts(config, schedule)})
 
 
 def read_denoiser(path: str | Path) -> UNetDenoiser:

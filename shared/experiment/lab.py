@@ -212,9 +212,10 @@ class Lab:
             groups.setdefault((number.step.group, number.step.weight), []).append(number)
 
         def one(group: list[Number]) -> None:
+            made: dict[Step, Values] = {}  # sweeps meet: what has two names is made once
             for number in group:
                 began = time.monotonic()
-                values = number.step.make(self)
+                values = made[number.step] = made.get(number.step) or number.step.make(self)
                 wrong = np.size(values.values) - int(np.isfinite(values.values).sum())
                 if wrong:
                     raise UserError(f"{number.name}: {wrong} of {np.size(values.values)} values are not finite: nothing is stored. See whether "

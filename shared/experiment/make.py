@@ -219,7 +219,9 @@ def main() -> None:
     given = dials(words)
     if paper and paper not in papers:
         raise UserError(f"there is no paper '{paper}' with a train.py; there is: {' '.join(papers) or 'none yet'}")
-    if kind == "bench":
+    if kind == "record":
+        Target(kind, given).report("record", *([paper] if paper else []))
+    elif kind == "bench":
         bench(paper, given)
     elif not papers:
         print("no paper yet")

@@ -63,7 +63,8 @@ class Number:
 
 @dataclass(frozen=True)
 class Gate:
-    """What must hold before any defence is trained or measured: the mean over a grid's numbers against a threshold, sense ">=" or "<=".
+    """What must hold before any defence is trained or measured: the mean over a grid's numbers, less that over `minus` if there is one, against a
+    threshold, sense ">=" or "<=".
 
     threshold, detail: as they are, or functions of the Lab, where they depend on the data (a plan is made without any).
     """
@@ -73,6 +74,12 @@ class Gate:
     sense: str
     threshold: float | Callable[[Lab], float]
     detail: str | Callable[[Lab], str] = ""
+    minus: Grid | None = None
+
+    @property
+    def grids(self) -> list[Grid]:
+        """All that it reads."""
+        return [self.grid] if self.minus is None else [self.grid, self.minus]
 
 
 def named(*order: str) -> Callable[[Tags], str]:
@@ -96,6 +103,7 @@ class Paper:
     describe: (config, **asked tags) -> further tags that claims may select by, such as the role of a set.
     number_name: asked tags -> the name of a number; see `named`.
     gates: (config) -> what must hold first.
+    facts: (lab, config) -> what the page needs to know of the data; it stands in the plan among the fields of the configuration.
     """
 
     name: str
@@ -106,10 +114,11 @@ class Paper:
     number_name: Callable[[Tags], str]
     describe: Callable[..., dict[str, object]] = lambda config, **asked: {}
     gates: Callable[[object], Sequence[Gate]] = lambda config: ()
+    facts: Callable[[Lab, object], dict[str, object]] = lambda lab, config: {}
 
     def plan(self, config: object) -> list[Number]:
         """Every number that a gate reads or that is shown or claimed (with `config.headline`: of the headline), each once."""
-        grids = [gate.grid for gate in self.gates(config)]
+        grids = [grid for gate in self.gates(config) for grid in gate.grids]
         if config.headline:
             grids += next(module.headline(config) for module in self.shows if hasattr(module, "headline"))
         else:

@@ -19,6 +19,11 @@ def scales(paper: str, papers: Path = ROOT / "papers") -> tuple[str, ...]:
     return SCALES
 
 
+def papers_with(scale: str, papers: Path = ROOT / "papers") -> list[str]:
+    """The papers that have this scale."""
+    return sorted(path.parent.name for path in papers.glob("*/train.py") if scale in scales(path.parent.name, papers))
+
+
 def check_scale(paper: str, scale: str, papers: Path = ROOT / "papers") -> None:
     """Raise `UserError` where a paper has no such scale."""
     there = scales(paper, papers)

@@ -24,7 +24,7 @@ from shared.lifeline import tie_to_launcher
 
 if TYPE_CHECKING:
     from shared.experiment.lab import Lab
-    from shared.experiment.paper import Number, Paper
+    from shared.experiment.paper import Grid, Number, Paper
     from shared.experiment.scale import Options
     from shared.experiment.step import Values
 
@@ -152,7 +152,7 @@ def write_plan(paper: "Paper", scale: str, config: "Options", lab: "Lab", number
     plan = {
         "paper": paper.name,
         "scale": scale,
-        "config": plain(config),
+        "config": {**plain(config), **paper.facts(lab, config)},
         "headline": config.headline and not more,
         "keys": {n.name: lab.key(n.step) if lab.is_made(n.step) else "" for n in shown},
         "tags": {n.name: dict(n.tags) for n in shown},
@@ -163,7 +163,7 @@ def write_plan(paper: "Paper", scale: str, config: "Options", lab: "Lab", number
 
 def gate_numbers(paper: "Paper", config: "Options") -> "list[Number]":
     """What the gates read."""
-    return paper.numbers(config, [gate.grid for gate in paper.gates(config)])
+    return paper.numbers(config, [grid for gate in paper.gates(config) for grid in gate.grids])
 
 
 def pass_gates(paper: "Paper", config: "Options", lab: "Lab") -> None:
@@ -174,11 +174,16 @@ def pass_gates(paper: "Paper", config: "Options", lab: "Lab") -> None:
     numbers = [n for n in gate_numbers(paper, config) if not is_there(lab, n)]
     lab.make(step for step in closure(n.step for n in numbers) if isinstance(step, Kept))
     lab.measure(numbers, lambda *made: keep(lab, *made))
+
+    def mean(grid: "Grid") -> float:
+        values = [lab.store.read(n.name, lab.key(n.step)).value for n in paper.numbers(config, [grid])]
+        return sum(values) / len(values)
+
     found = []
     for g in paper.gates(config):
-        values = [lab.store.read(n.name, lab.key(n.step)).value for n in paper.numbers(config, [g.grid])]
+        value = mean(g.grid) - (0.0 if g.minus is None else mean(g.minus))
         threshold, detail = (x(lab) if callable(x) else x for x in (g.threshold, g.detail))
-        found.append(gate(g.name, sum(values) / len(values), threshold, g.sense, detail))
+        found.append(gate(g.name, value, threshold, g.sense, detail))
     if lab.accelerator.is_main_process:
         lab.store.write_gates(found)
     failed = "; ".join(f"{g['name']} is {g['value']:.3f}, must be {g['sense']} {g['threshold']:.3f}" for g in found if not g["passed"])
@@ -207,7 +212,7 @@ def say_times(lab: "Lab", numbers: "list[Number]", seconds: float) -> None:
     """Say how long it took, and which kinds of number took it, as recorded by all processes."""
     total: dict[str, float] = {}
     for n in numbers:
-        found, kind = lab.store.load(n.name, lab.key(n.step)), str(n.tags.get("kind"))
+        found, kind = lab.store.read(n.name, lab.key(n.step)), str(n.tags.get("kind"))
         total[kind] = total.get(kind, 0.0) + (found.seconds if found else 0.0)
     split = ", ".join(f"{kind} {spent:.0f}" for kind, spent in total.items())
     print(f"evaluation: done in {seconds:.0f} s; seconds by kind, over all processes: {split}", flush=True)

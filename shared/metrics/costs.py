@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 
-def _seconds_of(device: torch.device) -> float:
-    """On a CPU processor time, because other processes of the same run compete for the cores."""
+def clock(device: torch.device) -> float:
+    """Seconds on a clock: on a CPU processor time, because other processes of the same run compete for the cores."""
     if device.type != "cuda":
         return time.process_time()
     torch.cuda.synchronize()
@@ -18,7 +18,7 @@ def _seconds_of(device: torch.device) -> float:
 def step_seconds(train: Callable, steps: int, device: torch.device) -> np.ndarray:
     """Seconds of each of `steps` updates, after one that does not count; reading the pictures is included. train(steps, after_step): trains."""
     marks: list[float] = []
-    train(steps + 1, lambda step: marks.append(_seconds_of(device)))
+    train(steps + 1, lambda step: marks.append(clock(device)))
     return np.diff(marks)
 
 

@@ -29,9 +29,9 @@ everything that can be set (`scale`, `results`, `figures`; others as the paper l
     report.figure("curve", tables.fig_curve)
     report.references(); report.sanity(); report.provenance()
 
-Each table becomes .md, .tex and .csv, each figure .pdf and .png, all with a JSON sidecar that names the producer (the function), the
-measurements it read, their commit, configuration, seeds and machine. A function that returns None (nothing measured yet) shows a line
-that says so.
+Each table becomes .md, .tex and .csv, each figure .pdf and .png, and `record.json` names for each the producer (the function), the measurements it
+read, their commit and seeds, beside the configuration and the machine. A function that returns None (nothing measured yet) shows a line that says
+so. `make record` publishes them in figures/.
 """
 
 from shared.report.data import Results

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from shared.errors import UserError
 from shared.files import write_atomic
 from shared.metrics.intervals import Estimate
-from shared.report import sidecar
+from shared.report import manifest
 from shared.report.style import Look, looks, style
 
 LARGEST = 300_000  # bytes per file, so that figures can be kept in git
@@ -22,8 +22,8 @@ _NO_DATES = {"pdf": {"CreationDate": None, "Producer": None, "Creator": None}, "
 Series = Mapping[str, Sequence[Estimate | None]]
 
 
-def save_figure(fig: Figure, stem: str | Path, content: dict) -> list[Path]:
-    """Write `<stem>.pdf` and `<stem>.png`, each with its sidecar (`content` from `sidecar.record`); the paths of the two.
+def save_figure(fig: Figure, stem: str | Path, made_of: dict) -> list[Path]:
+    """Write `<stem>.pdf` and `<stem>.png` and put them into the folder's record (made_of: `manifest.origin`); the paths of the two.
 
     The same figure gives the same bytes. The PNG's resolution is lowered until it has at most 300 kB; a PDF over that is a UserError.
     """
@@ -42,8 +42,8 @@ def save_figure(fig: Figure, stem: str | Path, content: dict) -> list[Path]:
                 raise UserError(f"figure {stem}.{kind} has {size}: draw fewer points or rasterise")
             path = Path(stem).with_name(f"{Path(stem).name}.{kind}")
             write_atomic(path, buffer.getvalue())
-            sidecar.write(path, content)
             paths.append(path)
+    manifest.write(paths, made_of)
     return paths
 
 

@@ -1,7 +1,6 @@
 """What a paper's notebook calls. Each method returns something that shows itself in the notebook and on the page."""
 
 import base64
-import os
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 from shared.claims import claims as claims_module
 from shared.claims.verdicts import judge
 from shared.files import write_atomic
-from shared.report import claims_page, panels, sidecar
+from shared.report import claims_page, manifest, panels
 from shared.report.data import Results
 from shared.report.table_text import html, markdown, save_table
 
@@ -30,12 +29,7 @@ class Html:
 
 
 def figures_folder(paper: str, scale: str, results: str | Path) -> Path:
-    """Where tables and figures go: into the repository for the cpu and photos runs of its own results folder, else beside the measurements.
-
-    `figures/<paper>`, `figures/<paper>/photos`, or `<results>/<scale>/<paper>/figures`; so tests and trials never dirty the repository.
-    """
-    if scale in ("cpu", "photos") and os.path.realpath(results) == str(ROOT / "results"):
-        return ROOT / "figures" / paper / ("photos" if scale == "photos" else "")
+    """Where tables and figures go: beside the measurements. What figures/ holds is published by `make record` alone."""
     return Path(results) / scale / paper / "figures"
 
 
@@ -53,12 +47,12 @@ class Report:
         chosen = [c for c in self.claims_file.claims if headline is None or c.headline == headline]
         with self.results.tracking() as used:
             verdicts = judge(self.claims_file, self.results, chosen)
-        record = sidecar.record(self.results, used, "shared.report.notebook.Report.claims")
+        made_of = manifest.origin(self.results, used, "shared.report.notebook.Report.claims")
         for name, some in (("claims", verdicts if headline is None else []), ("claims_headline", [v for v in verdicts if v.claim.headline])):
             if some:
                 path = self.folder / f"{name}.md"
                 write_atomic(path, claims_page.markdown_claims(some))
-                sidecar.write(path, record)
+                manifest.write([path], made_of)
         return Html(claims_page.html_claims(verdicts), claims_page.text_claims(verdicts))
 
     def references(self) -> Html:
@@ -72,7 +66,7 @@ class Report:
             table = make(self.results)
         if table is None:
             return self._absent(stem)
-        save_table(table, self.folder / stem, sidecar.record(self.results, used, _producer(make)))
+        save_table(table, self.folder / stem, manifest.origin(self.results, used, _producer(make)))
         return Html(html(table), markdown(table))
 
     def figure(self, stem: str, make: Callable[[Results], object], caption: str = "") -> Html:
@@ -87,7 +81,7 @@ class Report:
             fig = make(self.results)
         if fig is None:
             return self._absent(stem)
-        paths = save_figure(fig, self.folder / stem, sidecar.record(self.results, used, _producer(make)))
+        paths = save_figure(fig, self.folder / stem, manifest.origin(self.results, used, _producer(make)))
         caption = caption or " ".join((make.__doc__ or stem).split("\n\n")[0].split())
         data, width = base64.b64encode(paths[1].read_bytes()).decode(), fig.get_size_inches()[0]
         image = f"<img alt='{escape(caption, quote=True)}' style='width:{width * 1.35:.1f}in' src='data:image/png;base64,{data}'>"

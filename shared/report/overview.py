@@ -28,7 +28,7 @@ from shared.errors import UserError, run_main
 from shared.experiment.scales import scales
 from shared.experiment.store import Store
 from shared.files import write_atomic
-from shared.report import sidecar
+from shared.report import manifest
 from shared.report.claims_page import MARK_WORDS, SCALE_WORDS, badge, measured, paper_value, source
 from shared.report.data import Results
 from shared.report.notebook import ROOT, Html, figures_folder
@@ -211,7 +211,8 @@ class Overview:
         behind = {p.name: {"state": p.state, "measurements": len(p.results.measurements), "seeds": p.seeds, "commit": p.provenance("commit"),
                            "machine": p.provenance("machine")} if p.results else {"state": p.state} for p in self.papers}
         command = "make overview" + ("" if self.scale == "cpu" else f" SCALE={self.scale}")
-        sidecar.write(path, {"producer": f"shared.report.overview.Overview.{method}", "command": command, "scale": self.scale, "papers": behind})
+        folder = {"scale": self.scale, "command": command, "papers": behind}
+        manifest.write([path], {"folder": folder, "output": {"producer": f"shared.report.overview.Overview.{method}"}})
 
 
 def read(folder: Path, results: Path, scale: str) -> Paper:

@@ -20,10 +20,13 @@ from html import escape
 from pathlib import Path
 
 from shared.claims import claims as claims_module
+from shared.claims.claims import ClaimsFile
 from shared.claims.verdicts import judge
 from shared.errors import UserError, run_main
-from shared.files import atomic_path, check_folder, write_atomic
+from shared.experiment import finished
+from shared.files import atomic_path, check_folder, look_at, looked_at, write_atomic
 from shared.lifeline import STARTED
+from shared.report import manifest
 from shared.report.claims_page import SCALE_WORDS, text_claims, text_references
 from shared.report.data import Results
 from shared.report.notebook import ROOT, figures_folder
@@ -36,8 +39,14 @@ _QUIET = ("--HistoryManager.enabled=False", "--IPKernelApp.log_level=50")
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse the command line, make the page, print the claims and where everything is."""
+    """Parse the command line, make the page, print the claims and where everything is; a page with nothing new to draw is left as it is."""
+    argv = sys.argv[1:] if argv is None else list(argv)
     args = _arguments(argv)
+    own = not args.notebook  # what another notebook imports is not known
+    if own and (text := finished.said(args.paper, "page", argv)):
+        print(text, flush=True)
+        return
+    looked_at.clear()
     notebook = Path(args.notebook) if args.notebook else ROOT / "papers" / args.paper / "notebook.ipynb"
     claims = Path(args.claims) if args.claims else notebook.parent / "claims.yaml"
     results = Path(args.results).absolute()
@@ -46,13 +55,22 @@ def main(argv: list[str] | None = None) -> None:
     loaded = Results.load(results, args.scale, args.paper)  # before the notebook, so that "nothing measured" is one sentence
     file = claims_module.load(claims)
     page = make_page(notebook, given, results / args.scale / args.paper, file, optional={"paper": args.paper, "claims": str(claims)})
-    verdicts = judge(file, loaded)
-    width = max(60, min(shutil.get_terminal_size((110, 24)).columns, 130))
-    print(f"\n{file.title}\nscale {SCALE_WORDS[args.scale]}\n\n{text_claims(verdicts, width)}\n")
+    text = _said(file, loaded, page, figures)
+    print(text, flush=True)
+    if own:
+        outputs = (figures / name for made in manifest.read(figures)["outputs"].values() for name in made["files"])
+        for path in (notebook, claims, page, page.with_name("plan.json"), page.with_name("gates.json"), *outputs):
+            look_at(path)
+        finished.note(args.paper, "page", argv, text, None)
+
+
+def _said(file: ClaimsFile, loaded: Results, page: Path, figures: Path) -> str:
+    """The claims, the reference tables, and where everything is."""
+    width, folder = max(60, min(shutil.get_terminal_size((110, 24)).columns, 130)), _relative(figures)
+    text = f"\n{file.title}\nscale {SCALE_WORDS[loaded.scale]}\n\n{text_claims(judge(file, loaded), width)}\n"
     if file.reference_tables:
-        print(f"reference tables\n{text_references(file, loaded)}\n")
-    folder = _relative(figures)
-    print(f"page     {_relative(page)}\nfigures  {folder}/*.pdf, *.png\ntables   {folder}/*.md, *.tex, *.csv", flush=True)
+        text += f"\nreference tables\n{text_references(file, loaded)}\n"
+    return f"{text}\npage     {_relative(page)}\nfigures  {folder}/*.pdf, *.png\ntables   {folder}/*.md, *.tex, *.csv"
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -36,7 +36,8 @@ from shared.report.data import Results
 class Shown(Grid):
     """A grid with all that a table needs. best: which row of a column is bold, "max", "min" or None. factor, digits: as in `tables.Table`.
 
-    over: further columns, label -> (column, row): each row of that column as a multiple of that row. notes: below the table.
+    over: further columns, label -> (column, row): each row of that column as a multiple of that row. notes: below the table. interval: as in
+    `tables.Table`.
     """
 
     caption: str = ""
@@ -45,6 +46,7 @@ class Shown(Grid):
     digits: int | Mapping[str, int] = 1
     over: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    interval: str = "auto"
 
 
 class Filled:
@@ -94,7 +96,8 @@ def table(make: Callable[[object], Shown]) -> Callable[[Results], tables.Table |
         s = make(view(results.config))
         filled = Filled(results, s)
         rows = {label: [filled.values(label, column) for column in s.columns] for label in s.rows}
-        drawn = tables.of_values(rows, list(s.columns), s.best, caption=s.caption, factor=s.factor, digits=s.digits, notes=s.notes)
+        look = {"caption": s.caption, "factor": s.factor, "digits": s.digits, "notes": s.notes, "interval": s.interval}
+        drawn = tables.of_values(rows, list(s.columns), s.best, **look)
         return drawn and drawn.beside({label: _multiples(filled, *of) for label, of in s.over.items()})
 
     return _marked(draw, make, lambda c: [make(c)])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from shared.files import write_atomic
 from shared.metrics.intervals import Estimate
-from shared.report import sidecar
+from shared.report import manifest
 from shared.report.tables import Table
 
 EMPTY = "–"  # a cell that was not measured
@@ -114,12 +114,12 @@ def _html_cell(table: Table, r: int, c: int, cell) -> str:
     return f"<td title='{title}'>{value}" + (f"<small>{small}</small>" if small else "") + "</td>"
 
 
-def save_table(table: Table, stem: str | Path, content: dict) -> list[Path]:
-    """Write `<stem>.md`, `.tex` and `.csv`, each with its sidecar (`content` from `sidecar.record`); the three paths."""
+def save_table(table: Table, stem: str | Path, made_of: dict) -> list[Path]:
+    """Write `<stem>.md`, `.tex` and `.csv` and put them into the folder's record (made_of: `manifest.origin`); the three paths."""
     paths = []
     for kind, render in (("md", markdown), ("tex", latex), ("csv", csv)):
         path = Path(stem).with_name(f"{Path(stem).name}.{kind}")
         write_atomic(path, render(table))
-        sidecar.write(path, content)
         paths.append(path)
+    manifest.write(paths, made_of)
     return paths

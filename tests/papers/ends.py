@@ -14,6 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
+from shared.data.catalogue import Source
+from shared.experiment.lab import Lab
+from shared.experiment.paper import Paper
+from shared.experiment.scale import parse
 from shared.experiment.store import Store
 from shared.report import Report
 
@@ -97,6 +101,26 @@ def check_page(paper: str, results: Path, helpers: set[str], absent: tuple[str, 
             assert getattr(module, name)(report.results) is not None or name.removeprefix(prefix) in absent, name
         own = {n for n, f in vars(module).items() if callable(f) and getattr(f, "__module__", "") == module.__name__ and not n.startswith("_")}
         assert own - helpers <= set(shown), "drawn nowhere"
+
+
+def configured(paper: Paper, *options: object) -> object:
+    """The configuration that a script has with these options."""
+    return parse(paper.presets, "", [str(o) for o in options], paper.check)[1]
+
+
+def lab_of(folder: Path) -> Lab:
+    """One process at work in a folder of results, with data that are drawn on the spot."""
+    import torch
+
+    return Lab(folder, Source(), type("P", (), {"device": torch.device("cpu"), "num_processes": 1, "is_main_process": True}))
+
+
+def check_drawn(paper: Paper, results: Path) -> None:
+    """Every table, figure and claim of a paper has something to show of a run at SCALE=smoke."""
+    report = Report(paper.name, "smoke", str(results))
+    assert "not measured" not in repr(report.claims())
+    for name, shown in paper.shown().items():
+        assert shown.grids is shown or shown(report.results) is not None, name
 
 
 def everything_measured(folder: Path) -> Store:

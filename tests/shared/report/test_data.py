@@ -1,3 +1,5 @@
+import hashlib
+import json
 import subprocess
 import sys
 
@@ -5,7 +7,7 @@ import pytest
 
 from shared.errors import UserError
 from shared.metrics.intervals import mean, paired_difference
-from shared.report import sidecar
+from shared.report import manifest
 from shared.report.data import Results
 
 
@@ -39,27 +41,47 @@ def test_what_was_read_is_tracked(fake_results):
 
 
 def test_planned_but_missing_is_known(tmp_path, fake_results):
-    gone = fake_results.measurements[3].slug
-    (tmp_path / "results/cpu/fake/measurements" / f"{gone}.json").unlink()
+    gone, key = fake_results.measurements[3].slug, fake_results.measurements[3].key
+    (tmp_path / "results/cpu/fake/measurements" / f"{gone}-{key[:12]}.json").unlink()
     assert Results.load(tmp_path / "results", "cpu", "fake").missing == (gone,)
 
 
-def test_sidecar_is_complete_and_stable(tmp_path, fake_results):
-    import hashlib
-    import json
-
-    path = tmp_path / "x.csv"
-    path.write_text("a\n")
+def test_the_record_is_complete_and_stable(tmp_path, fake_results):
+    for name in ("x.csv", "y.csv"):
+        (tmp_path / name).write_text("a\n")
     used = [m.slug for m in fake_results.select(method="ours", attack="clean")]
-    record = sidecar.record(fake_results, used, "papers.fake.tables.x")
-    written = json.loads(sidecar.write(path, record).read_text())
-    assert written == {
-        "producer": "papers.fake.tables.x", "command": "make figures-fake", "paper": "fake", "scale": "cpu",
-        "config": {"attack": {"eps": 2 / 255}},
-        "seeds": [0, 1], "commit": "c" * 40, "machine": {"cores": 2}, "provenance": {"command": "evaluate"},
+    made_of = manifest.origin(fake_results, used, "papers.fake.tables.x")
+    file = manifest.write([tmp_path / "x.csv"], made_of)
+    x = {
+        "producer": "papers.fake.tables.x",
+        "seeds": [0, 1],
+        "commit": "c" * 40,
         "measurements": {m.slug: m.key[:16] for m in fake_results.select(method="ours", attack="clean")},
-        "file": "x.csv", "sha256": hashlib.sha256(b"a\n").hexdigest(),
-    }  # fmt: skip
+        "files": {"x.csv": hashlib.sha256(b"a\n").hexdigest()},
+    }
+    whole = {
+        "command": "make figures-fake",
+        "paper": "fake",
+        "scale": "cpu",
+        "config": {"attack": {"eps": 2 / 255}},
+        "commit": "c" * 40,
+        "machine": {"cores": 2},
+        "provenance": {"command": "evaluate"},
+        "outputs": {"x.csv": x},
+    }
+    assert file.name == "record.json" and json.loads(file.read_text()) == whole
+    first = file.read_bytes()
+    manifest.write([tmp_path / "x.csv"], made_of)
+    assert file.read_bytes() == first
+    manifest.write([tmp_path / "y.csv"], made_of)
+    assert list(manifest.read(tmp_path)["outputs"]) == ["x.csv", "y.csv"]
+    (tmp_path / "x.csv").unlink()
+    manifest.write([tmp_path / "y.csv"], made_of)
+    assert list(manifest.read(tmp_path)["outputs"]) == ["y.csv"], "what has no file leaves the record"
+    fake_results.config["attack"]["eps"] = 0.5
+    (tmp_path / "z.csv").write_text("b\n")
+    manifest.write([tmp_path / "z.csv"], manifest.origin(fake_results, used, "papers.fake.tables.z"))
+    assert list(manifest.read(tmp_path)["outputs"]) == ["z.csv"], "another run begins another record"
 
 
 def test_the_report_imports_no_torch_and_no_matplotlib_before_it_draws():

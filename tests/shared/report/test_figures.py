@@ -1,5 +1,4 @@
 import hashlib
-import json
 
 import matplotlib
 import numpy as np
@@ -7,8 +6,9 @@ import pytest
 
 from shared.errors import UserError
 from shared.metrics.intervals import Estimate
-from shared.report import figures, style
+from shared.report import figures, manifest, style
 
+MADE_OF = {"folder": {"paper": "fake"}, "output": {"producer": "here"}}
 A, B = Estimate(0.5, 0.4, 0.6, 100, 1), Estimate(0.7, 0.65, 0.8, 100, 1)
 
 
@@ -25,13 +25,13 @@ def draw():
 
 def test_same_numbers_same_bytes_with_records(tmp_path):
     for folder in "ab":
-        paths = figures.save_figure(draw(), tmp_path / folder / "f.1", {"producer": "here"})
+        paths = figures.save_figure(draw(), tmp_path / folder / "f.1", MADE_OF)
     assert [p.name for p in paths] == ["f.1.pdf", "f.1.png"]
     for p in paths:
         assert p.read_bytes() == (tmp_path / "a" / p.name).read_bytes()
         assert p.stat().st_size <= figures.LARGEST
-        record = json.loads((p.parent / f"{p.name}.json").read_text())
-        assert record == {"producer": "here", "file": p.name, "sha256": hashlib.sha256(p.read_bytes()).hexdigest()}
+    files = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in paths}
+    assert manifest.read(tmp_path / "b") == {"paper": "fake", "outputs": {"f.1.pdf": {"producer": "here", "files": files}}}
     pdf = paths[0].read_bytes()
     assert b"CreationDate" not in pdf and b"/Type3" not in pdf.replace(b" ", b"")
 
@@ -69,7 +69,7 @@ def test_width_is_the_column_of_the_page(tmp_path):
 
     fig, ax = style.figure(style.COLUMN)
     ax.plot([0, 1])
-    png = figures.save_figure(fig, tmp_path / "f", {})[1]
+    png = figures.save_figure(fig, tmp_path / "f", MADE_OF)[1]
     assert Image.open(png).width == pytest.approx(style.COLUMN * 200, abs=1)
 
 
@@ -79,13 +79,13 @@ def test_a_heavy_png_is_made_smaller_and_a_heavy_pdf_refused(tmp_path, monkeypat
         ax.imshow(np.random.default_rng(0).random((600, 600, 3)))
     monkeypatch.setattr(figures, "LARGEST", 230_000)
     with pytest.raises(UserError, match="draw fewer points"):
-        figures.save_figure(fig, tmp_path / "f", {})
+        figures.save_figure(fig, tmp_path / "f", MADE_OF)
     monkeypatch.setattr(figures, "LARGEST", 10_000_000)
-    figures.save_figure(fig, tmp_path / "full", {})
+    figures.save_figure(fig, tmp_path / "full", MADE_OF)
     pdf, png = ((tmp_path / f"full.{kind}").stat().st_size for kind in ("pdf", "png"))
     if png > pdf:  # then a limit between the two lets the PDF through and shrinks the PNG
         monkeypatch.setattr(figures, "LARGEST", (png + pdf) // 2)
-        assert figures.save_figure(fig, tmp_path / "less", {})[1].stat().st_size < png
+        assert figures.save_figure(fig, tmp_path / "less", MADE_OF)[1].stat().st_size < png
 
 
 def test_twelve_series_can_be_told_apart():

@@ -13,7 +13,7 @@ import pytest
 from shared.errors import UserError
 from shared.files import sha256_file
 from shared.report import overview
-from shared.report.notebook import ROOT, figures_folder
+from shared.report.notebook import ROOT
 from shared.report.overview_times import Run
 
 TIMES = """1763720000 headline train
@@ -90,9 +90,10 @@ def test_states_of_a_run(place):
     (store / "plan.json").write_text(json.dumps({**plan, "headline": True}))
     assert opened(place).papers[0].state == "headline only" and "not testable here (headline only)" in opened(place).text()
     assert "fake <small>headline only</small>" in opened(place).verdicts().html
-    (store / "measurements" / f"{next(iter(plan['slugs']))}.json").unlink()
+    name, key = next(iter(plan["keys"].items()))
+    (store / "measurements" / f"{name}-{key[:12]}.json").unlink()
     found = opened(place)
-    assert found.papers[0].state == f"1 of {len(plan['slugs'])} measurements missing"
+    assert found.papers[0].state == f"1 of {len(plan['keys'])} measurements missing"
     assert "make reproduce-fake" in found.runs().html
 
 
@@ -126,10 +127,11 @@ def test_files_have_records_and_are_the_same_when_made_again(place):
         return {p.name: p.read_bytes() for p in (place / "figures").iterdir()}
 
     made = make()
-    assert set(made) == {"verdicts.md", "claims.csv", "verdicts.md.json", "claims.csv.json"} and make() == made
-    record = json.loads(made["claims.csv.json"])
-    assert record["sha256"] == sha256_file(place / "figures" / "claims.csv") and record["command"] == "make overview"
-    assert record["producer"] == "shared.report.overview.Overview.claims" and record["papers"]["later"] == {"state": "not run"}
+    assert set(made) == {"verdicts.md", "claims.csv", "record.json"} and make() == made
+    record = json.loads(made["record.json"])
+    claims = record["outputs"]["claims.csv"]
+    assert claims["files"] == {"claims.csv": sha256_file(place / "figures" / "claims.csv")} and record["command"] == "make overview"
+    assert claims["producer"] == "shared.report.overview.Overview.claims" and record["papers"]["later"] == {"state": "not run"}
     table = list(csv.DictReader(io.StringIO(made["claims.csv"].decode())))
     assert len(table) == 8 and table[0]["verdict"] == "direction holds" and table[0]["published"] == "5 points"
     assert "| later | not run | 4 |  | 3 | 1 |" in made["verdicts.md"].decode()
@@ -141,7 +143,6 @@ def test_mistakes_are_one_sentence(place, tmp_path):
     (place / "papers" / "later" / "claims.yaml").unlink()
     with pytest.raises(UserError, match="there is no claims file here"):
         opened(place)
-    assert figures_folder("overview", "cpu", ROOT / "results") == ROOT / "figures" / "overview"
 
 
 def test_the_page_is_one_file_that_needs_no_network(tmp_path):

@@ -1,6 +1,5 @@
 """The page from end to end, with a real kernel, on a fake paper."""
 
-import json
 import re
 import shutil
 import signal
@@ -13,7 +12,8 @@ import nbformat
 import pytest
 
 from shared.errors import UserError
-from shared.report import page
+from shared.files import sha256_file
+from shared.report import manifest, page
 from shared.report.notebook import ROOT, figures_folder
 
 START = """import sys
@@ -78,16 +78,16 @@ def test_files_have_complete_records_and_stay_out_of_the_repository(made):
     folder = made[0] / "figures"
     names = {p.name for p in folder.iterdir()}
     files = {"claims.md", "claims_headline.md", *(f"robust.{k}" for k in ("md", "tex", "csv")), "bars.pdf", "bars.png"}
-    assert names == files | {f"{name}.json" for name in files}
-    import hashlib
-
-    for name in files:
-        record = json.loads((folder / f"{name}.json").read_text())
-        assert record["sha256"] == hashlib.sha256((folder / name).read_bytes()).hexdigest()
-        assert {"producer", "commit", "config", "seeds", "machine", "scale", "measurements", "command", "file"} <= set(record)
-    record = json.loads((folder / "robust.csv.json").read_text())
-    assert record["producer"] == "fake_tables.robust" and record["command"] == "make figures-fake"
-    assert len(record["measurements"]) == 15 - 5  # robust cells of the zero-shot sets, and no others
+    assert names == {*files, manifest.NAME}
+    record = manifest.read(folder)
+    assert {"paper", "scale", "commit", "config", "machine", "provenance"} <= set(record)
+    assert record["command"] == "make figures-fake"
+    assert all({"producer", "commit", "seeds", "measurements", "files"} == set(output) for output in record["outputs"].values())
+    said = {name: sha for output in record["outputs"].values() for name, sha in output["files"].items()}
+    assert said == {name: sha256_file(folder / name) for name in files}
+    robust = record["outputs"]["robust.md"]
+    assert robust["producer"] == "fake_tables.robust"
+    assert len(robust["measurements"]) == 15 - 5  # robust cells of the zero-shot sets, and no others
     assert not (ROOT / "figures" / "fake").exists()
 
 
@@ -194,8 +194,6 @@ def test_mistakes_before_the_notebook(paper, tmp_path, write):
 
 
 def test_where_files_go(tmp_path):
-    assert figures_folder("p", "cpu", ROOT / "results") == ROOT / "figures" / "p"
-    assert figures_folder("p", "photos", ROOT / "results") == ROOT / "figures" / "p" / "photos"
-    for scale in ("smoke", "paper"):
+    for scale in ("smoke", "cpu", "photos", "paper"):
         assert figures_folder("p", scale, ROOT / "results") == ROOT / "results" / scale / "p" / "figures"
     assert figures_folder("p", "cpu", tmp_path) == tmp_path / "cpu" / "p" / "figures"

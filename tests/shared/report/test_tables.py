@@ -1,13 +1,12 @@
 import csv
 import hashlib
 import io
-import json
 
 import pytest
 
 from shared.errors import UserError
 from shared.metrics.intervals import Estimate
-from shared.report import sidecar, table_text
+from shared.report import manifest, table_text
 from shared.report.table_text import save_table
 from shared.report.tables import Table, from_results
 
@@ -115,12 +114,11 @@ def test_bold_only_where_the_difference_is_clear(fake_results):
 
 def test_save_table(tmp_path, fake_results):
     t = from_results(fake_results, METHODS, {"shape": {"set": "shape"}}, common={"attack": "pgd10"})
-    content = sidecar.record(fake_results, [fake_results.measurements[0].slug], "here")
-    paths = save_table(t, tmp_path / "out" / "v1.robust", content)
+    made_of = manifest.origin(fake_results, [fake_results.measurements[0].slug], "here")
+    paths = save_table(t, tmp_path / "out" / "v1.robust", made_of)
     assert [p.name for p in paths] == ["v1.robust.md", "v1.robust.tex", "v1.robust.csv"]
     first = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
-    for p in paths:
-        record = json.loads((p.parent / f"{p.name}.json").read_text())
-        assert record["sha256"] == hashlib.sha256(p.read_bytes()).hexdigest() and record["file"] == p.name
-    save_table(t, tmp_path / "out" / "v1.robust", content)
+    said = manifest.read(tmp_path / "out")["outputs"]["v1.robust.md"]["files"]
+    assert said == {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in paths}
+    save_table(t, tmp_path / "out" / "v1.robust", made_of)
     assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == first

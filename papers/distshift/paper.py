@@ -1,0 +1,48 @@
+"""distshift as the scripts, the page and the tests see it."""
+
+from papers.distshift import figures, tables
+from papers.distshift.config import PRESETS, Config, check
+from papers.distshift.steps import describe, number, protected
+from shared.experiment.paper import Gate, Grid, Paper, Tags
+from shared.experiment.scale import show_eps
+from shared.experiment.step import Lab
+from shared.experiment.store import slug
+
+POINTS = ("against", "judged", "measure", "quantity", "t", "rounds", "scale", "variant")
+
+
+def name(tags: Tags) -> str:
+    """kind, method, set, attack, ball, ε, seed, and what is varied."""
+
+    def value(x: object) -> str:
+        return f"{x:g}".replace("-", "m") if isinstance(x, float) else str(x)
+
+    point = (f"{k}-{value(tags[k])}" for k in POINTS if k in tags)
+    where = (tags[k] for k in ("kind", "method", "data", "attack", "norm"))
+    return slug(*where, f"{tags['eps'] * 255:g}", f"seed{tags['seed']}", *point)
+
+
+def gates(c: Config) -> list[Gate]:
+    """What must hold of the undefended victims, and of DiffPure."""
+    found = []
+    for place, spec in enumerate(tables.sets(c)):
+        source = protected(c, spec).weights
+
+        def of(method: str, tags: Tags, place: int = place) -> Grid:
+            return Grid({method: {"method": method}}, {"": tags}, tables.of_place(c, place), c.seeds[:1])
+
+        found.append(Gate(f"{spec}: clean accuracy", of("none", tables.CLEAN), ">=", c.gates.clean, source))
+        for norm, bar in (("linf", c.gates.linf), ("l2", c.gates.l2)):
+            title = f"{spec}: accuracy under the cascade, {norm} {show_eps(tables.radius(c, norm))}"
+            found.append(Gate(title, of("none", tables.under(c, norm, "autoattack")), "<=", bar, source))
+        lost = {"minus": of("diffpure", tables.CLEAN), "detail": f"t* = {protected(c, spec).t or c.method.t}"}
+        found.append(Gate(f"{spec}: clean accuracy lost to DiffPure", of("none", tables.CLEAN), "<=", c.gates.purified, **lost))
+    return found
+
+
+def facts(lab: Lab, c: Config) -> dict:
+    """What the page says of the sets: which pictures they are (ImageNet30)."""
+    return {"names": {spec: lab.data(spec).name for spec in tables.sets(c)}}
+
+
+PAPER = Paper("distshift", PRESETS, check, [tables, figures], number, name, describe, gates, facts)

@@ -1,0 +1,700 @@
+"""What is computed for distshift: the classifiers that are protected, pictures under attack, and the numbers that are measured on them.
+
+`number` says what the tags of a number mean. Pictures are attacked first (`Attacked`): the bare victim (gray box) for everything that stands in front
+of it, the adversarially trained victim for itself.
+"""
+
+import json
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from papers.distshift import knowing
+from papers.distshift.baselines import GDMP, Pull
+from papers.distshift.config import Config, Protected
+from papers.distshift.method import Distshift, Guidance
+from papers.distshift.tables import BASELINE, GUIDED, VARIANTS, radius, sets
+from shared.attacks import Threat, cascade, check_attack, pgd, square
+from shared.attacks.adaptive import AdaptiveAttack, Defended, majority, predict, resubmit, summaries
+from shared.attacks.gradient import input_gradient
+from shared.attacks.sanity_random import check_adaptive
+from shared.data.imagenet30 import LOGITS
+from shared.errors import UserError
+from shared.experiment.leaves import Pictures, Weights
+from shared.experiment.step import Kept, Lab, Measured, Tensors, Trained, Values, free
+from shared.experiment.store import slug
+from shared.metrics.costs import clock
+from shared.metrics.two_sample import median_distance, mmd2, permutation_test
+from shared.models.classifier import Classifier, open_classifier, random_classifier
+from shared.rng import SampleRng
+from shared.steps.purification import (
+    STREAM,
+    Defence,
+    Denoising,
+    Diffusion,
+    NoiseAlone,
+    Purification,
+    Seen,
+    Transform,
+    as_bytes,
+    likeness,
+)
+from shared.training.classify import ClassifierTraining, train_classifier
+
+# ---- victims and defences ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Network(Trained):
+    """A classifier that is trained here, adversarially where its training has an ε."""
+
+    what: Literal["base", "at"]
+    arch: str
+    data: Pictures
+    training: ClassifierTraining
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return slug(self.what, self.arch, self.data.spec, f"seed{self.seed}")
+
+    @property
+    def weight(self) -> float:
+        """Passes per picture, relative to others."""
+        return 1.0 + (self.training.attack_steps if self.training.eps else 0)
+
+    def make(self, lab: Lab) -> Tensors:
+        data = self.data.open(lab)
+        classifier = random_classifier(self.arch, data.num_classes, self.seed).to(lab.device)
+        train_classifier(classifier, data, self.training, self.seed, lab.device, lab.partial(self), self.name)
+        return classifier.weights()
+
+
+@dataclass(frozen=True)
+class Victim:
+    """A classifier of the classes of a set. restrict: its weights are of ImageNet's 1,000, of which only the set's logits are kept."""
+
+    spec: str
+    arch: str
+    weights: Weights | Network
+    restrict: bool = False
+
+    def open(self, lab: Lab) -> Classifier:
+        """The classifier, opened once."""
+
+        def make() -> Classifier:
+            if isinstance(self.weights, Network):
+                lab.weights(self.weights)  # refuses what is missing or damaged
+                source = str(lab.path(self.weights))
+            else:
+                source = self.weights.spec
+            keep = list(LOGITS) if self.restrict and isinstance(self.weights, Weights) and source != "random" else None
+            return open_classifier(self.arch, source, lab.data(self.spec).num_classes, keep, lab.device)
+
+        return lab.once(self, make)
+
+    def says(self, lab: Lab, x: Tensor, batch: int) -> Tensor:
+        """(N,) its labels for pictures, `batch` at a time."""
+        victim = self.open(lab)
+        with torch.no_grad():
+            return torch.cat([victim(part).argmax(1) for part in x.split(batch)])
+
+
+@dataclass(frozen=True)
+class Shift:
+    """Purification that the victim guides, in rounds; guidance None: DiffPure in its form with one DDPM and fixed times."""
+
+    purification: Purification
+    victim: Victim
+    guidance: Guidance | None
+    rounds: int
+
+    def open(self, lab: Lab) -> Distshift:
+        """The defence."""
+        return Distshift(self.purification.open(lab), self.victim.open(lab), self.guidance, self.rounds)
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """GDMP: guided towards the diffused input, in pixels."""
+
+    purification: Purification
+    pull: Pull
+    rounds: int
+
+    def open(self, lab: Lab) -> GDMP:
+        """The defence."""
+        purifier = self.purification.open(lab)
+        purifier.sampler = replace(purifier.sampler, variance="large")  # V = β, as published
+        return GDMP(purifier, self.pull, self.rounds)
+
+
+# ---- pictures under attack ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Adversary:
+    """An attack of the main tables: PGD with steps of 2.5·ε/steps, or the cascade that stands for AutoAttack."""
+
+    kind: Literal["pgd", "autoattack"]
+    norm: Literal["linf", "l2"]
+    eps: float
+    steps: int
+    stages: tuple[str, ...] = ()
+    targets: int = 0
+    queries: int = 0
+    seed: int = 0
+    batch: int = free(64)
+
+    def __call__(self, victim: Classifier, x: Tensor, y: Tensor, threat: Threat, rng: SampleRng, steps: int) -> Tensor:
+        """x_adv (N, 3, H, W) with the radius of `threat` and so many steps, which sanity checks vary."""
+        if self.kind == "autoattack":
+            settings = {"stages": self.stages, "targets": self.targets, "queries": self.queries, "batch_size": self.batch}
+            return cascade(victim, x, y, threat, rng=rng, steps=steps, **settings).x_adv
+        # the iterate of highest loss among those that succeed; nothing leaves early, for a picture just over the boundary
+        # says little behind a defence
+        size = 2.5 * threat.eps / steps
+        parts = torch.arange(len(x), device=x.device).split(self.batch)
+        return torch.cat(
+            [pgd(victim, x[at], y[at], threat, steps=steps, step_size=size, drop=False, rng=rng.subset(at.cpu())) for at in parts]
+        )
+
+
+@dataclass(frozen=True)
+class Attacked(Kept):
+    """The pictures of a set after an attack on a victim."""
+
+    victim: Victim
+    data: Pictures
+    attack: Adversary
+    row: str = free("")
+
+    @property
+    def name(self) -> str:
+        a = self.attack
+        return slug("attacked", self.row, self.data.spec, a.kind, a.norm, f"{a.eps * 255:g}")
+
+    @property
+    def weight(self) -> float:
+        """Gradient steps per picture."""
+        return self.attack.steps * (1.0 + self.attack.targets) + self.attack.queries / 3
+
+    def make(self, lab: Lab) -> Tensors:
+        a, rows = self.attack, self.data.rows(lab)
+        x, y = Seen(self.data).clean(lab)
+        x_adv = a(self.victim.open(lab), x, y, Threat(a.norm, a.eps), SampleRng(a.seed, rows, "evaluation"), a.steps)
+        return {"x_adv": x_adv}
+
+
+@dataclass(frozen=True)
+class Checked(Kept):
+    """The sanity checks of an attack on a victim, on a few pictures; it leaves their record, and no tensor."""
+
+    victim: Victim
+    seen: Seen
+    attack: Adversary
+    row: str = free("")
+
+    @property
+    def name(self) -> str:
+        return slug("checked", self.row, self.seen.data.spec, self.attack.kind, self.attack.norm)
+
+    @property
+    def weight(self) -> float:
+        """Ten attacks on fewer pictures."""
+        return self.attack.steps * (1.0 + self.attack.targets) + self.attack.queries / 3
+
+    def make(self, lab: Lab) -> tuple[Tensors, dict[str, str]]:
+        a, (x, y) = self.attack, self.seen.clean(lab)
+
+        def again(model: Classifier, x: Tensor, y: Tensor, threat: Threat, *, steps: int, rng: SampleRng) -> Tensor:
+            return a(model, x, y, threat, rng, steps)
+
+        rng, threat = SampleRng(a.seed, self.seen.rows(lab), "sanity"), Threat(a.norm, a.eps)
+        record = check_attack(self.victim.open(lab), x, y, threat, again, rng=rng, steps=a.steps, images=len(x))
+        return {}, {"sanity": json.dumps(record)}
+
+
+# ---- accuracies --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Accuracy(Measured):
+    """Whether a victim is right about a picture behind a defence."""
+
+    victim: Victim
+    seen: Seen
+    defence: Defence
+    seed: int
+    checks: Checked | None = None
+    batch: int = free(64)
+    answers: int = free(64)
+
+    @property
+    def group(self) -> "Accuracy":
+        """Nothing but models is shared with others."""
+        return self
+
+    @property
+    def weight(self) -> float:
+        """Passes through the diffusion model, roughly."""
+        return passes(self.defence)
+
+    def make(self, lab: Lab) -> Values:
+        labels = self.victim.says(lab, self.seen.behind(lab, self.defence, self.seed, self.batch), self.answers)
+        right = labels.eq(self.seen.clean(lab)[1]).double().cpu().numpy()
+        sanity = None if self.checks is None else json.loads(lab.facts(self.checks)["sanity"])
+        return Values(right, "share", {"labels": labels.cpu().numpy()}, sanity, self.seen.skipped(lab))
+
+
+def passes(defence: Defence) -> float:
+    """How long a defence takes, roughly, in reverse processes without a guide."""
+    if isinstance(defence, Shift):
+        return defence.rounds * (1.0 if defence.guidance is None else 3.0)
+    return float(defence.rounds) if isinstance(defence, Pulled) else 0.05
+
+
+# ---- attackers who know the defence ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Known(Kept):
+    """Pictures attacked by someone who knows the defence, and what the victim says of them behind it, again and again.
+
+    It leaves x_adv (N, 3, H, W) and labels (N, draws), and the sanity checks of the exact attack.
+    """
+
+    victim: Victim
+    seen: Seen
+    defence: Defence
+    against: str
+    norm: Literal["linf", "l2"]
+    eps: float
+    steps: int
+    eot: int
+    draws: int
+    queries: int
+    checked: int
+    attack_seed: int
+    seed: int
+    batch: int = free(64)
+    answers: int = free(64)
+    row: str = free("")
+
+    @property
+    def name(self) -> str:
+        return slug("known", self.row, self.against, self.norm)
+
+    @property
+    def weight(self) -> float:
+        """Passes through the diffusion model: of the attack, and of judging."""
+        each = {"exact": 5 * self.steps * self.eot, "square": self.queries / 4}.get(self.against, self.steps * self.eot)
+        return passes(self.defence) * (self.draws + each)
+
+    def make(self, lab: Lab) -> tuple[Tensors, dict[str, str]]:
+        x, y = self.seen.clean(lab)
+        rows, defence, victim = self.seen.rows(lab), self.defence.open(lab), self.victim.open(lab)
+        x_adv, sanity = self._attacked(x, y, rows, defence, victim)
+        rng = SampleRng(self.seed, rows, "judging")
+        labels = resubmit(predict(victim), defence, x_adv, rng, self.draws, self.batch)
+        return {"x_adv": x_adv, "labels": labels}, {"sanity": json.dumps(sanity)}
+
+    def _attacked(self, x: Tensor, y: Tensor, rows: list[int], defence, victim: Classifier) -> tuple[Tensor, dict | None]:
+        """The pictures, and the record of the checks of the exact attack."""
+        if self.against == "control":
+            return x, None
+        rng, noise = SampleRng(self.attack_seed, rows, "adaptive"), SampleRng(self.seed, rows, "known")
+        threat = Threat(self.norm, self.eps)
+        if self.against == "square":
+            target = Defended(victim, defence, noise.child("attack"))
+            return square(target, x, y, threat, rng=rng, queries=self.queries, drop=False), None
+        batch = max(1, self.batch // self.eot)
+        if isinstance(self.defence, Transform):  # nothing random and nothing to differentiate but the victim
+            bare = AdaptiveAttack("none", optimiser="pgd", steps=self.steps)
+            return bare(victim, defence, x, y, threat, rng=rng, defence_rng=noise, batch=self.answers), None
+        x_adv = knowing.attacked(self.against, defence, victim, x, y, threat, rng, noise, self, batch=batch)
+        if self.against != "exact":
+            return x_adv, None
+        exact = knowing.attack_of(self, "exact")
+        options = {"rng": rng, "defence_rng": noise, "n": 4, "images": self.checked, "batch": batch}
+        return x_adv, check_adaptive(victim, defence, x, y, threat, exact, **options)
+
+
+@dataclass(frozen=True)
+class KnownAccuracy(Measured):
+    """Whether the victim is right under an attacker who knows the defence, by one way of judging repeated purifications."""
+
+    known: Known
+    judged: Literal["one", "mean", "worst", "majority"]
+
+    def make(self, lab: Lab) -> Values:
+        labels, y = lab.weights(self.known)["labels"], self.known.seen.clean(lab)[1].cpu()
+        right = majority(labels, y) if self.judged == "majority" else summaries(labels == y[:, None])[self.judged]
+        sanity, skipped = json.loads(lab.facts(self.known)["sanity"]), self.known.seen.skipped(lab)
+        return Values(right.double().numpy(), "share", sanity=sanity, skipped=skipped)
+
+
+# ---- pictures ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Quality(Measured):
+    """PSNR (dB) or SSIM between the picture behind the defence and the clean one."""
+
+    seen: Seen
+    defence: Defence
+    seed: int
+    measure: Literal["psnr", "ssim"]
+    batch: int = free(64)
+
+    @property
+    def group(self) -> tuple:
+        """Both measures look at one purification."""
+        return self.seen, self.defence, self.seed
+
+    def make(self, lab: Lab) -> Values:
+        x = lab.once(("behind", self.group), lambda: self.seen.behind(lab, self.defence, self.seed, self.batch))
+        return replace(likeness(self.measure, x, self.seen.clean(lab)[0]), skipped=self.seen.skipped(lab))
+
+
+@dataclass(frozen=True)
+class Size(Measured):
+    """‖x_adv − x‖ of attacked pictures in either norm, as it came out."""
+
+    seen: Seen
+    measure: Literal["linf", "l2"]
+
+    def make(self, lab: Lab) -> Values:
+        found = Threat(self.measure, 1.0).distance(self.seen.pictures(lab), self.seen.clean(lab)[0])
+        return Values(found.double().cpu().numpy(), "pixels", skipped=self.seen.skipped(lab))
+
+
+@dataclass(frozen=True)
+class Strip(Measured):
+    """Some pictures on their way, with the victim's answers; the value is whether it is right after purification."""
+
+    victim: Victim
+    seen: Seen
+    unguided: Shift
+    defence: Shift
+    seed: int
+    batch: int = free(64)
+
+    def make(self, lab: Lab) -> Values:
+        x, (clean, y), rows = self.seen.pictures(lab), self.seen.clean(lab), self.seen.rows(lab)
+        shown = {"clean": clean, "adversarial": x, "diffused": diffused(self.defence.purification.open(lab), x, rows, self.seed)}
+        for name, defence in (("diffpure", self.unguided), ("purified", self.defence)):
+            shown[name] = self.seen.behind(lab, defence, self.seed, self.batch)
+        said = {name: self.victim.says(lab, pictures, self.batch) for name, pictures in shown.items()}
+        names = lab.data(self.victim.spec).classes
+
+        def named(labels: Tensor) -> np.ndarray:
+            return np.array([names[i] for i in labels.tolist()])
+
+        answers = {f"{name} answers": named(labels) for name, labels in said.items()}
+        more = {"difference": (x - clean).cpu().numpy(), "truth": named(y)}
+        pictures = {name: as_bytes(x) for name, x in shown.items()}
+        return Values((said["purified"] == y).double().cpu().numpy(), "share", {**pictures, **answers, **more})
+
+
+def diffused(purifier, x: Tensor, rows: list[int], seed: int) -> Tensor:
+    """x_{t*}/α(t*) as pictures: what the forward process makes of x, with the noise that purification has."""
+    t = torch.full((len(x),), purifier.t)
+    x_t = purifier.noise(purifier.to_native(x), t, SampleRng(seed, rows, STREAM))
+    alpha = purifier.denoiser.schedule.alpha_bar(purifier.t).sqrt().item()
+    return purifier.from_native(x_t / alpha, tuple(x.shape[-2:]))
+
+
+# ---- distributions -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Distribution(Measured):
+    """The paper's view of the defence: pictures in one state as a sample of a distribution, in the victim's features.
+
+    The first pictures in that state are held against other clean pictures of the set, so that the two samples are independent:
+
+        mmd2   the mean over blocks of `block` pictures of the unbiased MMD² (Gretton et al. 2012, eq. 3), which is unbiased too; blocks are
+               independent, so that it has an interval (Zaremba et al. 2013)
+        p      of the permutation test on all pictures at once, with the median distance in the pooled sample as width
+
+    The kernel's width of MMD² is the median distance among the other clean pictures, one for all states. Beside it stands where the pictures lie in
+    the plane of two principal axes of clean and adversarial features together.
+    """
+
+    victim: Victim
+    seen: Seen
+    state: Literal["clean", "adversarial", "diffused", "purified"]
+    defence: Shift | None
+    n: int
+    block: int
+    permutations: int
+    seed: int
+    quantity: Literal["mmd2", "p"]
+    batch: int = free(64)
+    answers: int = free(64)
+
+    @property
+    def group(self) -> "Distribution":
+        """Both quantities are of one sample."""
+        return replace(self, quantity="mmd2")
+
+    @property
+    def weight(self) -> float:
+        """Of the purification."""
+        return 0.05 if self.defence is None else passes(self.defence)
+
+    def make(self, lab: Lab) -> Values:
+        return lab.once(("distribution", self.group), lambda: self._measured(lab))[self.quantity]
+
+    def _measured(self, lab: Lab) -> dict[str, Values]:
+        seen, other = self._samples(lab)
+        victim = self.victim.open(lab)
+
+        def features(x: Tensor) -> Tensor:
+            with torch.no_grad():
+                return torch.cat([victim.features(part) for part in x.split(self.answers)]).double().cpu()
+
+        reference, adversarial, z = features(other), features(seen.pictures(lab)), features(self._state(lab, seen))
+        width = median_distance(reference)
+        blocks = [mmd2(a, b, width) for a, b in zip(z.split(self.block), reference.split(self.block), strict=True)]
+        p = permutation_test(z, reference, n=self.permutations, seed=self.seed)[1]
+        axes, middle = plane(torch.cat([reference, adversarial]))
+        places = {"xy": ((z - middle) @ axes).numpy(), "reference": ((reference - middle) @ axes).numpy()}
+        extra = {**places, "labels": seen.clean(lab)[1].cpu().numpy()}
+        return {"mmd2": Values(np.array(blocks, np.float64), "MMD²", extra), "p": Values(np.array([p], np.float64), "p")}
+
+    def _samples(self, lab: Lab) -> tuple[Seen, Tensor]:
+        """(the first pictures, as many other clean pictures)."""
+        n = min(self.n, len(self.seen.rows(lab))) // self.block * self.block
+        seen = replace(self.seen, n=n)
+        wide, taken = replace(self.seen.data, n=3 * self.n), set(seen.rows(lab)) if n else set()
+        rest = [index for index in wide.rows(lab) if index not in taken][:n]
+        if len(rest) < n or n < self.block:
+            raise UserError(
+                f"{self.seen.data.spec}: two samples of {max(n, self.block)} different pictures are needed for the distribution view: lower "
+                "--sweeps.features-n."
+            )
+        return seen, wide.read(lab, rest)[0]
+
+    def _state(self, lab: Lab, seen: Seen) -> Tensor:
+        if self.state == "adversarial":
+            return seen.pictures(lab)
+        if self.state == "clean":
+            bare = replace(seen, attacked=None)
+            return seen.clean(lab)[0] if self.defence is None else bare.behind(lab, self.defence, self.seed, self.batch)
+        if self.state == "diffused":
+            return diffused(self.defence.purification.open(lab), seen.pictures(lab), seen.rows(lab), self.seed)
+        return seen.behind(lab, self.defence, self.seed, self.batch)
+
+
+def plane(z: Tensor) -> tuple[Tensor, Tensor]:
+    """(two principal axes (D, 2), mean (D,)); the largest entry of an axis is positive, so that a picture is not mirrored by chance."""
+    middle = z.mean(dim=0)
+    axes = torch.linalg.svd(z - middle, full_matrices=False).Vh[:2].T
+    signs = axes.gather(0, axes.abs().argmax(dim=0, keepdim=True)).sign()
+    return axes * signs, middle
+
+
+# ---- cost --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cost(Measured):
+    """Passes through the networks per picture; seconds per picture of a purification, and of the exact gradient of the loss through it."""
+
+    victim: Victim
+    seen: Seen
+    defence: Shift | Pulled
+    repeats: int
+    seed: int
+    quantity: Literal["denoiser_calls", "victim_calls", "seconds", "gradient_seconds"]
+
+    @property
+    def group(self) -> "Cost":
+        """All quantities are of the same runs."""
+        return replace(self, quantity="seconds")
+
+    def make(self, lab: Lab) -> Values:
+        values = lab.once(("cost", self.group), lambda: self._measured(lab))[self.quantity]
+        return Values(values, "s" if "seconds" in self.quantity else "passes")
+
+    def _measured(self, lab: Lab) -> dict[str, np.ndarray]:
+        x, y = self.seen.pictures(lab), self.seen.clean(lab)[1]
+        victim, defence = self.victim.open(lab), self.defence.open(lab)
+        rng = SampleRng(self.seed, self.seen.rows(lab), STREAM)
+        times: dict[str, list[float]] = {"seconds": [], "gradient_seconds": []}
+        for _ in range(self.repeats + 1):  # the first does not count
+            marks = [clock(x.device)]
+            with torch.no_grad():
+                victim(defence(x, rng))
+            marks.append(clock(x.device))
+            input_gradient(lambda z: F.cross_entropy(victim(defence(z, rng)), y, reduction="none"), x)
+            marks.append(clock(x.device))
+            times["seconds"].append((marks[1] - marks[0]) / len(x))
+            times["gradient_seconds"].append((marks[2] - marks[1]) / len(x))
+        calls = {"denoiser_calls": defence.calls.denoiser, "victim_calls": defence.calls.victim}
+        counted = {name: np.full(len(x), float(count)) for name, count in calls.items()}
+        return counted | {name: np.array(found[1:]) for name, found in times.items()}
+
+
+# ---- what the tags of a number mean ------------------------------------------------------------------------------------
+
+
+def protected(c: Config, spec: str) -> Protected:
+    """The victims of a set."""
+    return next(p for p in (c.models.first, c.models.second) if p.data == spec)
+
+
+def victim_of(c: Config, spec: str, which: Literal["base", "at"]) -> Victim:
+    """The classifier that is protected, or the adversarially trained one."""
+    p = protected(c, spec)
+    weights, training = (p.weights, c.training) if which == "base" else (p.at_weights, c.at_training)
+    if weights == "train":
+        return Victim(spec, p.arch, Network(which, p.arch, Pictures(spec, "train"), training, c.seeds[0]))
+    return Victim(spec, p.arch, Weights(weights), p.restrict)
+
+
+def diffusion_of(c: Config, spec: str) -> Diffusion:
+    """The diffusion model of a set."""
+    p = protected(c, spec)
+    if p.denoiser == "train":
+        return Diffusion(Denoising(c.models.denoiser_config, Pictures(spec, "train"), c.denoising, c.seeds[0]))
+    return Diffusion(Weights(p.denoiser))
+
+
+def purification_of(c: Config, spec: str, t: int | None = None) -> Purification:
+    """Noising to t* (that of the set) and the reverse process."""
+    m, at = c.method, t or protected(c, spec).t or c.method.t
+    return Purification(diffusion_of(c, spec), at, m.sampler, m.sampler_steps, m.eta, m.recompute)
+
+
+def shift_of(c: Config, spec: str, t: int | None = None, rounds: int | None = None, **changes: object) -> Shift:
+    """distshift as configured; changes: fields of Guidance."""
+    guidance = replace(c.guidance, **changes)
+    return Shift(purification_of(c, spec, t), victim_of(c, spec, "base"), guidance, rounds or c.method.rounds)
+
+
+def diffpure_of(c: Config, spec: str, t: int | None = None, rounds: int | None = None) -> Shift:
+    """The same without a guide."""
+    return Shift(purification_of(c, spec, t), victim_of(c, spec, "base"), None, rounds or 1)
+
+
+def defence_of(c: Config, method: str, spec: str) -> Defence:
+    """What stands in front of the victim in a row; identity for the undefended and the adversarially trained one."""
+    b = c.baselines
+    return {
+        "none": lambda: Transform(),
+        "pgd_at": lambda: Transform(),
+        "jpeg": lambda: Transform("jpeg", b.jpeg),
+        "bits": lambda: Transform("bits", b.bits),
+        "tv": lambda: Transform("tv", b.tv),
+        "resize_pad": lambda: Transform("resize_pad", b.pad),
+        "noise": lambda: NoiseAlone(diffusion_of(c, spec), purification_of(c, spec).t),
+        "diffpure": lambda: diffpure_of(c, spec),
+        "gdmp": lambda: Pulled(purification_of(c, spec), b.gdmp, b.gdmp_rounds),
+        "distshift": lambda: shift_of(c, spec),
+    }[method]()
+
+
+def adversary_of(c: Config, attack: str, norm: str, eps: float) -> Adversary:
+    """An attack of the main tables by its name."""
+    a = c.attack
+    if attack == "pgd":
+        return Adversary("pgd", norm, eps, a.steps, seed=a.seed, batch=a.batch)
+    return Adversary("autoattack", norm, eps, a.auto_steps, a.stages, a.targets, a.queries, a.seed, a.batch)
+
+
+@cache
+def pictures_of(c: Config, method: str, spec: str, attack: str, norm: str, eps: float) -> tuple[Seen, Checked | None]:
+    """What a row sees under an attack, and where that attack was checked: at the ε of the main tables; the cascade, which costs more, on the first
+    set. Sanity checks look at the first pictures."""
+    which = "at" if method == "pgd_at" else "base"
+
+    def data(s: str) -> Pictures:
+        return Pictures(s, "test", c.data.n, c.data.seed)
+
+    if attack == "clean":
+        return Seen(data(spec)), None
+    at = sets(c)[0] if attack == "autoattack" else spec
+    usual = adversary_of(c, attack, norm, radius(c, norm))
+    checks = Checked(victim_of(c, at, which), Seen(data(at), n=c.attack.sanity_n), usual, which)
+    return Seen(data(spec), Attacked(victim_of(c, spec, which), data(spec), replace(usual, eps=eps), which)), checks
+
+
+def number(c: Config, kind: str, method: str, data: str, attack: str, norm: str, eps: float, seed: int, **point) -> Measured | None:
+    """The step behind a number, from its tags."""
+    s, batches = c.sweeps, {"batch": c.method.batch, "answers": c.attack.batch}
+    victim = victim_of(c, data, "at" if method == "pgd_at" else "base")
+    if kind == "adaptive":
+        return KnownAccuracy(known_of(c, method, data, norm, eps, seed, point["against"]), point["judged"])
+    seen, checks = pictures_of(c, method, data, attack, norm, eps)
+    if kind == "norm":
+        return Size(seen, point["measure"])
+    if kind == "quality":
+        return Quality(replace(seen, n=s.quality_n), defence_of(c, method, data), seed, point["measure"], c.method.batch)
+    if kind == "distribution":
+        state = {"diffpure": "purified", "purified_clean": "clean"}.get(method, method)
+        unguided = diffpure_of(c, data) if method in ("diffused", "diffpure") else None
+        defence = shift_of(c, data) if method in ("purified", "purified_clean") else unguided
+        settings = (s.features_n, s.block, s.permutations, seed, point["quantity"])
+        return Distribution(victim, seen, state, defence, *settings, **batches)
+    if kind == "strip":
+        return Strip(victim, replace(seen, n=s.strip), diffpure_of(c, data), shift_of(c, data), seed, c.method.batch)
+    if kind == "cost":
+        return Cost(victim, replace(seen, n=s.cost_n), defence_of(c, method, data), s.cost_repeats, seed, point["quantity"])
+    if kind == "score":
+        return Accuracy(victim, seen, defence_of(c, method, data), seed, checks, **batches)
+    changes = changed(point["variant"]) if kind == "variant" else {k: point[k] for k in ("t", "rounds", "scale") if k in point}
+    if kind == "eps":
+        defence = defence_of(c, method, data)
+    else:
+        defence = diffpure_of(c, data, **changes) if method == BASELINE else shift_of(c, data, **changes)
+    return Accuracy(victim, replace(seen, n=s.n), defence, seed, **batches)
+
+
+def changed(variant: str) -> dict:
+    """The fields of Guidance that a variant changes; what does not fit the configured rest is set back to its default."""
+    found = dict(VARIANTS[variant])
+    if found.get("domain") == "x0_hat":
+        found.setdefault("rescale", "none")  # x̂₀ has its contrast
+    return found
+
+
+def known_of(c: Config, method: str, spec: str, norm: str, eps: float, seed: int, against: str) -> Known:
+    """Someone who knows the defence of a row."""
+    a = c.adaptive
+    which, search = "at" if method == "pgd_at" else "base", against == "square"
+    seen = Seen(Pictures(spec, "test", c.data.n, c.data.seed), n=a.square_n if search else a.n)
+    checked = a.sanity_n if against == "exact" and method in (BASELINE, *GUIDED) else 0
+    return Known(
+        victim_of(c, spec, which),
+        seen,
+        defence_of(c, method, spec),
+        against,
+        norm,
+        eps,
+        a.steps,
+        a.eot,
+        a.draws,
+        a.square_queries if search else 0,
+        checked,
+        c.attack.seed,
+        seed,
+        c.method.batch,
+        c.attack.batch,
+        method,
+    )
+
+
+def describe(c: Config, data: str, attack: str, norm: str, eps: float, **_: object) -> dict:
+    """Tags beside those of the name: `set` is unique to (set, attack, norm, ε), since means are taken over it; `place` is the set's place in the
+    paper's order; `times` is ε over that of the main tables, so that claims can name it at every scale."""
+    times = {} if norm == "none" else {"times": eps / radius(c, norm)}
+    where = f"{data} {attack} {'' if norm == 'none' else norm} {eps * 255:g}"
+    return {"place": sets(c).index(data) + 1, "set": where, **times}

@@ -1,0 +1,1 @@
+"""Steps that more than one paper computes; see `shared.experiment.step`."""
