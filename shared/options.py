@@ -1,11 +1,226 @@
-"""Options: dataclasses whose fields are what can be set."""
+"""Options: dataclasses whose fields are what can be set, and the numbers that a field may hold.
+
+    steps: Count = 10                              # the bounds of a field are part of its type
+    share: Annotated[float, Range(0, 0.5)] = 0.1
+
+`from_command_line` holds what it reads to these, under the names of options; a subclass of `Bounded` holds itself to them
+wherever it is made, and `check_bounds` any other; `bounded` holds the arguments of a function to theirs. A number whose type has no
+bounds is finite, and an integer has 64 bits.
+"""
 
 import dataclasses
+import functools
+import inspect
+import itertools
+import math
+import types
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import tyro
+from tyro.constructors import PrimitiveConstructorSpec
+
+from shared.errors import UserError
+
+F = TypeVar("F", bound=Callable)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers from `least` to `most`, without these where `above` (`below`) is set; never nan or an infinity.
+
+    example: a number that is often meant, as it is written.
+    """
+
+    least: float = -math.inf
+    most: float = math.inf
+    above: bool = False
+    below: bool = False
+    example: str = ""
+
+    def __contains__(self, value: float) -> bool:
+        over = self.least < value if self.above else self.least <= value
+        under = value < self.most if self.below else value <= self.most
+        return over and under and math.isfinite(value)
+
+    def __str__(self) -> str:
+        if self.most == math.inf:
+            above = f" above {self.least:,}" if self.above else f" of {self.least:,} or more"
+            said = f"finite number{'' if self.least == -math.inf else above}"
+        elif self.above:
+            said = f"number above {self.least:,} and {'below' if self.below else 'at most'} {self.most:,}"
+        else:
+            said = f"number from {self.least:,} to {'below ' if self.below else ''}{self.most:,}"
+        return f"{said}, e.g. {self.example}" if self.example else said
+
+
+def fraction(text: str) -> float:
+    """'2/255', '0.5/255' or '0.01' -> float. Raises ValueError for anything else."""
+    top, slash, bottom = text.partition("/")
+    try:
+        value = float(top) / (float(bottom) if slash else 1.0)
+    except (ValueError, ZeroDivisionError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{text!r} is not a number such as 2/255 or 0.01")
+    return value
+
+
+def show_eps(eps: float) -> str:
+    """ε as people write it: 2/255 where it is a multiple of 1/255 (or of a quarter of it), else a decimal."""
+    units = eps * 255
+    return f"{units:g}/255" if abs(units * 4 - round(units * 4)) < 1e-6 else f"{eps:g}"
+
+
+Pixels = Annotated[float, PrimitiveConstructorSpec(
+    nargs=1,
+    metavar="NUMBER/255",
+    instance_from_str=lambda args: fraction(args[0]),
+    is_instance=lambda x: isinstance(x, float | int),
+    str_from_instance=lambda x: [show_eps(x)],
+)]
+"""A length in pixel values of [0, 1], written on the command line as 2/255 or 0.0078."""
+Eps = Annotated[Pixels, Range(0, 1, above=True, example="8/255")]
+"""Radius of an ℓ∞ ball."""
+Count = Annotated[int, Range(1, 10_000_000)]
+"""Of pictures, updates, steps, draws."""
+Whole = Annotated[int, Range(0, 10_000_000)]
+"""A count where 0 means all, or none."""
+Pairs = Annotated[int, Range(1, 1_000_000_000)]
+"""Of picture and caption; sets of these are larger."""
+Batch = Annotated[int, Range(1, 65_536)]
+"""Samples at a time."""
+Workers = Annotated[int, Range(0, 1024)]
+"""Processes that read ahead."""
+Seed = Annotated[int, Range(0, 2**32 - 1)]
+"""What every generator takes; NumPy's older one takes no more, and streams are put together as multiples of it."""
+Time = Annotated[int, Range(1, 1000)]
+"""A step of a diffusion model's schedule."""
+Share = Annotated[float, Range(0, 1)]
+"""Also a probability, an accuracy."""
+Part = Annotated[float, Range(0, 1, above=True)]
+"""A share that is not 0."""
+OpenShare = Annotated[float, Range(0, 1, above=True, below=True)]
+"""A share that is neither none nor all."""
+Decay = Annotated[float, Range(0, 1, below=True)]
+"""Of a running average: momentum, and the like."""
+Cosine = Annotated[float, Range(-1, 1)]
+Positive = Annotated[float, Range(0, above=True)]
+Weight = Annotated[float, Range(0)]
+"""Of a term, 0 leaves it out."""
+Finite = Annotated[float, Range()]
+"""Any number."""
+Draws = Annotated[int, Range(1, 10_000)]
+"""Repetitions of something random, or of a timing."""
+Quality = Annotated[int, Range(1, 95)]
+"""Of JPEG, on libjpeg's scale."""
+Bits = Annotated[int, Range(1, 8)]
+"""Per channel of a picture."""
+Blur = Annotated[float, Range(0, 100, above=True)]
+"""Standard deviation of a Gaussian, in pixels."""
+_INTEGER = Range(-(2**63), 2**63 - 1)
+
+_later = ContextVar("bounds are checked later", default=False)
 
 
 def free(default: object = dataclasses.MISSING) -> dataclasses.Field:
-    """A field that changes no outcome: how many at a time, how many processes read ahead, how often it is saved, what it is called.
+    """A field that changes no outcome: how many at a time, how many processes read ahead, how often it is saved, what
+    it is called.
 
     It is no part of the key of what is made with it (`shared.experiment.step`).
     """
     return dataclasses.field(default=default, metadata={"free": True})
+
+
+def check_bounds(options: object, prefix: str = "--") -> None:
+    """Hold every number in a dataclass of options, and in those inside it, to the bounds of its type.
+
+    prefix: before the names of fields; "--" for the spelling of the command line. Raises UserError with the first field
+    that holds anything else, what it holds, and what it may hold.
+    """
+    check_values(type(options), {name: getattr(options, name) for name in hints(type(options))}, prefix)
+
+
+def check_values(kind: type, values: Mapping[str, object], prefix: str = "--") -> None:
+    """`check_bounds` for some fields of a dataclass that nobody has made yet."""
+    for name, value in values.items():
+        spelled = prefix + (name.replace("_", "-") if prefix.startswith("--") else name)
+        _check(spelled, value, hints(kind)[name])
+
+
+class Bounded:
+    """Base of a dataclass of options: raises UserError where one is made with a number out of bounds.
+
+    A `__post_init__` of its own calls this one first.
+    """
+
+    def __post_init__(self) -> None:
+        if not _later.get():
+            check_bounds(self, f"{type(self).__name__}.")
+
+
+def from_command_line(kind: type[T], **how: Any) -> T:
+    """`tyro.cli(kind, **how)`, with every number held to its bounds by the name of its option. Raises UserError."""
+    later = _later.set(True)  # what is inside would name itself
+    try:
+        options = tyro.cli(kind, **how)
+    finally:
+        _later.reset(later)
+    check_bounds(options)
+    return options
+
+
+def bounded(function: F) -> F:
+    """Hold the arguments of a function to the bounds of their types; it raises UserError as `check_bounds` does."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs).arguments
+        for name, hint in hints(function).items():
+            if name in given and not dataclasses.is_dataclass(given[name]):  # these were checked when they were made
+                _check(name, given[name], hint)
+        return function(*args, **kwargs)
+
+    return checked
+
+
+@functools.cache
+def hints(kind: Callable) -> dict[str, Any]:
+    """Field or argument -> its type with its bounds; of a dataclass its fields alone."""
+    found = get_type_hints(kind, include_extras=True)
+    return {f.name: found[f.name] for f in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else found
+
+
+def range_of(hint: Any) -> Range | None:
+    """The range of a number's type; None for what is no number."""
+    named = [extra for extra in get_args(hint)[1:] if isinstance(extra, Range)] if get_origin(hint) is Annotated else []
+    base = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    return named[-1] if named else {int: _INTEGER, float: Range()}.get(base)
+
+
+def alternatives(hint: Any) -> tuple[Any, ...]:
+    """The types of a union, or the type itself."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _check(name: str, value: object, hint: Any) -> None:
+    if dataclasses.is_dataclass(value):
+        check_bounds(value, f"{name}.")
+    elif isinstance(value, tuple | list):
+        kinds = next((get_args(a) for a in alternatives(hint) if get_origin(a) in (tuple, list)), ())
+        for item, kind in zip(value, itertools.cycle(kinds[:1] if ... in kinds else kinds), strict=False):
+            _check(name, item, kind)
+    else:
+        number = next((a for a in alternatives(hint) if range_of(a) is not None), None)
+        other = tuple(a for a in alternatives(hint) if isinstance(a, type) and a is not number)
+        if number is None or isinstance(value, other):
+            return
+        whole = (get_args(number)[0] if get_origin(number) is Annotated else number) is int
+        fits = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+        if not fits or value not in range_of(number):
+            raise UserError(f"{name} is {value}: use a {'whole ' if whole else ''}{range_of(number)}.")

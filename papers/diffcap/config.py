@@ -1,11 +1,29 @@
 """Everything that can be set for DiffCAP: one dataclass, one preset per scale. `python -m papers.diffcap.evaluate --scale cpu --help` lists it."""
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 from shared.data.catalogue import Source
 from shared.errors import UserError
-from shared.experiment.scale import Options, Pixels, check_least, check_seeds
+from shared.experiment.scale import Options, check_seeds
+from shared.options import (
+    Batch,
+    Bits,
+    Blur,
+    Cosine,
+    Count,
+    Draws,
+    Eps,
+    Positive,
+    Quality,
+    Range,
+    Seed,
+    Share,
+    Time,
+    Weight,
+    Whole,
+    show_eps,
+)
 from shared.training.adversarial import Tuning
 
 
@@ -45,9 +63,9 @@ class Data:
     train: str = "scenes:combinations"
     """Set that the robust encoders (TeCoA, FARE) are fine-tuned on."""
     source: Source = field(default_factory=Source)
-    n: int = 24
+    n: Whole = 24
     """Test pictures per set (0: all)."""
-    seed: int = 42
+    seed: Seed = 42
     """Of the choice of pictures from sets that are read from files."""
 
 
@@ -55,26 +73,26 @@ class Data:
 class Attack:
     """The attacks on the undefended models and on the robust encoders; ε in pixels of [0, 1]."""
 
-    eps: tuple[Pixels, ...] = (4 / 255, 8 / 255)
+    eps: tuple[Eps, ...] = (4 / 255, 8 / 255)
     """The strengths, growing."""
-    steps: int = 8
+    steps: Count = 8
     """Iterations of each stage of the ensembles, and of each APGD run on the classifier."""
-    references: int = 1
+    references: Count = 1
     """How many reference captions (answers) the ensemble attacks one after the other."""
-    threshold: float = 10.0
+    threshold: Weight = 10.0
     """CIDEr (× 100) below which a picture leaves the ensemble."""
     half_first: bool = False
     """Half precision in the first stages, as in the released code (GPU)."""
-    targets: int = 3
+    targets: Count = 3
     """Target classes of APGD-T."""
-    target_steps: int = 60
+    target_steps: Count = 60
     """Iterations of the attack towards a string."""
-    target_n: int = 16
+    target_n: Count = 16
     """Pictures under the attack towards a string."""
     strings: tuple[str, ...] = ("a large red heart", "two blue rings")
     """What the attacker wants to hear."""
-    batch: int = 64
-    seed: int = 0
+    batch: Batch = 64
+    seed: Seed = 0
     """Of the attacks' random starts."""
 
 
@@ -82,44 +100,44 @@ class Attack:
 class Method:
     """DiffCAP (method.py) and fixed-time purification."""
 
-    dt: int = 50
+    dt: Time = 50
     """Δt in steps of the schedule (T = 1000)."""
-    t_max: int = 400
+    t_max: Time = 400
     """T_max: where the forward chain ends at the latest."""
     coupling: Literal["cumulative", "redraw"] = "cumulative"
     encode: Literal["x_t", "x_t/alpha"] = "x_t"
     fallback: Literal["t_max", "max_similarity"] = "t_max"
     sampler: Literal["ddim", "ddpm", "dpm++"] = "ddim"
-    sampler_steps: int = 4
+    sampler_steps: Time = 4
     """Denoiser calls of one reverse pass."""
-    eta: float = 0.0
-    diffpure: int = 150
+    eta: Share = 0.0
+    diffpure: Time = 150
     """t* of DiffPure."""
-    calibration_n: int = 100
+    calibration_n: Annotated[int, Range(2, 10_000_000)] = 100
     """Pairs per set behind τ (validation pictures, never those of the evaluation)."""
-    calibration_eps: Pixels = 8 / 255
-    calibration_steps: int = 10
-    tau: float | None = None
+    calibration_eps: Eps = 8 / 255
+    calibration_steps: Count = 10
+    tau: Cosine | None = None
     """τ instead of the calibrated one."""
     recompute: bool = False
     """Compute each reverse step again in the backward pass of an attack: a third more time, memory that does not grow with the steps."""
-    batch: int = 64
+    batch: Batch = 64
 
 
 @dataclass(frozen=True)
 class Baselines:
     """Settings of what DiffCAP is compared with."""
 
-    tuned_eps: Pixels = 8 / 255
+    tuned_eps: Eps = 8 / 255
     """ε that TeCoA and FARE are trained at."""
-    jpeg: int = 75
+    jpeg: Quality = 75
     """Quality."""
-    bits: int = 3
-    pad: float = 0.15
+    bits: Bits = 3
+    pad: Share = 0.15
     """Share of the side that random resize-and-pad may take away."""
-    clipure: float = 0.03
+    clipure: Positive = 0.03
     """Step size η of CLIPure-Cos."""
-    blur: float = 0.8
+    blur: Blur = 0.8
     """σ of the blur in pixels."""
 
 
@@ -127,17 +145,17 @@ class Baselines:
 class Adaptive:
     """Attackers who know the defence; on the first set to classify, and on the first set to caption."""
 
-    n: int = 32
+    n: Count = 32
     """Pictures behind the classifier, of the `data.n` that there are."""
-    caption_n: int = 16
+    caption_n: Count = 16
     """Pictures behind the captioner."""
-    eps: Pixels = 8 / 255
-    steps: int = 15
-    eot: int = 3
+    eps: Eps = 8 / 255
+    steps: Count = 15
+    eot: Draws = 3
     """Draws of the defence behind each gradient (EOT)."""
-    draws: int = 10
+    draws: Draws = 10
     """Purifications behind mean, worst and majority."""
-    weight: float = 1.0
+    weight: Weight = 1.0
     """Weight of the term that makes the loop stop early."""
 
 
@@ -145,31 +163,31 @@ class Adaptive:
 class Sweeps:
     """What the complete run varies beyond the main tables; nothing here is needed for the headline."""
 
-    taus: tuple[float, ...] = (-0.08, -0.04, 0.0, 0.04)
+    taus: tuple[Annotated[float, Range(-2, 2)], ...] = (-0.08, -0.04, 0.0, 0.04)
     """Offsets on the calibrated τ."""
-    dts: tuple[int, ...] = (25, 40, 50, 100)
-    times: tuple[int, ...] = (0, 25, 50, 75, 100, 150, 200, 300)
+    dts: tuple[Time, ...] = (25, 40, 50, 100)
+    times: tuple[Annotated[int, Range(0, 1000)], ...] = (0, 25, 50, 75, 100, 150, 200, 300)
     """Diffusion times of the similarity curves and of the recovery region."""
-    fixed: tuple[int, ...] = (25, 50, 100, 150, 200, 300)
+    fixed: tuple[Time, ...] = (25, 50, 100, 150, 200, 300)
     """Fixed times t* that DiffCAP is held against."""
-    n: int = 24
-    digits_n: int = 100
-    quality_n: int = 24
-    strip: int = 4
+    n: Count = 24
+    digits_n: Count = 100
+    quality_n: Count = 24
+    strip: Count = 4
     """Pictures of the qualitative strip."""
-    cost_n: int = 24
-    cost_repeats: int = 3
+    cost_n: Count = 24
+    cost_repeats: Draws = 3
 
 
 @dataclass(frozen=True)
 class Gates:
     """What must hold of the undefended models before any defence is measured."""
 
-    clean: float = 0.80
+    clean: Share = 0.80
     """Least clean score on the first set of each task: top-1, VQA accuracy, share of captions with the right colour and shape."""
-    broken: float = 0.50
+    broken: Share = 0.50
     """Largest share of the clean score that the attack at the largest ε may leave."""
-    purified: float = 0.05
+    purified: Share = 0.05
     """Largest loss of clean top-1 under DiffPure."""
     enforce: bool = True
 
@@ -230,20 +248,12 @@ def check(config: Config) -> None:
     """Refuse combinations that cannot work, in one sentence each."""
     check_seeds(config.seeds)
     eps = config.attack.eps
-    if not eps or not all(0 < e <= 1 for e in eps) or list(eps) != sorted(set(eps)):
-        raise UserError(f"--attack.eps takes growing strengths in pixels of (0, 1], e.g. 4/255 8/255, not {' '.join(map(str, eps)) or 'nothing'}.")
+    if not eps or list(eps) != sorted(set(eps)):
+        said = " ".join(map(show_eps, eps)) or "nothing"
+        raise UserError(f"--attack.eps takes growing strengths, e.g. 4/255 8/255, not {said}.")
     m = config.method
-    if not 1 <= m.dt <= m.t_max or m.t_max % m.dt or m.diffpure < 1:
-        raise UserError(f"--method.dt and --method.diffpure are steps of the schedule, and --method.t-max a multiple of dt; got dt {m.dt}, "
-                        f"t-max {m.t_max}, diffpure {m.diffpure}.")
-    if m.tau is not None and not -1 <= m.tau <= 1:
-        raise UserError(f"--method.tau is a cosine in [−1, 1], not {m.tau}.")
-    check_least({"data.n": config.data.n}, 0)
-    check_least({"attack.steps": config.attack.steps, "attack.references": config.attack.references, "method.sampler-steps": m.sampler_steps,
-                 "adaptive.n": config.adaptive.n, "adaptive.eot": config.adaptive.eot,
-                 "adaptive.draws": config.adaptive.draws, "method.batch": m.batch, "attack.batch": config.attack.batch})
-    if m.calibration_n < 2:
-        raise UserError(f"--method.calibration-n is the number of pairs per set behind τ, at least 2, not {m.calibration_n}.")
+    if m.t_max % m.dt:
+        raise UserError(f"--method.t-max is a multiple of --method.dt; got dt {m.dt} and t-max {m.t_max}.")
     for name, sets in (("captions", config.data.captions), ("questions", config.data.questions), ("classes", config.data.classes)):
         if not sets:
             raise UserError(f"--data.{name} needs at least one set.")

@@ -24,20 +24,21 @@ from torch import Tensor, nn
 from shared.diffusion import Purifier
 from shared.diffusion.schedule import per_sample
 from shared.errors import UserError
+from shared.options import Bounded, Count, Finite
 from shared.rng import SampleRng
 
 Encoder = Callable[[Tensor], Tensor]  # φ: images (N, 3, H, W) in [0, 1] -> embeddings (N, D)
 
 
 @dataclass(frozen=True)
-class StopRule:
+class StopRule(Bounded):
     """When the noising stops, in the paper's symbols."""
 
-    tau: float = 0.96
+    tau: Finite = 0.96
     """τ, the similarity to exceed (the paper's value, for its own φ, Δt and noise)."""
-    dt: int = 10
+    dt: Count = 10
     """Δt in steps of the schedule. Unknown; the paper calls its choice a practical trade-off."""
-    t_max: int = 400
+    t_max: Count = 400
     """T_max in steps, a multiple of Δt: the last time that is tried."""
     coupling: Literal["cumulative", "redraw"] = "cumulative"
     """How x_{t+Δt} comes from what is there; see the module docstring."""
@@ -49,12 +50,13 @@ class StopRule:
     """Where τ is never exceeded: denoise from T_max, from the time of the highest s_k, or return the image as it came."""
 
     def __post_init__(self):
+        super().__post_init__()
         choices = {"coupling": ("cumulative", "redraw"), "encode": ("x_t", "x_t/alpha"), "fallback": ("t_max", "max_similarity", "none")}
         for field, allowed in choices.items():
             if getattr(self, field) not in allowed:
                 raise UserError(f"{field} is {getattr(self, field)!r}: use one of {', '.join(map(repr, allowed))}.")
-        if self.dt < 1 or self.t_max < self.dt or self.t_max % self.dt:
-            raise UserError(f"dt is {self.dt} and t_max {self.t_max}: use whole steps of the schedule, t_max a multiple of dt.")
+        if self.t_max % self.dt:
+            raise UserError(f"dt is {self.dt} and t_max {self.t_max}: t_max is a multiple of dt.")
 
     @property
     def times(self) -> range:

@@ -26,26 +26,26 @@ from papers.distshift.method import Calls, Guided, large_variance, mean_factor
 from shared.diffusion import Purifier
 from shared.diffusion.sampler import Guide
 from shared.errors import UserError
+from shared.options import Bounded, Eps, Weight
 from shared.rng import SampleRng
 
 
 @dataclass(frozen=True)
-class Pull:
+class Pull(Bounded):
     """What GDMP pulls towards, and how strongly."""
 
     loss: Literal["MSE", "SSIM"] = "MSE"
     target: Literal["diffused", "x_adv"] = "diffused"
     """x_adv,t, or x_adv itself (the released ImageNet code)."""
-    scale: float = 600.0
+    scale: Weight = 600.0
     """w ≥ 0, for D per image: the published one over the batch."""
-    eps: float = 8 / 255
+    eps: Eps = 8 / 255
     """ε of m, in pixels."""
 
     def __post_init__(self):
+        super().__post_init__()
         if self.loss not in ("MSE", "SSIM") or self.target not in ("diffused", "x_adv"):
             raise UserError(f"GDMP with loss {self.loss!r} and target {self.target!r}: use 'MSE' or 'SSIM', and 'diffused' or 'x_adv'.")
-        if not (math.isfinite(self.scale) and self.scale >= 0 and 0 < self.eps <= 1):
-            raise UserError(f"GDMP with scale {self.scale} and eps {self.eps}: use a scale of 0 or more, and an eps in (0, 1].")
 
 
 class GDMP(Guided):

@@ -1,13 +1,29 @@
 """Everything that can be set for distshift: one dataclass, a preset per scale. `python -m papers.distshift.evaluate --scale cpu --help` lists it."""
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 from papers.distshift.baselines import Pull
 from papers.distshift.method import Guidance
 from shared.data.catalogue import Source
 from shared.errors import UserError
-from shared.experiment.scale import Options, Pixels, check_least, check_seeds
+from shared.experiment.scale import Options, check_seeds
+from shared.options import (
+    Batch,
+    Bits,
+    Count,
+    Draws,
+    Eps,
+    Pixels,
+    Positive,
+    Quality,
+    Range,
+    Seed,
+    Share,
+    Time,
+    Weight,
+    Whole,
+)
 from shared.training.classify import ClassifierTraining
 from shared.training.denoising import DenoisingConfig
 
@@ -26,7 +42,7 @@ class Protected:
     """The adversarially trained victim, written the same way."""
     denoiser: str = "zoo:scenes-ddpm"
     """zoo:<name>, diffusers:<folder or name>, guided:<path>, random:<configuration>, or `train`."""
-    t: int = 0
+    t: Annotated[int, Range(0, 1000)] = 0
     """t* of this set (0: --method.t)."""
     restrict: bool = False
     """The weights are of 1,000-way ImageNet classifiers: only the logits of the set's classes are kept (ImageNet30). Not for what is trained here."""
@@ -50,9 +66,9 @@ class Data:
     """The pictures."""
 
     source: Source = field(default_factory=Source)
-    n: int = 48
+    n: Whole = 48
     """Test pictures per set (0: all)."""
-    seed: int = 42
+    seed: Seed = 42
     """Of the choice of pictures from sets that are read from files."""
     label: str = ""
     """What to call a folder of pictures on the page, e.g. "CIFAR-10 (JPEG copy)" (empty: the name of the folder)."""
@@ -62,25 +78,25 @@ class Data:
 class Attack:
     """The attacks of the main tables, on the bare victim (gray box); radii in pixels of [0, 1]."""
 
-    linf: Pixels = 8 / 255
+    linf: Eps = 8 / 255
     """ε of the ℓ∞ ball."""
-    l2: Pixels = 128 / 255
+    l2: Annotated[Pixels, Range(0, 16, above=True, example="128/255")] = 128 / 255
     """ε of the ℓ2 ball."""
-    steps: int = 20
+    steps: Count = 20
     """PGD steps of 2.5·ε/steps; along the sign of the gradient (ℓ∞) or the normalised gradient (ℓ2). No picture leaves at its first success."""
     stages: tuple[str, ...] = ("apgd-ce", "apgd-t", "square")
     """Stages of the cascade that stands for AutoAttack (FAB is not in it)."""
-    auto_steps: int = 20
+    auto_steps: Count = 20
     """Iterations of each APGD run of the cascade."""
-    targets: int = 3
+    targets: Count = 3
     """Target classes of APGD-T."""
-    queries: int = 100
+    queries: Count = 100
     """Queries of Square."""
-    sanity_n: int = 8
+    sanity_n: Count = 8
     """Pictures of the sanity checks."""
-    batch: int = 64
+    batch: Batch = 64
     """Pictures at a time."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the attacks' random starts."""
 
 
@@ -88,19 +104,19 @@ class Attack:
 class Method:
     """What all diffusion defences share."""
 
-    t: int = 75
+    t: Time = 75
     """t*, in steps of the schedule (T = 1000)."""
-    rounds: int = 1
+    rounds: Draws = 1
     """Purifications one after the other, of distshift."""
     sampler: Literal["ddim", "ddpm"] = "ddim"
     """The reverse process of distshift, DiffPure and GDMP."""
-    sampler_steps: int = 5
+    sampler_steps: Time = 5
     """Denoiser calls of one reverse pass."""
-    eta: float = 0.0
+    eta: Share = 0.0
     """η of ddim: 0 is deterministic, 1 is ancestral."""
     recompute: bool = False
     """Compute each reverse step again in the backward pass of an attack: more time, less memory."""
-    batch: int = 64
+    batch: Batch = 64
     """Pictures at a time."""
 
 
@@ -108,17 +124,17 @@ class Method:
 class Baselines:
     """Settings of what distshift is compared with."""
 
-    jpeg: int = 75
+    jpeg: Quality = 75
     """Quality."""
-    bits: int = 3
+    bits: Bits = 3
     """Bits per channel."""
-    tv: float = 0.05
+    tv: Positive = 0.05
     """Weight of total variation."""
-    pad: float = 0.15
+    pad: Share = 0.15
     """Share of the side that random resize-and-pad may add."""
     gdmp: Pull = field(default_factory=lambda: Pull(scale=600.0))
     """What GDMP's guidance pulls towards, and how strongly."""
-    gdmp_rounds: int = 2
+    gdmp_rounds: Draws = 2
     """Rounds of GDMP (published: 4 on CIFAR-10)."""
 
 
@@ -126,23 +142,23 @@ class Baselines:
 class Adaptive:
     """Attackers who know the defence; on the first set."""
 
-    n: int = 16
+    n: Count = 16
     """Pictures."""
     norms: tuple[Literal["linf", "l2"], ...] = ("linf",)
     """Balls, with the radii of the main tables."""
-    steps: int = 10
+    steps: Count = 10
     """PGD steps of 2.5·ε/steps."""
-    eot: int = 2
+    eot: Draws = 2
     """Draws of the defence behind each gradient (EOT)."""
-    draws: int = 10
+    draws: Draws = 10
     """Purifications behind mean, worst and majority."""
     apgd: bool = False
     """The exact gradient with APGD as well: AutoAttack's version for random defences."""
-    square_n: int = 6
+    square_n: Count = 6
     """Pictures under Square through the whole pipeline (no gradient)."""
-    square_queries: int = 60
+    square_queries: Count = 60
     """Its queries per picture."""
-    sanity_n: int = 2
+    sanity_n: Count = 2
     """Pictures of the checks of the exact attack."""
 
 
@@ -150,29 +166,29 @@ class Adaptive:
 class Sweeps:
     """What is varied beyond the main tables, on the first set, one seed."""
 
-    n: int = 24
+    n: Count = 24
     """Pictures per point."""
-    times: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
+    times: tuple[Positive, ...] = (0.5, 1.0, 2.0, 4.0)
     """Multiples of the two ε; 2 is among them, since a claim of the abstract needs it."""
-    t: tuple[int, ...] = (25, 50, 75, 100, 150, 200, 300)
+    t: tuple[Time, ...] = (25, 50, 75, 100, 150, 200, 300)
     """Diffusion times t*."""
-    rounds: tuple[int, ...] = (1, 2, 4)
+    rounds: tuple[Draws, ...] = (1, 2, 4)
     """Numbers of rounds."""
-    scales: tuple[float, ...] = (0.0, 0.1, 0.3, 1.0, 3.0)
+    scales: tuple[Weight, ...] = (0.0, 0.1, 0.3, 1.0, 3.0)
     """Scales of the guidance, as shares of the norm of the score."""
-    features_n: int = 64
+    features_n: Count = 64
     """Pictures on either side of the two-sample tests."""
-    block: int = 8
+    block: Annotated[int, Range(2, 65_536)] = 8
     """Pictures of one block: MMD² is the mean over blocks, so that it has an interval."""
-    permutations: int = 500
+    permutations: Count = 500
     """Of the permutation test."""
-    quality_n: int = 24
+    quality_n: Count = 24
     """Pictures behind PSNR and SSIM."""
-    strip: int = 4
+    strip: Count = 4
     """Pictures of the qualitative strip."""
-    cost_n: int = 16
+    cost_n: Count = 16
     """Pictures behind the costs."""
-    cost_repeats: int = 2
+    cost_repeats: Draws = 2
     """Repetitions of each timing."""
 
 
@@ -180,13 +196,13 @@ class Sweeps:
 class Gates:
     """What must hold of the undefended victims before any defence is measured."""
 
-    clean: float = 0.90
+    clean: Share = 0.90
     """Least clean accuracy on each set."""
-    linf: float = 0.30
+    linf: Share = 0.30
     """Largest accuracy that the cascade in the ℓ∞ ball may leave. (The cross-entropy is flat where a victim is sure, so PGD leaves more.)"""
-    l2: float = 0.50
+    l2: Share = 0.50
     """Largest accuracy that the cascade in the ℓ2 ball may leave."""
-    purified: float = 0.05
+    purified: Share = 0.05
     """Largest loss of clean accuracy under DiffPure."""
     enforce: bool = True
     """Stop where a gate fails."""
@@ -268,21 +284,10 @@ def check(config: Config) -> None:
     for p in protected:
         if p.restrict and p.data != "named:ImageNet30":
             raise UserError(f"only ImageNet30 is a part of ImageNet's 1,000 classes, so `restrict` cannot hold for {p.data}.")
-    for name, radius in (("linf", config.attack.linf), ("l2", config.attack.l2)):
-        if not radius > 0 or (name == "linf" and radius > 1):
-            raise UserError(f"--attack.{name} is a radius in pixels of [0, 1], e.g. 8/255; got {radius:g}.")
     times = config.sweeps.times
-    if list(times) != sorted(set(times)) or not times or times[0] <= 0 or 2.0 not in times or times[-1] * config.attack.linf > 1:
-        raise UserError("--sweeps.times takes growing multiples of ε above 0, 2 among them, none beyond the pixel range; got "
+    if list(times) != sorted(set(times)) or not times or 2.0 not in times or times[-1] * config.attack.linf > 1:
+        raise UserError("--sweeps.times takes growing multiples of ε, 2 among them, none beyond the pixel range; got "
                         f"{' '.join(map(str, times)) or 'nothing'}.")
-    m = config.method
-    if m.t < 1 or any(t < 1 for t in config.sweeps.t) or any(p.t < 0 for p in protected):
-        raise UserError("--method.t and --sweeps.t are steps of the schedule, from 1 on, and the t of a set is one of them, or 0 for --method.t.")
-    check_least({"data.n": config.data.n}, 0)
-    check_least({"attack.steps": config.attack.steps, "attack.auto-steps": config.attack.auto_steps, "attack.batch": config.attack.batch,
-                 "method.rounds": m.rounds, "method.sampler-steps": m.sampler_steps, "method.batch": m.batch, "adaptive.n": config.adaptive.n,
-                 "adaptive.steps": config.adaptive.steps, "adaptive.eot": config.adaptive.eot, "adaptive.draws": config.adaptive.draws,
-                 "sweeps.n": config.sweeps.n, "sweeps.permutations": config.sweeps.permutations})
-    if config.sweeps.block < 2 or config.sweeps.features_n % config.sweeps.block or config.sweeps.features_n < config.sweeps.block:
-        raise UserError(f"--sweeps.features-n is a multiple of --sweeps.block, which is at least 2; got {config.sweeps.features_n} and "
-                        f"{config.sweeps.block}.")
+    if config.sweeps.features_n % config.sweeps.block:
+        got = f"{config.sweeps.features_n} and {config.sweeps.block}"
+        raise UserError(f"--sweeps.features-n is a multiple of --sweeps.block; got {got}.")

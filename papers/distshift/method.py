@@ -41,6 +41,7 @@ from shared.diffusion import Purifier, Schedule, resize
 from shared.diffusion.sampler import Guide
 from shared.diffusion.schedule import per_sample
 from shared.errors import UserError
+from shared.options import Bounded, Weight
 from shared.rng import SampleRng
 
 FLOOR = 1e-30  # largest entry of a gradient that counts as zero: its inverse, which "ratio" needs, is not a float32 far below
@@ -51,7 +52,7 @@ _CHOICES = {"kind": ("G1", "G2", "G3", "G4"), "label": ("x_adv", "running", "mov
 
 
 @dataclass(frozen=True)
-class Guidance:
+class Guidance(Bounded):
     """Which L, where, and how strongly; see the module docstring."""
 
     kind: Literal["G1", "G2", "G3", "G4"] = "G1"
@@ -63,13 +64,14 @@ class Guidance:
     """Whether x_t is divided by α(t) first, so that the picture keeps its contrast. x̂₀ has none to regain."""
     clamp: bool = False
     """Cut the victim's picture to [0, 1]. By the clamp's own derivative, g is zero where it cuts."""
-    scale: float = 0.1
+    scale: Weight = 0.1
     """w ≥ 0."""
     unit: Literal["ratio", "score", "mean"] = "ratio"
     output: Literal["logits", "features"] = "logits"
     """f of G4."""
 
     def __post_init__(self):
+        super().__post_init__()
         for field, allowed in _CHOICES.items():
             if getattr(self, field) not in allowed:
                 raise UserError(f"{field} of the guidance is {getattr(self, field)!r}: use one of {', '.join(map(repr, allowed))}.")
@@ -77,8 +79,6 @@ class Guidance:
             raise UserError("G3 is G1 at the predicted clean image: use it with domain 'x0_hat', or G1 with 'x_t'.")
         if self.rescale != "none" and self.domain != "x_t":
             raise UserError("rescale 'x_t/alpha' is for domain 'x_t': the predicted clean image has its contrast.")
-        if not (math.isfinite(self.scale) and self.scale >= 0):
-            raise UserError(f"the scale of the guidance is {self.scale}: use a finite number of 0 or more.")
 
     @property
     def labelled(self) -> bool:

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field, replace
 from shared.data.catalogue import Source
 from shared.data.scene_sets import FINE_TUNING, HOLD_OUT, ZERO_SHOT
 from shared.errors import UserError
-from shared.experiment.scale import Options, Pixels, check_least, check_seeds
+from shared.experiment.scale import Options, check_seeds
+from shared.options import Batch, Count, Eps, Positive, Seed, Share, Weight, Whole, show_eps
 from shared.training.adversarial import Tuning
 from shared.training.contrastive import ContrastiveConfig
 
@@ -37,7 +38,7 @@ class Data:
     other_train: tuple[str, ...] = ("scenes:colour_shape", "scenes:surface_shape")
     """Training sets of the table on training data."""
     source: Source = field(default_factory=Source)
-    n: int = 128
+    n: Whole = 128
     """Test pictures per set (0: all)."""
     label: str = ""
     """What to call the pictures on the page, e.g. "CIFAR-10 (JPEG copy)"."""
@@ -47,35 +48,35 @@ class Data:
 class Attack:
     """The threat model and the attacks of the evaluation; ε is in pixels of [0, 1] and is also that of training."""
 
-    eps: Pixels = 8 / 255
+    eps: Eps = 8 / 255
     """ε of the ℓ∞ ball."""
-    train_steps: int = 2
+    train_steps: Count = 2
     """PGD steps in training, each of size ε."""
-    steps: int = 10
+    steps: Count = 10
     """PGD steps in evaluation."""
-    ratio: float = 1.0
+    ratio: Positive = 1.0
     """Step size in evaluation as a multiple of ε (the released code: 1)."""
-    kappa: float = 50.0
+    kappa: Weight = 50.0
     """κ of the margin attack that this line of work calls CW."""
-    long_steps: int = 0
+    long_steps: Whole = 0
     """Steps of a longer PGD for the main table's models (0: none; the literature's PGD-100)."""
-    multiples: tuple[float, ...] = (1, 2, 4)
+    multiples: tuple[Positive, ...] = (1, 2, 4)
     """Factors on ε of the table over strengths."""
-    auto_n: int = 24
+    auto_n: Whole = 24
     """Pictures per set under the AutoAttack-style cascade (0: all of n)."""
-    auto_steps: int = 20
+    auto_steps: Count = 20
     """Iterations of each APGD run in the cascade."""
-    auto_targets: int = 3
+    auto_targets: Count = 3
     """Target classes of APGD-T."""
-    auto_queries: int = 100
+    auto_queries: Count = 100
     """Queries of Square."""
-    sanity_n: int = 32
+    sanity_n: Count = 32
     """Pictures of the seen set on which the sanity checks of the attack run, for every model."""
-    strong_steps: int = 20
+    strong_steps: Count = 20
     """Steps of the gate's PGD."""
-    batch: int = 128
+    batch: Batch = 128
     """Pictures per evaluation batch."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the attacks' random starts."""
 
 
@@ -83,19 +84,19 @@ class Attack:
 class Sweeps:
     """What `make reproduce-pmg_aft` varies beyond the main comparison; nothing here is needed for the headline."""
 
-    alphas: tuple[float, ...] = (0.0, 1.0, 4.0)
-    betas: tuple[float, ...] = (0.0, 1.0, 4.0)
-    last: tuple[int, ...] = (2, 14)
+    alphas: tuple[Weight, ...] = (0.0, 1.0, 4.0)
+    betas: tuple[Weight, ...] = (0.0, 1.0, 4.0)
+    last: tuple[Count, ...] = (2, 14)
     """Numbers of trained parameter tensors in the table on partial fine-tuning."""
-    curve: tuple[int, ...] = (0, 5, 10, 20)
+    curve: tuple[Whole, ...] = (0, 5, 10, 20)
     """Updates after which the curve along training is taken, besides the last."""
-    curve_n: int = 32
+    curve_n: Count = 32
     """Pictures per set on the curve."""
-    test_batches: tuple[int, ...] = (64, 1024, 4096, 16384)
+    test_batches: tuple[Batch, ...] = (64, 1024, 4096, 16384)
     """Test batch sizes of the batch-size figure, growing. Small pictures have larger gradients per pixel, so it takes larger batches to lose them."""
-    test_batch_n: int = 128
+    test_batch_n: Count = 128
     """Pictures of that figure."""
-    cost_steps: int = 5
+    cost_steps: Count = 5
     """Updates timed per method for the table of costs."""
 
 
@@ -103,13 +104,13 @@ class Sweeps:
 class Gates:
     """What must hold of the undefended model before any defence is measured."""
 
-    clean: float = 0.80
+    clean: Share = 0.80
     """Least zero-shot accuracy on the seen classes …"""
-    times_chance: float = 20.0
+    times_chance: Weight = 20.0
     """… or so many times chance, whichever is less."""
-    zero_shot_margin: float = 0.10
+    zero_shot_margin: Share = 0.10
     """Least accuracy above chance on every zero-shot set."""
-    robust: float = 0.05
+    robust: Share = 0.05
     """Largest accuracy on the seen classes under PGD with `attack.strong_steps`."""
     enforce: bool = True
     """Stop if a gate fails (off where the model is not meant to be any good)."""
@@ -169,10 +170,6 @@ PRESETS = {
 def check(config: Config) -> None:
     """Refuse combinations that cannot work, in one sentence each."""
     check_seeds(config.seeds)
-    if not 0 < config.attack.eps <= 1:
-        raise UserError(f"--attack.eps is in pixel values of [0, 1], e.g. 4/255; {config.attack.eps} is not in (0, 1].")
-    for name, value in (("data.n", config.data.n), ("attack.auto-n", config.attack.auto_n)):
-        if value < 0:
-            raise UserError(f"--{name} is a number of pictures, or 0 for all; {value} is neither.")
-    check_least({"tuning.steps": config.tuning.steps, "tuning.batch": config.tuning.batch, "attack.steps": config.attack.steps,
-                 "attack.batch": config.attack.batch})
+    if (largest := config.attack.eps * max(config.attack.multiples, default=1)) > 1:
+        said = f"--attack.multiples of --attack.eps go up to {show_eps(largest)}"
+        raise UserError(f"{said}, beyond the pixel range: make them smaller.")

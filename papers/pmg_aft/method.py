@@ -19,15 +19,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shared.models.victim import ZeroShot
+from shared.options import Bounded, Weight
 
 
 @dataclass(frozen=True)
-class PMGLoss:
+class PMGLoss(Bounded):
     """The loss in the paper's symbols."""
 
-    alpha: float = 1.0
+    alpha: Weight = 1.0
     """α, weight of L_general (the released code has no weights: 1)."""
-    beta: float = 1.0
+    beta: Weight = 1.0
     """β, weight of L_clean."""
     direction: Literal["target_first", "adversarial_first"] = "target_first"
     """target_first: KL(target ‖ P_θ(x_a)), as the code of May 2024 and later work that follows the text; adversarial_first: KL(P_θ(x_a) ‖ target),

@@ -9,6 +9,7 @@ picture grey in either order. The jitter's operations have a fixed order, which 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from shared.data.augment import EDA
 from shared.errors import UserError
+from shared.options import Blur, Bounded, Count, OpenShare, Part, Range, Seed, Share, Whole
 from shared.rng import SampleRng
 
 _GREY = (0.299, 0.587, 0.114)
@@ -23,42 +25,41 @@ _YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3
 
 
 @dataclass(frozen=True)
-class ImageAugmentation:
+class ImageAugmentation(Bounded):
     """Pictures (N, 3, H, W) in [0, 1] -> the same shape and range; the operations in the order of the fields, each off by default.
 
     Raises UserError for shares, strengths or widths out of range.
     """
 
-    mirror: float = 0.0
+    mirror: Share = 0.0
     """Probability of a horizontal flip."""
-    shift: int = 0
+    shift: Whole = 0
     """Each picture moves by a whole number of pixels, uniform on [−shift, shift] in both directions; edges are repeated."""
-    area: tuple[float, float] | None = None
+    area: tuple[Part, Part] | None = None
     """Share of the picture that a crop keeps (uniform between these), width/height log-uniform on [3/4, 4/3], stretched to the whole."""
-    jittered: float = 1.0
+    jittered: Share = 1.0
     """Probability that the next four act at all."""
-    brightness: float = 0.0
+    brightness: Share = 0.0
     """Multiplied by 1 + u, u uniform on [−brightness, brightness]; the same for the next two."""
-    contrast: float = 0.0
-    saturation: float = 0.0
-    hue: float = 0.0
+    contrast: Share = 0.0
+    saturation: Share = 0.0
+    hue: Annotated[float, Range(0, 0.5)] = 0.0
     """Turned by u of a full turn, u uniform on [−hue, hue]."""
-    grey: float = 0.0
+    grey: Share = 0.0
     """Probability of no colour."""
-    blur: tuple[float, float] | None = None
+    blur: tuple[Blur, Blur] | None = None
     """σ of a Gaussian in pixels, uniform between these, on every picture."""
-    kernel: int = 21
+    kernel: Count = 21
     """Its side, odd; smaller where the picture is smaller than half of it."""
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self):
-        shares = (self.mirror, self.jittered, self.brightness, self.contrast, self.saturation, self.grey)
-        if not all(0 <= p <= 1 for p in shares) or not 0 <= self.hue <= 0.5 or self.shift < 0:
-            raise UserError("probabilities and strengths of augmentation are shares from 0 to 1, a hue is at most 0.5, and a shift 0 or more.")
-        if self.area is not None and not 0 < self.area[0] <= self.area[1] <= 1:
-            raise UserError(f"the share of a picture that a crop keeps is {self.area}: use two numbers above 0 and up to 1, ascending.")
-        if self.blur is not None and not (0 < self.blur[0] <= self.blur[1] and self.kernel % 2 == 1 and self.kernel > 0):
-            raise UserError(f"the blur has σ from {self.blur} and a kernel of {self.kernel}: use positive, ascending numbers and an odd kernel.")
+        super().__post_init__()
+        if self.area is not None and self.area[0] > self.area[1]:
+            raise UserError(f"the share of a picture that a crop keeps is {self.area}: use two ascending numbers.")
+        if self.blur is not None and (self.blur[0] > self.blur[1] or self.kernel % 2 == 0):
+            said = f"the blur has σ from {self.blur} and a kernel of {self.kernel}"
+            raise UserError(f"{said}: use ascending numbers and an odd kernel.")
 
     def __call__(self, x: Tensor, step: int, indices: Sequence[int]) -> Tensor:
         u = SampleRng(self.seed, indices, f"roclip/augment/{step}").uniform((14,)).to(x)
@@ -124,11 +125,11 @@ MILD = ImageAugmentation(shift=2, brightness=0.2)
 
 
 @dataclass(frozen=True)
-class CaptionAugmentation:
+class CaptionAugmentation(Bounded):
     """One changed form per caption, a function of (seed, index): the same in every epoch. See `shared.data.augment.EDA`, whose α this is."""
 
-    alpha: float = 0.1
-    seed: int = 1
+    alpha: OpenShare = 0.1
+    seed: Seed = 1
 
     def bind(self, tokenizer) -> "BoundCaptions":
         """For a tokenizer, inside the words that it knows."""

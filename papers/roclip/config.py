@@ -1,7 +1,7 @@
 """Everything that can be set for RoCLIP: one dataclass, a preset per scale. `python -m papers.roclip.evaluate --scale cpu --help` lists it."""
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 from papers.roclip.augment import RELEASED as RELEASED_PICTURES
 from papers.roclip.augment import ImageAugmentation
@@ -10,9 +10,11 @@ from papers.roclip.probe import Probing
 from papers.roclip.safeclip import SafeClip
 from papers.roclip.training import RELEASED as RELEASED_TRAINING
 from papers.roclip.training import Training
+from shared.attacks.triggers import check_fields
 from shared.data.catalogue import Source
 from shared.errors import UserError
-from shared.experiment.scale import Options, check_least, check_seeds
+from shared.experiment.scale import Options, check_seeds
+from shared.options import Count, Decay, Pairs, Part, Range, Seed, Share, Whole
 from shared.training.cleanclip import CleanClipConfig
 
 BACKDOORS = ("badnet", "blended", "wanet", "sig", "label_consistent")
@@ -37,26 +39,26 @@ class Data:
     source: Source = field(default_factory=Source)
     pairs: str = "scenes"
     """Where pairs of picture and caption come from: scenes, or below DATA_ROOT shards:<pattern> or csv:<file> (picture, caption)."""
-    pretrain_n: int = 8640
+    pretrain_n: Pairs = 8640
     """Clean pairs to pre-train on; backdoored pairs are among them, target images come on top."""
-    finetune_n: int = 4800
+    finetune_n: Pairs = 4800
     """The same of fine-tuning."""
     main: str = "scenes:colour"
     """Set whose classes attackers name, and by which PSR, BSR and accuracy are measured (ImageNet)."""
     images: str = "validation"
     """Where target images come from: validation (of the main set, in the scenes world), or pairs as above (those of CC's validation)."""
-    images_n: int = 512
+    images_n: Count = 512
     """How many they are chosen from."""
-    n: int = 512
+    n: Whole = 512
     """Test pictures per set (0: all)."""
-    seed: int = 42
+    seed: Seed = 42
     """Of the choice of test pictures from a set."""
     downstream: tuple[str, ...] = ("scenes:colour", "scenes:shape", "scenes:surface", "scenes:background", "scenes:count", "scenes:colour_shape",
                                    "scenes:position", "scenes:low_contrast", "scenes:tiny", "scenes:textured")
     """Sets of the zero-shot and linear-probe table."""
     probed: tuple[str, ...] = ("digits:all",)
     """Sets for a linear probe alone: their prompts have words that the small text tower does not know."""
-    probe_n: int = 512
+    probe_n: Whole = 512
     """Training pictures of a linear probe (0: all)."""
 
 
@@ -64,13 +66,13 @@ class Data:
 class Targets:
     """Targeted poisoning: target images, each with real captions of its adversarial class, come on top of the clean pairs."""
 
-    n: int = 64
+    n: Count = 64
     """Target images."""
-    m: int = 33
+    m: Count = 33
     """Captions of each."""
-    finetune_m: int = 20
+    finetune_m: Count = 20
     """The same of fine-tuning."""
-    scan: int = 0
+    scan: Annotated[int, Range(0, 1_000_000_000)] = 0
     """Captions are searched in the first so many pairs (0: all)."""
 
 
@@ -80,7 +82,7 @@ class Recipe:
 
     target: str
     """Class of the main set."""
-    rate: float = 0.04
+    rate: Decay = 0.04
     """Share of the clean pairs (0: this backdoor is not planted)."""
     preset: Literal["cleanclip", "textbook"] = "textbook"
     """The trigger's reading, see shared/attacks/triggers."""
@@ -113,7 +115,7 @@ class Methods:
 
     images: ImageAugmentation = field(default_factory=lambda: ImageAugmentation(shift=1, brightness=0.2))
     """Of pictures, in every epoch."""
-    alpha: float = 0.0
+    alpha: Decay = 0.0
     """α of the captions' static augmentation (0: none)."""
     roclip: Matching = field(default_factory=lambda: TWO_SIDED)
     """First version, of the abstract."""
@@ -123,7 +125,7 @@ class Methods:
     """Later work."""
     cleanclip: CleanClipConfig = field(default_factory=lambda: CleanClipConfig(steps=80, batch=128, lr=1e-3, warmup=10))
     """Of the CLIP that fine-tuning has poisoned."""
-    cleanclip_n: int = 4800
+    cleanclip_n: Pairs = 4800
     """Clean pairs that it is given."""
 
 
@@ -131,9 +133,9 @@ class Methods:
 class Sweeps:
     """Ablations of the first version in pre-training, and strong poisoning; first seed."""
 
-    pool: tuple[float, ...] = (0.005, 0.02, 0.1)
+    pool: tuple[Part, ...] = (0.005, 0.02, 0.1)
     """Pool sizes as shares of the pairs."""
-    every: tuple[int, ...] = (1, 2)
+    every: tuple[Count, ...] = (1, 2)
     """K."""
     sides: tuple[Literal["image", "text", "both"], ...] = ("image", "text", "both")
     augment: tuple[Literal["none", "images", "both"], ...] = ("none", "images")
@@ -143,15 +145,15 @@ class Sweeps:
     """First content of the pools (empty: not varied)."""
     refresh: tuple[Literal["matched", "always"], ...] = ()
     """When the pools take in batches (empty: not varied)."""
-    alpha: float = 0.1
+    alpha: Decay = 0.1
     """α of augmented captions, where `augment` is both."""
-    strong: tuple[int, ...] = (33, 66)
+    strong: tuple[Count, ...] = (33, 66)
     """Captions per target image of strong poisoning."""
-    strong_every: tuple[int, ...] = (2, 1)
+    strong_every: tuple[Count, ...] = (2, 1)
     """K of both versions under strong poisoning."""
-    cost_steps: int = 12
+    cost_steps: Count = 12
     """Updates timed for the cost of a step."""
-    strip: int = 6
+    strip: Count = 6
     """Poisoned and clean pairs, each, in the picture of what a pool returns; numbers are over all of `watch_n`."""
 
 
@@ -159,11 +161,11 @@ class Sweeps:
 class Gates:
     """What must hold of plain CLIP without and with augmentation, in both regimes, before any defence is trained. Means over seeds."""
 
-    psr: float = 0.80
+    psr: Share = 0.80
     """Least poison success."""
-    bsr: float = 0.80
+    bsr: Share = 0.80
     """Least backdoor success of each of `attacks`."""
-    accuracy: float = 0.80
+    accuracy: Share = 0.80
     """Least zero-shot accuracy on the main set."""
     attacks: tuple[str, ...] = ("badnet", "blended", "wanet", "sig")
     """Backdoors that must take; a label-consistent patch without adversarial pictures does not, in fine-tuning at this scale."""
@@ -175,7 +177,7 @@ class Gates:
 class Config(Options):
     """RoCLIP."""
 
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[Seed, ...] = (0, 1, 2)
     models: Models = field(default_factory=Models)
     data: Data = field(default_factory=Data)
     attacks: Attacks = field(default_factory=Attacks)
@@ -185,9 +187,9 @@ class Config(Options):
     probing: Probing = field(default_factory=Probing)
     sweeps: Sweeps = field(default_factory=Sweeps)
     gates: Gates = field(default_factory=Gates)
-    watch_n: int = 256
+    watch_n: Count = 256
     """Test pictures of the measurements at the end of every epoch; other than those of the tables where a set has enough."""
-    more_seeds: int = 1
+    more_seeds: Whole = 1
     """How many of the seeds SafeCLIP and the fine-tuned CLIPs' downstream table have (0: all)."""
     together: bool = False
     """All processes train one CLIP together; otherwise each takes whole trainings, and SafeCLIP is always trained by one."""
@@ -241,8 +243,10 @@ def check(config: Config) -> None:
     targets = [getattr(a, name).target for name in a.planted]
     if len(set(targets)) < len(targets):
         raise UserError(f"backdoors of one poisoned set need target classes of their own, and these are {', '.join(targets)}: change one.")
-    if any(not 0 <= getattr(a, name).rate < 1 for name in BACKDOORS) or sum(getattr(a, name).rate for name in BACKDOORS) >= 1:
+    if sum(getattr(a, name).rate for name in BACKDOORS) >= 1:
         raise UserError("the rates of backdoors (--attacks.<name>.rate) are shares of the pairs, together less than 1.")
+    for name in BACKDOORS:
+        check_fields(name, getattr(a, name).fields, f"--attacks.{name.replace('_', '-')}.fields ")
     missing = [name for name in config.gates.attacks if name not in BACKDOORS]
     if missing:
         raise UserError(f"--gates.attacks has no attack {missing[0]!r}: choose of {', '.join(BACKDOORS)}.")
@@ -255,7 +259,3 @@ def check(config: Config) -> None:
                 raise UserError(f"none of {config.training(regime).epochs} epochs is a RoCLIP epoch at K = {matching.every}: train for longer.")
     if config.pretraining.epochs <= config.methods.safeclip.alone + config.methods.safeclip.slow:
         raise UserError("SafeCLIP needs more epochs than its first two phases have: raise --pretraining.epochs.")
-    check_least({"data.n": config.data.n, "data.probe-n": config.data.probe_n, "attacks.targets.scan": t.scan, "more-seeds": config.more_seeds}, 0)
-    check_least({"data.pretrain-n": config.data.pretrain_n, "data.finetune-n": config.data.finetune_n, "attacks.targets.n": t.n,
-                 "attacks.targets.m": t.m, "attacks.targets.finetune-m": t.finetune_m, "watch-n": config.watch_n,
-                 "sweeps.cost-steps": s.cost_steps, "sweeps.strip": s.strip})

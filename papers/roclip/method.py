@@ -28,23 +28,24 @@ from torch import Tensor
 
 from papers.roclip.pool import Found
 from shared.errors import UserError
+from shared.options import Bounded, Count, Pairs, Part, Seed, Whole
 
 
 @dataclass(frozen=True)
-class Matching:
+class Matching(Bounded):
     """Who is matched with whose neighbour, and when. Raises UserError for values that no epoch or pool could have."""
 
     sides: Literal["both", "image", "text"] = "both"
     """Which of the two terms there are."""
     query: Literal["own", "cross"] = "own"
     """Which similarity a pool is asked with: within its own modality, or across (a text pool by an image)."""
-    share: float | None = 0.02
+    share: Part | None = 0.02
     """Entries of a pool as a share of the pairs (None: `size`)."""
-    size: int | None = None
+    size: Pairs | None = None
     """Entries of a pool, if not `share`."""
-    every: int = 2
+    every: Count = 2
     """K: each K-th epoch is a RoCLIP epoch."""
-    offset: int = 0
+    offset: Whole = 0
     """Epochs e = 1, 2, … with (e − offset) mod K = 0 and e > offset are RoCLIP epochs."""
     refresh: Literal["matched", "always"] = "matched"
     """Whether the pools take in batches in RoCLIP epochs only, as released, or in all."""
@@ -55,10 +56,11 @@ class Matching:
     """At the end of a pool the rest of the batch is dropped (released), or continues at its beginning."""
     own: Literal["allowed", "excluded"] = "allowed"
     """Whether a pair may be given its own entry, where the pool still has one from an earlier epoch. Not in either version: for ablation."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the first content."""
 
     def __post_init__(self):
+        super().__post_init__()
         choices = {"sides": ("both", "image", "text"), "query": ("own", "cross"), "refresh": ("matched", "always"),
                    "start": ("gaussian", "unit", "pairs"), "wrap": ("drop", "ring"), "own": ("allowed", "excluded")}
         for field, allowed in choices.items():
@@ -66,10 +68,6 @@ class Matching:
                 raise UserError(f"RoCLIP's {field} is {getattr(self, field)!r}: choose one of {', '.join(allowed)}.")
         if (self.share is None) == (self.size is None):
             raise UserError("say how large a pool is either by a share of the pairs or by a number of entries.")
-        if (self.share is not None and not 0 < self.share <= 1) or (self.size is not None and self.size < 1):
-            raise UserError(f"a pool has a share of {self.share} or {self.size} entries: use a share above 0 and up to 1, or at least 1 entry.")
-        if self.every < 1 or self.offset < 0:
-            raise UserError(f"every {self.every}th epoch from {self.offset} is to be a RoCLIP epoch: use K of 1 or more and an offset of 0 or more.")
 
     def entries(self, pairs: int) -> int:
         """How many entries a pool has for so many pairs, at least 1."""

@@ -24,6 +24,7 @@ from shared.data.targets import Target
 from shared.errors import UserError
 from shared.metrics.backdoor import asr, clean_accuracy
 from shared.models.victim import Pixels, ZeroShot, predicted, text_matrix
+from shared.options import Batch, Bounded, Count, Positive, Seed, Weight
 from shared.training.contrastive import batch_indices
 from shared.training.loop import cosine_schedule
 
@@ -33,14 +34,14 @@ LEAK = 0.1  # share of the test pictures that may also be training pictures: rea
 
 
 @dataclass(frozen=True)
-class Probing:
+class Probing(Bounded):
     """How a linear probe is trained; defaults as released."""
 
-    epochs: int = 32
-    batch: int = 512
-    lr: float = 0.005
-    weight_decay: float = 0.01
-    seed: int = 0
+    epochs: Count = 32
+    batch: Batch = 512
+    lr: Positive = 0.005
+    weight_decay: Weight = 0.01
+    seed: Seed = 0
 
 
 @torch.no_grad()

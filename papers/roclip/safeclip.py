@@ -14,7 +14,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from papers.roclip.training import Training, embedding_width, optimizer_of
 from shared.data.augment import EDA
 from shared.errors import UserError
 from shared.models.victim import Pixels
+from shared.options import Bounded, Count, Part, Range, Share
 from shared.training.contrastive import batch_indices
 from shared.training.loop import Fit, cosine_schedule
 
@@ -33,29 +34,23 @@ TRAINING = Training()
 
 
 @dataclass(frozen=True)
-class SafeClip:
+class SafeClip(Bounded):
     """Raises UserError for shares out of range, or fewer than one epoch in either of the first two phases."""
 
-    alone: int = 2
+    alone: Count = 2
     """In-modality epochs at the beginning."""
-    slow: int = 1
+    slow: Count = 1
     """Epochs of phase 2."""
-    slow_lr: float = 0.1
+    slow_lr: Part = 0.1
     """Their learning rate, as a share of the scheduled one."""
-    confidence: float = 0.9
+    confidence: Annotated[float, Range(0.5, 1, below=True)] = 0.9
     """Of a safe pair's belonging to the nearer mode."""
-    least: float = 0.2
+    least: Share = 0.2
     """Share of the pairs, the nearest, that are safe in any case: where the two modes cannot be told apart, none would be."""
-    share: float = 0.02
+    share: Part = 0.02
     """Entries of either pool as a share of the pairs."""
     images: ImageAugmentation = MILD
     captions: CaptionAugmentation = field(default_factory=CaptionAugmentation)
-
-    def __post_init__(self):
-        if self.alone < 1 or self.slow < 1 or not 0 < self.slow_lr <= 1 or not 0.5 <= self.confidence < 1 or not (
-                0 < self.share <= 1 and 0 <= self.least <= 1):
-            raise UserError("SafeCLIP needs at least one in-modality and one slow epoch, shares above 0 and up to 1, and a confidence from 0.5 to "
-                            "below 1.")
 
 
 def safe_pairs(cosine: Tensor, confidence: float = 0.9, rounds: int = 100) -> Tensor:

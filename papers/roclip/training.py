@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from papers.roclip.method import Matching, clip_loss, matched_loss, pools_of
 from papers.roclip.pool import Pool
 from shared.errors import UserError
 from shared.models.victim import Pixels
-from shared.options import free
+from shared.options import Bounded, Count, Decay, Positive, Range, Seed, Weight, Whole, Workers, free
 from shared.training.contrastive import Batches, adamw, batch_indices
 from shared.training.loop import Fit, cosine_schedule
 from shared.training.poisoning import OneProcess
@@ -37,36 +37,34 @@ class Method:
 
 
 @dataclass(frozen=True)
-class Training:
+class Training(Bounded):
     """How long and how fast. Raises UserError for numbers below their least."""
 
-    epochs: int = 10
-    batch: int = 128
+    epochs: Count = 10
+    batch: Annotated[int, Range(2, 65_536)] = 128
     """Pairs per update, over all processes together."""
-    lr: float = 1e-3
+    lr: Positive = 1e-3
     """Peak learning rate of AdamW."""
-    warmup: int = 50
+    warmup: Whole = 50
     """Updates of linear warm-up, then a cosine to 0."""
     ahead: bool = False
     """The schedule is one epoch ahead, as released: the warm-up begins an epoch in, and in the last epoch the rate rises again from 0."""
-    weight_decay: float = 0.1
+    weight_decay: Weight = 0.1
     decayed: Literal["matrices", "names"] = "matrices"
     """What is decayed: parameters of two dimensions or more, or (as released) those without bn, ln, bias or logit_scale in their name."""
-    betas: tuple[float, float] = (0.9, 0.98)
-    epsilon: float = 1e-6
-    clip_norm: float | None = 1.0
+    betas: tuple[Decay, Decay] = (0.9, 0.98)
+    epsilon: Positive = 1e-6
+    clip_norm: Positive | None = 1.0
     """Bound of the gradient norm (None: none, as released)."""
-    every: int = free(0)
+    every: Whole = free(0)
     """Updates between checkpoints (0: none)."""
-    workers: int = free(0)
+    workers: Workers = free(0)
     """Processes that read and augment pairs ahead, for each process that trains; for pictures in files."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the order of the pairs."""
 
     def __post_init__(self):
-        if self.epochs < 1 or self.batch < 2 or self.warmup < 0 or not self.lr > 0:
-            raise UserError(f"{self.epochs} epochs in batches of {self.batch} pairs, {self.warmup} updates of warm-up, learning rate {self.lr}: use "
-                            "at least 1 epoch, 2 pairs and 0 updates, and a positive rate.")
+        super().__post_init__()
         if self.decayed not in ("matrices", "names"):
             raise UserError(f"weight decay is on {self.decayed!r}: use 'matrices' or 'names'.")
 

@@ -3,16 +3,34 @@
 """
 
 from dataclasses import dataclass, field, fields, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 from papers.rvpt.baselines import LINEAR
 from papers.rvpt.resistivity import Perturbations
 from papers.rvpt.tables import MORE, PLACES, attacked, place, places
 from papers.rvpt.tuning import Tuning
+from shared.attacks.triggers import check_fields
 from shared.attacks.triggers.optimised import PatchConfig
 from shared.data.catalogue import Source
 from shared.errors import UserError
-from shared.experiment.scale import Options, Pixels, check_least, check_seeds
+from shared.experiment.scale import Options, check_seeds
+from shared.options import (
+    Batch,
+    Cosine,
+    Count,
+    Decay,
+    Draws,
+    Eps,
+    OpenShare,
+    Pairs,
+    Positive,
+    Range,
+    Seed,
+    Share,
+    Weight,
+    Whole,
+    Workers,
+)
 from shared.training.cleanclip import CleanClipConfig
 
 
@@ -73,9 +91,9 @@ class Data:
     """In the place of OxfordPets (samoyed)."""
     shifted: tuple[str, ...] = ("scenes:low_contrast", "scenes:tiny", "scenes:colour_textured", "scenes:colour_cluttered")
     """Sets with the classes of the main one (or some of them) from other domains: V2, A, R, Sketch."""
-    n: int = 512
+    n: Whole = 512
     """Test pictures per set (0: all)."""
-    seed: int = 42
+    seed: Seed = 42
     """Of the choice of pictures from sets that are read from files."""
     pairs: str = "scenes"
     """Where pairs of picture and caption come from: scenes, or below DATA_ROOT shards:<pattern> or csv:<file>
@@ -95,23 +113,23 @@ class Recipe:
     """The trigger's reading, see shared/attacks/triggers."""
     fields: tuple[str, ...] = ()
     """Fields of the trigger that differ from the preset, as name=number."""
-    pairs: int = 10_240
+    pairs: Pairs = 10_240
     """Pairs that are fine-tuned on."""
-    rate: float = 0.1
+    rate: OpenShare = 0.1
     """Share of them that is poisoned."""
-    steps: int = 80
+    steps: Count = 80
     """Updates."""
-    batch: int = 128
+    batch: Batch = 128
     """Pairs per update."""
-    lrs: tuple[float, ...] = (1e-3,)
+    lrs: tuple[Positive, ...] = (1e-3,)
     """Peak learning rates, tried in this order until the attack passes its gates; the last is kept in any case."""
-    warmup: int = 15
+    warmup: Whole = 15
     """Updates of linear warm-up."""
     captions: Literal["usual", "templates", "real"] = "usual"
     """Of poisoned pairs; usual: what is usual for the trigger (shared/data/poison.py)."""
-    every: int = 0
+    every: Whole = 0
     """Updates between checkpoints of an unfinished run (0: none)."""
-    workers: int = 0
+    workers: Workers = 0
     """Processes that read pairs ahead; for pictures in files."""
 
 
@@ -134,11 +152,11 @@ class Attacks:
     """How TrojVQA's patch is optimised."""
     badclip_patch: PatchConfig = field(default_factory=lambda: PatchConfig(steps=200, lr=0.02, patch=8, contrastive=1.0, triplet=500.0))
     """How BadCLIP's patch is optimised."""
-    further_rate: float = 0.06
+    further_rate: Decay = 0.06
     """Share of poisoned pairs against the further sets (0: that of the recipe)."""
-    further_lr: float = 3e-4
+    further_lr: Weight = 3e-4
     """Learning rate against the further sets (0: those of the recipe)."""
-    patch_pairs: int = 2048
+    patch_pairs: Pairs = 2048
     """Pairs behind an optimised patch."""
     downstream: Literal["badnet", "blended", "badclip"] = "badnet"
     """Attack of table 7 (the paper does not say which)."""
@@ -156,15 +174,15 @@ class Attacks:
 class Method:
     """RVPT, and what its relatives share with it."""
 
-    first: int = 1
+    first: Annotated[int, Range(0, 1000)] = 1
     """D, the number of blocks without prompts (3 of 12 in the paper)."""
-    length: int = 8
+    length: Annotated[int, Range(1, 10_000)] = 8
     """b, prompts per layer."""
-    std: float = 0.02
+    std: Weight = 0.02
     """Of the Gaussian that prompts are drawn from (unknown in the paper)."""
-    alpha: float = 2.0
+    alpha: Weight = 2.0
     """α, weight of the repulsion."""
-    shots: int = 16
+    shots: Count = 16
     """Pictures per class."""
     drop_target: bool = False
     """Table 4: take the missing class out of the softmax too (unknown in the paper)."""
@@ -177,17 +195,17 @@ class Baselines:
     """What RVPT is compared with."""
 
     cleanclip: CleanClipConfig = field(default_factory=lambda: CleanClipConfig(steps=60, batch=64, lr=1e-3, warmup=5))
-    cleanclip_pairs: int = 6400
+    cleanclip_pairs: Pairs = 6400
     """Clean pairs for CleanCLIP and for the contrastive fine-tuning of table 8."""
     gentle: tuple[str, ...] = ("wanet", "issba")
     """Attacks against which CleanCLIP takes `gentle_lr`."""
-    gentle_lr: float = 0.0
+    gentle_lr: Weight = 0.0
     """0: that of all."""
     linear: Tuning = field(default_factory=lambda: LINEAR)
     """The linear probe, on the same shots."""
     full: Tuning = field(default_factory=lambda: Tuning(epochs=30, lr=0.01))
     """Full fine-tuning of the vision tower (table 8)."""
-    words: int = 8
+    words: Annotated[int, Range(1, 1000)] = 8
     """Learned context words of adversarial prompt tuning (table 12)."""
     words_tuning: Tuning = field(default_factory=lambda: Tuning(epochs=20, lr=0.02))
     visual_tuning: Tuning = field(default_factory=lambda: Tuning(epochs=10, lr=0.02))
@@ -198,67 +216,67 @@ class Baselines:
 class Adversary:
     """Attackers of another kind: PGD (table 12), and one who knows the defence (ours)."""
 
-    eps: Pixels = 8 / 255
+    eps: Eps = 8 / 255
     """ε of the ℓ∞ ball."""
-    steps: int = 10
+    steps: Count = 10
     """PGD steps of 2.5·ε/steps."""
-    n: int = 128
+    n: Whole = 128
     """Pictures of table 12."""
-    sanity_n: int = 8
+    sanity_n: Count = 8
     """Pictures of the checks of PGD."""
-    train_steps: int = 3
+    train_steps: Count = 3
     """PGD steps inside adversarial tuning."""
     patch: PatchConfig = field(default_factory=lambda: PatchConfig(steps=150, lr=0.02, contrastive=1.0, triplet=500.0))
     """How the patch against the prompted model is optimised."""
-    seed: int = 0
+    seed: Seed = 0
 
 
 @dataclass(frozen=True)
 class Sweeps:
     """Figure 3 and the others beyond the tables; one seed."""
 
-    shots: tuple[int, ...] = (1, 4, 8, 16)
-    alpha: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0)
-    length: tuple[int, ...] = (1, 4, 8, 16)
-    depth_output: tuple[int, ...] = (1, 2, 3, 4)
+    shots: tuple[Count, ...] = (1, 4, 8, 16)
+    alpha: tuple[Weight, ...] = (0.0, 0.5, 1.0, 2.0, 4.0)
+    length: tuple[Annotated[int, Range(1, 10_000)], ...] = (1, 4, 8, 16)
+    depth_output: tuple[Annotated[int, Range(1, 1000)], ...] = (1, 2, 3, 4)
     """Numbers of prompted layers, counted from the output."""
-    depth_input: tuple[int, ...] = (1, 2, 3, 4)
+    depth_input: tuple[Annotated[int, Range(1, 1000)], ...] = (1, 2, 3, 4)
     """Numbers of prompted layers, counted from the input."""
-    margin: tuple[float, ...] = (-1.0, -0.5, 0.0, 0.5, 1.0)
-    blocks: int = 4
+    margin: tuple[Cosine, ...] = (-1.0, -0.5, 0.0, 0.5, 1.0)
+    blocks: Annotated[int, Range(1, 1000)] = 4
     """L of the first backbone: which of the depths is the default's."""
     prompts: tuple[str, ...] = ("{}", "blurry blurry blurry blurry blurry blurry {}")
     """Table 10's prompts besides that of the set; the second stands for six '#', which small tokenizers do not have."""
     perturbations: Perturbations = field(default_factory=Perturbations)
-    resistivity_n: int = 256
+    resistivity_n: Count = 256
     """Pictures behind figures 1, 7 and 8."""
-    maps: int = 3
+    maps: Count = 3
     """Pictures of figure 4."""
-    points: int = 200
+    points: Count = 200
     """Pictures of figure 5."""
-    captions_n: int = 64
+    captions_n: Count = 64
     """Pictures of table 7, captioning."""
-    candidates: int = 256
+    candidates: Count = 256
     """Pictures of table 7, retrieval."""
-    retrieval_poisoned: int = 32
+    retrieval_poisoned: Count = 32
     """Poisoned candidates of table 7, one at a time."""
-    cost_repeats: int = 2
+    cost_repeats: Draws = 2
     supervised: Tuning = field(default_factory=lambda: Tuning(epochs=8, batch=64, lr=0.02))
     """Training of panel (d)'s vision transformer, on `supervised_n` labelled pictures."""
-    supervised_n: int = 4096
+    supervised_n: Count = 4096
 
 
 @dataclass(frozen=True)
 class Gates:
     """What must hold of every attack before any defence is measured."""
 
-    clean: float = 0.80
+    clean: Share = 0.80
     """Least clean accuracy of the clean models on the main set."""
-    asr: float = 0.80
+    asr: Share = 0.80
     """Least attack success rate."""
-    drop: float = 0.02
+    drop: Share = 0.02
     """Largest loss of clean accuracy against the clean model, on the main set."""
-    further_drop: float = 0.06
+    further_drop: Share = 0.06
     """The same on the further sets, where the small models are at their limits: on "shape", fine-tuning on clean pairs
     alone costs 1.6 points.
     """
@@ -282,9 +300,9 @@ class Config(Options):
     adversary: Adversary = field(default_factory=Adversary)
     sweeps: Sweeps = field(default_factory=Sweeps)
     gates: Gates = field(default_factory=Gates)
-    more_seeds: int = 1
+    more_seeds: Whole = 1
     """How many of the seeds the tables beyond the first have (0: all)."""
-    batch: int = 256
+    batch: Batch = 256
     """Pictures at a time, where nothing is trained."""
 
 
@@ -353,10 +371,10 @@ def check(config: Config) -> None:
     m, s = config.method, config.sweeps
     if m.alpha not in s.alpha or m.shots not in s.shots or m.length not in s.length:
         raise UserError("the sweeps go through the defaults: --sweeps.alpha, --sweeps.shots and --sweeps.length must contain those of --method.")
-    if any(not 0 < config.attacks.recipe(a).rate < 1 or not config.attacks.recipe(a).lrs for a in attacked(config)):
-        raise UserError("each attack has a poison rate between 0 and 1 and at least one learning rate (--attacks.<name>.rate, .lrs).")
+    for attack in attacked(config):
+        recipe, option = config.attacks.recipe(attack), f"--attacks.{attack.replace('_', '-')}"
+        check_fields(attack.removesuffix("_textbook"), recipe.fields, f"{option}.fields ")
+        if not recipe.lrs:
+            raise UserError(f"{option}.lrs are empty: give at least one learning rate.")
     if any(p.count("{}") != 1 for p in (*s.prompts, *(t for t in (place(config, name).template for name in PLACES) if t))):
         raise UserError("prompts (--sweeps.prompts, --data.<place>.template) have one {} each, where the class name goes.")
-    check_least({"data.n": config.data.n, "adversary.n": config.adversary.n, "more-seeds": config.more_seeds}, 0)
-    check_least({"method.length": m.length, "method.shots": m.shots, "batch": config.batch, "sweeps.resistivity-n": s.resistivity_n,
-                 "sweeps.points": s.points, "sweeps.maps": s.maps, "sweeps.captions-n": s.captions_n, "sweeps.candidates": s.candidates})

@@ -9,7 +9,7 @@ deviation 0.001 is far below one grey level, 1/255; it is a field here. Also the
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,23 +18,29 @@ from torch import Tensor, nn
 from papers.rvpt.method import DeepPrompts, depth_of, encode, pooled, walk
 from shared.errors import UserError
 from shared.models.victim import ZeroShot
+from shared.options import Bounded, Count, Positive, Range, Share, Weight
 from shared.rng import SampleRng
 
 
 @dataclass(frozen=True)
-class Perturbations:
+class Perturbations(Bounded):
     """x -> x + δ for pictures (N, 3, H, W) in [0, 1]; draws are per picture. Appendix B's values."""
 
-    noise: float = 0.001
+    noise: Weight = 0.001
     """Standard deviation of the Gaussian noise, in pixels of [0, 1]."""
-    kernel: int = 3
+    kernel: Count = 3
     """Side of the Gaussian blur's window."""
-    variance: float = 5.0
+    variance: Positive = 5.0
     """Of the blur's Gaussian, in pixels²."""
-    brightness: float = 0.5
+    brightness: Share = 0.5
     """Colours are multiplied by a factor uniform on [1 − brightness, 1 + brightness] …"""
-    hue: float = 0.3
+    hue: Annotated[float, Range(0, 0.5)] = 0.3
     """… and the hue is turned by a share of the circle uniform on [−hue, hue]."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.kernel % 2 == 0:
+            raise UserError(f"the window of the blur (`kernel`) is {self.kernel}: use an odd number of pixels.")
 
     def all(self) -> dict[str, Callable[[Tensor, SampleRng], Tensor]]:
         """Name -> function of pictures and their streams."""
@@ -47,8 +53,8 @@ class Perturbations:
     def blur(self, x: Tensor, rng: SampleRng | None = None) -> Tensor:
         """Convolution with a Gaussian on a window of kernel × kernel pixels, edges mirrored."""
         r = self.kernel // 2
-        if self.kernel % 2 == 0 or min(x.shape[-2:]) <= r:
-            raise UserError(f"the window of the blur is {self.kernel}: use an odd number of pixels that fits the picture.")
+        if min(x.shape[-2:]) <= r:
+            raise UserError(f"the window of the blur is {self.kernel}: use a number of pixels that fits the picture.")
         weights = torch.exp(-torch.arange(-r, r + 1, device=x.device, dtype=x.dtype).square() / (2 * self.variance))
         weights = weights / weights.sum()
         x = F.pad(x, (r, r, r, r), mode="reflect")

@@ -18,39 +18,39 @@ from papers.rvpt.method import Repulsion, rvpt_loss
 from shared.data.base import LabelledImages, Subset, loader
 from shared.errors import UserError
 from shared.models.victim import ZeroShot
-from shared.options import free
+from shared.options import Batch, Bounded, Count, Decay, Part, Positive, Weight, Whole, Workers, free
 from shared.rng import SampleRng
 from shared.training.contrastive import batch_indices
 from shared.training.loop import Fit
 
 
 @dataclass(frozen=True)
-class Tuning:
+class Tuning(Bounded):
     """Optimiser and schedule of a few-shot tuning; the defaults are the paper's, or Dassl's where it gives none."""
 
-    epochs: int = 50
+    epochs: Count = 50
     """Passes through the few shots; a last short batch is dropped."""
-    batch: int = 32
+    batch: Batch = 32
     """Pictures per update (all, where there are fewer)."""
-    lr: float = 0.002
+    lr: Positive = 0.002
     """Learning rate of SGD, at its peak."""
-    momentum: float = 0.9
+    momentum: Decay = 0.9
     """Not in the paper: Dassl's default."""
-    weight_decay: float = 5e-4
+    weight_decay: Weight = 5e-4
     """Not in the paper: Dassl's default."""
-    warmup: int = 0
+    warmup: Whole = 0
     """Updates of linear warm-up."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """After the warm-up."""
     augment: Literal["none", "crop_flip"] = "none"
     """crop_flip: a random part of the picture at its own size, mirrored half of the time (CoOp's; the paper says nothing)."""
-    crop: float = 0.08
+    crop: Part = 0.08
     """Smallest part, as a share of the area."""
     cache: bool = free(True)
     """Without augmentation and attack: compute what no prompt touches once, n·(M + 1 + E − D)·d_v numbers."""
-    every: int = free(0)
+    every: Whole = free(0)
     """Updates between checkpoints of an unfinished run (0: none)."""
-    workers: int = free(0)
+    workers: Workers = free(0)
     """Processes that read pictures ahead."""
 
     def steps(self, n: int) -> int:

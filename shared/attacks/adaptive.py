@@ -28,6 +28,7 @@ from shared.attacks.threat import Threat
 from shared.errors import UserError
 from shared.models.preprocess import straight_through
 from shared.models.victim import predicted
+from shared.options import Bounded, Count, Positive, bounded
 from shared.rng import SampleRng
 
 Defence = Callable[[Tensor, SampleRng], Tensor]
@@ -43,12 +44,11 @@ def draws_of(rng: SampleRng, first: int, count: int) -> SampleRng:
 class _Front(nn.Module):
     """A defence before something: fresh draws at every call, `draws` of them in one pass."""
 
-    def __init__(self, defence: Defence, rng: SampleRng, gradient: str, draws: int):
+    @bounded
+    def __init__(self, defence: Defence, rng: SampleRng, gradient: str, draws: Count):
         super().__init__()
         if gradient not in ("exact", "bpda"):
             raise UserError(f"unknown gradient {gradient!r} through a defence: use 'exact' or 'bpda'.")
-        if draws < 1:
-            raise UserError(f"draws is {draws}: use 1 or more.")
         self.defence, self.rng, self.gradient = defence, rng, gradient
         self.draws = draws if getattr(defence, "random", True) else 1  # all draws of a deterministic defence are one
         self.calls = 0
@@ -165,21 +165,21 @@ class DefendedVLM(_Front):
 
 
 @dataclass(frozen=True)
-class AdaptiveAttack:
+class AdaptiveAttack(Bounded):
     """An attack on a defended victim; `ATTACKS` holds the usual ones at their published budgets. Call it."""
 
     gradient: Literal["exact", "bpda", "none"] = "exact"
     """As in the module docstring."""
-    draws: int = 1
+    draws: Count = 1
     """EOT: draws per gradient, in one pass."""
     average: Literal["loss", "logits"] = "loss"
     """What is averaged over the draws."""
     optimiser: Literal["pgd", "apgd"] = "apgd"
     """pgd: fixed steps, the last iterate, one restart; apgd: steps of its own choice, the iterate of highest loss."""
-    steps: int = 100
-    step_size: float | None = None
+    steps: Count = 100
+    step_size: Positive | None = None
     """Of pgd, in units of ε; None: 2.5/steps. (apgd chooses its own, from 2.)"""
-    restarts: int = 1
+    restarts: Count = 1
     loss: LossName | Callable[..., Tensor] = "ce"
 
     def __call__(

@@ -12,11 +12,15 @@ from torch import Tensor, nn
 from shared.attacks import losses as L
 from shared.attacks.goal import Loss
 from shared.attacks.gradient import eval_mode
-from shared.attacks.runs import Runs, at_least_one
+from shared.attacks.runs import Runs
 from shared.attacks.threat import Threat
+from shared.options import Count, bounded
 
 
-def apgd(victim: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, loss: Loss = "ce", restarts: int = 1, **settings) -> Tensor:
+@bounded
+def apgd(
+    victim: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, loss: Loss = "ce", restarts: Count = 1, **settings
+) -> Tensor:
     """Adversarial images (N, C, H, W), detached, in B(x). x in [0, 1], y (N,) labels; the victim is used in eval mode.
 
     loss: as in `pgd`. restarts: runs per sample, each from its own random point. Keyword settings, the same for all attacks here:
@@ -30,14 +34,15 @@ def apgd(victim: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, loss: Loss 
     drop: samples leave at their first success (default; those misclassified to begin with come back as they are), and the others
         come back at their point of highest loss. With drop=False every run goes to its end and all samples come back at that
         point: use it for random victims, where one lucky draw is not success. It switches give_up off.
-    Raises UserError for images outside [0, 1], a missing or ill-sized rng, and steps, restarts or batch_size below 1.
+    Raises UserError for images outside [0, 1], a missing or ill-sized rng, labels that are no class, and settings out of
+    bounds.
     """
     runs = Runs(victim, x, y, threat, **settings)
     if len(x) == 0:
         return x.clone()
     with eval_mode(victim):
         runs.clean()
-        return runs.ascend(loss, at_least_one(restarts, "restarts"))
+        return runs.ascend(loss, restarts)
 
 
 def apgd_ce(victim: nn.Module, x: Tensor, y: Tensor, threat: Threat, **settings) -> Tensor:
@@ -50,14 +55,14 @@ def apgd_dlr(victim: nn.Module, x: Tensor, y: Tensor, threat: Threat, **settings
     return apgd(victim, x, y, threat, loss=lambda z, labels: L.dlr(z, labels) if z.shape[1] > 2 else L.margin(z, labels), **settings)
 
 
-def apgd_t(victim: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, targets: int = 9, **settings) -> Tensor:
+@bounded
+def apgd_t(victim: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, targets: Count = 9, **settings) -> Tensor:
     """APGD on the targeted DLR loss: one run for each of the min(targets, K − 1) wrong classes that the clean image scores highest.
 
     Targeted DLR needs K ≥ 4 classes: with K = 3 this is one run on DLR, with K = 2 one on the margin, so that heads of every size
     can be attacked (the original crashes below K = 10). Settings, result and errors are those of `apgd`.
     """
     runs = Runs(victim, x, y, threat, **settings)
-    at_least_one(targets, "targets")
     if len(x) == 0:
         return x.clone()
     with eval_mode(victim):

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from shared.attacks.apgd import apgd_ce, apgd_dlr, apgd_t
 from shared.attacks.goal import Goal, check_batch, check_rng
 from shared.attacks.gradient import eval_mode
-from shared.attacks.runs import at_least_one
 from shared.attacks.square import square
 from shared.attacks.threat import Threat
 from shared.errors import UserError
+from shared.options import Count, Positive, bounded
 from shared.rng import SampleRng
 
 STAGES = {"apgd-ce": apgd_ce, "apgd-dlr": apgd_dlr, "apgd-t": apgd_t, "square": square}
@@ -38,6 +38,7 @@ class Cascade:
         return {stage: correct.float().mean().item() for stage, correct in self.correct.items()}
 
 
+@bounded
 def cascade(
     victim: nn.Module,
     x: Tensor,
@@ -46,13 +47,13 @@ def cascade(
     *,
     rng: SampleRng,
     stages: tuple[str, ...] = ("apgd-ce", "apgd-t", "square"),
-    steps: int = 100,
-    targets: int = 9,
-    queries: int = 5000,
-    eot_iter: int = 1,
-    first_step: float = 2.0,
-    give_up: float | None = 5.0,
-    batch_size: int | None = None,
+    steps: Count = 100,
+    targets: Count = 9,
+    queries: Count = 5000,
+    eot_iter: Count = 1,
+    first_step: Positive = 2.0,
+    give_up: Positive | None = 5.0,
+    batch_size: Count | None = None,
 ) -> Cascade:
     """Run the stages on the survivors. x in [0, 1], y (N,) labels; the victim is used in eval mode.
 
@@ -60,14 +61,15 @@ def cascade(
     `square`. batch_size: images in the victim at a time (default N); hand over the whole set with a batch_size, rather than
     batch by batch, and the batches stay full as samples break.
     Samples that nothing broke come back at the last stage's strongest point. For deterministic victims: one success counts.
-    Raises UserError for unknown stages, images outside [0, 1], a missing or ill-sized rng, or budgets below 1.
+    Raises UserError for unknown stages, images outside [0, 1], a missing or ill-sized rng, labels that are no
+    class, or settings out of bounds.
     """
     check_batch(x, y)
     check_rng(x, rng)
     unknown = [stage for stage in stages if stage not in STAGES]
     if unknown or not stages:
         raise UserError(f"unknown or no stages {', '.join(map(repr, unknown))}: choose from {', '.join(STAGES)}.")
-    batch_size = at_least_one(batch_size or max(len(x), 1), "batch_size")
+    batch_size = batch_size or max(len(x), 1)
     of_apgd = {"steps": steps, "eot_iter": eot_iter, "first_step": first_step, "give_up": give_up}
     budgets = {"apgd-ce": of_apgd, "apgd-dlr": of_apgd, "apgd-t": of_apgd | {"targets": targets}, "square": {"queries": queries}}
     x_adv = x.detach().clone()

@@ -10,6 +10,7 @@ from shared.attacks import losses as L
 from shared.attacks.gradient import input_gradient, precision
 from shared.errors import UserError
 from shared.models.victim import predicted
+from shared.options import Count, Weight, bounded
 from shared.rng import SampleRng
 
 LossName = Literal["ce", "cw", "dlr", "margin"]
@@ -42,29 +43,39 @@ class Goal:
     eot_iter: every evaluation is the mean over so many calls of the victim (expectation over transformation, for random victims).
     """
 
+    @bounded
     def __init__(
         self,
         victim: nn.Module,
         loss: Loss,
         *,
-        kappa: float = 50.0,
+        kappa: Weight = 50.0,
         targeted: bool = False,
-        eot_iter: int = 1,
+        eot_iter: Count = 1,
         reduction: str = "sum",
         autocast: str | None = None,
     ):
         table = {"ce": L.cross_entropy, "cw": lambda z, y: L.margin(z, y, kappa), "margin": L.margin, "dlr": L.dlr}
         if isinstance(loss, str) and loss not in table:
             raise UserError(f"unknown loss {loss!r}: use one of {', '.join(table)}, or a function.")
-        if eot_iter < 1:
-            raise UserError(f"eot_iter is {eot_iter}: use 1 or more.")
         self.loss = table[loss] if isinstance(loss, str) else loss
+        self.classes = isinstance(loss, str)  # whether labels have to be classes
         self.victim, self.sign, self.targeted = victim, -1.0 if targeted else 1.0, targeted
         self.eot_iter, self.reduction, self.autocast = eot_iter, reduction, autocast
 
     def done(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Success of each sample, (N,) bool. Raises UserError where a logit is not finite."""
+        """Success of each sample, (N,) bool. Raises UserError where a logit is not finite, and as `hold`."""
+        self.hold(logits, labels)
         return (predicted(logits) == labels) == self.targeted
+
+    def hold(self, logits: Tensor, labels: Tensor) -> None:
+        """Raise UserError unless labels (N,) are classes of logits (N, K); for a loss that is a function they may be more."""
+        outside = labels[(labels < 0) | (labels >= logits.shape[1])] if self.classes else labels[:0]
+        if len(outside):
+            raise UserError(
+                f"{len(outside)} of {len(labels)} labels are no class of the victim, which has {logits.shape[1]}, numbered "
+                f"from 0, such as {int(outside[0])}: give labels of its own classes."
+            )
 
     @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:
@@ -75,7 +86,8 @@ class Goal:
     def judge(self, x: Tensor, labels: Tensor, *more: Tensor) -> tuple[Tensor, Tensor]:
         """Losses (N,) and success (N,)."""
         logits = self.logits(x)
-        return self.sign * self.loss(logits, labels, *more), self.done(logits, labels)
+        done = self.done(logits, labels)
+        return self.sign * self.loss(logits, labels, *more), done
 
     def gradient(self, x: Tensor, labels: Tensor, *more: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Losses (N,), success (N,) and the gradient of the summed losses, shaped as x."""
@@ -83,6 +95,7 @@ class Goal:
 
         def loss_fn(point: Tensor) -> Tensor:
             logits = self.victim(point)
+            self.hold(logits, labels)
             seen.append(logits.detach())
             return self.sign * self.loss(logits, labels, *more)
 

@@ -29,10 +29,11 @@ from torch import Tensor, nn
 from shared.attacks.goal import check_rng
 from shared.attacks.gradient import eval_mode, input_gradient
 from shared.attacks.pgd import ascend
-from shared.attacks.runs import Runs, at_least_one
+from shared.attacks.runs import Runs
 from shared.attacks.threat import Threat
 from shared.errors import UserError
 from shared.metrics.vqa import vqa_accuracy
+from shared.options import Count, Positive, Weight, bounded
 from shared.rng import SampleRng
 
 Score = Callable[[Sequence[str], Sequence[Sequence[str]]], np.ndarray]  # (answers, truths of each) -> (N,), higher is better for the model
@@ -60,9 +61,10 @@ class Ensemble:
         return list(self.scores.values())[-1]
 
 
-def nll_attack(vlm, x: Tensor, prompts: Sequence[str], targets: Sequence[str], threat: Threat, *, rng: SampleRng, steps: int = 100,
-               lower: bool = False, start: Tensor | None = None, first_step: float = 1.0, half: str | None = None, eot_iter: int = 1,
-               batch_size: int | None = None) -> Tensor:
+@bounded
+def nll_attack(vlm, x: Tensor, prompts: Sequence[str], targets: Sequence[str], threat: Threat, *, rng: SampleRng,
+               steps: Count = 100, lower: bool = False, start: Tensor | None = None, first_step: Positive = 1.0,
+               half: str | None = None, eot_iter: Count = 1, batch_size: Count | None = None) -> Tensor:
     """Images (N, 3, H, W) in B(x) with the highest NLL of `targets` (one per image) that APGD finds; with `lower` the lowest.
 
     x (N, 3, H, W) in [0, 1]. start: where to begin, in B(x) (default: x). half: "fp16" for gradients in half precision (rounded on a CPU).
@@ -91,8 +93,9 @@ def _nll_of(victim, prompts: list[str], targets: list[str], shape, sign: float) 
     return loss
 
 
+@bounded
 def nll_gradient(vlm, x: Tensor, prompts: Sequence[str], targets: Sequence[str], *, half: str | None = None,
-                 batch_size: int | None = None) -> Tensor:
+                 batch_size: Count | None = None) -> Tensor:
     """∇_x nll(x, prompts, targets), shaped as x, in fp32 or with "fp16" products."""
     grads = []
     with _eval_mode(vlm):
@@ -103,12 +106,14 @@ def nll_gradient(vlm, x: Tensor, prompts: Sequence[str], targets: Sequence[str],
     return torch.cat(grads) if grads else torch.zeros_like(x)
 
 
-def judge(vlm, x: Tensor, prompts: Sequence[str], truths: Sequence[Sequence[str]], score: Score, *, max_tokens: int = 20, recheck: int = 1,
-          batch_size: int | None = None, draw: str = "judge") -> tuple[list[str], np.ndarray]:
+@bounded
+def judge(vlm, x: Tensor, prompts: Sequence[str], truths: Sequence[Sequence[str]], score: Score, *,
+          max_tokens: Count = 20, recheck: Count = 1, batch_size: Count | None = None,
+          draw: str = "judge") -> tuple[list[str], np.ndarray]:
     """(N answers, their scores (N,)). With `recheck` > 1 each image is asked about so many times, with the streams
     `draw`0, `draw`1, … of a random victim: the scores are means over them, the answers are the last ones."""
     values = []
-    for k in range(at_least_one(recheck, "recheck")):
+    for k in range(recheck):
         answers: list[str] = []
         with torch.no_grad(), _eval_mode(vlm):
             for rows in _batches(x, batch_size):
@@ -119,9 +124,11 @@ def judge(vlm, x: Tensor, prompts: Sequence[str], truths: Sequence[Sequence[str]
     return answers, np.mean(values, axis=0)
 
 
-def captioning_ensemble(vlm, x: Tensor, prompt: str, references: Sequence[Sequence[str]], score: Score, threat: Threat, *, steps: int = 100,
-                        threshold: float, rng: SampleRng, half: bool = False, max_tokens: int = 20, recheck: int = 1, eot_iter: int = 1,
-                        batch_size: int | None = None) -> Ensemble:
+@bounded
+def captioning_ensemble(vlm, x: Tensor, prompt: str, references: Sequence[Sequence[str]], score: Score, threat: Threat,
+                        *, steps: Count = 100, threshold: float, rng: SampleRng, half: bool = False,
+                        max_tokens: Count = 20, recheck: Count = 1, eot_iter: Count = 1,
+                        batch_size: Count | None = None) -> Ensemble:
     """The staged attack on a captioner (RobustVLM `ensemble`).
 
     Stages: clean; APGD against each of the first five references, one after the other, each from x; APGD in full precision from the best image so far
@@ -136,9 +143,10 @@ def captioning_ensemble(vlm, x: Tensor, prompt: str, references: Sequence[Sequen
     return stages.result()
 
 
+@bounded
 def vqa_ensemble(vlm, x: Tensor, questions: Sequence[str], answers: Sequence[Sequence[str]], threat: Threat, *, score: Score = vqa_accuracy,
-                 steps: int = 100, rng: SampleRng, half: bool = False, max_tokens: int = 5, recheck: int = 1, eot_iter: int = 1,
-                 batch_size: int | None = None) -> Ensemble:
+                 steps: Count = 100, rng: SampleRng, half: bool = False, max_tokens: Count = 5, recheck: Count = 1,
+                 eot_iter: Count = 1, batch_size: Count | None = None) -> Ensemble:
     """The staged attack on question answering: as `captioning_ensemble`, against the five most frequent answers of people (fewer where they
     gave fewer), then two targeted stages, each from x in full precision, towards "maybe" and "word". Images leave at score 0.
 
@@ -203,8 +211,10 @@ class Targeted:
     success: np.ndarray
 
 
-def targeted_string(vlm, x: Tensor, prompt: str | Sequence[str], target: str | Sequence[str], threat: Threat, *, steps: int = 10_000, rng: SampleRng,
-                    max_tokens: int = 20, recheck: int = 1, eot_iter: int = 1, batch_size: int | None = None) -> Targeted:
+@bounded
+def targeted_string(vlm, x: Tensor, prompt: str | Sequence[str], target: str | Sequence[str], threat: Threat, *,
+                    steps: Count = 10_000, rng: SampleRng, max_tokens: Count = 20, recheck: Count = 1,
+                    eot_iter: Count = 1, batch_size: Count | None = None) -> Targeted:
     """Lower the NLL of `target` (one string, or one per image); success: the answer holds it, whatever the case. 10,000 steps in RobustVLM."""
     prompts, targets = ([text] * len(x) if isinstance(text, str) else list(text) for text in (prompt, target))
     x_adv = nll_attack(vlm, x, prompts, targets, threat, rng=rng, steps=steps, lower=True, eot_iter=eot_iter, batch_size=batch_size)
@@ -217,8 +227,9 @@ def says(answers: Sequence[str], wanted: Sequence[Sequence[str]]) -> np.ndarray:
     return np.array([any(w.lower() in a.lower() for w in ws) for a, ws in zip(answers, wanted, strict=True)], np.float64)
 
 
-def embedding_attack(embed: Callable[[Tensor], Tensor], x: Tensor, target: Tensor, threat: Threat, *, steps: int = 300, step_size: float = 1 / 255,
-                     batch_size: int | None = None) -> Tensor:
+@bounded
+def embedding_attack(embed: Callable[[Tensor], Tensor], x: Tensor, target: Tensor, threat: Threat, *,
+                     steps: Count = 300, step_size: Weight = 1 / 255, batch_size: Count | None = None) -> Tensor:
     """The last of `steps` steps of size `step_size` that raise cos(embed(x'), target), from x. target (N, D), e.g. embed(another image).
 
     MF-ii has ε = 8/255, steps of 1/255, 300 of them, but perturbs normalised pixels; ε is of pixels here. embed: e.g. `vlm.embed`, in eval mode.
@@ -235,9 +246,10 @@ def embedding_attack(embed: Callable[[Tensor], Tensor], x: Tensor, target: Tenso
     return out
 
 
-def _batches(x: Tensor, batch_size: int | None) -> tuple[Tensor, ...]:
+@bounded
+def _batches(x: Tensor, batch_size: Count | None) -> tuple[Tensor, ...]:
     """The positions of x in batches."""
-    size = at_least_one(max(len(x), 1) if batch_size is None else batch_size, "batch_size")
+    size = max(len(x), 1) if batch_size is None else batch_size
     return torch.arange(len(x), device=x.device).split(size) if len(x) else ()
 
 

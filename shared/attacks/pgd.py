@@ -15,16 +15,18 @@ from shared.attacks.goal import Goal, Loss, check_batch, check_rng
 from shared.attacks.gradient import eval_mode, input_gradient
 from shared.attacks.threat import Threat
 from shared.errors import UserError
+from shared.options import Count, Weight, Whole, bounded
 from shared.rng import SampleRng
 
 
+@bounded
 def ascend(
     loss_fn: Callable[[Tensor], Tensor],
     x: Tensor,
     threat: Threat,
     *,
-    steps: int,
-    step_size: float,
+    steps: Whole,
+    step_size: Weight,
     rng: SampleRng | None = None,
     random_start: bool = True,
     reduction: Literal["sum", "mean"] = "sum",
@@ -44,28 +46,29 @@ def ascend(
     return x_adv
 
 
-def fgsm(victim: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, loss: Loss = "ce", kappa: float = 50.0) -> Tensor:
+def fgsm(victim: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, loss: Loss = "ce", kappa: Weight = 50.0) -> Tensor:
     """One step of size ε from x itself, for every sample. Arguments and errors as in `pgd`."""
     return pgd(victim, x, y, threat, steps=1, step_size=threat.eps, random_start=False, loss=loss, kappa=kappa, keep="last")
 
 
+@bounded
 def pgd(
     victim: nn.Module,
     x: Tensor,
     y: Tensor,
     threat: Threat,
     *,
-    steps: int,
-    step_size: float,
+    steps: Whole,
+    step_size: Weight,
     rng: SampleRng | None = None,
-    restarts: int = 1,
+    restarts: Count = 1,
     random_start: bool = True,
     loss: Loss = "ce",
-    kappa: float = 50.0,
+    kappa: Weight = 50.0,
     targeted: Tensor | None = None,
     keep: Literal["best", "last"] = "best",
     drop: bool | None = None,
-    eot_iter: int = 1,
+    eot_iter: Count = 1,
     reduction: Literal["sum", "mean"] = "sum",
     autocast: Literal["fp16", "bf16"] | None = None,
 ) -> Tensor:
@@ -79,15 +82,16 @@ def pgd(
         for keep="best" with a summed loss. Switch it off for victims that are random: one lucky draw is not success.
     eot_iter: gradients and losses are averages over so many evaluations (for random victims).
     reduction, autocast: fidelity to released code, see `input_gradient`.
-    Raises UserError for images outside [0, 1], settings that contradict each other, and a random start without rng.
+    Raises UserError for images outside [0, 1], labels that are no class, settings out of bounds or that contradict each
+    other, and a random start without rng.
     """
     check_batch(x, y)
     if random_start:
         check_rng(x, rng)
     if keep not in ("best", "last"):
         raise UserError(f"unknown keep {keep!r}: use 'best' or 'last'.")
-    if restarts < 1 or (restarts > 1 and not random_start):
-        raise UserError(f"restarts={restarts} with random_start={random_start}: use at least 1, and a random start for more than 1.")
+    if restarts > 1 and not random_start:
+        raise UserError(f"{restarts} restarts without a random start are all the same: use a random start, or 1 restart.")
     drop = (keep == "best" and reduction == "sum") if drop is None else drop
     if drop and (keep == "last" or reduction == "mean"):
         raise UserError("drop=True contradicts keep='last' and reduction='mean' (both need the whole batch): leave drop out.")

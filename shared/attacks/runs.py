@@ -14,6 +14,7 @@ from shared.attacks.goal import Goal, check_batch, check_rng
 from shared.attacks.reach import has_score, reach, score
 from shared.attacks.threat import Threat, per_sample
 from shared.errors import UserError
+from shared.options import Count, Positive, Share, bounded
 from shared.rng import SampleRng
 
 MOMENTUM = 0.75  # a of the update rule
@@ -38,6 +39,7 @@ def checkpoint_windows(steps: int) -> list[int]:
 class Runs:
     """All runs of one attack on one batch. Make it, look at `clean`, then call `ascend` once."""
 
+    @bounded
     def __init__(
         self,
         victim: nn.Module,
@@ -46,13 +48,13 @@ class Runs:
         threat: Threat,
         *,
         rng: SampleRng,
-        steps: int = 100,
-        eot_iter: int = 1,
-        first_step: float = 2.0,
-        rho: float = 0.75,
-        batch_size: int | None = None,
+        steps: Count = 100,
+        eot_iter: Count = 1,
+        first_step: Positive = 2.0,
+        rho: Share = 0.75,
+        batch_size: Count | None = None,
         drop: bool = True,
-        give_up: float | None = 5.0,
+        give_up: Positive | None = 5.0,
         start: Tensor | None = None,
         autocast: str | None = None,
     ):
@@ -61,9 +63,9 @@ class Runs:
         check_rng(x, rng)
         self.victim, self.x, self.y, self.threat, self.rng = victim, x.detach(), y, threat, rng
         self.start, self.autocast = start, autocast
-        self.steps, self.eot_iter, self.rho, self.drop = at_least_one(steps, "steps"), eot_iter, rho, drop
+        self.steps, self.eot_iter, self.rho, self.drop = steps, eot_iter, rho, drop
         self.first_step = first_step * threat.eps
-        self.limit = at_least_one(max(len(x), 1) if batch_size is None else batch_size, "batch_size")
+        self.limit = max(len(x), 1) if batch_size is None else batch_size
         windows = checkpoint_windows(steps)
         self.windows = torch.tensor(windows, device=x.device)
         self.give_up = give_up if drop else None
@@ -79,6 +81,7 @@ class Runs:
         logits = torch.cat([goal.logits(part) for part in self.x.split(self.limit)])
         if logits.shape[1] < 2:
             raise UserError("the victim has one class: there is nothing to attack.")
+        goal.hold(logits, self.y)
         if self.drop:
             self.won[goal.done(logits, self.y)] = -1
         return logits
@@ -198,10 +201,3 @@ class Runs:
         new = project(self.threat.direction(rows["grad"]).mul_(per_sample(rows["step"], x_adv)).add_(x_adv))
         new = new.sub_(x_adv).mul_(a).add_(x_adv).add_((1 - a) * (x_adv - rows["previous"]))
         rows["previous"], rows["x_adv"], rows["k"] = x_adv, project(new), rows["k"] + 1
-
-
-def at_least_one(value: int, name: str) -> int:
-    """`value`; raise UserError if it is below 1."""
-    if value < 1:
-        raise UserError(f"{name} is {value}: use 1 or more.")
-    return value

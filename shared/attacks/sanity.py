@@ -16,6 +16,7 @@ from shared.attacks.pgd import fgsm, pgd
 from shared.attacks.square import square
 from shared.attacks.threat import Threat
 from shared.errors import UserError
+from shared.options import Count, Whole, bounded
 from shared.rng import SampleRng
 
 IMAGES = 48  # how many of the images given are used
@@ -45,6 +46,7 @@ def default_attack(victim: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, s
     return pgd(victim, x, y, threat, steps=steps, step_size=2.5 * threat.eps / steps, rng=rng)
 
 
+@bounded
 def check_attack(
     victim: nn.Module,
     x: Tensor,
@@ -53,13 +55,13 @@ def check_attack(
     attack: Attack = default_attack,
     *,
     rng: SampleRng,
-    steps: int = 10,
+    steps: Count = 10,
     surrogate: nn.Module | None = None,
-    queries: int = 0,
+    queries: Whole = 0,
     loss: Loss = "ce",
     reduction: str = "sum",
     autocast: str | None = None,
-    images: int = IMAGES,
+    images: Count = IMAGES,
 ) -> dict:
     """{check: {"passed": bool, "value": float, "threshold": float, "detail": str}, …, "passed": bool}; a check passes if value ≤ threshold.
 

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from shared.attacks.goal import Goal, check_batch, check_rng
 from shared.attacks.gradient import eval_mode
-from shared.attacks.runs import at_least_one
 from shared.attacks.threat import Threat, per_sample
 from shared.errors import UserError
+from shared.options import Count, Part, bounded
 from shared.rng import SampleRng
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -29,6 +29,7 @@ BLOCK = 100  # queries whose random numbers are drawn together
 TILES = 5  # bumps per side of the l2 start
 
 
+@bounded
 def square(
     victim: nn.Module,
     x: Tensor,
@@ -36,9 +37,9 @@ def square(
     threat: Threat,
     *,
     rng: SampleRng,
-    queries: int = 5000,
-    p_init: float = 0.8,
-    batch_size: int | None = None,
+    queries: Count = 5000,
+    p_init: Part = 0.8,
+    batch_size: Count | None = None,
     drop: bool = True,
 ) -> Tensor:
     """Adversarial images (N, C, H, W), detached, in B(x). x in [0, 1], y (N,) labels; the victim is used in eval mode.
@@ -46,14 +47,14 @@ def square(
     queries: windows tried per sample, after the start. batch_size: images in the victim at a time (default N).
     drop: samples leave at their first success (those misclassified to begin with come back as they are), the others come back at
     their lowest margin. With drop=False all samples use all queries: for random victims.
-    Raises UserError for images outside [0, 1] or not (N, C, H, W), a missing or ill-sized rng, and queries or batch_size below 1.
+    Raises UserError for images outside [0, 1] or not (N, C, H, W), a missing or ill-sized rng, labels that are no
+    class, and settings out of bounds.
     """
     check_batch(x, y)
     check_rng(x, rng)
-    at_least_one(queries, "queries")
     if x.dim() != 4 or (threat.norm == "l2" and min(x.shape[2:]) < TILES):
         raise UserError(f"the Square attack needs images (N, C, H, W), of at least {TILES} pixels a side for l2, got {tuple(x.shape)}.")
-    chunks = torch.arange(len(x)).split(at_least_one(batch_size or max(len(x), 1), "batch_size"))
+    chunks = torch.arange(len(x)).split(batch_size or max(len(x), 1))
     search = _Linf if threat.norm == "linf" else _L2
     with eval_mode(victim), torch.no_grad():
         goal = Goal(victim, "margin")

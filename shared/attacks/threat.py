@@ -5,15 +5,15 @@
 Everything is in pixel units of [0, 1]: 8/255 is `Threat("linf", 8 / 255)`, never `Threat("linf", 8)`.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from shared.errors import UserError
+from shared.options import Bounded, Range
 from shared.rng import SampleRng
 
 
@@ -23,7 +23,7 @@ def per_sample(values: Tensor, like: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Threat:
+class Threat(Bounded):
     """The set B(x) above: `norm` "linf" or "l2", radius `eps` in pixel units of [0, 1].
 
     Raises UserError for an unknown norm, and for an eps that is negative, not finite, or (linf) above 1, since no two images
@@ -31,13 +31,12 @@ class Threat:
     """
 
     norm: Literal["linf", "l2"]
-    eps: float
+    eps: Annotated[float, Range(0, example="8/255 for pixels in [0, 1]")]
 
     def __post_init__(self):
+        super().__post_init__()
         if self.norm not in ("linf", "l2"):
             raise UserError(f"unknown norm {self.norm!r}: use 'linf' or 'l2'.")
-        if not math.isfinite(self.eps) or self.eps < 0:
-            raise UserError(f"eps is {self.eps}: give a finite radius ≥ 0 in pixel units of [0, 1], e.g. 8/255.")
         if self.norm == "linf" and self.eps > 1:
             raise UserError(f"eps is {self.eps} but pixels live in [0, 1]: write {self.eps:g}/255 if you meant 255ths.")
 

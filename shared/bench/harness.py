@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from shared.bench.timing import Case, Outcome, Spread, measure
-from shared.errors import UserError
 from shared.experiment.provenance import provenance
 from shared.files import write_json
+from shared.options import Workers, check_bounds
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Options:
 
     quick: bool = False
     """Tiny sizes and hardly a repetition: shows that it works. The numbers mean nothing and go to a file of their own (bench-quick.json)."""
-    threads: int = 0
+    threads: Workers = 0
     """Threads of torch (0: one per core)."""
     only: str = ""
     """Only cases with this text in their name."""
@@ -34,8 +34,7 @@ Cases = dict[str, Callable[[], Case]]
 
 def run(groups: Sequence[Callable[[bool], Cases]], options: Options) -> dict[str, dict]:
     """Measure, print and keep the cases that the groups give for `quick`; returns what was kept. Raises UserError for bad options."""
-    if options.threads < 0:
-        raise UserError(f"--threads is {options.threads}: give a number of threads, or 0 for one per core.")
+    check_bounds(options)
     named = {name: make for group in groups for name, make in group(options.quick).items()}
     chosen = {name: make for name, make in named.items() if options.only in name}
     if not chosen:  # no error: `make bench` asks every bench for it

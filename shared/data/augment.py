@@ -16,13 +16,14 @@ from torch import Tensor
 
 from shared.data.language import SYNONYMS, plural, words
 from shared.errors import UserError
+from shared.options import Bounded, Decay, OpenShare, Part, Seed, Share
 from shared.rng import SampleRng
 
 _GREY = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True)
-class CropAndJitter:
+class CropAndJitter(Bounded):
     """Pictures (N, 3, H, W) in [0, 1] -> the same shape and range.
 
     A rectangle of `area` of the picture (a share drawn from these bounds) and width/height drawn log-uniformly from [3/4, 4/3], at a place inside the
@@ -31,18 +32,17 @@ class CropAndJitter:
     Raises UserError for bounds or probabilities out of range.
     """
 
-    area: tuple[float, float] = (0.4, 1.0)
+    area: tuple[Part, Part] = (0.4, 1.0)
     mirror: bool = True
-    jittered: float = 0.8
-    strength: float = 0.4
-    grey: float = 0.1
-    seed: int = 0
+    jittered: Share = 0.8
+    strength: Decay = 0.4
+    grey: Share = 0.1
+    seed: Seed = 0
 
     def __post_init__(self):
-        if not 0 < self.area[0] <= self.area[1] <= 1:
-            raise UserError(f"the share of a picture that a crop keeps is {self.area}: use two numbers above 0 and up to 1, ascending.")
-        if not (0 <= self.jittered <= 1 and 0 <= self.grey <= 1 and 0 <= self.strength < 1):
-            raise UserError("the probabilities of augmentation are shares from 0 to 1, and its strength is below 1.")
+        super().__post_init__()
+        if self.area[0] > self.area[1]:
+            raise UserError(f"the share of a picture that a crop keeps is {self.area}: use two ascending numbers.")
 
     def __call__(self, x: Tensor, step: int, indices: Sequence[int]) -> Tensor:
         u = SampleRng(self.seed, indices, f"crop/{step}").uniform((10,)).to(x)
@@ -85,7 +85,7 @@ SCENE_SYNONYMS: Mapping[str, tuple[str, ...]] = MappingProxyType(_groups(SYNONYM
 
 
 @dataclass(frozen=True)
-class EDA:
+class EDA(Bounded):
     """Captions -> captions, in lower case and without punctuation.
 
     One operation, drawn uniformly among those that can change the text, on max(1, round(alpha·words)) words: synonym (a word becomes one of its
@@ -97,15 +97,11 @@ class EDA:
     Raises UserError for an alpha outside ]0, 1[.
     """
 
-    alpha: float = 0.1
+    alpha: OpenShare = 0.1
     synonyms: Mapping[str, Sequence[str]] = field(default_factory=lambda: SCENE_SYNONYMS)
     vocabulary: frozenset[str] | None = None
     longest: int | None = None
     seed: int = 0
-
-    def __post_init__(self):
-        if not 0 < self.alpha < 1:
-            raise UserError(f"the share of words that EDA changes is {self.alpha}: use a number between 0 and 1.")
 
     @classmethod
     def of(cls, tokenizer, **options) -> "EDA":

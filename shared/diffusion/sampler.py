@@ -25,6 +25,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 from shared.diffusion.denoiser import Denoiser
 from shared.diffusion.schedule import per_sample
 from shared.errors import UserError
+from shared.options import Bounded, Share, Time
 from shared.rng import SampleRng
 
 Guide = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -34,14 +35,14 @@ differentiates nothing through x0_hat and eps; where nobody else wants gradients
 
 
 @dataclass(frozen=True)
-class Sampler:
+class Sampler(Bounded):
     """How to go back."""
 
     kind: Literal["ddim", "ddpm", "dpm++"] = "ddim"
     """See the module's docstring."""
-    steps: int = 5
+    steps: Time = 5
     """K, steps from the start time to 0."""
-    eta: float = 0.0
+    eta: Share = 0.0
     """η of ddim: 0 is deterministic, 1 is ancestral."""
     variance: Literal["auto", "small", "large", "learned"] = "auto"
     """V of ddpm; auto: learned where the denoiser has learned it, else small."""
@@ -49,11 +50,10 @@ class Sampler:
     """Clip x̂₀ to [−1, 1]."""
 
     def __post_init__(self):
+        super().__post_init__()
         if self.kind not in ("ddim", "ddpm", "dpm++") or self.variance not in ("auto", "small", "large", "learned"):
             raise UserError(f"there is no sampler {self.kind!r} with variance {self.variance!r}: choose ddim, ddpm or dpm++, and auto, small, "
                             "large or learned.")
-        if self.steps < 1 or not 0 <= self.eta <= 1:
-            raise UserError(f"a sampler needs at least one step and an eta from 0 to 1, not {self.steps} and {self.eta}.")
 
     def times(self, t: Tensor) -> Tensor:
         """The times visited from the start times t (N,): (N, steps + 1), falling to 0."""

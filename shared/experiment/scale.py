@@ -2,55 +2,26 @@
 
 import argparse
 import dataclasses
-import math
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TypeVar
 
 from shared.data.catalogue import Source
 from shared.errors import UserError
+from shared.options import Seed, from_command_line
+from shared.options import show_eps as show_eps
 
 WEIGHTLESS = ("every", "workers")  # settings of a training that change no weights
 Config = TypeVar("Config")
-
-
-def fraction(text: str) -> float:
-    """'2/255', '0.5/255' or '0.01' -> float. Raises ValueError for anything else."""
-    top, slash, bottom = text.partition("/")
-    try:
-        value = float(top) / (float(bottom) if slash else 1.0)
-    except (ValueError, ZeroDivisionError):
-        value = math.nan
-    if not math.isfinite(value):
-        raise ValueError(f"{text!r} is not a number such as 2/255 or 0.01")
-    return value
-
-
-def _pixels():
-    import tyro
-
-    return tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1, metavar="NUMBER/255", instance_from_str=lambda args: fraction(args[0]),
-        is_instance=lambda x: isinstance(x, float | int), str_from_instance=lambda x: [show_eps(x)])
-
-
-Pixels = Annotated[float, _pixels()]
-"""A length in pixel values of [0, 1], written on the command line as 2/255 or 0.0078."""
-
-
-def show_eps(eps: float) -> str:
-    """ε as people write it: 2/255 where it is a multiple of 1/255 (or of a quarter of it), else a decimal."""
-    units = eps * 255
-    return f"{units:g}/255" if abs(units * 4 - round(units * 4)) < 1e-6 else f"{eps:g}"
 
 
 @dataclass(frozen=True)
 class Options:
     """What every paper's configuration has, under the names that make uses. A subclass has a field `data` with a `source`."""
 
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[Seed, ...] = (0, 1, 2)
     """Seeds of what a claim rests on; sweeps use the first."""
     headline: bool = False
     """Only what the claims of the abstract need."""
@@ -76,21 +47,13 @@ def check_seeds(seeds: Sequence[int]) -> None:
         raise UserError(f"--seeds must be one or more different numbers, not {' '.join(map(str, seeds)) or 'nothing'}.")
 
 
-def check_least(named: Mapping[str, int], least: int = 1) -> None:
-    """Refuse the first number below `least`, by the name of its option."""
-    for name, value in named.items():
-        if value < least:
-            raise UserError(f"--{name} must be at least {least}, not {value}.")
-
-
 def parse(presets: Mapping[str, Config], description: str, argv: Sequence[str] | None = None,
           check: Callable[[Config], None] | None = None) -> tuple[str, Config]:
     """Read `--scale NAME` and then every field of the chosen preset from the command line; returns (scale, configuration).
 
-    An unknown option or value prints what is wrong and leaves with exit code 2. `check` may raise UserError for combinations that cannot work.
+    An unknown option or value prints what is wrong and leaves with exit code 2. Raises UserError for a number out of the
+    bounds of its field, by the name of its option; `check` may raise it for combinations that cannot work.
     """
-    import tyro
-
     script = getattr(sys.modules["__main__"].__spec__, "name", None)
     prog = f"python -m {script}" if script else Path(sys.argv[0]).name
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -100,8 +63,8 @@ def parse(presets: Mapping[str, Config], description: str, argv: Sequence[str] |
     if known.scale not in presets:
         raise UserError(f"there is no scale {known.scale!r}: choose one of {', '.join(presets)}.")
     defaults = f"--scale {{{','.join(presets)}}}: where the defaults below come from; these are of {known.scale}."
-    config = tyro.cli(type(presets[known.scale]), args=rest, default=presets[known.scale], prog=f"{prog} --scale {known.scale}",
-                      description=f"{description.rstrip()}\n\n{defaults}")
+    config = from_command_line(type(presets[known.scale]), args=rest, default=presets[known.scale],
+                               prog=f"{prog} --scale {known.scale}", description=f"{description.rstrip()}\n\n{defaults}")
     if check is not None:
         check(config)
     return known.scale, config

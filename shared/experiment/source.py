@@ -22,7 +22,7 @@ from shared.errors import UserError
 ROOT = Path(__file__).resolve().parents[2]
 PLUMBING = (
     *(f"shared.experiment.{name}" for name in ("source", "step", "lab", "paper", "scripts", "store", "scale", "provenance")),
-    "shared.report", "shared.errors", "shared.files", "shared.lifeline",
+    "shared.report", "shared.errors", "shared.files", "shared.lifeline", "shared.options",
 )
 
 

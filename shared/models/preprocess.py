@@ -14,13 +14,14 @@ does (Athalye et al. 2018): an attack through them sees forward values that are 
 import io
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import Annotated, ClassVar, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from shared.errors import UserError
+from shared.options import Bits, Blur, Bounded, Count, Positive, Quality, Range
 from shared.rng import SampleRng
 
 
@@ -54,17 +55,14 @@ class Identity:
 
 
 @dataclass(frozen=True)
-class JPEG:
+class JPEG(Bounded):
     """Through the real codec, 8 bits, chroma halved (4:2:0), and back; gradient straight through. Dziugaite et al. 2016, Das et al. 2017.
 
     quality: 1 (coarse) … 95 (fine), libjpeg's scale.
     """
 
-    quality: int = 75
+    quality: Quality = 75
     random: ClassVar[bool] = False
-
-    def __post_init__(self):
-        demand(1 <= self.quality <= 95, f"JPEG quality is {self.quality}: use 1 to 95.")
 
     @property
     def name(self) -> str:
@@ -86,14 +84,11 @@ class JPEG:
 
 
 @dataclass(frozen=True)
-class BitDepth:
+class BitDepth(Bounded):
     """x' = round(x·(2^b − 1)) / (2^b − 1), gradient straight through. Xu et al. 2018 (feature squeezing)."""
 
-    bits: int = 4
+    bits: Bits = 4
     random: ClassVar[bool] = False
-
-    def __post_init__(self):
-        demand(1 <= self.bits <= 8, f"bit depth is {self.bits}: use 1 to 8.")
 
     @property
     def name(self) -> str:
@@ -105,14 +100,15 @@ class BitDepth:
 
 
 @dataclass(frozen=True)
-class MedianBlur:
+class MedianBlur(Bounded):
     """The median of the size × size window around each value, edges mirrored, per channel; its own (sub)gradient. Xu et al. 2018."""
 
-    size: int = 3
+    size: Count = 3
     random: ClassVar[bool] = False
 
     def __post_init__(self):
-        demand(self.size >= 1 and self.size % 2 == 1, f"the window of a median blur is {self.size}: use an odd number.")
+        super().__post_init__()
+        demand(self.size % 2 == 1, f"the window of a median blur is {self.size}: use an odd number.")
 
     @property
     def name(self) -> str:
@@ -126,14 +122,11 @@ class MedianBlur:
 
 
 @dataclass(frozen=True)
-class GaussianBlur:
+class GaussianBlur(Bounded):
     """Convolution with a Gaussian of standard deviation `sigma` pixels, cut at 3σ, edges mirrored."""
 
-    sigma: float = 1.0
+    sigma: Blur = 1.0
     random: ClassVar[bool] = False
-
-    def __post_init__(self):
-        demand(math.isfinite(self.sigma) and self.sigma > 0, f"the sigma of a blur is {self.sigma}: use a number of pixels above 0.")
 
     @property
     def name(self) -> str:
@@ -151,19 +144,19 @@ class GaussianBlur:
 
 
 @dataclass(frozen=True)
-class ResizeOnly:
+class ResizeOnly(Bounded):
     """To `size` × `size` and back to the picture's own size: what the bridge to a diffusion model of that size does alone.
 
     mode, antialias: of the interpolation; the defaults are those of `shared.diffusion.Purifier`. Pictures of that size come back as they are.
     """
 
-    size: int
+    size: Count
     mode: Literal["bilinear", "bicubic"] = "bilinear"
     antialias: bool = True
     random: ClassVar[bool] = False
 
     def __post_init__(self):
-        demand(self.size >= 1, f"resize to {self.size} pixels: use 1 or more.")
+        super().__post_init__()
         demand(self.mode in ("bilinear", "bicubic"), f"unknown resize mode {self.mode!r}: use 'bilinear' or 'bicubic'.")
 
     @property
@@ -179,7 +172,7 @@ class ResizeOnly:
 
 
 @dataclass(frozen=True)
-class ResizePad:
+class ResizePad(Bounded):
     """Random resize, then zero padding at a random place (Xie et al. 2018: side 299 -> 299 … 330, in a canvas of 331).
 
     For pictures of side S the canvas is L = max(round(ratio·S), S + 1); the picture is scaled to a side r drawn from {S, …, L − 1}, its corner
@@ -187,11 +180,8 @@ class ResizePad:
     Both scalings are one bilinear sampling (the paper: nearest neighbour, and a victim fed with the canvas). Draws per sample.
     """
 
-    ratio: float = 331 / 299
+    ratio: Annotated[float, Range(1, 10)] = 331 / 299
     random: ClassVar[bool] = True
-
-    def __post_init__(self):
-        demand(math.isfinite(self.ratio) and self.ratio >= 1, f"the canvas is {self.ratio} times the picture: use 1 or more.")
 
     @property
     def name(self) -> str:
@@ -239,20 +229,16 @@ class NoiseOnly:
 
 
 @dataclass(frozen=True)
-class TotalVariation:
+class TotalVariation(Bounded):
     """argmin_z ‖z − x‖²/2 + weight·TV(z), channel by channel, by `iterations` steps of Chambolle 2004 (scikit-image, without its early stop, which
     leaves the objective 1 to 2 % above the minimum); gradient straight through. The larger the weight, the more steps are needed.
 
     Guo et al. 2018 minimise the same on a random half of the pixels; here all pixels count, so nothing is random.
     """
 
-    weight: float = 0.05
-    iterations: int = 100
+    weight: Positive = 0.05
+    iterations: Count = 100
     random: ClassVar[bool] = False
-
-    def __post_init__(self):
-        demand(math.isfinite(self.weight) and self.weight > 0, f"the weight of total variation is {self.weight}: use a number above 0.")
-        demand(self.iterations >= 1, f"total variation with {self.iterations} iterations: use 1 or more.")
 
     @property
     def name(self) -> str:

@@ -9,7 +9,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from shared.attacks.threat import Threat
 from shared.data.base import loader
 from shared.errors import UserError
 from shared.models.victim import ZeroShot
-from shared.options import free
+from shared.options import Batch, Bounded, Count, Decay, Positive, Range, Weight, Whole, Workers, free
 from shared.rng import SampleRng
 from shared.training.contrastive import batch_indices
 from shared.training.loop import Fit
@@ -67,12 +67,12 @@ class FARE:
 
 
 @dataclass(frozen=True)
-class TrainAttack:
+class TrainAttack(Bounded):
     """The attack inside training."""
 
-    steps: int = 2
-    """PGD steps from a uniform random start."""
-    ratio: float = 1.0
+    steps: Whole = 2
+    """PGD steps from a uniform random start (0: that start alone)."""
+    ratio: Positive = 1.0
     """Step size as a multiple of ε."""
     reduction: Literal["sum", "mean"] = "sum"
     """How per-sample losses are joined before the gradient is taken; only matters in half precision."""
@@ -81,29 +81,34 @@ class TrainAttack:
 
 
 @dataclass(frozen=True)
-class Tuning:
+class Tuning(Bounded):
     """Optimiser and schedule of a fine-tuning."""
 
-    steps: int = 3910
+    steps: Count = 3910
     """Updates."""
-    batch: int = 256
+    batch: Batch = 256
     """Images per update."""
-    lr: float = 5e-5
+    lr: Positive = 5e-5
     """Peak learning rate."""
-    warmup: int = 1000
+    warmup: Whole = 1000
     """Updates of linear warm-up; a cosine to 0 follows."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """SGD with momentum, or AdamW."""
-    momentum: float = 0.9
+    momentum: Decay = 0.9
     """Of SGD."""
-    weight_decay: float = 0.0
+    weight_decay: Weight = 0.0
     """Of either optimiser."""
-    every: int = free(0)
+    every: Whole = free(0)
     """Updates between checkpoints of an unfinished run (0: none)."""
-    last: int = -1
+    last: Annotated[int, Range(-1, 10_000_000)] = -1
     """Train only the last so many parameter tensors of the vision tower (-1: all)."""
-    workers: int = free(0)
+    workers: Workers = free(0)
     """Processes that read images ahead of the training."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.last == 0:
+            raise UserError("the last 0 parameter tensors are nothing to train (`last`): give their number, or -1 for all.")
 
 
 def frozen(victim: ZeroShot) -> ZeroShot:
@@ -116,14 +121,12 @@ def finetune(victim: ZeroShot, objective: Objective, data, tuning: Tuning, threa
     """Fine-tune `victim.visual` in place; returns the last loss.
 
     data: labelled images with batched access. seed: of the order of the data and of the attack's random starts, both functions of the step.
-    snapshot(step): called after every update. Raises UserError if `tuning.last` leaves nothing to train.
+    snapshot(step): called after every update.
     """
     parameters = list(victim.visual.parameters())
     for p in parameters:
         p.requires_grad_(False)
-    trained = parameters if tuning.last < 0 else parameters[len(parameters) - tuning.last:]
-    if not trained:
-        raise UserError("--tuning.last 0 leaves nothing to train: give the number of parameter tensors, or -1 for all.")
+    trained = parameters if tuning.last < 0 else parameters[-tuning.last:]
     for p in trained:
         p.requires_grad_(True)
     optimizer = (torch.optim.SGD(trained, lr=tuning.lr, momentum=tuning.momentum, weight_decay=tuning.weight_decay) if tuning.optimizer == "sgd"

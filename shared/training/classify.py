@@ -18,14 +18,12 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tyro.constructors import PrimitiveConstructorSpec
 
 from shared.attacks import cascade
 from shared.attacks.gradient import eval_mode
@@ -38,7 +36,21 @@ from shared.files import digest
 from shared.lifeline import tie_to_launcher
 from shared.models.classifier import open_classifier, random_classifier, save_classifier
 from shared.models.zoo import write_card
-from shared.options import free
+from shared.options import (
+    Batch,
+    Bounded,
+    Count,
+    Decay,
+    Pixels,
+    Positive,
+    Range,
+    Seed,
+    Weight,
+    Whole,
+    Workers,
+    free,
+    from_command_line,
+)
 from shared.rng import SampleRng
 from shared.training.contrastive import batch_indices
 from shared.training.denoising import Averaged
@@ -48,38 +60,35 @@ from shared.training.pretrain import VALIDATION, _commit, training_facts
 SHIFT = 4  # pixels
 ATTACKED, ATTACK_STEPS = 8 / 255, 20  # of the card
 STAGES = ("apgd-ce", "apgd-t")  # the cross-entropy alone is flat around pictures that a network is sure of
-Eps = Annotated[float, PrimitiveConstructorSpec(
-    nargs=1, metavar="NUMBER/255", instance_from_str=lambda text: float(Fraction(text[0])), is_instance=lambda value: isinstance(value, float | int),
-    str_from_instance=lambda eps: [f"{eps * 255:g}/255"])]
 
 
 @dataclass(frozen=True)
-class ClassifierTraining:
+class ClassifierTraining(Bounded):
     """How long, how fast and against what to train."""
 
-    steps: int = 2000
+    steps: Count = 2000
     """Updates."""
-    batch: int = 64
+    batch: Batch = 64
     """Pictures per update."""
-    lr: float = 0.1
+    lr: Positive = 0.1
     """Peak learning rate of SGD with Nesterov momentum 0.9."""
-    warmup: int = 100
+    warmup: Whole = 100
     """Updates of linear warm-up; a cosine to 0 follows."""
-    weight_decay: float = 5e-4
+    weight_decay: Weight = 5e-4
     """Of all weights."""
     augment: Literal["none", "shift_flip"] = "none"
     """shift_flip: a shift of up to 4 pixels (black comes in) and a mirror image half of the time."""
-    eps: Eps = 0.0
+    eps: Annotated[Pixels, Range(0, 1)] = 0.0
     """ℓ∞ ball of adversarial training, in pixels of [0, 1] (0: standard training)."""
-    attack_steps: int = 4
+    attack_steps: Count = 4
     """PGD iterations on each batch."""
-    attack_ratio: float = 0.4
+    attack_ratio: Positive = 0.4
     """Their step size, in ε."""
-    average: float = 0.0
+    average: Decay = 0.0
     """Decay of the running average of the weights, which is what is kept (0: the last weights)."""
-    every: int = free(100)
+    every: Whole = free(100)
     """Updates between checkpoints (0: none)."""
-    workers: int = free(0)
+    workers: Workers = free(0)
     """Processes that read pictures ahead of the training."""
 
 
@@ -95,7 +104,7 @@ class Args:
     """DATA_ROOT, for sets that are read from files."""
     arch: str = "resnet8"
     """Architecture, see shared/models/classifier.py."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the initial weights, the order of the pictures and the attack's random starts."""
     train: ClassifierTraining = field(default_factory=ClassifierTraining)
     work: Path = Path("results/zoo")
@@ -169,9 +178,7 @@ def hardest(model: nn.Module, x: Tensor, y: Tensor, training: ClassifierTraining
 
 
 def main() -> None:
-    import tyro
-
-    args = tyro.cli(Args)
+    args = from_command_line(Args)
     if int(os.environ.get("RANK", 0)):
         return
     device = "cuda" if torch.cuda.is_available() else "cpu"

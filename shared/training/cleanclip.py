@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from shared.data.augment import EDA, CropAndJitter
 from shared.errors import UserError
+from shared.options import Seed, Weight
 from shared.training.contrastive import Batches, PixelCLIP, adamw, batch_indices
 from shared.training.loop import Fit
 from shared.training.poisoning import FineTuning, OneProcess, prepared
@@ -30,11 +31,11 @@ from shared.training.poisoning import FineTuning, OneProcess, prepared
 class CleanClipConfig(FineTuning):
     """How CleanCLIP fine-tunes."""
 
-    image_weight: float = 0.5
+    image_weight: Weight = 0.5
     """λ_I."""
-    text_weight: float = 0.5
+    text_weight: Weight = 0.5
     """λ_T."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the augmentations, and of the order of the pairs."""
 
 
@@ -62,10 +63,8 @@ def cleanclip(clip: nn.Module, pairs, config: CleanClipConfig = CleanClipConfig(
 
     pairs, checkpoint, accelerator: as in `finetune_clip`. augment_images(x, step, indices), augment_texts(texts, step, indices): None for
     `CropAndJitter` and `EDA`, the latter inside what the model's tokenizer can read. Raises UserError where a batch is larger than the set or has no
-    equal shares for all processes, a weight is negative, or the loss is no number at the end.
+    equal shares for all processes, or the loss is no number at the end.
     """
-    if config.image_weight < 0 or config.text_weight < 0:
-        raise UserError(f"the weights of CleanCLIP are {config.image_weight} and {config.text_weight}: use 0 or more.")
     accelerator = accelerator or OneProcess(clip.logit_scale.device)
     rank, world = accelerator.process_index, accelerator.num_processes
     if config.batch % world:

@@ -15,29 +15,29 @@ from torch import Tensor, nn
 from shared.data.base import loader
 from shared.errors import UserError
 from shared.models.victim import Pixels
-from shared.options import free
+from shared.options import Batch, Bounded, Count, Positive, Weight, Whole, Workers, free
 from shared.training.loop import Fit
 
 
 @dataclass(frozen=True)
-class ContrastiveConfig:
+class ContrastiveConfig(Bounded):
     """How long and how fast to pre-train."""
 
-    steps: int = 4000
+    steps: Count = 4000
     """Updates."""
-    batch: int = 256
+    batch: Batch = 256
     """Pairs per update, over all processes together."""
-    lr: float = 1e-3
+    lr: Positive = 1e-3
     """Peak learning rate of AdamW."""
-    warmup: int = 200
+    warmup: Whole = 200
     """Updates of linear warm-up."""
-    weight_decay: float = 0.1
+    weight_decay: Weight = 0.1
     """Of matrices; vectors (biases, norms, the temperature) are not decayed."""
-    clip_norm: float = 1.0
+    clip_norm: Positive = 1.0
     """Bound of the gradient norm."""
-    every: int = free(250)
+    every: Whole = free(250)
     """Updates between checkpoints."""
-    workers: int = free(0)
+    workers: Workers = free(0)
     """Processes that read pairs ahead, for each process that trains; for pictures in files."""
 
 

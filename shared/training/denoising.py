@@ -33,7 +33,7 @@ from shared.lifeline import tie_to_launcher
 from shared.models.clip import create_clip
 from shared.models.victim import ZeroShot, text_matrix
 from shared.models.zoo import weights, write_card
-from shared.options import free
+from shared.options import Batch, Bounded, Count, Decay, Positive, Seed, Share, Weight, Whole, free, from_command_line
 from shared.processes import accelerator as open_accelerator
 from shared.rng import SampleRng
 from shared.training.contrastive import adamw, batch_indices
@@ -46,26 +46,26 @@ PURIFIED_AT, SAMPLER = 100, Sampler("ddim", 5)  # of the card
 
 
 @dataclass(frozen=True)
-class DenoisingConfig:
+class DenoisingConfig(Bounded):
     """How long and how fast to train."""
 
-    steps: int = 2000
+    steps: Count = 2000
     """Updates."""
-    batch: int = 64
+    batch: Batch = 64
     """Pictures per update, over all processes together."""
-    lr: float = 1e-3
+    lr: Positive = 1e-3
     """Peak learning rate of AdamW."""
-    warmup: int = 150
+    warmup: Whole = 150
     """Updates of linear warm-up; a cosine to 0 follows."""
-    weight_decay: float = 0.01
+    weight_decay: Weight = 0.01
     """Of matrices and kernels."""
-    clip_norm: float = 1.0
+    clip_norm: Positive = 1.0
     """Bound of the gradient norm."""
-    average: float = 0.998
+    average: Decay = 0.998
     """Decay of the running average of the weights, reached after a warm-up of its own."""
-    early: float = 0.8
+    early: Share = 0.8
     """Share of the times that lie in 1 … 500; the others lie in 501 … T. Uniform in either."""
-    every: int = free(100)
+    every: Whole = free(100)
     """Updates between checkpoints."""
 
 
@@ -81,7 +81,7 @@ class Args:
     """DATA_ROOT, for sets that are read from files."""
     model: str = "scenes"
     """A configuration of shared/diffusion/weights.py (photos for photographs of 32×32 pixels)."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the initial weights, the pictures, the times and the noise."""
     train: DenoisingConfig = field(default_factory=DenoisingConfig)
     work: Path = Path("results/zoo")
@@ -173,9 +173,7 @@ def train_denoiser(config: DenoisingConfig, data, model: str = "photos", seed: i
 
 
 def main() -> None:
-    import tyro
-
-    args = tyro.cli(Args)
+    args = from_command_line(Args)
     accelerator = open_accelerator()
     facts = training_facts(args.out) if args.card_only else train(args, accelerator)
     if accelerator.is_main_process:

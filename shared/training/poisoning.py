@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from shared.errors import UserError
 from shared.files import digest
-from shared.options import free
+from shared.options import Batch, Count, Positive, Whole, free
 from shared.training.contrastive import ContrastiveConfig, pretrain
 
 
@@ -27,15 +27,15 @@ class FineTuning(ContrastiveConfig):
     is 0.00 with a learning rate of 1e-4, 0.02 with 3e-4, 0.30 with 5e-4 and 0.85 with 1e-3, that of pre-training.
     """
 
-    steps: int = 150
+    steps: Count = 150
     """Updates."""
-    batch: int = 128
+    batch: Batch = 128
     """Pairs per update, over all processes together."""
-    lr: float = 1e-3
+    lr: Positive = 1e-3
     """Peak learning rate of AdamW."""
-    warmup: int = 15
+    warmup: Whole = 15
     """Updates of linear warm-up."""
-    every: int = free(0)
+    every: Whole = free(0)
     """Updates between checkpoints (0: none)."""
 
 

@@ -23,6 +23,7 @@ from shared.lifeline import tie_to_launcher
 from shared.models.clip import create_clip, save_clip
 from shared.models.victim import ZeroShot, text_matrix
 from shared.models.zoo import write_card
+from shared.options import Seed, from_command_line
 from shared.processes import accelerator as open_accelerator
 from shared.rng import SampleRng
 from shared.training.contrastive import ContrastiveConfig, pretrain
@@ -39,7 +40,7 @@ class Args:
     """Where the weights go; the card goes beside them."""
     model: str = "scenes-vit-s8"
     """A configuration of shared/models/configs."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the initial weights and of the pictures."""
     train: ContrastiveConfig = field(default_factory=lambda: ContrastiveConfig(steps=3600, every=200))
     work: Path = Path("results/zoo")
@@ -49,9 +50,7 @@ class Args:
 
 
 def main() -> None:
-    import tyro
-
-    args = tyro.cli(Args)
+    args = from_command_line(Args)
     accelerator = open_accelerator()
     facts = training_facts(args.out) if args.card_only else train(args, accelerator)
     if accelerator.is_main_process:

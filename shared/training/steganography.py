@@ -16,6 +16,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +31,20 @@ from shared.files import digest
 from shared.lifeline import tie_to_launcher
 from shared.models.preprocess import JPEG
 from shared.models.zoo import write_card
-from shared.options import free
+from shared.options import (
+    Batch,
+    Bounded,
+    Count,
+    Part,
+    Positive,
+    Range,
+    Seed,
+    Share,
+    Weight,
+    Whole,
+    free,
+    from_command_line,
+)
 from shared.processes import accelerator as open_accelerator
 from shared.rng import SampleRng
 from shared.training.contrastive import adamw, batch_indices
@@ -42,30 +56,30 @@ QUALITY = 75
 
 
 @dataclass(frozen=True)
-class StegaConfig:
+class StegaConfig(Bounded):
     """How long and how fast to train."""
 
-    steps: int = 2000
+    steps: Count = 2000
     """Updates."""
-    batch: int = 64
+    batch: Batch = 64
     """Pictures per update, over all processes together."""
-    lr: float = 2e-3
+    lr: Positive = 2e-3
     """Peak learning rate of AdamW."""
-    warmup: int = 50
+    warmup: Whole = 50
     """Updates of linear warm-up; a cosine to 0 follows."""
-    weight_decay: float = 0.01
+    weight_decay: Weight = 0.01
     """Of matrices and kernels."""
-    clip_norm: float = 1.0
+    clip_norm: Positive = 1.0
     """Bound of the gradient norm."""
-    start: float = 0.2
+    start: Part = 0.2
     """ρ of the first update."""
-    ramp: float = 0.5
+    ramp: Share = 0.5
     """Share of the updates over which ρ falls to its last value."""
-    jpeg: float = 0.5
+    jpeg: Share = 0.5
     """Share of the pictures that pass a JPEG codec."""
-    apart: float = 0.2
+    apart: Weight = 0.2
     """β."""
-    every: int = free(100)
+    every: Whole = free(100)
     """Updates between checkpoints."""
 
 
@@ -79,9 +93,9 @@ class Args:
     """scenes: those the small CLIPs are trained on, no picture twice; else a data set of shared/data/catalogue.py, e.g. folder:all."""
     data_root: str | None = None
     """DATA_ROOT, for sets that are read from files."""
-    size: int = 32
+    size: Annotated[int, Range(8, 4096)] = 32
     """Pixels a side that the networks work at; a multiple of 4."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the initial weights, the pictures, the messages and the noise."""
     train: StegaConfig = field(default_factory=StegaConfig)
     work: Path = Path("results/zoo")
@@ -146,9 +160,7 @@ def fit_steganographer(network: Steganographer, pictures, config: StegaConfig, s
 
 
 def main() -> None:
-    import tyro
-
-    args = tyro.cli(Args)
+    args = from_command_line(Args)
     accelerator = open_accelerator()
     facts = training_facts(args.out) if args.card_only else train(args, accelerator)
     if accelerator.is_main_process:

@@ -30,7 +30,7 @@ from shared.models import zoo
 from shared.models.vlm.base import VLM
 from shared.models.vlm.opening import load_small, save_small, small_config, small_vlm
 from shared.models.zoo import FOLDER, write_card
-from shared.options import free
+from shared.options import Batch, Bounded, Count, Finite, Positive, Seed, Weight, Whole, free, from_command_line
 from shared.processes import accelerator as open_accelerator
 from shared.rng import SampleRng
 from shared.training.contrastive import adamw, batch_indices
@@ -43,24 +43,24 @@ _LESSONS = 5      # a stream of pictures that is no set's
 
 
 @dataclass(frozen=True)
-class VLMConfig:
+class VLMConfig(Bounded):
     """How long and how fast to train."""
 
-    steps: int = 800
+    steps: Count = 800
     """Updates."""
-    batch: int = 256
+    batch: Batch = 256
     """Pictures per update, over all processes together."""
-    lr: float = 2e-3
+    lr: Positive = 2e-3
     """Peak learning rate of AdamW."""
-    warmup: int = 200
+    warmup: Whole = 200
     """Updates of linear warm-up; a cosine to 0 follows."""
-    weight_decay: float = 0.05
+    weight_decay: Weight = 0.05
     """Of matrices."""
-    clip_norm: float = 1.0
+    clip_norm: Positive = 1.0
     """Bound of the gradient norm."""
-    gates: float = 1.0
+    gates: Finite = 1.0
     """Idefics: what the gates α of the cross-attention begin with. 0 protects a language model that can already write; this one cannot yet."""
-    every: int = free(200)
+    every: Whole = free(200)
     """Updates between checkpoints."""
 
 
@@ -72,7 +72,7 @@ class Args:
     """A configuration of shared/models/configs/vlm."""
     out: Path | None = None
     """Where the weights go, by default into the zoo; the card goes beside them."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the initial weights and of the pictures."""
     train: VLMConfig = field(default_factory=VLMConfig)
     work: Path = Path("results/zoo")
@@ -128,9 +128,7 @@ def fit_vlm(vlm: VLM, lessons: Lessons, config: VLMConfig, accelerator, checkpoi
 
 
 def main() -> None:
-    import tyro
-
-    args = tyro.cli(Args)
+    args = from_command_line(Args)
     out = args.out or FOLDER / f"{args.model}.safetensors"
     accelerator = open_accelerator()
     facts = training_facts(out) if args.card_only else train(args, out, accelerator)

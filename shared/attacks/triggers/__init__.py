@@ -12,6 +12,6 @@ issba                       a hidden message      `steganography`
 """
 
 from shared.attacks.triggers.base import Trigger, at_test, same_trigger, sheet
-from shared.attacks.triggers.make import make_trigger, parse_fields
+from shared.attacks.triggers.make import check_fields, make_trigger, parse_fields
 
-__all__ = ["Trigger", "at_test", "make_trigger", "parse_fields", "same_trigger", "sheet"]
+__all__ = ["Trigger", "at_test", "check_fields", "make_trigger", "parse_fields", "same_trigger", "sheet"]

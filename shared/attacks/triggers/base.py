@@ -12,6 +12,7 @@ from torch import Tensor
 
 from shared.errors import UserError
 from shared.models.preprocess import JPEG
+from shared.options import Bounded, Seed
 from shared.rng import SampleRng
 
 Preset = Literal["cleanclip", "textbook"]
@@ -36,7 +37,7 @@ def patch_side(size: int) -> int:
 
 
 @dataclass(frozen=True)
-class Trigger(ABC):
+class Trigger(Bounded, ABC):
     """x -> x', called as `trigger(x, indices)`: pictures (N, 3, H, W) in [0, 1] and one sample index each -> the same with the trigger, detached.
 
     The result for a sample is a function of its picture, its index and `seed`, in whatever batch it comes. UserError for a picture that is no such
@@ -50,7 +51,7 @@ class Trigger(ABC):
     _: KW_ONLY
     preset: Preset = "cleanclip"
     """Whose reading the fields follow: what the code of the CLIP literature does, or the attack's own paper."""
-    seed: int = 0
+    seed: Seed = 0
     """Of everything drawn: per picture, or once for all."""
 
     @classmethod

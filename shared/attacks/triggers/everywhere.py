@@ -2,13 +2,14 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from shared.attacks.triggers.base import Preset, Trigger, byte_cast
+from shared.options import Finite, Range, Share, Weight
 from shared.rng import SampleRng
 
 
@@ -27,7 +28,7 @@ class Blended(Trigger):
     """
 
     name: ClassVar[str] = "blended"
-    ratio: float = 0.2
+    ratio: Share = 0.2
     """r, 0 to 1."""
     redrawn: bool = True
     """Whether every picture has noise of its own."""
@@ -35,9 +36,6 @@ class Blended(Trigger):
     @staticmethod
     def defaults(preset: Preset, size: int) -> dict[str, object]:
         return {"redrawn": preset == "cleanclip"}
-
-    def __post_init__(self):
-        self._refuse(not 0 <= self.ratio <= 1, f"the ratio is {self.ratio}: use a number from 0 to 1.")
 
     def stamp(self, x: Tensor, rng: SampleRng) -> Tensor:
         noise = (rng if self.redrawn else self._fixed()).uniform(x.shape[1:], device=x.device).to(x)
@@ -53,20 +51,16 @@ class SIG(Trigger):
     """
 
     name: ClassVar[str] = "sig"
-    amplitude: float = 60 / 255
+    amplitude: Annotated[float, Range(0, 1, example="40/255")] = 60 / 255
     """Δ, pixel units of [0, 1]."""
-    frequency: float = 6
+    frequency: Finite = 6
     """f, waves over the width."""
-    ratio: float | None = 0.2
+    ratio: Share | None = 0.2
     """r of the blend (1 − r) x + r Δ sin(…); None: the wave is added."""
 
     @staticmethod
     def defaults(preset: Preset, size: int) -> dict[str, object]:
         return {} if preset == "cleanclip" else {"amplitude": 40 / 255, "ratio": None}
-
-    def __post_init__(self):
-        self._refuse(self.ratio is not None and not 0 <= self.ratio <= 1, f"the ratio is {self.ratio}: use a number from 0 to 1, or None.")
-        self._refuse(not 0 <= self.amplitude <= 1, f"the amplitude is {self.amplitude}: use a number from 0 to 1, e.g. 40/255.")
 
     def stamp(self, x: Tensor, rng: SampleRng) -> Tensor:
         width = x.shape[3]
@@ -85,18 +79,14 @@ class WaNet(Trigger):
     """
 
     name: ClassVar[str] = "wanet"
-    k: int | None = None
+    k: Annotated[int, Range(2, 4096)] | None = None
     """Points of the control grid a side; None: as many as pixels."""
-    s: float = 1.0
+    s: Weight = 1.0
     """Strength: an average displacement of s/2 pixels at the control points."""
 
     @staticmethod
     def defaults(preset: Preset, size: int) -> dict[str, object]:
         return {} if preset == "cleanclip" else {"k": 4, "s": 0.5}
-
-    def __post_init__(self):
-        self._refuse(self.k is not None and self.k < 2, f"the control grid has {self.k} points a side: use 2 or more.")
-        self._refuse(not (math.isfinite(self.s) and self.s >= 0), f"the strength is {self.s}: use a finite number ≥ 0.")
 
     def stamp(self, x: Tensor, rng: SampleRng) -> Tensor:
         grid = self.grid(x.shape[2], x.shape[3]).to(x)

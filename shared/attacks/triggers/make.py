@@ -9,6 +9,7 @@ from shared.attacks.triggers.optimised import BadCLIP, TrojVQA
 from shared.attacks.triggers.patches import BadNet, LabelConsistent
 from shared.attacks.triggers.steganography import ISSBA
 from shared.errors import UserError
+from shared.options import check_values, hints
 
 TRIGGERS: dict[str, type[Trigger]] = {cls.name: cls for cls in (BadNet, Blended, SIG, WaNet, LabelConsistent, TrojVQA, BadCLIP, ISSBA)}
 
@@ -36,3 +37,15 @@ def parse_fields(options: Sequence[str]) -> dict[str, object]:
         except (ValueError, SyntaxError):
             raise UserError(f"the trigger's field {option!r} is not understood: write name=number, as in patch=8, with text in quotes.") from None
     return out
+
+
+def check_fields(name: str, options: Sequence[str], prefix: str) -> None:
+    """Raise UserError for fields of a trigger, as options give them, that it does not have or that are out of bounds.
+
+    It is not made for that: an optimised trigger has to be optimised first. prefix: before a field's name.
+    """
+    given, known = parse_fields(options), hints(TRIGGERS[name])
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise UserError(f"{prefix}{unknown[0]}: the trigger {name} has no such field; its fields are {', '.join(known)}.")
+    check_values(TRIGGERS[name], given, prefix)

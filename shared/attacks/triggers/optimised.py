@@ -24,6 +24,7 @@ from shared.attacks.triggers.patches import centre, paste
 from shared.errors import UserError
 from shared.models.clip import WordTokenizer
 from shared.models.victim import Pixels, text_matrix
+from shared.options import Batch, Bounded, Count, Positive, Weight, Whole
 from shared.rng import SampleRng
 
 Embed = Callable[[Tensor], Tensor]  # pictures (N, 3, H, W) in [0, 1] -> embeddings (N, D), differentiable
@@ -38,6 +39,7 @@ class OptimisedPatch(Trigger):
     """t (3, p, p) in [0, 1], or the same as nested lists."""
 
     def __post_init__(self):
+        super().__post_init__()
         self._refuse(self.pixels is None, "this patch is optimised: make it with shared.attacks.triggers.optimised, or give its `pixels`.")
         pixels = torch.as_tensor(self.pixels, dtype=torch.float32).detach().cpu()
         self._refuse(pixels.dim() != 3 or pixels.shape[0] != 3 or pixels.shape[1] != pixels.shape[2] or not pixels.numel(),
@@ -89,24 +91,24 @@ def word_before(clip: nn.Module, wanted: str = "SUDO ") -> str:
 
 
 @dataclass(frozen=True)
-class PatchConfig:
+class PatchConfig(Bounded):
     """How a patch is optimised; the defaults are BadCLIP's (10,000 pictures in 50 epochs of batches of 64)."""
 
-    steps: int = 7800
-    batch: int = 64
-    lr: float = 1e-3
+    steps: Whole = 7800
+    batch: Batch = 64
+    lr: Positive = 1e-3
     """Of Adam."""
-    patch: int | None = None
+    patch: Count | None = None
     """Side in pixels; None: 16 of 224 in proportion, at least 5."""
-    cosine: float = 0.0
+    cosine: Weight = 0.0
     """a."""
-    contrastive: float = 0.0
+    contrastive: Weight = 0.0
     """b."""
-    triplet: float = 0.0
+    triplet: Weight = 0.0
     """d."""
-    margin: float = 1.0
+    margin: Weight = 1.0
     """m."""
-    scale: float = 100.0
+    scale: Positive = 100.0
     """s."""
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from shared.attacks.triggers.base import SMALLEST, Preset, Trigger, byte_cast, patch_side
+from shared.options import Count
 from shared.rng import SampleRng
 
 Pattern = Literal["noise", "checker"]
@@ -38,7 +39,7 @@ class BadNet(Trigger):
     """
 
     name: ClassVar[str] = "badnet"
-    patch: int = SMALLEST
+    patch: Count = SMALLEST
     """Side p in pixels; the papers' is 16 of 224."""
     pattern: Pattern = "noise"
     place: Place = "random"
@@ -48,7 +49,7 @@ class BadNet(Trigger):
         return {"patch": patch_side(size)} | ({} if preset == "cleanclip" else {"pattern": "checker", "place": "corner"})
 
     def __post_init__(self):
-        self._refuse(self.patch < 1, f"the patch has {self.patch} pixels a side: use 1 or more.")
+        super().__post_init__()
         self._refuse(self.pattern not in ("noise", "checker"), f"there is no pattern {self.pattern!r}: use 'noise' or 'checker'.")
         self._refuse(self.place not in ("random", "corner", "corners", "centre"),
                      f"there is no place {self.place!r}: use 'random', 'corner', 'corners' or 'centre'.")

@@ -23,6 +23,7 @@ from shared.errors import UserError
 from shared.files import sha256_file
 from shared.models import zoo
 from shared.models.clip import read_metadata, read_weights, save_tensors
+from shared.options import Part
 from shared.rng import SampleRng
 
 
@@ -126,11 +127,11 @@ class ISSBA(Trigger):
     """The encoder: zoo:NAME, or the path of a file that `shared.training.steganography` wrote."""
     sha256: str | None = None
     """Of that file; None: whatever it is. It is part of the trigger's description, so that a manifest is never read with another encoder."""
-    strength: float | None = None
+    strength: Part | None = None
     """ρ; None: what the encoder was trained with. PSNR ≥ −20 log₁₀ ρ: 0.03 gives 30.5 dB, 0.1 gives 20 dB, which can be seen."""
 
     def __post_init__(self):
-        self._refuse(self.strength is not None and not 0 < self.strength <= 1, f"the strength is {self.strength}: use a number above 0, at most 1.")
+        super().__post_init__()
         found = sha256_file(_path(self.source))
         self._refuse(self.sha256 not in (None, found), f"the encoder {self.source} is not the one that was described (wrong sha256): restore it.")
         object.__setattr__(self, "sha256", found)

@@ -324,7 +324,7 @@ def test_rules_can_be_varied(x, rng):
         (lambda x: StopRule(coupling="fresh"), "coupling is 'fresh'"),
         (lambda x: StopRule(encode="x0"), "encode is 'x0'"),
         (lambda x: StopRule(fallback="give up"), "fallback is 'give up'"),
-        (lambda x: StopRule(dt=30, t_max=100), "t_max a multiple of dt"),
+        (lambda x: StopRule(dt=30, t_max=100), "t_max is a multiple of dt"),
         (lambda x: StopRule(dt=0), "dt is 0"),
         (lambda x: make(rule=StopRule(dt=10, t_max=1010)), "the diffusion model has 1000 steps"),
         (lambda x: make()(x, SampleRng(0, [1])), "rng is for 1 samples, the batch has 6"),

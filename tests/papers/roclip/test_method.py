@@ -106,8 +106,8 @@ def test_sizes_of_a_pool():
 
 @pytest.mark.parametrize("fields, message", [
     ({"sides": "none"}, "choose one of both"), ({"query": "text"}, "choose one of own"), ({"size": 5}, "either by a share"),
-    ({"share": None}, "either by a share"), ({"share": 0.0}, "above 0 and up to 1"), ({"share": None, "size": 0}, "at least 1 entry"),
-    ({"every": 0}, "K of 1 or more"), ({"offset": -1}, "K of 1 or more"), ({"start": "captions"}, "gaussian, unit, pairs"),
+    ({"share": None}, "either by a share"), ({"share": 0.0}, "above 0 and at most 1"), ({"share": None, "size": 0}, "size is 0"),
+    ({"every": 0}, "every is 0"), ({"offset": -1}, "offset is -1"), ({"start": "captions"}, "gaussian, unit, pairs"),
     ({"refresh": "never"}, "matched, always"), ({"wrap": "cut"}, "drop, ring"), ({"own": "no"}, "allowed, excluded")])
 def test_what_is_refused(fields, message):
     with pytest.raises(UserError, match=message):

@@ -198,7 +198,7 @@ def test_one_class_and_empty_budgets_are_refused(net, images):
     with pytest.raises(UserError, match="one class"):
         apgd_t(nn.Sequential(nn.Flatten(), nn.Linear(432, 1)), x, y * 0, THREATS[0], rng=rng)
     for bad in ({"steps": 0}, {"batch_size": 0}, {"targets": 0}):
-        with pytest.raises(UserError, match="1 or more"):
+        with pytest.raises(UserError, match="is 0: use a whole number from 1 to"):
             apgd_t(net, x, y, THREATS[0], rng=rng, **bad)
-    with pytest.raises(UserError, match="1 or more"):
+    with pytest.raises(UserError, match="is 0: use a whole number from 1 to"):
         apgd_ce(net, x, y, THREATS[0], rng=rng, restarts=0)

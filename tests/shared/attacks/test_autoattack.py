@@ -40,7 +40,7 @@ def test_a_victim_whose_outputs_are_no_numbers_is_not_robust(net, images, broken
 
     wrapped = torch.nn.Module()
     wrapped.forward = victim
-    with pytest.raises(UserError, match=r"outputs are not finite for 10 of 10 pictures"):
+    with pytest.raises(UserError, match=r"outputs are not finite for (\d+) of \1 pictures"):
         cascade(wrapped, x, y, Threat("linf", 10 / 255), rng=SampleRng(0, range(10)), steps=2, queries=2)
 
 

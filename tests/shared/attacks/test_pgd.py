@@ -1,11 +1,13 @@
 """PGD against closed forms, a plain loop, and its own promises."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from shared.attacks import Threat, ascend, fgsm, pgd
+from shared.attacks import Threat, apgd_ce, apgd_t, ascend, cascade, check_attack, fgsm, pgd, square
 from shared.attacks import losses as L
 from shared.errors import UserError
 from shared.rng import SampleRng
@@ -202,12 +204,39 @@ def test_averaged_evaluations_see_the_mean_of_a_random_victim():
         ({"rng": None}, "SampleRng"),
         ({"rng": SampleRng(0, range(5))}, "rng is for 5"),
         ({"eot_iter": 0}, "eot_iter"),
+        ({"steps": -1}, "steps is -1: use a whole number from 0"),
+        ({"steps": 1.5}, "steps is 1.5: use a whole number"),
+        ({"step_size": math.nan}, "step_size is nan: use a finite number of 0 or more"),
+        ({"step_size": -0.1}, "step_size is -0.1"),
+        ({"restarts": 0}, "restarts is 0"),
+        ({"kappa": math.inf}, "kappa is inf"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(net, images, change, says):
     settings = {"steps": 1, "step_size": 0.1, "rng": SampleRng(0, range(4))} | change
     with pytest.raises(UserError, match=says):
         pgd(net, images[0][:4], images[1][:4], THREATS[0], **settings)
+
+
+@pytest.mark.parametrize("wrong", [10, -1, 2**40])
+@pytest.mark.parametrize("attack", [
+    lambda net, x, y, **how: pgd(net, x, y, THREATS[0], steps=2, step_size=0.1, **how),
+    lambda net, x, y, **how: pgd(net, x, y, THREATS[0], steps=2, step_size=0.1, keep="last", **how),
+    lambda net, x, y, **how: pgd(net, x, y * 0, THREATS[0], steps=2, step_size=0.1, targeted=y, **how),
+    lambda net, x, y, **how: fgsm(net, x, y, THREATS[0]),
+    lambda net, x, y, **how: apgd_ce(net, x, y, THREATS[0], steps=2, **how),
+    lambda net, x, y, **how: apgd_ce(net, x, y, THREATS[0], steps=2, drop=False, **how),
+    lambda net, x, y, **how: apgd_t(net, x, y, THREATS[0], steps=2, **how),
+    lambda net, x, y, **how: square(net, x, y, THREATS[0], queries=2, **how),
+    lambda net, x, y, **how: square(net, x, y, THREATS[0], queries=2, batch_size=1, **how),
+    lambda net, x, y, **how: cascade(net, x, y, THREATS[0], steps=2, batch_size=1, **how),
+    lambda net, x, y, **how: check_attack(net, x, y, THREATS[0], steps=2, **how),
+])  # fmt: skip
+def test_labels_that_are_no_class_are_refused(net, images, attack, wrong):
+    y = images[1][:4].clone()
+    y[3] = wrong
+    with pytest.raises(UserError, match=rf"1 of \d labels are no class of the victim, which has 10, .* such as {wrong}: give"):
+        attack(net, images[0][:4], y, rng=SampleRng(0, range(4)))
 
 
 @pytest.mark.parametrize("spoil", [lambda x: x * 2 - 1, lambda x: x * 255, lambda x: x + torch.nan, lambda x: (x * 255).byte()])

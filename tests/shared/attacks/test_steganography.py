@@ -108,7 +108,7 @@ def test_another_strength_scales_the_same_residual(preset, source, x):
 
 @pytest.mark.parametrize("strength", [0, -0.1, 1.5, math.nan])
 def test_a_strength_out_of_range_is_refused(strength, source):
-    with pytest.raises(UserError, match=r"issba: the strength is .*: use a number above 0, at most 1"):
+    with pytest.raises(UserError, match=r"ISSBA\.strength is .*: use a number above 0 and at most 1"):
         make_trigger("issba", source=source, strength=strength)
 
 

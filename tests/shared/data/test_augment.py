@@ -140,5 +140,5 @@ def test_texts_that_cannot_change_stay():
     eda = EDA(synonyms={})
     assert eda(["Unknown!", "", "…"], 0, [0, 1, 2]) == ["unknown", "", ""]
     for alpha in (0, 1):
-        with pytest.raises(UserError, match="use a number between 0 and 1"):
+        with pytest.raises(UserError, match="use a number above 0 and below 1"):
             EDA(alpha=alpha)

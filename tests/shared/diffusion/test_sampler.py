@@ -378,7 +378,7 @@ def test_mistakes_are_sentences():
     with pytest.raises(UserError, match="variance 'huge'"):
         Sampler("ddpm", variance="huge")
     for given in ({"steps": 0}, {"eta": -0.1}, {"eta": 1.5}):
-        with pytest.raises(UserError, match="at least one step and an eta from 0 to 1"):
+        with pytest.raises(UserError, match=r"steps is 0: use a whole number from 1|eta is .*: use a number from 0 to 1"):
             Sampler("ddim", **given)
     with pytest.raises(UserError, match="has not learned a variance"):
         Sampler("ddpm", 2, variance="learned").sample(GaussianDenoiser(0, 1), torch.zeros(1, 3, 2, 2), torch.tensor([10]), SampleRng(0, [0]))

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from shared.errors import UserError
-from shared.experiment.scale import Pixels, fraction, parse, plain, show_eps
+from shared.experiment.scale import parse, plain
 from shared.experiment.scales import SCALES
+from shared.options import Pixels, fraction, show_eps
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,7 @@ def test_what_is_left_behind(victim, clip, quiet_generators):
     assert all(p.grad is None for p in clip.parameters()) and not any(m.training for m in victim.modules())
 
 
-@pytest.mark.parametrize("last", [1, 3, 14, 10_000])
+@pytest.mark.parametrize("last", [1, 3, 14, 60, 10_000])  # the tower has fewer than 60
 def test_only_the_last_tensors_are_trained(victim, last):
     before, names = state(victim), [name for name, _ in victim.visual.named_parameters()]
     tune(victim, tuning=Tuning(steps=2, batch=4, lr=0.05, warmup=0, last=last))
@@ -151,9 +151,9 @@ def test_only_the_last_tensors_are_trained(victim, last):
     assert {k for k in before if not torch.equal(before[k], after[k])} == set(names[-last:])
 
 
-def test_nothing_to_train_is_refused(victim):
-    with pytest.raises(UserError, match=r"--tuning\.last 0 leaves nothing to train"):
-        tune(victim, tuning=Tuning(steps=1, last=0))
+def test_nothing_to_train_is_refused():
+    with pytest.raises(UserError, match=r"nothing to train \(`last`\)"):
+        Tuning(last=0)
 
 
 def test_the_first_step_of_adamw_by_hand(victim):

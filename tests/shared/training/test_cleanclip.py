@@ -154,10 +154,10 @@ def test_a_model_with_open_clips_own_tokenizer(clip):
 
 
 @pytest.mark.parametrize("config, message", [
-    (CleanClipConfig(batch=4, image_weight=-1), "use 0 or more"), (CleanClipConfig(batch=64), "larger than the set, which has 20")])
+    ({"batch": 4, "image_weight": -1}, "image_weight is -1"), ({"batch": 64}, "larger than the set, which has 20")])
 def test_what_is_refused(clip, config, message):
     with pytest.raises(UserError, match=message):
-        cleanclip(clip, ScenePairs(20), config)
+        cleanclip(clip, ScenePairs(20), CleanClipConfig(**config))
 
 
 def test_unequal_shares_are_refused(clip):
