@@ -114,6 +114,8 @@ Weight = Annotated[float, Range(0)]
 """Of a term, 0 leaves it out."""
 Finite = Annotated[float, Range()]
 """Any number."""
+Side = Annotated[int, Range(1, 8192)]
+"""Of a picture, in pixels."""
 Draws = Annotated[int, Range(1, 10_000)]
 """Repetitions of something random, or of a timing."""
 Quality = Annotated[int, Range(1, 95)]

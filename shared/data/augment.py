@@ -16,7 +16,7 @@ from torch import Tensor
 
 from shared.data.language import SYNONYMS, plural, words
 from shared.errors import UserError
-from shared.options import Bounded, Decay, OpenShare, Part, Seed, Share
+from shared.options import Bounded, Count, Decay, OpenShare, Part, Seed, Share
 from shared.rng import SampleRng
 
 _GREY = (0.299, 0.587, 0.114)
@@ -100,8 +100,8 @@ class EDA(Bounded):
     alpha: OpenShare = 0.1
     synonyms: Mapping[str, Sequence[str]] = field(default_factory=lambda: SCENE_SYNONYMS)
     vocabulary: frozenset[str] | None = None
-    longest: int | None = None
-    seed: int = 0
+    longest: Count | None = None
+    seed: Seed = 0
 
     @classmethod
     def of(cls, tokenizer, **options) -> "EDA":

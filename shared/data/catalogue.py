@@ -19,6 +19,7 @@ from shared.data.scene_sets import SceneSet
 from shared.data.scenes import VL_DOMAINS
 from shared.data.vision_language import SPLITS, CaptionSet, QuestionSet, SceneCaptions, SceneQuestions
 from shared.errors import UserError
+from shared.options import check_bounds
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,9 @@ class Source:
     """Size of the pictures of an image folder (and of digits and captioned pictures): native, 224, 256:224 (short side, centre crop)."""
     wording: str = "released"
     """Prompts of the named sets: released, or corrected (without the known slips)."""
+
+    def __post_init__(self):
+        check_bounds(ImageSize.parse(self.size), "the image size's ")
 
 
 def open_set(spec: str, split: str, source: Source, n: int = 100_000) -> LabelledImages:

@@ -26,6 +26,7 @@ from shared.data.base import LabelledImages, stack
 from shared.data.skipped import HOW, Skipped, say, shown
 from shared.errors import UserError
 from shared.files import digest, sha256_file
+from shared.options import Bounded, Side
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -35,20 +36,21 @@ class UnreadableImage(UserError):
 
 
 @dataclass(frozen=True)
-class ImageSize:
+class ImageSize(Bounded):
     """Native size (no fields), or: the short side resized to `short` pixels, then the centre `crop`×`crop` pixels cut out.
 
     The pixels are those of torchvision's Resize(short, interpolation) and CenterCrop(crop) on a PIL picture.
     """
 
-    short: int | None = None
-    crop: int | None = None
+    short: Side | None = None
+    crop: Side | None = None
     interpolation: str = "bilinear"
 
     def __post_init__(self):
         if self.interpolation not in _FILTERS:
             raise UserError(f"interpolation {self.interpolation!r} is not known; use {' or '.join(_FILTERS)}.")
-        if (self.short is None) != (self.crop is None) or (self.short is not None and not 1 <= self.crop <= self.short):
+        super().__post_init__()
+        if (self.short is None) != (self.crop is None) or (self.short is not None and self.crop > self.short):
             raise UserError(f"an image size needs a short side and a crop that is not larger, not {self.short} and {self.crop}.")
 
     @classmethod
@@ -58,7 +60,7 @@ class ImageSize:
             return cls()
         short, *rest = text.split(":")
         crop, *filters = rest or [short]
-        if not (short.isdigit() and crop.isdigit() and len(filters) <= 1):
+        if not (short.isdecimal() and crop.isdecimal() and len(filters) <= 1):
             raise UserError(f"image size {text!r} is not understood; write native, 224, 256:224 or 256:224:bicubic.")
         return cls(int(short), int(crop), *filters)
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from shared.attacks import Threat, check_attack, pgd
@@ -102,7 +103,7 @@ def by_batch(victim, x, y, threat, *, steps, rng):
         (with_step(0.003, random_start=False), {"iterative", "unbounded"}),  # does not get anywhere
         (outside, {"in_ball"}),
         (by_batch, {"batch_size"}),
-        (with_step(-0.3, drop=False), {"iterative"}),  # runs downhill
+        (with_step(0.3, drop=False, loss=lambda z, y: -F.cross_entropy(z, y, reduction="none")), {"iterative"}),  # runs downhill
     ],
     ids=["timid", "lame", "outside", "by_batch", "downhill"],
 )

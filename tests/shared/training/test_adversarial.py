@@ -17,6 +17,7 @@ from shared.training.contrastive import batch_indices
 from tests.accuracy import assert_as_accurate, assert_within_rounding, in_both
 
 THREAT = Threat("linf", 4 / 255)
+NOTHING = 1e-30  # added to what it is added to, in float32
 TUNING = Tuning(steps=6, batch=8, lr=0.02, warmup=2, every=2)
 DATA = SceneSet("colour_shape", "train", 60)
 WIDEST = 4 * 96  # terms of the longest sum of a forward pass, in an MLP
@@ -185,7 +186,7 @@ def test_the_random_start_is_a_function_of_seed_step_and_index(victim):
             starts.append(x_adv - x)
             return super().loss(victim, x, x_adv, y)
 
-    tune(victim, Watch(), Tuning(steps=2, batch=8, lr=0.0, warmup=0), attack=TrainAttack(steps=1, ratio=0.0))
+    tune(victim, Watch(), Tuning(steps=2, batch=8, lr=NOTHING, warmup=0), attack=TrainAttack(steps=1, ratio=NOTHING))
     for step, start in enumerate(starts):
         indices = batch_indices(60, 8, step, 3)
         x, noise = DATA.__getitems__(indices)[0], SampleRng(3, indices).child(f"train{step}").uniform((3, 32, 32), -4 / 255, 4 / 255)
@@ -202,7 +203,7 @@ def test_the_step_size_is_a_multiple_of_eps(victim):
             seen.append((x, x_adv))
             return super().loss(victim, x, x_adv, y)
 
-    tune(victim, Watch(), Tuning(steps=1, batch=8, lr=0.0, warmup=0), attack=TrainAttack(steps=1, ratio=2.0))
+    tune(victim, Watch(), Tuning(steps=1, batch=8, lr=NOTHING, warmup=0), attack=TrainAttack(steps=1, ratio=2.0))
     (x, x_adv), = seen
     on_the_edge = ((x_adv - x).abs() - 4 / 255).abs() < 1e-6
     assert (on_the_edge | (x_adv == 0) | (x_adv == 1)).float().mean() > 0.999  # a gradient may be exactly zero
