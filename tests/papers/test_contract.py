@@ -29,7 +29,7 @@ from tests.papers.ends import load as load_file
 ROOT = Path(__file__).resolve().parents[2]
 PAPERS = sorted(path.parent.name for path in ROOT.glob("papers/*/paper.py"))
 SCALES = ("smoke", "cpu", "photos", "paper")
-WITHOUT_PHOTOS = ("diffcap", "rvpt")
+WITHOUT_PHOTOS = ("diffcap", "roclip", "rvpt")
 SAME_POINT = (
     {"step": 0},  # at the beginning of a curve every method is the model that it starts from
     {"method": ["clean", "supervised"]},  # nobody has poisoned it, so without a trigger no attack has to do with it
@@ -85,7 +85,7 @@ def test_names_and_tags_and_steps_tell_numbers_apart(plans, scale):
     for n in plan:
         twice[shape(n.step)].append(n)
     for same in twice.values():
-        kinds = {n.tags["kind"] for n in same}  # sweeps meet where each has its default
+        kinds = {(n.tags["kind"], n.tags.get("sweep")) for n in same}  # sweeps meet where each has its default
         known = any(all(matches(selector, n.tags) for n in same) for selector in SAME_POINT)
         assert len(kinds) == len(same) or known, [n.name for n in same]
 
@@ -122,7 +122,7 @@ def other(value: object) -> object:
     if isinstance(value, str):
         return f"{value}x"
     if isinstance(value, tuple):
-        return (*value, value[-1]) if value else (1,)
+        return (*value, value[-1]) if value else ("x",)
     if value is None:
         return 1
     return changed(value, next(name for name, _ in counted(value)))
@@ -174,7 +174,7 @@ def test_the_identity_of_a_leaf_follows_its_fields(plans, tmp_path):
         for f in (f for f in fields(kind) if not f.metadata.get("free")):
             try:
                 after = changed(leaf, f.name).identity(lab)
-            except (UserError, ValueError):
+            except (UserError, ValueError, AttributeError):
                 continue
             assert after != before, f"{kind.__name__}.{f.name}"
 
@@ -206,7 +206,8 @@ def test_every_claim_has_its_measurements_or_says_why_not(paper, plans, claims, 
 def test_reference_tables_are_measured_at_the_scale_they_are_held_against(plans, claims):
     for table in claims.reference_tables:
         for claim in table.claims():
-            assert any(matches(claim.quantity, n.tags) for n in plans["paper"]), claim.id
+            theirs = table.quantity == {"kind": "theirs"}  # shown only: of a run or an attack that is not made here
+            assert theirs or any(matches(claim.quantity, n.tags) for n in plans["paper"]), claim.id
 
 
 def test_what_only_claims_read_is_read_by_one(paper, plans, claims):
