@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from shared.errors import UserError
-from shared.experiment.scale import SCALES, Pixels, fraction, parse, plain, show_eps
+from shared.experiment.scale import Pixels, fraction, parse, plain, show_eps
+from shared.experiment.scales import SCALES
 
 
 @dataclass(frozen=True)
