@@ -3,9 +3,9 @@
     steps: Count = 10                              # the bounds of a field are part of its type
     share: Annotated[float, Range(0, 0.5)] = 0.1
 
-`from_command_line` holds what it reads to these, under the names of options; a subclass of `Bounded` holds itself to them
-wherever it is made, and `check_bounds` any other; `bounded` holds the arguments of a function to theirs. A number whose type has no
-bounds is finite, and an integer has 64 bits.
+`from_command_line` holds what it reads to these, under the names of options; a subclass of `Bounded` holds itself to
+them wherever it is made, and `check_bounds` any other; `bounded` holds the arguments of a function to theirs. A number
+whose type has no bounds is finite, and an integer has 64 bits.
 """
 
 import dataclasses
