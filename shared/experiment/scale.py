@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -13,7 +13,6 @@ from shared.errors import UserError
 from shared.options import Seed, from_command_line
 from shared.options import show_eps as show_eps
 
-WEIGHTLESS = ("every", "workers")  # settings of a training that change no weights
 Config = TypeVar("Config")
 
 
@@ -70,10 +69,10 @@ def parse(presets: Mapping[str, Config], description: str, argv: Sequence[str] |
     return known.scale, config
 
 
-def plain(config: object, without: Collection[str] = ()) -> object:
-    """A configuration as JSON-able data (paths become strings). without: fields of its own that are left out, such as those that change no result."""
+def plain(config: object) -> object:
+    """A configuration as JSON-able data (paths become strings)."""
     if dataclasses.is_dataclass(config):
-        return {f.name: plain(getattr(config, f.name)) for f in dataclasses.fields(config) if f.name not in without}
+        return {f.name: plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
     if isinstance(config, Mapping):
         return {str(k): plain(v) for k, v in config.items()}
     if isinstance(config, list | tuple):

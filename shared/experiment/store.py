@@ -9,7 +9,6 @@ depends on it. Measurements of several settings stand side by side. Each file is
 reported and counts as missing. Nothing here imports torch: reports read the store in a second.
 """
 
-import glob
 import json
 import re
 import sys
@@ -81,14 +80,14 @@ class Store:
     def _path(self, name: str, key: str) -> Path:
         return self.root / "measurements" / f"{name}-{key[:12]}.json"
 
-    def load(self, name: str, key: str | None = None) -> Measurement | None:
-        """The measurement of that name and key (None: the latest of that name); None if there is none, or it is not as it was written."""
-        path = self._path(name, key) if key else self._latest(name)
+    def load(self, name: str, key: str) -> Measurement | None:
+        """The measurement of that name and key; None if there is none, or it is not as it was written."""
+        path = self._path(name, key)
         try:
             facts = json.loads(Path(look_at(path)).read_text())
             said, values = facts.pop("sha256"), facts.pop("sha256_values")
             found = Measurement(**{**facts, "seeds": tuple(facts["seeds"])}, path=path.with_suffix(".npz"))
-            if said == digest([facts, values]) and sha256_file(found.path) == values and found.slug == name and key in (None, found.key):
+            if said == digest([facts, values]) and sha256_file(found.path) == values and (found.slug, found.key) == (name, key):
                 return found
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             if not path.is_file():
@@ -98,11 +97,7 @@ class Store:
             print(f"note: the measurement {path} is not as it was written (damaged or changed by hand); it counts as missing.", file=sys.stderr)
         return None
 
-    def _latest(self, name: str) -> Path:
-        found = [p for p in self.root.glob(f"measurements/{glob.escape(name)}-*.json") if len(p.stem) == len(name) + 13]
-        return max(found, key=lambda p: p.stat().st_mtime_ns, default=self._path(name, ""))
-
-    def read(self, name: str, key: str | None = None) -> Measurement:
+    def read(self, name: str, key: str) -> Measurement:
         """A measurement that was there a moment ago. Raises UserError if it no longer is: somebody else is at work in the folder."""
         found = self.load(name, key)
         if found is None:

@@ -1,6 +1,5 @@
 """Where weights come from: one way to write it, for every paper, and what tells one source from another in the key of a measurement."""
 
-import sys
 from pathlib import Path
 
 import torch
@@ -9,7 +8,7 @@ from torch import nn
 from shared.errors import UserError
 from shared.files import sha256_file, sha256_folder
 from shared.models import zoo
-from shared.models.clip import SUFFIXES, create_clip, read_metadata
+from shared.models.clip import SUFFIXES, create_clip
 
 
 def locate(weights: str, option: str) -> tuple[str | Path | None, str]:
@@ -35,17 +34,6 @@ def open_clip_model(name: str, pretrained: str | Path | None, device: torch.devi
     if pretrained is None:
         torch.manual_seed(0)  # random weights are for rehearsals; the global generator draws them, in this process only
     return create_clip(name, pretrained).to(device).requires_grad_(False)
-
-
-def is_fresh(path: Path, key: str) -> bool:
-    """Whether a checkpoint exists and was made under `key`; a damaged one is reported and counts as missing."""
-    if not path.is_file():
-        return False
-    try:
-        return read_metadata(path).get("key") == key
-    except UserError as error:
-        print(f"note: {error} It will be made again.", file=sys.stderr, flush=True)
-        return False
 
 
 def identity(source: str) -> str:

@@ -106,11 +106,11 @@ def test_an_interrupted_save_is_not_fresh(store, monkeypatch):
 def test_what_vanishes_while_it_is_wanted_is_one_sentence(store):
     """What was left of a killed run saved the same measurement and took the old one away first: all one saw was `None.value`."""
     store.save(measurement())
-    assert store.read("accuracy__tecoa") == store.read("accuracy__tecoa", K1) == store.load("accuracy__tecoa")
+    assert store.read("accuracy__tecoa", K1) == store.load("accuracy__tecoa", K1) == measurement()
     for path in (store.root / "measurements").glob("*.json"):
         path.unlink()
     with pytest.raises(UserError, match=r"was in .* a moment ago and is gone"):
-        store.read("accuracy__tecoa")
+        store.read("accuracy__tecoa", K1)
 
 
 def test_values_without_their_file_are_one_sentence(store):
