@@ -219,7 +219,7 @@ class Contrastive(Trained):
     watched: Pictures
     seed: int
     row: str = free("")
-    _: KW_ONLY
+    _: KW_ONLY  # else it would stand first, where the base class has it
     together: bool = free(False)
 
     @property
@@ -326,7 +326,7 @@ class Cleaned(Trained):
     clean: Pairs
     cleaning: CleanClipConfig
     row: str = free("")
-    _: KW_ONLY
+    _: KW_ONLY  # else it would stand first, where the base class has it
     together: bool = free(False)
 
     @property

@@ -96,11 +96,6 @@ class Trained(NamedTuple):
     pools: dict[str, Pool]
 
 
-def last_of_either(history: Sequence[dict]) -> tuple[dict | None, dict | None]:
-    """The last RoCLIP epoch and the last plain epoch (None: there is none): success of a poison depends on which of them comes last."""
-    return tuple(next((row for row in reversed(history) if row["matched"] == kind), None) for kind in (True, False))
-
-
 class _Towers(nn.Module):
     """forward(x, tokens, trains) -> unit embeddings (N, D) of both and the scale. A tower that is not trained is run without a graph, and its
     parameters get gradients of exactly 0, which an optimiser does not skip and several processes can average."""
