@@ -58,50 +58,12 @@ def assert_equal(a: dict, b: dict, exact: bool = False) -> None:
             np.testing.assert_allclose(values, b[slug][1], rtol=0 if exact else 1e-7, atol=0 if exact else 1e-6, err_msg=slug)
 
 
-def check_continues(paper: str, script, folder: Path, monkeypatch, *options: object, kind: str = "quality") -> None:
-    """An evaluation that is interrupted at its fifth measurement of a kind, and started again, keeps what it has. folder: without measurements."""
-    measure = importlib.import_module(f"papers.{paper}.measure")
-    made, whole = [], measure.KINDS[kind]
-
-    def interrupted(m, cell):
-        made.append(cell)
-        if len(made) == 5:
-            raise KeyboardInterrupt
-        return whole(m, cell)
-
-    monkeypatch.setitem(measure.KINDS, kind, interrupted)
-    assert script("evaluate", *options).code == 130
-    monkeypatch.setitem(measure.KINDS, kind, whole)
-    before = len(list((folder / "measurements").glob("*.json")))
-    outcome = script("evaluate", *options)
-    assert outcome.code == 0 and f"{before} already there" in outcome.out
-
-
 def launch(paper: str, *options: object) -> None:
     """Training and evaluation on two processes, by the launcher."""
     command = [sys.executable, "-m", "shared.experiment.launch", "--device", "cpu2"]
     for name in ("train", "evaluate"):
         subprocess.run([*command, "-m", f"papers.{paper}.{name}", *map(str, options)], cwd=ROOT, check=True, timeout=600,
                        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
-
-
-def check_page(paper: str, results: Path, helpers: set[str], absent: tuple[str, ...] = ()) -> None:
-    """Every table and figure of the notebook can be drawn from `results`, and every public function of both modules is in the notebook.
-
-    helpers: functions that draw nothing themselves. absent: figures that may have nothing to show at this scale.
-    """
-    tables, figures = (importlib.import_module(f"papers.{paper}.{name}") for name in ("tables", "figures"))
-    report = Report(paper, "smoke", str(results))
-    notebook = json.loads((ROOT / "papers" / paper / "notebook.ipynb").read_text())
-    source = "".join("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code")
-    assert "not measured" not in repr(report.claims())
-    for kind, module, prefix in (("table", tables, ""), ("figure", figures, "fig_")):
-        shown = re.findall(rf'report\.{kind}\("\w+", \w+\.(\w+)', source)
-        assert shown
-        for name in shown:
-            assert getattr(module, name)(report.results) is not None or name.removeprefix(prefix) in absent, name
-        own = {n for n, f in vars(module).items() if callable(f) and getattr(f, "__module__", "") == module.__name__ and not n.startswith("_")}
-        assert own - helpers <= set(shown), "drawn nowhere"
 
 
 def configured(paper: Paper, *options: object) -> object:
