@@ -242,6 +242,8 @@ def test_fields_as_options_give_them():
     for wrong in ("patch", "pattern=checker", "patch=8px"):
         with pytest.raises(UserError, match=f"field '{wrong}' is not understood: write name=number"):
             parse_fields((wrong,))
+    with pytest.raises(UserError, match="'patch' is given twice"):
+        parse_fields(("patch=8", "patch=9"))
 
 
 def test_what_is_drawn_for_test_pictures_was_not_drawn_for_training_pairs(x):
