@@ -5,7 +5,7 @@ losses      what is raised: cross-entropy, margin with κ, DLR, targeted DLR
 gradient    gradients of the input alone, fp32 and summed by default; eval mode set and given back
 goal        a victim with a loss and the rule of success; mean over evaluations for random victims
 pgd         ascend (any loss; used in training), pgd, fgsm
-apgd, runs  apgd, apgd_ce, apgd_dlr, apgd_t, and the engine that keeps their batches full; reach: when a run is hopeless
+apgd        apgd, apgd_ce, apgd_dlr, apgd_t, on an engine that keeps them full (apgd_engine); reach: when a run is hopeless
 square      gradient-free random search
 autoattack  the cascade APGD-CE -> APGD-T -> Square on the survivors (no FAB-T, see there)
 sanity      checks that an attack can be trusted on a victim

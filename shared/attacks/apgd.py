@@ -10,9 +10,9 @@ last checkpoint raised its loss, or if neither η nor its best loss changed sinc
 from torch import Tensor, nn
 
 from shared.attacks import losses as L
+from shared.attacks.apgd_engine import Runs
 from shared.attacks.goal import Loss
 from shared.attacks.gradient import eval_mode
-from shared.attacks.runs import Runs
 from shared.attacks.threat import Threat
 from shared.options import Count, bounded
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from shared.attacks.half import HalfProducts
+from shared.attacks.fp16 import HalfProducts
 from shared.errors import UserError
 
 HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -40,7 +40,7 @@ def input_gradient(
 
     `reduction="mean"` differentiates (1/N) Σ_i ℓ_i instead. In exact arithmetic that is the same direction; under unscaled fp16
     autocast the factor 1/N pushes gradients below the smallest fp16 number, and the more so the larger the batch. Both knobs
-    exist to reproduce that defect of released code, nothing else. On a CPU fp16 is emulated by rounding (`shared.attacks.half`).
+    exist to reproduce that defect of released code, nothing else. On a CPU fp16 is emulated by rounding (`shared.attacks.fp16`).
     Raises UserError if the losses are not of shape (N,): a reduced loss would couple the samples of a batch.
     """
     if reduction not in ("sum", "mean"):

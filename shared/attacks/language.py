@@ -26,10 +26,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from shared.attacks.apgd_engine import Runs
 from shared.attacks.goal import check_rng
 from shared.attacks.gradient import eval_mode, input_gradient
 from shared.attacks.pgd import ascend
-from shared.attacks.runs import Runs
 from shared.attacks.threat import Threat
 from shared.errors import UserError
 from shared.metrics.vqa import vqa_accuracy

@@ -9,7 +9,7 @@ from open_clip import CLIP
 from open_clip.transformer import LayerNorm, LayerNormFp32, QuickGELU, ResidualAttentionBlock, Transformer, VisionTransformer
 from torch import Tensor, nn
 
-from shared.models.halves import attend, feed_forward
+from shared.models.fp16_towers import attend, feed_forward
 
 NORMS = (LayerNorm, LayerNormFp32, nn.LayerNorm)
 
@@ -29,7 +29,7 @@ def hooked(module: nn.Module) -> bool:
 
 
 class LeanBlock(ResidualAttentionBlock):
-    """A block that uses `shared.models.halves` in fp32 on a CPU, and open_clip's modules otherwise."""
+    """A block that uses `shared.models.fp16_towers` in fp32 on a CPU, and open_clip's modules otherwise."""
 
     def forward(self, q_x: Tensor, k_x=None, v_x=None, attn_mask: Tensor | None = None, queries: int | None = None) -> Tensor:
         """As in open_clip: (N, L, D) -> (N, L, D). `queries`: only the first so many tokens are wanted, (N, queries, D); they look at all.

@@ -28,7 +28,7 @@ from shared.files import digest, sha256_file
 from shared.lifeline import tie_to_launcher
 from shared.models import zoo
 from shared.models.vlm.base import VLM
-from shared.models.vlm.opening import load_small, save_small, small_config, small_vlm
+from shared.models.vlm.open import load_small, save_small, small_config, small_vlm
 from shared.models.zoo import FOLDER, write_card
 from shared.options import Batch, Bounded, Count, Finite, Positive, Seed, Weight, Whole, free, from_command_line
 from shared.processes import accelerator as open_accelerator

@@ -21,7 +21,7 @@ from shared.metrics.captions import Cider, tokens
 from shared.models import zoo
 from shared.models.clip import create_clip
 from shared.models.vlm import open_vlm
-from shared.models.vlm.opening import small_vlm
+from shared.models.vlm.open import small_vlm
 from shared.models.vlm.vision import vision_state
 from shared.steps.backdoor import Aim, Pairs, Seen, Stamp
 from tests.accuracy import assert_within_rounding

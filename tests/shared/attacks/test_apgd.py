@@ -7,8 +7,8 @@ from torch import nn
 
 from shared.attacks import Threat, apgd, apgd_ce, apgd_dlr, apgd_t
 from shared.attacks import losses as L
+from shared.attacks.apgd_engine import checkpoint_windows
 from shared.attacks.reach import reach, score
-from shared.attacks.runs import checkpoint_windows
 from shared.errors import UserError
 from shared.rng import SampleRng
 from tests.accuracy import assert_within_rounding

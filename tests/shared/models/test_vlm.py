@@ -14,7 +14,7 @@ from shared.models import zoo
 from shared.models.clip import create_clip, save_tensors
 from shared.models.victim import ZeroShot, text_matrix
 from shared.models.vlm import open_vlm
-from shared.models.vlm.opening import load_small, own_state, save_small, small_vlm
+from shared.models.vlm.open import load_small, own_state, save_small, small_vlm
 from shared.models.vlm.text import SMALL_VOCABULARY, STYLES, Style, Words
 from shared.models.vlm.zero_shot import ZeroShotVLM
 from tests.accuracy import assert_within_rounding

@@ -9,7 +9,7 @@ from torch import nn
 
 from shared.errors import UserError
 from shared.models.clip import create_clip, small_config
-from shared.models.vlm.opening import _vision_sizes
+from shared.models.vlm.open import _vision_sizes
 from shared.models.vlm.vision import activation, load_vision, vision_state
 from tests.accuracy import assert_as_accurate, float64
 

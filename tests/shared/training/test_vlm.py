@@ -16,7 +16,7 @@ from shared.data.vision_language import INSTRUCTION, SceneCaptions
 from shared.errors import UserError
 from shared.files import sha256_file
 from shared.models import zoo
-from shared.models.vlm.opening import load_small, own_state, small_vlm
+from shared.models.vlm.open import load_small, own_state, small_vlm
 from shared.training import vlm as script
 from shared.training.vlm import Lessons, VLMConfig, correct, fit_vlm
 from tests.accuracy import assert_within_rounding
