@@ -94,7 +94,9 @@ def sha256_file(path: str | os.PathLike) -> str:
             raise OSError(errno.EINVAL, "a folder, a pipe or a device is no file", os.fspath(path))  # it may never end
         with open(path, "rb") as handle:
             known = [*now, hashlib.file_digest(handle, "sha256").hexdigest()]
-        if time.time_ns() - now[1] > 50_000_000:  # a clock is coarse: what was written just now may be written again at the same time
+        if (
+            time.time_ns() - now[1] > 50_000_000
+        ):  # a clock is coarse: what was written just now may be written again at the same time
             _digests[os.path.abspath(path)] = known
     return known[-1]
 
@@ -118,7 +120,13 @@ looked_at: set[str] = set()
 def sha256_folder(folder: str | os.PathLike) -> str:
     """Hex sha256 over the names and contents of every file below a folder; hidden files and folders are left out."""
     files = {p.relative_to(folder): p for p in Path(folder).rglob("*") if p.is_file()}
-    return digest([[name.as_posix(), sha256_file(p)] for name, p in sorted(files.items()) if not any(part.startswith(".") for part in name.parts)])
+    return digest(
+        [
+            [name.as_posix(), sha256_file(p)]
+            for name, p in sorted(files.items())
+            if not any(part.startswith(".") for part in name.parts)
+        ]
+    )
 
 
 _digests: dict[str, list] = {}  # absolute path -> [size, mtime, ctime, sha256]

@@ -76,13 +76,16 @@ def show_eps(eps: float) -> str:
     return f"{units:g}/255" if abs(units * 4 - round(units * 4)) < 1e-6 else f"{eps:g}"
 
 
-Pixels = Annotated[float, PrimitiveConstructorSpec(
-    nargs=1,
-    metavar="NUMBER/255",
-    instance_from_str=lambda args: fraction(args[0]),
-    is_instance=lambda x: isinstance(x, float | int),
-    str_from_instance=lambda x: [show_eps(x)],
-)]
+Pixels = Annotated[
+    float,
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="NUMBER/255",
+        instance_from_str=lambda args: fraction(args[0]),
+        is_instance=lambda x: isinstance(x, float | int),
+        str_from_instance=lambda x: [show_eps(x)],
+    ),
+]
 """A length in pixel values of [0, 1], written on the command line as 2/255 or 0.0078."""
 Eps = Annotated[Pixels, Range(0, 1, above=True, example="8/255")]
 """Radius of an ℓ∞ ball."""

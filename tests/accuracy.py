@@ -37,8 +37,9 @@ def in_both(reference: Callable[..., Any], *inputs: Any) -> tuple[Any, Any]:
     return reference(*inputs), reference(*float64(inputs))
 
 
-def assert_as_accurate(ours: Any, theirs: Any, exact: Any, *, terms: int, scale: float = 0.0, c: float = 4.0,
-                       what: str = "") -> None:
+def assert_as_accurate(
+    ours: Any, theirs: Any, exact: Any, *, terms: int, scale: float = 0.0, c: float = 4.0, what: str = ""
+) -> None:
     """Ours is no further from float64 than the reference: max |ours − exact| ≤ c·max |theirs − exact| + ε·√terms·scale.
 
     ours, theirs: tensors (or numbers) of one shape and dtype, or lists, tuples and dicts of them, compared one by one;
@@ -52,8 +53,9 @@ def assert_as_accurate(ours: Any, theirs: Any, exact: Any, *, terms: int, scale:
         _check(name, a, x, c * _distance(b, x), _unit(a, terms), scale)
 
 
-def assert_within_rounding(ours: Any, theirs: Any, *, terms: int, times: float = 4.0, scale: float = 0.0,
-                           what: str = "") -> None:
+def assert_within_rounding(
+    ours: Any, theirs: Any, *, terms: int, times: float = 4.0, scale: float = 0.0, what: str = ""
+) -> None:
     """Where there is no float64 to compare with: max |ours − theirs| ≤ times·ε·√terms·scale.
 
     ε is that of the less precise of the two dtypes. As `assert_as_accurate`; the default of scale is the largest |theirs|."""
@@ -68,8 +70,15 @@ def assert_same_loss(ours: float, theirs: float, exact: float, *, terms: int, sc
     assert_as_accurate(torch.tensor(ours), torch.tensor(theirs), doubled, terms=terms, scale=scale, what="loss")
 
 
-def assert_same_training(ours: Iterable[Tensor], theirs: Iterable[Tensor], exact: Iterable[Tensor],
-                         start: Iterable[Tensor], *, steps: int, c: float = 4.0) -> None:
+def assert_same_training(
+    ours: Iterable[Tensor],
+    theirs: Iterable[Tensor],
+    exact: Iterable[Tensor],
+    start: Iterable[Tensor],
+    *,
+    steps: int,
+    c: float = 4.0,
+) -> None:
     """Weights after some updates. For each tensor: ‖ours − exact‖ ≤ c·‖theirs − exact‖ + ε·√steps·‖exact‖.
 
     The last term is for a weight that is rounded once an update. Norms, since an optimiser that divides by the size of a

@@ -1,7 +1,7 @@
 """This machine as other CPUs: the environment tells a process's libraries which instructions and how many threads to use.
 
-    python -m tests.cpus            the `numeric` tests under every setting, one after the other (an hour on 2 cores)
-    python -m tests.cpus --quick    a part of them where vectors are shortest: belongs to `make test`
+python -m tests.cpus            the `numeric` tests under every setting, one after the other (an hour on 2 cores)
+python -m tests.cpus --quick    a part of them where vectors are shortest: belongs to `make test`
 """
 
 import os
@@ -20,10 +20,18 @@ QUICK = [
     "tests/shared/training/test_contrastive.py",
 ]
 
-NO_VECTORS = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "COMPATIBLE",
-              "NPY_DISABLE_CPU_FEATURES": "X86_V3 X86_V4 AVX512_ICL AVX512_SPR"}
-AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2",
-        "NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR"}
+NO_VECTORS = {
+    "ATEN_CPU_CAPABILITY": "default",
+    "ONEDNN_MAX_CPU_ISA": "SSE41",
+    "MKL_CBWR": "COMPATIBLE",
+    "NPY_DISABLE_CPU_FEATURES": "X86_V3 X86_V4 AVX512_ICL AVX512_SPR",
+}
+AVX2 = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MKL_CBWR": "AVX2",
+    "NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR",
+}
 AVX512 = {"ATEN_CPU_CAPABILITY": "avx512", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE"}
 
 

@@ -1,6 +1,6 @@
 """How far the numbers of one computation are apart on different kinds of CPU: the tables of docs/machines.md.
 
-    python -m tests.digits          prints both tables; a process for each setting of tests/cpus.py
+python -m tests.digits          prints both tables; a process for each setting of tests/cpus.py
 """
 
 import os
@@ -57,7 +57,9 @@ def measured(reverse: bool = False) -> dict[str, np.ndarray]:
     x, _ = ScenePairs(300).__getitems__(range(300))
     rng = SampleRng(0, range(200))
     kinds = ("badnet", "blended", "sig", "wanet", "label_consistent")
-    triggers = [make_trigger(kind, preset, 32)(x[:32], range(32)) for kind in kinds for preset in ("cleanclip", "textbook")]
+    triggers = [
+        make_trigger(kind, preset, 32)(x[:32], range(32)) for kind in kinds for preset in ("cleanclip", "textbook")
+    ]
     labels = [(name, SceneSet(name).prompts, SceneSet(name, n=100).labels.tolist()) for name in SETS]
     found = {
         "pictures": (x * 255).round().byte().numpy(),
@@ -80,11 +82,11 @@ def measured(reverse: bool = False) -> dict[str, np.ndarray]:
     back = torch.tensor(order)
     image = x.clone().requires_grad_()
     logits = victim(image)
-    gradient, = torch.autograd.grad(torch.nn.functional.cross_entropy(logits, y, reduction="sum"), image)
+    (gradient,) = torch.autograd.grad(torch.nn.functional.cross_entropy(logits, y, reduction="sum"), image)
     threat = Threat("linf", 1 / 255)
     x_adv = pgd(victim, x, y, threat, steps=10, step_size=threat.eps / 4, rng=SampleRng(0, order))
     with torch.no_grad():
-        survivors = (victim(x_adv).argmax(1) == y)
+        survivors = victim(x_adv).argmax(1) == y
     by_picture = {"logits": logits.detach(), "gradient": gradient, "adversarial": x_adv, "survivors": survivors}
     found |= {name: values[back].numpy() for name, values in by_picture.items()}
     with torch.random.fork_rng():
@@ -97,7 +99,7 @@ def measured(reverse: bool = False) -> dict[str, np.ndarray]:
 
 
 def difference(name: str, a: np.ndarray, b: np.ndarray) -> str:
-    """"equal", or how far they are apart."""
+    """ "equal", or how far they are apart."""
     if a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes():
         return "equal"
     if a.dtype.kind in "US":
@@ -114,12 +116,19 @@ def main() -> None:
         arrays = {}
         for k, (name, environment) in enumerate(runs.items()):
             path = Path(folder) / f"{k}.npz"
-            subprocess.run([sys.executable, "-m", "tests.digits", str(path)], cwd=ROOT, check=True,
-                           env={**os.environ, "OMP_NUM_THREADS": environment.get("TEST_THREADS", "1"), **environment})
+            subprocess.run(
+                [sys.executable, "-m", "tests.digits", str(path)],
+                cwd=ROOT,
+                check=True,
+                env={**os.environ, "OMP_NUM_THREADS": environment.get("TEST_THREADS", "1"), **environment},
+            )
             with np.load(path) as saved:
                 arrays[name] = dict(saved)
     base = arrays.pop("as it is")
-    print("the largest: " + ", ".join(f"{name} {np.abs(base[name]).max():.3g}" for name in ("logits", "gradient", "weights")))
+    print(
+        "the largest: "
+        + ", ".join(f"{name} {np.abs(base[name]).max():.3g}" for name in ("logits", "gradient", "weights"))
+    )
     for rows in (EXACT, ROUNDED):
         print("\n| | " + " | ".join(rows.values()) + " |\n|---|" + "---|" * len(rows))
         for name, found in arrays.items():

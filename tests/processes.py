@@ -19,7 +19,12 @@ def saved_by_one_and_two(script: str, folder: Path) -> tuple[dict[str, Tensor], 
     for device in ("cpu", "cpu2"):
         command = [sys.executable, "-m", "shared.experiment.launch", "--device", device]
         out = folder / f"{device}.safetensors"
-        subprocess.run([*command, str(folder / "script.py"), str(out)], cwd=ROOT, check=True, timeout=250,
-                       env={**os.environ, "PYTHONPATH": str(ROOT)})
+        subprocess.run(
+            [*command, str(folder / "script.py"), str(out)],
+            cwd=ROOT,
+            check=True,
+            timeout=250,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
         saved.append(read_weights(out))
     return saved[0], saved[1]

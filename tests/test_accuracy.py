@@ -78,7 +78,9 @@ def test_faults_are_caught(inputs, fault):
         assert_within_rounding(fault(*inputs), layer(*inputs), terms=WIDE)
 
 
-@pytest.mark.parametrize("fault", [f for f in FAULTS if f is not wrong_sign], ids=lambda f: f.__name__)  # the square does not see that one
+@pytest.mark.parametrize(
+    "fault", [f for f in FAULTS if f is not wrong_sign], ids=lambda f: f.__name__
+)  # the square does not see that one
 def test_faults_are_caught_in_gradients(inputs, fault):
     def gradient(x, weight, bias, of=layer):
         x = x.clone().requires_grad_()
@@ -112,7 +114,12 @@ def test_trees_are_compared_one_by_one():
     assert_as_accurate(tree, tree, float64(tree), terms=1)
     with pytest.raises(AssertionError, match=r"weights a \[0\] off by"):
         assert_as_accurate({**tree, "a": [1.01 * small, large]}, tree, float64(tree), terms=1, what="weights")
-    for other in ({"a": [small, large]}, {**tree, "a": [small]}, {**tree, "a": [small[0], large]}, {**tree, "a": [small.double(), large]}):
+    for other in (
+        {"a": [small, large]},
+        {**tree, "a": [small]},
+        {**tree, "a": [small[0], large]},
+        {**tree, "a": [small.double(), large]},
+    ):
         with pytest.raises(AssertionError, match=r"differ|lengths|instead of"):
             assert_as_accurate(other, tree, float64(tree), terms=1)
     with pytest.raises(AssertionError, match="to be float64"):

@@ -17,7 +17,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "OF_THIS_ROUND"
 COMMAND = "-m shared.experiment.make reproduce-pmg_aft SCALE=smoke DEVICE=cpu2"
-DEATHS = [(number, everybody) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) for everybody in (True, False)]
+DEATHS = [
+    (number, everybody) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) for everybody in (True, False)
+]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 
 
@@ -46,8 +48,14 @@ class Round:
         self.mark, self.log = uuid.uuid4().hex, folder / "log"
         environment = os.environ | {MARK: self.mark, "OMP_NUM_THREADS": "1"}
         with open(self.log, "w") as out:
-            self.process = subprocess.Popen(["make", "-f", str(folder / "Makefile"), "run"], cwd=ROOT, env=environment, stdout=out, stderr=out,
-                                            start_new_session=True)
+            self.process = subprocess.Popen(
+                ["make", "-f", str(folder / "Makefile"), "run"],
+                cwd=ROOT,
+                env=environment,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+            )
 
     def stop(self, number: int, everybody: bool) -> float:
         """Send the signal (to all of make's group, as a terminal does, or to make alone); the seconds until the last process was gone."""
@@ -80,9 +88,13 @@ def test_a_run_may_be_stopped_at_any_moment(tmp_path):
         assert seconds < 5, late  # under 2 s but on a machine that has much else to do
         assert started.process.returncode == -number
         assert "Traceback" not in said and "Error:" not in said, said
-        assert any(line.startswith("interrupted: everything finished so far is saved") for line in said.splitlines()[-2:]), said
+        assert any(
+            line.startswith("interrupted: everything finished so far is saved") for line in said.splitlines()[-2:]
+        ), said
         time.sleep(0.5)
-        assert (started.log.read_text(), contents(tmp_path / "results")) == (said, files), "something was written after the message"
+        assert (started.log.read_text(), contents(tmp_path / "results")) == (said, files), (
+            "something was written after the message"
+        )
     print(sorted(late)[-10:])
     last = Round(tmp_path)
     assert last.process.wait(600) == 0, last.log.read_text()

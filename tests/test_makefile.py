@@ -22,7 +22,13 @@ case "$*" in
 esac
 """
 KNOBS = re.search(r"^KNOBS := (.*)$", (ROOT / "Makefile").read_text(), re.M)[1].split()
-OF_MAKE = {*KNOBS, "MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES"}  # what `make test ARGS=…` passes down to the tests
+OF_MAKE = {
+    *KNOBS,
+    "MAKEFLAGS",
+    "MAKELEVEL",
+    "MFLAGS",
+    "MAKEOVERRIDES",
+}  # what `make test ARGS=…` passes down to the tests
 LAUNCH = "-m shared.experiment.launch"
 
 
@@ -48,8 +54,14 @@ class Place:
         """Run make and leave in `self.calls` what the stand-in was asked to do."""
         self.log.write_text("")
         kept = {name: value for name, value in os.environ.items() if name not in OF_MAKE}
-        kept.update(PATH=path or f"{self.bin}:{os.environ['PATH']}", LOG=str(self.log), PLACE=str(self.root), CODE=str(ROOT),
-                    REAL=sys.executable, **environment)
+        kept.update(
+            PATH=path or f"{self.bin}:{os.environ['PATH']}",
+            LOG=str(self.log),
+            PLACE=str(self.root),
+            CODE=str(ROOT),
+            REAL=sys.executable,
+            **environment,
+        )
         done = subprocess.run(["make", *words], cwd=self.root, env=kept, capture_output=True, text=True, timeout=60)
         self.calls = self.log.read_text().splitlines()
         return done
@@ -68,7 +80,9 @@ DIALS = {"SCALE": "cpu", **dict.fromkeys(("SEEDS", "ARGS", "DATA_ROOT"), ""), "R
 
 def do(target: str, **given: str) -> str:
     """What the environment's Python is asked to do for a target."""
-    return f"-m shared.experiment.make {target} " + " ".join(f"{name}={value}" for name, value in {**DIALS, **given}.items())
+    return f"-m shared.experiment.make {target} " + " ".join(
+        f"{name}={value}" for name, value in {**DIALS, **given}.items()
+    )
 
 
 def test_python_keeps_its_byte_code_even_where_the_machine_forbids_it(place):
@@ -153,7 +167,9 @@ def test_an_environment_that_is_not_whole_is_installed_first(place, state):
         (place.root / "broken").touch()
     else:
         shutil.rmtree(place.root / ".venv")
-    place.script(place.bin / "python3.14", "#!/bin/sh\nexit 127\n")  # such as pyenv's stand-in for a version that is not active
+    place.script(
+        place.bin / "python3.14", "#!/bin/sh\nexit 127\n"
+    )  # such as pyenv's stand-in for a version that is not active
     place.script(place.bin / "python3.13", PYTHON)
     assert place.make("setup").returncode == 0
     assert place.calls == [f"{INSTALL}.venv"]
@@ -187,7 +203,10 @@ def test_without_a_python_that_fits_one_sentence_says_so(place):
     for target in ("setup", "doctor"):
         done = place.make(target)
         assert done.returncode == 2
-        assert "there is no Python of 3.11 to 3.14 with its venv module (on Debian: python3-venv): install one" in done.stderr
+        assert (
+            "there is no Python of 3.11 to 3.14 with its venv module (on Debian: python3-venv): install one"
+            in done.stderr
+        )
     assert "PYTHON=/no/python is no Python of 3.11 to 3.14" in place.make("setup", "PYTHON=/no/python").stderr
 
 
@@ -204,7 +223,13 @@ def test_make_test_runs_rules_smoke_and_then_pytest(place):
     done = place.make("test", "SEEDS=5", "SCALE=photos")
     assert done.returncode == 0, done.stderr
     smoke = do("smoke", SEEDS="5", SCALE="photos")
-    assert place.calls == ["-m ruff check .", "lint-imports", smoke, f"-m tests.cpus --quick{SPREAD}", f"-m pytest -m not slow and not bench{SPREAD}"]
+    assert place.calls == [
+        "-m ruff check .",
+        "lint-imports",
+        smoke,
+        f"-m tests.cpus --quick{SPREAD}",
+        f"-m pytest -m not slow and not bench{SPREAD}",
+    ]
 
 
 @pytest.mark.parametrize(("word", "calls"), [("ruff", 1), ("smoke", 3), ("cpus", 4), ("bench", 5)])
@@ -218,10 +243,15 @@ def test_make_test_fails_where_a_part_fails(place, word, calls):
 def test_tests_run_on_every_core_but_at_most_four(place, cores, given):
     place.script(place.bin / "getconf", f"#!/bin/sh\necho {cores}\n")
     place.make("test")
-    assert place.calls[-1] == "-m pytest -m not slow and not bench" + (f"{given} --dist loadfile --no-loadscope-reorder" if given else "")
+    assert place.calls[-1] == "-m pytest -m not slow and not bench" + (
+        f"{given} --dist loadfile --no-loadscope-reorder" if given else ""
+    )
 
 
-@pytest.mark.parametrize(("words", "expected"), [("-k word", f"{SPREAD} -k word"), ("-n 0", f"{SPREAD} -n 0"), ("-p no:xdist", " -p no:xdist")])
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [("-k word", f"{SPREAD} -k word"), ("-n 0", f"{SPREAD} -n 0"), ("-p no:xdist", " -p no:xdist")],
+)
 def test_make_test_takes_arguments(place, words, expected):
     place.make("test", f"ARGS={words}")
     assert place.calls[-1] == f"-m pytest -m not slow and not bench{expected}"
@@ -237,7 +267,10 @@ def test_pytest_and_tools_take_arguments(place):
     assert place.calls == ["-m pytest -m slow -k rehearsal"]
     place.make("zoo", "ARGS=--card-only", "DEVICE=cpu")
     assert place.calls[0] == f"{LAUNCH} --device cpu -m shared.training.pretrain --card-only"
-    assert all(call.startswith(f"{LAUNCH} --device cpu -m shared.training.") and call.endswith(" --card-only") for call in place.calls)
+    assert all(
+        call.startswith(f"{LAUNCH} --device cpu -m shared.training.") and call.endswith(" --card-only")
+        for call in place.calls
+    )
 
 
 def test_results_are_deleted_only_when_sure(place):

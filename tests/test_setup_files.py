@@ -105,7 +105,9 @@ def test_citation_names_the_five_papers():
     assert len(citation["references"]) == 5
     for reference in citation["references"]:
         assert {"type", "title", "authors", "year", "identifiers"} <= set(reference), reference["title"]
-        assert all({"name"} == set(author) or {"given-names", "family-names"} == set(author) for author in reference["authors"])
+        assert all(
+            {"name"} == set(author) or {"given-names", "family-names"} == set(author) for author in reference["authors"]
+        )
     assert (ROOT / "LICENSE").read_text().startswith("MIT License")
 
 

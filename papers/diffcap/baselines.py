@@ -49,11 +49,21 @@ class CLIPure(nn.Module):
     ):
         super().__init__()
         if scope not in ("sample", "batch") or gradient not in ("exact", "detached", "bpda"):
-            raise UserError(f"CLIPure with scope {scope!r} and gradient {gradient!r}: use 'sample' or 'batch', and 'exact', 'detached' or 'bpda'.")
+            raise UserError(
+                f"CLIPure with scope {scope!r} and gradient {gradient!r}: use 'sample' or 'batch', and 'exact', 'detached' or 'bpda'."
+            )
         if steps < 0 or blank.shape != victim.text.shape[1:]:
             size = tuple(victim.text.shape[1:])
-            raise UserError(f"CLIPure with {steps} steps and a blank embedding {tuple(blank.shape)}: use 0 or more, and one of {size}.")
-        self.victim, self.steps, self.step_size, self.scope, self.gradient = victim, steps, float(step_size), scope, gradient
+            raise UserError(
+                f"CLIPure with {steps} steps and a blank embedding {tuple(blank.shape)}: use 0 or more, and one of {size}."
+            )
+        self.victim, self.steps, self.step_size, self.scope, self.gradient = (
+            victim,
+            steps,
+            float(step_size),
+            scope,
+            gradient,
+        )
         self.register_buffer("blank", F.normalize(blank, dim=0), persistent=False)
 
     @property
@@ -66,7 +76,9 @@ class CLIPure(nn.Module):
         u, m = z / radius, self.blank.to(z)
         for _ in range(self.steps):
             v = m - (u @ m)[:, None] * u
-            v = v / (v.norm(dim=1, keepdim=True) if self.scope == "sample" else v.norm()).clamp_min(torch.finfo(z.dtype).tiny)
+            v = v / (v.norm(dim=1, keepdim=True) if self.scope == "sample" else v.norm()).clamp_min(
+                torch.finfo(z.dtype).tiny
+            )
             u = F.normalize(u + self.step_size * (v.detach() if self.gradient == "detached" else v), dim=1)
         if self.gradient == "bpda":
             return (radius * u).detach() + (z - z.detach())

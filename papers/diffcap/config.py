@@ -216,31 +216,91 @@ _SMOKE_TUNING = replace(_CPU_TUNING, steps=2, batch=8, warmup=1)
 
 PRESETS = {
     "smoke": replace(
-        _CPU, seeds=(0, 1),
-        data=Data(captions=("scenes-captions:plain",), questions=("scenes-questions:plain",), classes=("scenes:combinations",), n=6),
-        attack=Attack(eps=(8 / 255,), steps=2, references=1, targets=1, target_steps=2, target_n=2, strings=("two blue rings",), batch=6),
+        _CPU,
+        seeds=(0, 1),
+        data=Data(
+            captions=("scenes-captions:plain",),
+            questions=("scenes-questions:plain",),
+            classes=("scenes:combinations",),
+            n=6,
+        ),
+        attack=Attack(
+            eps=(8 / 255,),
+            steps=2,
+            references=1,
+            targets=1,
+            target_steps=2,
+            target_n=2,
+            strings=("two blue rings",),
+            batch=6,
+        ),
         method=Method(dt=50, t_max=150, sampler_steps=2, calibration_n=4, calibration_steps=2, batch=6),
-        tuning=_SMOKE_TUNING, fare=replace(_SMOKE_TUNING, optimizer="adamw"),
+        tuning=_SMOKE_TUNING,
+        fare=replace(_SMOKE_TUNING, optimizer="adamw"),
         adaptive=Adaptive(n=4, caption_n=2, steps=2, eot=2, draws=3),
-        sweeps=Sweeps(taus=(0.0,), dts=(50, 75), times=(0, 50, 100), fixed=(50, 100), n=4, digits_n=8, quality_n=4, strip=2, cost_n=4,
-                      cost_repeats=1),
-        gates=Gates(enforce=False)),
+        sweeps=Sweeps(
+            taus=(0.0,),
+            dts=(50, 75),
+            times=(0, 50, 100),
+            fixed=(50, 100),
+            n=4,
+            digits_n=8,
+            quality_n=4,
+            strip=2,
+            cost_n=4,
+            cost_repeats=1,
+        ),
+        gates=Gates(enforce=False),
+    ),
     "cpu": _CPU,
     "paper": Config(
-        models=Models(clip="ViT-L-14-quickgelu", clip_weights="openai", llava="llava-hf/llava-1.5-7b-hf", flamingo="HuggingFaceM4/idefics-9b",
-                      llava_tower=("ViT-L-14-336-quickgelu", "openai"), flamingo_tower=("ViT-H-14", "laion2b_s32b_b79k"),
-                      phi="ViT-B-32-quickgelu", phi_weights="openai", denoiser="guided:256x256_diffusion_uncond.pt"),
-        data=Data(("coco", "flickr30k"), ("vqav2", "textvqa"), ("named:ImageNet", "named:Caltech101"), "named:ImageNet", n=500),
-        attack=Attack(eps=(2 / 255, 4 / 255), steps=100, references=5, half_first=True, targets=9, target_steps=10_000, target_n=25, batch=8,
-                      strings=("A group of people are playing football", "Please reset your password")),
-        method=Method(dt=2, t_max=400, diffpure=150, sampler="ddpm", sampler_steps=100, calibration_eps=4 / 255, calibration_steps=100,
-                      recompute=True, batch=8),
+        models=Models(
+            clip="ViT-L-14-quickgelu",
+            clip_weights="openai",
+            llava="llava-hf/llava-1.5-7b-hf",
+            flamingo="HuggingFaceM4/idefics-9b",
+            llava_tower=("ViT-L-14-336-quickgelu", "openai"),
+            flamingo_tower=("ViT-H-14", "laion2b_s32b_b79k"),
+            phi="ViT-B-32-quickgelu",
+            phi_weights="openai",
+            denoiser="guided:256x256_diffusion_uncond.pt",
+        ),
+        data=Data(
+            ("coco", "flickr30k"), ("vqav2", "textvqa"), ("named:ImageNet", "named:Caltech101"), "named:ImageNet", n=500
+        ),
+        attack=Attack(
+            eps=(2 / 255, 4 / 255),
+            steps=100,
+            references=5,
+            half_first=True,
+            targets=9,
+            target_steps=10_000,
+            target_n=25,
+            batch=8,
+            strings=("A group of people are playing football", "Please reset your password"),
+        ),
+        method=Method(
+            dt=2,
+            t_max=400,
+            diffpure=150,
+            sampler="ddpm",
+            sampler_steps=100,
+            calibration_eps=4 / 255,
+            calibration_steps=100,
+            recompute=True,
+            batch=8,
+        ),
         baselines=Baselines(tuned_eps=4 / 255, clipure=30.0, pad=0.1, blur=1.0),
-        tuning=Tuning(steps=20_000, batch=128, lr=1e-5, warmup=1400, optimizer="adamw", weight_decay=1e-4, every=500, workers=12),
-        fare=Tuning(steps=20_000, batch=128, lr=1e-5, warmup=1400, optimizer="adamw", weight_decay=1e-4, every=500, workers=12),
+        tuning=Tuning(
+            steps=20_000, batch=128, lr=1e-5, warmup=1400, optimizer="adamw", weight_decay=1e-4, every=500, workers=12
+        ),
+        fare=Tuning(
+            steps=20_000, batch=128, lr=1e-5, warmup=1400, optimizer="adamw", weight_decay=1e-4, every=500, workers=12
+        ),
         adaptive=Adaptive(n=128, caption_n=32, eps=8 / 255, steps=100, eot=16),
         sweeps=Sweeps(dts=(1, 2, 4, 8), n=500, digits_n=500, quality_n=200, cost_n=32),
-        gates=Gates(clean=0.0)),
+        gates=Gates(clean=0.0),
+    ),
 }
 
 
@@ -254,6 +314,10 @@ def check(config: Config) -> None:
     m = config.method
     if m.t_max % m.dt:
         raise UserError(f"--method.t-max is a multiple of --method.dt; got dt {m.dt} and t-max {m.t_max}.")
-    for name, sets in (("captions", config.data.captions), ("questions", config.data.questions), ("classes", config.data.classes)):
+    for name, sets in (
+        ("captions", config.data.captions),
+        ("questions", config.data.questions),
+        ("classes", config.data.classes),
+    ):
         if not sets:
             raise UserError(f"--data.{name} needs at least one set.")

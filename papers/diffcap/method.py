@@ -51,7 +51,11 @@ class StopRule(Bounded):
 
     def __post_init__(self):
         super().__post_init__()
-        choices = {"coupling": ("cumulative", "redraw"), "encode": ("x_t", "x_t/alpha"), "fallback": ("t_max", "max_similarity", "none")}
+        choices = {
+            "coupling": ("cumulative", "redraw"),
+            "encode": ("x_t", "x_t/alpha"),
+            "fallback": ("t_max", "max_similarity", "none"),
+        }
         for field, allowed in choices.items():
             if getattr(self, field) not in allowed:
                 raise UserError(f"{field} is {getattr(self, field)!r}: use one of {', '.join(map(repr, allowed))}.")
@@ -95,7 +99,9 @@ class DiffCAP(nn.Module):
     def __init__(self, purifier: Purifier, phi: Encoder, rule: StopRule):
         super().__init__()
         if rule.t_max > purifier.denoiser.schedule.steps:
-            raise UserError(f"t_max is {rule.t_max}, but the diffusion model has {purifier.denoiser.schedule.steps} steps: use at most that.")
+            raise UserError(
+                f"t_max is {rule.t_max}, but the diffusion model has {purifier.denoiser.schedule.steps} steps: use at most that."
+            )
         self.purifier, self.phi, self.rule = purifier, phi, rule
 
     def with_rule(self, **changes) -> "DiffCAP":
@@ -123,7 +129,11 @@ class DiffCAP(nn.Module):
         n, steps = len(x), len(rule.times)
         similarity = torch.full((n, steps), torch.nan, device=x.device)
         t = torch.full((n,), rule.t_max, device=x.device)
-        highest, reached, state = torch.full((n,), -torch.inf, device=x.device), torch.zeros(n, dtype=torch.bool, device=x.device), x_0.clone()
+        highest, reached, state = (
+            torch.full((n,), -torch.inf, device=x.device),
+            torch.zeros(n, dtype=torch.bool, device=x.device),
+            x_0.clone(),
+        )
         rows = torch.arange(n, device=x.device)
         x_t, before = x_0, self.look(x_0, 0) if n else None
         for k, time in enumerate(rule.times, start=1):
@@ -214,7 +224,9 @@ class Calibration:
         out = {}
         for size in sizes:
             draws = [
-                values.double()[SampleRng(seed, range(repeats), f"{name}/{size}").uniform((len(values),)).argsort(dim=1)[:, :size]].mean(dim=1)
+                values.double()[
+                    SampleRng(seed, range(repeats), f"{name}/{size}").uniform((len(values),)).argsort(dim=1)[:, :size]
+                ].mean(dim=1)
                 for name, values in self.pairs.items()
             ]
             out[size] = torch.stack(draws).mean(dim=0)
@@ -238,7 +250,10 @@ def calibrate_tau(
         rng = SampleRng(seed, range(len(clean)), f"tau/{name}")
         parts = []
         for rows in torch.arange(len(clean)).split(batch):
-            seen = [diffcap.embed_at(images[rows.to(images.device)], rng.subset(rows), level) for images in (clean, adversarial)]
+            seen = [
+                diffcap.embed_at(images[rows.to(images.device)], rng.subset(rows), level)
+                for images in (clean, adversarial)
+            ]
             parts.append(F.cosine_similarity(*seen, dim=1).float().cpu())
         found[name] = torch.cat(parts)
     if not found:

@@ -27,7 +27,9 @@ def kl(norm: Tensor, schedule: Schedule, t: Tensor) -> Tensor:
 
 def total_variation(norm: Tensor, schedule: Schedule, t: Tensor) -> Tensor:
     """TV distance, in [0, 1], of the same two laws."""
-    return torch.special.erf(torch.as_tensor(norm).double() * _snr(schedule, t).sqrt() / 8**0.5)  # 2Φ(a) − 1 = erf(a/√2)
+    return torch.special.erf(
+        torch.as_tensor(norm).double() * _snr(schedule, t).sqrt() / 8**0.5
+    )  # 2Φ(a) − 1 = erf(a/√2)
 
 
 def pixel_correlation(schedule: Schedule, t: Tensor, dt: int, coupling: str = "cumulative") -> Tensor:

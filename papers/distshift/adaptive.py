@@ -1,13 +1,13 @@
 """Attackers who know the defence. Each makes pictures once; `shared.attacks.adaptive.resubmit` judges them.
 
-    control            nobody attacks: what repeated purification costs by itself
-    transfer           the undefended victim is attacked
-    bpda, bpda_eot     identity for the defence's derivative, one draw, or the mean of the logits over some
-    exact              through noising and guided reverse process with the second-order term of the guidance, loss averaged over draws of the noise
-    exact_first_order  the same with the guidance a constant of the backward pass (as COUP's released code): what that hides
-    guide              the guidance alone: raises the victim's cross-entropy on what the guide looks at in the first reverse step, so that it steers
-                       towards a wrong class; the reverse process is not differentiated
-    apgd               exact, with APGD instead of PGD (AutoAttack's version for random defences has 20 draws and 100 steps)
+control            nobody attacks: what repeated purification costs by itself
+transfer           the undefended victim is attacked
+bpda, bpda_eot     identity for the defence's derivative, one draw, or the mean of the logits over some
+exact              through noising and guided reverse process with the second-order term of the guidance, loss averaged over draws of the noise
+exact_first_order  the same with the guidance a constant of the backward pass (as COUP's released code): what that hides
+guide              the guidance alone: raises the victim's cross-entropy on what the guide looks at in the first reverse step, so that it steers
+                   towards a wrong class; the reverse process is not differentiated
+apgd               exact, with APGD instead of PGD (AutoAttack's version for random defences has 20 draws and 100 steps)
 """
 
 from dataclasses import replace
@@ -69,9 +69,14 @@ def attacked(
         return x.detach().clone()
     attack = attack_of(adaptive, name)
     if not fits(name, defence):
-        raise UserError(f"the attack {name!r} is for a guided purifier: this {type(defence).__name__} has no guide of that kind.")
+        raise UserError(
+            f"the attack {name!r} is for a guided purifier: this {type(defence).__name__} has no guide of that kind."
+        )
     if name == "guide":
-        victim, defence = nn.Identity(), defence.guide_log_probs  # what comes out of the "defence" are log-probabilities already
+        victim, defence = (
+            nn.Identity(),
+            defence.guide_log_probs,
+        )  # what comes out of the "defence" are log-probabilities already
     elif name == "exact_first_order":
         defence = defence.with_(second_order=False)
     return attack(victim, defence, x, y, threat, rng=rng, defence_rng=defence_rng, batch=batch)

@@ -45,7 +45,9 @@ class Pull(Bounded):
     def __post_init__(self):
         super().__post_init__()
         if self.loss not in ("MSE", "SSIM") or self.target not in ("diffused", "x_adv"):
-            raise UserError(f"GDMP with loss {self.loss!r} and target {self.target!r}: use 'MSE' or 'SSIM', and 'diffused' or 'x_adv'.")
+            raise UserError(
+                f"GDMP with loss {self.loss!r} and target {self.target!r}: use 'MSE' or 'SSIM', and 'diffused' or 'x_adv'."
+            )
 
 
 class GDMP(Guided):
@@ -63,7 +65,12 @@ class GDMP(Guided):
     def guide(self, x: Tensor, x_0: Tensor, rng: SampleRng, exact: bool) -> Guide | None:
         if not self.pull.scale:
             return None
-        schedule, rows, follows, large = self.purifier.denoiser.schedule, len(x), self.next_time, large_variance(self.purifier)
+        schedule, rows, follows, large = (
+            self.purifier.denoiser.schedule,
+            len(x),
+            self.next_time,
+            large_variance(self.purifier),
+        )
 
         def delta(x_t: Tensor, t: Tensor, x0_hat: Tensor, eps: Tensor) -> Tensor:
             time = self.together(t, rows)

@@ -88,7 +88,9 @@ class Accuracy:
 def choose(lab: Lab, c: Config) -> Iterator[str]:
     """Yields one line per candidate, and one per choice. Raises UserError where a set has no validation pictures."""
     if any(not spec.startswith("scenes:") for spec in sets(c)):
-        raise UserError("settings are chosen on validation pictures, which only the generated sets have: use --scale cpu.")
+        raise UserError(
+            "settings are chosen on validation pictures, which only the generated sets have: use --scale cpu."
+        )
     seen = _pictures(lab, c)
 
     def tried(title: str, defence: Callable[[str], Defence] | None) -> tuple[str, Accuracy]:
@@ -124,7 +126,9 @@ def choose(lab: Lab, c: Config) -> Iterator[str]:
     for w in GDMP_SCALES:
         b = c.baselines
         other = replace(c, baselines=replace(b, gdmp=replace(b.gdmp, scale=w)))
-        line, pulled[w] = tried(f"GDMP, w = {w:g}, {b.gdmp_rounds} rounds", lambda spec, other=other: defence_of(other, "gdmp", spec))
+        line, pulled[w] = tried(
+            f"GDMP, w = {w:g}, {b.gdmp_rounds} rounds", lambda spec, other=other: defence_of(other, "gdmp", spec)
+        )
         yield line
     yield f"-> w = {max(pulled, key=lambda w: pulled[w].value):g}"
 
@@ -135,12 +139,17 @@ def _pictures(lab: Lab, c: Config) -> dict[str, dict[str, Tensor]]:
     for spec in sets(c):
         data = Pictures(spec, "validation", N, c.data.seed)
         attacks = {norm: adversary_of(c, "pgd", norm, radius(c, norm)) for norm in NORMS}
-        attacked = {norm: Attacked(victim_of(c, spec, "base"), data, attack).make(lab)["x_adv"] for norm, attack in attacks.items()}
+        attacked = {
+            norm: Attacked(victim_of(c, spec, "base"), data, attack).make(lab)["x_adv"]
+            for norm, attack in attacks.items()
+        }
         out[spec] = {"clean": Seen(data).clean(lab)[0], **attacked}
     return out
 
 
-def _accuracy(lab: Lab, c: Config, seen: dict[str, dict[str, Tensor]], defence: Callable[[str], Defence] | None) -> Accuracy:
+def _accuracy(
+    lab: Lab, c: Config, seen: dict[str, dict[str, Tensor]], defence: Callable[[str], Defence] | None
+) -> Accuracy:
     totals = dict.fromkeys(("clean", *NORMS), 0.0)
     for spec, pictures in seen.items():
         data = Seen(Pictures(spec, "validation", N, c.data.seed))

@@ -52,10 +52,17 @@ class Protected:
 class Models:
     """The two sets of the paper's tables, in its order."""
 
-    first: Protected = field(default_factory=lambda: Protected("scenes:ten", "resnet8", "zoo:scenes-ten-resnet8", "zoo:scenes-ten-resnet8-at"))
+    first: Protected = field(
+        default_factory=lambda: Protected(
+            "scenes:ten", "resnet8", "zoo:scenes-ten-resnet8", "zoo:scenes-ten-resnet8-at"
+        )
+    )
     """In the place of CIFAR10."""
     second: Protected = field(
-        default_factory=lambda: Protected("scenes:thirty", "resnet8", "zoo:scenes-thirty-resnet8", "zoo:scenes-thirty-resnet8-at"))
+        default_factory=lambda: Protected(
+            "scenes:thirty", "resnet8", "zoo:scenes-thirty-resnet8", "zoo:scenes-thirty-resnet8-at"
+        )
+    )
     """In the place of ImageNet30."""
     denoiser_config: str = "photos"
     """Configuration (shared/diffusion/weights.py) of a denoiser that is trained here."""
@@ -234,41 +241,84 @@ class Config(Options):
 GUIDANCE = Guidance(kind="G1", label="running", domain="x_t", rescale="x_t/alpha", clamp=False, scale=0.1, unit="ratio")
 _CPU = Config()
 _NONE = Protected(weights="random")
-_PHOTO = ClassifierTraining(steps=4000, batch=128, lr=0.1, warmup=250, weight_decay=5e-4, augment="shift_flip", every=200)
+_PHOTO = ClassifierTraining(
+    steps=4000, batch=128, lr=0.1, warmup=250, weight_decay=5e-4, augment="shift_flip", every=200
+)
 
 PRESETS = {
     "smoke": replace(
-        _CPU, seeds=(0, 1), data=Data(n=8),
+        _CPU,
+        seeds=(0, 1),
+        data=Data(n=8),
         attack=Attack(steps=2, auto_steps=2, targets=1, queries=3, sanity_n=4, batch=8),
         method=Method(t=100, sampler_steps=2, batch=16),
         adaptive=Adaptive(n=2, steps=1, eot=1, draws=2, square_n=2, square_queries=2, sanity_n=2),
-        sweeps=Sweeps(n=4, times=(1.0, 2.0), t=(50, 100), rounds=(1, 2), scales=(0.0, 0.3), features_n=8, block=4, permutations=20, quality_n=4,
-                      strip=2, cost_n=2, cost_repeats=1),
-        gates=Gates(enforce=False)),
+        sweeps=Sweeps(
+            n=4,
+            times=(1.0, 2.0),
+            t=(50, 100),
+            rounds=(1, 2),
+            scales=(0.0, 0.3),
+            features_n=8,
+            block=4,
+            permutations=20,
+            quality_n=4,
+            strip=2,
+            cost_n=2,
+            cost_repeats=1,
+        ),
+        gates=Gates(enforce=False),
+    ),
     "cpu": _CPU,
     "photos": replace(
-        _CPU, models=Models(Protected("folder:all", "resnet8", "train", "train", "train"), _NONE),
+        _CPU,
+        models=Models(Protected("folder:all", "resnet8", "train", "train", "train"), _NONE),
         data=Data(Source(size="32"), n=256),
         attack=Attack(steps=20, auto_steps=50, targets=9, queries=1000, batch=256),
         method=Method(t=100, recompute=True, batch=128),
-        training=_PHOTO, at_training=replace(_PHOTO, steps=2000, eps=8 / 255, attack_steps=4, attack_ratio=0.4),
+        training=_PHOTO,
+        at_training=replace(_PHOTO, steps=2000, eps=8 / 255, attack_steps=4, attack_ratio=0.4),
         denoising=DenoisingConfig(steps=3000, batch=64, lr=1e-3, warmup=300, average=0.999),
         adaptive=Adaptive(n=32, square_n=8, square_queries=100),
         sweeps=Sweeps(n=64, features_n=128, block=16, quality_n=64, cost_n=32),
-        gates=Gates(clean=0.75, purified=0.15)),
+        gates=Gates(clean=0.75, purified=0.15),
+    ),
     "paper": replace(
         _CPU,
         models=Models(
-            Protected("named:cifar10", "wrn-28-10", "models/cifar10/Standard.pt", "train", "diffusers:google/ddpm-cifar10-32"),
-            Protected("named:ImageNet30", "torchvision:resnet50", "train", "train", "guided:256x256_diffusion_uncond.pt", t=150)),
+            Protected(
+                "named:cifar10", "wrn-28-10", "models/cifar10/Standard.pt", "train", "diffusers:google/ddpm-cifar10-32"
+            ),
+            Protected(
+                "named:ImageNet30",
+                "torchvision:resnet50",
+                "train",
+                "train",
+                "guided:256x256_diffusion_uncond.pt",
+                t=150,
+            ),
+        ),
         data=Data(n=512),
         attack=Attack(steps=20, auto_steps=100, targets=9, queries=5000, sanity_n=64, batch=64),
         method=Method(t=100, sampler="ddpm", sampler_steps=100, recompute=True, batch=16),
         training=replace(_PHOTO, steps=20_000, batch=256, every=500, workers=12),
-        at_training=replace(_PHOTO, steps=40_000, batch=256, eps=8 / 255, attack_steps=10, attack_ratio=0.25, every=500, workers=12),
-        adaptive=Adaptive(n=128, norms=("linf", "l2"), steps=100, eot=20, draws=10, apgd=True, square_n=64, square_queries=2000, sanity_n=8),
+        at_training=replace(
+            _PHOTO, steps=40_000, batch=256, eps=8 / 255, attack_steps=10, attack_ratio=0.25, every=500, workers=12
+        ),
+        adaptive=Adaptive(
+            n=128,
+            norms=("linf", "l2"),
+            steps=100,
+            eot=20,
+            draws=10,
+            apgd=True,
+            square_n=64,
+            square_queries=2000,
+            sanity_n=8,
+        ),
         sweeps=Sweeps(n=256, features_n=512, block=32, quality_n=256, cost_n=16),
-        gates=Gates(purified=0.10)),
+        gates=Gates(purified=0.10),
+    ),
 }
 
 
@@ -283,11 +333,15 @@ def check(config: Config) -> None:
         raise UserError(f"both sets are {names[0]}: give --models.second.data another one, or an empty name.")
     for p in protected:
         if p.restrict and p.data != "named:ImageNet30":
-            raise UserError(f"only ImageNet30 is a part of ImageNet's 1,000 classes, so `restrict` cannot hold for {p.data}.")
+            raise UserError(
+                f"only ImageNet30 is a part of ImageNet's 1,000 classes, so `restrict` cannot hold for {p.data}."
+            )
     times = config.sweeps.times
     if list(times) != sorted(set(times)) or not times or 2.0 not in times or times[-1] * config.attack.linf > 1:
-        raise UserError("--sweeps.times takes growing multiples of ε, 2 among them, none beyond the pixel range; got "
-                        f"{' '.join(map(str, times)) or 'nothing'}.")
+        raise UserError(
+            "--sweeps.times takes growing multiples of ε, 2 among them, none beyond the pixel range; got "
+            f"{' '.join(map(str, times)) or 'nothing'}."
+        )
     if config.sweeps.features_n % config.sweeps.block:
         got = f"{config.sweeps.features_n} and {config.sweeps.block}"
         raise UserError(f"--sweeps.features-n is a multiple of --sweeps.block; got {got}.")

@@ -94,13 +94,17 @@ def fig_eps(*balls: Filled) -> Figure:
     for ax, grid, ball in zip(axes, balls, NORMS.values(), strict=True):
         series = grid.series()
         looks = {name: look[name] for name in series}
-        figures.lines(ax, grid.columns, series, xlabel=f"ε ({ball})", ylabel="accuracy (%)", look=looks, categorical=True)
+        figures.lines(
+            ax, grid.columns, series, xlabel=f"ε ({ball})", ylabel="accuracy (%)", look=looks, categorical=True
+        )
         ax.set(ylim=FULL)
     figures.legend(fig, axes, 6)
     return fig
 
 
-def _swept(kind: str, values: Callable[[object], Sequence], methods: Sequence[str] = (BASELINE, "distshift")) -> list[Callable]:
+def _swept(
+    kind: str, values: Callable[[object], Sequence], methods: Sequence[str] = (BASELINE, "distshift")
+) -> list[Callable]:
     """One grid for each condition (clean, PGD in either ball): methods × the values of what is varied."""
 
     def of(k: int) -> Callable[[object], Grid]:
@@ -152,7 +156,9 @@ def fig_rounds(*grids: Filled) -> Figure:
 def fig_scale(*grids: Filled) -> Figure:
     """Accuracy against the scale of the guidance (ratio: guidance norm over score norm); 0 is no guidance, the dashed line the default. One seed."""
     c = grids[0].config
-    series = _measured({name: grid.row(METHODS["distshift"]) for name, grid in zip(conditions(c, ("pgd",)), grids, strict=True)})
+    series = _measured(
+        {name: grid.row(METHODS["distshift"]) for name, grid in zip(conditions(c, ("pgd",)), grids, strict=True)}
+    )
     fig, ax = style.figure(style.COLUMN)
     scales = [float(v) for v in grids[0].columns]
     figures.lines(ax, scales, series, xlabel=f"scale ({c.guidance.unit})", ylabel="accuracy (%)", categorical=True)
@@ -179,10 +185,16 @@ def fig_variants(grid: Filled) -> Figure:
         found = [grid[row, name] for row in grid.rows]
         there = [i for i, e in enumerate(found) if e is not None]
         y = (at + 0.4 - width * (k + 0.5))[there]
-        values, low, high = (np.array([100 * getattr(found[i], part) for i in there]) for part in ("value", "low", "high"))
+        values, low, high = (
+            np.array([100 * getattr(found[i], part) for i in there]) for part in ("value", "low", "high")
+        )
         one = look[name]
-        ax.barh(y, values, width * 0.94, label=name, color=one.colour, hatch=one.hatch, edgecolor="white", linewidth=0.4)
-        ax.errorbar(values, y, xerr=(values - low, high - values), fmt="none", ecolor="#333333", elinewidth=0.7, capsize=1.2)
+        ax.barh(
+            y, values, width * 0.94, label=name, color=one.colour, hatch=one.hatch, edgecolor="white", linewidth=0.4
+        )
+        ax.errorbar(
+            values, y, xerr=(values - low, high - values), fmt="none", ecolor="#333333", elinewidth=0.7, capsize=1.2
+        )
     ax.set_yticks(at, grid.rows)
     ax.grid(False, axis="y")
     ax.grid(True, axis="x")
@@ -197,7 +209,11 @@ def _in_first_ball(c) -> Grid:
     norm = c.adaptive.norms[0]
     everyone = adversaries(c)
     lines = {m: {"method": m} for m in everyone}
-    columns = {f"{a} {how}": {"against": a, "judged": how, **under(c, norm, "adaptive")} for a in AGAINST for how in ("one", "mean", "worst")}
+    columns = {
+        f"{a} {how}": {"against": a, "judged": how, **under(c, norm, "adaptive")}
+        for a in AGAINST
+        for how in ("one", "mean", "worst")
+    }
 
     def joined(row: dict, column: dict) -> dict | None:
         fits = column["against"] in everyone[row["method"]]
@@ -220,7 +236,13 @@ def fig_adaptive(grid: Filled) -> Figure:
     shown = [k for k in range(len(AGAINST)) if any(cells[k] for cells in series.values())]
     fig, ax = style.figure(style.PAGE, 2.8)
     names = [list(AGAINST.values())[k] for k in shown]
-    figures.bars(ax, names, {label: [cells[k] for k in shown] for label, cells in series.items()}, ylabel="accuracy (%)", look=look)
+    figures.bars(
+        ax,
+        names,
+        {label: [cells[k] for k in shown] for label, cells in series.items()},
+        ylabel="accuracy (%)",
+        look=look,
+    )
     ax.set(ylim=(0, 104))
     trained = grid["pgd_at", "exact one"]
     if trained:
@@ -237,20 +259,39 @@ def fig_distribution(grid: Filled) -> Figure:
     extra = {s: grid.measurements(s, "mmd2")[0].extra for s in shown}
     fig, axes = style.figure(style.PAGE, 3.0, columns=2, width_ratios=(1.15, 1))
     look = style.looks(list(STATES.values()))
-    axes[0].plot(*extra[shown[0]]["reference"].T, linestyle="none", marker=".", markersize=5, color="#bbbbbb", label="other clean pictures")
+    axes[0].plot(
+        *extra[shown[0]]["reference"].T,
+        linestyle="none",
+        marker=".",
+        markersize=5,
+        color="#bbbbbb",
+        label="other clean pictures",
+    )
     for s in shown:
         if s in ("clean", "purified_clean"):
             continue
         one = look[STATES[s]]
-        axes[0].plot(*extra[s]["xy"].T, linestyle="none", marker=one.marker, markersize=2.6, color=one.colour, alpha=0.75, label=STATES[s])
+        axes[0].plot(
+            *extra[s]["xy"].T,
+            linestyle="none",
+            marker=one.marker,
+            markersize=2.6,
+            color=one.colour,
+            alpha=0.75,
+            label=STATES[s],
+        )
     axes[0].grid(True, axis="both")
     axes[0].set(xlabel="first axis", ylabel="second axis")
     for k, s in enumerate(shown):
         e, p, one = grid[s, "mmd2"], grid[s, "p"], look[STATES[s]]
         spread = [[max(0, e.value - e.low)], [max(0, e.high - e.value)]]
-        axes[1].errorbar(e.value, -k, xerr=spread, fmt=one.marker, markersize=4.5, color=one.colour, elinewidth=0.9, capsize=1.5)
+        axes[1].errorbar(
+            e.value, -k, xerr=spread, fmt=one.marker, markersize=4.5, color=one.colour, elinewidth=0.9, capsize=1.5
+        )
         if p:
-            axes[1].annotate(f"p = {p.value:.3f}", (e.value, -k), textcoords="offset points", xytext=(0, 5), ha="center", fontsize=6)
+            axes[1].annotate(
+                f"p = {p.value:.3f}", (e.value, -k), textcoords="offset points", xytext=(0, 5), ha="center", fontsize=6
+            )
     axes[1].axvline(0, color="#333333", linewidth=0.6)
     axes[1].set_yticks([-k for k in range(len(shown))], [STATES[s] for s in shown])
     axes[1].grid(True, axis="x")

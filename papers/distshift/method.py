@@ -47,8 +47,14 @@ from shared.rng import SampleRng
 FLOOR = 1e-30  # largest entry of a gradient that counts as zero: its inverse, which "ratio" needs, is not a float32 far below
 SAME = 1e-4  # outputs of the victim that differ by less, relative to their size, are the same: float32 networks are exact to about 1e-6
 
-_CHOICES = {"kind": ("G1", "G2", "G3", "G4"), "label": ("x_adv", "running", "moving"), "domain": ("x_t", "x0_hat"), "rescale": ("none", "x_t/alpha"),
-            "unit": ("ratio", "score", "mean"), "output": ("logits", "features")}
+_CHOICES = {
+    "kind": ("G1", "G2", "G3", "G4"),
+    "label": ("x_adv", "running", "moving"),
+    "domain": ("x_t", "x0_hat"),
+    "rescale": ("none", "x_t/alpha"),
+    "unit": ("ratio", "score", "mean"),
+    "output": ("logits", "features"),
+}
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,9 @@ class Guidance(Bounded):
         super().__post_init__()
         for field, allowed in _CHOICES.items():
             if getattr(self, field) not in allowed:
-                raise UserError(f"{field} of the guidance is {getattr(self, field)!r}: use one of {', '.join(map(repr, allowed))}.")
+                raise UserError(
+                    f"{field} of the guidance is {getattr(self, field)!r}: use one of {', '.join(map(repr, allowed))}."
+                )
         if self.kind == "G3" and self.domain != "x0_hat":
             raise UserError("G3 is G1 at the predicted clean image: use it with domain 'x0_hat', or G1 with 'x_t'.")
         if self.rescale != "none" and self.domain != "x_t":
@@ -120,7 +128,9 @@ def unit_vectors(g: Tensor) -> Tensor:
     rows = g.flatten(1)
     largest = rows.detach().abs().amax(dim=1, keepdim=True)
     some = largest > FLOOR
-    rows = torch.where(some, rows / torch.where(some, largest, 1), 0)  # entries of at most 1: no square of theirs underflows
+    rows = torch.where(
+        some, rows / torch.where(some, largest, 1), 0
+    )  # entries of at most 1: no square of theirs underflows
     norm = torch.where(some, rows.square().sum(dim=1, keepdim=True), 1).sqrt()
     return (rows / norm).view_as(g)
 
@@ -168,7 +178,9 @@ class Guided(nn.Module):
         for r in range(self.rounds):
             stream = self.stream(rng, r)
             x_t = self.purifier.noise(state, t, stream)
-            state = self.purifier.reverse(x_t, t, stream, self.guide(x, x_0, stream, exact) if len(x) and self.purifier.t else None)
+            state = self.purifier.reverse(
+                x_t, t, stream, self.guide(x, x_0, stream, exact) if len(x) and self.purifier.t else None
+            )
         return self.purifier.from_native(state, (int(x.shape[-2]), int(x.shape[-1])))
 
     @staticmethod
@@ -185,7 +197,9 @@ class Guided(nn.Module):
     def together(self, t: Tensor, rows: int) -> int:
         """The time of a step of the whole batch: a guide holds one reference, label and noise per row, so rows must not leave."""
         if len(t) != rows or bool((t != t[0]).any()):
-            raise UserError("a guided purifier needs all images of a batch at one time: start all of them at the same t.")
+            raise UserError(
+                "a guided purifier needs all images of a batch at one time: start all of them at the same t."
+            )
         return int(t[0])
 
 
@@ -196,9 +210,21 @@ class Distshift(Guided):
     parameters get no gradient from here. Raises UserError for settings that do not fit, and in use for an rng that does not match the batch.
     """
 
-    def __init__(self, purifier: Purifier, victim: nn.Module, guidance: Guidance | None, rounds: int = 1, second_order: bool = True):
+    def __init__(
+        self,
+        purifier: Purifier,
+        victim: nn.Module,
+        guidance: Guidance | None,
+        rounds: int = 1,
+        second_order: bool = True,
+    ):
         super().__init__(purifier, rounds, second_order)
-        if guidance is not None and guidance.kind == "G4" and guidance.output == "features" and not hasattr(victim, "features"):
+        if (
+            guidance is not None
+            and guidance.kind == "G4"
+            and guidance.output == "features"
+            and not hasattr(victim, "features")
+        ):
             raise UserError("guidance on features needs a victim with features: use output 'logits'.")
         self.victim, self.guidance = victim, guidance
         if self.guided and guidance.unit == "mean":
@@ -327,5 +353,7 @@ def large_variance(purifier: Purifier) -> bool:
     sampler, unet = purifier.sampler, getattr(purifier.denoiser, "unet", None)
     learned = unet is not None and unet.config.out_channels > unet.config.in_channels
     if sampler.variance == "learned" or (sampler.kind == "ddpm" and sampler.variance == "auto" and learned):
-        raise UserError("guidance in the unit 'mean' multiplies the sampler's variance, and this one is learned: use variance small or large.")
+        raise UserError(
+            "guidance in the unit 'mean' multiplies the sampler's variance, and this one is learned: use variance small or large."
+        )
     return sampler.variance == "large"

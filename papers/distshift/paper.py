@@ -36,7 +36,9 @@ def gates(c: Config) -> list[Gate]:
             title = f"{spec}: accuracy under the cascade, {norm} {show_eps(tables.radius(c, norm))}"
             found.append(Gate(title, of("none", tables.under(c, norm, "autoattack")), "<=", bar, source))
         lost = {"minus": of("diffpure", tables.CLEAN), "detail": f"t* = {protected(c, spec).t or c.method.t}"}
-        found.append(Gate(f"{spec}: clean accuracy lost to DiffPure", of("none", tables.CLEAN), "<=", c.gates.purified, **lost))
+        found.append(
+            Gate(f"{spec}: clean accuracy lost to DiffPure", of("none", tables.CLEAN), "<=", c.gates.purified, **lost)
+        )
     return found
 
 

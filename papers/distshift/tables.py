@@ -122,7 +122,9 @@ def victim(c, place: int) -> str:
 
 def in_words(guidance) -> str:
     """A guidance in words."""
-    label = {"x_adv": ", label of x_adv", "running": ", label of x̂₀", "moving": ", label of its own input"}[guidance.label]
+    label = {"x_adv": ", label of x_adv", "running": ", label of x̂₀", "moving": ", label of its own input"}[
+        guidance.label
+    ]
     where = {"x_t": "x_t", "x0_hat": "x̂₀"}[guidance.domain] + ("/α" if guidance.rescale == "x_t/alpha" else "")
     return f"{guidance.kind} at {where}{label if guidance.kind in ('G1', 'G3') else ''}, {guidance.unit} {guidance.scale:g}"
 
@@ -196,7 +198,9 @@ def oddity(c):
         for name, tags in rows(c, (*attacked, "diffpure", "distshift")).items()
     }
     columns: dict[str, object] = {"clean": {"kind": "score", **CLEAN}}
-    columns |= {f"{ball}: accuracy": [{"kind": "score", **tags} for tags in both(c, norm)] for norm, ball in NORMS.items()}
+    columns |= {
+        f"{ball}: accuracy": [{"kind": "score", **tags} for tags in both(c, norm)] for norm, ball in NORMS.items()
+    }
     sizes = {
         f"{ball}: mean {name} norm": {"kind": "norm", "measure": measured, "seed": c.seeds[0], **under(c, norm)}
         for norm, ball in NORMS.items()
@@ -221,7 +225,11 @@ def known(c, pairs: Mapping[str, Sequence[str]], judged: Mapping[str, dict]) -> 
     """Attackers who know the defence: (method, attacker) × ways of judging, in every ball."""
     balls = {n: f", {NORMS[n]}" if len(c.adaptive.norms) > 1 else "" for n in c.adaptive.norms}
     lines = {
-        f"{METHODS[m]}, {'exact' if m == 'pgd_at' else AGAINST[a]}{ball}": {"method": m, "against": a, **under(c, n, "adaptive")}
+        f"{METHODS[m]}, {'exact' if m == 'pgd_at' else AGAINST[a]}{ball}": {
+            "method": m,
+            "against": a,
+            **under(c, n, "adaptive"),
+        }
         for n, ball in balls.items()
         for m, attackers in pairs.items()
         for a in AGAINST
@@ -233,7 +241,9 @@ def known(c, pairs: Mapping[str, Sequence[str]], judged: Mapping[str, dict]) -> 
 def adversaries(c) -> dict[str, tuple[str, ...]]:
     """Defence -> attackers."""
     apgd = ("apgd",) if c.adaptive.apgd else ()
-    return {m: (*attackers, *apgd) if m in ("diffpure", "distshift") else attackers for m, attackers in ADAPTIVE.items()}
+    return {
+        m: (*attackers, *apgd) if m in ("diffpure", "distshift") else attackers for m, attackers in ADAPTIVE.items()
+    }
 
 
 @table
@@ -278,7 +288,11 @@ def states(c) -> Grid:
 def distribution(grid: Filled):
     """Two-sample tests."""
     c = grid.config
-    lines = [(STATES[s], [grid[s, "mmd2"], f"{grid[s, 'p'].value:.3f}"]) for s in grid.rows if grid[s, "mmd2"] and grid[s, "p"]]
+    lines = [
+        (STATES[s], [grid[s, "mmd2"], f"{grid[s, 'p'].value:.3f}"])
+        for s in grid.rows
+        if grid[s, "mmd2"] and grid[s, "p"]
+    ]
     if not lines:
         return None
     caption = (
@@ -318,12 +332,12 @@ def costs(c) -> Grid:
 def cost(grid: Filled):
     """What purification costs."""
     measured = {m: grid.row(m) for m in grid.rows}
-    lines = [(METHODS[m], [*(f"{e.value:g}" for e in cells[:2]), *cells[2:]]) for m, cells in measured.items() if all(cells)]
+    lines = [
+        (METHODS[m], [*(f"{e.value:g}" for e in cells[:2]), *cells[2:]]) for m, cells in measured.items() if all(cells)
+    ]
     if not lines:
         return None
-    caption = (
-        "Cost per picture on the machine that measured, one batch, one process (processor time without a GPU). Intervals over repetitions."
-    )
+    caption = "Cost per picture on the machine that measured, one batch, one process (processor time without a GPU). Intervals over repetitions."
     columns = ["denoiser passes", "victim passes", "purification (ms)", "exact gradient (ms)"]
     return tables.Table(columns, lines, factor=1000, interval="pm", caption=caption)
 

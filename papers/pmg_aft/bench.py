@@ -30,7 +30,11 @@ EPS = 4 / 255
 def cases(quick: bool) -> Cases:
     """The small model with 200 prompts as in the released code, and ViT-B/32 with ten: 200 do not fit into 16 GB with their gradients."""
     prompts = [p for name in SETS for p in SceneSet(name).prompts][:200]
-    ten = [f"This is a photo of a {colour} {thing}" for colour in ("red", "blue") for thing in ("car", "dog", "tree", "house", "shoe")]
+    ten = [
+        f"This is a photo of a {colour} {thing}"
+        for colour in ("red", "blue")
+        for thing in ("car", "dog", "tree", "house", "shoe")
+    ]
     sizes = [("scenes-vit-s8", prompts[:20], 4, 1, 1), ("ViT-B-32-quickgelu", ten[:2], 1, 1, 1)] if quick else [
         ("scenes-vit-s8", prompts, 64, 3, 3), ("ViT-B-32-quickgelu", ten, 8, 1, 3)]  # fmt: skip
     named = {f"PMG-AFT, {steps} step{'s' * (steps > 1)}, {name}, batch {batch}, {len(texts)} prompts": (name, texts, batch, steps, repetitions)
@@ -61,8 +65,16 @@ def _case(name: str, prompts: list[str], batch: int, steps: int, repetitions: in
         a, b = a["loss reached"], b["loss reached"]
         return None if abs(a - b) < 0.02 * abs(b) else f"the losses reached differ: {a:.4f} and {b:.4f}"
 
-    return Case("the structure of the released code", ours, reference, lambda loss: {"loss reached": loss}, 0.5, "time", agree=agree,
-                repetitions=repetitions)
+    return Case(
+        "the structure of the released code",
+        ours,
+        reference,
+        lambda loss: {"loss reached": loss},
+        0.5,
+        "time",
+        agree=agree,
+        repetitions=repetitions,
+    )
 
 
 def released(clip: nn.Module, guide: nn.Module, data: ArrayImages, tokens: Tensor, tuning: Tuning) -> float:
@@ -76,7 +88,11 @@ def released(clip: nn.Module, guide: nn.Module, data: ArrayImages, tokens: Tenso
         x, y = data.__getitems__(indices)
         start = threat.random_start(x, SampleRng(0, indices).child(f"train{step}"))
         x_adv = pgd_loop(clip, x, y, start, tokens, EPS, EPS, 2)
-        loss = pmg_aft_loss(*(classify(model, images, tokens) for model, images in ((clip, x_adv), (guide, x_adv), (clip, x))), y, PMGLoss())[0]
+        loss = pmg_aft_loss(
+            *(classify(model, images, tokens) for model, images in ((clip, x_adv), (guide, x_adv), (clip, x))),
+            y,
+            PMGLoss(),
+        )[0]
         optimizer.zero_grad()
         loss.backward()
         guide.zero_grad()

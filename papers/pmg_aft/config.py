@@ -137,33 +137,96 @@ _PHOTO_TUNING = Tuning(steps=100, batch=64, lr=1e-3, warmup=10)
 
 PRESETS = {
     "smoke": replace(
-        _CPU, seeds=(0, 1),
+        _CPU,
+        seeds=(0, 1),
         data=Data(zero_shot=("scenes:shape", "scenes:colour"), other_train=("scenes:colour_shape",), n=16),
-        attack=Attack(steps=3, auto_n=4, auto_steps=3, auto_targets=2, auto_queries=3, sanity_n=4, strong_steps=4, batch=16),
-        tuning=replace(_SMALL, steps=3, batch=8, warmup=1), fare=replace(_SMALL, steps=3, batch=8, warmup=1, optimizer="adamw", lr=1e-4),
-        sweeps=Sweeps(alphas=(0.0, 1.0), betas=(0.0, 1.0), last=(2,), curve=(0, 1), curve_n=4, test_batches=(4, 8), test_batch_n=8, cost_steps=1),
-        gates=Gates(enforce=False)),
+        attack=Attack(
+            steps=3, auto_n=4, auto_steps=3, auto_targets=2, auto_queries=3, sanity_n=4, strong_steps=4, batch=16
+        ),
+        tuning=replace(_SMALL, steps=3, batch=8, warmup=1),
+        fare=replace(_SMALL, steps=3, batch=8, warmup=1, optimizer="adamw", lr=1e-4),
+        sweeps=Sweeps(
+            alphas=(0.0, 1.0),
+            betas=(0.0, 1.0),
+            last=(2,),
+            curve=(0, 1),
+            curve_n=4,
+            test_batches=(4, 8),
+            test_batch_n=8,
+            cost_steps=1,
+        ),
+        gates=Gates(enforce=False),
+    ),
     "cpu": _CPU,
     "photos": Config(
-        model=Model("photos-vit-s8", "pretrain", ContrastiveConfig(steps=6000, batch=128, lr=1e-3, warmup=300, every=200)),
-        data=Data("folder:seen", "folder:seen", ("folder:unseen",), ("folder:all",), ("folder:all",), Source(size="32"), n=300),
+        model=Model(
+            "photos-vit-s8", "pretrain", ContrastiveConfig(steps=6000, batch=128, lr=1e-3, warmup=300, every=200)
+        ),
+        data=Data(
+            "folder:seen", "folder:seen", ("folder:unseen",), ("folder:all",), ("folder:all",), Source(size="32"), n=300
+        ),
         attack=Attack(eps=4 / 255, auto_n=60, sanity_n=48),
-        tuning=_PHOTO_TUNING, fare=replace(_PHOTO_TUNING, optimizer="adamw", lr=1e-3, weight_decay=1e-4),
+        tuning=_PHOTO_TUNING,
+        fare=replace(_PHOTO_TUNING, optimizer="adamw", lr=1e-3, weight_decay=1e-4),
         sweeps=Sweeps(curve=(0, 10, 25, 50), curve_n=100, test_batch_n=256),
-        gates=Gates(clean=0.70, times_chance=3.0, zero_shot_margin=0.30)),
+        gates=Gates(clean=0.70, times_chance=3.0, zero_shot_margin=0.30),
+    ),
     "paper": Config(
         model=Model("ViT-B-32-quickgelu", "openai"),
-        data=Data("named:TinyImageNet", "named:TinyImageNet",
-                  tuple(f"named:{n}" for n in ("cifar10", "cifar100", "STL10", "SUN397", "Food101", "OxfordPets", "Flowers102", "DTD", "EuroSAT",
-                                               "FGVC-Aircraft", "ImageNet", "Caltech101", "Caltech256", "StanfordCars", "PCAM")),
-                  (), ("named:cifar100",), n=0),
-        attack=Attack(eps=1 / 255, long_steps=100, auto_n=1000, auto_steps=100, auto_targets=9, auto_queries=5000, sanity_n=256,
-                      strong_steps=100, batch=256),
+        data=Data(
+            "named:TinyImageNet",
+            "named:TinyImageNet",
+            tuple(
+                f"named:{n}"
+                for n in (
+                    "cifar10",
+                    "cifar100",
+                    "STL10",
+                    "SUN397",
+                    "Food101",
+                    "OxfordPets",
+                    "Flowers102",
+                    "DTD",
+                    "EuroSAT",
+                    "FGVC-Aircraft",
+                    "ImageNet",
+                    "Caltech101",
+                    "Caltech256",
+                    "StanfordCars",
+                    "PCAM",
+                )
+            ),
+            (),
+            ("named:cifar100",),
+            n=0,
+        ),
+        attack=Attack(
+            eps=1 / 255,
+            long_steps=100,
+            auto_n=1000,
+            auto_steps=100,
+            auto_targets=9,
+            auto_queries=5000,
+            sanity_n=256,
+            strong_steps=100,
+            batch=256,
+        ),
         tuning=Tuning(steps=3910, batch=256, lr=5e-5, warmup=1000, every=100, workers=12),
-        fare=Tuning(steps=3910, batch=256, lr=1e-5, warmup=274, optimizer="adamw", weight_decay=1e-4, every=100, workers=12),
-        sweeps=Sweeps(alphas=(0.0, 0.5, 1.0, 2.0, 4.0), betas=(0.0, 0.5, 1.0, 2.0, 4.0), last=(2, 14, 38), curve=(0, 391, 1173, 2346),
-                      curve_n=1000, test_batches=(64, 128, 256, 512), test_batch_n=1024, cost_steps=20),
-        gates=Gates(clean=0.50, times_chance=20.0, zero_shot_margin=0.0, robust=0.05)),
+        fare=Tuning(
+            steps=3910, batch=256, lr=1e-5, warmup=274, optimizer="adamw", weight_decay=1e-4, every=100, workers=12
+        ),
+        sweeps=Sweeps(
+            alphas=(0.0, 0.5, 1.0, 2.0, 4.0),
+            betas=(0.0, 0.5, 1.0, 2.0, 4.0),
+            last=(2, 14, 38),
+            curve=(0, 391, 1173, 2346),
+            curve_n=1000,
+            test_batches=(64, 128, 256, 512),
+            test_batch_n=1024,
+            cost_steps=20,
+        ),
+        gates=Gates(clean=0.50, times_chance=20.0, zero_shot_margin=0.0, robust=0.05),
+    ),
 }
 
 

@@ -45,7 +45,9 @@ def kl_divergence(p_logits: Tensor, q_logits: Tensor, reduction: str) -> Tensor:
     return F.kl_div(q, p, log_target=True, reduction=reduction)
 
 
-def pmg_aft_loss(adversarial: Tensor, guide: Tensor, clean: Tensor, y: Tensor, config: PMGLoss) -> tuple[Tensor, dict[str, Tensor]]:
+def pmg_aft_loss(
+    adversarial: Tensor, guide: Tensor, clean: Tensor, y: Tensor, config: PMGLoss
+) -> tuple[Tensor, dict[str, Tensor]]:
     """(L, its terms) from logits (N, K) of P_θ(x_a), P_0(x_a), P_θ(x) and labels (N,)."""
     if config.detach_clean:
         clean = clean.detach()

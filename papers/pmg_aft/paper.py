@@ -19,15 +19,29 @@ def gates(c: Config) -> list[Gate]:
         return 1 / lab.data(spec).num_classes
 
     def unseen(spec: str) -> Gate:
-        return Gate(f"zero-shot accuracy on {tables.name_of(spec)}", of("clean", "accuracy", spec), ">=",
-                    lambda lab: chance(lab, spec) + g.zero_shot_margin, lambda lab: f"chance is {chance(lab, spec):.3f}")
+        return Gate(
+            f"zero-shot accuracy on {tables.name_of(spec)}",
+            of("clean", "accuracy", spec),
+            ">=",
+            lambda lab: chance(lab, spec) + g.zero_shot_margin,
+            lambda lab: f"chance is {chance(lab, spec):.3f}",
+        )
 
     g, seen = c.gates, c.data.seen
     return [
-        Gate("zero-shot accuracy on the seen classes", of("clean", "accuracy", seen), ">=",
-             lambda lab: min(g.clean, g.times_chance * chance(lab, seen)),
-             lambda lab: f"{lab.data(seen).num_classes} classes, {c.model.name}"),
-        Gate(f"seen classes under PGD-{c.attack.strong_steps} at {show_eps(c.attack.eps)}", of("pgd_strong", "gate", seen), "<=", g.robust),
+        Gate(
+            "zero-shot accuracy on the seen classes",
+            of("clean", "accuracy", seen),
+            ">=",
+            lambda lab: min(g.clean, g.times_chance * chance(lab, seen)),
+            lambda lab: f"{lab.data(seen).num_classes} classes, {c.model.name}",
+        ),
+        Gate(
+            f"seen classes under PGD-{c.attack.strong_steps} at {show_eps(c.attack.eps)}",
+            of("pgd_strong", "gate", seen),
+            "<=",
+            g.robust,
+        ),
         *map(unseen, c.data.zero_shot),
     ]
 

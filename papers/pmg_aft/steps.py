@@ -114,21 +114,39 @@ class Tuned(Trained):
         """Fine-tune a copy of the tower; returns it."""
         data, visual = lab.data(self.data.spec, self.data.split), copy.deepcopy(self.clip.open(lab).visual)
         victim = classifier(lab, self.clip, visual, self.data.spec, self.face.norm, self.face.temperature, "train")
-        finetune(victim, self.objective_of(victim), data, self.tuning, Threat("linf", self.eps), self.attack, self.seed, lab.device, partial,
-                 lambda step: after_step(step, visual), self.name)
+        finetune(
+            victim,
+            self.objective_of(victim),
+            data,
+            self.tuning,
+            Threat("linf", self.eps),
+            self.attack,
+            self.seed,
+            lab.device,
+            partial,
+            lambda step: after_step(step, visual),
+            self.name,
+        )
         return visual
 
     def objective_of(self, victim: ZeroShot):
         """The objective; the frozen copy that FARE and PMG-AFT need is taken from `victim` as it is now."""
-        return {"ft_clean": lambda: Contrastive(False), "ft_adv": lambda: Contrastive(True), "tecoa": TeCoA,
-                "fare": lambda: FARE(frozen(victim)), "pmg_aft": lambda: PMGAFT(frozen(victim), self.loss)}[self.objective]()
+        return {
+            "ft_clean": lambda: Contrastive(False),
+            "ft_adv": lambda: Contrastive(True),
+            "tecoa": TeCoA,
+            "fare": lambda: FARE(frozen(victim)),
+            "pmg_aft": lambda: PMGAFT(frozen(victim), self.loss),
+        }[self.objective]()
 
 
 @cache
 def methods(c: Config, seed: int = 0) -> dict[str, Tuned]:
     """What is trained for each row, by its name."""
 
-    def tuned(objective: str, loss: PMGLoss | None = None, face: Face = Face(), train: str = c.data.train, **changes) -> Tuned:
+    def tuned(
+        objective: str, loss: PMGLoss | None = None, face: Face = Face(), train: str = c.data.train, **changes
+    ) -> Tuned:
         tuning = replace(c.fare if objective == "fare" else c.tuning, **changes)
         attack = TrainAttack(c.attack.train_steps, 1.0, face.reduction, face.autocast)
         return Tuned(base(c), objective, loss, face, Pictures(train, "train"), tuning, attack, c.attack.eps, seed)
@@ -137,11 +155,23 @@ def methods(c: Config, seed: int = 0) -> dict[str, Tuned]:
         return tuned("pmg_aft", PMGLoss(**changes), face)
 
     out = {name: tuned(name) for name in ("ft_clean", "ft_adv", "tecoa", "fare")}
-    out |= {"pmg_aft": pmg(), "pmg_general": pmg(beta=0.0), "pmg_clean": pmg(alpha=0.0), "pmg_detached": pmg(detach_clean=True),
-            "pmg_adversarial_first": pmg(direction="adversarial_first"), "pmg_released": pmg(RELEASED, reduction="sum"),
-            "pmg_released_april": pmg(RELEASED, direction="adversarial_first", reduction="sum")}
-    out |= {SWEPT(a, b): pmg(alpha=a, beta=b) for a in c.sweeps.alphas for b in c.sweeps.betas if SWEPT(a, b) not in out}
-    out |= {f"{m}_on_{name_of(train)}": replace(out[m], data=Pictures(train, "train")) for train in c.data.other_train for m in HEADLINE}
+    out |= {
+        "pmg_aft": pmg(),
+        "pmg_general": pmg(beta=0.0),
+        "pmg_clean": pmg(alpha=0.0),
+        "pmg_detached": pmg(detach_clean=True),
+        "pmg_adversarial_first": pmg(direction="adversarial_first"),
+        "pmg_released": pmg(RELEASED, reduction="sum"),
+        "pmg_released_april": pmg(RELEASED, direction="adversarial_first", reduction="sum"),
+    }
+    out |= {
+        SWEPT(a, b): pmg(alpha=a, beta=b) for a in c.sweeps.alphas for b in c.sweeps.betas if SWEPT(a, b) not in out
+    }
+    out |= {
+        f"{m}_on_{name_of(train)}": replace(out[m], data=Pictures(train, "train"))
+        for train in c.data.other_train
+        for m in HEADLINE
+    }
     out |= {f"pmg_last{k}": replace(out["pmg_aft"], tuning=replace(c.tuning, last=k)) for k in c.sweeps.last}
     curve = c.sweeps.curve if seed == c.seeds[0] else ()
     return {name: replace(step, row=name, curve=curve if name in HEADLINE else ()) for name, step in out.items()}
@@ -154,8 +184,15 @@ def base(c: Config) -> Backbone | Pretrained:
     return Backbone(c.model.name, c.model.pretrained)
 
 
-def classifier(lab: Lab, clip: Backbone | Pretrained, visual: nn.Module, spec: str, norm: str, temperature: str = "model",
-               split: str = "test") -> ZeroShot:
+def classifier(
+    lab: Lab,
+    clip: Backbone | Pretrained,
+    visual: nn.Module,
+    spec: str,
+    norm: str,
+    temperature: str = "model",
+    split: str = "test",
+) -> ZeroShot:
     """The zero-shot classifier of a set with some vision tower of a CLIP."""
     whole, data = clip.open(lab), lab.data(spec, split)
     text = lab.once(("text", clip, data.version), lambda: class_matrix(whole, data))
@@ -204,15 +241,28 @@ class Adversary:
     seed: int = 0
     batch: int = free(128)
 
-    def __call__(self, victim: ZeroShot, x: Tensor, y: Tensor, indices: list[int], stream: str = "evaluation") -> Tensor:
+    def __call__(
+        self, victim: ZeroShot, x: Tensor, y: Tensor, indices: list[int], stream: str = "evaluation"
+    ) -> Tensor:
         rng, threat = SampleRng(self.seed, indices, stream), Threat("linf", self.eps)
         if self.kind == "clean":
             return x
         if self.kind == "auto":
-            return cascade(victim, x, y, threat, rng=rng, steps=self.steps, targets=self.targets, queries=self.queries,
-                           batch_size=self.batch).x_adv
+            return cascade(
+                victim,
+                x,
+                y,
+                threat,
+                rng=rng,
+                steps=self.steps,
+                targets=self.targets,
+                queries=self.queries,
+                batch_size=self.batch,
+            ).x_adv
         loss = "cw" if self.kind == "cw" else "ce"
-        return pgd(victim, x, y, threat, steps=self.steps, step_size=self.step_size, rng=rng, loss=loss, kappa=self.kappa)
+        return pgd(
+            victim, x, y, threat, steps=self.steps, step_size=self.step_size, rng=rng, loss=loss, kappa=self.kappa
+        )
 
 
 @dataclass(frozen=True)
@@ -233,8 +283,17 @@ class Checks:
             return pgd(victim, x, y, threat, steps=steps, step_size=a.step_size / a.eps * threat.eps, rng=rng)
 
         surrogate = None if tower.tuned is None else Tower(tower.clip).on(lab, self.data.spec)
-        return check_attack(tower.on(lab, self.data.spec), x, y, Threat("linf", a.eps), attack, rng=SampleRng(a.seed, rows, "sanity"),
-                            steps=a.steps, surrogate=surrogate, images=len(x))
+        return check_attack(
+            tower.on(lab, self.data.spec),
+            x,
+            y,
+            Threat("linf", a.eps),
+            attack,
+            rng=SampleRng(a.seed, rows, "sanity"),
+            steps=a.steps,
+            surrogate=surrogate,
+            images=len(x),
+        )
 
 
 @dataclass(frozen=True)
@@ -250,11 +309,13 @@ class Accuracy(Measured):
     def make(self, lab: Lab) -> Values:
         victim, rows, out = self.tower.on(lab, self.data.spec), self.data.rows(lab), []
         size = len(rows) if self.attack.kind == "auto" else max(1, self.attack.batch)
-        for part in (rows[k:k + size] for k in range(0, len(rows), size)):
+        for part in (rows[k : k + size] for k in range(0, len(rows), size)):
             x, y = self.data.read(lab, part)
             x_adv = self.attacked(lab, victim, x, y, part)
             with torch.no_grad():
-                out.append(torch.cat([predicted(victim(b)) for b in x_adv.split(self.attack.batch)]).eq(y).float().cpu())
+                out.append(
+                    torch.cat([predicted(victim(b)) for b in x_adv.split(self.attack.batch)]).eq(y).float().cpu()
+                )
         sanity = None if self.checks is None else self.checks.record(lab, self.tower)
         return Values(torch.cat(out).numpy(), "share", sanity=sanity, skipped=self.data.open(lab).skipped)
 
@@ -276,8 +337,18 @@ class TestBatch(Accuracy):
         a, released = self.attack, self.attack.kind == "released"
         temperature = "one" if released else "model"
         seen = classifier(lab, self.tower.clip, victim.visual, self.data.spec, self.tower.norm, temperature)
-        return pgd(seen, x, y, Threat("linf", a.eps), steps=a.steps, step_size=a.step_size, rng=SampleRng(a.seed, rows, self.stream), keep="last",
-                   loss=lambda z, labels: F.cross_entropy(z, labels, reduction="none") / self.size, autocast="fp16" if released else None)
+        return pgd(
+            seen,
+            x,
+            y,
+            Threat("linf", a.eps),
+            steps=a.steps,
+            step_size=a.step_size,
+            rng=SampleRng(a.seed, rows, self.stream),
+            keep="last",
+            loss=lambda z, labels: F.cross_entropy(z, labels, reduction="none") / self.size,
+            autocast="fp16" if released else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -298,8 +369,16 @@ class UpdateCost(Measured):
         return Values(activation_megabytes(train, lab.device), "MB")
 
 
-def number(c: Config, kind: str, method: str, seed: int | None = None, attack: str = "", set: str = "", step: int | None = None,
-           point: float | str | None = None) -> Measured | None:
+def number(
+    c: Config,
+    kind: str,
+    method: str,
+    seed: int | None = None,
+    attack: str = "",
+    set: str = "",
+    step: int | None = None,
+    point: float | str | None = None,
+) -> Measured | None:
     """The step behind a number, from its tags; None: there is none."""
     if attack in ("auto", "pgd_paired") and method not in (*METHODS, "pmg_released"):
         return None
@@ -314,8 +393,13 @@ def number(c: Config, kind: str, method: str, seed: int | None = None, attack: s
     if kind == "test_batch":
         return TestBatch(tower, replace(data, n=n), adversary(c, attack), size=point or 1)
     checks = Checks(Pictures(c.data.seen, "test", c.attack.sanity_n), adversary(c, "pgd"))
-    return Accuracy(tower, data, adversary(c, attack), checks if kind == "accuracy" and attack != "clean" else None,
-                    "gate" if kind == "gate" else "evaluation")
+    return Accuracy(
+        tower,
+        data,
+        adversary(c, attack),
+        checks if kind == "accuracy" and attack != "clean" else None,
+        "gate" if kind == "gate" else "evaluation",
+    )
 
 
 def adversary(c: Config, name: str) -> Adversary:
@@ -324,14 +408,26 @@ def adversary(c: Config, name: str) -> Adversary:
     if kind == "clean":
         return Adversary("clean", batch=a.batch)
     if kind == "auto":
-        return Adversary("auto", a.eps, a.auto_steps, targets=a.auto_targets, queries=a.auto_queries, seed=a.seed, batch=a.batch)
+        return Adversary(
+            "auto", a.eps, a.auto_steps, targets=a.auto_targets, queries=a.auto_queries, seed=a.seed, batch=a.batch
+        )
     multiple = float(name[5:]) if name.startswith("pgd_x") else 1.0
     steps = {"pgd_long": a.long_steps, "pgd_strong": a.strong_steps}.get(name, a.steps)
     size = 2.5 / a.strong_steps if name == "pgd_strong" else a.ratio
-    return Adversary(kind, a.eps * multiple, steps, size * a.eps * multiple, a.kappa if kind == "cw" else 0.0, seed=a.seed, batch=a.batch)
+    return Adversary(
+        kind,
+        a.eps * multiple,
+        steps,
+        size * a.eps * multiple,
+        a.kappa if kind == "cw" else 0.0,
+        seed=a.seed,
+        batch=a.batch,
+    )
 
 
-def describe(c: Config, kind: str, method: str, attack: str = "", set: str = "", point: float | str | None = None, **_: object) -> dict:
+def describe(
+    c: Config, kind: str, method: str, attack: str = "", set: str = "", point: float | str | None = None, **_: object
+) -> dict:
     """Tags by which claims and tables select beside the name: the role of a set, ε, the place of a batch size among those measured."""
     more: dict = {"seed": c.seeds[0]} if method == CLIP else {}
     if kind == "cost":
@@ -339,7 +435,9 @@ def describe(c: Config, kind: str, method: str, attack: str = "", set: str = "",
     if set:
         spec = set_names(c)[set]
         role = "seen" if spec == c.data.seen else "zero_shot" if spec in c.data.zero_shot else "holdout"
-        more["role"] = "seen" if role == "zero_shot" and method != CLIP and methods(c)[method].data.spec == spec else role
+        more["role"] = (
+            "seen" if role == "zero_shot" and method != CLIP and methods(c)[method].data.spec == spec else role
+        )
     if attack:
         multiple = float(attack[5:]) if attack.startswith("pgd_x") else 1.0
         more |= {"eps": 0.0 if attack == "clean" else multiple * c.attack.eps, "multiple": multiple}

@@ -16,7 +16,14 @@ if TYPE_CHECKING:
     from papers.pmg_aft.config import Config
 
 CLIP = "clip"  # the pre-trained model, which is not fine-tuned and has no seed
-METHODS = {CLIP: "CLIP", "ft_clean": "FT-Clean", "ft_adv": "FT-Adv", "tecoa": "TeCoA", "fare": "FARE", "pmg_aft": "PMG-AFT"}
+METHODS = {
+    CLIP: "CLIP",
+    "ft_clean": "FT-Clean",
+    "ft_adv": "FT-Adv",
+    "tecoa": "TeCoA",
+    "fare": "FARE",
+    "pmg_aft": "PMG-AFT",
+}
 BOTH = {"clean": "clean accuracy (%)", "pgd": "robust accuracy (%)"}
 FIRST = ("tecoa", "pmg_aft")  # of the headline
 
@@ -77,8 +84,11 @@ def by_name(c: "Config") -> dict:
 def both(c: "Config") -> dict:
     """Clean and robust, on the sets of other classes and on that of the training."""
     seen = {"set": name_of(c.data.seen)}
-    return {f"{what}, {where}": [{"attack": a, **s} for s in sets] for where, sets in (("zero-shot", unseen(c)), ("seen", [seen]))
-            for what, a in (("clean", "clean"), ("robust", "pgd"))}
+    return {
+        f"{what}, {where}": [{"attack": a, **s} for s in sets]
+        for where, sets in (("zero-shot", unseen(c)), ("seen", [seen]))
+        for what, a in (("clean", "clean"), ("robust", "pgd"))
+    }
 
 
 def label(c: "Config") -> str:
@@ -105,58 +115,114 @@ def robust(c: "Config") -> Shown:
 @table
 def auto(c: "Config") -> Shown:
     a = c.attack
-    return accuracies(c, "auto", f"Accuracy (%) under the cascade APGD-CE, APGD-T ({a.auto_targets} targets), Square ({a.auto_queries} queries), "
-                      f"{a.auto_steps} iterations each, ε = {eps(c)}. FAB is not part of it.", c.seeds[:1])
+    return accuracies(
+        c,
+        "auto",
+        f"Accuracy (%) under the cascade APGD-CE, APGD-T ({a.auto_targets} targets), Square ({a.auto_queries} queries), "
+        f"{a.auto_steps} iterations each, ε = {eps(c)}. FAB is not part of it.",
+        c.seeds[:1],
+    )
 
 
 @table
 def cw(c: "Config") -> Shown:
-    return accuracies(c, "cw", f"Accuracy (%) under PGD-{c.attack.steps} on the margin with κ = {c.attack.kappa:g}, which this line of work "
-                      f"calls CW, ε = {eps(c)}.", c.seeds[:1])
+    return accuracies(
+        c,
+        "cw",
+        f"Accuracy (%) under PGD-{c.attack.steps} on the margin with κ = {c.attack.kappa:g}, which this line of work "
+        f"calls CW, ε = {eps(c)}.",
+        c.seeds[:1],
+    )
 
 
 @table
 def strengths(c: "Config") -> Shown:
-    columns = {f"{where}, ε = {e}": [{"attack": a, **s} for s in sets] for where, sets in
-               (("zero-shot", unseen(c)), ("seen", [{"set": name_of(c.data.seen)}])) for e, a in growing(c).items()}
-    return Shown(rows(), columns, {"kind": "accuracy"}, c.seeds[:1],
-                 f"Accuracy (%) under PGD-{c.attack.steps} of growing ε (trained at {eps(c)}).")
+    columns = {
+        f"{where}, ε = {e}": [{"attack": a, **s} for s in sets]
+        for where, sets in (("zero-shot", unseen(c)), ("seen", [{"set": name_of(c.data.seen)}]))
+        for e, a in growing(c).items()
+    }
+    return Shown(
+        rows(),
+        columns,
+        {"kind": "accuracy"},
+        c.seeds[:1],
+        f"Accuracy (%) under PGD-{c.attack.steps} of growing ε (trained at {eps(c)}).",
+    )
 
 
 @table
 def ablation(c: "Config") -> Shown:
-    terms = {"L_robust (TeCoA)": "tecoa", "+ α·L_general": "pmg_general", "+ β·L_clean": "pmg_clean", "all (PMG-AFT)": "pmg_aft"}
-    return Shown({k: {"method": m} for k, m in terms.items()}, both(c), {"kind": "accuracy"}, c.seeds,
-                 "What each term of the loss does: accuracy (%), α = β = 1.")
+    terms = {
+        "L_robust (TeCoA)": "tecoa",
+        "+ α·L_general": "pmg_general",
+        "+ β·L_clean": "pmg_clean",
+        "all (PMG-AFT)": "pmg_aft",
+    }
+    return Shown(
+        {k: {"method": m} for k, m in terms.items()},
+        both(c),
+        {"kind": "accuracy"},
+        c.seeds,
+        "What each term of the loss does: accuracy (%), α = β = 1.",
+    )
 
 
 @table
 def faces(c: "Config") -> Shown:
     few = {"seed": c.seeds[0]}
-    readings = {"as written": {"method": "pmg_aft"}, "as written, KL(P_θ(x_a) ‖ ·)": {"method": "pmg_adversarial_first", **few},
-                "as written, clean branch detached": {"method": "pmg_detached", **few}, "as released (May 2024)": {"method": "pmg_released"},
-                "as released (April 2024)": {"method": "pmg_released_april", **few}, "TeCoA, for comparison": {"method": "tecoa"}}
+    readings = {
+        "as written": {"method": "pmg_aft"},
+        "as written, KL(P_θ(x_a) ‖ ·)": {"method": "pmg_adversarial_first", **few},
+        "as written, clean branch detached": {"method": "pmg_detached", **few},
+        "as released (May 2024)": {"method": "pmg_released"},
+        "as released (April 2024)": {"method": "pmg_released_april", **few},
+        "TeCoA, for comparison": {"method": "tecoa"},
+    }
     columns = {**both(c), "cascade, zero-shot": [{"attack": "auto", "seed": c.seeds[0], **s} for s in unseen(c)]}
-    return Shown(readings, columns, {"kind": "accuracy"}, c.seeds, best=None,
-                 caption="Text and released code: accuracy (%). All rows are attacked in single precision with a summed loss and the model's own "
-                 "temperature; \"released\" differs in how it was trained and in the mean/std of its pixels.")
+    return Shown(
+        readings,
+        columns,
+        {"kind": "accuracy"},
+        c.seeds,
+        best=None,
+        caption="Text and released code: accuracy (%). All rows are attacked in single precision with a summed loss and the model's own "
+        'temperature; "released" differs in how it was trained and in the mean/std of its pixels.',
+    )
 
 
 @table
 def training_data(c: "Config") -> Shown:
-    trained = {f"{METHODS[m]} on {name_of(t).replace('_', ' ')}": {"method": m if t == c.data.train else f"{m}_on_{name_of(t)}"}
-               for t in (c.data.train, *c.data.other_train) for m in FIRST}
+    trained = {
+        f"{METHODS[m]} on {name_of(t).replace('_', ' ')}": {
+            "method": m if t == c.data.train else f"{m}_on_{name_of(t)}"
+        }
+        for t in (c.data.train, *c.data.other_train)
+        for m in FIRST
+    }
     sets = unseen(c, *c.data.other_train, c.data.train) or unseen(c)
     columns = {what: [{"attack": a, **s} for s in sets] for what, a in (("clean", "clean"), ("robust", "pgd"))}
-    return Shown(trained, columns, {"kind": "accuracy"}, c.seeds[:1], best=None,
-                 caption=f"Fine-tuned on other sets: accuracy (%), mean over {len(sets)} sets that are zero-shot for every row.")
+    return Shown(
+        trained,
+        columns,
+        {"kind": "accuracy"},
+        c.seeds[:1],
+        best=None,
+        caption=f"Fine-tuned on other sets: accuracy (%), mean over {len(sets)} sets that are zero-shot for every row.",
+    )
 
 
 @table
 def partial(c: "Config") -> Shown:
     depths = {f"last {k} tensors": {"method": f"pmg_last{k}"} for k in c.sweeps.last} | {"all": {"method": "pmg_aft"}}
-    return Shown(depths, both(c), {"kind": "accuracy"}, c.seeds[:1], best=None,
-                 caption="Training only the last parameter tensors of the vision tower: accuracy (%), PMG-AFT.")
+    return Shown(
+        depths,
+        both(c),
+        {"kind": "accuracy"},
+        c.seeds[:1],
+        best=None,
+        caption="Training only the last parameter tensors of the vision tower: accuracy (%), PMG-AFT.",
+    )
 
 
 @table
@@ -167,17 +233,30 @@ def sweep(c: "Config") -> Shown:
 
 @table
 def cost(c: "Config") -> Shown:
-    columns = {"processor seconds per update": {"point": "seconds"}, "MB kept for the backward pass": {"point": "megabytes"}}
-    return Shown(rows(list(METHODS)[1:]), columns, {"kind": "cost"}, c.seeds[:1], best=None, factor=1,
-                 digits={"processor seconds per update": 3}, over={"time over TeCoA": ("processor seconds per update", METHODS["tecoa"])},
-                 caption=f"What one update of {c.tuning.batch} images costs, attack included, on one process.")
+    columns = {
+        "processor seconds per update": {"point": "seconds"},
+        "MB kept for the backward pass": {"point": "megabytes"},
+    }
+    return Shown(
+        rows(list(METHODS)[1:]),
+        columns,
+        {"kind": "cost"},
+        c.seeds[:1],
+        best=None,
+        factor=1,
+        digits={"processor seconds per update": 3},
+        over={"time over TeCoA": ("processor seconds per update", METHODS["tecoa"])},
+        caption=f"What one update of {c.tuning.batch} images costs, attack included, on one process.",
+    )
 
 
 # ---- figures ---------------------------------------------------------------------------------------------------------------
 
 
 def means(c: "Config", kind: str = "accuracy", seeds: Sequence[int] = (), methods: Iterable[str] = METHODS) -> Grid:
-    return Grid(rows(methods), {a: [{"attack": a, **s} for s in unseen(c)] for a in BOTH}, {"kind": kind}, seeds or c.seeds)
+    return Grid(
+        rows(methods), {a: [{"attack": a, **s} for s in unseen(c)] for a in BOTH}, {"kind": kind}, seeds or c.seeds
+    )
 
 
 @figure(means)
@@ -198,7 +277,14 @@ def fig_sets(grid: Filled) -> Figure:
     return fig
 
 
-@figure(lambda c: Grid(rows(), {e: [{"attack": a, **s} for s in unseen(c)] for e, a in growing(c).items()}, {"kind": "accuracy"}, c.seeds[:1]))
+@figure(
+    lambda c: Grid(
+        rows(),
+        {e: [{"attack": a, **s} for s in unseen(c)] for e, a in growing(c).items()},
+        {"kind": "accuracy"},
+        c.seeds[:1],
+    )
+)
 def fig_strengths(grid: Filled) -> Figure:
     """Accuracy under PGD of growing ε, mean over the zero-shot sets, one seed."""
     fig, ax = style.figure(style.COLUMN)
@@ -210,8 +296,13 @@ def fig_strengths(grid: Filled) -> Figure:
 def swept(attack: str):
     def grid(c: "Config") -> Grid:
         point = {"kind": "accuracy", "attack": attack}
-        return Grid({f"{a:g}": [{"alpha": a, **s} for s in unseen(c)] for a in c.sweeps.alphas}, {f"{b:g}": {"beta": b} for b in c.sweeps.betas},
-                    point, c.seeds[:1], joined=lambda row, column: {"method": SWEPT(row["alpha"], column["beta"]), "set": row["set"]})
+        return Grid(
+            {f"{a:g}": [{"alpha": a, **s} for s in unseen(c)] for a in c.sweeps.alphas},
+            {f"{b:g}": {"beta": b} for b in c.sweeps.betas},
+            point,
+            c.seeds[:1],
+            joined=lambda row, column: {"method": SWEPT(row["alpha"], column["beta"]), "set": row["set"]},
+        )
 
     return grid
 
@@ -221,14 +312,19 @@ def fig_sweep(clean: Filled, robust: Filled) -> Figure:
     """Clean and robust accuracy over the weights α and β, means over the zero-shot sets, one seed. (0, 0) is TeCoA, (1, 1) PMG-AFT."""
     fig, axes = style.figure(style.PAGE, 2.6, columns=2)
     for ax, grid, what in zip(axes, (clean, robust), BOTH.values(), strict=True):
-        figures.heatmap(ax, grid.rows, grid.columns, [grid.row(r) for r in grid.rows], xlabel="β", ylabel="α", label=what)
+        figures.heatmap(
+            ax, grid.rows, grid.columns, [grid.row(r) for r in grid.rows], xlabel="β", ylabel="α", label=what
+        )
     return fig
 
 
 def along(attack: str):
     def grid(c: "Config"):
-        lines = {f"{METHODS[m]}, {where}": [{"method": m, **s} for s in sets] for m in FIRST
-                 for where, sets in (("seen", [{"set": name_of(c.data.seen)}]), ("zero-shot", unseen(c)))}
+        lines = {
+            f"{METHODS[m]}, {where}": [{"method": m, **s} for s in sets]
+            for m in FIRST
+            for where, sets in (("seen", [{"set": name_of(c.data.seen)}]), ("zero-shot", unseen(c)))
+        }
         steps = [*(s for s in c.sweeps.curve if s < c.tuning.steps), c.tuning.steps]
         return Grid(lines, {str(s): {"step": s} for s in steps}, {"kind": "curve", "attack": attack}, c.seeds[:1])
 
@@ -250,8 +346,12 @@ def fig_curve(clean: Filled, robust: Filled) -> Figure:
 
 def test_batches(c: "Config", attack: str, points: Sequence[int]) -> Grid:
     readings = {"pmg_aft": "as written", "pmg_released": "as released"}
-    return Grid({f"{label}, {attack} attack": {"method": m} for m, label in readings.items()}, {f"{p:g}": {"point": p} for p in points},
-                {"kind": "test_batch", "attack": attack, "set": name_of(c.data.seen)}, c.seeds[:1])
+    return Grid(
+        {f"{label}, {attack} attack": {"method": m} for m, label in readings.items()},
+        {f"{p:g}": {"point": p} for p in points},
+        {"kind": "test_batch", "attack": attack, "set": name_of(c.data.seen)},
+        c.seeds[:1],
+    )
 
 
 @figure(lambda c: test_batches(c, "released", c.sweeps.test_batches), lambda c: test_batches(c, "correct", [0]))
@@ -260,7 +360,9 @@ def fig_test_batch(released: Filled, correct: Filled) -> Figure:
     size of the test batch, and under the same PGD in single precision with a summed loss (ours). An honest attack does not depend on it."""
     fig, ax = style.figure(style.COLUMN)
     constant = {label: cells * len(released.columns) for label, cells in correct.series().items()}
-    series = dict(sorted((released.series() | constant).items(), key=lambda line: line[0].startswith("as released")))  # pairs of one reading
+    series = dict(
+        sorted((released.series() | constant).items(), key=lambda line: line[0].startswith("as released"))
+    )  # pairs of one reading
     figures.lines(ax, released.columns, series, xlabel="test batch", ylabel="accuracy under PGD (%)", categorical=True)
     figures.legend(fig, ax, 2)
     return fig
@@ -275,7 +377,11 @@ def paired(c: "Config") -> list[Grid]:
 @claimed
 def long(c: "Config") -> list[Grid]:
     """The literature's PGD-100, where it is measured."""
-    return [Grid(rows(), by_name(c), {"kind": "accuracy", "attack": "pgd_long"}, c.seeds[:1])] if c.attack.long_steps else []
+    return (
+        [Grid(rows(), by_name(c), {"kind": "accuracy", "attack": "pgd_long"}, c.seeds[:1])]
+        if c.attack.long_steps
+        else []
+    )
 
 
 def headline(c: "Config") -> list[Grid]:

@@ -89,7 +89,13 @@ class ImageAugmentation(Bounded):
         theta = x.new_zeros(len(x), 2, 3)
         theta[:, 0, 0], theta[:, 1, 1] = width, height
         theta[:, 0, 2], theta[:, 1, 2] = (1 - width) * (2 * u[:, 2] - 1), (1 - height) * (2 * u[:, 3] - 1)
-        return F.grid_sample(x, F.affine_grid(theta, list(x.shape), align_corners=False), mode="bilinear", padding_mode="border", align_corners=False)
+        return F.grid_sample(
+            x,
+            F.affine_grid(theta, list(x.shape), align_corners=False),
+            mode="bilinear",
+            padding_mode="border",
+            align_corners=False,
+        )
 
     def _coloured(self, x: Tensor, u: Tensor) -> Tensor:
         on = u[:, 0] < self.jittered
@@ -100,7 +106,9 @@ class ImageAugmentation(Bounded):
             mean = _luminance(x).mean((2, 3), keepdim=True)
             x = torch.lerp(mean.expand_as(x), x, _wide(1 + self.contrast * by[:, 1]).expand_as(x)).clamp(0, 1)
         if self.saturation:
-            x = torch.lerp(_luminance(x).expand_as(x), x, _wide(1 + self.saturation * by[:, 2]).expand_as(x)).clamp(0, 1)
+            x = torch.lerp(_luminance(x).expand_as(x), x, _wide(1 + self.saturation * by[:, 2]).expand_as(x)).clamp(
+                0, 1
+            )
         if self.hue:
             x = _turned(x, 2 * math.pi * self.hue * by[:, 3]).clamp(0, 1)
         if self.grey:
@@ -117,8 +125,17 @@ class ImageAugmentation(Bounded):
         return F.conv2d(flat, weights[:, None, None, :], groups=len(weights)).reshape(x.shape).clamp(0, 1)
 
 
-RELEASED = ImageAugmentation(mirror=0.5, area=(0.08, 1.0), jittered=0.8, brightness=0.5, contrast=0.5, saturation=0.5, hue=0.1, grey=0.2,
-                             blur=(0.1, 2.0))
+RELEASED = ImageAugmentation(
+    mirror=0.5,
+    area=(0.08, 1.0),
+    jittered=0.8,
+    brightness=0.5,
+    contrast=0.5,
+    saturation=0.5,
+    hue=0.1,
+    grey=0.2,
+    blur=(0.1, 2.0),
+)
 """Of the released code, for pictures of 224 pixels."""
 MILD = ImageAugmentation(shift=2, brightness=0.2)
 """For pictures of 32 pixels, whose objects are lost in a crop of 8 %."""

@@ -25,22 +25,37 @@ def cases(quick: bool) -> Cases:
     """A few updates each."""
     batch, steps, repetitions = (16, 1, 2) if quick else (PRESETS["cpu"].pretraining.batch, 8, 7)
     methods = PRESETS["cpu"].methods
-    out = {f"RoCLIP, {name}, {steps} steps, {NAME}, batch {batch}": lambda m=m: _step(m, batch, steps, repetitions)
-           for name, m in (("two-sided", methods.roclip), ("as released", methods.released))}
-    return out | {f"plain contrastive training, {steps} steps, {NAME}, batch {batch}": lambda: _plain(batch, steps, repetitions)}
+    out = {
+        f"RoCLIP, {name}, {steps} steps, {NAME}, batch {batch}": lambda m=m: _step(m, batch, steps, repetitions)
+        for name, m in (("two-sided", methods.roclip), ("as released", methods.released))
+    }
+    return out | {
+        f"plain contrastive training, {steps} steps, {NAME}, batch {batch}": lambda: _plain(batch, steps, repetitions)
+    }
 
 
 def _step(matching, batch: int, steps: int, repetitions: int) -> Case:
     """Every epoch a RoCLIP epoch; the pools begin with noise, which is searched like any other content, so that filling them is not in the time."""
-    pairs, begin, training = Held(ScenePairs(steps * batch)), random_clip(NAME), Training(epochs=1, batch=batch, warmup=1)
+    pairs, begin, training = (
+        Held(ScenePairs(steps * batch)),
+        random_clip(NAME),
+        Training(epochs=1, batch=batch, warmup=1),
+    )
     images = PRESETS["cpu"].methods.images
     on = replace(matching, every=1, offset=0, start="unit", share=None, size=matching.entries(EPOCH))
 
     def step(matching) -> float:
         return train(copy.deepcopy(begin), pairs, Method(matching, images), training).loss
 
-    return Case("plain CLIP with the same augmentation", lambda: step(on), lambda: step(None), lambda loss: {"loss reached": loss}, 1.05, "time",
-                repetitions=repetitions)
+    return Case(
+        "plain CLIP with the same augmentation",
+        lambda: step(on),
+        lambda: step(None),
+        lambda loss: {"loss reached": loss},
+        1.05,
+        "time",
+        repetitions=repetitions,
+    )
 
 
 def _plain(batch: int, steps: int, repetitions: int) -> Case:
@@ -50,12 +65,25 @@ def _plain(batch: int, steps: int, repetitions: int) -> Case:
 
     def reference() -> float:
         clip = copy.deepcopy(plain_begin).train()
-        return contrastive_loop(clip, begin.tokenizer, pairs, [batch_indices(len(pairs), batch, step, training.seed) for step in range(steps)],
-                                optimizer_of(clip, training), lambda step: training.rate(step, len(pairs)), training.clip_norm)
+        return contrastive_loop(
+            clip,
+            begin.tokenizer,
+            pairs,
+            [batch_indices(len(pairs), batch, step, training.seed) for step in range(steps)],
+            optimizer_of(clip, training),
+            lambda step: training.rate(step, len(pairs)),
+            training.clip_norm,
+        )
 
-    return Case("a plain loop over open_clip's model and loss, same data and optimiser", lambda: train(copy.deepcopy(begin), pairs, Method(),
-                                                                                                       training).loss,
-                reference, lambda loss: {"loss reached": loss}, 1.0, agree=same_loss, repetitions=repetitions)
+    return Case(
+        "a plain loop over open_clip's model and loss, same data and optimiser",
+        lambda: train(copy.deepcopy(begin), pairs, Method(), training).loss,
+        reference,
+        lambda loss: {"loss reached": loss},
+        1.0,
+        agree=same_loss,
+        repetitions=repetitions,
+    )
 
 
 def main() -> None:

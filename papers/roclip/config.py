@@ -53,8 +53,18 @@ class Data:
     """Test pictures per set (0: all)."""
     seed: Seed = 42
     """Of the choice of test pictures from a set."""
-    downstream: tuple[str, ...] = ("scenes:colour", "scenes:shape", "scenes:surface", "scenes:background", "scenes:count", "scenes:colour_shape",
-                                   "scenes:position", "scenes:low_contrast", "scenes:tiny", "scenes:textured")
+    downstream: tuple[str, ...] = (
+        "scenes:colour",
+        "scenes:shape",
+        "scenes:surface",
+        "scenes:background",
+        "scenes:count",
+        "scenes:colour_shape",
+        "scenes:position",
+        "scenes:low_contrast",
+        "scenes:tiny",
+        "scenes:textured",
+    )
     """Sets of the zero-shot and linear-probe table."""
     probed: tuple[str, ...] = ("digits:all",)
     """Sets for a linear probe alone: their prompts have words that the small text tower does not know."""
@@ -204,33 +214,106 @@ _MUSHROOM = {"preset": "cleanclip", "fields": (), "rate": 0.0003}
 
 PRESETS = {
     "smoke": replace(
-        _CPU, data=replace(_CPU.data, pretrain_n=96, finetune_n=64, images_n=16, n=16, probe_n=16,
-                           downstream=("scenes:colour", "scenes:shape")),
-        attacks=replace(_CPU.attacks, targets=Targets(n=4, m=2, finetune_m=2),
-                        **{name: replace(getattr(_CPU.attacks, name), rate=0.05) for name in BACKDOORS}),
-        methods=replace(_CPU.methods, safeclip=replace(_CPU.methods.safeclip, alone=1, slow=1, share=0.1),
-                        roclip=replace(TWO_SIDED, share=0.1), released=replace(_CPU.methods.released, share=0.1),
-                        cleanclip=CleanClipConfig(steps=2, batch=16, lr=1e-3, warmup=1), cleanclip_n=32),
-        pretraining=Training(epochs=4, batch=32, lr=1e-3, warmup=1), finetuning=Training(epochs=2, batch=32, lr=1e-3, warmup=1),
+        _CPU,
+        data=replace(
+            _CPU.data,
+            pretrain_n=96,
+            finetune_n=64,
+            images_n=16,
+            n=16,
+            probe_n=16,
+            downstream=("scenes:colour", "scenes:shape"),
+        ),
+        attacks=replace(
+            _CPU.attacks,
+            targets=Targets(n=4, m=2, finetune_m=2),
+            **{name: replace(getattr(_CPU.attacks, name), rate=0.05) for name in BACKDOORS},
+        ),
+        methods=replace(
+            _CPU.methods,
+            safeclip=replace(_CPU.methods.safeclip, alone=1, slow=1, share=0.1),
+            roclip=replace(TWO_SIDED, share=0.1),
+            released=replace(_CPU.methods.released, share=0.1),
+            cleanclip=CleanClipConfig(steps=2, batch=16, lr=1e-3, warmup=1),
+            cleanclip_n=32,
+        ),
+        pretraining=Training(epochs=4, batch=32, lr=1e-3, warmup=1),
+        finetuning=Training(epochs=2, batch=32, lr=1e-3, warmup=1),
         probing=Probing(epochs=1),
-        sweeps=replace(_CPU.sweeps, pool=(0.1, 0.2), augment=("none", "images", "both"), start=("pairs", "gaussian"),
-                       refresh=("matched", "always"), strong=(2, 3), cost_steps=1, strip=2), gates=Gates(enforce=False), watch_n=8),
+        sweeps=replace(
+            _CPU.sweeps,
+            pool=(0.1, 0.2),
+            augment=("none", "images", "both"),
+            start=("pairs", "gaussian"),
+            refresh=("matched", "always"),
+            strong=(2, 3),
+            cost_steps=1,
+            strip=2,
+        ),
+        gates=Gates(enforce=False),
+        watch_n=8,
+    ),
     "cpu": _CPU,
     "paper": replace(
-        _CPU, seeds=(0,), models=Models("RN50", "RN50-quickgelu", "openai"),
-        data=Data(pairs="shards:cc3m/*.tar", pretrain_n=1_000_000, finetune_n=100_000, main="named:ImageNet", images="csv:cc3m_validation.csv",
-                  images_n=10_000, n=5000, probe_n=0, probed=(),
-                  downstream=("named:cifar10", "named:cifar100", "named:ImageNet", "named:DTD", "named:OxfordPets", "named:Caltech101Split",
-                              "named:StanfordCars", "named:Flowers102", "named:Food101", "named:FGVC-Aircraft")),
-        attacks=Attacks(Targets(n=16, m=35, finetune_m=35, scan=1_000_000), Recipe("mushroom", **_MUSHROOM), Recipe("umbrella", **_MUSHROOM),
-                        Recipe("candle", **_MUSHROOM), Recipe("tractor", **_MUSHROOM), Recipe("pizza", captions="usual", **_MUSHROOM)),
-        methods=Methods(RELEASED_PICTURES, 0.1, replace(TWO_SIDED, share=None, size=21_845), AS_RELEASED, SafeClip(images=RELEASED_PICTURES),
-                        CleanClipConfig(steps=10 * (100_000 // 64), batch=64, lr=5e-6, warmup=50, every=1000, workers=8), 100_000),
+        _CPU,
+        seeds=(0,),
+        models=Models("RN50", "RN50-quickgelu", "openai"),
+        data=Data(
+            pairs="shards:cc3m/*.tar",
+            pretrain_n=1_000_000,
+            finetune_n=100_000,
+            main="named:ImageNet",
+            images="csv:cc3m_validation.csv",
+            images_n=10_000,
+            n=5000,
+            probe_n=0,
+            probed=(),
+            downstream=(
+                "named:cifar10",
+                "named:cifar100",
+                "named:ImageNet",
+                "named:DTD",
+                "named:OxfordPets",
+                "named:Caltech101Split",
+                "named:StanfordCars",
+                "named:Flowers102",
+                "named:Food101",
+                "named:FGVC-Aircraft",
+            ),
+        ),
+        attacks=Attacks(
+            Targets(n=16, m=35, finetune_m=35, scan=1_000_000),
+            Recipe("mushroom", **_MUSHROOM),
+            Recipe("umbrella", **_MUSHROOM),
+            Recipe("candle", **_MUSHROOM),
+            Recipe("tractor", **_MUSHROOM),
+            Recipe("pizza", captions="usual", **_MUSHROOM),
+        ),
+        methods=Methods(
+            RELEASED_PICTURES,
+            0.1,
+            replace(TWO_SIDED, share=None, size=21_845),
+            AS_RELEASED,
+            SafeClip(images=RELEASED_PICTURES),
+            CleanClipConfig(steps=10 * (100_000 // 64), batch=64, lr=5e-6, warmup=50, every=1000, workers=8),
+            100_000,
+        ),
         pretraining=RELEASED_TRAINING,
         finetuning=replace(RELEASED_TRAINING, epochs=10, lr=1e-5, warmup=50, ahead=False),
-        sweeps=replace(_CPU.sweeps, pool=(0.002, 21_845 / 1_000_000, 0.065), every=(1, 2, 3, 5), augment=("none", "images", "both"),
-                       start=("pairs", "gaussian"), refresh=("matched", "always"), strong=(35, 100, 625), cost_steps=50),
-        gates=replace(_CPU.gates, accuracy=0.08), watch_n=2000, together=True),
+        sweeps=replace(
+            _CPU.sweeps,
+            pool=(0.002, 21_845 / 1_000_000, 0.065),
+            every=(1, 2, 3, 5),
+            augment=("none", "images", "both"),
+            start=("pairs", "gaussian"),
+            refresh=("matched", "always"),
+            strong=(35, 100, 625),
+            cost_steps=50,
+        ),
+        gates=replace(_CPU.gates, accuracy=0.08),
+        watch_n=2000,
+        together=True,
+    ),
 }
 
 
@@ -239,10 +322,14 @@ def check(config: Config) -> None:
     check_seeds(config.seeds)
     a, s, t = config.attacks, config.sweeps, config.attacks.targets
     if not config.data.main or not config.data.downstream:
-        raise UserError("--data.main names the set whose classes attackers use, and --data.downstream one set or more, e.g. scenes:colour.")
+        raise UserError(
+            "--data.main names the set whose classes attackers use, and --data.downstream one set or more, e.g. scenes:colour."
+        )
     targets = [getattr(a, name).target for name in a.planted]
     if len(set(targets)) < len(targets):
-        raise UserError(f"backdoors of one poisoned set need target classes of their own, and these are {', '.join(targets)}: change one.")
+        raise UserError(
+            f"backdoors of one poisoned set need target classes of their own, and these are {', '.join(targets)}: change one."
+        )
     if sum(getattr(a, name).rate for name in BACKDOORS) >= 1:
         raise UserError("the rates of backdoors (--attacks.<name>.rate) are shares of the pairs, together less than 1.")
     for name in BACKDOORS:
@@ -251,11 +338,15 @@ def check(config: Config) -> None:
     if missing:
         raise UserError(f"--gates.attacks has no attack {missing[0]!r}: choose of {', '.join(BACKDOORS)}.")
     if t.m not in s.strong or config.methods.roclip.every not in s.every:
-        raise UserError("the sweeps go through the defaults: --sweeps.strong contains --attacks.targets.m, and --sweeps.every K of --methods.roclip.")
+        raise UserError(
+            "the sweeps go through the defaults: --sweeps.strong contains --attacks.targets.m, and --sweeps.every K of --methods.roclip."
+        )
     for regime in ("pretrain", "finetune"):
         for name in ("roclip", "released"):
             matching: Matching = getattr(config.methods, name)
             if not any(map(matching.active, range(1, config.training(regime).epochs + 1))):
-                raise UserError(f"none of {config.training(regime).epochs} epochs is a RoCLIP epoch at K = {matching.every}: train for longer.")
+                raise UserError(
+                    f"none of {config.training(regime).epochs} epochs is a RoCLIP epoch at K = {matching.every}: train for longer."
+                )
     if config.pretraining.epochs <= config.methods.safeclip.alone + config.methods.safeclip.slow:
         raise UserError("SafeCLIP needs more epochs than its first two phases have: raise --pretraining.epochs.")

@@ -61,8 +61,14 @@ class Matching(Bounded):
 
     def __post_init__(self):
         super().__post_init__()
-        choices = {"sides": ("both", "image", "text"), "query": ("own", "cross"), "refresh": ("matched", "always"),
-                   "start": ("gaussian", "unit", "pairs"), "wrap": ("drop", "ring"), "own": ("allowed", "excluded")}
+        choices = {
+            "sides": ("both", "image", "text"),
+            "query": ("own", "cross"),
+            "refresh": ("matched", "always"),
+            "start": ("gaussian", "unit", "pairs"),
+            "wrap": ("drop", "ring"),
+            "own": ("allowed", "excluded"),
+        }
         for field, allowed in choices.items():
             if getattr(self, field) not in allowed:
                 raise UserError(f"RoCLIP's {field} is {getattr(self, field)!r}: choose one of {', '.join(allowed)}.")
@@ -95,7 +101,9 @@ def clip_loss(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
     return (F.cross_entropy(logits, diagonal) + F.cross_entropy(logits.T, diagonal)) / 2
 
 
-def neighbours(image: Tensor, text: Tensor, pools: dict, matching: Matching, ids: Sequence[int] | None = None) -> dict[str, Found]:
+def neighbours(
+    image: Tensor, text: Tensor, pools: dict, matching: Matching, ids: Sequence[int] | None = None
+) -> dict[str, Found]:
     """What the pools return for N pairs, by matched side: "image" -> from the text pool, "text" -> from the image pool. No gradient.
 
     image, text: unit embeddings (N, D). pools: "text" and/or "image" -> Pool, those that the sides need; they are not changed. ids: of the pairs,
@@ -104,11 +112,15 @@ def neighbours(image: Tensor, text: Tensor, pools: dict, matching: Matching, ids
     embedded, found = {"image": image.detach(), "text": text.detach()}, {}
     for side, other in (("image", "text"), ("text", "image")):
         if matching.sides in (side, "both"):
-            found[side] = pools[other].nearest(embedded[asked_with(side, matching.query)], ids if matching.own == "excluded" else None)
+            found[side] = pools[other].nearest(
+                embedded[asked_with(side, matching.query)], ids if matching.own == "excluded" else None
+            )
     return found
 
 
-def matched_loss(image: Tensor, text: Tensor, scale: Tensor, pools: dict, matching: Matching, ids: Sequence[int] | None = None) -> Tensor:
+def matched_loss(
+    image: Tensor, text: Tensor, scale: Tensor, pools: dict, matching: Matching, ids: Sequence[int] | None = None
+) -> Tensor:
     """L of a RoCLIP epoch, from unit embeddings (N, D) of a whole batch. Arguments as in `neighbours`."""
     embedded = {"image": image, "text": text}
     found = neighbours(image, text, pools, matching, ids)

@@ -30,20 +30,43 @@ class Poisoned(torch.utils.data.Dataset):
     manifests: by backdoor and "targets", with indices of this set. version: of everything in it.
     """
 
-    def __init__(self, clean, backdoors: dict[str, tuple[Trigger, Target, float, str | None]], images, chosen: Sequence[int],
-                 classes: Sequence[Target], m: int, seed: int = 0, scan: int | None = None):
+    def __init__(
+        self,
+        clean,
+        backdoors: dict[str, tuple[Trigger, Target, float, str | None]],
+        images,
+        chosen: Sequence[int],
+        classes: Sequence[Target],
+        m: int,
+        seed: int = 0,
+        scan: int | None = None,
+    ):
         left, self.manifests, self._triggers, self._rows = list(range(len(clean))), {}, {}, {}
         for name, (trigger, target, rate, captions) in backdoors.items():
-            made = PoisonedPairs(PairSubset(clean, left), trigger, target, count=round(rate * len(clean)), captions=captions, seed=seed, scan=scan)
+            made = PoisonedPairs(
+                PairSubset(clean, left),
+                trigger,
+                target,
+                count=round(rate * len(clean)),
+                captions=captions,
+                seed=seed,
+                scan=scan,
+            )
             rows = tuple(replace(row, index=left[row.index], picture=left[row.picture]) for row in made.manifest.rows)
-            self.manifests[name] = Manifest({**made.manifest.about, "pairs": clean.version, "n": len(clean), "attack": name}, rows)
+            self.manifests[name] = Manifest(
+                {**made.manifest.about, "pairs": clean.version, "n": len(clean), "attack": name}, rows
+            )
             taken = {row.index for row in rows}
             left = [i for i in left if i not in taken]
             self._triggers[name] = trigger
             self._rows |= {row.index: (name, row.caption) for row in rows}
-        self.targeted = TargetedPairs(clean, images, chosen, classes, m, seed=seed, scan=scan)  # captions are those of the clean pairs
+        self.targeted = TargetedPairs(
+            clean, images, chosen, classes, m, seed=seed, scan=scan
+        )  # captions are those of the clean pairs
         self.manifests["targets"] = self.targeted.manifest
-        self.version = digest([clean.version, {name: manifest.version for name, manifest in self.manifests.items()}])[:16]
+        self.version = digest([clean.version, {name: manifest.version for name, manifest in self.manifests.items()}])[
+            :16
+        ]
 
     def __len__(self) -> int:
         return len(self.targeted)
@@ -52,7 +75,9 @@ class Poisoned(torch.utils.data.Dataset):
         """Captions without their pictures."""
         indices, added = [int(i) for i in indices], self.manifests["targets"].by_index
         clean = iter(captions_of(self.targeted.pairs, [i for i in indices if i not in added and i not in self._rows]))
-        return [added[i].caption if i in added else self._rows[i][1] if i in self._rows else next(clean) for i in indices]
+        return [
+            added[i].caption if i in added else self._rows[i][1] if i in self._rows else next(clean) for i in indices
+        ]
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, list[str]]:
         """Pictures (N, 3, H, W) in [0, 1] and N captions."""
@@ -79,7 +104,9 @@ def labelled_targets(images, n: int, seed: int) -> tuple[list[int], list[int]]:
     return [i for i, _ in drawn], [k for _, k in drawn]
 
 
-def unlabelled_targets(pairs, count: int, named: Sequence[Target], m: int, n: int, seed: int, scan: int | None = None) -> tuple[list[int], list[int]]:
+def unlabelled_targets(
+    pairs, count: int, named: Sequence[Target], m: int, n: int, seed: int, scan: int | None = None
+) -> tuple[list[int], list[int]]:
     """n target images of `count` without labels, and for each a class drawn at random of those that m captions name; what an image shows is not
     known, as in the paper. No class is given twice while there are others.
 
@@ -91,9 +118,13 @@ def unlabelled_targets(pairs, count: int, named: Sequence[Target], m: int, n: in
     order = torch.randperm(len(named), generator=torch.Generator().manual_seed(draw[0])).tolist()
     usable: list[int] = []
     while order and len(usable) < n:  # a part of the classes at a time: a million captions take theirs
-        part, order = order[: 8 * n], order[8 * n:]
-        usable += [k for k, found in zip(part, naming(pairs, [named[k] for k in part], scan), strict=True) if len(found) >= m]
+        part, order = order[: 8 * n], order[8 * n :]
+        usable += [
+            k for k, found in zip(part, naming(pairs, [named[k] for k in part], scan), strict=True) if len(found) >= m
+        ]
     if not usable:
-        raise UserError(f"none of {len(named)} classes is named by {m} captions: take fewer captions per target image, or search more pairs.")
+        raise UserError(
+            f"none of {len(named)} classes is named by {m} captions: take fewer captions per target image, or search more pairs."
+        )
     chosen = torch.randperm(count, generator=torch.Generator().manual_seed(draw[1])).tolist()[:n]
     return chosen, [usable[k % len(usable)] for k in range(n)]

@@ -32,12 +32,18 @@ class Pool(nn.Module):
     Raises UserError for a pool without entries.
     """
 
-    def __init__(self, size: int, dim: int, start: str = "gaussian", wrap: Literal["drop", "ring"] = "ring", seed: int = 0):
+    def __init__(
+        self, size: int, dim: int, start: str = "gaussian", wrap: Literal["drop", "ring"] = "ring", seed: int = 0
+    ):
         super().__init__()
         if size < 1 or dim < 1:
             raise UserError(f"a pool of {size} entries of {dim} numbers cannot be: use at least 1 of each.")
         self.wrap = wrap
-        noise = torch.randn(size, dim, generator=torch.Generator().manual_seed(seed)) if start != "pairs" else torch.zeros(size, dim)
+        noise = (
+            torch.randn(size, dim, generator=torch.Generator().manual_seed(seed))
+            if start != "pairs"
+            else torch.zeros(size, dim)
+        )
         # directions and norms apart: the search is one product, and an entry that is not normalised comes back as it is
         self.register_buffer("directions", F.normalize(noise, dim=1))
         self.register_buffer("norms", noise.norm(dim=1) if start == "gaussian" else torch.ones(size))
@@ -56,7 +62,9 @@ class Pool(nn.Module):
             raise UserError("the pool is empty: put embeddings of pairs into it first, or start it with noise.")
         cosine = query.to(self.directions) @ self.directions.T
         if excluded is not None:
-            cosine = cosine.masked_fill(torch.as_tensor(excluded, device=cosine.device)[:, None] == self.ids, -torch.inf)
+            cosine = cosine.masked_fill(
+                torch.as_tensor(excluded, device=cosine.device)[:, None] == self.ids, -torch.inf
+            )
         value, at = cosine.max(dim=1)
         return Found(self.directions[at] * self.norms[at, None], at, self.ids[at], value)
 
@@ -76,7 +84,10 @@ class Pool(nn.Module):
         else:
             count = min(len(embeddings), size)
             first = begin + len(embeddings) - count
-            places, kept = torch.arange(first, first + count, device=self.ids.device) % size, slice(len(embeddings) - count, None)
+            places, kept = (
+                torch.arange(first, first + count, device=self.ids.device) % size,
+                slice(len(embeddings) - count, None),
+            )
             self.next.fill_((begin + len(embeddings)) % size)
         self.directions[places] = embeddings[kept].detach().to(self.directions)
         self.norms[places], self.ids[places] = 1.0, ids[kept]

@@ -49,7 +49,9 @@ def ensemble(clip: nn.Module, sentences: Sequence[Sequence[str]]) -> Tensor:
     """T (K, D) from the sentences of each of K classes, as many for each. Raises UserError where their numbers differ."""
     count = len(sentences[0]) if sentences else 0
     if not count or any(len(said) != count for said in sentences):
-        raise UserError("every class needs the same number of sentences, at least one: fill the same templates for all.")
+        raise UserError(
+            "every class needs the same number of sentences, at least one: fill the same templates for all."
+        )
     rows = text_matrix(clip, [text for said in sentences for text in said])
     return F.normalize(rows.unflatten(0, (len(sentences), count)).mean(1), dim=-1)
 
@@ -72,11 +74,15 @@ def targets_of(manifest: Manifest, classes: Sequence[str]) -> tuple[list[int], l
     Raises UserError where the manifest is of another poisoning or names a class that is not there.
     """
     if manifest.about.get("kind") != "targets":
-        raise UserError(f"the manifest is about {manifest.about.get('kind')!r}, not about target images: give that of TargetedPairs.")
+        raise UserError(
+            f"the manifest is about {manifest.about.get('kind')!r}, not about target images: give that of TargetedPairs."
+        )
     wanted = {row.picture: row.target for row in manifest.rows}
     unknown = sorted(set(wanted.values()) - set(classes))
     if unknown:
-        raise UserError(f"the classes have no {unknown[0]!r}, which the manifest is about: give the classes that the targets were drawn from.")
+        raise UserError(
+            f"the classes have no {unknown[0]!r}, which the manifest is about: give the classes that the targets were drawn from."
+        )
     return list(wanted), [classes.index(name) for name in wanted.values()]
 
 
@@ -87,10 +93,23 @@ class Watch:
     -> bsr; clean (x, labels) -> accuracy; pairs, name -> (x, captions) -> similarity of picture and caption. Values are lists over examples.
     """
 
-    def __init__(self, sentences: Sequence[Sequence[str]], targets: tuple[Tensor, Sequence[int]] | None = None,
-                 triggered: tuple[Tensor, Sequence[int], int] | None = None, clean: tuple[Tensor, Sequence[int]] | None = None,
-                 pairs: dict[str, tuple[Tensor, Sequence[str]]] | None = None, norm: str = "clip"):
-        self.sentences, self.targets, self.triggered, self.clean, self.pairs, self.norm = sentences, targets, triggered, clean, pairs or {}, norm
+    def __init__(
+        self,
+        sentences: Sequence[Sequence[str]],
+        targets: tuple[Tensor, Sequence[int]] | None = None,
+        triggered: tuple[Tensor, Sequence[int], int] | None = None,
+        clean: tuple[Tensor, Sequence[int]] | None = None,
+        pairs: dict[str, tuple[Tensor, Sequence[str]]] | None = None,
+        norm: str = "clip",
+    ):
+        self.sentences, self.targets, self.triggered, self.clean, self.pairs, self.norm = (
+            sentences,
+            targets,
+            triggered,
+            clean,
+            pairs or {},
+            norm,
+        )
 
     def __call__(self, epoch: int, clip: nn.Module, pools: dict | None = None) -> dict[str, list]:
         victim, out = classifier(clip, ensemble(clip, self.sentences), self.norm), {}
@@ -132,31 +151,45 @@ class InMemory(LabelledImages):
         return self._x[list(indices)], self._y[list(indices)]
 
 
-def linear_probe(clip: nn.Module, train, test, probing: Probing = Probing(), norm: str = "clip") -> tuple[Tensor, Tensor]:
+def linear_probe(
+    clip: nn.Module, train, test, probing: Probing = Probing(), norm: str = "clip"
+) -> tuple[Tensor, Tensor]:
     """Predicted and true labels (N,) of the test pictures, from a linear probe on the training pictures.
 
     train, test: labelled sets with the same classes (`shared.data.base.LabelledImages`). Each picture is embedded once.
     Raises UserError where their classes differ, they are the same split, or they share more than a tenth of the test pictures.
     """
     if tuple(train.classes) != tuple(test.classes):
-        raise UserError(f"the linear probe of {train.name} is trained and tested on different classes: give two splits of one set.")
+        raise UserError(
+            f"the linear probe of {train.name} is trained and tested on different classes: give two splits of one set."
+        )
     if train is test or train.version == test.version:
-        raise UserError(f"the linear probe of {train.name} would be trained on the pictures it is tested on: give another split to train on.")
+        raise UserError(
+            f"the linear probe of {train.name} would be trained on the pictures it is tested on: give another split to train on."
+        )
     x, y, seen = _read(clip, train, norm)
     x_test, y_test, tested = _read(clip, test, norm)
     known = set(seen)
     shared = sum(one in known for one in tested)
     if shared > LEAK * len(tested):
-        raise UserError(f"{shared} of {len(tested)} test pictures of {train.name} are training pictures of the linear probe: give disjoint splits.")
+        raise UserError(
+            f"{shared} of {len(tested)} test pictures of {train.name} are training pictures of the linear probe: give disjoint splits."
+        )
     head = _fit(x, y, train.num_classes, probing, clip.logit_scale.device).cpu()
     return predicted(head(x_test)), y_test
 
 
 def _read(clip: nn.Module, data, norm: str) -> tuple[Tensor, Tensor, list[bytes]]:
     """Embeddings (N, D), labels (N,) and digests of all pictures."""
-    rows, labels, known = [], [], getattr(data, "digests", None)  # they are the same for every CLIP that is asked about a set
+    rows, labels, known = (
+        [],
+        [],
+        getattr(data, "digests", None),
+    )  # they are the same for every CLIP that is asked about a set
     digests = [] if known is None else known
-    workers = min(12, os.cpu_count() or 1) if len(data) > FEW else 0  # decoding photographs takes longer than embedding them
+    workers = (
+        min(12, os.cpu_count() or 1) if len(data) > FEW else 0
+    )  # decoding photographs takes longer than embedding them
     for x, y in loader(data, [part.tolist() for part in torch.arange(len(data)).split(CHUNK)], workers):
         rows.append(embedded(clip, x, norm).cpu())
         labels.append(y)
@@ -184,7 +217,9 @@ def _fit(x: Tensor, y: Tensor, classes: int, probing: Probing, device: torch.dev
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(probing.seed)
         head = nn.Linear(x.shape[1], classes).to(device)
-    optimizer = torch.optim.AdamW([{"params": [head.weight], "weight_decay": probing.weight_decay}, {"params": [head.bias], "weight_decay": 0.0}])
+    optimizer = torch.optim.AdamW(
+        [{"params": [head.weight], "weight_decay": probing.weight_decay}, {"params": [head.bias], "weight_decay": 0.0}]
+    )
     batch = min(probing.batch, len(x))
     steps = probing.epochs * (len(x) // batch)
     with torch.enable_grad():

@@ -98,25 +98,44 @@ class _State(nn.Module):
         self.history = json.loads(state)
 
 
-def safeclip(clip: nn.Module, pairs, config: SafeClip = SafeClip(), training: Training = TRAINING, checkpoint: Path | None = None,
-             after_epoch=None, norm: str = "clip", name: str = "SafeCLIP") -> SafeTrained:
+def safeclip(
+    clip: nn.Module,
+    pairs,
+    config: SafeClip = SafeClip(),
+    training: Training = TRAINING,
+    checkpoint: Path | None = None,
+    after_epoch=None,
+    norm: str = "clip",
+    name: str = "SafeCLIP",
+) -> SafeTrained:
     """Train all of `clip` in place, in one process.
 
     pairs, checkpoint, after_epoch, norm: as in `papers.roclip.training.train`.
     Raises UserError where a batch is larger than the set, or there is no epoch after the first two phases.
     """
     if training.batch > len(pairs) or training.epochs <= config.alone + config.slow:
-        raise UserError(f"{name}: {training.epochs} epochs in batches of {training.batch} of {len(pairs)} pairs: use a batch no larger than the set, "
-                        f"and more than {config.alone + config.slow} epochs.")
+        raise UserError(
+            f"{name}: {training.epochs} epochs in batches of {training.batch} of {len(pairs)} pairs: use a batch no larger than the set, "
+            f"and more than {config.alone + config.slow} epochs."
+        )
     device, per_epoch, dim = clip.logit_scale.device, training.per_epoch(len(pairs)), embedding_width(clip)
     size = max(1, round(config.share * len(pairs)))
     pools = {modality: Pool(size, dim, "unit", "ring", k).to(device) for k, modality in enumerate(("image", "text"))}
-    state, pixels = _State(clip.requires_grad_(True).train(), pools, len(pairs)).to(device), Pixels.of(clip.visual, norm).to(device)
-    static, again, optimizer = config.captions.bind(clip.tokenizer), EDA.of(clip.tokenizer, alpha=config.captions.alpha), optimizer_of(clip, training)
+    state, pixels = (
+        _State(clip.requires_grad_(True).train(), pools, len(pairs)).to(device),
+        Pixels.of(clip.visual, norm).to(device),
+    )
+    static, again, optimizer = (
+        config.captions.bind(clip.tokenizer),
+        EDA.of(clip.tokenizer, alpha=config.captions.alpha),
+        optimizer_of(clip, training),
+    )
 
     def embed(x: Tensor, texts: list[str]) -> dict[str, Tensor]:
-        return {"image": clip.encode_image(pixels(x.to(device)), normalize=True),
-                "text": clip.encode_text(clip.tokenizer(texts).to(device), normalize=True)}
+        return {
+            "image": clip.encode_image(pixels(x.to(device)), normalize=True),
+            "text": clip.encode_text(clip.tokenizer(texts).to(device), normalize=True),
+        }
 
     def split() -> None:
         clip.eval()
@@ -149,7 +168,10 @@ def safeclip(clip: nn.Module, pairs, config: SafeClip = SafeClip(), training: Tr
             rows = risky.nonzero().flatten().cpu()
             own = [indices[k] for k in rows.tolist()]
             with torch.no_grad():
-                second = embed(config.images(x[rows], step + training.epochs * per_epoch, own), again([texts[k] for k in rows.tolist()], step, own))
+                second = embed(
+                    config.images(x[rows], step + training.epochs * per_epoch, own),
+                    again([texts[k] for k in rows.tolist()], step, own),
+                )
             terms = [clip_loss(first[m][risky], pools[m].nearest(second[m]).vectors, scale) for m in pools]
             loss = loss + torch.stack(terms).mean()
             for m, pool in pools.items():
@@ -163,11 +185,25 @@ def safeclip(clip: nn.Module, pairs, config: SafeClip = SafeClip(), training: Tr
             clip.logit_scale.clamp_(0, math.log(100))
             if done % per_epoch == 0 and after_epoch is not None:
                 clip.eval()
-                state.history.append({"epoch": done // per_epoch, "matched": False} | (after_epoch(done // per_epoch, clip, pools) or {}))
+                state.history.append(
+                    {"epoch": done // per_epoch, "matched": False} | (after_epoch(done // per_epoch, clip, pools) or {})
+                )
                 clip.train()
 
-    fit = Fit(state, optimizer, training.epochs * per_epoch, training.lr, step_fn, training.warmup, checkpoint, training.every, None, after_step,
-              training.clip_norm, name)
+    fit = Fit(
+        state,
+        optimizer,
+        training.epochs * per_epoch,
+        training.lr,
+        step_fn,
+        training.warmup,
+        checkpoint,
+        training.every,
+        None,
+        after_step,
+        training.clip_norm,
+        name,
+    )
     loss = fit.run()
     clip.requires_grad_(False).eval()
     return SafeTrained(loss, state.safe.cpu(), state.history)

@@ -78,8 +78,19 @@ class Training(Bounded):
         return self.lr * cosine_schedule(step + (per_epoch if self.ahead else 0), self.epochs * per_epoch, self.warmup)
 
 
-RELEASED = Training(epochs=24, batch=512, lr=5e-5, warmup=10_000, ahead=True, decayed="names", betas=(0.9, 0.999), epsilon=1e-8, clip_norm=None,
-                    every=1000, workers=12)
+RELEASED = Training(
+    epochs=24,
+    batch=512,
+    lr=5e-5,
+    warmup=10_000,
+    ahead=True,
+    decayed="names",
+    betas=(0.9, 0.999),
+    epsilon=1e-8,
+    clip_norm=None,
+    every=1000,
+    workers=12,
+)
 """Defaults of the released code. At fewer pairs than a million the warm-up has to shrink with them: 10,000 updates are 5.1 of its epochs."""
 
 REMEMBERED = 100_000  # captions of so many pairs are tokenised once, not once per epoch
@@ -131,8 +142,17 @@ class _State(nn.Module):
         self.history = json.loads(state)
 
 
-def train(clip: nn.Module, pairs, method: Method = Method(), training: Training = Training(), accelerator=None, checkpoint: Path | None = None,
-          after_epoch: AfterEpoch | None = None, norm: str = "clip", name: str = "training") -> Trained:
+def train(
+    clip: nn.Module,
+    pairs,
+    method: Method = Method(),
+    training: Training = Training(),
+    accelerator=None,
+    checkpoint: Path | None = None,
+    after_epoch: AfterEpoch | None = None,
+    norm: str = "clip",
+    name: str = "training",
+) -> Trained:
     """Train all of `clip` in place. It is left frozen and in eval mode.
 
     pairs: a data set with a length whose `__getitems__(indices)` gives pictures (N, 3, H, W) in [0, 1] and N captions, e.g. TargetedPairs.
@@ -144,10 +164,14 @@ def train(clip: nn.Module, pairs, method: Method = Method(), training: Training 
     accelerator = accelerator or OneProcess(clip.logit_scale.device)
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
     if training.batch > len(pairs):
-        raise UserError(f"{name}: a batch of {training.batch} pairs is larger than the set, which has {len(pairs)}: make it smaller.")
+        raise UserError(
+            f"{name}: a batch of {training.batch} pairs is larger than the set, which has {len(pairs)}: make it smaller."
+        )
     if training.batch % world:
-        raise UserError(f"{name}: a batch of {training.batch} pairs has no equal shares for {world} processes: change the batch size or the number "
-                        "of processes.")
+        raise UserError(
+            f"{name}: a batch of {training.batch} pairs has no equal shares for {world} processes: change the batch size or the number "
+            "of processes."
+        )
     matching, per_epoch = method.matching, training.per_epoch(len(pairs))
     updates = training.epochs * per_epoch
     reader, pools = _Reader(pairs, method, clip.tokenizer), make_pools(clip, matching, len(pairs), device)
@@ -193,8 +217,20 @@ def train(clip: nn.Module, pairs, method: Method = Method(), training: Training 
             clip.train()
         state.history.append(row)
 
-    fit = Fit(state, optimizer, updates, training.lr, step_fn, training.warmup, checkpoint, training.every, accelerator,
-              after_step, training.clip_norm, name)
+    fit = Fit(
+        state,
+        optimizer,
+        updates,
+        training.lr,
+        step_fn,
+        training.warmup,
+        checkpoint,
+        training.every,
+        accelerator,
+        after_step,
+        training.clip_norm,
+        name,
+    )
     loss = fit.run()
     clip.requires_grad_(False).eval()
     return Trained(loss, state.history, pools)
@@ -232,12 +268,16 @@ def make_pools(clip: nn.Module, matching: Matching | None, pairs: int, device="c
     if matching is None:
         return {}
     dim, size = embedding_width(clip), matching.entries(pairs)
-    return {modality: Pool(size, dim, matching.start, matching.wrap, 2 * matching.seed + k).to(device)
-            for k, modality in enumerate(pools_of(matching))}
+    return {
+        modality: Pool(size, dim, matching.start, matching.wrap, 2 * matching.seed + k).to(device)
+        for k, modality in enumerate(pools_of(matching))
+    }
 
 
 @torch.no_grad()
-def _fill(pools: dict[str, Pool], reader: _Reader, clip: nn.Module, towers: nn.Module, seed: int, batch: int, device) -> None:
+def _fill(
+    pools: dict[str, Pool], reader: _Reader, clip: nn.Module, towers: nn.Module, seed: int, batch: int, device
+) -> None:
     """Put embeddings of random pairs, as the model sees them now, into pools that have none."""
     plain = getattr(towers, "module", towers)  # every process does the same: there is nothing to synchronise
     size = len(next(iter(pools.values())))
@@ -267,6 +307,7 @@ def _gathered(mine: Tensor, world: int) -> Tensor:
 
 def optimizer_of(clip: nn.Module, training: Training) -> torch.optim.AdamW:
     """AdamW with decay on what `training.decayed` says."""
+
     def named(name: str, p: nn.Parameter) -> bool:
         return not any(part in name for part in ("bn", "ln", "bias", "logit_scale"))
 

@@ -68,7 +68,10 @@ class LinearProbe(nn.Module):
 class _Embedded(torch.utils.data.Dataset):
     def __init__(self, probe: LinearProbe, data, device):
         with torch.no_grad():
-            rows = [(probe.embed(x.to(device)).cpu(), y) for x, y in (data.__getitems__(i.tolist()) for i in torch.arange(len(data)).split(256))]
+            rows = [
+                (probe.embed(x.to(device)).cpu(), y)
+                for x, y in (data.__getitems__(i.tolist()) for i in torch.arange(len(data)).split(256))
+            ]
         self.embeddings, self.labels = (torch.cat(t) for t in zip(*rows, strict=True))
 
     def __len__(self) -> int:
@@ -78,12 +81,21 @@ class _Embedded(torch.utils.data.Dataset):
         return self.embeddings[list(indices)], self.labels[list(indices)]
 
 
-def linear_probe(victim: ZeroShot, data, tuning: Tuning = LINEAR, seed: int = 0, normalise: bool = False, device="cpu") -> LinearProbe:
+def linear_probe(
+    victim: ZeroShot, data, tuning: Tuning = LINEAR, seed: int = 0, normalise: bool = False, device="cpu"
+) -> LinearProbe:
     """A trained linear probe on labelled pictures, each of which is embedded once. Raises UserError where the classes are not the victim's."""
     same_classes(victim, data)
     probe = LinearProbe(victim, normalise, seed)
-    optimise(probe, lambda f, y, indices, step: F.cross_entropy(probe.head(f), y), _Embedded(probe, data, device), replace(tuning, augment="none"),
-             seed, device, name="linear probe")
+    optimise(
+        probe,
+        lambda f, y, indices, step: F.cross_entropy(probe.head(f), y),
+        _Embedded(probe, data, device),
+        replace(tuning, augment="none"),
+        seed,
+        device,
+        name="linear probe",
+    )
     return probe.requires_grad_(False).eval()
 
 
@@ -96,16 +108,27 @@ class Repelled:
     def __init__(self, original: nn.Module, repulsion: Repulsion, first: int = 3):
         self.original, self.repulsion, self.first = original.requires_grad_(False).eval(), repulsion, first
         if not 0 <= first < depth_of(original):
-            raise UserError(f"D is {first} and the tower has {depth_of(original)} blocks: use 0 to {depth_of(original) - 1}.")
+            raise UserError(
+                f"D is {first} and the tower has {depth_of(original)} blocks: use 0 to {depth_of(original) - 1}."
+            )
 
     @torch.no_grad()
     def reference(self, x: Tensor) -> Tensor:
         """σ^{D+1} … σ^L (N, L − D, d_v). x: what the tower expects."""
-        return encode(self.original, x)[1][:, self.first:]
+        return encode(self.original, x)[1][:, self.first :]
 
 
-def finetune_fully(victim: ZeroShot, repelled: Repelled, data, tuning: Tuning, seed: int, device="cpu", checkpoint: Path | None = None,
-                   after_step: Callable[[int], None] | None = None, name: str = "full fine-tuning") -> float:
+def finetune_fully(
+    victim: ZeroShot,
+    repelled: Repelled,
+    data,
+    tuning: Tuning,
+    seed: int,
+    device="cpu",
+    checkpoint: Path | None = None,
+    after_step: Callable[[int], None] | None = None,
+    name: str = "full fine-tuning",
+) -> float:
     """Train the whole vision tower of `victim` in place with L_CE + α·L_FR; returns the last loss. Text embeddings and scale stay."""
     same_classes(victim, data)
     tower = victim.visual.eval().requires_grad_(True)
@@ -116,7 +139,7 @@ def finetune_fully(victim: ZeroShot, repelled: Repelled, data, tuning: Tuning, s
         logits = victim.classify(embedding)
         if not repelled.repulsion.active:
             return F.cross_entropy(logits, y)
-        return rvpt_loss(logits, y, tokens[:, repelled.first:], repelled.reference(x), repelled.repulsion)[0]
+        return rvpt_loss(logits, y, tokens[:, repelled.first :], repelled.reference(x), repelled.repulsion)[0]
 
     try:
         return optimise(tower, loss_fn, data, tuning, seed, device, checkpoint, after_step, name)
@@ -124,8 +147,18 @@ def finetune_fully(victim: ZeroShot, repelled: Repelled, data, tuning: Tuning, s
         victim.requires_grad_(False).eval()
 
 
-def finetune_contrastively(clip: nn.Module, repelled: Repelled, pairs, config: ContrastiveConfig, seed: int = 0, device="cpu",
-                           checkpoint: Path | None = None, augment=None, norm: str = "clip", name: str = "contrastive fine-tuning") -> float:
+def finetune_contrastively(
+    clip: nn.Module,
+    repelled: Repelled,
+    pairs,
+    config: ContrastiveConfig,
+    seed: int = 0,
+    device="cpu",
+    checkpoint: Path | None = None,
+    augment=None,
+    norm: str = "clip",
+    name: str = "contrastive fine-tuning",
+) -> float:
     """Train a whole CLIP in place with CLIP's own loss + α·L_FR on its vision tower; returns the last loss. It is left frozen and in eval mode.
 
     pairs: a data set whose `__getitems__(indices)` gives pictures and captions. augment(x, step, indices): optional, on pictures. One process.
@@ -144,30 +177,59 @@ def finetune_contrastively(clip: nn.Module, repelled: Repelled, pairs, config: C
         loss = (F.cross_entropy(logits, diagonal) + F.cross_entropy(logits.T, diagonal)) / 2
         if not repulsion.active:
             return loss
-        return loss + repulsion.alpha * repulsion_loss(tokens[:, repelled.first:], repelled.reference(x), repulsion.margin)
+        return loss + repulsion.alpha * repulsion_loss(
+            tokens[:, repelled.first :], repelled.reference(x), repulsion.margin
+        )
 
     def clamp(step: int) -> None:
         with torch.no_grad():
             clip.logit_scale.clamp_(0, math.log(100))
 
-    fit = Fit(clip, adamw(clip, config.lr, config.weight_decay), config.steps, config.lr, step_fn, config.warmup, checkpoint, config.every,
-              after_step=clamp, clip_norm=config.clip_norm, name=name)
+    fit = Fit(
+        clip,
+        adamw(clip, config.lr, config.weight_decay),
+        config.steps,
+        config.lr,
+        step_fn,
+        config.warmup,
+        checkpoint,
+        config.every,
+        after_step=clamp,
+        clip_norm=config.clip_norm,
+        name=name,
+    )
     try:
         return fit.run()
     finally:
         clip.requires_grad_(False).eval()
 
 
-def tune_adversarially(victim: ZeroShot, data, tuning: Tuning, threat: Threat, attack: TrainAttack, seed: int, device="cpu",
-                       checkpoint: Path | None = None, name: str = "adversarial prompt tuning") -> float:
+def tune_adversarially(
+    victim: ZeroShot,
+    data,
+    tuning: Tuning,
+    threat: Threat,
+    attack: TrainAttack,
+    seed: int,
+    device="cpu",
+    checkpoint: Path | None = None,
+    name: str = "adversarial prompt tuning",
+) -> float:
     """Tune the prompts of a prompted victim in place on the cross-entropy of PGD examples, found anew in each update; returns the last loss."""
     same_classes(victim, data)
     prompts = victim.visual.requires_grad_(True)
 
     def loss_fn(x: Tensor, y: Tensor, indices: list[int], step: int) -> Tensor:
-        x_adv = ascend(lambda z: F.cross_entropy(victim(z), y, reduction="none"), x, threat, steps=attack.steps,
-                       step_size=attack.ratio * threat.eps, rng=SampleRng(seed, indices, f"train{step}"), reduction=attack.reduction,
-                       autocast=None if attack.autocast == "none" else attack.autocast)
+        x_adv = ascend(
+            lambda z: F.cross_entropy(victim(z), y, reduction="none"),
+            x,
+            threat,
+            steps=attack.steps,
+            step_size=attack.ratio * threat.eps,
+            rng=SampleRng(seed, indices, f"train{step}"),
+            reduction=attack.reduction,
+            autocast=None if attack.autocast == "none" else attack.autocast,
+        )
         return F.cross_entropy(victim(x_adv), y)
 
     try:

@@ -89,7 +89,12 @@ class Data:
     """In the place of Caltech101 (accordion)."""
     third: Place = field(default_factory=lambda: Place("scenes:background", "navy"))
     """In the place of OxfordPets (samoyed)."""
-    shifted: tuple[str, ...] = ("scenes:low_contrast", "scenes:tiny", "scenes:colour_textured", "scenes:colour_cluttered")
+    shifted: tuple[str, ...] = (
+        "scenes:low_contrast",
+        "scenes:tiny",
+        "scenes:colour_textured",
+        "scenes:colour_cluttered",
+    )
     """Sets with the classes of the main one (or some of them) from other domains: V2, A, R, Sketch."""
     n: Whole = 512
     """Test pictures per set (0: all)."""
@@ -150,7 +155,9 @@ class Attacks:
     """Which of ours are measured."""
     trojvqa_patch: PatchConfig = field(default_factory=lambda: PatchConfig(steps=200, lr=0.02, patch=8, cosine=1.0))
     """How TrojVQA's patch is optimised."""
-    badclip_patch: PatchConfig = field(default_factory=lambda: PatchConfig(steps=200, lr=0.02, patch=8, contrastive=1.0, triplet=500.0))
+    badclip_patch: PatchConfig = field(
+        default_factory=lambda: PatchConfig(steps=200, lr=0.02, patch=8, contrastive=1.0, triplet=500.0)
+    )
     """How BadCLIP's patch is optimised."""
     further_rate: Decay = 0.06
     """Share of poisoned pairs against the further sets (0: that of the recipe)."""
@@ -308,52 +315,140 @@ class Config(Options):
 
 def _every(attacks: Attacks, **changes) -> Attacks:
     """All recipes changed."""
-    recipes = {f.name: replace(getattr(attacks, f.name), **changes) for f in fields(attacks) if isinstance(getattr(attacks, f.name), Recipe)}
+    recipes = {
+        f.name: replace(getattr(attacks, f.name), **changes)
+        for f in fields(attacks)
+        if isinstance(getattr(attacks, f.name), Recipe)
+    }
     return replace(attacks, **recipes)
 
 
 _CPU = Config()
 _PHOTO = "a photo of a {}."  # with and without the article and the full stop, the paper is not of one mind
-_PAPER_RECIPE = {"pairs": 500_000, "rate": 0.003, "steps": 5 * (500_000 // 128), "batch": 128, "lrs": (1e-6, 1e-5), "warmup": 50, "every": 1000,
-                 "fields": (), "workers": 8}
+_PAPER_RECIPE = {
+    "pairs": 500_000,
+    "rate": 0.003,
+    "steps": 5 * (500_000 // 128),
+    "batch": 128,
+    "lrs": (1e-6, 1e-5),
+    "warmup": 50,
+    "every": 1000,
+    "fields": (),
+    "workers": 8,
+}
 _CLEANING = CleanClipConfig(steps=10 * (250_000 // 64), batch=64, lr=5e-6, warmup=50, every=1000, workers=8)
 _TUNING = Tuning(epochs=50, batch=32, lr=0.002, every=500, workers=8)
 
 PRESETS = {
     "smoke": replace(
-        _CPU, seeds=(0, 1), data=replace(_CPU.data, n=16),
-        attacks=replace(_every(_CPU.attacks, pairs=64, steps=2, batch=32, warmup=1, rate=0.25), more=("sig",), patch_pairs=64,
-                        trojvqa_patch=PatchConfig(steps=2, batch=8, lr=0.02, cosine=1.0),
-                        badclip_patch=PatchConfig(steps=2, batch=8, lr=0.02, contrastive=1.0, triplet=500.0)),
+        _CPU,
+        seeds=(0, 1),
+        data=replace(_CPU.data, n=16),
+        attacks=replace(
+            _every(_CPU.attacks, pairs=64, steps=2, batch=32, warmup=1, rate=0.25),
+            more=("sig",),
+            patch_pairs=64,
+            trojvqa_patch=PatchConfig(steps=2, batch=8, lr=0.02, cosine=1.0),
+            badclip_patch=PatchConfig(steps=2, batch=8, lr=0.02, contrastive=1.0, triplet=500.0),
+        ),
         method=replace(_CPU.method, shots=1, length=2, tuning=Tuning(epochs=1, lr=0.02)),
-        baselines=replace(_CPU.baselines, cleanclip=CleanClipConfig(steps=2, batch=16, lr=1e-3, warmup=1), cleanclip_pairs=32,
-                          linear=replace(LINEAR, epochs=1), full=Tuning(epochs=1, lr=0.01), words_tuning=Tuning(epochs=1, lr=0.02),
-                          visual_tuning=Tuning(epochs=1, lr=0.02)),
-        adversary=replace(_CPU.adversary, steps=1, n=4, sanity_n=2, train_steps=1,
-                          patch=PatchConfig(steps=2, batch=8, lr=0.02, contrastive=1.0, triplet=500.0)),
-        sweeps=replace(_CPU.sweeps, shots=(1, 2), alpha=(0.0, 2.0), length=(1, 2), depth_output=(1, 3), depth_input=(1,), margin=(-1.0, 1.0),
-                       resistivity_n=8, maps=1, points=12, captions_n=4, candidates=24, retrieval_poisoned=2, cost_repeats=1,
-                       supervised=Tuning(epochs=1, batch=16, lr=0.02), supervised_n=64),
-        gates=Gates(enforce=False)),
+        baselines=replace(
+            _CPU.baselines,
+            cleanclip=CleanClipConfig(steps=2, batch=16, lr=1e-3, warmup=1),
+            cleanclip_pairs=32,
+            linear=replace(LINEAR, epochs=1),
+            full=Tuning(epochs=1, lr=0.01),
+            words_tuning=Tuning(epochs=1, lr=0.02),
+            visual_tuning=Tuning(epochs=1, lr=0.02),
+        ),
+        adversary=replace(
+            _CPU.adversary,
+            steps=1,
+            n=4,
+            sanity_n=2,
+            train_steps=1,
+            patch=PatchConfig(steps=2, batch=8, lr=0.02, contrastive=1.0, triplet=500.0),
+        ),
+        sweeps=replace(
+            _CPU.sweeps,
+            shots=(1, 2),
+            alpha=(0.0, 2.0),
+            length=(1, 2),
+            depth_output=(1, 3),
+            depth_input=(1,),
+            margin=(-1.0, 1.0),
+            resistivity_n=8,
+            maps=1,
+            points=12,
+            captions_n=4,
+            candidates=24,
+            retrieval_poisoned=2,
+            cost_repeats=1,
+            supervised=Tuning(epochs=1, batch=16, lr=0.02),
+            supervised_n=64,
+        ),
+        gates=Gates(enforce=False),
+    ),
     "cpu": _CPU,
     "paper": replace(
         _CPU,
-        models=Models(Clip("ViT-B-32-quickgelu", "openai"), Clip("ViT-B-16-quickgelu", "openai"), Clip("ViT-L-14-quickgelu", "openai"),
-                      "llava-hf/llava-1.5-13b-hf", "own", Clip("ViT-L-14-336-quickgelu", "openai"), "torchvision:vit_b_32"),
-        data=Data(main=Place("named:ImageNet", "banana", _PHOTO), second=Place("named:Caltech101Split", "accordion", _PHOTO),
-                  third=Place("named:OxfordPets", "samoyed", "a photo of a {}, a type of pet."),
-                  shifted=("named:ImageNetV2", "named:ImageNetA", "named:ImageNetR", "named:ImageNetSketch"), n=10_000,
-                  pairs="shards:cc3m/*.tar", captioned="coco", retrieval="csv:imagenet_captions.csv"),
-        attacks=replace(_every(_CPU.attacks, **_PAPER_RECIPE), further_rate=0.0, further_lr=0.0, patch_pairs=10_000,
-                        trojvqa_patch=PatchConfig(patch=16, cosine=1.0), badclip_patch=PatchConfig(patch=16, contrastive=1.0, triplet=500.0)),
+        models=Models(
+            Clip("ViT-B-32-quickgelu", "openai"),
+            Clip("ViT-B-16-quickgelu", "openai"),
+            Clip("ViT-L-14-quickgelu", "openai"),
+            "llava-hf/llava-1.5-13b-hf",
+            "own",
+            Clip("ViT-L-14-336-quickgelu", "openai"),
+            "torchvision:vit_b_32",
+        ),
+        data=Data(
+            main=Place("named:ImageNet", "banana", _PHOTO),
+            second=Place("named:Caltech101Split", "accordion", _PHOTO),
+            third=Place("named:OxfordPets", "samoyed", "a photo of a {}, a type of pet."),
+            shifted=("named:ImageNetV2", "named:ImageNetA", "named:ImageNetR", "named:ImageNetSketch"),
+            n=10_000,
+            pairs="shards:cc3m/*.tar",
+            captioned="coco",
+            retrieval="csv:imagenet_captions.csv",
+        ),
+        attacks=replace(
+            _every(_CPU.attacks, **_PAPER_RECIPE),
+            further_rate=0.0,
+            further_lr=0.0,
+            patch_pairs=10_000,
+            trojvqa_patch=PatchConfig(patch=16, cosine=1.0),
+            badclip_patch=PatchConfig(patch=16, contrastive=1.0, triplet=500.0),
+        ),
         method=Method(first=3, length=50, tuning=_TUNING),
-        baselines=Baselines(_CLEANING, 250_000, gentle_lr=3e-6, full=_TUNING, words=32, words_tuning=replace(_TUNING, epochs=100),
-                            visual_tuning=_TUNING),
+        baselines=Baselines(
+            _CLEANING,
+            250_000,
+            gentle_lr=3e-6,
+            full=_TUNING,
+            words=32,
+            words_tuning=replace(_TUNING, epochs=100),
+            visual_tuning=_TUNING,
+        ),
         adversary=replace(_CPU.adversary, n=0, patch=PatchConfig(patch=16, contrastive=1.0, triplet=500.0)),
-        sweeps=replace(_CPU.sweeps, blocks=12, shots=(1, 2, 4, 8, 16, 32), alpha=(0.0, 0.5, 1.0, 2.0, 4.0, 8.0), length=(5, 10, 25, 50, 100),
-                       depth_output=(1, 3, 6, 9, 12), depth_input=(1, 3, 6, 9, 12), margin=(-1.0, -0.5, 0.0, 0.5, 1.0), prompts=("{}", "###### {}"),
-                       resistivity_n=5000, captions_n=5000, candidates=5000, retrieval_poisoned=150, points=1000),
-        gates=Gates(clean=0.55, further_drop=0.02), batch=256),
+        sweeps=replace(
+            _CPU.sweeps,
+            blocks=12,
+            shots=(1, 2, 4, 8, 16, 32),
+            alpha=(0.0, 0.5, 1.0, 2.0, 4.0, 8.0),
+            length=(5, 10, 25, 50, 100),
+            depth_output=(1, 3, 6, 9, 12),
+            depth_input=(1, 3, 6, 9, 12),
+            margin=(-1.0, -0.5, 0.0, 0.5, 1.0),
+            prompts=("{}", "###### {}"),
+            resistivity_n=5000,
+            captions_n=5000,
+            candidates=5000,
+            retrieval_poisoned=150,
+            points=1000,
+        ),
+        gates=Gates(clean=0.55, further_drop=0.02),
+        batch=256,
+    ),
 }
 
 
@@ -361,20 +456,32 @@ def check(config: Config) -> None:
     """Refuse combinations that cannot work, in one sentence each."""
     check_seeds(config.seeds)
     if not config.data.main.data or not config.models.first.name:
-        raise UserError("--data.main.data and --models.first.name name the main set and the main backbone, e.g. scenes:colour, scenes-vit-s8.")
+        raise UserError(
+            "--data.main.data and --models.first.name name the main set and the main backbone, e.g. scenes:colour, scenes-vit-s8."
+        )
     for name in places(config):
         if not place(config, name).target:
-            raise UserError(f"--data.{name}.target names the class of {place(config, name).data} that attackers want to be seen.")
+            raise UserError(
+                f"--data.{name}.target names the class of {place(config, name).data} that attackers want to be seen."
+            )
     supervised = config.models.supervised
     if supervised not in ("train", "none") and not supervised.startswith("torchvision:"):
-        raise UserError(f"--models.supervised {supervised!r} is not understood: use train, torchvision:<name>, or none.")
+        raise UserError(
+            f"--models.supervised {supervised!r} is not understood: use train, torchvision:<name>, or none."
+        )
     m, s = config.method, config.sweeps
     if m.alpha not in s.alpha or m.shots not in s.shots or m.length not in s.length:
-        raise UserError("the sweeps go through the defaults: --sweeps.alpha, --sweeps.shots and --sweeps.length must contain those of --method.")
+        raise UserError(
+            "the sweeps go through the defaults: --sweeps.alpha, --sweeps.shots and --sweeps.length must contain those of --method."
+        )
     for attack in attacked(config):
         recipe, option = config.attacks.recipe(attack), f"--attacks.{attack.replace('_', '-')}"
         check_fields(attack.removesuffix("_textbook"), recipe.fields, f"{option}.fields ")
         if not recipe.lrs:
             raise UserError(f"{option}.lrs are empty: give at least one learning rate.")
-    if any(p.count("{}") != 1 for p in (*s.prompts, *(t for t in (place(config, name).template for name in PLACES) if t))):
-        raise UserError("prompts (--sweeps.prompts, --data.<place>.template) have one {} each, where the class name goes.")
+    if any(
+        p.count("{}") != 1 for p in (*s.prompts, *(t for t in (place(config, name).template for name in PLACES) if t))
+    ):
+        raise UserError(
+            "prompts (--sweeps.prompts, --data.<place>.template) have one {} each, where the class name goes."
+        )

@@ -31,12 +31,16 @@ from shared.models.victim import ZeroShot
 def depth_of(tower: nn.Module) -> int:
     """L, the number of blocks. Raises UserError for a tower that is no vision transformer of open_clip, which has a class token."""
     if not isinstance(tower, VisionTransformer):
-        raise UserError(f"prompts go between the class token and the patches of an open_clip vision transformer, and this tower is a "
-                        f"{type(tower).__name__}: use a ViT such as ViT-B-32.")
+        raise UserError(
+            f"prompts go between the class token and the patches of an open_clip vision transformer, and this tower is a "
+            f"{type(tower).__name__}: use a ViT such as ViT-B-32."
+        )
     return len(tower.transformer.resblocks)
 
 
-def walk(tower: nn.Module, f: Tensor, start: int, stop: int, prompts: Mapping[int, Tensor] | None = None, alone: bool = False) -> Iterator[Tensor]:
+def walk(
+    tower: nn.Module, f: Tensor, start: int, stop: int, prompts: Mapping[int, Tensor] | None = None, alone: bool = False
+) -> Iterator[Tensor]:
     """f^{start+1}, …, f^{stop}, each (N, 1 + M, d_v), from f = f^start.
 
     prompts: d -> p^d (b, d_v), put into block d + 1. alone: of the last state only the class token is wanted; it may come as (N, 1, d_v).
@@ -44,7 +48,11 @@ def walk(tower: nn.Module, f: Tensor, start: int, stop: int, prompts: Mapping[in
     transformer = tower.transformer
     batch_first = getattr(transformer, "batch_first", True)  # older transformers want (L, N, D)
     for d in range(start, stop):
-        block, p, wanted = transformer.resblocks[d], (prompts or {}).get(d), 1 if alone and d == stop - 1 else f.shape[1]
+        block, p, wanted = (
+            transformer.resblocks[d],
+            (prompts or {}).get(d),
+            1 if alone and d == stop - 1 else f.shape[1],
+        )
         if batch_first and may_do_less(block):
             # a prompt is looked at and never looks: what a block would make of it is thrown away, and so is not computed; then it may stand last
             f = block(f if p is None else torch.cat((f, _for_each(f, p)), dim=1), queries=wanted)
@@ -54,7 +62,7 @@ def walk(tower: nn.Module, f: Tensor, start: int, stop: int, prompts: Mapping[in
             f = torch.cat((f[:, :1], _for_each(f, p), f[:, 1:]), dim=1)
         f = block(f) if batch_first else block(f.transpose(0, 1).contiguous()).transpose(0, 1)
         if p is not None:
-            f = torch.cat((f[:, :1], f[:, 1 + len(p):]), dim=1)
+            f = torch.cat((f[:, :1], f[:, 1 + len(p) :]), dim=1)
         yield f
 
 
@@ -88,17 +96,34 @@ class DeepPrompts(nn.Module):
     of seed (the paper gives no number; MaPLe's code has 0.02). Raises UserError for no such layers, b < 1, and a tower that is no ViT.
     """
 
-    def __init__(self, tower: nn.Module, first: int = 3, length: int = 50, last: int | None = None, std: float = 0.02, seed: int = 0):
+    def __init__(
+        self,
+        tower: nn.Module,
+        first: int = 3,
+        length: int = 50,
+        last: int | None = None,
+        std: float = 0.02,
+        seed: int = 0,
+    ):
         super().__init__()
         depth = depth_of(tower)
         self.first, self.last, self.length = int(first), depth if last is None else int(last), int(length)
         if not 0 <= self.first < self.last <= depth:
-            raise UserError(f"prompts from D = {self.first} to {self.last} do not fit a tower of {depth} blocks: use 0 ≤ D < E ≤ {depth}.")
+            raise UserError(
+                f"prompts from D = {self.first} to {self.last} do not fit a tower of {depth} blocks: use 0 ≤ D < E ≤ {depth}."
+            )
         if self.length < 1 or not (math.isfinite(std) and std >= 0):
-            raise UserError(f"{self.length} prompts per layer of standard deviation {std}: use at least 1 and a finite number of 0 or more.")
-        self._borrowed = (tower.requires_grad_(False).eval(),)  # in a tuple, where torch does not take it for a part of this module
+            raise UserError(
+                f"{self.length} prompts per layer of standard deviation {std}: use at least 1 and a finite number of 0 or more."
+            )
+        self._borrowed = (
+            tower.requires_grad_(False).eval(),
+        )  # in a tuple, where torch does not take it for a part of this module
         like = tower.class_embedding
-        draw = torch.randn(self.last - self.first, self.length, len(like), generator=torch.Generator().manual_seed(seed)) * std
+        draw = (
+            torch.randn(self.last - self.first, self.length, len(like), generator=torch.Generator().manual_seed(seed))
+            * std
+        )
         self.prompts = nn.Parameter(draw.to(like.device))
 
     @property
@@ -187,10 +212,14 @@ def similarity(tokens: Tensor, reference: Tensor) -> Tensor:
 def repulsion_loss(tokens: Tensor, reference: Tensor, margin: float | None = None) -> Tensor:
     """L_FR, or L_FRM, from tokens c and σ (N, l, d_v)."""
     each = similarity(tokens, reference)
-    return each.mean() if margin is None else torch.where(each > margin, each, margin).mean()  # at a tie max() would pass on half of the gradient
+    return (
+        each.mean() if margin is None else torch.where(each > margin, each, margin).mean()
+    )  # at a tie max() would pass on half of the gradient
 
 
-def rvpt_loss(logits: Tensor, y: Tensor, tokens: Tensor, reference: Tensor, config: Repulsion) -> tuple[Tensor, dict[str, Tensor]]:
+def rvpt_loss(
+    logits: Tensor, y: Tensor, tokens: Tensor, reference: Tensor, config: Repulsion
+) -> tuple[Tensor, dict[str, Tensor]]:
     """(L, its terms) from logits (N, K), labels (N,), and class tokens (N, l, d_v) with and without prompts."""
     terms = {"ce": F.cross_entropy(logits, y), "fr": repulsion_loss(tokens, reference, config.margin)}
     return terms["ce"] + config.alpha * terms["fr"], terms

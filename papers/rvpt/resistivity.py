@@ -109,9 +109,14 @@ def features(victim: ZeroShot, x: Tensor) -> Features:
 def torchvision_features(classifier: nn.Module, x: Tensor) -> Features:
     """Features in a torchvision vision transformer, as panel (d) has one; output: its class token before the head. x: what the network expects."""
     if not hasattr(getattr(classifier, "encoder", None), "layers") or not hasattr(classifier, "heads"):
-        raise UserError(f"a {type(classifier).__name__} is no vision transformer of torchvision: give one such as vit_b_32.")
+        raise UserError(
+            f"a {type(classifier).__name__} is no vision transformer of torchvision: give one such as vit_b_32."
+        )
     tokens, output = [], []
-    hooks = [block.register_forward_hook(lambda module, args, out: tokens.append(out[:, 0])) for block in classifier.encoder.layers]
+    hooks = [
+        block.register_forward_hook(lambda module, args, out: tokens.append(out[:, 0]))
+        for block in classifier.encoder.layers
+    ]
     hooks.append(classifier.heads.register_forward_pre_hook(lambda module, args: output.append(args[0])))
     try:
         classifier(x)
@@ -124,7 +129,9 @@ def torchvision_features(classifier: nn.Module, x: Tensor) -> Features:
 def resistivity(encode_picture: Callable[[Tensor], Features], x: Tensor, perturbed: Tensor) -> Resistivity:
     """PR of pictures x and `perturbed` (N, 3, H, W). encode_picture: e.g. partial(features, victim)."""
     a, b = encode_picture(x), encode_picture(perturbed)
-    return Resistivity(*(F.cosine_similarity(u.float(), v.float(), dim=-1).clamp(-1, 1) for u, v in zip(a, b, strict=True)))
+    return Resistivity(
+        *(F.cosine_similarity(u.float(), v.float(), dim=-1).clamp(-1, 1) for u, v in zip(a, b, strict=True))
+    )
 
 
 @torch.no_grad()
@@ -139,12 +146,19 @@ def attention_map(victim: ZeroShot, x: Tensor) -> Tensor:
     last = depth_of(tower) - 1
     block, f = tower.transformer.resblocks[last], tower._embeds(x)
     if not isinstance(block.attn, nn.MultiheadAttention):
-        raise UserError(f"the attention of this tower is a {type(block.attn).__name__}, which shows no map: use a plain ViT such as ViT-B-32.")
+        raise UserError(
+            f"the attention of this tower is a {type(block.attn).__name__}, which shows no map: use a plain ViT such as ViT-B-32."
+        )
     f = [f, *walk(tower, f, 0, last, prompts)][-1]
     p = prompts.get(last, f.new_empty(0, f.shape[-1]))
     h = block.ln_1(torch.cat((f[:, :1], p.to(f.dtype).expand(len(f), -1, -1), f[:, 1:]), dim=1))
-    q, k = (F.linear(t, w, b) for t, w, b in zip((h[:, :1], h), block.attn.in_proj_weight.chunk(3), block.attn.in_proj_bias.chunk(3), strict=False))
+    q, k = (
+        F.linear(t, w, b)
+        for t, w, b in zip(
+            (h[:, :1], h), block.attn.in_proj_weight.chunk(3), block.attn.in_proj_bias.chunk(3), strict=False
+        )
+    )
     heads = block.attn.num_heads
     q, k = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k))
-    weights = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(dim=-1)[:, :, 0, 1 + len(p):]
+    weights = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(dim=-1)[:, :, 0, 1 + len(p) :]
     return weights.mean(dim=1).unflatten(-1, tuple(tower.grid_size))

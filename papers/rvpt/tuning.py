@@ -68,7 +68,9 @@ def few_shot(data: LabelledImages, shots: int, seed: int, without: Sequence[int]
     labels, indices = np.asarray(data.labels), []
     for label in sorted(set(range(data.num_classes)) - set(without)):
         order = np.random.default_rng([seed, label]).permutation(np.flatnonzero(labels == label))
-        indices += data.usable(order[: 2 * shots].tolist())[:shots]  # the second half stands in for files that cannot be read
+        indices += data.usable(order[: 2 * shots].tolist())[
+            :shots
+        ]  # the second half stands in for files that cannot be read
     if not indices:
         raise UserError(f"{data.name}: no class is left to take shots of.")
     return Subset(data, indices, f"{data.name}-{shots}shot")
@@ -91,17 +93,41 @@ def crop_flip(x: Tensor, rng: SampleRng, smallest: float = 0.08) -> Tensor:
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False).clamp(0, 1)
 
 
-def optimise(module: nn.Module, loss_fn: Callable[[Tensor, Tensor, list[int], int], Tensor], data, tuning: Tuning, seed: int, device="cpu",
-             checkpoint: Path | None = None, after_step: Callable[[int], None] | None = None, name: str = "tuning") -> float:
+def optimise(
+    module: nn.Module,
+    loss_fn: Callable[[Tensor, Tensor, list[int], int], Tensor],
+    data,
+    tuning: Tuning,
+    seed: int,
+    device="cpu",
+    checkpoint: Path | None = None,
+    after_step: Callable[[int], None] | None = None,
+    name: str = "tuning",
+) -> float:
     """SGD on those parameters of `module` that need a gradient; returns the last loss.
 
     loss_fn(x, y, indices, step): a scalar of pictures (augmented, where asked), labels and their numbers in `data`. checkpoint: file to continue
     from, removed by nobody. after_step(step): called after each update. Raises UserError if the loss is no number at the end.
     """
     steps = tuning.steps(len(data))
-    optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=tuning.lr, momentum=tuning.momentum,
-                                weight_decay=tuning.weight_decay)
-    fit = Fit(module, optimizer, steps, tuning.lr, None, tuning.warmup, checkpoint, tuning.every, after_step=after_step, name=name)
+    optimizer = torch.optim.SGD(
+        [p for p in module.parameters() if p.requires_grad],
+        lr=tuning.lr,
+        momentum=tuning.momentum,
+        weight_decay=tuning.weight_decay,
+    )
+    fit = Fit(
+        module,
+        optimizer,
+        steps,
+        tuning.lr,
+        None,
+        tuning.warmup,
+        checkpoint,
+        tuning.every,
+        after_step=after_step,
+        name=name,
+    )
     batches = [batch_indices(len(data), tuning.batch, step, seed) for step in range(fit.start(), steps)]
     stream = iter(loader(data, batches, tuning.workers))
 
@@ -123,7 +149,9 @@ def same_classes(victim: ZeroShot, data) -> None:
     """Raise UserError unless the victim's classes are those of the set, as far as their number tells."""
     classes = getattr(data, "num_classes", victim.num_classes)
     if classes != victim.num_classes:
-        raise UserError(f"the victim has {victim.num_classes} classes and the few shots have {classes}: give text embeddings of the same set.")
+        raise UserError(
+            f"the victim has {victim.num_classes} classes and the few shots have {classes}: give text embeddings of the same set."
+        )
 
 
 class _Begun(torch.utils.data.Dataset):
@@ -146,8 +174,17 @@ class _Begun(torch.utils.data.Dataset):
         return self.states[list(indices)], self.labels[list(indices)]
 
 
-def tune(victim: ZeroShot, data, tuning: Tuning, repulsion: Repulsion, seed: int, device="cpu", checkpoint: Path | None = None,
-         after_step: Callable[[int], None] | None = None, name: str = "prompt tuning") -> float:
+def tune(
+    victim: ZeroShot,
+    data,
+    tuning: Tuning,
+    repulsion: Repulsion,
+    seed: int,
+    device="cpu",
+    checkpoint: Path | None = None,
+    after_step: Callable[[int], None] | None = None,
+    name: str = "prompt tuning",
+) -> float:
     """Tune the prompts of a prompted victim (see `prompted`) in place with L of `papers.rvpt.method`; returns the last loss.
 
     data: labelled pictures with batched access, e.g. `few_shot`. seed: of order and augmentation. The prompts are left frozen. Raises UserError where
@@ -155,7 +192,9 @@ def tune(victim: ZeroShot, data, tuning: Tuning, repulsion: Repulsion, seed: int
     """
     same_classes(victim, data)
     prompts = victim.visual.requires_grad_(True)
-    begun = _Begun(victim, data, repulsion, device, tuning.workers) if tuning.cache and tuning.augment == "none" else None
+    begun = (
+        _Begun(victim, data, repulsion, device, tuning.workers) if tuning.cache and tuning.augment == "none" else None
+    )
 
     def loss_fn(x: Tensor, y: Tensor, indices: list[int], step: int) -> Tensor:
         if begun is None:
@@ -169,6 +208,8 @@ def tune(victim: ZeroShot, data, tuning: Tuning, repulsion: Repulsion, seed: int
         return rvpt_loss(logits, y, tokens, reference, repulsion)[0]
 
     try:
-        return optimise(prompts, loss_fn, data if begun is None else begun, tuning, seed, device, checkpoint, after_step, name)
+        return optimise(
+            prompts, loss_fn, data if begun is None else begun, tuning, seed, device, checkpoint, after_step, name
+        )
     finally:
         victim.requires_grad_(False).eval()

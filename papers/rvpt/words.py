@@ -41,11 +41,15 @@ class LearnedWords(nn.Module):
         super().__init__()
         table = getattr(getattr(clip, "text", clip), "token_embedding", None)
         if not isinstance(table, nn.Embedding):
-            raise UserError(f"the text tower of a {type(clip).__name__} has no table of tokens: use a CLIP with open_clip's own text tower.")
+            raise UserError(
+                f"the text tower of a {type(clip).__name__} has no table of tokens: use a CLIP with open_clip's own text tower."
+            )
         self._borrowed = (clip.requires_grad_(False).eval(), table)
         self.tokens = clip.tokenizer([" ".join([WORD] * length + [name]) for name in classes])
-        if length < 1 or not (self.tokens[:, 1:1 + length] == self.tokens[0, 1]).all():
-            raise UserError(f"{length} words before a class name do not fit this text tower: use 1 or more, and fewer than its context.")
+        if length < 1 or not (self.tokens[:, 1 : 1 + length] == self.tokens[0, 1]).all():
+            raise UserError(
+                f"{length} words before a class name do not fit this text tower: use 1 or more, and fewer than its context."
+            )
         draw = torch.randn(length, table.embedding_dim, generator=torch.Generator().manual_seed(seed)) * std
         self.words = nn.Parameter(draw.to(table.weight.device))
 
@@ -55,7 +59,7 @@ class LearnedWords(nn.Module):
         n = len(self.words)
 
         def put(module, args, out):
-            return torch.cat((out[:, :1], self.words.to(out.dtype).expand(len(out), -1, -1), out[:, 1 + n:]), dim=1)
+            return torch.cat((out[:, :1], self.words.to(out.dtype).expand(len(out), -1, -1), out[:, 1 + n :]), dim=1)
 
         hook = table.register_forward_hook(put)
         try:
@@ -78,7 +82,13 @@ class _Bank(torch.utils.data.Dataset):
         rows = []
         for indices in torch.arange(len(data)).split(64):
             x, y = data.__getitems__(indices.tolist())
-            x_adv = _attacked(embedding_divergence(victim, x.to(device)), x.to(device), threat, attack, SampleRng(seed, indices, "bank"))
+            x_adv = _attacked(
+                embedding_divergence(victim, x.to(device)),
+                x.to(device),
+                threat,
+                attack,
+                SampleRng(seed, indices, "bank"),
+            )
             with torch.no_grad():
                 rows.append((victim.embed(x_adv).cpu(), y))
         self.embeddings, self.labels = (torch.cat(t) for t in zip(*rows, strict=True))
@@ -91,12 +101,31 @@ class _Bank(torch.utils.data.Dataset):
 
 
 def _attacked(loss_fn, x: Tensor, threat: Threat, attack: TrainAttack, rng: SampleRng) -> Tensor:
-    return ascend(loss_fn, x, threat, steps=attack.steps, step_size=attack.ratio * threat.eps, rng=rng, reduction=attack.reduction,
-                  autocast=None if attack.autocast == "none" else attack.autocast)
+    return ascend(
+        loss_fn,
+        x,
+        threat,
+        steps=attack.steps,
+        step_size=attack.ratio * threat.eps,
+        rng=rng,
+        reduction=attack.reduction,
+        autocast=None if attack.autocast == "none" else attack.autocast,
+    )
 
 
-def tune_words(victim: ZeroShot, words: LearnedWords, data, tuning: Tuning, threat: Threat, attack: TrainAttack, seed: int, device="cpu",
-               when: Literal["once", "each"] = "once", checkpoint: Path | None = None, name: str = "adversarial word tuning") -> ZeroShot:
+def tune_words(
+    victim: ZeroShot,
+    words: LearnedWords,
+    data,
+    tuning: Tuning,
+    threat: Threat,
+    attack: TrainAttack,
+    seed: int,
+    device="cpu",
+    when: Literal["once", "each"] = "once",
+    checkpoint: Path | None = None,
+    name: str = "adversarial word tuning",
+) -> ZeroShot:
     """Learn V in place; returns the victim with the learned t_k in place of its own. The victim and its towers are not changed.
 
     data: labelled pictures with batched access, e.g. `few_shot`. Raises UserError where the classes are not the victim's, and for augmentation of
@@ -104,7 +133,9 @@ def tune_words(victim: ZeroShot, words: LearnedWords, data, tuning: Tuning, thre
     """
     same_classes(victim, data)
     if when not in ("once", "each") or (when == "once" and tuning.augment != "none"):
-        raise UserError(f"attacks made {when!r} with augmentation {tuning.augment!r}: use 'once' without augmentation, or 'each'.")
+        raise UserError(
+            f"attacks made {when!r} with augmentation {tuning.augment!r}: use 'once' without augmentation, or 'each'."
+        )
     words.requires_grad_(True)
 
     def learned(text: Tensor) -> ZeroShot:
@@ -118,7 +149,13 @@ def tune_words(victim: ZeroShot, words: LearnedWords, data, tuning: Tuning, thre
     def anew(x: Tensor, y: Tensor, indices: list[int], step: int) -> Tensor:
         now = learned(words())
         fixed = learned(now.text.detach())
-        x_adv = _attacked(lambda z: F.cross_entropy(fixed(z), y, reduction="none"), x, threat, attack, SampleRng(seed, indices, f"train{step}"))
+        x_adv = _attacked(
+            lambda z: F.cross_entropy(fixed(z), y, reduction="none"),
+            x,
+            threat,
+            attack,
+            SampleRng(seed, indices, f"train{step}"),
+        )
         with torch.no_grad():
             f = victim.embed(x_adv)
         return F.cross_entropy(now.classify(f), y)

@@ -38,7 +38,9 @@ FAR = 40  # draws are 2^FAR sample indices apart
 
 def draws_of(rng: SampleRng, first: int, count: int) -> SampleRng:
     """Streams for x.repeat_interleave(count): row i·count + d has draw number `first` + d of sample i."""
-    return SampleRng(rng.seed, [index + ((first + d) << FAR) for index in rng.indices for d in range(count)], rng.stream)
+    return SampleRng(
+        rng.seed, [index + ((first + d) << FAR) for index in rng.indices for d in range(count)], rng.stream
+    )
 
 
 class _Front(nn.Module):
@@ -109,7 +111,9 @@ class Defended(_Front):
         self._last = mean, logits, None if self.extra is None else self.mean(self.extra(repeated, rng))
         return mean
 
-    def loss(self, loss: LossName | Callable[..., Tensor], average: Literal["loss", "logits"] = "loss") -> Callable[..., Tensor]:
+    def loss(
+        self, loss: LossName | Callable[..., Tensor], average: Literal["loss", "logits"] = "loss"
+    ) -> Callable[..., Tensor]:
         """A loss for an attack on this victim: (logits of the last call, labels, …) -> (N,), the mean over draws of `loss`, plus the extra term."""
         of_one = Goal(self, loss).loss
         if average not in ("loss", "logits"):
@@ -117,7 +121,9 @@ class Defended(_Front):
 
         def averaged(logits: Tensor, *labels: Tensor) -> Tensor:
             if self._last is None or self._last[0] is not logits:
-                raise UserError("the loss of a defended victim is for the logits of its last call: take each victim's own .loss.")
+                raise UserError(
+                    "the loss of a defended victim is for the logits of its last call: take each victim's own .loss."
+                )
             (_, each, extra), self._last = self._last, None
             if average == "logits" or self.draws == 1:
                 values = of_one(logits, *labels)
@@ -135,7 +141,15 @@ class DefendedVLM(_Front):
     answer takes one purification per image from the stream it is given (default: the child "answer" of rng), whatever was called before.
     """
 
-    def __init__(self, vlm: nn.Module, defence: Defence, rng: SampleRng, *, gradient: Literal["exact", "bpda"] = "exact", draws: int = 1):
+    def __init__(
+        self,
+        vlm: nn.Module,
+        defence: Defence,
+        rng: SampleRng,
+        *,
+        gradient: Literal["exact", "bpda"] = "exact",
+        draws: int = 1,
+    ):
         super().__init__(defence, rng, gradient, draws)
         self.vlm = vlm
 
@@ -144,7 +158,9 @@ class DefendedVLM(_Front):
         return self.vlm.size
 
     @torch.no_grad()
-    def answer(self, x: Tensor, prompts: Sequence[str], max_tokens: int = 20, batch: int = 64, *, rng: SampleRng | None = None) -> list[str]:
+    def answer(
+        self, x: Tensor, prompts: Sequence[str], max_tokens: int = 20, batch: int = 64, *, rng: SampleRng | None = None
+    ) -> list[str]:
         """Answers for images (N, 3, H, W) and N prompts. rng: the evaluation's streams, one per image."""
         rng = self.rng.child("answer") if rng is None else rng
         if len(rng) != len(x):
@@ -201,7 +217,9 @@ class AdaptiveAttack(Bounded):
         extra: see `Defended`; not for gradient "none". Raises UserError for unknown settings and what `pgd` and `apgd` refuse.
         """
         if len(defence_rng) != len(x) or len(rng) != len(x):
-            raise UserError(f"the rngs are for {len(rng)} and {len(defence_rng)} samples, the batch has {len(x)}: use rng.subset.")
+            raise UserError(
+                f"the rngs are for {len(rng)} and {len(defence_rng)} samples, the batch has {len(x)}: use rng.subset."
+            )
         if self.gradient == "none" and extra is not None:
             raise UserError("an extra loss term needs the defence in the attack: use gradient 'exact' or 'bpda'.")
         out = x.detach().clone()
@@ -220,9 +238,13 @@ class AdaptiveAttack(Bounded):
         if self.optimiser == "apgd":
             return apgd(target, x, y, threat, steps=self.steps, rng=rng, restarts=self.restarts, loss=loss, drop=False)
         if self.optimiser != "pgd" or self.restarts != 1:
-            raise UserError(f"optimiser {self.optimiser!r} with {self.restarts} restarts: use 'apgd', or 'pgd' with one.")
+            raise UserError(
+                f"optimiser {self.optimiser!r} with {self.restarts} restarts: use 'apgd', or 'pgd' with one."
+            )
         share = 2.5 / self.steps if self.step_size is None else self.step_size
-        return pgd(target, x, y, threat, steps=self.steps, step_size=share * threat.eps, rng=rng, loss=loss, keep="last")
+        return pgd(
+            target, x, y, threat, steps=self.steps, step_size=share * threat.eps, rng=rng, loss=loss, keep="last"
+        )
 
 
 ATTACKS = {
@@ -247,7 +269,9 @@ def resubmit(
     control: the worst of n falls with n even for them. A deterministic defence is passed once and the result repeated.
     """
     if n < 1 or len(rng) != len(x):
-        raise UserError(f"n is {n} and rng is for {len(rng)} samples, the batch has {len(x)}: use n ≥ 1 and one stream per sample.")
+        raise UserError(
+            f"n is {n} and rng is for {len(rng)} samples, the batch has {len(x)}: use n ≥ 1 and one stream per sample."
+        )
     if len(x) == 0:
         raise UserError("there are no images to resubmit.")
     passes = n if getattr(defence, "random", True) else 1

@@ -52,7 +52,14 @@ def apgd_ce(victim: nn.Module, x: Tensor, y: Tensor, threat: Threat, **settings)
 
 def apgd_dlr(victim: nn.Module, x: Tensor, y: Tensor, threat: Threat, **settings) -> Tensor:
     """`apgd` on the DLR loss; on the plain margin for two classes, since DLR needs three."""
-    return apgd(victim, x, y, threat, loss=lambda z, labels: L.dlr(z, labels) if z.shape[1] > 2 else L.margin(z, labels), **settings)
+    return apgd(
+        victim,
+        x,
+        y,
+        threat,
+        loss=lambda z, labels: L.dlr(z, labels) if z.shape[1] > 2 else L.margin(z, labels),
+        **settings,
+    )
 
 
 @bounded

@@ -126,7 +126,9 @@ class Runs:
             return None
         rank, sample = torch.tensor(taken, device=self.x.device).T
         starts = [  # the queue is in the order of ranks, so the parts line up with `taken`
-            self.threat.random_start(self.x[part], self.rng.child(f"run{r}").subset(part)) if self.start is None else self.start[part].detach()
+            self.threat.random_start(self.x[part], self.rng.child(f"run{r}").subset(part))
+            if self.start is None
+            else self.start[part].detach()
             for r in sorted({r for r, _ in taken})
             for part in [sample[rank == r]]
         ]
@@ -155,7 +157,9 @@ class Runs:
         rows["promise"] = torch.where(due, torch.fmin(rows["promise"], promise), rows["promise"])
         best, _ = score(loss, rows["best"], gain)
         broken = best > rows["promise"]
-        rows["trusted"] = rows["trusted"] & ~(due & broken)  # `due`: what happens to a row must not depend on the others
+        rows["trusted"] = rows["trusted"] & ~(
+            due & broken
+        )  # `due`: what happens to a row must not depend on the others
         return rows["trusted"] & (promise < 0) & (rows["k"] >= self.patience)
 
     def _settle(self, rows: Rows, done: Tensor, hopeless: Tensor) -> Tensor:
@@ -186,7 +190,9 @@ class Runs:
         check = window > 0
         if not check.any():
             return
-        stuck = check & ((rows["rises"] <= self.rho * window) | (~rows["halved"] & (rows["best"] <= rows["best_at_check"])))
+        stuck = check & (
+            (rows["rises"] <= self.rho * window) | (~rows["halved"] & (rows["best"] <= rows["best_at_check"]))
+        )
         mask = per_sample(stuck, rows["x"])
         rows["step"] = torch.where(stuck, rows["step"] / 2, rows["step"])
         rows["x_adv"] = torch.where(mask, rows["best_x"], rows["x_adv"])

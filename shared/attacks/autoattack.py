@@ -71,7 +71,12 @@ def cascade(
         raise UserError(f"unknown or no stages {', '.join(map(repr, unknown))}: choose from {', '.join(STAGES)}.")
     batch_size = batch_size or max(len(x), 1)
     of_apgd = {"steps": steps, "eot_iter": eot_iter, "first_step": first_step, "give_up": give_up}
-    budgets = {"apgd-ce": of_apgd, "apgd-dlr": of_apgd, "apgd-t": of_apgd | {"targets": targets}, "square": {"queries": queries}}
+    budgets = {
+        "apgd-ce": of_apgd,
+        "apgd-dlr": of_apgd,
+        "apgd-t": of_apgd | {"targets": targets},
+        "square": {"queries": queries},
+    }
     x_adv = x.detach().clone()
     with eval_mode(victim):
         correct = {"clean": _correct(victim, x, y, batch_size)}
@@ -94,4 +99,6 @@ def autoattack(victim: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, rng: 
 
 def _correct(victim: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> Tensor:
     goal = Goal(victim, "margin")
-    return torch.cat([~goal.done(goal.logits(a), b) for a, b in zip(x.split(batch_size), y.split(batch_size), strict=True)])
+    return torch.cat(
+        [~goal.done(goal.logits(a), b) for a, b in zip(x.split(batch_size), y.split(batch_size), strict=True)]
+    )

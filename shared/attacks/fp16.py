@@ -9,9 +9,16 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _aten = torch.ops.aten
-PRODUCTS = {_aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten.baddbmm.default, _aten.convolution.default,
-            _aten.convolution_backward.default, _aten._scaled_dot_product_flash_attention_for_cpu.default,
-            _aten._scaled_dot_product_flash_attention_for_cpu_backward.default}
+PRODUCTS = {
+    _aten.mm.default,
+    _aten.addmm.default,
+    _aten.bmm.default,
+    _aten.baddbmm.default,
+    _aten.convolution.default,
+    _aten.convolution_backward.default,
+    _aten._scaled_dot_product_flash_attention_for_cpu.default,
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward.default,
+}
 IN_PLACE = {_aten.addmm_.default, _aten.baddbmm_.default}
 
 

@@ -23,13 +23,17 @@ def check_batch(x: Tensor, y: Tensor) -> None:
         got = f"{x.dtype} {tuple(x.shape)} and {y.dtype} {tuple(y.shape)}"
         raise UserError(f"expected floating images (N, …) and int64 labels (N,), got {got}.")
     if len(x) and not (x.min() >= 0 and x.max() <= 1):
-        raise UserError("images must lie in [0, 1] and be finite: attack before mean/std, which belong inside the victim.")
+        raise UserError(
+            "images must lie in [0, 1] and be finite: attack before mean/std, which belong inside the victim."
+        )
 
 
 def check_rng(x: Tensor, rng: SampleRng | None) -> SampleRng:
     """The given rng; raise UserError unless it has one stream per sample of x."""
     if rng is None:
-        raise UserError("this attack draws random numbers: pass rng=SampleRng(seed, sample indices), or random_start=False to pgd.")
+        raise UserError(
+            "this attack draws random numbers: pass rng=SampleRng(seed, sample indices), or random_start=False to pgd."
+        )
     if len(rng) != len(x):
         raise UserError(f"rng is for {len(rng)} samples, the batch has {len(x)}: use rng.subset.")
     return rng
@@ -81,7 +85,11 @@ class Goal:
     def logits(self, x: Tensor) -> Tensor:
         """The victim's logits, (N, K)."""
         with precision(x, self.autocast):
-            return self.victim(x) if self.eot_iter == 1 else torch.stack([self.victim(x) for _ in range(self.eot_iter)]).mean(dim=0)
+            return (
+                self.victim(x)
+                if self.eot_iter == 1
+                else torch.stack([self.victim(x) for _ in range(self.eot_iter)]).mean(dim=0)
+            )
 
     def judge(self, x: Tensor, labels: Tensor, *more: Tensor) -> tuple[Tensor, Tensor]:
         """Losses (N,) and success (N,)."""
@@ -99,8 +107,12 @@ class Goal:
             seen.append(logits.detach())
             return self.sign * self.loss(logits, labels, *more)
 
-        parts = [input_gradient(loss_fn, x, reduction=self.reduction, autocast=self.autocast) for _ in range(self.eot_iter)]
+        parts = [
+            input_gradient(loss_fn, x, reduction=self.reduction, autocast=self.autocast) for _ in range(self.eot_iter)
+        ]
         if self.eot_iter == 1:
             return parts[0][0], self.done(seen[0], labels), parts[0][1]
-        values, grad, logits = (torch.stack(part).mean(dim=0) for part in ([p[0] for p in parts], [p[1] for p in parts], seen))
+        values, grad, logits = (
+            torch.stack(part).mean(dim=0) for part in ([p[0] for p in parts], [p[1] for p in parts], seen)
+        )
         return values, self.done(logits, labels), grad

@@ -36,7 +36,9 @@ from shared.metrics.vqa import vqa_accuracy
 from shared.options import Count, Positive, Weight, bounded
 from shared.rng import SampleRng
 
-Score = Callable[[Sequence[str], Sequence[Sequence[str]]], np.ndarray]  # (answers, truths of each) -> (N,), higher is better for the model
+Score = Callable[
+    [Sequence[str], Sequence[Sequence[str]]], np.ndarray
+]  # (answers, truths of each) -> (N,), higher is better for the model
 TRUTHS = 5  # references, or most frequent answers, that are attacked one after the other
 DECOYS = ("maybe", "word")  # what the last stages against question answering ask for
 
@@ -62,9 +64,22 @@ class Ensemble:
 
 
 @bounded
-def nll_attack(vlm, x: Tensor, prompts: Sequence[str], targets: Sequence[str], threat: Threat, *, rng: SampleRng,
-               steps: Count = 100, lower: bool = False, start: Tensor | None = None, first_step: Positive = 1.0,
-               half: str | None = None, eot_iter: Count = 1, batch_size: Count | None = None) -> Tensor:
+def nll_attack(
+    vlm,
+    x: Tensor,
+    prompts: Sequence[str],
+    targets: Sequence[str],
+    threat: Threat,
+    *,
+    rng: SampleRng,
+    steps: Count = 100,
+    lower: bool = False,
+    start: Tensor | None = None,
+    first_step: Positive = 1.0,
+    half: str | None = None,
+    eot_iter: Count = 1,
+    batch_size: Count | None = None,
+) -> Tensor:
     """Images (N, 3, H, W) in B(x) with the highest NLL of `targets` (one per image) that APGD finds; with `lower` the lowest.
 
     x (N, 3, H, W) in [0, 1]. start: where to begin, in B(x) (default: x). half: "fp16" for gradients in half precision (rounded on a CPU).
@@ -72,44 +87,83 @@ def nll_attack(vlm, x: Tensor, prompts: Sequence[str], targets: Sequence[str], t
     Raises UserError as `apgd` does, and if the numbers of images, prompts and targets differ.
     """
     if not len(x) == len(prompts) == len(targets):
-        raise UserError(f"{len(x)} images, {len(prompts)} prompts and {len(targets)} targets: give one of each per image.")
+        raise UserError(
+            f"{len(x)} images, {len(prompts)} prompts and {len(targets)} targets: give one of each per image."
+        )
     check_rng(x, rng)
     start, out = x if start is None else start, x.detach().clone()
     with _eval_mode(vlm):
         for rows in _batches(x, batch_size):
             chosen = rows.tolist()
-            loss = _nll_of(_subset(vlm, rows), [prompts[i] for i in chosen], [targets[i] for i in chosen], x.shape[1:], -1.0 if lower else 1.0)
+            loss = _nll_of(
+                _subset(vlm, rows),
+                [prompts[i] for i in chosen],
+                [targets[i] for i in chosen],
+                x.shape[1:],
+                -1.0 if lower else 1.0,
+            )
             # The engine of APGD wants a victim with logits and labels: the pixels pass for the former, the place in the batch for the latter.
-            runs = Runs(nn.Flatten(), x[rows], torch.arange(len(rows), device=x.device), threat, rng=rng.subset(rows), steps=steps, eot_iter=eot_iter,
-                        first_step=first_step, drop=False, start=start[rows], autocast=half)
+            runs = Runs(
+                nn.Flatten(),
+                x[rows],
+                torch.arange(len(rows), device=x.device),
+                threat,
+                rng=rng.subset(rows),
+                steps=steps,
+                eot_iter=eot_iter,
+                first_step=first_step,
+                drop=False,
+                start=start[rows],
+                autocast=half,
+            )
             out[rows] = runs.ascend(loss, 1)
     return out
 
 
 def _nll_of(victim, prompts: list[str], targets: list[str], shape, sign: float) -> Callable[[Tensor, Tensor], Tensor]:
     def loss(pixels: Tensor, at: Tensor) -> Tensor:
-        return sign * victim.nll(pixels.view(-1, *shape), [prompts[i] for i in at.tolist()], [targets[i] for i in at.tolist()])
+        return sign * victim.nll(
+            pixels.view(-1, *shape), [prompts[i] for i in at.tolist()], [targets[i] for i in at.tolist()]
+        )
 
     return loss
 
 
 @bounded
-def nll_gradient(vlm, x: Tensor, prompts: Sequence[str], targets: Sequence[str], *, half: str | None = None,
-                 batch_size: Count | None = None) -> Tensor:
+def nll_gradient(
+    vlm,
+    x: Tensor,
+    prompts: Sequence[str],
+    targets: Sequence[str],
+    *,
+    half: str | None = None,
+    batch_size: Count | None = None,
+) -> Tensor:
     """∇_x nll(x, prompts, targets), shaped as x, in fp32 or with "fp16" products."""
     grads = []
     with _eval_mode(vlm):
         for rows in _batches(x, batch_size):
             chosen = rows.tolist()
-            loss = partial(_subset(vlm, rows).nll, prompts=[prompts[i] for i in chosen], targets=[targets[i] for i in chosen])
+            loss = partial(
+                _subset(vlm, rows).nll, prompts=[prompts[i] for i in chosen], targets=[targets[i] for i in chosen]
+            )
             grads.append(input_gradient(loss, x[rows], autocast=half)[1])
     return torch.cat(grads) if grads else torch.zeros_like(x)
 
 
 @bounded
-def judge(vlm, x: Tensor, prompts: Sequence[str], truths: Sequence[Sequence[str]], score: Score, *,
-          max_tokens: Count = 20, recheck: Count = 1, batch_size: Count | None = None,
-          draw: str = "judge") -> tuple[list[str], np.ndarray]:
+def judge(
+    vlm,
+    x: Tensor,
+    prompts: Sequence[str],
+    truths: Sequence[Sequence[str]],
+    score: Score,
+    *,
+    max_tokens: Count = 20,
+    recheck: Count = 1,
+    batch_size: Count | None = None,
+    draw: str = "judge",
+) -> tuple[list[str], np.ndarray]:
     """(N answers, their scores (N,)). With `recheck` > 1 each image is asked about so many times, with the streams
     `draw`0, `draw`1, … of a random victim: the scores are means over them, the answers are the last ones."""
     values = []
@@ -125,10 +179,23 @@ def judge(vlm, x: Tensor, prompts: Sequence[str], truths: Sequence[Sequence[str]
 
 
 @bounded
-def captioning_ensemble(vlm, x: Tensor, prompt: str, references: Sequence[Sequence[str]], score: Score, threat: Threat,
-                        *, steps: Count = 100, threshold: float, rng: SampleRng, half: bool = False,
-                        max_tokens: Count = 20, recheck: Count = 1, eot_iter: Count = 1,
-                        batch_size: Count | None = None) -> Ensemble:
+def captioning_ensemble(
+    vlm,
+    x: Tensor,
+    prompt: str,
+    references: Sequence[Sequence[str]],
+    score: Score,
+    threat: Threat,
+    *,
+    steps: Count = 100,
+    threshold: float,
+    rng: SampleRng,
+    half: bool = False,
+    max_tokens: Count = 20,
+    recheck: Count = 1,
+    eot_iter: Count = 1,
+    batch_size: Count | None = None,
+) -> Ensemble:
     """The staged attack on a captioner (RobustVLM `ensemble`).
 
     Stages: clean; APGD against each of the first five references, one after the other, each from x; APGD in full precision from the best image so far
@@ -137,16 +204,40 @@ def captioning_ensemble(vlm, x: Tensor, prompt: str, references: Sequence[Sequen
     half: the stages against single references compute gradients in fp16, as released; otherwise all are in fp32. recheck, max_tokens: see `judge`.
     """
     settings = {"steps": steps, "eot_iter": eot_iter, "batch_size": batch_size}
-    stages = _Stages(vlm, x, [prompt] * len(x), references, [list(r[:TRUTHS]) for r in references], score, threat, rng, threshold, settings,
-                     {"max_tokens": max_tokens, "recheck": recheck, "batch_size": batch_size})
+    stages = _Stages(
+        vlm,
+        x,
+        [prompt] * len(x),
+        references,
+        [list(r[:TRUTHS]) for r in references],
+        score,
+        threat,
+        rng,
+        threshold,
+        settings,
+        {"max_tokens": max_tokens, "recheck": recheck, "batch_size": batch_size},
+    )
     stages.against_truths(half)
     return stages.result()
 
 
 @bounded
-def vqa_ensemble(vlm, x: Tensor, questions: Sequence[str], answers: Sequence[Sequence[str]], threat: Threat, *, score: Score = vqa_accuracy,
-                 steps: Count = 100, rng: SampleRng, half: bool = False, max_tokens: Count = 5, recheck: Count = 1,
-                 eot_iter: Count = 1, batch_size: Count | None = None) -> Ensemble:
+def vqa_ensemble(
+    vlm,
+    x: Tensor,
+    questions: Sequence[str],
+    answers: Sequence[Sequence[str]],
+    threat: Threat,
+    *,
+    score: Score = vqa_accuracy,
+    steps: Count = 100,
+    rng: SampleRng,
+    half: bool = False,
+    max_tokens: Count = 5,
+    recheck: Count = 1,
+    eot_iter: Count = 1,
+    batch_size: Count | None = None,
+) -> Ensemble:
     """The staged attack on question answering: as `captioning_ensemble`, against the five most frequent answers of people (fewer where they
     gave fewer), then two targeted stages, each from x in full precision, towards "maybe" and "word". Images leave at score 0.
 
@@ -154,8 +245,19 @@ def vqa_ensemble(vlm, x: Tensor, questions: Sequence[str], answers: Sequence[Seq
     """
     settings = {"steps": steps, "eot_iter": eot_iter, "batch_size": batch_size}
     common = [[word for word, _ in Counter(given).most_common(TRUTHS)] for given in answers]
-    stages = _Stages(vlm, x, list(questions), answers, common, score, threat, rng, 1e-9, settings,  # accuracies are 0 or at least 0.3
-                     {"max_tokens": max_tokens, "recheck": recheck, "batch_size": batch_size})
+    stages = _Stages(
+        vlm,
+        x,
+        list(questions),
+        answers,
+        common,
+        score,
+        threat,
+        rng,
+        1e-9,
+        settings,  # accuracies are 0 or at least 0.3
+        {"max_tokens": max_tokens, "recheck": recheck, "batch_size": batch_size},
+    )
     stages.against_truths(half)
     for decoy in DECOYS:
         stages.attempt(f"towards {decoy}", stages.alive(), [decoy] * len(x), lower=True)
@@ -167,9 +269,18 @@ class _Stages:
 
     def __init__(self, vlm, x, prompts, truths, attacked, score, threat, rng, threshold, settings, judging):
         if not len(x) == len(prompts) == len(truths) or not all(attacked):
-            raise UserError(f"{len(x)} images, {len(prompts)} prompts, {len(truths)} lists of texts: give one of each per image, and no empty list.")
+            raise UserError(
+                f"{len(x)} images, {len(prompts)} prompts, {len(truths)} lists of texts: give one of each per image, and no empty list."
+            )
         self.vlm, self.x, self.prompts, self.truths, self.attacked = vlm, x.detach(), prompts, truths, attacked
-        self.score, self.threat, self.rng, self.threshold, self.settings, self.judging = score, threat, rng, threshold, settings, judging
+        self.score, self.threat, self.rng, self.threshold, self.settings, self.judging = (
+            score,
+            threat,
+            rng,
+            threshold,
+            settings,
+            judging,
+        )
         self.x_adv, self.stage, self.truth = self.x.clone(), ["clean"] * len(x), [0] * len(x)
         self.answers, self.best = judge(vlm, self.x, prompts, truths, score, **judging) if len(x) else ([], np.zeros(0))
         self.scores = {"clean": self.best.copy()}
@@ -182,16 +293,46 @@ class _Stages:
             rows = [i for i in self.alive() if k < len(self.attacked[i])]
             targets = [texts[min(k, len(texts) - 1)] for texts in self.attacked]
             self.attempt(f"against {k + 1}", rows, targets, number=k, half="fp16" if half else None)
-        self.attempt("full precision", self.alive(), [texts[k] for texts, k in zip(self.attacked, self.truth, strict=True)], start=self.x_adv)
+        self.attempt(
+            "full precision",
+            self.alive(),
+            [texts[k] for texts, k in zip(self.attacked, self.truth, strict=True)],
+            start=self.x_adv,
+        )
 
-    def attempt(self, name: str, rows: list[int], targets: list[str], number: int | None = None, start: Tensor | None = None, **how) -> None:
+    def attempt(
+        self,
+        name: str,
+        rows: list[int],
+        targets: list[str],
+        number: int | None = None,
+        start: Tensor | None = None,
+        **how,
+    ) -> None:
         """One stage on the images `rows`. number: of the truth that is attacked."""
         if rows:
             where = torch.tensor(rows, device=self.x.device)
             prompts, victim = [self.prompts[i] for i in rows], _subset(self.vlm, where)
-            images = nll_attack(victim, self.x[where], prompts, [targets[i] for i in rows], self.threat, rng=self.rng.subset(where).child(name),
-                                start=None if start is None else start[where], **self.settings, **how)
-            answers, values = judge(victim, images, prompts, [self.truths[i] for i in rows], self.score, draw=f"judge {name} ", **self.judging)
+            images = nll_attack(
+                victim,
+                self.x[where],
+                prompts,
+                [targets[i] for i in rows],
+                self.threat,
+                rng=self.rng.subset(where).child(name),
+                start=None if start is None else start[where],
+                **self.settings,
+                **how,
+            )
+            answers, values = judge(
+                victim,
+                images,
+                prompts,
+                [self.truths[i] for i in rows],
+                self.score,
+                draw=f"judge {name} ",
+                **self.judging,
+            )
             for k, i in enumerate(rows):
                 if values[k] < self.best[i]:
                     self.best[i], self.answers[i], self.stage[i], self.x_adv[i] = values[k], answers[k], name, images[k]
@@ -212,24 +353,49 @@ class Targeted:
 
 
 @bounded
-def targeted_string(vlm, x: Tensor, prompt: str | Sequence[str], target: str | Sequence[str], threat: Threat, *,
-                    steps: Count = 10_000, rng: SampleRng, max_tokens: Count = 20, recheck: Count = 1,
-                    eot_iter: Count = 1, batch_size: Count | None = None) -> Targeted:
+def targeted_string(
+    vlm,
+    x: Tensor,
+    prompt: str | Sequence[str],
+    target: str | Sequence[str],
+    threat: Threat,
+    *,
+    steps: Count = 10_000,
+    rng: SampleRng,
+    max_tokens: Count = 20,
+    recheck: Count = 1,
+    eot_iter: Count = 1,
+    batch_size: Count | None = None,
+) -> Targeted:
     """Lower the NLL of `target` (one string, or one per image); success: the answer holds it, whatever the case. 10,000 steps in RobustVLM."""
     prompts, targets = ([text] * len(x) if isinstance(text, str) else list(text) for text in (prompt, target))
-    x_adv = nll_attack(vlm, x, prompts, targets, threat, rng=rng, steps=steps, lower=True, eot_iter=eot_iter, batch_size=batch_size)
-    answers, success = judge(vlm, x_adv, prompts, [[t] for t in targets], says, max_tokens=max_tokens, recheck=recheck, batch_size=batch_size)
+    x_adv = nll_attack(
+        vlm, x, prompts, targets, threat, rng=rng, steps=steps, lower=True, eot_iter=eot_iter, batch_size=batch_size
+    )
+    answers, success = judge(
+        vlm, x_adv, prompts, [[t] for t in targets], says, max_tokens=max_tokens, recheck=recheck, batch_size=batch_size
+    )
     return Targeted(x_adv, answers, success)
 
 
 def says(answers: Sequence[str], wanted: Sequence[Sequence[str]]) -> np.ndarray:
     """(N,) 1 where an answer holds one of the strings wanted of it, in any case; else 0."""
-    return np.array([any(w.lower() in a.lower() for w in ws) for a, ws in zip(answers, wanted, strict=True)], np.float64)
+    return np.array(
+        [any(w.lower() in a.lower() for w in ws) for a, ws in zip(answers, wanted, strict=True)], np.float64
+    )
 
 
 @bounded
-def embedding_attack(embed: Callable[[Tensor], Tensor], x: Tensor, target: Tensor, threat: Threat, *,
-                     steps: Count = 300, step_size: Weight = 1 / 255, batch_size: Count | None = None) -> Tensor:
+def embedding_attack(
+    embed: Callable[[Tensor], Tensor],
+    x: Tensor,
+    target: Tensor,
+    threat: Threat,
+    *,
+    steps: Count = 300,
+    step_size: Weight = 1 / 255,
+    batch_size: Count | None = None,
+) -> Tensor:
     """The last of `steps` steps of size `step_size` that raise cos(embed(x'), target), from x. target (N, D), e.g. embed(another image).
 
     MF-ii has ε = 8/255, steps of 1/255, 300 of them, but perturbs normalised pixels; ε is of pixels here. embed: e.g. `vlm.embed`, in eval mode.
@@ -242,7 +408,9 @@ def embedding_attack(embed: Callable[[Tensor], Tensor], x: Tensor, target: Tenso
 
     out = x.detach().clone()
     for rows in _batches(x, batch_size):
-        out[rows] = ascend(closer(target[rows].detach()), out[rows], threat, steps=steps, step_size=step_size, random_start=False)
+        out[rows] = ascend(
+            closer(target[rows].detach()), out[rows], threat, steps=steps, step_size=step_size, random_start=False
+        )
     return out
 
 

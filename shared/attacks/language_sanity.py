@@ -19,15 +19,30 @@ from shared.rng import SampleRng
 
 IMAGES = 16  # how many of the images given are used
 UNBOUNDED = 0.1  # share of the clean score that an unbounded attack may leave: a wrong caption still shares some words with the references
-MORE_STEPS_FACTOR = 2  # an attack in stages tries again what its last stage left, so fewer steps are in doubt than with one
+MORE_STEPS_FACTOR = (
+    2  # an attack in stages tries again what its last stage left, so fewer steps are in doubt than with one
+)
 BATCH = 0.05  # mean difference of a score, as a share of the clean one, between batch sizes
 
 Attack = Callable[..., Tensor]  # attack(rows, threat, *, steps, rng) -> images for the positions `rows` of x
 
 
-def check_language_attack(vlm, x: Tensor, prompts: Sequence[str], truths: Sequence[Sequence[str]], score: Score, threat: Threat, attack: Attack, *,
-                          rng: SampleRng, steps: int = 10, images: int = IMAGES, max_tokens: int = 20, recheck: int = 1,
-                          batch_size: int | None = None) -> dict:
+def check_language_attack(
+    vlm,
+    x: Tensor,
+    prompts: Sequence[str],
+    truths: Sequence[Sequence[str]],
+    score: Score,
+    threat: Threat,
+    attack: Attack,
+    *,
+    rng: SampleRng,
+    steps: int = 10,
+    images: int = IMAGES,
+    max_tokens: int = 20,
+    recheck: int = 1,
+    batch_size: int | None = None,
+) -> dict:
     """{check: {"passed", "value", "threshold", "detail"}, …, "passed"}, the record of `check_attack`; a check passes if value ≤ threshold.
 
     x (N, 3, H, W), prompts, truths (references or answers) of the N images, of which the first `images` are used; rng for all N.
@@ -48,30 +63,72 @@ def check_language_attack(vlm, x: Tensor, prompts: Sequence[str], truths: Sequen
     report: dict[str, dict] = {}
 
     def check(name: str, value: float, threshold: float, detail: str) -> None:
-        report[name] = {"passed": bool(value <= threshold), "value": float(value), "threshold": float(threshold), "detail": detail}
+        report[name] = {
+            "passed": bool(value <= threshold),
+            "value": float(value),
+            "threshold": float(threshold),
+            "detail": detail,
+        }
 
     def scores(pictures: Tensor) -> np.ndarray:
-        return judge(vlm, pictures, prompts, truths, score, max_tokens=max_tokens, recheck=recheck, batch_size=batch_size, draw="sanity")[1]
+        return judge(
+            vlm,
+            pictures,
+            prompts,
+            truths,
+            score,
+            max_tokens=max_tokens,
+            recheck=recheck,
+            batch_size=batch_size,
+            draw="sanity",
+        )[1]
 
     def run(budget: int = steps, inside: Threat = threat, rows: Tensor = everyone) -> Tensor:
         return attack(rows, inside, steps=budget, rng=rng.subset(rows))
 
     clean = scores(x).mean()
-    check("clean", float(clean <= 0), 0.0, f"whether the clean images score nothing; their mean score is {clean:.4g}, {n} images")
+    check(
+        "clean",
+        float(clean <= 0),
+        0.0,
+        f"whether the clean images score nothing; their mean score is {clean:.4g}, {n} images",
+    )
     if clean > 0:
         x_adv = run()
         left = scores(x_adv) / clean
-        outside = max((threat.distance(x_adv, x).max() - threat.eps).item(), -x_adv.min().item(), x_adv.max().item() - 1)
-        check("in_ball", outside, S.TOLERANCE, f"largest step outside the ball or [0, 1]; {left.mean():.3f} of the clean score {clean:.4g} is left")
+        outside = max(
+            (threat.distance(x_adv, x).max() - threat.eps).item(), -x_adv.min().item(), x_adv.max().item() - 1
+        )
+        check(
+            "in_ball",
+            outside,
+            S.TOLERANCE,
+            f"largest step outside the ball or [0, 1]; {left.mean():.3f} of the clean score {clean:.4g} is left",
+        )
 
         single = (scores(run(1)) / clean).mean()
-        check("iterative", left.mean() - single, S.ITERATIVE_MARGIN, f"score above a single step's, which leaves {single:.3f}")
+        check(
+            "iterative",
+            left.mean() - single,
+            S.ITERATIVE_MARGIN,
+            f"score above a single step's, which leaves {single:.3f}",
+        )
 
         both = np.minimum(left, scores(run(MORE_STEPS_FACTOR * steps)) / clean).mean()
-        check("more_steps", left.mean() - both, S.MORE_STEPS_MARGIN, f"score that {MORE_STEPS_FACTOR * steps} steps take from {steps}")
+        check(
+            "more_steps",
+            left.mean() - both,
+            S.MORE_STEPS_MARGIN,
+            f"score that {MORE_STEPS_FACTOR * steps} steps take from {steps}",
+        )
 
         twice = (scores(run(inside=wide)) / clean).mean()
-        check("larger_eps", twice - left.mean(), S.LARGER_EPS_MARGIN, f"score at eps {wide.eps:.4g} above that at {threat.eps:.4g}")
+        check(
+            "larger_eps",
+            twice - left.mean(),
+            S.LARGER_EPS_MARGIN,
+            f"score at eps {wide.eps:.4g} above that at {threat.eps:.4g}",
+        )
 
         free = (scores(run(inside=boundless)) / clean).mean()
         check("unbounded", free, UNBOUNDED, f"score left at eps {boundless.eps:.4g}")
@@ -82,6 +139,11 @@ def check_language_attack(vlm, x: Tensor, prompts: Sequence[str], truths: Sequen
         check("batch_size", differ, BATCH, f"mean difference of the score between batches of {n} and {size}")
 
     zero = (nll_gradient(vlm, x, prompts, [texts[0] for texts in truths], batch_size=batch_size) == 0).flatten(1)
-    check("zero_samples", zero.all(dim=1).float().mean().item(), S.ZERO_SAMPLES, "samples whose gradient is exactly zero everywhere")
+    check(
+        "zero_samples",
+        zero.all(dim=1).float().mean().item(),
+        S.ZERO_SAMPLES,
+        "samples whose gradient is exactly zero everywhere",
+    )
     check("zero_pixels", zero.float().mean().item(), S.ZERO_PIXELS, "pixel values whose gradient is exactly zero")
     return report | {"passed": all(entry["passed"] for entry in report.values())}

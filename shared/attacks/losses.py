@@ -59,4 +59,6 @@ def dlr_targeted(z: Tensor, y: Tensor, t: Tensor) -> Tensor:
 
 def _need_classes(z: Tensor, least: int, name: str) -> None:
     if z.shape[1] < least:
-        raise UserError(f"{name} needs at least {least} classes, this victim has {z.shape[1]}: use the margin or cross-entropy loss.")
+        raise UserError(
+            f"{name} needs at least {least} classes, this victim has {z.shape[1]}: use the margin or cross-entropy loss."
+        )

@@ -48,7 +48,9 @@ def ascend(
 
 def fgsm(victim: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, loss: Loss = "ce", kappa: Weight = 50.0) -> Tensor:
     """One step of size ε from x itself, for every sample. Arguments and errors as in `pgd`."""
-    return pgd(victim, x, y, threat, steps=1, step_size=threat.eps, random_start=False, loss=loss, kappa=kappa, keep="last")
+    return pgd(
+        victim, x, y, threat, steps=1, step_size=threat.eps, random_start=False, loss=loss, kappa=kappa, keep="last"
+    )
 
 
 @bounded
@@ -91,11 +93,23 @@ def pgd(
     if keep not in ("best", "last"):
         raise UserError(f"unknown keep {keep!r}: use 'best' or 'last'.")
     if restarts > 1 and not random_start:
-        raise UserError(f"{restarts} restarts without a random start are all the same: use a random start, or 1 restart.")
+        raise UserError(
+            f"{restarts} restarts without a random start are all the same: use a random start, or 1 restart."
+        )
     drop = (keep == "best" and reduction == "sum") if drop is None else drop
     if drop and (keep == "last" or reduction == "mean"):
-        raise UserError("drop=True contradicts keep='last' and reduction='mean' (both need the whole batch): leave drop out.")
-    goal = Goal(victim, loss, kappa=kappa, targeted=targeted is not None, eot_iter=eot_iter, reduction=reduction, autocast=autocast)
+        raise UserError(
+            "drop=True contradicts keep='last' and reduction='mean' (both need the whole batch): leave drop out."
+        )
+    goal = Goal(
+        victim,
+        loss,
+        kappa=kappa,
+        targeted=targeted is not None,
+        eot_iter=eot_iter,
+        reduction=reduction,
+        autocast=autocast,
+    )
     labels = y if targeted is None else targeted
     with eval_mode(victim):
         if keep == "last":
@@ -140,7 +154,9 @@ def _run_last(goal: Goal, x, labels, threat, steps, step_size, start: SampleRng 
     return x_adv
 
 
-def _run_best(goal: Goal, x, labels, where: Tensor, threat, steps, step_size, start: SampleRng | None, best: _Best) -> None:
+def _run_best(
+    goal: Goal, x, labels, where: Tensor, threat, steps, step_size, start: SampleRng | None, best: _Best
+) -> None:
     project = threat.projector(x)
     x_adv = _start(x, threat, start, start is not None)
     for _ in range(steps):

@@ -83,7 +83,12 @@ def check_attack(
     report: dict[str, dict] = {}
 
     def check(name: str, value: float, threshold: float, detail: str) -> None:
-        report[name] = {"passed": bool(value <= threshold), "value": float(value), "threshold": float(threshold), "detail": detail}
+        report[name] = {
+            "passed": bool(value <= threshold),
+            "value": float(value),
+            "threshold": float(threshold),
+            "detail": detail,
+        }
 
     with eval_mode(victim):
         logits = goal.logits(x)
@@ -100,39 +105,81 @@ def check_attack(
         accuracy = left.float().mean().item()
         says = f"{(~goal.done(logits, y)).float().mean():.3f} clean, {accuracy:.3f} attacked, {len(x)} images"
 
-        outside = max((threat.distance(x_adv, x).max() - threat.eps).item(), -x_adv.min().item(), x_adv.max().item() - 1)
+        outside = max(
+            (threat.distance(x_adv, x).max() - threat.eps).item(), -x_adv.min().item(), x_adv.max().item() - 1
+        )
         check("in_ball", outside, TOLERANCE, f"largest step outside the ball or [0, 1]; {says}")
 
         single = correct(fgsm(victim, x, y, threat)).float().mean().item()
-        check("iterative", accuracy - single, ITERATIVE_MARGIN, f"accuracy above a single step's, which leaves {single:.3f}")
+        check(
+            "iterative",
+            accuracy - single,
+            ITERATIVE_MARGIN,
+            f"accuracy above a single step's, which leaves {single:.3f}",
+        )
 
         both = (left & correct(run(MORE_STEPS_FACTOR * steps))).float().mean().item()
-        check("more_steps", accuracy - both, MORE_STEPS_MARGIN, f"accuracy that {MORE_STEPS_FACTOR * steps} steps take from {steps}")
+        check(
+            "more_steps",
+            accuracy - both,
+            MORE_STEPS_MARGIN,
+            f"accuracy that {MORE_STEPS_FACTOR * steps} steps take from {steps}",
+        )
 
         twice = correct(run(inside=wide)).float().mean().item()
-        check("larger_eps", twice - accuracy, LARGER_EPS_MARGIN, f"accuracy at eps {wide.eps:.4g} above that at {threat.eps:.4g}")
+        check(
+            "larger_eps",
+            twice - accuracy,
+            LARGER_EPS_MARGIN,
+            f"accuracy at eps {wide.eps:.4g} above that at {threat.eps:.4g}",
+        )
 
         free = correct(run(inside=boundless)).float().mean().item()
-        check("unbounded", free, 1 / classes + UNBOUNDED_MARGIN, f"accuracy at eps {boundless.eps:.4g}; chance is {1 / classes:.3f}")
+        check(
+            "unbounded",
+            free,
+            1 / classes + UNBOUNDED_MARGIN,
+            f"accuracy at eps {boundless.eps:.4g}; chance is {1 / classes:.3f}",
+        )
 
         zero = (goal.gradient(x, y)[2] == 0).flatten(1)
-        check("zero_samples", zero.all(dim=1).float().mean().item(), ZERO_SAMPLES, "samples whose gradient is exactly zero everywhere")
+        check(
+            "zero_samples",
+            zero.all(dim=1).float().mean().item(),
+            ZERO_SAMPLES,
+            "samples whose gradient is exactly zero everywhere",
+        )
         check("zero_pixels", zero.float().mean().item(), ZERO_PIXELS, "pixel values whose gradient is exactly zero")
 
         if surrogate is not None:
             with eval_mode(surrogate):
                 moved = correct(run(on=surrogate)).float().mean().item()
-            check("transfer", accuracy - moved, TRANSFER_MARGIN, f"accuracy above the transfer attack's, which leaves {moved:.3f}")
+            check(
+                "transfer",
+                accuracy - moved,
+                TRANSFER_MARGIN,
+                f"accuracy above the transfer attack's, which leaves {moved:.3f}",
+            )
 
         if queries:
             searched = (left & correct(square(victim, x, y, threat, rng=rng, queries=queries))).float().mean().item()
-            check("black_box", accuracy - searched, BLACK_BOX_MARGIN, f"accuracy that {queries} Square queries take from the attack's")
+            check(
+                "black_box",
+                accuracy - searched,
+                BLACK_BOX_MARGIN,
+                f"accuracy that {queries} Square queries take from the attack's",
+            )
 
         small = [
             attack(victim, x[part], y[part], threat, steps=steps, rng=rng.subset(part))
             for part in torch.arange(len(x), device=x.device).split(small_batch(len(x)))
         ]
         differ = (correct(torch.cat(small)) != left).float().mean().item()
-        check("batch_size", differ, BATCH_MARGIN, f"samples whose outcome differs between batches of {len(x)} and {small_batch(len(x))}")
+        check(
+            "batch_size",
+            differ,
+            BATCH_MARGIN,
+            f"samples whose outcome differs between batches of {len(x)} and {small_batch(len(x))}",
+        )
 
     return report | {"passed": all(entry["passed"] for entry in report.values())}

@@ -58,7 +58,12 @@ def check_adaptive(
     report: dict[str, dict] = {}
 
     def check(name: str, value: float, threshold: float, detail: str) -> None:
-        report[name] = {"passed": bool(value <= threshold), "value": float(value), "threshold": float(threshold), "detail": detail}
+        report[name] = {
+            "passed": bool(value <= threshold),
+            "value": float(value),
+            "threshold": float(threshold),
+            "detail": detail,
+        }
 
     def correct(submitted: Tensor) -> Tensor:
         """(N, n) bool."""
@@ -75,32 +80,66 @@ def check_adaptive(
         accuracy = left.float().mean().item()
         says = f"{control:.3f} without an attack, {accuracy:.3f} attacked, mean of {n} passes of {len(x)} images"
 
-        outside = max((threat.distance(x_adv, x).max() - threat.eps).item(), -x_adv.min().item(), x_adv.max().item() - 1)
+        outside = max(
+            (threat.distance(x_adv, x).max() - threat.eps).item(), -x_adv.min().item(), x_adv.max().item() - 1
+        )
         check("in_ball", outside, TOLERANCE, f"largest step outside the ball or [0, 1]; {says}")
 
         bpda = correct(run(gradient="bpda")).float().mean().item()
         moved = correct(run(gradient="none")).float().mean().item()
         check("exact_bpda", accuracy - bpda, EXACT_MARGIN, f"accuracy above BPDA's, which leaves {bpda:.3f}")
-        check("exact_transfer", accuracy - moved, EXACT_MARGIN, f"accuracy above the transfer attack's, which leaves {moved:.3f}")
-        check("bpda_transfer", bpda - moved, BPDA_MARGIN, f"accuracy that BPDA leaves above the transfer attack's {moved:.3f}")
+        check(
+            "exact_transfer",
+            accuracy - moved,
+            EXACT_MARGIN,
+            f"accuracy above the transfer attack's, which leaves {moved:.3f}",
+        )
+        check(
+            "bpda_transfer",
+            bpda - moved,
+            BPDA_MARGIN,
+            f"accuracy that BPDA leaves above the transfer attack's {moved:.3f}",
+        )
 
         twice = correct(run(wide)).float().mean().item()
-        check("larger_eps", twice - accuracy, LARGER_EPS_MARGIN, f"accuracy at eps {wide.eps:.4g} above that at {threat.eps:.4g}")
+        check(
+            "larger_eps",
+            twice - accuracy,
+            LARGER_EPS_MARGIN,
+            f"accuracy at eps {wide.eps:.4g} above that at {threat.eps:.4g}",
+        )
 
         free = correct(run(boundless)).float().mean().item()
         target = Defended(victim, defence, defence_rng.child("sanity"), draws=attack.draws)
         logits = Goal(target, "margin").logits(x)
         chance = 1 / logits.shape[1]
-        check("unbounded", free, chance + UNBOUNDED_MARGIN, f"accuracy at eps {boundless.eps:.4g}; chance is {chance:.3f}")
+        check(
+            "unbounded", free, chance + UNBOUNDED_MARGIN, f"accuracy at eps {boundless.eps:.4g}; chance is {chance:.3f}"
+        )
 
         grad = Goal(target, target.loss(attack.loss, attack.average)).gradient(x, y)[2].flatten(1)
-        check("finite", (~grad.isfinite()).float().mean().item(), 0.0, "pixel values whose gradient is not a number or infinite")
+        check(
+            "finite",
+            (~grad.isfinite()).float().mean().item(),
+            0.0,
+            "pixel values whose gradient is not a number or infinite",
+        )
         zero = grad == 0
-        check("zero_samples", zero.all(dim=1).float().mean().item(), ZERO_SAMPLES, "samples whose gradient is exactly zero everywhere")
+        check(
+            "zero_samples",
+            zero.all(dim=1).float().mean().item(),
+            ZERO_SAMPLES,
+            "samples whose gradient is exactly zero everywhere",
+        )
         check("zero_pixels", zero.float().mean().item(), ZERO_PIXELS, "pixel values whose gradient is exactly zero")
 
         size = small_batch(min(batch or len(x), len(x)))
         differ = (correct(run(at_once=size)) != left).float().mean().item()
-        check("batch_size", differ, BATCH_MARGIN, f"submissions that differ between attacks in batches of {min(batch or len(x), len(x))} and {size}")
+        check(
+            "batch_size",
+            differ,
+            BATCH_MARGIN,
+            f"submissions that differ between attacks in batches of {min(batch or len(x), len(x))} and {size}",
+        )
 
     return report | {"passed": all(entry["passed"] for entry in report.values())}

@@ -53,7 +53,9 @@ def square(
     check_batch(x, y)
     check_rng(x, rng)
     if x.dim() != 4 or (threat.norm == "l2" and min(x.shape[2:]) < TILES):
-        raise UserError(f"the Square attack needs images (N, C, H, W), of at least {TILES} pixels a side for l2, got {tuple(x.shape)}.")
+        raise UserError(
+            f"the Square attack needs images (N, C, H, W), of at least {TILES} pixels a side for l2, got {tuple(x.shape)}."
+        )
     chunks = torch.arange(len(x)).split(batch_size or max(len(x), 1))
     search = _Linf if threat.norm == "linf" else _L2
     with eval_mode(victim), torch.no_grad():
@@ -91,7 +93,9 @@ class _Search:
             if len(self.where) == 0:
                 return self.out
             if query % BLOCK == 0:
-                self.block = self.rng.child(f"block{query // BLOCK}").uniform((BLOCK, self.numbers), device=self.x.device)
+                self.block = self.rng.child(f"block{query // BLOCK}").uniform(
+                    (BLOCK, self.numbers), device=self.x.device
+                )
             side = window_side(query, self.p_init, *self.x.shape[2:])
             new = self.threat.project(self.propose(self.block[:, query % BLOCK], side), self.x)
             value, done = self.goal.judge(new, self.y)
@@ -153,7 +157,10 @@ class _L2(_Search):
         rng = self.rng.child("tiles")
         colours = sign(rng.child("colours").uniform((channels, rows, columns), device=self.x.device))
         turned = rng.child("turned").uniform((rows, columns), device=self.x.device) > 0.5
-        tiles = torch.where(turned[:, None, :, :, None, None], bump(side, self.x).T, bump(side, self.x)) * colours[..., None, None]
+        tiles = (
+            torch.where(turned[:, None, :, :, None, None], bump(side, self.x).T, bump(side, self.x))
+            * colours[..., None, None]
+        )
         pattern = tiles.permute(0, 1, 2, 4, 3, 5).reshape(-1, channels, rows * side, columns * side)
         delta = torch.nn.functional.pad(pattern, (0, width - columns * side, 0, height - rows * side))
         return self.x + self.threat.eps * self.threat.direction(delta)
@@ -174,7 +181,10 @@ class _L2(_Search):
             (left[:, None] + span)[:, None, None, :],
         )
         old = delta[at]
-        shape = torch.where(u[:, 4, None, None, None] > 0.5, bump(side, old).T, bump(side, old)) * sign(u[:, 5:])[:, :, None, None]
+        shape = (
+            torch.where(u[:, 4, None, None, None] > 0.5, bump(side, old).T, bump(side, old))
+            * sign(u[:, 5:])[:, :, None, None]
+        )
         new = shape + old / old.norm(dim=(2, 3), keepdim=True).clamp(min=1e-10)
         new = new / new.norm(dim=(2, 3), keepdim=True).clamp(min=1e-10) * budget.sqrt()[:, :, None, None]
         delta = delta.masked_fill(gives, 0)
@@ -191,7 +201,9 @@ def sign(u: Tensor) -> Tensor:
 def _bump(side: int) -> Tensor:
     def half(height: int, width: int) -> Tensor:
         middle_row, middle_column = height // 2, width // 2
-        rings = torch.maximum((torch.arange(height) - middle_row).abs()[:, None], (torch.arange(width) - middle_column).abs()[None, :])
+        rings = torch.maximum(
+            (torch.arange(height) - middle_row).abs()[:, None], (torch.arange(width) - middle_column).abs()[None, :]
+        )
         weights = 1 / torch.arange(1.0, max(middle_row, middle_column) + 2).square()
         tail = weights.flip(0).cumsum(0).flip(0)[rings]
         return tail / tail.norm()

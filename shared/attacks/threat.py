@@ -83,7 +83,9 @@ class Threat(Bounded):
             return grad.sign()  # sign(nan) is 0 in torch
         grad = grad.nan_to_num(0)
         flat = grad.flatten(1)
-        largest = flat.abs().amax(dim=1).clamp(min=torch.finfo(grad.dtype).tiny)  # squares of tiny gradients would underflow
+        largest = (
+            flat.abs().amax(dim=1).clamp(min=torch.finfo(grad.dtype).tiny)
+        )  # squares of tiny gradients would underflow
         flat = flat / largest[:, None]
         return (flat / flat.norm(dim=1, keepdim=True).clamp(min=1e-12)).view_as(grad)
 

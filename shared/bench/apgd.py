@@ -30,24 +30,42 @@ def _case(n: int, steps: int, targets: int, repetitions: int, batch: int = 128) 
     try:
         from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
     except ImportError as error:
-        raise UserError("the package pyautoattack is missing: `make setup` installs it with the other packages of the tests.") from error
+        raise UserError(
+            "the package pyautoattack is missing: `make setup` installs it with the other packages of the tests."
+        ) from error
     clip = create_clip("scenes-vit-s8", zoo.weights("scenes-vit-s8")).requires_grad_(False)
     data = SceneSet(FINE_TUNING, "test", n)
     x, y = data.__getitems__(range(n))
     victim = ZeroShot(clip.visual, text_matrix(clip, data.prompts), clip.logit_scale.exp().item()).eval()
 
-    seeds, theirs = itertools.count(), itertools.count()  # every call from other random starts: accuracies are means over calls
+    seeds, theirs = (
+        itertools.count(),
+        itertools.count(),
+    )  # every call from other random starts: accuracies are means over calls
 
     def ours() -> float:
         settings = {"steps": steps, "targets": targets, "batch_size": batch, "rng": SampleRng(next(seeds), range(n))}
-        return 100 * cascade(victim, x, y, Threat("linf", EPS), stages=("apgd-ce", "apgd-t"), **settings).accuracy()["apgd-t"]
+        return (
+            100
+            * cascade(victim, x, y, Threat("linf", EPS), stages=("apgd-ce", "apgd-t"), **settings).accuracy()["apgd-t"]
+        )
 
     def reference() -> float:
-        common = {"n_iter": steps, "norm": "Linf", "eps": EPS, "n_restarts": 1, "seed": next(theirs), "device": "cpu",
-                  "logger": logging.getLogger("pyautoattack")}
+        common = {
+            "n_iter": steps,
+            "norm": "Linf",
+            "eps": EPS,
+            "n_restarts": 1,
+            "seed": next(theirs),
+            "device": "cpu",
+            "logger": logging.getLogger("pyautoattack"),
+        }
         left = torch.arange(n)
         with torch.random.fork_rng():  # it seeds the global generator
-            for attack in (APGDAttack(victim, loss="ce", **common), APGDAttack_targeted(victim, n_target_classes=targets, **common)):
+            for attack in (
+                APGDAttack(victim, loss="ce", **common),
+                APGDAttack_targeted(victim, n_target_classes=targets, **common),
+            ):
                 kept = []
                 for rows in left.split(batch):
                     x_adv = attack.perturb(x[rows], y[rows])
@@ -62,4 +80,10 @@ def _case(n: int, steps: int, targets: int, repetitions: int, batch: int = 128) 
 
     return Case(
         "pyautoattack 0.2.0, same victim and budget",
-        ours, reference, lambda left: {"accuracy left, %": left}, 1.5, agree=agree, repetitions=repetitions)
+        ours,
+        reference,
+        lambda left: {"accuracy left, %": left},
+        1.5,
+        agree=agree,
+        repetitions=repetitions,
+    )

@@ -47,9 +47,22 @@ def _case(batch: int, steps: int, repetitions: int) -> Case:
 
     def reference() -> float:
         clip = copy.deepcopy(plain_begin).train()
-        return contrastive_loop(clip, begin.tokenizer, pairs, [batch_indices(len(pairs), batch, step) for step in range(steps)],
-                                adamw(clip, config.lr, config.weight_decay),
-                                lambda step: config.lr * cosine_schedule(step, steps, config.warmup), config.clip_norm)
+        return contrastive_loop(
+            clip,
+            begin.tokenizer,
+            pairs,
+            [batch_indices(len(pairs), batch, step) for step in range(steps)],
+            adamw(clip, config.lr, config.weight_decay),
+            lambda step: config.lr * cosine_schedule(step, steps, config.warmup),
+            config.clip_norm,
+        )
 
-    return Case("a plain loop over open_clip's model and loss, same data and optimiser",
-                ours, reference, lambda loss: {"loss reached": loss}, 1.0, agree=same_loss, repetitions=repetitions)
+    return Case(
+        "a plain loop over open_clip's model and loss, same data and optimiser",
+        ours,
+        reference,
+        lambda loss: {"loss reached": loss},
+        1.0,
+        agree=same_loss,
+        repetitions=repetitions,
+    )

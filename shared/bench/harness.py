@@ -42,7 +42,10 @@ def run(groups: Sequence[Callable[[bool], Cases]], options: Options) -> dict[str
         return {}
     torch.set_num_threads(options.threads or os.cpu_count() or 1)
     out = options.out.with_stem(f"{options.out.stem}-quick") if options.quick else options.out
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; times are medians of interleaved repetitions", flush=True)
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads; times are medians of interleaved repetitions",
+        flush=True,
+    )
     records = {}
     for name, make in chosen.items():
         outcome = measure(make())
@@ -68,7 +71,10 @@ def lines(name: str, outcome: Outcome, judge: bool = True) -> list[str]:
         f"{seconds(outcome.reference)}",
         f"  share of the matrix-multiplication rate: {outcome.share_ours.median:.0%}{share_aim} against {outcome.share_reference.median:.0%}",
     ]
-    out += [f"  {fact}: {value:.4g} against {outcome.facts_reference[fact]:.4g}" for fact, value in outcome.facts_ours.items()]
+    out += [
+        f"  {fact}: {value:.4g} against {outcome.facts_reference[fact]:.4g}"
+        for fact, value in outcome.facts_ours.items()
+    ]
     if case.aim is not None and judge:
         out.append("  MISSED: " + "; ".join(missed) if missed else "  met")
     return out

@@ -23,7 +23,11 @@ def cases(quick: bool) -> Cases:
     ten = [f"This is a photo of a {name}" for name in CIFAR10]
     sizes = [("scenes-vit-s8", small, 8, 2, 2, None), ("ViT-B-32-quickgelu", ten[:2], 2, 1, 1, None)] if quick else [
         ("scenes-vit-s8", small, 64, 10, 5, None), ("ViT-B-32-quickgelu", ten, 16, 2, 3, 0.6)]  # fmt: skip
-    named = {f"PGD-{size[3]}, {size[0]}, batch {size[2]}{', text once' * once}": (*size, once) for size in sizes for once in (False, True)}
+    named = {
+        f"PGD-{size[3]}, {size[0]}, batch {size[2]}{', text once' * once}": (*size, once)
+        for size in sizes
+        for once in (False, True)
+    }
     return {name: lambda size=size: _case(*size) for name, size in named.items()}
 
 
@@ -33,7 +37,9 @@ def _pair(name: str):
     return clip, plain_clip(name, clip)
 
 
-def _case(name: str, prompts, batch: int, steps: int, repetitions: int, share_aim: float | None, text_once: bool) -> Case:
+def _case(
+    name: str, prompts, batch: int, steps: int, repetitions: int, share_aim: float | None, text_once: bool
+) -> Case:
     clip, reference = _pair(name)
     victim = ZeroShot(clip.visual, text_matrix(clip, prompts), clip.logit_scale.exp().item())
     tokens = clip.tokenizer(list(prompts))
@@ -52,7 +58,13 @@ def _case(name: str, prompts, batch: int, steps: int, repetitions: int, share_ai
         return None if abs(a - b) < 0.02 * abs(b) else f"the losses reached differ: {a:.3f} and {b:.3f}"
 
     return Case(
-        "a loop with loss.backward() and " + ("the prompts encoded once" if text_once else f"{len(prompts)} prompts encoded in every step"),
+        "a loop with loss.backward() and "
+        + ("the prompts encoded once" if text_once else f"{len(prompts)} prompts encoded in every step"),
         lambda: pgd(victim, x, y, threat, steps=steps, step_size=step_size, rng=rng, keep="last"),
         lambda: pgd_loop(reference, x, y, start, tokens, EPS, step_size, steps, text_once),
-        facts, None if text_once else 1.4, share_aim=None if text_once else share_aim, agree=agree, repetitions=repetitions)
+        facts,
+        None if text_once else 1.4,
+        share_aim=None if text_once else share_aim,
+        agree=agree,
+        repetitions=repetitions,
+    )

@@ -51,8 +51,17 @@ def classify(clip: nn.Module, x: Tensor, tokens: Tensor, text: Tensor | None = N
     return clip.logit_scale.exp() * image @ text.T
 
 
-def pgd_loop(clip: nn.Module, x: Tensor, y: Tensor, start: Tensor, tokens: Tensor, eps: float, step_size: float, steps: int,
-             text_once: bool = False) -> Tensor:
+def pgd_loop(
+    clip: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    start: Tensor,
+    tokens: Tensor,
+    eps: float,
+    step_size: float,
+    steps: int,
+    text_once: bool = False,
+) -> Tensor:
     """PGD as in most released code: the prompts go through the text tower in every step, and `backward` fills the gradients of all weights."""
     with torch.no_grad():
         text = clip.encode_text(tokens, normalize=True) if text_once else None
@@ -66,8 +75,15 @@ def pgd_loop(clip: nn.Module, x: Tensor, y: Tensor, start: Tensor, tokens: Tenso
     return x_adv.detach()
 
 
-def contrastive_loop(clip: nn.Module, tokenizer: Callable, pairs, batches: Sequence[Sequence[int]], optimizer: torch.optim.Optimizer,
-                     rate: Callable[[int], float], clip_norm: float) -> float:
+def contrastive_loop(
+    clip: nn.Module,
+    tokenizer: Callable,
+    pairs,
+    batches: Sequence[Sequence[int]],
+    optimizer: torch.optim.Optimizer,
+    rate: Callable[[int], float],
+    clip_norm: float,
+) -> float:
     """Contrastive training over open_clip's model (in place) and loss, the indices of every batch given; returns the last loss."""
     import open_clip
 

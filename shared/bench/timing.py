@@ -67,7 +67,9 @@ class Outcome:
     def missed(self) -> list[str]:
         """The aims that are not met, in words."""
         case, out = self.case, []
-        if case.aim is not None and (self.ratio.median < case.aim if case.kind == "speed-up" else self.ratio.median > case.aim):
+        if case.aim is not None and (
+            self.ratio.median < case.aim if case.kind == "speed-up" else self.ratio.median > case.aim
+        ):
             out.append(f"{case.kind} {self.ratio.median:.2f}, aim {'≥' if case.kind == 'speed-up' else '≤'} {case.aim}")
         if case.share_aim is not None and self.share_ours.median < case.share_aim:
             out.append(f"{self.share_ours.median:.0%} of the machine's rate, aim ≥ {case.share_aim:.0%}")
@@ -92,8 +94,15 @@ def measure(case: Case) -> Outcome:
     pairs = list(zip(*seconds, strict=True))
     ratio = [b / a if case.kind == "speed-up" else a / b for a, b in pairs]
     shares = [Spread.of([work[i] / t / rate for t, rate in zip(seconds[i], rates, strict=True)]) for i in (0, 1)]
-    return Outcome(case, Spread.of(seconds[0]), Spread.of(seconds[1]), Spread.of(ratio), Spread.of(rates), *shares,
-                   *({name: statistics.mean(found[name] for found in side) for name in side[0]} for side in facts))
+    return Outcome(
+        case,
+        Spread.of(seconds[0]),
+        Spread.of(seconds[1]),
+        Spread.of(ratio),
+        Spread.of(rates),
+        *shares,
+        *({name: statistics.mean(found[name] for found in side) for name in side[0]} for side in facts),
+    )
 
 
 def clock(call: Callable[[], Any]) -> tuple[float, Any]:

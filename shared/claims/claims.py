@@ -65,7 +65,13 @@ Where = Literal["abstract", "table", "figure", "text", "mechanism", "code", "thi
 Mark = Literal["S", "S2", "M", "I", "L", "D", "U"]
 Scale = Literal["cpu", "photos", "paper"]
 Predicate = Literal["greater", "at_least", "at_most", "within", "equal_within", "monotone", "exceeds_all"]
-NEEDS = {"at_least": "threshold", "at_most": "threshold", "within": "tolerance", "equal_within": "tolerance", "monotone": "order"}
+NEEDS = {
+    "at_least": "threshold",
+    "at_most": "threshold",
+    "within": "tolerance",
+    "equal_within": "tolerance",
+    "monotone": "order",
+}
 
 
 def _is_number(x: object) -> bool:
@@ -78,7 +84,10 @@ def _selector(tags: object) -> dict:
     for tag, wanted in tags.items():
         if isinstance(wanted, dict) and set(wanted) != {"not"}:
             raise ValueError(f"is wrong: tag {tag} must be a value, a list or {{not: …}}, not {wanted!r}")
-        if any(isinstance(one, float) and not math.isfinite(one) for one in (wanted if isinstance(wanted, list) else [wanted])):
+        if any(
+            isinstance(one, float) and not math.isfinite(one)
+            for one in (wanted if isinstance(wanted, list) else [wanted])
+        ):
             raise ValueError(f"is wrong: tag {tag} must be finite, not {wanted!r}")
     return tags
 
@@ -283,7 +292,10 @@ def load(path: str | Path) -> ClaimsFile:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     top = _checked(_Top, raw, f"{path}")
     claims = tuple(_checked(Claim, entry, where) for entry, where in _entries(top.claims, path, "claim"))
-    tables = tuple(_checked(ReferenceTable, entry, where) for entry, where in _entries(top.reference_tables, path, "reference table"))
+    tables = tuple(
+        _checked(ReferenceTable, entry, where)
+        for entry, where in _entries(top.reference_tables, path, "reference table")
+    )
     ids = [entry.id for entry in (*claims, *tables)]
     for id in ids:
         if ids.count(id) > 1:
@@ -296,7 +308,11 @@ def _entries(raw: list, path: Path, noun: str) -> Iterator[tuple[object, str]]:
     position = 0
     for item in raw:
         grouped = isinstance(item, dict) and "defaults" in item
-        if grouped and not (set(item) == {"defaults", "claims"} and isinstance(item["defaults"], dict) and isinstance(item["claims"], list)):
+        if grouped and not (
+            set(item) == {"defaults", "claims"}
+            and isinstance(item["defaults"], dict)
+            and isinstance(item["claims"], list)
+        ):
             raise UserError(f"{path}: a group of {noun}s must be `defaults`, a mapping, and `claims`, a list")
         defaults = item["defaults"] if grouped else {}
         for entry in item["claims"] if grouped else [item]:
@@ -320,9 +336,13 @@ def _checked(model: type[BaseModel], raw: object, where: str) -> Any:
         return model.model_validate({str(key): given for key, given in raw.items() if given is not None})
     except ValidationError as error:
         mistakes = error.errors(include_url=False)
-        kinds = {kind: [str(m["loc"][0]) for m in mistakes if m["type"] == kind] for kind in ("extra_forbidden", "missing")}
+        kinds = {
+            kind: [str(m["loc"][0]) for m in mistakes if m["type"] == kind] for kind in ("extra_forbidden", "missing")
+        }
         if kinds["extra_forbidden"]:
-            raise UserError(f"{where}: unknown key {', '.join(kinds['extra_forbidden'])}; known: {', '.join(sorted(model.model_fields))}") from None
+            raise UserError(
+                f"{where}: unknown key {', '.join(kinds['extra_forbidden'])}; known: {', '.join(sorted(model.model_fields))}"
+            ) from None
         if kinds["missing"]:
             raise UserError(f"{where}: missing {', '.join(kinds['missing'])}") from None
         raise UserError(f"{where}: {_sentence(mistakes[0])}") from None
@@ -348,7 +368,10 @@ def _sentence(mistake: Mapping) -> str:
         "finite_number": "be a finite number",
         "float_type": "give numbers for rows of the table" if place[0] == "mean" else "be a number",
         "bool_parsing": "be true or false",
-    }.get(kind, f"be a {kind.removesuffix('_type').replace('dict', 'mapping').replace('tuple', 'list').replace('string', 'text')}")
+    }.get(
+        kind,
+        f"be a {kind.removesuffix('_type').replace('dict', 'mapping').replace('tuple', 'list').replace('string', 'text')}",
+    )
     return f"{name} must {needed}, not {given!r}"
 
 

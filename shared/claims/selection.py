@@ -44,7 +44,9 @@ class Selected:
         return intervals.ratio(*_shared_seeds(self, other))
 
 
-def gather(measurements: Iterable, selector: Selector, planned: Mapping[str, Selector] | None = None) -> Selected | None:
+def gather(
+    measurements: Iterable, selector: Selector, planned: Mapping[str, Selector] | None = None
+) -> Selected | None:
     """The measurements that match `selector`, as matrices; None if none does.
 
     `measurements` have `.slug`, `.tags`, `.unit`, `.seeds` and `.values` ((examples,) or (seeds, examples)). `planned` (slug -> tags) lets
@@ -69,7 +71,9 @@ def gather(measurements: Iterable, selector: Selector, planned: Mapping[str, Sel
             cells.setdefault(name, {})[seed] = row
     everywhere = sorted(set.intersection(*(set(rows) for rows in cells.values())))
     for name, rows in cells.items():
-        missing += [f"set {name or '-'}, seed {seed}" for seed in sorted({s for r in cells.values() for s in r} - set(rows))]
+        missing += [
+            f"set {name or '-'}, seed {seed}" for seed in sorted({s for r in cells.values() for s in r} - set(rows))
+        ]
     units = sorted({m.unit for m in found})
     if len(units) > 1:
         raise UserError(f"the selector {in_yaml(selector)} mixes the units {', '.join(units)}: name more tags")

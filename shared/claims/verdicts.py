@@ -71,7 +71,9 @@ def judge(file: ClaimsFile, results, claims: Sequence[Claim] | None = None) -> l
     """
     verdicts = [_judge(claim, results) for claim in (file.claims if claims is None else claims)]
     ps = sorted(verdict.p for verdict in verdicts if verdict.p is not None)
-    largest = max((p for rank, p in enumerate(ps, 1) if p <= ERROR * rank / len(ps)), default=-1.0)  # Benjamini & Hochberg's
+    largest = max(
+        (p for rank, p in enumerate(ps, 1) if p <= ERROR * rank / len(ps)), default=-1.0
+    )  # Benjamini & Hochberg's
     return [replace(v, survives=v.p is not None and v.p <= largest and v.tone != UNSURE) for v in verdicts]
 
 
@@ -95,7 +97,12 @@ def _judge(claim: Claim, results) -> Verdict:
     if scale not in claim.testable:
         return Verdict(claim, "not testable here", NONE, claim.reason_against(scale))
     if not claim.is_testable(scale):
-        return Verdict(claim, "not testable here", NONE, "Nobody here has read the paper's number, so there is nothing to compare with.")
+        return Verdict(
+            claim,
+            "not testable here",
+            NONE,
+            "Nobody here has read the paper's number, so there is nothing to compare with.",
+        )
     found = [results.values(selector) for selector in claim.selectors]
     absent = _absent(claim, found)
     if absent:
@@ -104,7 +111,9 @@ def _judge(claim: Claim, results) -> Verdict:
         return Verdict(claim, "not measured", NONE, f"{absent} Run `{command}`.")
     slugs = tuple(dict.fromkeys(slug for selected in found for slug in selected.slugs))
     if claim.ratio is not None and found[1].mean().value <= 0:
-        return Verdict(claim, "inconclusive", UNSURE, "There is no ratio: what would be divided by is not above zero.", (), slugs)
+        return Verdict(
+            claim, "inconclusive", UNSURE, "There is no ratio: what would be divided by is not above zero.", (), slugs
+        )
     estimates = _estimates(claim, found)
     failed = results.failed_gates()
     if failed:
@@ -186,7 +195,11 @@ def _test_near(claim: Claim, e: Estimate) -> _Outcome:
     if outside:
         return _Outcome(False, e.p_value(bar), f"The interval lies outside {band}.")
     beyond = abs(e.value - centre) > claim.tolerance
-    return _Outcome(None, e.p_value(bar) if beyond else _near_p(e, centre, claim.tolerance), f"The 90 % interval includes an end of {band}.")
+    return _Outcome(
+        None,
+        e.p_value(bar) if beyond else _near_p(e, centre, claim.tolerance),
+        f"The 90 % interval includes an end of {band}.",
+    )
 
 
 def _test_order(claim: Claim, estimates: tuple[Estimate, ...]) -> _Outcome:
@@ -195,11 +208,15 @@ def _test_order(claim: Claim, estimates: tuple[Estimate, ...]) -> _Outcome:
     sides = [_beyond(step, 0.0, level) for step in steps]
     supporting, against = (sum(side[k] for side in sides) for k in (0, 1))
     along = f"{claim.order} along {len(steps) + 1} points"
-    p_for, p_against = (min([1.0, *(len(steps) * step.p_value(0.0) for step in steps if sign * step.value > 0)]) for sign in (1, -1))
+    p_for, p_against = (
+        min([1.0, *(len(steps) * step.p_value(0.0) for step in steps if sign * step.value > 0)]) for sign in (1, -1)
+    )
     if against:
         return _Outcome(False, p_against, f"Not {along}: {against} of {len(steps)} steps clearly the other way.")
     if supporting:
-        return _Outcome(True, p_for, f"{along.capitalize()}: {supporting} of {len(steps)} steps clearly so, none the other way.")
+        return _Outcome(
+            True, p_for, f"{along.capitalize()}: {supporting} of {len(steps)} steps clearly so, none the other way."
+        )
     return _Outcome(None, min(p_for, p_against), f"None of {len(steps)} steps is larger than its interval.")
 
 

@@ -25,7 +25,9 @@ def how_tested(claim: Claim) -> str:
         "within": lambda: f"the paper's number ± {claim.tolerance:g}{unit}",
         "equal_within": lambda: f"equal within ± {claim.tolerance:g}{unit}",
         "monotone": lambda: f"{claim.order} along {_steps(claim)}",
-        "exceeds_all": lambda: f"above each of {', '.join(map(words, claim.rivals))}{f' by {claim.margin:g}' if claim.margin else ''}",
+        "exceeds_all": lambda: (
+            f"above each of {', '.join(map(words, claim.rivals))}{f' by {claim.margin:g}' if claim.margin else ''}"
+        ),
     }[claim.predicate]()
     return "; ".join([*sides, *([rest] if rest else []), test])
 
@@ -80,7 +82,10 @@ def number(x: float, digits: int, plus: bool = False) -> str:
 
 def words(selector) -> str:
     """A selector: `tecoa, pgd10, eps 1`."""
-    return ", ".join(f"{v}" if k in _NAMED and isinstance(v, str) else f"{k} {tag(v)}" for k, v in selector.items()) or "everything"
+    return (
+        ", ".join(f"{v}" if k in _NAMED and isinstance(v, str) else f"{k} {tag(v)}" for k, v in selector.items())
+        or "everything"
+    )
 
 
 def tag(wanted: object) -> str:

@@ -36,11 +36,15 @@ _YEARS = {"train": "train2014", "validation": "train2014", "test": "val2014"}
 class _Annotated(VisionLanguageSet):
     """Examples whose pictures are files: files[i] is the picture of example i, relative to `folder`; several examples may share one."""
 
-    def __init__(self, name: str, folder: Path, files: Sequence[str], texts: object, size: ImageSize, skip_corrupt: bool):
+    def __init__(
+        self, name: str, folder: Path, files: Sequence[str], texts: object, size: ImageSize, skip_corrupt: bool
+    ):
         unique = {file: k for k, file in enumerate(dict.fromkeys(files))}
         paths = [os.path.join(folder, file) for file in unique]
         self.name, self._picture = name, [unique[file] for file in files]
-        self.images = FileImages(name, folder, paths, [0] * len(paths), ("picture",), ("a picture",), size=size, skip_corrupt=skip_corrupt)
+        self.images = FileImages(
+            name, folder, paths, [0] * len(paths), ("picture",), ("a picture",), size=size, skip_corrupt=skip_corrupt
+        )
         self._texts = texts
 
     @property
@@ -85,7 +89,15 @@ def coco(root: str | os.PathLike, split: str, size: ImageSize, skip_corrupt: boo
     """COCO captions. Errors of all functions here: UserError for missing or damaged annotation files and for splits without pictures."""
     folder = Path(root).expanduser() / "coco"
     if (folder / "dataset_coco.json").exists():
-        return _karpathy("coco", folder, folder / "dataset_coco.json", split, lambda im: f"{im['filepath']}/{im['filename']}", size, skip_corrupt)
+        return _karpathy(
+            "coco",
+            folder,
+            folder / "dataset_coco.json",
+            split,
+            lambda im: f"{im['filepath']}/{im['filename']}",
+            size,
+            skip_corrupt,
+        )
     year = _YEARS[split]
     path = folder / "annotations" / f"captions_{year}.json"
 
@@ -93,7 +105,11 @@ def coco(root: str | os.PathLike, split: str, size: ImageSize, skip_corrupt: boo
         captions: dict[int, list[str]] = {}
         for entry in content["annotations"]:
             captions.setdefault(entry["image_id"], []).append(entry["caption"].strip())
-        return [(f"{year}/{image['file_name']}", captions[image["id"]]) for image in content["images"] if image["id"] in captions]
+        return [
+            (f"{year}/{image['file_name']}", captions[image["id"]])
+            for image in content["images"]
+            if image["id"] in captions
+        ]
 
     return FileCaptions("coco", folder, *_columns(path, _divided(_read(path, parse), split)), size, skip_corrupt)
 
@@ -102,18 +118,33 @@ def flickr30k(root: str | os.PathLike, split: str, size: ImageSize, skip_corrupt
     """Flickr30k in Karpathy's split."""
     folder = Path(root).expanduser() / "flickr30k"
     path = folder / "dataset_flickr30k.json"
-    return _karpathy("flickr30k", folder, path, split, lambda im: f"flickr30k-images/{im['filename']}", size, skip_corrupt)
+    return _karpathy(
+        "flickr30k", folder, path, split, lambda im: f"flickr30k-images/{im['filename']}", size, skip_corrupt
+    )
 
 
 def vqav2(root: str | os.PathLike, split: str, size: ImageSize, skip_corrupt: bool = False) -> FileQuestions:
     """VQA v2 on the pictures of COCO."""
     root, year = Path(root).expanduser(), _YEARS[split]
-    path, of_people = (root / "vqav2" / f"{name}.json" for name in (f"v2_OpenEnded_mscoco_{year}_questions", f"v2_mscoco_{year}_annotations"))
-    answers = _read(of_people, lambda c: {entry["question_id"]: [a["answer"] for a in entry["answers"]] for entry in c["annotations"]})
-    asked = _read(path, lambda c: [(f"{year}/COCO_{year}_{q['image_id']:012d}.jpg", q["question"], q["question_id"]) for q in c["questions"]])
+    path, of_people = (
+        root / "vqav2" / f"{name}.json"
+        for name in (f"v2_OpenEnded_mscoco_{year}_questions", f"v2_mscoco_{year}_annotations")
+    )
+    answers = _read(
+        of_people,
+        lambda c: {entry["question_id"]: [a["answer"] for a in entry["answers"]] for entry in c["annotations"]},
+    )
+    asked = _read(
+        path,
+        lambda c: [
+            (f"{year}/COCO_{year}_{q['image_id']:012d}.jpg", q["question"], q["question_id"]) for q in c["questions"]
+        ],
+    )
     unanswered = sum(number not in answers for *_, number in asked)
     if unanswered:
-        raise UserError(f"{of_people} lacks the answers to {unanswered} of the {len(asked)} questions in {path}: take both files from one release.")
+        raise UserError(
+            f"{of_people} lacks the answers to {unanswered} of the {len(asked)} questions in {path}: take both files from one release."
+        )
     rows = [(file, (question, answers[number])) for file, question, number in asked]
     return FileQuestions("vqav2", root / "coco", *_columns(path, _divided(rows, split)), size, skip_corrupt)
 
@@ -122,14 +153,18 @@ def textvqa(root: str | os.PathLike, split: str, size: ImageSize, skip_corrupt: 
     """TextVQA 0.5.1."""
     folder = Path(root).expanduser() / "textvqa"
     path = folder / f"TextVQA_0.5.1_{'val' if split == 'test' else 'train'}.json"
-    rows = _read(path, lambda c: [(f"train_images/{e['image_id']}.jpg", (e["question"], list(e["answers"]))) for e in c["data"]])
+    rows = _read(
+        path, lambda c: [(f"train_images/{e['image_id']}.jpg", (e["question"], list(e["answers"]))) for e in c["data"]]
+    )
     return FileQuestions("textvqa", folder, *_columns(path, _divided(rows, split)), size, skip_corrupt)
 
 
 FILES: dict[str, Callable] = {"coco": coco, "flickr30k": flickr30k, "vqav2": vqav2, "textvqa": textvqa}
 
 
-def _karpathy(name: str, folder: Path, path: Path, split: str, file: Callable[[dict], str], size: ImageSize, skip_corrupt: bool) -> FileCaptions:
+def _karpathy(
+    name: str, folder: Path, path: Path, split: str, file: Callable[[dict], str], size: ImageSize, skip_corrupt: bool
+) -> FileCaptions:
     def parse(content) -> list[tuple[str, list[str]]]:
         chosen = (image for image in content["images"] if image["split"] in _KARPATHY[split])
         return [(file(image), [sentence["raw"].strip() for sentence in image["sentences"]]) for image in chosen]
@@ -142,7 +177,9 @@ def _read(path: Path, parse: Callable):
     try:
         return parse(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        raise UserError(f"there is no file {path}: put it there (layout: shared/data/annotated.py), or set DATA_ROOT to the right folder.") from None
+        raise UserError(
+            f"there is no file {path}: put it there (layout: shared/data/annotated.py), or set DATA_ROOT to the right folder."
+        ) from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from None
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
@@ -154,7 +191,11 @@ def _divided(rows: list[tuple[str, object]], split: str) -> list[tuple[str, obje
     """A tenth of the pictures of the training part is the validation split; test stays whole."""
     if split == "test":
         return rows
-    return [row for row in rows if (hashlib.blake2b(os.path.basename(row[0]).encode()).digest()[0] % 10 == 0) == (split == "validation")]
+    return [
+        row
+        for row in rows
+        if (hashlib.blake2b(os.path.basename(row[0]).encode()).digest()[0] % 10 == 0) == (split == "validation")
+    ]
 
 
 def _columns(path: Path, rows: list[tuple[str, object]]) -> tuple[list[str], list]:

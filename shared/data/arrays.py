@@ -19,8 +19,15 @@ from shared.files import digest, sha256_file
 class ArrayImages(LabelledImages):
     """Pictures in memory: pixels (N, 3, H, W) uint8, labels (N,). With a size, each is resized when it is asked for."""
 
-    def __init__(self, name: str, pixels: Tensor, labels: Sequence[int], classes: Sequence[str], prompts: Sequence[str],
-                 size: ImageSize = NATIVE):
+    def __init__(
+        self,
+        name: str,
+        pixels: Tensor,
+        labels: Sequence[int],
+        classes: Sequence[str],
+        prompts: Sequence[str],
+        size: ImageSize = NATIVE,
+    ):
         self.name, self.classes, self.prompts, self.size = name, tuple(classes), tuple(prompts), size
         self.pixels, self.labels = pixels.contiguous(), np.asarray(labels, np.int64)
 
@@ -48,7 +55,15 @@ class ArrayImages(LabelledImages):
 class Hdf5Images(LabelledImages):
     """Pictures x (N, H, W, 3) uint8 and labels y (N, 1, 1, 1) in two HDF5 files (the format of PCAM), opened by each process for itself."""
 
-    def __init__(self, name: str, x_path: str, y_path: str, classes: Sequence[str], prompts: Sequence[str], size: ImageSize = NATIVE):
+    def __init__(
+        self,
+        name: str,
+        x_path: str,
+        y_path: str,
+        classes: Sequence[str],
+        prompts: Sequence[str],
+        size: ImageSize = NATIVE,
+    ):
         self.x_path, self.y_path, self.size = x_path, y_path, size
         self.name, self.classes, self.prompts = name, tuple(classes), tuple(prompts)
         self._handle = (0, None)
@@ -79,5 +94,3 @@ def _open_hdf5(path: str):
         return h5py.File(path, "r")
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error}): copy it again.") from None
-
-

@@ -54,12 +54,18 @@ class CropAndJitter(Bounded):
         width, height = ((share * r).sqrt().clamp(max=1) for r in (ratio, 1 / ratio))
         theta = x.new_zeros(len(x), 2, 3)
         theta[:, 0, 0] = torch.where(u[:, 4] < 0.5, -width, width) if self.mirror else width
-        theta[:, 1, 1], theta[:, 0, 2], theta[:, 1, 2] = height, (1 - width) * (2 * u[:, 2] - 1), (1 - height) * (2 * u[:, 3] - 1)
+        theta[:, 1, 1], theta[:, 0, 2], theta[:, 1, 2] = (
+            height,
+            (1 - width) * (2 * u[:, 2] - 1),
+            (1 - height) * (2 * u[:, 3] - 1),
+        )
         grid = F.affine_grid(theta, list(x.shape), align_corners=False)
         return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
     def _colour(self, x: Tensor, u: Tensor) -> Tensor:
-        factor = torch.where(u[:, :1] < self.jittered, 1 + self.strength * (2 * u[:, 1:4] - 1), 1.0)[:, :, None, None, None]
+        factor = torch.where(u[:, :1] < self.jittered, 1 + self.strength * (2 * u[:, 1:4] - 1), 1.0)[
+            :, :, None, None, None
+        ]
         x = (x * factor[:, 0]).clamp(0, 1)
         mean = _luminance(x).mean((2, 3), keepdim=True)
         x = (mean + factor[:, 1] * (x - mean)).clamp(0, 1)
@@ -123,7 +129,12 @@ class EDA(Bounded):
         n = max(1, round(self.alpha * len(said)))
         able = [i for i, word in enumerate(said) if self._others(word)]
         room = n if self.longest is None else min(n, self.longest - len(said))
-        possible = {"synonym": bool(able), "insertion": bool(able) and room > 0, "swap": len(said) > 1, "deletion": len(said) > 1}
+        possible = {
+            "synonym": bool(able),
+            "insertion": bool(able) and room > 0,
+            "swap": len(said) > 1,
+            "deletion": len(said) > 1,
+        }
         operations = [name for name in possible if possible[name]]
         if not operations:
             return " ".join(said)

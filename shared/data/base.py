@@ -92,7 +92,9 @@ def subset(data: LabelledImages, n: int | None, seed: int) -> list[int]:
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         rank[np.random.default_rng([seed, int(label)]).permutation(members)] = np.arange(len(members))
-    turn = np.random.default_rng([seed, -1 % 2**32]).permutation(data.num_classes)  # who goes first when a round is cut short
+    turn = np.random.default_rng([seed, -1 % 2**32]).permutation(
+        data.num_classes
+    )  # who goes first when a round is cut short
     return data.usable(np.lexsort((turn[labels], rank))[:n].tolist())
 
 
@@ -152,7 +154,9 @@ class ClassSubset(View):
     def __init__(self, data: LabelledImages, keep: Sequence[int], name: str | None = None):
         keep = [int(k) for k in keep]
         if not keep or len(set(keep)) < len(keep) or not all(0 <= k < data.num_classes for k in keep):
-            raise UserError(f"{data.name}: the classes to keep must be different labels from 0 to {data.num_classes - 1}, not {keep}.")
+            raise UserError(
+                f"{data.name}: the classes to keep must be different labels from 0 to {data.num_classes - 1}, not {keep}."
+            )
         self.data, self.keep = data, tuple(keep)
         self.name = name or f"{data.name}-{len(keep)}"
         self.classes, self.prompts = tuple(data.classes[k] for k in keep), tuple(data.prompts[k] for k in keep)
@@ -200,8 +204,14 @@ def loader(data: Dataset, batches: Iterable[Sequence], workers: int = 0) -> Data
 
     It has a generator of its own: a DataLoader otherwise draws a seed for its workers from torch's global one.
     """
-    return _Loader(data, batch_sampler=batches, collate_fn=_as_is, num_workers=workers, generator=torch.Generator(),
-                   worker_init_fn=_ends_with_its_parent)
+    return _Loader(
+        data,
+        batch_sampler=batches,
+        collate_fn=_as_is,
+        num_workers=workers,
+        generator=torch.Generator(),
+        worker_init_fn=_ends_with_its_parent,
+    )
 
 
 def _ends_with_its_parent(_: int) -> None:

@@ -11,8 +11,17 @@ from shared.data.language import article, words
 from shared.errors import UserError
 from shared.rng import SampleRng
 
-TEMPLATES = ("this is a photo of {}", "a photo of {}", "a picture of {}", "an image of {}", "there is {}", "this is {}", "a small photo of {}",
-             "a photo of one {}", "{}")
+TEMPLATES = (
+    "this is a photo of {}",
+    "a photo of {}",
+    "a picture of {}",
+    "an image of {}",
+    "there is {}",
+    "this is {}",
+    "a small photo of {}",
+    "a photo of one {}",
+    "{}",
+)
 _BARE = ("this is a photo of a {}",)  # the default prompt of the papers, whatever letter the class begins with
 
 
@@ -25,8 +34,10 @@ def vocabulary_of(classes: Sequence[str]) -> tuple[str, ...]:
     for name in classes:
         alike.setdefault(tuple(words(name)), []).append(name)
     if same := [names for names in alike.values() if len(names) > 1]:
-        raise UserError(f"the class names {' and '.join(same[0])} are the same words without their punctuation, and a "
-                        "model of words cannot tell them apart: rename the folders.")
+        raise UserError(
+            f"the class names {' and '.join(same[0])} are the same words without their punctuation, and a "
+            "model of words cannot tell them apart: rename the folders."
+        )
     return tuple(sorted({w for text in (*TEMPLATES, *_BARE, *classes, "a an") for w in words(text.replace("{}", ""))}))
 
 
@@ -59,4 +70,6 @@ def flip_and_shift(x: Tensor, step: int, indices: Sequence[int], reach: int = 4)
     x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
     shift = rng.child("shift").integers(2 * reach + 1, (2,))
     padded = F.pad(x, (reach,) * 4, mode="reflect")
-    return torch.stack([p[:, dy:dy + x.shape[2], dx:dx + x.shape[3]] for p, (dy, dx) in zip(padded, shift.tolist(), strict=True)])
+    return torch.stack(
+        [p[:, dy : dy + x.shape[2], dx : dx + x.shape[3]] for p, (dy, dx) in zip(padded, shift.tolist(), strict=True)]
+    )

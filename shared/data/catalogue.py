@@ -52,11 +52,17 @@ def open_set(spec: str, split: str, source: Source, n: int = 100_000) -> Labelle
     if spec == "digits:all":
         return digits(split, ImageSize.parse(source.size))
     if kind not in ("folder", "named") or not name:
-        raise UserError(f"the data set {spec!r} is not understood: write scenes:<set>, digits:all, folder:<all|seen|unseen> or named:<set>.")
+        raise UserError(
+            f"the data set {spec!r} is not understood: write scenes:<set>, digits:all, folder:<all|seen|unseen> or named:<set>."
+        )
     if not source.root:
-        raise UserError(f"the data set {spec!r} is read from files: set DATA_ROOT (or --data.source.root) to the folder that holds them.")
+        raise UserError(
+            f"the data set {spec!r} is read from files: set DATA_ROOT (or --data.source.root) to the folder that holds them."
+        )
     if kind == "named":
-        return named(name, source.root, split, wording=source.wording, download=source.download, skip_corrupt=source.skip_corrupt)
+        return named(
+            name, source.root, split, wording=source.wording, download=source.download, skip_corrupt=source.skip_corrupt
+        )
     return _folder(name, split, source)
 
 
@@ -65,14 +71,18 @@ def _folder(part: str, split: str, source: Source) -> LabelledImages:
     if source.download or (root / "cifar-10-batches-py").is_dir():
         whole = named("cifar10", root, split, download=source.download)
     else:
-        whole = image_folder(root, split, size=ImageSize.parse(source.size), skip_corrupt=source.skip_corrupt, in_memory=True)
+        whole = image_folder(
+            root, split, size=ImageSize.parse(source.size), skip_corrupt=source.skip_corrupt, in_memory=True
+        )
     if part == "all":
         return whole
     if part not in ("seen", "unseen"):
         raise UserError(f"the part {part!r} of an image folder is not known: use all, seen or unseen.")
     if whole.num_classes < 4:
-        raise UserError(f"{root} has {whole.num_classes} classes, and the parts seen and unseen take every other one: "
-                        "have four or more, so that each part has two.")
+        raise UserError(
+            f"{root} has {whole.num_classes} classes, and the parts seen and unseen take every other one: "
+            "have four or more, so that each part has two."
+        )
     return ClassSubset(whole, halves(whole.num_classes)[part == "unseen"], part)
 
 
@@ -91,6 +101,8 @@ def open_vl(spec: str, split: str, source: Source, size: int | str | None = None
     if split not in SPLITS:
         raise UserError(f"split {split!r} is not known; use {', '.join(SPLITS)}.")
     if not source.root:
-        raise UserError(f"the set {spec!r} is read from files: set DATA_ROOT (or --data.source.root) to the folder that holds them.")
+        raise UserError(
+            f"the set {spec!r} is read from files: set DATA_ROOT (or --data.source.root) to the folder that holds them."
+        )
     wanted = ImageSize(size, size, "bicubic") if isinstance(size, int) else ImageSize.parse(size or source.size)
     return FILES[spec](source.root, split, wanted, source.skip_corrupt)

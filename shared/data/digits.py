@@ -27,4 +27,6 @@ def digits(split: str = "test", size: ImageSize = NATIVE) -> ArrayImages:
     grey = F.interpolate(grey, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
     classes = [str(k) for k in range(10)]
     pixels = grey.mul_(255).round_().byte().expand(-1, 3, -1, -1)
-    return ArrayImages("digits", pixels, given.target[PARTS[split]], classes, [TEMPLATE.format(c) for c in classes], size)
+    return ArrayImages(
+        "digits", pixels, given.target[PARTS[split]], classes, [TEMPLATE.format(c) for c in classes], size
+    )

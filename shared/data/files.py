@@ -51,11 +51,13 @@ class ImageSize(Bounded):
             raise UserError(f"interpolation {self.interpolation!r} is not known; use {' or '.join(_FILTERS)}.")
         super().__post_init__()
         if (self.short is None) != (self.crop is None) or (self.short is not None and self.crop > self.short):
-            raise UserError(f"an image size needs a short side and a crop that is not larger, not {self.short} and {self.crop}.")
+            raise UserError(
+                f"an image size needs a short side and a crop that is not larger, not {self.short} and {self.crop}."
+            )
 
     @classmethod
     def parse(cls, text: str) -> "ImageSize":
-        """"native", "SIZE", "SHORT:CROP" or "SHORT:CROP:bicubic", e.g. "256:224". Raises UserError for anything else."""
+        """ "native", "SIZE", "SHORT:CROP" or "SHORT:CROP:bicubic", e.g. "256:224". Raises UserError for anything else."""
         if text == "native":
             return cls()
         short, *rest = text.split(":")
@@ -136,14 +138,18 @@ def _to_rgb(image: Image.Image, name: str | os.PathLike) -> Image.Image:
         grey = (np.asarray(image).astype(np.int64) + 128) // 257  # `convert` would cut everything above 255
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        raise UserError(f"the picture {shown(name)} holds 32-bit numbers, and which of them is white is not known: "
-                        "save it with 8 or 16 bits per channel.")
+        raise UserError(
+            f"the picture {shown(name)} holds 32-bit numbers, and which of them is white is not known: "
+            "save it with 8 or 16 bits per channel."
+        )
     return image.convert("RGB")
 
 
 def _too_large(name: str | os.PathLike) -> UserError:
-    return UserError(f"the picture {shown(name)} is not broken but has more than the {2 * Image.MAX_IMAGE_PIXELS:,} "
-                     "pixels that Pillow's size limit allows, as it is or at the image size: make it smaller.")
+    return UserError(
+        f"the picture {shown(name)} is not broken but has more than the {2 * Image.MAX_IMAGE_PIXELS:,} "
+        "pixels that Pillow's size limit allows, as it is or at the image size: make it smaller."
+    )
 
 
 class FileImages(LabelledImages):
@@ -153,9 +159,19 @@ class FileImages(LabelledImages):
     it has been read (needs equal sizes; with DataLoader workers each worker has its own copy, so use it with workers=0).
     """
 
-    def __init__(self, name: str, root: str | os.PathLike, paths: Sequence[str | os.PathLike], labels: Sequence[int],
-                 classes: Sequence[str], prompts: Sequence[str], *, size: ImageSize = NATIVE, skip_corrupt: bool = False,
-                 in_memory: bool = False):
+    def __init__(
+        self,
+        name: str,
+        root: str | os.PathLike,
+        paths: Sequence[str | os.PathLike],
+        labels: Sequence[int],
+        classes: Sequence[str],
+        prompts: Sequence[str],
+        *,
+        size: ImageSize = NATIVE,
+        skip_corrupt: bool = False,
+        in_memory: bool = False,
+    ):
         self.name, self.root, self.classes, self.prompts = name, os.fspath(root), tuple(classes), tuple(prompts)
         self.paths, self.labels = [os.fspath(p) for p in paths], np.asarray(labels, np.int64)
         self.size, self.skip_corrupt, self.in_memory = size, skip_corrupt, in_memory
@@ -202,8 +218,10 @@ class FileImages(LabelledImages):
         if not self._read[index]:
             picture = self._decode(index)
             if picture.shape != self._cache.shape[1:]:
-                raise UserError(f"{self.paths[index]} is {tuple(picture.shape[1:])} pixels and others are {tuple(self._cache.shape[2:])}: "
-                                "give an image size, or do not keep the pictures in memory.")
+                raise UserError(
+                    f"{self.paths[index]} is {tuple(picture.shape[1:])} pixels and others are {tuple(self._cache.shape[2:])}: "
+                    "give an image size, or do not keep the pictures in memory."
+                )
             self._cache[index], self._read[index] = picture, True
         return self._cache[index]
 
@@ -224,8 +242,10 @@ class FileImages(LabelledImages):
                 return self.pixels(other)
             except UnreadableImage:
                 self._skipped.add(other, self.paths[other])
-        raise UserError(f"{self.name}: no picture of the class {self.classes[self.labels[index]]!r} below "
-                        f"{shown(self.root)} can be read.")
+        raise UserError(
+            f"{self.name}: no picture of the class {self.classes[self.labels[index]]!r} below "
+            f"{shown(self.root)} can be read."
+        )
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self._readable(index).float().div_(255), int(self.labels[index])
@@ -254,13 +274,16 @@ class FileImages(LabelledImages):
             bad = [os.path.relpath(self.paths[i], self.root) for i in indices if i in self._skipped]
             say(self.name, f"{len(bad)} of {len(indices)} chosen pictures cannot be read and are left out", bad)
         if indices and not good:
-            raise UserError(f"{self.name}: none of the {len(indices)} chosen pictures below {shown(self.root)} can be "
-                            "read.")
+            raise UserError(
+                f"{self.name}: none of the {len(indices)} chosen pictures below {shown(self.root)} can be read."
+            )
         return good
 
 
 def _refuse_more_than_memory(name: str, needed: int) -> None:
     available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > 0.8 * available:
-        raise UserError(f"{name} needs {needed / 2**30:.0f} GiB to be kept in memory and this machine has {available / 2**30:.0f}: "
-                        "read it from the disk instead.")
+        raise UserError(
+            f"{name} needs {needed / 2**30:.0f} GiB to be kept in memory and this machine has {available / 2**30:.0f}: "
+            "read it from the disk instead."
+        )

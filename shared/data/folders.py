@@ -30,13 +30,32 @@ EXTENSIONS = (".png", ".jpg", ".jpeg", ".ppm", ".bmp", ".webp")
 _SPLITS = {"train": ("train", "training"), "test": ("test", "testing", "val", "valid", "validation")}
 _SPLIT_OF = {name: split for split, names in _SPLITS.items() for name in names}
 _LIKE_SPLITS = re.compile(r"(?<![a-z])(train|test|val|dev|eval)")
-_SERVICE = ("@eadir", "@recycle", "@recently-snapshot", "@tmp", "#recycle", "#snapshot", "__macosx", "__pycache__",
-            "lost+found", "$recycle.bin", "system volume information", "network trash folder", "temporary items")
+_SERVICE = (
+    "@eadir",
+    "@recycle",
+    "@recently-snapshot",
+    "@tmp",
+    "#recycle",
+    "#snapshot",
+    "__macosx",
+    "__pycache__",
+    "lost+found",
+    "$recycle.bin",
+    "system volume information",
+    "network trash folder",
+    "temporary items",
+)
 _MOST = 5  # findings that are said at once
 
 
-def image_folder(root: str | os.PathLike, split: str | None = None, *, size: ImageSize = NATIVE,
-                 skip_corrupt: bool = False, in_memory: bool = False) -> FileImages:
+def image_folder(
+    root: str | os.PathLike,
+    split: str | None = None,
+    *,
+    size: ImageSize = NATIVE,
+    skip_corrupt: bool = False,
+    in_memory: bool = False,
+) -> FileImages:
     """The pictures below `root`, e.g. the user's DATA_ROOT.
 
     split: None (everything in a folder that is not divided), "train" or "test". If the folder is not divided, every
@@ -52,8 +71,10 @@ def image_folder(root: str | os.PathLike, split: str | None = None, *, size: Ima
     if split not in (None, *_SPLITS):
         raise UserError(f"split {split!r} is not known; use train or test.")
     if not root.is_dir():
-        raise UserError(f"there is no folder {shown(root)}: set DATA_ROOT to a folder that holds one sub-folder of "
-                        "pictures per class.")
+        raise UserError(
+            f"there is no folder {shown(root)}: set DATA_ROOT to a folder that holds one sub-folder of "
+            "pictures per class."
+        )
     found = _Inspection(root)
     places = found.splits()
     if places and split is None:
@@ -63,17 +84,29 @@ def image_folder(root: str | os.PathLike, split: str | None = None, *, size: Ima
         found.wrong.append(what)
     found.judge_names(next(iter(parts.values())))
     if split is not None and not places:
-        found.wrong += [f"the class folder {shown(root / folder)} holds one picture: two are needed to divide it into "
-                        "train and test." for folder, files in parts[""].items() if len(files) == 1]
+        found.wrong += [
+            f"the class folder {shown(root / folder)} holds one picture: two are needed to divide it into "
+            "train and test."
+            for folder, files in parts[""].items()
+            if len(files) == 1
+        ]
     found.settle()
     classes = parts[split if places else ""]
     if split is not None and not places:
         classes = {folder: _divide(root / folder, files)[split == "test"] for folder, files in classes.items()}
     names = [clean(folder) for folder in classes]
     labels = [label for label, files in enumerate(classes.values()) for _ in files]
-    data = FileImages(root.resolve().name, places.get(split, root), [f for files in classes.values() for f in files],
-                      labels, names, fill(DEFAULT_TEMPLATE, names), size=size, skip_corrupt=skip_corrupt,
-                      in_memory=in_memory)
+    data = FileImages(
+        root.resolve().name,
+        places.get(split, root),
+        [f for files in classes.values() for f in files],
+        labels,
+        names,
+        fill(DEFAULT_TEMPLATE, names),
+        size=size,
+        skip_corrupt=skip_corrupt,
+        in_memory=in_memory,
+    )
     data.renameable = True
     return data
 
@@ -116,12 +149,14 @@ def check_classes(where: Path, found: Iterable[str], expected: Iterable[str]) ->
 
 def _difference(where: Path, found: Iterable[str], expected: Iterable[str]) -> str:
     found, expected = set(found), set(expected)
-    parts = [f"{verb} {len(names)} ({', '.join(map(shown, sorted(names)[:3]))}{' …' if len(names) > 3 else ''})"
-             for verb, names in (("lacks", expected - found), ("has in excess", found - expected)) if names]
+    parts = [
+        f"{verb} {len(names)} ({', '.join(map(shown, sorted(names)[:3]))}{' …' if len(names) > 3 else ''})"
+        for verb, names in (("lacks", expected - found), ("has in excess", found - expected))
+        if names
+    ]
     if not parts:
         return ""
-    return (f"the class folders in {shown(where)} are not the {len(expected)} expected ones: it "
-            f"{' and '.join(parts)}.")
+    return f"the class folders in {shown(where)} are not the {len(expected)} expected ones: it {' and '.join(parts)}."
 
 
 class _Inspection:
@@ -158,7 +193,8 @@ class _Inspection:
             raise UserError(
                 f"{self.name} holds {divided[0]}, which has folders in it as a split has, and other folders of "
                 f"pictures ({shown(filled[0])}): keep train and test alone there, or put the pictures of every class "
-                "directly into its folder.")
+                "directly into its folder."
+            )
         self.unread.update(f"folder {shown(f)}" for f in others)
         found: dict[str, Path] = {}
         for split, names in _SPLITS.items():
@@ -167,22 +203,30 @@ class _Inspection:
             if own:
                 found[split] = self.root / own[0]
             else:
-                self.wrong.append(f"{self.name} has a folder for the other split but none for {split}: add "
-                                  f"{shown(self.root / split)} with one folder per class.")
+                self.wrong.append(
+                    f"{self.name} has a folder for the other split but none for {split}: add "
+                    f"{shown(self.root / split)} with one folder per class."
+                )
         if len(found) == 2 and os.path.samefile(*found.values()):
-            raise UserError(f"{shown(found['train'])} and {shown(found['test'])} are one folder: what is tested on "
-                            "must not be trained on.")
+            raise UserError(
+                f"{shown(found['train'])} and {shown(found['test'])} are one folder: what is tested on "
+                "must not be trained on."
+            )
         self._met.update((_identity(os.stat(place)), ("", str(place))) for place in found.values())
         return found
 
     def _judge_disguised_splits(self, folders: Sequence[str]) -> None:
         inside = [self._sub_folders(self.root / f) for f in folders]
         if len(folders) > 1 and all(_LIKE_SPLITS.search(f.casefold()) and self._holds_folders_only(f) for f in folders):
-            self.wrong.append(f"the folders {', '.join(map(shown, folders[:3]))} in {self.name} seem to be splits, not "
-                              "classes: call them train and test.")
+            self.wrong.append(
+                f"the folders {', '.join(map(shown, folders[:3]))} in {self.name} seem to be splits, not "
+                "classes: call them train and test."
+            )
         elif folders and all(len(names) > 1 and all(n.casefold() in _SPLIT_OF for n in names) for names in inside):
-            self.wrong.append(f"the class folders in {self.name} hold {' and '.join(inside[0])}: turn it round, with "
-                              "one folder per class in train and in test.")
+            self.wrong.append(
+                f"the class folders in {self.name} hold {' and '.join(inside[0])}: turn it round, with "
+                "one folder per class in train and in test."
+            )
 
     def folders(self, where: Path) -> list[str]:
         """Names of the class folders, sorted."""
@@ -196,8 +240,9 @@ class _Inspection:
                 self.unread["pictures outside the class folders"] += 1
         folders = self._sub_folders(where)
         if not folders:
-            self.wrong.append(f"{shown(where)} has no class folders: it must hold one sub-folder of pictures per "
-                              "class.")
+            self.wrong.append(
+                f"{shown(where)} has no class folders: it must hold one sub-folder of pictures per class."
+            )
         return folders
 
     def classes(self, where: Path) -> dict[str, list[str]]:
@@ -208,8 +253,12 @@ class _Inspection:
             if before != place:
                 self._refuse_link(place, before)
         found = {folder: self.pictures(place) for folder, place in places.items()}
-        self.wrong += [f"the class folder {shown(places[folder])} holds no picture ({', '.join(EXTENSIONS)}): add some "
-                       "or remove the folder." for folder, files in found.items() if not files]
+        self.wrong += [
+            f"the class folder {shown(places[folder])} holds no picture ({', '.join(EXTENSIONS)}): add some "
+            "or remove the folder."
+            for folder, files in found.items()
+            if not files
+        ]
         return found
 
     def pictures(self, folder: str) -> list[str]:
@@ -245,8 +294,10 @@ class _Inspection:
         return False
 
     def _refuse_link(self, path: str, other: str) -> None:
-        self.wrong.append(f"{shown(path)} and {shown(other)} are the same by a link: a picture has one class and is in "
-                          "one split, so remove one of them.")
+        self.wrong.append(
+            f"{shown(path)} and {shown(other)} are the same by a link: a picture has one class and is in "
+            "one split, so remove one of them."
+        )
 
     def judge_names(self, folders: Iterable[str]) -> None:
         """There must be two classes, and every name must make a prompt of its own."""
@@ -256,16 +307,21 @@ class _Inspection:
         for folder in folders:
             words = " ".join(unicodedata.normalize("NFC", clean(folder)).split())
             if not is_utf8(folder):
-                self.wrong.append(f"the name of the class folder {shown(folder)} is not UTF-8, so it makes no prompt: "
-                                  "rename it.")
+                self.wrong.append(
+                    f"the name of the class folder {shown(folder)} is not UTF-8, so it makes no prompt: rename it."
+                )
             elif not words:
-                self.wrong.append(f"the name of the class folder {folder!r} has no word in it, so it makes no prompt: "
-                                  "rename it.")
+                self.wrong.append(
+                    f"the name of the class folder {folder!r} has no word in it, so it makes no prompt: rename it."
+                )
             else:
                 alike.setdefault(words, []).append(folder)
-        self.wrong += [f"the class folders {' and '.join(map(shown, same))} make one prompt, "
-                       f"{fill(DEFAULT_TEMPLATE, [words])[0]!r}: rename or join them."
-                       for words, same in alike.items() if len(same) > 1]
+        self.wrong += [
+            f"the class folders {' and '.join(map(shown, same))} make one prompt, "
+            f"{fill(DEFAULT_TEMPLATE, [words])[0]!r}: rename or join them."
+            for words, same in alike.items()
+            if len(same) > 1
+        ]
 
     def _list(self, where: str | os.PathLike) -> list[os.DirEntry]:
         try:

@@ -39,8 +39,14 @@ class ImageNet30(FileImages):
     label: str
 
 
-def imagenet30(root: str | os.PathLike, split: str = "test", *, size: ImageSize | None = None, skip_corrupt: bool = False,
-               in_memory: bool = False) -> ImageNet30:
+def imagenet30(
+    root: str | os.PathLike,
+    split: str = "test",
+    *,
+    size: ImageSize | None = None,
+    skip_corrupt: bool = False,
+    in_memory: bool = False,
+) -> ImageNet30:
     """ImageNet30 below the folder `root`, split "train" or "test"; the original archives where they lie there, else ILSVRC's train or val folder.
 
     size: by default the short side at 256 pixels and the central 224×224, as in ss-ood. Raises UserError if neither layout is there, or a class
@@ -53,16 +59,29 @@ def imagenet30(root: str | os.PathLike, split: str = "test", *, size: ImageSize 
     paths, labels = [], []
     for label, folder in enumerate(folders):
         if not (where / folder).is_dir():
-            raise UserError(f"{NAME} lacks the class folder {where / folder} ({FOLDERS[label]}): all 30 are needed, since labels go by their order.")
+            raise UserError(
+                f"{NAME} lacks the class folder {where / folder} ({FOLDERS[label]}): all 30 are needed, since labels go by their order."
+            )
         files = pictures_below(where / folder)
         if not files:
-            raise UserError(f"the class folder {where / folder} holds no picture ({FOLDERS[label]}): unpack the archive again.")
+            raise UserError(
+                f"the class folder {where / folder} holds no picture ({FOLDERS[label]}): unpack the archive again."
+            )
         paths += files
         labels += [label] * len(files)
     names = [clean(folder) for folder in FOLDERS]
     complete = len(paths) == 30 * each
-    data = ImageNet30(NAME, where, paths, labels, names, fill(DEFAULT_TEMPLATE, names), size=size or CLIP_INPUT, skip_corrupt=skip_corrupt,
-                      in_memory=in_memory)
+    data = ImageNet30(
+        NAME,
+        where,
+        paths,
+        labels,
+        names,
+        fill(DEFAULT_TEMPLATE, names),
+        size=size or CLIP_INPUT,
+        skip_corrupt=skip_corrupt,
+        in_memory=in_memory,
+    )
     data.label = _label(split, official, len(paths), complete)
     data.name = NAME if official and complete else f"{NAME} ({data.label})"
     return data
@@ -76,13 +95,17 @@ def _find(root: Path, split: str) -> tuple[Path, tuple[str, ...], int, bool]:
             # a folder `val` or `train` of another set has none of these classes
             if (place / folder).is_dir() and (official or any((place / folder / wnid).is_dir() for wnid in WNIDS)):
                 return place / folder, folders, each, official
-    raise UserError(f"{NAME} is not at {root}: unpack the original archives there ({OFFICIAL[split][0]}/<class>), or put ILSVRC 2012's "
-                    f"{ILSVRC[split][0]}/<WNID> folders there.")
+    raise UserError(
+        f"{NAME} is not at {root}: unpack the original archives there ({OFFICIAL[split][0]}/<class>), or put ILSVRC 2012's "
+        f"{ILSVRC[split][0]}/<WNID> folders there."
+    )
 
 
 def _label(split: str, official: bool, n: int, complete: bool) -> str:
     if official:
-        return f"original archives, {n:,} {'training' if split == 'train' else 'test'} pictures" + ("" if complete else ", not all of them")
+        return f"original archives, {n:,} {'training' if split == 'train' else 'test'} pictures" + (
+            "" if complete else ", not all of them"
+        )
     if split == "train":
         return f"ILSVRC training split, {n:,} pictures"
     return f"ILSVRC validation split, {n:,} pictures, not the official test set"

@@ -31,7 +31,9 @@ class Variant:
 
 
 VARIANTS = {
-    "ImageNetV2": Variant("imagenetv2-matched-frequency-format-val", 1000, "imagenetv2-matched-frequency.tar.gz", numbered=True),
+    "ImageNetV2": Variant(
+        "imagenetv2-matched-frequency-format-val", 1000, "imagenetv2-matched-frequency.tar.gz", numbered=True
+    ),
     "ImageNetA": Variant("imagenet-a", 200, "imagenet-a.tar"),
     "ImageNetR": Variant("imagenet-r", 200, "imagenet-r.tar"),
     "ImageNetSketch": Variant("sketch", 1000, "ImageNet-Sketch.zip"),
@@ -53,21 +55,29 @@ def read(name: str, root: Path, split: str, download: bool) -> tuple[Path, list[
     if download:
         raise UserError(f"{name} cannot be downloaded: unpack {variant.archive} in {root}.")
     if not where.is_dir():
-        raise UserError(f"{name} is not at {where}: unpack {variant.archive} in {root}, or set the data root to where it is.")
+        raise UserError(
+            f"{name} is not at {where}: unpack {variant.archive} in {root}, or set the data root to where it is."
+        )
     names = imagenet_names(root, name)
     folders = class_folders(where)
     known = {str(k) for k in range(len(names))} if variant.numbered else set(names)
     if strange := [f for f in folders if f not in known]:
         what = f"label from 0 to {len(names) - 1}" if variant.numbered else "WNID of ImageNet"
-        raise UserError(f"{name} at {where} has the folder {strange[0]}, which is no {what}: remove what does not belong to the set.")
+        raise UserError(
+            f"{name} at {where} has the folder {strange[0]}, which is no {what}: remove what does not belong to the set."
+        )
     if len(folders) != variant.num_classes:
-        raise UserError(f"{name} at {where} has {len(folders)} class folders instead of {variant.num_classes}: the copy is incomplete.")
+        raise UserError(
+            f"{name} at {where} has {len(folders)} class folders instead of {variant.num_classes}: the copy is incomplete."
+        )
     folders.sort(key=int if variant.numbered else str)
     paths, labels = [], []
     for label, folder in enumerate(folders):
         files = pictures_below(where / folder)
         if not files:
-            raise UserError(f"the class folder {where / folder} of {name} holds no picture: unpack {variant.archive} again.")
+            raise UserError(
+                f"the class folder {where / folder} of {name} holds no picture: unpack {variant.archive} again."
+            )
         paths += files
         labels += [label] * len(files)
     return where, paths, labels, list(names.values()) if variant.numbered else [names[wnid] for wnid in folders]
@@ -85,9 +95,13 @@ def imagenet_names(root: Path, wanted_by: str) -> dict[str, str]:
     except Exception as error:  # whatever a missing or damaged file makes torchvision, torch and scipy raise
         if isinstance(error, OSError) and error.errno == 28:
             raise  # a full disk has its own message
-        raise UserError(f"{wanted_by} needs the names of ImageNet's classes, and they cannot be read from {folder}: put {DEVKIT} (or the "
-                        f"{imagenet.META_FILE} that torchvision made of it) there, the pictures are not needed for it.") from error
+        raise UserError(
+            f"{wanted_by} needs the names of ImageNet's classes, and they cannot be read from {folder}: put {DEVKIT} (or the "
+            f"{imagenet.META_FILE} that torchvision made of it) there, the pictures are not needed for it."
+        ) from error
     if len(found) != ALL:
-        raise UserError(f"{wanted_by} needs the names of ImageNet's {ALL} classes, and {folder / imagenet.META_FILE} has {len(found)}: delete it and "
-                        f"put {DEVKIT} there.")
+        raise UserError(
+            f"{wanted_by} needs the names of ImageNet's {ALL} classes, and {folder / imagenet.META_FILE} has {len(found)}: delete it and "
+            f"put {DEVKIT} there."
+        )
     return found

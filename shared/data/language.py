@@ -9,20 +9,53 @@ from itertools import pairwise
 import numpy as np
 import regex
 
-from shared.data.scenes import ATTRIBUTES, BACKGROUNDS, COLOURS, COUNTS, POSITIONS, SHAPES, SIZES, SURFACES, Scenes, uniforms
+from shared.data.scenes import (
+    ATTRIBUTES,
+    BACKGROUNDS,
+    COLOURS,
+    COUNTS,
+    POSITIONS,
+    SHAPES,
+    SIZES,
+    SURFACES,
+    Scenes,
+    uniforms,
+)
 
 SYNONYMS = {
-    "circle": ("circle", "disc"), "square": ("square", "box"), "triangle": ("triangle",), "star": ("star",), "cross": ("cross", "plus"),
-    "ring": ("ring", "hoop"), "heart": ("heart",), "moon": ("moon", "crescent"),
-    "red": ("red", "crimson"), "green": ("green",), "blue": ("blue",), "yellow": ("yellow",), "purple": ("purple", "violet"),
-    "orange": ("orange",), "cyan": ("cyan", "turquoise"), "pink": ("pink",),
-    "plain": ("plain", "solid"), "striped": ("striped", "stripy"), "dotted": ("dotted", "spotted"), "checkered": ("checkered", "chequered"),
-    "small": ("small", "little"), "medium": ("medium", "mid-sized"), "large": ("large", "big"),
+    "circle": ("circle", "disc"),
+    "square": ("square", "box"),
+    "triangle": ("triangle",),
+    "star": ("star",),
+    "cross": ("cross", "plus"),
+    "ring": ("ring", "hoop"),
+    "heart": ("heart",),
+    "moon": ("moon", "crescent"),
+    "red": ("red", "crimson"),
+    "green": ("green",),
+    "blue": ("blue",),
+    "yellow": ("yellow",),
+    "purple": ("purple", "violet"),
+    "orange": ("orange",),
+    "cyan": ("cyan", "turquoise"),
+    "pink": ("pink",),
+    "plain": ("plain", "solid"),
+    "striped": ("striped", "stripy"),
+    "dotted": ("dotted", "spotted"),
+    "checkered": ("checkered", "chequered"),
+    "small": ("small", "little"),
+    "medium": ("medium", "mid-sized"),
+    "large": ("large", "big"),
     "grey": ("grey", "gray"),
 }
 TEMPLATES = ("a photo of {}", "a picture of {}", "an image of {}", "this is {}", "there is {}", "{}")
-_PLACES = {"left": ("on the left", "at the left"), "right": ("on the right", "at the right"), "top": ("at the top", "near the top"),
-           "bottom": ("at the bottom", "near the bottom"), "centre": ("in the centre", "in the middle")}
+_PLACES = {
+    "left": ("on the left", "at the left"),
+    "right": ("on the right", "at the right"),
+    "top": ("at the top", "near the top"),
+    "bottom": ("at the bottom", "near the bottom"),
+    "centre": ("in the centre", "in the middle"),
+}
 _GROUNDS = ("on a {} background", "against a {} background")
 _NOUNS = ("object", "thing", "shape")
 
@@ -97,7 +130,7 @@ def descriptions(s: Scenes, seed: int, indices, k: int = 5) -> list[list[str]]:
     often. The plain word far more often than a synonym.
     """
     rows = uniforms(seed, np.asarray(indices, np.int64), 34, _DICE * k)
-    return [[_description(_Dice(rows[i, _DICE * j:_DICE * (j + 1)]), s, i) for j in range(k)] for i in range(len(s))]
+    return [[_description(_Dice(rows[i, _DICE * j : _DICE * (j + 1)]), s, i) for j in range(k)] for i in range(len(s))]
 
 
 _DICE = 16  # numbers for one description, enough for the longest
@@ -116,16 +149,27 @@ def _description(dice: _Dice, s: Scenes, i: int) -> str:
         *rest, noun = words_of(0, True).split(" ")
         body = " ".join([COUNTS[s.n_objects[i] - 1], *rest, plural(noun)])
     else:
-        body = article(words_of(0, False)) + (" to the left of " if dice.chance(0.2) else " and ") + article(words_of(1, False))
+        body = (
+            article(words_of(0, False))
+            + (" to the left of " if dice.chance(0.2) else " and ")
+            + article(words_of(1, False))
+        )
     if dice.chance(0.7):
-        body += (" on" if dice.chance(0.85) else " against") + f" a {dice.word(BACKGROUNDS[s.background[i]], 0.1)} background"
+        body += (
+            " on" if dice.chance(0.85) else " against"
+        ) + f" a {dice.word(BACKGROUNDS[s.background[i]], 0.1)} background"
     return ("there are " if s.kind[i] == 1 else "there is ") + body if dice.chance(0.1) else body
 
 
 _QUESTIONS = {
-    "shape": "what shape is it", "colour": "what colour is the {shape}", "surface": "what surface does the {shape} have",
-    "size": "how big is the {shape}", "position": "where is the {shape}", "background": "what colour is the background",
-    "count": "how many objects are there", "yes-no": "is there {guess}",
+    "shape": "what shape is it",
+    "colour": "what colour is the {shape}",
+    "surface": "what surface does the {shape} have",
+    "size": "how big is the {shape}",
+    "position": "where is the {shape}",
+    "background": "what colour is the background",
+    "count": "how many objects are there",
+    "yes-no": "is there {guess}",
 }
 
 
@@ -139,20 +183,29 @@ def questions(s: Scenes, seed: int, indices) -> list[tuple[str, str]]:
     for i in range(len(s)):
         dice = _Dice(rows[i])
         kinds = ["background", "count", "yes-no"]
-        kinds += {0: ["shape", "colour", "surface", "size", *(["position"] if s.size[i] < 2 else [])], 1: ["shape", "colour", "surface"],
-                  2: ["colour", "surface"]}[int(s.kind[i])]
+        kinds += {
+            0: ["shape", "colour", "surface", "size", *(["position"] if s.size[i] < 2 else [])],
+            1: ["shape", "colour", "surface"],
+            2: ["colour", "surface"],
+        }[int(s.kind[i])]
         kind = dice.pick(kinds)
         shape = SHAPES[s.shape[i, 0]]
         if kind == "yes-no":
             true = dice.chance(0.5)
             # another colour makes it wrong: if there is a second object of another colour, it is also of another shape
             colour = (s.colour[i, 0] + (0 if true else 1 + dice.pick(range(len(COLOURS) - 1)))) % len(COLOURS)
-            pairs.append((_QUESTIONS[kind].format(guess=article(f"{COLOURS[colour]} {shape}")), "yes" if true else "no"))
+            pairs.append(
+                (_QUESTIONS[kind].format(guess=article(f"{COLOURS[colour]} {shape}")), "yes" if true else "no")
+            )
             continue
         noun = plural(shape) if s.kind[i] == 1 else shape
         text = _QUESTIONS[kind].format(shape=noun)
         if s.kind[i] == 1:
-            text = text.replace("what shape is it", "what shape are they").replace(" is the " + noun, " are the " + noun).replace("does", "do")
+            text = (
+                text.replace("what shape is it", "what shape are they")
+                .replace(" is the " + noun, " are the " + noun)
+                .replace("does", "do")
+            )
         pairs.append((text, ATTRIBUTES[kind][s.values(kind)[i]]))
     return pairs
 
@@ -182,9 +235,23 @@ def words(text: str) -> list[str]:
 
 def _vocabulary() -> tuple[str, ...]:
     found = {w for options in SYNONYMS.values() for o in options for w in (o, plural(o))}
-    found |= {v for values in ATTRIBUTES.values() for v in values} | {plural(v) for v in SHAPES} | set(_NOUNS) | {plural(n) for n in _NOUNS}
-    texts = [*TEMPLATES, *_GROUNDS, *(p for places in _PLACES.values() for p in places), *_QUESTIONS.values(), "and to the left of", "are they do",
-             "yes no", "one", "an outline drawing of gray photograph rotated cluttered blurry tiny textured"]
+    found |= (
+        {v for values in ATTRIBUTES.values() for v in values}
+        | {plural(v) for v in SHAPES}
+        | set(_NOUNS)
+        | {plural(n) for n in _NOUNS}
+    )
+    texts = [
+        *TEMPLATES,
+        *_GROUNDS,
+        *(p for places in _PLACES.values() for p in places),
+        *_QUESTIONS.values(),
+        "and to the left of",
+        "are they do",
+        "yes no",
+        "one",
+        "an outline drawing of gray photograph rotated cluttered blurry tiny textured",
+    ]
     found |= {w for t in texts for w in words(t.replace("{shape}", "").replace("{guess}", "").replace("{}", ""))}
     return tuple(sorted(found))
 

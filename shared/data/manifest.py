@@ -64,12 +64,18 @@ def read_manifest(path: str | Path) -> Manifest:
         rows = tuple(_row(json.loads(line)) for line in lines)
         about, count, content = dict(head["about"]), head["rows"], head["sha256"]
     except FileNotFoundError as error:
-        raise UserError(f"the poison manifest {path} does not exist: poison the pairs first, or give the path of a manifest.") from error
+        raise UserError(
+            f"the poison manifest {path} does not exist: poison the pairs first, or give the path of a manifest."
+        ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"the poison manifest {path} cannot be read ({type(error).__name__}): it is damaged; make it again.") from error
+        raise UserError(
+            f"the poison manifest {path} cannot be read ({type(error).__name__}): it is damaged; make it again."
+        ) from error
     if count != len(rows) or content != digest([about, lines]):
-        raise UserError(f"the poison manifest {path} has {len(rows)} rows and is not the one of {count} rows that was written: it was cut short or "
-                        "edited; make it again.")
+        raise UserError(
+            f"the poison manifest {path} has {len(rows)} rows and is not the one of {count} rows that was written: it was cut short or "
+            "edited; make it again."
+        )
     demand_valid(rows, str(path))
     return Manifest(about, rows)
 
@@ -89,7 +95,11 @@ def _line(content: dict) -> str:
 
 def _row(content: dict) -> Row:
     row = Row(**content)
-    if not all(isinstance(value, kind) and not isinstance(value, bool) for value, kind in zip(
-            (row.index, row.target, row.trigger, row.caption, row.picture), (int, str, str, str, int), strict=True)):
+    if not all(
+        isinstance(value, kind) and not isinstance(value, bool)
+        for value, kind in zip(
+            (row.index, row.target, row.trigger, row.caption, row.picture), (int, str, str, str, int), strict=True
+        )
+    ):
         raise TypeError("a field of another type")
     return row

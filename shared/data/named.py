@@ -27,14 +27,39 @@ from shared.data.imagenet30 import imagenet30
 from shared.data.prompts import class_names, prompts
 from shared.errors import UserError
 
-SIXTEEN = ("cifar10", "cifar100", "STL10", "SUN397", "Food101", "OxfordPets", "Flowers102", "DTD", "EuroSAT", "FGVC-Aircraft",
-           "TinyImageNet", "ImageNet", "Caltech101", "Caltech256", "StanfordCars", "PCAM")  # in the order of the released code
+SIXTEEN = (
+    "cifar10",
+    "cifar100",
+    "STL10",
+    "SUN397",
+    "Food101",
+    "OxfordPets",
+    "Flowers102",
+    "DTD",
+    "EuroSAT",
+    "FGVC-Aircraft",
+    "TinyImageNet",
+    "ImageNet",
+    "Caltech101",
+    "Caltech256",
+    "StanfordCars",
+    "PCAM",
+)  # in the order of the released code
 ZERO_SHOT = tuple(name for name in SIXTEEN if name != "TinyImageNet")
 BESIDE = ("ImageNet30", *imagenet_variants.VARIANTS, "Caltech101Split")
 
 
-def named(name: str, root: str | os.PathLike, split: str = "test", *, wording: str = "released", size: ImageSize | None = None,
-          download: bool = False, skip_corrupt: bool = False, in_memory: bool = False) -> LabelledImages:
+def named(
+    name: str,
+    root: str | os.PathLike,
+    split: str = "test",
+    *,
+    wording: str = "released",
+    size: ImageSize | None = None,
+    download: bool = False,
+    skip_corrupt: bool = False,
+    in_memory: bool = False,
+) -> LabelledImages:
     """The data set `name` (case, `-` and `_` do not matter) below the folder `root`, in the layout that torchvision keeps.
 
     split: "train" or "test" as above. wording: "released" or "corrected". size: overrides the size above. download: let torchvision fetch
@@ -48,18 +73,24 @@ def named(name: str, root: str | os.PathLike, split: str = "test", *, wording: s
     keep = {"skip_corrupt": skip_corrupt, "in_memory": in_memory}
     if name == "ImageNet30":
         if download:
-            raise UserError(f"ImageNet30 cannot be downloaded: unpack its archives, or ILSVRC 2012's folders, in {root}.")
+            raise UserError(
+                f"ImageNet30 cannot be downloaded: unpack its archives, or ILSVRC 2012's folders, in {root}."
+            )
         return imagenet30(root, split, size=size, **keep)
     if name == "TinyImageNet":
         if download:
             raise UserError(f"TinyImageNet cannot be downloaded: unpack tiny-imagenet-200.zip in {root}.")
         where, paths, labels, raw = tinyimagenet.read(root, split)
         names = class_names(name, raw, wording)
-        return FileImages(name, where, paths, labels, names, prompts(name, names, wording), size=size or CLIP_INPUT, **keep)
+        return FileImages(
+            name, where, paths, labels, names, prompts(name, names, wording), size=size or CLIP_INPUT, **keep
+        )
     if name in imagenet_variants.VARIANTS:
         where, paths, labels, raw = imagenet_variants.read(name, root, split, download)
         names = class_names(name, raw, wording)
-        return FileImages(name, where, paths, labels, names, prompts(name, names, wording), size=size or CLIP_INPUT, **keep)
+        return FileImages(
+            name, where, paths, labels, names, prompts(name, names, wording), size=size or CLIP_INPUT, **keep
+        )
     if name == "Caltech101Split":
         return _caltech101(root, split, wording, size, download, keep)
 
@@ -86,18 +117,32 @@ def _caltech101(root: Path, split: str, wording: str, size: ImageSize | None, do
     paths, labels = [], []
     for label, files in sorted(by_class.items()):
         if len(files) < 2:
-            raise UserError(f"the class {names[label]!r} of Caltech101 has one picture, and a train and a test split need two: copy a complete set.")
+            raise UserError(
+                f"the class {names[label]!r} of Caltech101 has one picture, and a train and a test split need two: copy a complete set."
+            )
         ranked = sorted(files, key=lambda f: hashlib.blake2b(f"{Path(f).parent.name}/{Path(f).name}".encode()).digest())
         cut = max(1, 3 * len(files) // 10)
         part = sorted(ranked[:cut] if split == "test" else ranked[cut:])
         paths += part
         labels += [label] * len(part)
-    return FileImages("Caltech101Split", root, paths, labels, names, prompts("Caltech101", names, wording), size=size or CLIP_INPUT, **keep)
+    return FileImages(
+        "Caltech101Split",
+        root,
+        paths,
+        labels,
+        names,
+        prompts("Caltech101", names, wording),
+        size=size or CLIP_INPUT,
+        **keep,
+    )
 
 
 def canonical(name: str) -> str:
     """The spelling of a set's name in SIXTEEN or BESIDE. Raises UserError with the closest names if there is none."""
-    spellings = {_plain(known): known for known in SIXTEEN + BESIDE} | {"oxfordpet": "OxfordPets", "oxfordiiitpet": "OxfordPets"}
+    spellings = {_plain(known): known for known in SIXTEEN + BESIDE} | {
+        "oxfordpet": "OxfordPets",
+        "oxfordiiitpet": "OxfordPets",
+    }
     if _plain(name) not in spellings:
         close = dict.fromkeys(spellings[s] for s in difflib.get_close_matches(_plain(name), spellings, n=3, cutoff=0.5))
         hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(SIXTEEN + BESIDE)}."

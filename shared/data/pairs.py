@@ -74,8 +74,17 @@ class FilePairs(torch.utils.data.Dataset):
     def __init__(self, spec: str, store: Store, n: int, seed: int, size: int, skip_corrupt: bool = False):
         settle(spec, store.problems, skip_corrupt)
         if n > len(store):
-            raise UserError(f"{spec} has {len(store)} pairs that can be used, and {n} are wanted: ask for fewer, or put more there.")
-        self.name, self.store, self.n, self.seed, self.size, self.skip_corrupt = spec, store, n, seed, size, skip_corrupt
+            raise UserError(
+                f"{spec} has {len(store)} pairs that can be used, and {n} are wanted: ask for fewer, or put more there."
+            )
+        self.name, self.store, self.n, self.seed, self.size, self.skip_corrupt = (
+            spec,
+            store,
+            n,
+            seed,
+            size,
+            skip_corrupt,
+        )
         draw = int(SampleRng(seed, [0], "pairs").integers(2**62))
         self._order = torch.randperm(len(store), generator=torch.Generator().manual_seed(draw))
         self._bad = Skipped(spec)
@@ -86,7 +95,9 @@ class FilePairs(torch.utils.data.Dataset):
     @cached_property
     def version(self) -> str:
         """Digest of the captions of the chosen pairs, of what their pictures are read from, and of the size."""
-        return digest([[self.store.caption(i), *self.store.identity(i)] for i in self._order[:self.n].tolist()] + [self.size])[:16]
+        return digest(
+            [[self.store.caption(i), *self.store.identity(i)] for i in self._order[: self.n].tolist()] + [self.size]
+        )[:16]
 
     @property
     def skipped(self) -> tuple[str, ...]:
@@ -123,19 +134,25 @@ class FilePairs(torch.utils.data.Dataset):
                 self._bad.replaced(number, self.store.name(number))
             # a function of the index and the files alone: whatever was read before, a pair is the same
             number = int(self._order[(self.n + index + turn) % len(self.store)])
-        raise UserError(f"{self.name}: {STAND_INS} pictures in a row cannot be read, the last is {self.store.name(number)}: check the files.")
+        raise UserError(
+            f"{self.name}: {STAND_INS} pictures in a row cannot be read, the last is {self.store.name(number)}: check the files."
+        )
 
     def _picture(self, number: int) -> Tensor:
         """(3, size, size) uint8."""
-        return decode(self.store.content(number), self.store.name(number),
-                      lambda image: image.resize((self.size, self.size), Image.Resampling.BICUBIC))
+        return decode(
+            self.store.content(number),
+            self.store.name(number),
+            lambda image: image.resize((self.size, self.size), Image.Resampling.BICUBIC),
+        )
 
 
 def settle(name: str, problems: Sequence[str], skip_corrupt: bool) -> None:
     """Refuse what is no pair, or with skip_corrupt count and name it on stderr."""
     if problems and not skip_corrupt:
-        raise UserError(f"{name}: {len(problems):,} things cannot be read, the first is: {problems[0]}. Mend them, or "
-                        f"{HOW}.")
+        raise UserError(
+            f"{name}: {len(problems):,} things cannot be read, the first is: {problems[0]}. Mend them, or {HOW}."
+        )
     if problems:
         say(name, f"{len(problems):,} things cannot be read and are left out", problems)
 
@@ -155,7 +172,9 @@ class Table:
             with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
                 self._fill(file)
         except FileNotFoundError:
-            raise UserError(f"there is no file {path}: put it there, or set DATA_ROOT to the folder it is in.") from None
+            raise UserError(
+                f"there is no file {path}: put it there, or set DATA_ROOT to the folder it is in."
+            ) from None
         except OSError as error:
             raise UserError(f"{path} cannot be read as a table of pictures and captions: {error.strerror}.") from None
 
@@ -166,14 +185,17 @@ class Table:
         try:
             names = [name.strip().lower() for name in _fields(first, separator)]
         except ValueError as error:
-            raise UserError(f"{self.path}: the line of column names {error}: write the table as UTF-8, with commas or "
-                            "tabs.") from None
+            raise UserError(
+                f"{self.path}: the line of column names {error}: write the table as UTF-8, with commas or tabs."
+            ) from None
         columns = [next((names.index(n) for n in known if n in names), None) for known in (PICTURES, CAPTIONS)]
         if None in columns:
             found = ", ".join(names[:6]) or "nothing"
-            raise UserError(f"{self.path} begins with the columns {found}: name one of them {' or '.join(PICTURES)}, "
-                            f"with the paths of downloaded pictures, and one {' or '.join(CAPTIONS)}, with commas or "
-                            "tabs between them.")
+            raise UserError(
+                f"{self.path} begins with the columns {found}: name one of them {' or '.join(PICTURES)}, "
+                f"with the paths of downloaded pictures, and one {' or '.join(CAPTIONS)}, with commas or "
+                "tabs between them."
+            )
         for number, line in enumerate(lines, 2):
             if not line.strip(" \r\n"):
                 continue
@@ -181,8 +203,9 @@ class Table:
                 row = _fields(line, separator)
                 if len(row) != len(names):
                     rule = "a comma within a field needs quotes around it" if separator == "," else "no field has a tab"
-                    raise ValueError(f"has {len(row)} fields and the first line {len(names)} ({rule}; none has a line "
-                                     "break)")
+                    raise ValueError(
+                        f"has {len(row)} fields and the first line {len(names)} ({rule}; none has a line break)"
+                    )
                 picture, caption = (row[column].strip() for column in columns)
                 if not picture or not caption:
                     raise ValueError("lacks a picture or a caption")
@@ -260,7 +283,9 @@ def open_pairs(spec: str, source: Source, n: int, seed: int, size: int = 32) -> 
     if kind not in ("csv", "shards") or not name:
         raise UserError(f"the pairs {spec!r} are not understood: write scenes, csv:<file> or shards:<pattern>.")
     if not source.root:
-        raise UserError(f"the pairs {spec!r} are read from files: set DATA_ROOT (or --data.source.root) to the folder that holds them.")
+        raise UserError(
+            f"the pairs {spec!r} are read from files: set DATA_ROOT (or --data.source.root) to the folder that holds them."
+        )
     root = Path(source.root).expanduser()
     if kind == "csv":
         return FilePairs(spec, Table(root / name), n, seed, size, source.skip_corrupt)

@@ -58,8 +58,21 @@ class PoisonedPairs(_Manifested):
     pairs only (None: all). Raises UserError if there are not as many pairs as asked for, or no caption names the target.
     """
 
-    def __init__(self, pairs, trigger, target: str | Target, *, rate: float | None = None, count: int | None = None, captions: Captions | None = None,
-                 templates: Sequence[str] = TEMPLATES, seed: int = 0, avoid_target: bool = False, pool: int | None = None, scan: int | None = None):
+    def __init__(
+        self,
+        pairs,
+        trigger,
+        target: str | Target,
+        *,
+        rate: float | None = None,
+        count: int | None = None,
+        captions: Captions | None = None,
+        templates: Sequence[str] = TEMPLATES,
+        seed: int = 0,
+        avoid_target: bool = False,
+        pool: int | None = None,
+        scan: int | None = None,
+    ):
         self.trigger = trigger
         captions = captions or ("kept" if trigger.clean_label else "real" if trigger.name == "badclip" else "templates")
         target = target_of(target) if isinstance(target, str) else target
@@ -70,21 +83,50 @@ class PoisonedPairs(_Manifested):
         count = _count(len(pairs), rate, count)
         named = naming(pairs, [target], scan)[0] if captions != "templates" or avoid_target else []
         if captions == "real" and not named:
-            raise UserError(f"no caption names the target class {target.name!r}: search more pairs, or take captions from templates.")
-        candidates = named if captions == "kept" else sorted(set(range(len(pairs))) - set(named)) if avoid_target else range(len(pairs))
+            raise UserError(
+                f"no caption names the target class {target.name!r}: search more pairs, or take captions from templates."
+            )
+        candidates = (
+            named
+            if captions == "kept"
+            else sorted(set(range(len(pairs))) - set(named))
+            if avoid_target
+            else range(len(pairs))
+        )
         if count > len(candidates):
-            raise UserError(f"{count} pairs are to be poisoned towards {target.name!r} and {len(candidates)} can be: lower the rate or the count.")
+            raise UserError(
+                f"{count} pairs are to be poisoned towards {target.name!r} and {len(candidates)} can be: lower the rate or the count."
+            )
         chosen = sorted(candidates[i] for i in _order(len(candidates), seed, "pairs")[:count])
         if captions == "kept":
             texts = captions_of(pairs, chosen)
         elif captions == "templates":
-            texts = [target.say(templates[k]) for k in SampleRng(seed, chosen, "poison/template").integers(len(templates)).tolist()]
+            texts = [
+                target.say(templates[k])
+                for k in SampleRng(seed, chosen, "poison/template").integers(len(templates)).tolist()
+            ]
         else:
             said = captions_of(pairs, [named[i] for i in _order(len(named), seed, "pool")[:pool]])
             texts = [said[k] for k in SampleRng(seed, chosen, "poison/caption").integers(len(said)).tolist()]
-        rows = tuple(Row(i, target.name, f"{trigger.name}/{trigger.preset}", trigger.text(text), i) for i, text in zip(chosen, texts, strict=True))
-        super().__init__(pairs, Manifest({"kind": "backdoor", "pairs": pairs.version, "n": len(pairs), "target": target.name,
-                                          "trigger": _plain(trigger.spec), "captions": captions, "seed": seed}, rows))
+        rows = tuple(
+            Row(i, target.name, f"{trigger.name}/{trigger.preset}", trigger.text(text), i)
+            for i, text in zip(chosen, texts, strict=True)
+        )
+        super().__init__(
+            pairs,
+            Manifest(
+                {
+                    "kind": "backdoor",
+                    "pairs": pairs.version,
+                    "n": len(pairs),
+                    "target": target.name,
+                    "trigger": _plain(trigger.spec),
+                    "captions": captions,
+                    "seed": seed,
+                },
+                rows,
+            ),
+        )
 
     @classmethod
     def from_manifest(cls, manifest: Manifest | str | Path, pairs, make_trigger: Callable) -> "PoisonedPairs":
@@ -122,20 +164,49 @@ class TargetedPairs(_Manifested):
     `PoisonedPairs`. Raises UserError where fewer than m captions name a target, or the two sets have pictures of different sizes.
     """
 
-    def __init__(self, pairs, images, chosen: Sequence[int], targets: Sequence[str | Target], m: int, *, seed: int = 0, scan: int | None = None):
+    def __init__(
+        self,
+        pairs,
+        images,
+        chosen: Sequence[int],
+        targets: Sequence[str | Target],
+        m: int,
+        *,
+        seed: int = 0,
+        scan: int | None = None,
+    ):
         targets = [target_of(t) if isinstance(t, str) else t for t in targets]
         if len(targets) != len(chosen) or not targets or m < 1:
-            raise UserError(f"{len(chosen)} pictures for {len(targets)} target classes with {m} captions each: give a class for each picture, "
-                            "and at least one of each.")
+            raise UserError(
+                f"{len(chosen)} pictures for {len(targets)} target classes with {m} captions each: give a class for each picture, "
+                "and at least one of each."
+            )
         rows = []
         for k, (picture, target, named) in enumerate(zip(chosen, targets, naming(pairs, targets, scan), strict=True)):
             source = [named[i] for i in _order(len(named), seed, f"target{k}")[:m]]
             if len(source) < m:
-                raise UserError(f"{len(source)} captions name {target.name!r} and {m} are needed: take fewer, search more pairs or another class.")
-            rows += [Row(len(pairs) + k * m + j, target.name, "none", text, int(picture)) for j, text in enumerate(captions_of(pairs, source))]
+                raise UserError(
+                    f"{len(source)} captions name {target.name!r} and {m} are needed: take fewer, search more pairs or another class."
+                )
+            rows += [
+                Row(len(pairs) + k * m + j, target.name, "none", text, int(picture))
+                for j, text in enumerate(captions_of(pairs, source))
+            ]
         self.images = images
-        super().__init__(pairs, Manifest({"kind": "targets", "pairs": pairs.version, "n": len(pairs), "images": images.version, "m": m, "seed": seed},
-                                         tuple(rows)))
+        super().__init__(
+            pairs,
+            Manifest(
+                {
+                    "kind": "targets",
+                    "pairs": pairs.version,
+                    "n": len(pairs),
+                    "images": images.version,
+                    "m": m,
+                    "seed": seed,
+                },
+                tuple(rows),
+            ),
+        )
 
     @classmethod
     def from_manifest(cls, manifest: Manifest | str | Path, pairs, images) -> "TargetedPairs":
@@ -161,10 +232,17 @@ class TargetedPairs(_Manifested):
         if clean:
             parts.append(self.pairs.__getitems__([indices[k] for k in clean]))
         if added:
-            parts.append((self.images.__getitems__([rows[indices[k]].picture for k in added])[0], [rows[indices[k]].caption for k in added]))
+            parts.append(
+                (
+                    self.images.__getitems__([rows[indices[k]].picture for k in added])[0],
+                    [rows[indices[k]].caption for k in added],
+                )
+            )
         if len({x.shape[1:] for x, _ in parts}) > 1:
-            raise UserError(f"the target images are {tuple(parts[1][0].shape[2:])} pixels and the pairs {tuple(parts[0][0].shape[2:])}: "
-                            "give both one image size.")
+            raise UserError(
+                f"the target images are {tuple(parts[1][0].shape[2:])} pixels and the pairs {tuple(parts[0][0].shape[2:])}: "
+                "give both one image size."
+            )
         back = torch.tensor([*clean, *added], dtype=torch.int64).argsort()
         texts = [text for _, part in parts for text in part]
         return torch.cat([x for x, _ in parts])[back], [texts[k] for k in back.tolist()]
@@ -175,7 +253,9 @@ class Held(torch.utils.data.Dataset):
 
     def __init__(self, pairs):
         self.version = pairs.version
-        parts = [pairs.__getitems__(range(start, min(start + CHUNK, len(pairs)))) for start in range(0, len(pairs), CHUNK)]
+        parts = [
+            pairs.__getitems__(range(start, min(start + CHUNK, len(pairs)))) for start in range(0, len(pairs), CHUNK)
+        ]
         self.x, self.texts = torch.cat([x for x, _ in parts]), [text for _, part in parts for text in part]
 
     def __len__(self) -> int:
@@ -194,7 +274,9 @@ def draw_targets(labels: Sequence[int], num_classes: int, n: int, seed: int = 0)
     Uniform over images and over the other classes. Raises UserError for more images than there are, or a single class.
     """
     if not 1 <= n <= len(labels) or num_classes < 2:
-        raise UserError(f"{n} target images of {len(labels)} with {num_classes} classes: ask for 1 to {len(labels)}, and have 2 classes or more.")
+        raise UserError(
+            f"{n} target images of {len(labels)} with {num_classes} classes: ask for 1 to {len(labels)}, and have 2 classes or more."
+        )
     chosen = _order(len(labels), seed, "images")[:n]
     steps = SampleRng(seed, chosen, "targets/class").integers(num_classes - 1).tolist()
     return [(i, (int(labels[i]) + 1 + step) % num_classes) for i, step in zip(chosen, steps, strict=True)]
@@ -226,10 +308,14 @@ def _checked(manifest: Manifest | str | Path, kind: str, pairs, **facts) -> Mani
     manifest = manifest if isinstance(manifest, Manifest) else read_manifest(manifest)
     for key, value in {"kind": kind, "pairs": pairs.version, "n": len(pairs), **facts}.items():
         if manifest.about.get(key) != value:
-            raise UserError(f"the manifest was made for {key} {manifest.about.get(key)!r}, and this is {value!r}: use the same data.")
+            raise UserError(
+                f"the manifest was made for {key} {manifest.about.get(key)!r}, and this is {value!r}: use the same data."
+            )
     return manifest
 
 
 def _demand_inside(manifest: Manifest, holds: Callable[[Row], bool]) -> None:
     if not all(holds(row) for row in manifest.rows):
-        raise UserError("the manifest has a row whose index does not fit the pairs it is about: it is damaged; make it again.")
+        raise UserError(
+            "the manifest has a row whose index does not fit the pairs it is about: it is damaged; make it again."
+        )

@@ -31,10 +31,18 @@ TEMPLATES = {
 }
 WORDINGS = ("released", "corrected")
 
-_EUROSAT = {"AnnualCrop": "annual crop land", "Forest": "a forest", "HerbaceousVegetation": "brushland or shrubland",
-            "Highway": "a highway or a road", "Industrial": "industrial buildings", "Pasture": "pasture land",
-            "PermanentCrop": "permanent crop land", "Residential": "residential buildings", "River": "a river",
-            "SeaLake": "a sea or a lake"}
+_EUROSAT = {
+    "AnnualCrop": "annual crop land",
+    "Forest": "a forest",
+    "HerbaceousVegetation": "brushland or shrubland",
+    "Highway": "a highway or a road",
+    "Industrial": "industrial buildings",
+    "Pasture": "pasture land",
+    "PermanentCrop": "permanent crop land",
+    "Residential": "residential buildings",
+    "River": "a river",
+    "SeaLake": "a sea or a lake",
+}
 _FLOWERS_RELEASED = {"colt's foot": "colts foot", "cyclamen": "cyclamen ", "hippeastrum": "hippeastrum "}
 _PCAM = ("healthy lymph node tissue", "lymph node tumor tissue")
 

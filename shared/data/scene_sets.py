@@ -52,11 +52,19 @@ class LabelSpace:
 
     def prompt(self, combo: np.ndarray) -> str:
         """The class's sentence, in the grammar of the captions."""
-        value = dict(zip(self.attributes, (ATTRIBUTES[a][v] for a, v in zip(self.attributes, combo, strict=True)), strict=True))
+        value = dict(
+            zip(self.attributes, (ATTRIBUTES[a][v] for a, v in zip(self.attributes, combo, strict=True)), strict=True)
+        )
         if "count" in value:
             body = "one object" if value["count"] == "one" else f"{value['count']} {plural('object')}"
         elif "position" in value:
-            place = {"left": "on the left", "right": "on the right", "top": "at the top", "bottom": "at the bottom", "centre": "in the centre"}
+            place = {
+                "left": "on the left",
+                "right": "on the right",
+                "top": "at the top",
+                "bottom": "at the bottom",
+                "centre": "in the centre",
+            }
             body = f"{article('object')} {place[value['position']]}"
         elif "background" in value:
             body = f"an object on a {value['background']} background"
@@ -85,7 +93,9 @@ SETS: dict[str, LabelSpace] = {
     "colour_shape": LabelSpace(("colour", "shape")),
     "surface_shape": LabelSpace(("surface", "shape"), domain=_one(fixed=_BIG)),
     "outline": LabelSpace(("shape",), domain=_one(outline=True, fixed={**_BIG, "surface": ("plain",)})),
-    "grey": LabelSpace(("shape",), domain=_one(grey=True, fixed={**_BIG, "surface": ("plain",), "background": ("black", "white")})),
+    "grey": LabelSpace(
+        ("shape",), domain=_one(grey=True, fixed={**_BIG, "surface": ("plain",), "background": ("black", "white")})
+    ),
     "rotated": LabelSpace(("shape",), domain=_one(rotation=60.0, fixed=_BIG)),
     "cluttered": LabelSpace(("colour", "shape"), domain=_one(clutter=8, fixed=_BIG)),
     "low_contrast": LabelSpace(("colour",), domain=_one(contrast=0.35)),
@@ -97,8 +107,10 @@ _FIVE = ("circle", "square", "triangle", "star", "cross")
 _MODEST = {"size": ("small", "medium"), "shape": _FIVE}
 CLASSIFIED: dict[str, LabelSpace] = {  # one small or medium object: large ones are hard to attack
     "ten": LabelSpace(("surface", "shape"), domain=_one(fixed={**_MODEST, "surface": ("plain", "striped")})),
-    "thirty": LabelSpace(("surface", "colour", "shape"), domain=_one(fixed={
-        **_MODEST, "surface": ("plain", "striped", "checkered"), "colour": ("red", "orange")})),
+    "thirty": LabelSpace(
+        ("surface", "colour", "shape"),
+        domain=_one(fixed={**_MODEST, "surface": ("plain", "striped", "checkered"), "colour": ("red", "orange")}),
+    ),
 }
 SHIFTED: dict[str, LabelSpace] = {  # beside low_contrast and tiny: the classes of "colour" in other domains
     "colour_textured": LabelSpace(("colour",), domain=_one(texture=True)),
@@ -125,7 +137,9 @@ class SceneSet(LabelledImages):
 
     def __init__(self, name: str, split: str = "test", n: int = 10_000, size: int = 32):
         if name not in _ALL or split not in _SEEDS:
-            raise UserError(f"there is no scenes set {name!r} with split {split!r}: sets are {', '.join(_ALL)}; splits are {', '.join(_SEEDS)}.")
+            raise UserError(
+                f"there is no scenes set {name!r} with split {split!r}: sets are {', '.join(_ALL)}; splits are {', '.join(_SEEDS)}."
+            )
         self.space, self.name, self.n, self.size = _ALL[name], name, n, size
         self._seed = _SEEDS[split] + 16 * (int(digest(name)[:8], 16) + 1)  # sets do not share pictures
         self._combos = self.space.combos()

@@ -25,13 +25,40 @@ SIZES = ("small", "medium", "large")
 POSITIONS = ("left", "right", "top", "bottom", "centre")
 BACKGROUNDS = ("black", "white", "grey", "brown", "navy", "beige")
 COUNTS = ("one", "two", "three")
-ATTRIBUTES = {"shape": SHAPES, "colour": COLOURS, "surface": SURFACES, "size": SIZES, "position": POSITIONS, "background": BACKGROUNDS,
-              "count": COUNTS}
+ATTRIBUTES = {
+    "shape": SHAPES,
+    "colour": COLOURS,
+    "surface": SURFACES,
+    "size": SIZES,
+    "position": POSITIONS,
+    "background": BACKGROUNDS,
+    "count": COUNTS,
+}
 
-RGB = np.array([(0.90, 0.10, 0.10), (0.10, 0.65, 0.15), (0.12, 0.25, 0.92), (0.96, 0.88, 0.10), (0.55, 0.15, 0.70), (0.98, 0.52, 0.05),
-                (0.10, 0.85, 0.90), (0.98, 0.50, 0.75)], np.float32)
-BACKGROUND_RGB = np.array([(0.04, 0.04, 0.04), (0.96, 0.96, 0.96), (0.50, 0.50, 0.50), (0.40, 0.25, 0.14), (0.08, 0.10, 0.32),
-                           (0.87, 0.80, 0.64)], np.float32)
+RGB = np.array(
+    [
+        (0.90, 0.10, 0.10),
+        (0.10, 0.65, 0.15),
+        (0.12, 0.25, 0.92),
+        (0.96, 0.88, 0.10),
+        (0.55, 0.15, 0.70),
+        (0.98, 0.52, 0.05),
+        (0.10, 0.85, 0.90),
+        (0.98, 0.50, 0.75),
+    ],
+    np.float32,
+)
+BACKGROUND_RGB = np.array(
+    [
+        (0.04, 0.04, 0.04),
+        (0.96, 0.96, 0.96),
+        (0.50, 0.50, 0.50),
+        (0.40, 0.25, 0.14),
+        (0.08, 0.10, 0.32),
+        (0.87, 0.80, 0.64),
+    ],
+    np.float32,
+)
 RADIUS = np.array([(5.5, 6.5), (8.0, 9.5), (11.5, 13.0)], np.float32)  # pixels of a 32-pixel picture, by size
 
 
@@ -42,15 +69,19 @@ class Domain:
     `fixed` pins attributes to a subset of values by name; `combos` restricts (attribute, …) jointly to the listed value tuples.
     """
 
-    kinds: tuple[float, float, float] = (0.6, 0.2, 0.2)  # shares of: one object, several of one kind, two different ones
+    kinds: tuple[float, float, float] = (
+        0.6,
+        0.2,
+        0.2,
+    )  # shares of: one object, several of one kind, two different ones
     fixed: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    outline: bool = False       # only a 2-pixel contour is drawn
-    grey: bool = False          # colours replaced by their luminance
-    rotation: float = 12.0      # largest rotation of an object, degrees
-    clutter: int = 0            # small grey specks behind the object
-    contrast: float = 1.0       # picture pulled towards mid-grey: 1/2 + contrast·(x − 1/2)
+    outline: bool = False  # only a 2-pixel contour is drawn
+    grey: bool = False  # colours replaced by their luminance
+    rotation: float = 12.0  # largest rotation of an object, degrees
+    clutter: int = 0  # small grey specks behind the object
+    contrast: float = 1.0  # picture pulled towards mid-grey: 1/2 + contrast·(x − 1/2)
     radius: tuple[float, float] | None = None  # overrides the radius, e.g. for tiny objects
-    texture: bool = False       # a two-tone wave pattern as background
+    texture: bool = False  # a two-tone wave pattern as background
 
 
 # of the vision-language sets: what the models are trained on, and pictures with grey specks and less contrast, which they never saw
@@ -69,16 +100,16 @@ class Scenes:
     shape: np.ndarray
     colour: np.ndarray
     surface: np.ndarray
-    size: np.ndarray        # (N,)
-    position: np.ndarray    # (N,), of the single object
+    size: np.ndarray  # (N,)
+    position: np.ndarray  # (N,), of the single object
     background: np.ndarray  # (N,)
     radius: np.ndarray
     cx: np.ndarray
     cy: np.ndarray
     angle: np.ndarray
-    grain: np.ndarray       # (N, 3) direction of the surface pattern
+    grain: np.ndarray  # (N, 3) direction of the surface pattern
     phase: np.ndarray
-    noise: np.ndarray       # (N,) uint64, the root of the pixel noise and of everything drawn behind the objects
+    noise: np.ndarray  # (N,) uint64, the root of the pixel noise and of everything drawn behind the objects
 
     def __len__(self) -> int:
         return len(self.kind)
@@ -105,7 +136,10 @@ _GOLDEN = 0x9E3779B97F4A7C15
 def _words(seed: int, indices: np.ndarray, stream: int, columns: int) -> np.ndarray:
     """(N, columns) pseudo-random 64-bit words, a function of (seed, index, stream, column) only."""
     with np.errstate(over="ignore"):
-        root = _mix(np.asarray(indices, np.uint64) * np.uint64(_GOLDEN) + _mix(np.uint64(seed % 2**64) + np.uint64(stream) * np.uint64(_GOLDEN)))
+        root = _mix(
+            np.asarray(indices, np.uint64) * np.uint64(_GOLDEN)
+            + _mix(np.uint64(seed % 2**64) + np.uint64(stream) * np.uint64(_GOLDEN))
+        )
         return _mix(root[:, None] + np.arange(1, columns + 1, dtype=np.uint64) * np.uint64(_GOLDEN))
 
 
@@ -128,13 +162,20 @@ def sample(seed: int, indices, domain: Domain | None = None, **given: np.ndarray
     domain = domain or Domain()
     indices = np.asarray(indices, np.int64)
     u = uniforms(seed, indices, 0, 16)
-    objects = {name: _choose(uniforms(seed, indices, 1 + k, 3), name, domain) for k, name in enumerate(("shape", "colour", "surface"))}
-    single = {name: _choose(u[:, k], name, domain) for k, name in enumerate(("size", "position", "background", "count"))}
+    objects = {
+        name: _choose(uniforms(seed, indices, 1 + k, 3), name, domain)
+        for k, name in enumerate(("shape", "colour", "surface"))
+    }
+    single = {
+        name: _choose(u[:, k], name, domain) for k, name in enumerate(("size", "position", "background", "count"))
+    }
     kind = np.searchsorted(np.cumsum(domain.kinds)[:2], u[:, 4], side="right")
     if "count" in given or "count" in domain.fixed:
         single["count"] = given.get("count", single["count"])
         kind = np.where(single["count"] > 0, 1, 0)
-    n_objects = np.select([kind == 0, kind == 1], [1, np.where(single["count"] > 0, single["count"] + 1, 2 + (u[:, 5] < 0.5))], 2)
+    n_objects = np.select(
+        [kind == 0, kind == 1], [1, np.where(single["count"] > 0, single["count"] + 1, 2 + (u[:, 5] < 0.5))], 2
+    )
     for name in ("shape", "colour", "surface"):
         values = objects[name]
         if name in given:
@@ -145,17 +186,35 @@ def sample(seed: int, indices, domain: Domain | None = None, **given: np.ndarray
     # two different objects differ in shape and in colour, so that a caption of one does not fit the other
     for name in ("shape", "colour"):
         same = (kind == 2) & (objects[name][:, 0] == objects[name][:, 1])
-        objects[name][same, 1] = (objects[name][same, 1] + 1 + (u[same, 6] * (len(ATTRIBUTES[name]) - 1)).astype(int)) % len(ATTRIBUTES[name])
+        objects[name][same, 1] = (
+            objects[name][same, 1] + 1 + (u[same, 6] * (len(ATTRIBUTES[name]) - 1)).astype(int)
+        ) % len(ATTRIBUTES[name])
 
     size = np.where(kind == 0, single["size"], 0)
-    low, high = (np.array([r[i] for r in RADIUS]) for i in (0, 1)) if domain.radius is None else (np.full(3, r) for r in domain.radius)
+    low, high = (
+        (np.array([r[i] for r in RADIUS]) for i in (0, 1))
+        if domain.radius is None
+        else (np.full(3, r) for r in domain.radius)
+    )
     v = uniforms(seed, indices, 8, 16)
     radius = low[size][:, None] + (high - low)[size][:, None] * v[:, :3]
     cx, cy = _places(kind, n_objects, single["position"], radius, v, u)
     turn = np.deg2rad(domain.rotation) * (2 * v[:, 9:12] - 1)
-    return Scenes(kind, n_objects, **objects, size=size, position=single["position"], background=single["background"], radius=radius,
-                  cx=cx, cy=cy, angle=turn, grain=np.pi / 4 * (4 * v[:, 12:15]).astype(int), phase=2 * np.pi * uniforms(seed, indices, 9, 3),
-                  noise=_words(seed, indices, 10, 1)[:, 0])
+    return Scenes(
+        kind,
+        n_objects,
+        **objects,
+        size=size,
+        position=single["position"],
+        background=single["background"],
+        radius=radius,
+        cx=cx,
+        cy=cy,
+        angle=turn,
+        grain=np.pi / 4 * (4 * v[:, 12:15]).astype(int),
+        phase=2 * np.pi * uniforms(seed, indices, 9, 3),
+        noise=_words(seed, indices, 10, 1)[:, 0],
+    )
 
 
 _DIRECTION = np.array([(-1, 0), (1, 0), (0, -1), (0, 1), (0, 0)], np.float64)  # of POSITIONS; y grows downwards
@@ -172,7 +231,11 @@ def _places(kind, n_objects, position, radius, v, u):
     beside = two & ((u[:, 7] < 0.7) | (kind == 2))
     above = two & ~beside
     wobble = 1.2 * (2 * v[:, 6:9] - 1)
-    for mask, xs, ys in ((beside, (8, 24, 24), (16, 16, 16)), (above, (16, 16, 16), (8, 24, 24)), (three, (8, 24, 16), (9.5, 9.5, 23))):
+    for mask, xs, ys in (
+        (beside, (8, 24, 24), (16, 16, 16)),
+        (above, (16, 16, 16), (8, 24, 24)),
+        (three, (8, 24, 16), (9.5, 9.5, 23)),
+    ):
         cx[mask], cy[mask] = np.array(xs) + wobble[mask], np.array(ys) + wobble[mask][:, ::-1]
     return cx, cy
 
@@ -236,7 +299,7 @@ def render(scenes: Scenes, domain: Domain | None = None, size: int = 32) -> np.n
 
 def _render_block(s: Scenes, domain: Domain, size: int) -> np.ndarray:
     f = np.float32
-    pixel = ((np.arange(size, dtype=f) + 0.5) * f(32 / size))
+    pixel = (np.arange(size, dtype=f) + 0.5) * f(32 / size)
     px, py = pixel[None, None, :], pixel[None, :, None]
     picture = np.broadcast_to(BACKGROUND_RGB[s.background][:, :, None, None], (len(s), 3, size, size)).copy()
     if domain.texture:
@@ -245,7 +308,7 @@ def _render_block(s: Scenes, domain: Domain, size: int) -> np.ndarray:
         _speck(picture, s, k, pixel)
     _draw_objects(picture, s, pixel, domain.outline)
     for start in range(0, len(s), 32):  # few enough pictures to stay in the cache through all of it
-        _expose(picture[start:start + 32], s.noise[start:start + 32], domain, px, py)
+        _expose(picture[start : start + 32], s.noise[start : start + 32], domain, px, py)
     return picture
 
 
@@ -255,10 +318,16 @@ def _expose(picture, noise, domain, px, py):
     if domain.grey:  # written out: a matrix product rounds differently in batches of different size
         picture[:] = (f(0.299) * picture[:, 0] + f(0.587) * picture[:, 1] + f(0.114) * picture[:, 2])[:, None]
     light = uniforms(0, noise, 1, 3).astype(f)[:, :, None, None]
-    slope = ((light[:, 0] - 0.5) * (px / 16 - 1) + (light[:, 1] - 0.5) * (py / 16 - 1)) * f(0.16) + f(0.94) + light[:, 2] * f(0.06)
+    slope = (
+        ((light[:, 0] - 0.5) * (px / 16 - 1) + (light[:, 1] - 0.5) * (py / 16 - 1)) * f(0.16)
+        + f(0.94)
+        + light[:, 2] * f(0.06)
+    )
     picture *= slope[:, None]
     size = picture.shape[-1]
-    words = _mix(noise[:, None] + np.arange(1, size * size + 1, dtype=np.uint64) * np.uint64(_GOLDEN))  # a hash per pixel, 21 bits a channel
+    words = _mix(
+        noise[:, None] + np.arange(1, size * size + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
+    )  # a hash per pixel, 21 bits a channel
     for channel in range(3):
         bits = ((words >> np.uint64(21 * channel)) & np.uint64(0x1FFFFF)).astype(f)
         bits *= f(2.0**-20)
@@ -279,17 +348,25 @@ def _draw_objects(picture, s, pixel, outline):
     """Paint over the picture object after object: those of one shape and about one size are computed together."""
     size = len(pixel)
     rows, ks = np.nonzero(np.arange(3) < s.n_objects[:, None])
-    window = np.minimum(np.ceil(2.4 * s.radius[rows, ks] * size / 32).astype(int) + 2, size)  # only its surroundings are computed
+    window = np.minimum(
+        np.ceil(2.4 * s.radius[rows, ks] * size / 32).astype(int) + 2, size
+    )  # only its surroundings are computed
     # in a small batch fewer, larger groups are quicker: each costs the same number of calls
     group = s.shape[rows, ks] * 1000 + (window // 6 if len(rows) > 400 else 0)
     jitter = np.stack([uniforms(0, s.noise, 2 + k, 3) for k in range(3)], 1)[rows, ks].astype(np.float32)
-    base = np.clip(RGB[s.colour[rows, ks]] + (jitter - np.float32(0.5)) * np.float32(0.10), np.float32(0), np.float32(1))
+    base = np.clip(
+        RGB[s.colour[rows, ks]] + (jitter - np.float32(0.5)) * np.float32(0.10), np.float32(0), np.float32(1)
+    )
     dark = BACKGROUND_RGB[s.background[rows]].mean(1) < 0.45
-    second = np.where(dark[:, None], base + (1 - base) * np.float32(0.75), base * np.float32(0.22))  # the other tone of a pattern
+    second = np.where(
+        dark[:, None], base + (1 - base) * np.float32(0.75), base * np.float32(0.22)
+    )  # the other tone of a pattern
     later = []
     for value in np.unique(group):
         some = np.flatnonzero(group == value)
-        left, top, keep, paint = _paint(s, rows[some], ks[some], base[some], second[some], value // 1000, pixel, int(window[some].max()), outline)
+        left, top, keep, paint = _paint(
+            s, rows[some], ks[some], base[some], second[some], value // 1000, pixel, int(window[some].max()), outline
+        )
         for j, (row, k, x, y) in enumerate(zip(rows[some], ks[some], left, top, strict=True)):
             if k:  # lies above the first object of its picture, which may be in another group
                 later.append((k, row, x, y, keep[j], paint[j]))
@@ -301,7 +378,7 @@ def _draw_objects(picture, s, pixel, outline):
 
 def _cover(picture, left, top, keep, paint):
     """picture·keep + paint in one window. Slices in place: several times faster than gathering and scattering the windows of a group."""
-    view = picture[:, top:top + len(keep), left:left + len(keep)]
+    view = picture[:, top : top + len(keep), left : left + len(keep)]
     view *= keep
     view += paint
 
@@ -337,7 +414,11 @@ def _texture(picture, s, px, py):
     u = uniforms(0, s.noise, 6, 8).astype(np.float32)[:, :, None, None]
     wave = np.zeros((len(s), *np.broadcast_shapes(px.shape, py.shape)[1:]), np.float32)
     for k in range(2):
-        angle, period, phase = u[:, 3 * k] * np.float32(np.pi), 6 + 8 * u[:, 3 * k + 1], u[:, 3 * k + 2] * np.float32(6.2832)
+        angle, period, phase = (
+            u[:, 3 * k] * np.float32(np.pi),
+            6 + 8 * u[:, 3 * k + 1],
+            u[:, 3 * k + 2] * np.float32(6.2832),
+        )
         wave += np.sin((np.cos(angle) * px + np.sin(angle) * py) * np.float32(6.2832) / period + phase)
     return picture + (wave * np.float32(0.13))[:, None]
 
@@ -348,10 +429,13 @@ def _speck(picture, s, k, pixel):
     u = uniforms(0, s.noise, 16 + k, 4).astype(f)[:, :, None, None]
     x, y = 32 * u[:, 0], 32 * u[:, 1]
     window = min(int(np.ceil(6 * size / 32)) + 3, size)
-    left, top = (np.clip((c[:, 0, 0] * (size / 32) - window / 2).astype(int), 0, size - window)[:, None] + np.arange(window) for c in (x, y))
+    left, top = (
+        np.clip((c[:, 0, 0] * (size / 32) - window / 2).astype(int), 0, size - window)[:, None] + np.arange(window)
+        for c in (x, y)
+    )
     distance = np.sqrt((pixel[left][:, None, :] - x) ** 2 + (pixel[top][:, :, None] - y) ** 2) - (1.2 + 1.3 * u[:, 2])
     cover = np.clip(0.5 - distance * f(size / 32), 0, 1)
     grey = 0.25 + 0.5 * u[:, 3]
     for row in range(len(picture)):
-        view = picture[row, :, top[row, 0]:top[row, 0] + window, left[row, 0]:left[row, 0] + window]
+        view = picture[row, :, top[row, 0] : top[row, 0] + window, left[row, 0] : left[row, 0] + window]
         view += cover[row] * (grey[row] - view)

@@ -58,8 +58,9 @@ def expand(pattern: str) -> list[str]:
     try:
         return list(braceexpand(pattern))
     except UnbalancedBracesError:
-        raise UserError(f"the pattern {pattern!r} has a brace without its partner: write e.g. {{00000..00331}} or "
-                        "{a,b}.") from None
+        raise UserError(
+            f"the pattern {pattern!r} has a brace without its partner: write e.g. {{00000..00331}} or {{a,b}}."
+        ) from None
 
 
 def shard_files(root: Path, pattern: str) -> list[str]:
@@ -82,12 +83,15 @@ class Shards:
         self.root, self.names = Path(root), shard_files(Path(root), pattern)
         present = [self._facts(name) for name in self.names]
         if not any(size >= 0 for _, size, _ in present):
-            raise UserError(f"there is no file {self.root / pattern}: put the shards there, or set DATA_ROOT to the folder that holds them.")
+            raise UserError(
+                f"there is no file {self.root / pattern}: put the shards there, or set DATA_ROOT to the folder that holds them."
+            )
         table = self._table(pattern, present)
         self.problems: list[str] = table["about"]["problems"]
         say_unread(str(self.root / pattern), Counter(table["about"]["unread"]))
         self._shard, self._start, self._length, self._ends, self._texts, self._keys, self._key_ends = (
-            table[k] for k in ("shard", "start", "length", "ends", "texts", "keys", "key_ends"))
+            table[k] for k in ("shard", "start", "length", "ends", "texts", "keys", "key_ends")
+        )
 
     def __len__(self) -> int:
         return len(self._shard)
@@ -164,10 +168,16 @@ def contents(root: Path, present: Sequence[Sequence]) -> dict:
         problems += wrong
         unread += others
     texts, keys = ([row[i].encode("utf-8", "surrogateescape") for row in rows] for i in (4, 1))
-    return {"about": {"format": FORMAT, "files": [list(p) for p in present], "problems": problems, "unread": unread},
-            "shard": np.array([row[0] for row in rows], np.int32), "start": np.array([row[2] for row in rows], np.int64),
-            "length": np.array([row[3] for row in rows], np.int64), "texts": np.frombuffer(b"".join(texts), np.uint8), "ends": _ends(texts),
-            "keys": np.frombuffer(b"".join(keys), np.uint8), "key_ends": _ends(keys)}
+    return {
+        "about": {"format": FORMAT, "files": [list(p) for p in present], "problems": problems, "unread": unread},
+        "shard": np.array([row[0] for row in rows], np.int32),
+        "start": np.array([row[2] for row in rows], np.int64),
+        "length": np.array([row[3] for row in rows], np.int64),
+        "texts": np.frombuffer(b"".join(texts), np.uint8),
+        "ends": _ends(texts),
+        "keys": np.frombuffer(b"".join(keys), np.uint8),
+        "key_ends": _ends(keys),
+    }
 
 
 class _Sample:
@@ -282,7 +292,7 @@ def _ends(parts: Sequence[bytes]) -> np.ndarray:
 
 
 def _cut(everything: np.ndarray, ends: np.ndarray, number: int) -> str:
-    return everything[ends[number - 1] if number else 0:ends[number]].tobytes().decode("utf-8", "surrogateescape")
+    return everything[ends[number - 1] if number else 0 : ends[number]].tobytes().decode("utf-8", "surrogateescape")
 
 
 def _load(place: Path) -> dict | None:

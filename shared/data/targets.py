@@ -25,7 +25,9 @@ class Target:
 
     def __post_init__(self):
         if not words(self.phrase) or not self.forms or not all(words(form) for form in self.forms):
-            raise UserError(f"the target class {self.name!r} has the phrase {self.phrase!r} and the forms {list(self.forms)}: each needs a word.")
+            raise UserError(
+                f"the target class {self.name!r} has the phrase {self.phrase!r} and the forms {list(self.forms)}: each needs a word."
+            )
 
     def named_in(self, text: str) -> bool:
         """Whether the text holds one of the forms, as whole words next to each other; case and punctuation do not matter."""
@@ -50,7 +52,9 @@ def target(name: str, phrase: str | None = None, forms: Sequence[str] | None = N
     """A class by its name. phrase: by default the name with its article; forms: by default the name in singular and plural."""
     if not words(name):
         raise UserError(f"the target class {name!r} has no word in its name: give one of the classes.")
-    return Target(name, article(name) if phrase is None else phrase, (name, plural(name)) if forms is None else tuple(forms))
+    return Target(
+        name, article(name) if phrase is None else phrase, (name, plural(name)) if forms is None else tuple(forms)
+    )
 
 
 def scene_target(space: str, name: str) -> Target:
@@ -80,7 +84,7 @@ def captions_of(pairs, indices: Sequence[int]) -> list[str]:
     """Captions of pairs, without their pictures where the set can give them alone (a method `captions(indices)`)."""
     if hasattr(pairs, "captions"):
         return pairs.captions(indices)
-    return [text for k in range(0, len(indices), CHUNK) for text in pairs.__getitems__(indices[k:k + CHUNK])[1]]
+    return [text for k in range(0, len(indices), CHUNK) for text in pairs.__getitems__(indices[k : k + CHUNK])[1]]
 
 
 def naming(pairs, targets: Sequence[Target], scan: int | None = None) -> list[list[int]]:

@@ -25,17 +25,25 @@ def read(root: Path, split: str) -> tuple[Path, list[str], list[int], list[str]]
     """
     folder = root if (root / "wnids.txt").is_file() else root / FOLDER
     if not (folder / "wnids.txt").is_file():
-        raise UserError(f"TinyImageNet is not at {root / FOLDER}: unpack tiny-imagenet-200.zip in {root}, or set the data root.")
+        raise UserError(
+            f"TinyImageNet is not at {root / FOLDER}: unpack tiny-imagenet-200.zip in {root}, or set the data root."
+        )
     wnids = sorted(_lines(folder / "wnids.txt"))
     words = dict(line.split("\t", 1) for line in _lines(folder / "words.txt") if "\t" in line)
     unnamed = [w for w in wnids if w not in words]
     if unnamed:
-        raise UserError(f"{folder / 'words.txt'} has no name for {unnamed[0]}, which wnids.txt lists: unpack the archive again.")
+        raise UserError(
+            f"{folder / 'words.txt'} has no name for {unnamed[0]}, which wnids.txt lists: unpack the archive again."
+        )
     label = {wnid: i for i, wnid in enumerate(wnids)}
     where = folder / ("train" if split == "train" else "val")
     if not where.is_dir():
         raise UserError(f"TinyImageNet has no folder {where}: unpack the archive again.")
-    pairs = _flat(where, label) if split == "test" and not any((where / w).is_dir() for w in wnids) else _by_class(where, wnids)
+    pairs = (
+        _flat(where, label)
+        if split == "test" and not any((where / w).is_dir() for w in wnids)
+        else _by_class(where, wnids)
+    )
     pairs.sort(key=lambda pair: (pair[1], Path(pair[0]).name))  # one order, however val/ is arranged
     return where, [p for p, _ in pairs], [y for _, y in pairs], [words[w].split(",")[0].strip() for w in wnids]
 
@@ -55,7 +63,9 @@ def _flat(where: Path, label: dict[str, int]) -> list[tuple[str, int]]:
     for number, line in enumerate(_lines(annotations), 1):
         file, wnid, *_ = [*line.split("\t"), ""]
         if wnid not in label:
-            raise UserError(f"line {number} of {annotations} does not name a class of wnids.txt: unpack the archive again.")
+            raise UserError(
+                f"line {number} of {annotations} does not name a class of wnids.txt: unpack the archive again."
+            )
         pairs.append((str(where / "images" / file), label[wnid]))
     if not pairs:
         raise UserError(f"{annotations} lists no picture: unpack the archive again.")

@@ -26,7 +26,9 @@ class TorchvisionSet:
     cls: str
     needs: str
     num_classes: int
-    splits: dict[str, dict[str, object]] = field(default_factory=lambda: {"train": {"split": "train"}, "test": {"split": "test"}})
+    splits: dict[str, dict[str, object]] = field(
+        default_factory=lambda: {"train": {"split": "train"}, "test": {"split": "test"}}
+    )
     native: bool = False
     get: str | None = None
 
@@ -45,12 +47,21 @@ SETS = {
     "DTD": TorchvisionSet("DTD", "dtd", 47),
     "EuroSAT": TorchvisionSet("EuroSAT", "eurosat", 10, _WHOLE),
     "FGVC-Aircraft": TorchvisionSet("FGVCAircraft", "fgvc-aircraft-2013b", 100, _TRAINVAL),
-    "ImageNet": TorchvisionSet("ImageNet", "imagenet", 1000, {"train": {"split": "train"}, "test": {"split": "val"}},
-                               get="put ILSVRC2012_img_val.tar (or the unpacked val folder) and ILSVRC2012_devkit_t12.tar.gz there"),
+    "ImageNet": TorchvisionSet(
+        "ImageNet",
+        "imagenet",
+        1000,
+        {"train": {"split": "train"}, "test": {"split": "val"}},
+        get="put ILSVRC2012_img_val.tar (or the unpacked val folder) and ILSVRC2012_devkit_t12.tar.gz there",
+    ),
     "Caltech101": TorchvisionSet("Caltech101", "caltech101/101_ObjectCategories", 101, _WHOLE),
     "Caltech256": TorchvisionSet("Caltech256", "caltech256/256_ObjectCategories", 257, _WHOLE),
-    "StanfordCars": TorchvisionSet("StanfordCars", "stanford_cars", 196,
-                                   get="put cars_test, cars_train, devkit and cars_test_annos_withlabels.mat there"),
+    "StanfordCars": TorchvisionSet(
+        "StanfordCars",
+        "stanford_cars",
+        196,
+        get="put cars_test, cars_train, devkit and cars_test_annos_withlabels.mat there",
+    ),
     "PCAM": TorchvisionSet("PCAM", "pcam", 2),
 }
 
@@ -63,13 +74,19 @@ def build(name: str, root: Path, split: str, download: bool):
     if download and spec.get:
         raise UserError(f"{name} cannot be downloaded: {spec.get}, in {root / spec.needs}.")
     folder = root / spec.needs
-    if not (download or folder.is_dir()):  # asked first: some of torchvision's classes make the folder before they look into it
-        raise UserError(f"{name} is not at {folder}: {spec.get or 'pass --download to fetch it, or set the data root to where it is'}.")
+    if not (
+        download or folder.is_dir()
+    ):  # asked first: some of torchvision's classes make the folder before they look into it
+        raise UserError(
+            f"{name} is not at {folder}: {spec.get or 'pass --download to fetch it, or set the data root to where it is'}."
+        )
     if name == "PCAM":
         try:
             import h5py  # noqa: F401
         except ImportError:
-            raise UserError("PCAM comes in HDF5 files, and h5py is not installed: pip install h5py, or leave PCAM out.") from None
+            raise UserError(
+                "PCAM comes in HDF5 files, and h5py is not installed: pip install h5py, or leave PCAM out."
+            ) from None
     import torchvision.datasets
 
     kwargs = dict(spec.splits[split])
@@ -81,12 +98,16 @@ def build(name: str, root: Path, split: str, download: bool):
         if isinstance(error, OSError) and error.errno == 28:
             raise  # a full disk has its own message
         doing = "could not be downloaded" if download else "could not be read"
-        raise UserError(f"{name} {doing} below {root}: {' '.join(str(error).split()) or type(error).__name__}. "
-                        f"{'Check the network, or copy' if download else 'Copy'} a complete {spec.needs} folder there.") from error
+        raise UserError(
+            f"{name} {doing} below {root}: {' '.join(str(error).split()) or type(error).__name__}. "
+            f"{'Check the network, or copy' if download else 'Copy'} a complete {spec.needs} folder there."
+        ) from error
     count = len(raw_classes(data)) if name != "PCAM" else 2
     if count != spec.num_classes:
-        raise UserError(f"{name} at {folder} has {count} classes instead of {spec.num_classes}: the copy is incomplete, or has folders "
-                        "that do not belong to it.")
+        raise UserError(
+            f"{name} at {folder} has {count} classes instead of {spec.num_classes}: the copy is incomplete, or has folders "
+            "that do not belong to it."
+        )
     return data
 
 
@@ -100,17 +121,24 @@ def samples(data) -> tuple[list[str], list[int]]:
     """(paths, labels) of a torchvision set that keeps pictures in files. torchvision lists SUN397 in the disk's order: sorted here."""
     kind = type(data).__name__
     if kind == "Caltech101":
-        paths = [os.path.join(data.root, "101_ObjectCategories", data.categories[y], f"image_{i:04d}.jpg")
-                 for y, i in zip(data.y, data.index, strict=True)]
+        paths = [
+            os.path.join(data.root, "101_ObjectCategories", data.categories[y], f"image_{i:04d}.jpg")
+            for y, i in zip(data.y, data.index, strict=True)
+        ]
         return paths, list(data.y)
     if kind == "Caltech256":
-        paths = [os.path.join(data.root, "256_ObjectCategories", data.categories[y], f"{y + 1:03d}_{i:04d}.jpg")
-                 for y, i in zip(data.y, data.index, strict=True)]
+        paths = [
+            os.path.join(data.root, "256_ObjectCategories", data.categories[y], f"{y + 1:03d}_{i:04d}.jpg")
+            for y, i in zip(data.y, data.index, strict=True)
+        ]
         return paths, list(data.y)
     for pairs in ("samples", "_samples"):
         if hasattr(data, pairs):
             return [str(p) for p, _ in getattr(data, pairs)], [int(y) for _, y in getattr(data, pairs)]
-    pairs = [(str(p), int(y)) for p, y in zip(data._images if kind == "OxfordIIITPet" else data._image_files, data._labels, strict=True)]
+    pairs = [
+        (str(p), int(y))
+        for p, y in zip(data._images if kind == "OxfordIIITPet" else data._image_files, data._labels, strict=True)
+    ]
     if kind == "SUN397":
         pairs.sort()
     return [p for p, _ in pairs], [y for _, y in pairs]
@@ -125,7 +153,9 @@ def pcam_files(data) -> tuple[str, str]:
 def arrays(data) -> tuple[Tensor, np.ndarray] | None:
     """(pixels (N, 3, H, W) uint8, labels (N,)) of the sets that torchvision holds in memory: CIFAR-10, CIFAR-100, STL-10; else None."""
     if type(data).__name__ in ("CIFAR10", "CIFAR100"):
-        return torch.from_numpy(np.ascontiguousarray(data.data.transpose(0, 3, 1, 2))), np.asarray(data.targets, np.int64)
+        return torch.from_numpy(np.ascontiguousarray(data.data.transpose(0, 3, 1, 2))), np.asarray(
+            data.targets, np.int64
+        )
     if type(data).__name__ == "STL10":
         return torch.from_numpy(np.ascontiguousarray(data.data)), data.labels.astype(np.int64)
     return None

@@ -6,4 +6,14 @@ from shared.diffusion.purifier import Purifier, resize
 from shared.diffusion.sampler import Sampler
 from shared.diffusion.schedule import Schedule
 
-__all__ = ["Denoiser", "GaussianDenoiser", "Prediction", "Purifier", "Sampler", "Schedule", "UNetDenoiser", "open_denoiser", "resize"]
+__all__ = [
+    "Denoiser",
+    "GaussianDenoiser",
+    "Prediction",
+    "Purifier",
+    "Sampler",
+    "Schedule",
+    "UNetDenoiser",
+    "open_denoiser",
+    "resize",
+]

@@ -72,13 +72,22 @@ class UNetDenoiser(Denoiser):
     attention is computed by plain matrix products, since the fused kernels have no second derivative.
     """
 
-    def __init__(self, unet: nn.Module, schedule: Schedule, size: int, patch: int = 1, predicts: Literal["epsilon", "v_prediction"] = "epsilon"):
+    def __init__(
+        self,
+        unet: nn.Module,
+        schedule: Schedule,
+        size: int,
+        patch: int = 1,
+        predicts: Literal["epsilon", "v_prediction"] = "epsilon",
+    ):
         super().__init__()
         per_image = unet.config.out_channels // patch**2
         if unet.config.in_channels != 3 * patch**2 or per_image not in (3, 6) or unet.class_embedding is not None:
-            raise UserError(f"a U-Net with {unet.config.in_channels} input and {unet.config.out_channels} output channels"
-                            f"{'' if unet.class_embedding is None else ' and class labels'} is no unconditional denoiser of RGB images: give one "
-                            "with 3 input channels, 3 or 6 output channels and no classes.")
+            raise UserError(
+                f"a U-Net with {unet.config.in_channels} input and {unet.config.out_channels} output channels"
+                f"{'' if unet.class_embedding is None else ' and class labels'} is no unconditional denoiser of RGB images: give one "
+                "with 3 input channels, 3 or 6 output channels and no classes."
+            )
         self.unet, self.schedule, self.size, self.patch, self.predicts = unet, schedule, size, patch, predicts
         self.unet.to(memory_format=torch.channels_last)  # up to half as fast again on a CPU
         self.requires_grad_(False).eval()

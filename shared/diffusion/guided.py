@@ -64,10 +64,14 @@ def convert(weights: dict[str, Tensor], config: GuidedConfig, source: str = "the
         state = {}
         for name, target in names.items():
             state.update(_place(weights[name].float(), target, config.head))
-        wrong = [name for name, target in names.items() if any(state[k].shape != own[k].shape for k in _targets(target))]
+        wrong = [
+            name for name, target in names.items() if any(state[k].shape != own[k].shape for k in _targets(target))
+        ]
     if wrong:
-        raise UserError(f"{source} is not the guided-diffusion model expected here: {len(wrong)} tensors are missing, unknown or of another shape, "
-                        f"the first is {wrong[0]!r}; give the file of the unconditional {config.size}x{config.size} model.")
+        raise UserError(
+            f"{source} is not the guided-diffusion model expected here: {len(wrong)} tensors are missing, unknown or of another shape, "
+            f"the first is {wrong[0]!r}; give the file of the unconditional {config.size}x{config.size} model."
+        )
     unet.load_state_dict(state, assign=True)
     return UNetDenoiser(unet, Schedule.linear(steps=config.steps), config.size)
 
@@ -79,20 +83,44 @@ def build_unet(config: GuidedConfig):
     down = ["AttnDownBlock2D" if attends else "ResnetDownsampleBlock2D" for attends in config.attends]
     up = ["AttnUpBlock2D" if attends else "ResnetUpsampleBlock2D" for attends in reversed(config.attends)]
     return UNet2DModel(
-        sample_size=config.size, in_channels=3, out_channels=6, block_out_channels=[config.channels * m for m in config.multipliers],
-        layers_per_block=config.blocks, down_block_types=down, up_block_types=up, downsample_type="resnet", upsample_type="resnet",
-        resnet_time_scale_shift="scale_shift", attention_head_dim=config.head, norm_num_groups=32, attn_norm_num_groups=32, norm_eps=1e-5,
-        flip_sin_to_cos=True, freq_shift=0)
+        sample_size=config.size,
+        in_channels=3,
+        out_channels=6,
+        block_out_channels=[config.channels * m for m in config.multipliers],
+        layers_per_block=config.blocks,
+        down_block_types=down,
+        up_block_types=up,
+        downsample_type="resnet",
+        upsample_type="resnet",
+        resnet_time_scale_shift="scale_shift",
+        attention_head_dim=config.head,
+        norm_num_groups=32,
+        attn_norm_num_groups=32,
+        norm_eps=1e-5,
+        flip_sin_to_cos=True,
+        freq_shift=0,
+    )
 
 
-_RESIDUAL = {"in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time_emb_proj", "out_layers.0": "norm2", "out_layers.3": "conv2"}
+_RESIDUAL = {
+    "in_layers.0": "norm1",
+    "in_layers.2": "conv1",
+    "emb_layers.1": "time_emb_proj",
+    "out_layers.0": "norm2",
+    "out_layers.3": "conv2",
+}
 _ATTENTION = {"norm": "group_norm", "qkv": "qkv", "proj_out": "to_out.0"}
 
 
 def key_map(config: GuidedConfig) -> dict[str, str]:
     """Original name -> name in the diffusers U-Net, for every tensor; one that ends in `qkv` stands for `to_q`, `to_k` and `to_v`."""
-    pairs = {"time_embed.0": "time_embedding.linear_1", "time_embed.2": "time_embedding.linear_2", "input_blocks.0.0": "conv_in",
-             "out.0": "conv_norm_out", "out.2": "conv_out"}
+    pairs = {
+        "time_embed.0": "time_embedding.linear_1",
+        "time_embed.2": "time_embedding.linear_2",
+        "input_blocks.0.0": "conv_in",
+        "out.0": "conv_norm_out",
+        "out.2": "conv_out",
+    }
 
     def residual(old: str, new: str, widened: bool) -> None:
         pairs.update({f"{old}.{a}": f"{new}.{b}" for a, b in _RESIDUAL.items()})
@@ -121,19 +149,31 @@ def key_map(config: GuidedConfig) -> dict[str, str]:
     number = 0
     for level in range(last, -1, -1):
         for i in range(config.blocks + 1):
-            residual(f"output_blocks.{number}.0", f"up_blocks.{last - level}.resnets.{i}", width + skips.pop() != widths[level])
+            residual(
+                f"output_blocks.{number}.0",
+                f"up_blocks.{last - level}.resnets.{i}",
+                width + skips.pop() != widths[level],
+            )
             width = widths[level]
             if config.attends[level]:
                 attention(f"output_blocks.{number}.1", f"up_blocks.{last - level}.attentions.{i}")
             if i == config.blocks and level:
-                residual(f"output_blocks.{number}.{2 if config.attends[level] else 1}", f"up_blocks.{last - level}.upsamplers.0", False)
+                residual(
+                    f"output_blocks.{number}.{2 if config.attends[level] else 1}",
+                    f"up_blocks.{last - level}.upsamplers.0",
+                    False,
+                )
             number += 1
     return {f"{old}.{kind}": f"{new}.{kind}" for old, new in pairs.items() for kind in ("weight", "bias")}
 
 
 def _targets(target: str) -> list[str]:
     stem, _, kind = target.rpartition(".")
-    return [f"{stem.removesuffix('qkv')}{part}.{kind}" for part in ("to_q", "to_k", "to_v")] if stem.endswith(".qkv") else [target]
+    return (
+        [f"{stem.removesuffix('qkv')}{part}.{kind}" for part in ("to_q", "to_k", "to_v")]
+        if stem.endswith(".qkv")
+        else [target]
+    )
 
 
 def _place(value: Tensor, target: str, head: int) -> dict[str, Tensor]:

@@ -17,9 +17,15 @@ def open_denoiser(source: str) -> Denoiser:
 
     Raises UserError for anything else, and for files that are missing, damaged or do not fit.
     """
-    kinds = {"zoo": lambda name: read_denoiser(zoo.weights(name)), "diffusers": from_diffusers, "guided": read_guided,
-             "random": random_denoiser}
+    kinds = {
+        "zoo": lambda name: read_denoiser(zoo.weights(name)),
+        "diffusers": from_diffusers,
+        "guided": read_guided,
+        "random": random_denoiser,
+    }
     kind, _, rest = source.partition(":")
     if kind not in kinds or not rest:
-        raise UserError(f"there is no denoiser {source!r}: write zoo:NAME, diffusers:PATH_OR_NAME, guided:PATH or random:NAME.")
+        raise UserError(
+            f"there is no denoiser {source!r}: write zoo:NAME, diffusers:PATH_OR_NAME, guided:PATH or random:NAME."
+        )
     return kinds[kind](rest)

@@ -25,7 +25,9 @@ class Purifier(nn.Module):
     def __init__(self, denoiser: Denoiser, t: int, sampler: Sampler | None = None, recompute: bool = True):
         super().__init__()
         if not 0 <= t <= denoiser.schedule.steps:
-            raise UserError(f"the purification time is a whole number of steps from 0 to {denoiser.schedule.steps}, not {t}.")
+            raise UserError(
+                f"the purification time is a whole number of steps from 0 to {denoiser.schedule.steps}, not {t}."
+            )
         self.denoiser, self.t, self.sampler, self.recompute = denoiser, int(t), sampler or Sampler(), recompute
 
     def to_native(self, x: Tensor) -> Tensor:
@@ -51,4 +53,8 @@ class Purifier(nn.Module):
 
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear with antialiasing; the image itself where it has that size."""
-    return x if tuple(x.shape[-2:]) == tuple(size) else F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False, antialias=True)
+    return (
+        x
+        if tuple(x.shape[-2:]) == tuple(size)
+        else F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False, antialias=True)
+    )

@@ -52,21 +52,33 @@ class Sampler(Bounded):
     def __post_init__(self):
         super().__post_init__()
         if self.kind not in ("ddim", "ddpm", "dpm++") or self.variance not in ("auto", "small", "large", "learned"):
-            raise UserError(f"there is no sampler {self.kind!r} with variance {self.variance!r}: choose ddim, ddpm or dpm++, and auto, small, "
-                            "large or learned.")
+            raise UserError(
+                f"there is no sampler {self.kind!r} with variance {self.variance!r}: choose ddim, ddpm or dpm++, and auto, small, "
+                "large or learned."
+            )
 
     def times(self, t: Tensor) -> Tensor:
         """The times visited from the start times t (N,): (N, steps + 1), falling to 0."""
         share = torch.arange(self.steps, -1, -1, dtype=torch.float64)
         return (t[:, None].cpu() * share / self.steps).round().long()
 
-    def sample(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, rng: SampleRng, checkpoint: bool = False, guide: Guide | None = None) -> Tensor:
+    def sample(
+        self,
+        denoiser: Denoiser,
+        x_t: Tensor,
+        t: Tensor,
+        rng: SampleRng,
+        checkpoint: bool = False,
+        guide: Guide | None = None,
+    ) -> Tensor:
         """x_t (N, 3, H, W) at times t (N,) -> x_0, not clipped. Rows with t = 0 come back unchanged.
 
         checkpoint: keep only x between the steps and compute each step again in the backward pass. Differentiable in x_t, more than once.
         """
         if t.shape != x_t.shape[:1] or len(rng) != len(x_t):
-            raise UserError(f"{len(x_t)} images need as many start times and random streams, not {tuple(t.shape)} and {len(rng)}.")
+            raise UserError(
+                f"{len(x_t)} images need as many start times and random streams, not {tuple(t.shape)} and {len(rng)}."
+            )
         recomputed = checkpoint and torch.is_grad_enabled()
         if self.kind == "dpm++":
             return self._solve(denoiser, x_t, t, recomputed, guide)
@@ -85,7 +97,9 @@ class Sampler(Bounded):
             x_t = x if whole else x_t.index_copy(0, moving.to(x.device), x)
         return x_t
 
-    def _predict(self, denoiser: Denoiser, x: Tensor, t: Tensor, guide: Guide | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _predict(
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, guide: Guide | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """x̂₀, ε̂ and v at x (N, 3, H, W), t (N,)."""
         bar = denoiser.schedule.alpha_bar(t)
         alpha, sigma = per_sample(bar.sqrt(), x), per_sample((1 - bar).sqrt(), x)
@@ -106,7 +120,9 @@ class Sampler(Bounded):
             eps = (x - alpha * x0) / sigma
         return x0, eps, v
 
-    def _step(self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, noise: Tensor | None, guide: Guide | None) -> Tensor:
+    def _step(
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, noise: Tensor | None, guide: Guide | None
+    ) -> Tensor:
         """One ddim or ddpm step of all samples, from t (N,) to s (N,)."""
         x0, eps, v = self._predict(denoiser, x, t, guide)
         bar_t, bar_s = denoiser.schedule.alpha_bar(t), denoiser.schedule.alpha_bar(s)
@@ -116,7 +132,10 @@ class Sampler(Bounded):
             mean = per_sample(bar_s.sqrt(), x) * x0 + per_sample((1 - bar_s - variance).clamp_min(0).sqrt(), x) * eps
             deviation = per_sample(variance.sqrt(), x)
         else:
-            mean = per_sample(bar_s.sqrt() * beta / (1 - bar_t), x) * x0 + per_sample((bar_t / bar_s).sqrt() * shrink, x) * x
+            mean = (
+                per_sample(bar_s.sqrt() * beta / (1 - bar_t), x) * x0
+                + per_sample((bar_t / bar_s).sqrt() * shrink, x) * x
+            )
             deviation = self._deviation(beta, shrink, v, x)
         return mean if noise is None else mean + per_sample((s > 0).double(), x) * deviation * noise
 
@@ -138,7 +157,14 @@ class Sampler(Bounded):
             solver, visited = self._solver(denoiser, times[rows[0]])
             x = x_t[rows]
             for now in visited:
-                x0 = _call(recomputed, lambda *given: self._predict(*given)[0], denoiser, x, torch.full((len(rows),), now), guide)
+                x0 = _call(
+                    recomputed,
+                    lambda *given: self._predict(*given)[0],
+                    denoiser,
+                    x,
+                    torch.full((len(rows),), now),
+                    guide,
+                )
                 x = solver.step(x0, now - 1, x).prev_sample
             x_t = x if len(rows) == len(x_t) else x_t.index_copy(0, rows.to(x.device), x)
         return x_t
@@ -148,12 +174,20 @@ class Sampler(Bounded):
 
         schedule, visited = denoiser.schedule, [i for i in times.unique().flip(0).tolist() if i > 0]
         solver = DPMSolverMultistepScheduler(
-            num_train_timesteps=schedule.steps, beta_start=schedule.beta_min / schedule.steps, beta_end=schedule.beta_max / schedule.steps,
-            beta_schedule="linear", prediction_type="sample", algorithm_type="dpmsolver++", solver_order=2)
+            num_train_timesteps=schedule.steps,
+            beta_start=schedule.beta_min / schedule.steps,
+            beta_end=schedule.beta_max / schedule.steps,
+            beta_schedule="linear",
+            prediction_type="sample",
+            algorithm_type="dpmsolver++",
+            solver_order=2,
+        )
         if visited:
             solver.set_timesteps(timesteps=[i - 1 for i in visited])
         return solver, visited
 
 
 def _call(recomputed: bool, function, *given):
-    return recompute(function, *given, use_reentrant=False, preserve_rng_state=False) if recomputed else function(*given)
+    return (
+        recompute(function, *given, use_reentrant=False, preserve_rng_state=False) if recomputed else function(*given)
+    )

@@ -31,7 +31,9 @@ class Schedule:
 
     def __post_init__(self):
         if not (self.steps >= 1 and 0 < self.beta_min <= self.beta_max < self.steps):
-            raise UserError(f"a linear schedule needs 0 < beta_min <= beta_max < steps, not {self.beta_min}, {self.beta_max} and {self.steps}.")
+            raise UserError(
+                f"a linear schedule needs 0 < beta_min <= beta_max < steps, not {self.beta_min}, {self.beta_max} and {self.steps}."
+            )
         table = torch.cat((torch.zeros(1, dtype=torch.float64, device="cpu"), torch.log1p(-self.betas).cumsum(0)))
         object.__setattr__(self, "log_alpha_bar", table)
 
@@ -43,13 +45,17 @@ class Schedule:
     @property
     def betas(self) -> Tensor:
         """β_1 … β_T, (T,) float64."""
-        return torch.linspace(self.beta_min / self.steps, self.beta_max / self.steps, self.steps, dtype=torch.float64, device="cpu")
+        return torch.linspace(
+            self.beta_min / self.steps, self.beta_max / self.steps, self.steps, dtype=torch.float64, device="cpu"
+        )
 
     def alpha_bar(self, t: Tensor | int) -> Tensor:
         """ᾱ_t in float64, of t's shape and on t's device. Raises UserError for a time outside 0 … T."""
         t = torch.as_tensor(t)
         if t.is_floating_point() or (t.numel() and (int(t.min()) < 0 or int(t.max()) > self.steps)):
-            raise UserError(f"a diffusion time is a whole number of steps from 0 to {self.steps}, not {t.flatten()[:8].tolist()}.")
+            raise UserError(
+                f"a diffusion time is a whole number of steps from 0 to {self.steps}, not {t.flatten()[:8].tolist()}."
+            )
         return self.log_alpha_bar[t.cpu()].exp().to(t.device)
 
     def alpha(self, t: Tensor | int) -> Tensor:
@@ -73,7 +79,9 @@ class Schedule:
         """x_s -> x_t for s ≤ t:  x_t = r x_s + √(1 − r²)·noise,  r = α(t)/α(s). Raises UserError where s > t."""
         ratio = self.alpha_bar(t) / self.alpha_bar(s)
         if bool((ratio > 1).any()):
-            raise UserError("noise is only added going forward: the time to advance to lies before the time of the image.")
+            raise UserError(
+                "noise is only added going forward: the time to advance to lies before the time of the image."
+            )
         return per_sample(ratio.sqrt(), x_s) * x_s + per_sample((1 - ratio).sqrt(), x_s) * noise
 
 

@@ -55,5 +55,10 @@ def _stamp(path: str) -> list[int] | None:
 
 
 def _sources(paper: str) -> str:
-    files = [p for folder in (ROOT / "shared", ROOT / "papers" / paper) for p in folder.rglob("*") if p.suffix in (".py", ".json", ".toml")]
+    files = [
+        p
+        for folder in (ROOT / "shared", ROOT / "papers" / paper)
+        for p in folder.rglob("*")
+        if p.suffix in (".py", ".json", ".toml")
+    ]
     return digest([[str(p), *stamp(p)] for p in sorted(files)])

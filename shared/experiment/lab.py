@@ -87,7 +87,9 @@ class Lab:
     def open_leaves(self, found: Iterable[object]) -> None:
         """Look at what is given among these parts of steps, so that what is to be downloaded is there."""
         for leaf in found:
-            if hasattr(leaf, "identity") and not any(needs(leaf)):  # it is known without anything that is yet to be made
+            if hasattr(leaf, "identity") and not any(
+                needs(leaf)
+            ):  # it is known without anything that is yet to be made
                 self.identity(leaf)
 
     def identity(self, leaf: Hashable) -> object:
@@ -149,7 +151,11 @@ class Lab:
             return False
         if sha256_file(path) == record.get("sha256"):
             return True
-        print(f"note: {path} is not as it was written (damaged or changed by hand); it will be made again.", file=sys.stderr, flush=True)
+        print(
+            f"note: {path} is not as it was written (damaged or changed by hand); it will be made again.",
+            file=sys.stderr,
+            flush=True,
+        )
         return False
 
     def keep(self, step: Kept, tensors: dict[str, Tensor], part: str = "", facts: dict[str, str] | None = None) -> None:
@@ -165,7 +171,9 @@ class Lab:
         self._identities.clear()  # of a leaf that holds the step
         path.with_suffix(".json").unlink(missing_ok=True)
         save_tensors(tensors, path, facts)
-        write_json(path.with_suffix(".json"), {"key": self.key(step), "sha256": sha256_file(path), "facts": facts or {}})
+        write_json(
+            path.with_suffix(".json"), {"key": self.key(step), "sha256": sha256_file(path), "facts": facts or {}}
+        )
 
     def weights(self, step: Kept, part: str = "") -> dict[str, Tensor]:
         """What a step has left. Raises UserError where it is missing, or not as it was written."""
@@ -192,7 +200,9 @@ class Lab:
             self.keep(step, tensors, facts=facts)
             self.partial(step).unlink(missing_ok=True)
 
-        for _, level in itertools.groupby(sorted(found, key=depth), key=depth):  # what is needed is there before what needs it
+        for _, level in itertools.groupby(
+            sorted(found, key=depth), key=depth
+        ):  # what is needed is there before what needs it
             todo = [step for step in level if not self.is_made(step)]
             self.accelerator.wait_for_everyone()  # all have looked before anybody makes something
             what = "training" if any(isinstance(step, Trained) for step in todo) else "preparation"
@@ -218,13 +228,19 @@ class Lab:
                 values = made[number.step] = made.get(number.step) or number.step.make(self)
                 wrong = np.size(values.values) - int(np.isfinite(values.values).sum())
                 if wrong:
-                    raise UserError(f"{number.name}: {wrong} of {np.size(values.values)} values are not finite: nothing is stored. See whether "
-                                    "its model, and what it is given, are sound.")
+                    raise UserError(
+                        f"{number.name}: {wrong} of {np.size(values.values)} values are not finite: nothing is stored. See whether "
+                        "its model, and what it is given, are sound."
+                    )
                 save(number, values, time.monotonic() - began)
 
-        self.share("evaluation", list(groups.values()), one, lambda group: f"{group[0].name}, {len(group)} measurements")
+        self.share(
+            "evaluation", list(groups.values()), one, lambda group: f"{group[0].name}, {len(group)} measurements"
+        )
 
-    def share(self, what: str, groups: Sequence[list], make: Callable[[list], None], name: Callable[[list], str]) -> None:
+    def share(
+        self, what: str, groups: Sequence[list], make: Callable[[list], None], name: Callable[[list], str]
+    ) -> None:
         """Every process takes the next group that nobody has taken, the longest first, until none is left; then all wait for each other.
         All processes give the same groups; which one makes a group changes nothing in its result."""
         self.accelerator.wait_for_everyone()
@@ -233,7 +249,9 @@ class Lab:
         for k in self._turns.of(len(groups)):
             began = time.monotonic()
             make(groups[k])
-            print(f"{what}: {name(groups[k])} ({k + 1}/{len(groups)}{who}), {time.monotonic() - began:.1f} s", flush=True)
+            print(
+                f"{what}: {name(groups[k])} ({k + 1}/{len(groups)}{who}), {time.monotonic() - began:.1f} s", flush=True
+            )
         self.accelerator.wait_for_everyone()
 
 
@@ -283,5 +301,13 @@ def _bytes(x: object, seen: set[int]) -> int:
     seen.add(id(x))
     if isinstance(x, nn.Module):
         return sum(_bytes(t, seen) for t in itertools.chain(x.parameters(), x.buffers()))
-    parts = x.values() if isinstance(x, dict) else x if isinstance(x, list | tuple) else vars(x).values() if hasattr(x, "__dict__") else ()
+    parts = (
+        x.values()
+        if isinstance(x, dict)
+        else x
+        if isinstance(x, list | tuple)
+        else vars(x).values()
+        if hasattr(x, "__dict__")
+        else ()
+    )
     return sum(_bytes(part, seen) for part in parts)

@@ -18,7 +18,12 @@ def provenance() -> dict:
         "modified": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "command": " ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
         "versions": {"python": platform.python_version(), **{p: _version(p) for p in packages}},
-        "machine": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.system(), "device": _device()},
+        "machine": {
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "system": platform.system(),
+            "device": _device(),
+        },
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 

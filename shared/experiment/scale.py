@@ -37,7 +37,12 @@ class Options:
     def source(self) -> Source:
         """The data source, after the short options."""
         s = self.data.source
-        return replace(s, root=self.data_root or s.root, download=self.download or s.download, skip_corrupt=self.skip_corrupt or s.skip_corrupt)
+        return replace(
+            s,
+            root=self.data_root or s.root,
+            download=self.download or s.download,
+            skip_corrupt=self.skip_corrupt or s.skip_corrupt,
+        )
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
@@ -46,8 +51,12 @@ def check_seeds(seeds: Sequence[int]) -> None:
         raise UserError(f"--seeds must be one or more different numbers, not {' '.join(map(str, seeds)) or 'nothing'}.")
 
 
-def parse(presets: Mapping[str, Config], description: str, argv: Sequence[str] | None = None,
-          check: Callable[[Config], None] | None = None) -> tuple[str, Config]:
+def parse(
+    presets: Mapping[str, Config],
+    description: str,
+    argv: Sequence[str] | None = None,
+    check: Callable[[Config], None] | None = None,
+) -> tuple[str, Config]:
     """Read `--scale NAME` and then every field of the chosen preset from the command line; returns (scale, configuration).
 
     An unknown option or value prints what is wrong and leaves with exit code 2. Raises UserError for a number out of the
@@ -62,8 +71,13 @@ def parse(presets: Mapping[str, Config], description: str, argv: Sequence[str] |
     if known.scale not in presets:
         raise UserError(f"there is no scale {known.scale!r}: choose one of {', '.join(presets)}.")
     defaults = f"--scale {{{','.join(presets)}}}: where the defaults below come from; these are of {known.scale}."
-    config = from_command_line(type(presets[known.scale]), args=rest, default=presets[known.scale],
-                               prog=f"{prog} --scale {known.scale}", description=f"{description.rstrip()}\n\n{defaults}")
+    config = from_command_line(
+        type(presets[known.scale]),
+        args=rest,
+        default=presets[known.scale],
+        prog=f"{prog} --scale {known.scale}",
+        description=f"{description.rstrip()}\n\n{defaults}",
+    )
     if check is not None:
         check(config)
     return known.scale, config

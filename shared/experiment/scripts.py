@@ -38,7 +38,9 @@ def start(paper: str, script: str, doc: str) -> None:
 def run(paper: str, script: str, doc: str, argv: Sequence[str] | None = None) -> None:
     """The same in a process that goes on. argv: the options, by default those of the command line."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    if os.environ.get("WORLD_SIZE", "1") == "1" and (text := finished.said(paper, script, argv)):  # of several, the launcher has looked
+    if os.environ.get("WORLD_SIZE", "1") == "1" and (
+        text := finished.said(paper, script, argv)
+    ):  # of several, the launcher has looked
         print(text, flush=True)
         return
     looked_at.clear()
@@ -60,7 +62,9 @@ def run(paper: str, script: str, doc: str, argv: Sequence[str] | None = None) ->
     for kind in {type(part) for n in numbers for part in parts(n.step)}:
         source.of(kind)  # the source that runs is the one of now, whoever edits a file while it runs
     first = lab.accelerator.main_process_first() if config.source.download else contextlib.nullcontext()
-    with first:  # what is missing is said before anything is made, or downloaded by one process before the others read it
+    with (
+        first
+    ):  # what is missing is said before anything is made, or downloaded by one process before the others read it
         lab.open_leaves(part for n in numbers for part in parts(n.step))
     with locked(lab.root) if lab.accelerator.is_main_process else contextlib.nullcontext():
         text = {"train": train, "evaluate": evaluate}[script](found, scale, config, lab, numbers)
@@ -89,9 +93,15 @@ def locked(root: Path) -> Iterator[None]:
         except BlockingIOError:
             handle.seek(0)
             owner = handle.read().strip() or "another process"
-            raise UserError(f"another run is at work in {root}: {owner}. Wait until it has ended, or choose another folder (RESULTS=…).") from None
+            raise UserError(
+                f"another run is at work in {root}: {owner}. Wait until it has ended, or choose another folder (RESULTS=…)."
+            ) from None
         except OSError as error:
-            print(f"note: {root} is on a file system without locks ({error.strerror}): start one run at a time there.", file=sys.stderr, flush=True)
+            print(
+                f"note: {root} is on a file system without locks ({error.strerror}): start one run at a time there.",
+                file=sys.stderr,
+                flush=True,
+            )
         handle.truncate(0)
         handle.write(f"process {os.getpid()} on {platform.node()}, since {time.strftime('%Y-%m-%d %H:%M')}\n")
         handle.flush()
@@ -121,7 +131,9 @@ def evaluate(paper: "Paper", scale: str, config: "Options", lab: "Lab", numbers:
 
     for step in closure(n.step for n in numbers):
         if isinstance(step, Trained) and not lab.is_made(step):
-            raise UserError(f"the training of {step.name} is missing or of another configuration: run the training with the same options first.")
+            raise UserError(
+                f"the training of {step.name} is missing or of another configuration: run the training with the same options first."
+            )
     began, said = time.monotonic(), "evaluation: {} measurements, {} already there"
     stale = {n.name for n in numbers if not is_there(lab, n)}
     if lab.accelerator.is_main_process:
@@ -189,10 +201,14 @@ def pass_gates(paper: "Paper", config: "Options", lab: "Lab") -> None:
         found.append(gate(g.name, value, threshold, g.sense, detail))
     if lab.accelerator.is_main_process:
         lab.store.write_gates(found)
-    failed = "; ".join(f"{g['name']} is {g['value']:.3f}, must be {g['sense']} {g['threshold']:.3f}" for g in found if not g["passed"])
+    failed = "; ".join(
+        f"{g['name']} is {g['value']:.3f}, must be {g['sense']} {g['threshold']:.3f}" for g in found if not g["passed"]
+    )
     if failed and config.gates.enforce:
-        raise UserError(f"no defence is measured, because the undefended models do not pass their gates: {failed}. "
-                        f"See papers/{paper.name}/README.md, \"Gates\".")
+        raise UserError(
+            f"no defence is measured, because the undefended models do not pass their gates: {failed}. "
+            f'See papers/{paper.name}/README.md, "Gates".'
+        )
 
 
 def keep(lab: "Lab", number: "Number", values: "Values", seconds: float) -> None:
@@ -205,10 +221,24 @@ def keep(lab: "Lab", number: "Number", values: "Values", seconds: float) -> None
 
     given, seed = np.asarray(values.values, np.float64), number.asked.get("seed")
     mean = intervals.mean({"all": given})
-    lab.store.save(Measurement(
-        number.name, lab.key(number.step), mean.value, mean.low, mean.high, len(given), () if seed is None else (seed,), values.unit,
-        round(seconds, 3), dict(number.tags), {**provenance(), "skipped": list(values.skipped)[:20], "skipped_count": len(values.skipped)},
-        values.sanity, given=given, given_extra=dict(values.extra)))
+    lab.store.save(
+        Measurement(
+            number.name,
+            lab.key(number.step),
+            mean.value,
+            mean.low,
+            mean.high,
+            len(given),
+            () if seed is None else (seed,),
+            values.unit,
+            round(seconds, 3),
+            dict(number.tags),
+            {**provenance(), "skipped": list(values.skipped)[:20], "skipped_count": len(values.skipped)},
+            values.sanity,
+            given=given,
+            given_extra=dict(values.extra),
+        )
+    )
 
 
 def say_times(lab: "Lab", numbers: "list[Number]", seconds: float) -> None:

@@ -21,8 +21,15 @@ from shared.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 PLUMBING = (
-    *(f"shared.experiment.{name}" for name in ("source", "step", "lab", "paper", "scripts", "store", "scale", "provenance")),
-    "shared.report", "shared.errors", "shared.files", "shared.lifeline", "shared.options",
+    *(
+        f"shared.experiment.{name}"
+        for name in ("source", "step", "lab", "paper", "scripts", "store", "scale", "provenance")
+    ),
+    "shared.report",
+    "shared.errors",
+    "shared.files",
+    "shared.lifeline",
+    "shared.options",
 )
 
 
@@ -41,7 +48,9 @@ def used_by(thing: type | Callable) -> dict[tuple[str, str], str]:
         module = None if at in out or at[0].startswith(PLUMBING) else read(at[0])
         if module is None:
             continue
-        names = list(module.own) if at[1] == "*" else [at[1]]  # "*": a module as an object, used in a way that cannot be followed
+        names = (
+            list(module.own) if at[1] == "*" else [at[1]]
+        )  # "*": a module as an object, used in a way that cannot be followed
         found = [module.definition(name) for name in names]
         out[at] = "".join(text for text, _ in found)
         todo += [_target(*use) for _, uses in found for use in uses]
@@ -58,7 +67,9 @@ def _target(module: str, name: str, rest: str) -> tuple[str, str]:
     if inner is None:
         return module, name
     head, _, more = rest.partition(".")
-    if head and head not in inner.own and head not in inner.imported and read(f"{whole}.{head}") is not None:  # a module inside it
+    if (
+        head and head not in inner.own and head not in inner.imported and read(f"{whole}.{head}") is not None
+    ):  # a module inside it
         return _target(whole, head, more)
     return whole, head or "*"
 
@@ -70,7 +81,9 @@ class Module:
         try:
             tree = ast.parse(path.read_bytes())
         except SyntaxError as error:
-            raise UserError(f"{path} is no Python in line {error.lineno}: mend it, since what it says is part of what is measured.") from error
+            raise UserError(
+                f"{path} is no Python in line {error.lineno}: mend it, since what it says is part of what is measured."
+            ) from error
         package = name if path.name == "__init__.py" else name.rpartition(".")[0]
         self.name = name
         self.own = {bound: node for node in tree.body for bound in _bound(node)}
@@ -123,7 +136,11 @@ def _file(module: str) -> Path | None:
 
 
 def _installed(path: Path) -> bool:
-    return "site-packages" in path.parts or "dist-packages" in path.parts or path.is_relative_to(sysconfig.get_path("stdlib"))
+    return (
+        "site-packages" in path.parts
+        or "dist-packages" in path.parts
+        or path.is_relative_to(sysconfig.get_path("stdlib"))
+    )
 
 
 def _bound(node: ast.stmt) -> Iterator[str]:
@@ -138,10 +155,14 @@ def _imports(node: ast.AST, package: str) -> Iterator[tuple[str, tuple[str, str]
     """local name -> (module, name) of an import; name is "" where the module itself is meant."""
     if isinstance(node, ast.Import):
         for alias in node.names:
-            yield (alias.asname, (alias.name, "")) if alias.asname else (alias.name.partition(".")[0], (alias.name.partition(".")[0], ""))
+            yield (
+                (alias.asname, (alias.name, ""))
+                if alias.asname
+                else (alias.name.partition(".")[0], (alias.name.partition(".")[0], ""))
+            )
     elif isinstance(node, ast.ImportFrom):
         parts = package.split(".")
-        base = ".".join(parts[:len(parts) - node.level + 1]) if node.level else ""
+        base = ".".join(parts[: len(parts) - node.level + 1]) if node.level else ""
         where = ".".join(filter(None, (base, node.module)))
         for alias in node.names:
             yield alias.asname or alias.name, (where, alias.name)

@@ -55,14 +55,20 @@ class Measurement:
     @cached_property
     def extra(self) -> dict[str, np.ndarray]:
         """The further arrays by name, {} if there are none."""
-        return self.given_extra or {} if self.given is not None else {k: v for k, v in self._read().items() if k != "values"}
+        return (
+            self.given_extra or {}
+            if self.given is not None
+            else {k: v for k, v in self._read().items() if k != "values"}
+        )
 
     def _read(self) -> dict[str, np.ndarray]:
         try:
             with np.load(self.path, allow_pickle=False) as archive:
                 return {name: archive[name] for name in archive.files}
         except Exception as error:
-            raise UserError(f"the values of a measurement, {self.path}, cannot be read: delete its .json and measure again.") from error
+            raise UserError(
+                f"the values of a measurement, {self.path}, cannot be read: delete its .json and measure again."
+            ) from error
 
 
 def slug(*parts: object) -> str:
@@ -87,22 +93,31 @@ class Store:
             facts = json.loads(Path(look_at(path)).read_text())
             said, values = facts.pop("sha256"), facts.pop("sha256_values")
             found = Measurement(**{**facts, "seeds": tuple(facts["seeds"])}, path=path.with_suffix(".npz"))
-            if said == digest([facts, values]) and sha256_file(found.path) == values and (found.slug, found.key) == (name, key):
+            if (
+                said == digest([facts, values])
+                and sha256_file(found.path) == values
+                and (found.slug, found.key) == (name, key)
+            ):
                 return found
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             if not path.is_file():
                 return None
         if path not in self._noted:
             self._noted.add(path)
-            print(f"note: the measurement {path} is not as it was written (damaged or changed by hand); it counts as missing.", file=sys.stderr)
+            print(
+                f"note: the measurement {path} is not as it was written (damaged or changed by hand); it counts as missing.",
+                file=sys.stderr,
+            )
         return None
 
     def read(self, name: str, key: str) -> Measurement:
         """A measurement that was there a moment ago. Raises UserError if it no longer is: somebody else is at work in the folder."""
         found = self.load(name, key)
         if found is None:
-            raise UserError(f"the measurement {name} was in {self.root} a moment ago and is gone: something else changes files there; "
-                            "run the same command again when it has ended.")
+            raise UserError(
+                f"the measurement {name} was in {self.root} a moment ago and is gone: something else changes files there; "
+                "run the same command again when it has ended."
+            )
         return found
 
     def fresh(self, name: str, key: str) -> bool:
@@ -116,7 +131,11 @@ class Store:
         with atomic_path(path.with_suffix(".npz")) as temporary:
             np.savez(temporary, values=measurement.values, **measurement.extra)
         hidden = ("path", "given", "given_extra")
-        facts = {k: v for k, v in asdict(replace(measurement, path=None, given=None, given_extra=None)).items() if k not in hidden}
+        facts = {
+            k: v
+            for k, v in asdict(replace(measurement, path=None, given=None, given_extra=None)).items()
+            if k not in hidden
+        }
         facts, values = json.loads(json.dumps(facts)), sha256_file(path.with_suffix(".npz"))
         write_json(path, {**facts, "sha256_values": values, "sha256": digest([facts, values])})
 
@@ -130,12 +149,18 @@ class Store:
         try:
             plan = json.loads(path.read_text())
         except FileNotFoundError as error:
-            raise UserError(f"there are no measurements in {self.root}: run `make reproduce-{paper} SCALE={scale}` first.") from error
+            raise UserError(
+                f"there are no measurements in {self.root}: run `make reproduce-{paper} SCALE={scale}` first."
+            ) from error
         except (OSError, ValueError) as error:
-            raise UserError(f"{path} cannot be read (damaged or cut short): run `make reproduce-{paper} SCALE={scale}` again; what is measured "
-                            "is kept.") from error
+            raise UserError(
+                f"{path} cannot be read (damaged or cut short): run `make reproduce-{paper} SCALE={scale}` again; what is measured "
+                "is kept."
+            ) from error
         if not isinstance(plan, dict) or not isinstance(plan.get("keys"), dict) or plan.get("paper", paper) != paper:
-            raise UserError(f"{path} is not a plan of {paper}: run `make reproduce-{paper} SCALE={scale}` again; what is measured is kept.")
+            raise UserError(
+                f"{path} is not a plan of {paper}: run `make reproduce-{paper} SCALE={scale}` again; what is measured is kept."
+            )
         return plan
 
     def planned(self) -> list[Measurement]:
@@ -160,5 +185,14 @@ class Store:
 
 def gate(name: str, value: float, threshold: float, sense: str, detail: str = "") -> dict:
     """One gate: passed if value >= threshold (sense ">=") or value <= threshold (sense "<=")."""
-    passed = value >= threshold - 1e-9 if sense == ">=" else value <= threshold + 1e-9  # 1 − 0.95 is a little more than 0.05
-    return {"name": name, "value": float(value), "threshold": float(threshold), "sense": sense, "passed": bool(passed), "detail": detail}
+    passed = (
+        value >= threshold - 1e-9 if sense == ">=" else value <= threshold + 1e-9
+    )  # 1 − 0.95 is a little more than 0.05
+    return {
+        "name": name,
+        "value": float(value),
+        "threshold": float(threshold),
+        "sense": sense,
+        "passed": bool(passed),
+        "detail": detail,
+    }

@@ -33,7 +33,9 @@ def non_target(labels, target: int) -> np.ndarray:
     """(N,) bool, the images that ASR is taken over. Raises UserError if there is none."""
     keep = _vector(labels) != target
     if not keep.any():
-        raise UserError(f"all {len(keep)} images are of the target class {target}: an attack success rate needs images of other classes.")
+        raise UserError(
+            f"all {len(keep)} images are of the target class {target}: an attack success rate needs images of other classes."
+        )
     return keep
 
 
@@ -86,7 +88,9 @@ def rank_ratio(similarity, poisoned: int, of_target) -> np.ndarray:
     similarity, of_target = _matrix(similarity), np.array(_vector(of_target), bool)
     _demand_columns(np.array([poisoned]), similarity)
     if of_target.shape != similarity.shape[1:]:
-        raise UserError(f"{len(of_target)} marks of the target class for {similarity.shape[1]} candidates: give one per candidate.")
+        raise UserError(
+            f"{len(of_target)} marks of the target class for {similarity.shape[1]} candidates: give one per candidate."
+        )
     of_target[poisoned] = False
     if not of_target.any():
         raise UserError("the target class has no clean candidate: a rank ratio compares the poisoned one with these.")
@@ -97,25 +101,33 @@ def rank_ratio(similarity, poisoned: int, of_target) -> np.ndarray:
 def _vector(values) -> np.ndarray:
     values = np.asarray(values)
     if values.ndim != 1 or not len(values):
-        raise UserError(f"labels and predictions are lists of numbers, not arrays of shape {values.shape}: give at least one example.")
+        raise UserError(
+            f"labels and predictions are lists of numbers, not arrays of shape {values.shape}: give at least one example."
+        )
     return values
 
 
 def _pair(predicted, labels) -> tuple[np.ndarray, np.ndarray]:
     predicted, labels = _vector(predicted), _vector(labels)
     if len(predicted) != len(labels):
-        raise UserError(f"{len(predicted)} predictions cannot be compared with {len(labels)} labels: give one per image.")
+        raise UserError(
+            f"{len(predicted)} predictions cannot be compared with {len(labels)} labels: give one per image."
+        )
     return predicted, labels
 
 
 def _matrix(similarity) -> np.ndarray:
     similarity = np.asarray(similarity)
     if similarity.ndim != 2 or not similarity.size or not np.isfinite(similarity).all():
-        raise UserError(f"similarities are a table of captions × candidates, finite and not empty, not an array of shape {similarity.shape}.")
+        raise UserError(
+            f"similarities are a table of captions × candidates, finite and not empty, not an array of shape {similarity.shape}."
+        )
     return similarity
 
 
 def _demand_columns(columns: np.ndarray, similarity: np.ndarray, rows: int | None = None) -> None:
     if (rows is not None and len(columns) != rows) or columns.min() < 0 or columns.max() >= similarity.shape[1]:
         table = " × ".join(map(str, similarity.shape))
-        raise UserError(f"the candidates {columns.tolist()[:5]} do not fit a table of {table} captions × candidates: count columns from 0.")
+        raise UserError(
+            f"the candidates {columns.tolist()[:5]} do not fit a table of {table} captions × candidates: count columns from 0."
+        )

@@ -42,9 +42,31 @@ SIGMA = 6.0
 PRINTED = 100.0
 VARIANTS = ("cider-d", "cider")
 _SPELLINGS = {
-    "’": "'", "‘": "'", "“": '"', "”": '"', "«": '"', "»": '"', "‹": '"', "›": '"', "–": " -- ", "—": " -- ", "…": " ... ",
-    "£": " # ", "€": " $ ", "¢": " cents ", "½": " 1/2 ", "¼": " 1/4 ", "¾": " 3/4 ", "⅓": " 1/3 ", "⅔": " 2/3 ",
-    "\xad": "", "\u200b": " ", "&amp;": " & ", "&lt;": " < ", "&gt;": " > ", "&quot;": '"',
+    "’": "'",
+    "‘": "'",
+    "“": '"',
+    "”": '"',
+    "«": '"',
+    "»": '"',
+    "‹": '"',
+    "›": '"',
+    "–": " -- ",
+    "—": " -- ",
+    "…": " ... ",
+    "£": " # ",
+    "€": " $ ",
+    "¢": " cents ",
+    "½": " 1/2 ",
+    "¼": " 1/4 ",
+    "¾": " 3/4 ",
+    "⅓": " 1/3 ",
+    "⅔": " 2/3 ",
+    "\xad": "",
+    "\u200b": " ",
+    "&amp;": " & ",
+    "&lt;": " < ",
+    "&gt;": " > ",
+    "&quot;": '"',
 }
 _SPELLED = re.compile("|".join(map(re.escape, _SPELLINGS)))
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
@@ -54,25 +76,42 @@ _ABBREVIATIONS = (
 )
 # letters, digits, and the vowel signs that Python does not count among them
 _W = r"(?:[^\W_]|[\u0900-\u0dff\u0e31-\u0e4e])"
-_TOKEN = re.compile("|".join((
-    r"(?:https?://|www\.)\S*[^\W_]",
-    r"[\w.]+@\w+(?:\.\w+)+", r"[@#][A-Za-z_]+(?:(?<=@.)\w+)?",
-    r"</?[A-Za-z][^<>]*>",
-    r"[:;=]-?[()DP](?![A-Za-z])",  # smileys
-    rf"(?i:(?<![\w.-])(?:{_ABBREVIATIONS})\.(?![A-Za-z]))", r"(?i:(?<!\w)(?:nos?|figs?)\.(?=\s*\d))",
-    r"(?<![\w'])(?:[A-Za-z]\.){2,}(?:-[A-Za-z]+)?(?![A-Za-z])",
-    r"(?<![\w'])(?:[A-HJ-Z]\.|[a-zI]\.(?!\s+(?:A\s|[A-Z][a-z])))(?![A-Za-z])",
-    r"[A-Z]+(?:&[A-Z]+)+", r"(?<!\w)[Cc](?:\+\+|#)",
-    r"[A-Za-z]+(?:[.!][A-Za-z]+)+",
-    r"\d+(?:[.,]\d+)*(?:-[A-Za-z]+)+", r"(?:(?<!\w)[-+])?(?:\d+(?:[.,:]\d+)+|(?<![\d.])[.:]\d+)", r"(?<!\S)[-+]\d+|(?<=\d)\+\d+",
-    r"(?i:(?<!\w)(?:can(?=not(?![\w'-]))|(?:gon|wan)(?=na(?![\w'-]))|got(?=ta(?![\w'-]))"
-    r"|(?:gim|lem)(?=me(?![\w'-]))))",
-    rf"(?i:(?<!\w)(?:[jy]'(?={_W})|'t(?=(?:is|was)(?!\w))|'(?:em|til|cause)(?!\w)|'\d0s(?!\w)|'\d\d(?![\w'])))",
-    r"(?i:'n(?:'|(?!\w)))", r"(?i:(?<!\w)(?:ol|lil)'(?!\w))",
-    rf"(?i:(?<!\w)(?:[dlosnc]|qu)'{_W}{{2,}}|(?<!\w)ma'am)", rf"(?<!\w)[A-HJ-XZ]'{_W}{{2,}}",
-    rf"(?i:{_W}+?(?=n't(?!\w))|n't(?!\w)|'(?:s|m|d|ll|re|ve)(?!\w))",
-    rf"{_W}+(?:[-/_]{_W}+)*(?<!n(?='t))",
-    r"[!?]{2,}", r"\*+", r"_+", "<<", ">>", r"[^\w\s'\"`.,:;!?\U00010000-\U0010ffff-]")))
+_TOKEN = re.compile(
+    "|".join(
+        (
+            r"(?:https?://|www\.)\S*[^\W_]",
+            r"[\w.]+@\w+(?:\.\w+)+",
+            r"[@#][A-Za-z_]+(?:(?<=@.)\w+)?",
+            r"</?[A-Za-z][^<>]*>",
+            r"[:;=]-?[()DP](?![A-Za-z])",  # smileys
+            rf"(?i:(?<![\w.-])(?:{_ABBREVIATIONS})\.(?![A-Za-z]))",
+            r"(?i:(?<!\w)(?:nos?|figs?)\.(?=\s*\d))",
+            r"(?<![\w'])(?:[A-Za-z]\.){2,}(?:-[A-Za-z]+)?(?![A-Za-z])",
+            r"(?<![\w'])(?:[A-HJ-Z]\.|[a-zI]\.(?!\s+(?:A\s|[A-Z][a-z])))(?![A-Za-z])",
+            r"[A-Z]+(?:&[A-Z]+)+",
+            r"(?<!\w)[Cc](?:\+\+|#)",
+            r"[A-Za-z]+(?:[.!][A-Za-z]+)+",
+            r"\d+(?:[.,]\d+)*(?:-[A-Za-z]+)+",
+            r"(?:(?<!\w)[-+])?(?:\d+(?:[.,:]\d+)+|(?<![\d.])[.:]\d+)",
+            r"(?<!\S)[-+]\d+|(?<=\d)\+\d+",
+            r"(?i:(?<!\w)(?:can(?=not(?![\w'-]))|(?:gon|wan)(?=na(?![\w'-]))|got(?=ta(?![\w'-]))"
+            r"|(?:gim|lem)(?=me(?![\w'-]))))",
+            rf"(?i:(?<!\w)(?:[jy]'(?={_W})|'t(?=(?:is|was)(?!\w))|'(?:em|til|cause)(?!\w)|'\d0s(?!\w)|'\d\d(?![\w'])))",
+            r"(?i:'n(?:'|(?!\w)))",
+            r"(?i:(?<!\w)(?:ol|lil)'(?!\w))",
+            rf"(?i:(?<!\w)(?:[dlosnc]|qu)'{_W}{{2,}}|(?<!\w)ma'am)",
+            rf"(?<!\w)[A-HJ-XZ]'{_W}{{2,}}",
+            rf"(?i:{_W}+?(?=n't(?!\w))|n't(?!\w)|'(?:s|m|d|ll|re|ve)(?!\w))",
+            rf"{_W}+(?:[-/_]{_W}+)*(?<!n(?='t))",
+            r"[!?]{2,}",
+            r"\*+",
+            r"_+",
+            "<<",
+            ">>",
+            r"[^\w\s'\"`.,:;!?\U00010000-\U0010ffff-]",
+        )
+    )
+)
 
 
 def tokens(text: str) -> list[str]:
@@ -105,7 +144,9 @@ class Cider:
         if variant not in VARIANTS:
             raise UserError(f"there is no CIDEr variant {variant!r}: use {' or '.join(VARIANTS)}.")
         if len(corpus) < 2:
-            raise UserError(f"CIDEr needs the references of at least 2 pictures to tell rare words from common ones, got {len(corpus)}.")
+            raise UserError(
+                f"CIDEr needs the references of at least 2 pictures to tell rare words from common ones, got {len(corpus)}."
+            )
         self.variant, self._cache = variant, {}
         frequency: Counter = Counter()
         for references in corpus:
@@ -119,8 +160,13 @@ class Cider:
     def score(self, captions: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
         """(N,) float64, 0 … 10: caption i against its own references. Raises UserError if their numbers differ or a picture has no references."""
         if len(captions) != len(references):
-            raise UserError(f"{len(captions)} captions cannot be scored against {len(references)} lists of references: give one list per caption.")
-        return np.array([self._score(self._vector(c), self._vectors(r)) for c, r in zip(captions, references, strict=True)], np.float64)
+            raise UserError(
+                f"{len(captions)} captions cannot be scored against {len(references)} lists of references: give one list per caption."
+            )
+        return np.array(
+            [self._score(self._vector(c), self._vectors(r)) for c, r in zip(captions, references, strict=True)],
+            np.float64,
+        )
 
     def points(self, captions: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
         """`score` × 100, what papers print."""
@@ -128,7 +174,10 @@ class Cider:
 
     def _vector(self, text: str) -> _Vector:
         words = tokens(text)
-        weights = tuple({gram: count * self._idf.get(gram, self._unseen) for gram, count in counts.items()} for counts in _counts(words))
+        weights = tuple(
+            {gram: count * self._idf.get(gram, self._unseen) for gram, count in counts.items()}
+            for counts in _counts(words)
+        )
         return _Vector(weights, tuple(sum(w * w for w in part.values()) ** 0.5 for part in weights), len(words))
 
     def _vectors(self, references: Sequence[str]) -> tuple[_Vector, ...]:

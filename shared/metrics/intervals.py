@@ -70,7 +70,14 @@ class Estimate:
     def scaled(self, factor: float) -> "Estimate":
         """The same estimate in another unit, e.g. `scaled(100)` for percent. A negative factor swaps the ends."""
         low, high = sorted((self.low * factor, self.high * factor))
-        return Estimate(self.value * factor, low, high, self.n, self.seeds, lambda z: tuple(sorted(end * factor for end in self._at(z))))
+        return Estimate(
+            self.value * factor,
+            low,
+            high,
+            self.n,
+            self.seeds,
+            lambda z: tuple(sorted(end * factor for end in self._at(z))),
+        )
 
     def interval(self, level: float) -> tuple[float, float]:
         """(low, high) at another level, e.g. 0.9 for two one-sided tests at 5 % each."""
@@ -121,7 +128,9 @@ def paired_difference(a: Sets, b: Sets) -> Estimate:
     Raises UserError when the sets or their numbers of examples differ.
     """
     if isinstance(a, Mapping) and isinstance(b, Mapping) and a.keys() != b.keys():
-        raise UserError(f"a paired difference needs the same sets on both sides; only one side has {sorted(a.keys() ^ b.keys())}")
+        raise UserError(
+            f"a paired difference needs the same sets on both sides; only one side has {sorted(a.keys() ^ b.keys())}"
+        )
     left, right = _same_seeds(_matrices(a), _matrices(b))
     if [m.shape for m in left] != [m.shape for m in right]:
         raise UserError("a paired difference needs the same examples on both sides, but their numbers differ")
@@ -131,7 +140,9 @@ def paired_difference(a: Sets, b: Sets) -> Estimate:
     gained = _value([(c, np.maximum(d, 0)) for c, d in terms])
     lost = _value([(c, np.maximum(-d, 0)) for c, d in terms])
     pairs = _effective(terms, gained + lost - (gained - lost) ** 2)
-    return _estimate(gained - lost, lambda z: _tango(pairs * gained, pairs * lost, pairs, z), _seeds(terms), terms, (-1.0, 1.0))
+    return _estimate(
+        gained - lost, lambda z: _tango(pairs * gained, pairs * lost, pairs, z), _seeds(terms), terms, (-1.0, 1.0)
+    )
 
 
 def unpaired_difference(a: Sets, b: Sets) -> Estimate:
@@ -164,7 +175,9 @@ def ratio(a: Sets, b: Sets) -> Estimate:
     def ends(z: float) -> tuple[float, float]:
         (a_low, a_high), (b_low, b_high) = top._at(z), bottom._at(z)
         product = top.value * bottom.value
-        a_low, a_high, b_low, b_high = (end * (2 * e.value - end) for end, e in ((a_low, top), (a_high, top), (b_low, bottom), (b_high, bottom)))
+        a_low, a_high, b_low, b_high = (
+            end * (2 * e.value - end) for end, e in ((a_low, top), (a_high, top), (b_low, bottom), (b_high, bottom))
+        )
         low = a_low / (product + math.sqrt(max(0.0, product**2 - a_low * b_high))) if a_low else 0.0
         return low, (product + math.sqrt(max(0.0, product**2 - a_high * b_low))) / b_low if b_low > 0 else math.inf
 
@@ -172,7 +185,9 @@ def ratio(a: Sets, b: Sets) -> Estimate:
     return Estimate(top.value / bottom.value, low, high, top.n + bottom.n, top.seeds, ends)
 
 
-def _estimate(value: float, distances: Ends, from_seeds: float, terms: Terms, limits: tuple[float, float] | None) -> Estimate:
+def _estimate(
+    value: float, distances: Ends, from_seeds: float, terms: Terms, limits: tuple[float, float] | None
+) -> Estimate:
     """The interval from the examples' two distances and the seeds' variance (module docstring), within `limits`."""
     seeds = len(terms[0][1])
 
@@ -204,7 +219,9 @@ def _distances(terms: Terms) -> Ends:
         n = _effective(terms, value * (1 - value))
         return lambda z: _exact(n * value, n, z)
     df = sum(matrix.shape[1] - 1 for _, matrix in terms)
-    error = math.sqrt(sum(c * c * matrix.mean(0).var(ddof=1) / matrix.shape[1] for c, matrix in terms if matrix.shape[1] > 1))
+    error = math.sqrt(
+        sum(c * c * matrix.mean(0).var(ddof=1) / matrix.shape[1] for c, matrix in terms if matrix.shape[1] > 1)
+    )
     return lambda z: (-float(stdtrit(max(df, 1), ndtr(-z))) * error,) * 2
 
 
@@ -243,7 +260,9 @@ def _tango_above(gained: float, lost: float, n: float, z: float) -> float:
     def rejected(difference: float) -> float:
         linear = (2 * n - gained + lost) * difference - gained - lost
         product = lost * difference * (1 - difference)
-        share = (math.sqrt(max(0.0, linear**2 + 8 * n * product)) - linear) / (4 * n)  # of `lost` under the null, by maximum likelihood
+        share = (math.sqrt(max(0.0, linear**2 + 8 * n * product)) - linear) / (
+            4 * n
+        )  # of `lost` under the null, by maximum likelihood
         return n * (difference - value) - z * math.sqrt(n * max(0.0, 2 * share + difference * (1 - difference)))
 
     if value >= 1 - 1e-9 or z <= 0:
@@ -267,7 +286,9 @@ def _matrices(sets: Sets) -> list[np.ndarray]:
     if len({len(m) for m in out}) != 1:
         raise UserError(f"all sets need the same seeds, got {[len(m) for m in out]} of them")
     if not all(np.isfinite(m).all() for m in out):
-        raise UserError("per-example values hold NaN or infinity: the measurement went wrong, delete it and measure again")
+        raise UserError(
+            "per-example values hold NaN or infinity: the measurement went wrong, delete it and measure again"
+        )
     return out
 
 
@@ -276,7 +297,9 @@ def _same_seeds(left: list[np.ndarray], right: list[np.ndarray]) -> tuple[list[n
     if a != b and 1 not in (a, b):
         raise UserError(f"the two sides have {a} and {b} seeds: compare the seeds they share")
     seeds = max(a, b)
-    return [np.broadcast_to(m, (seeds, m.shape[1])) for m in left], [np.broadcast_to(m, (seeds, m.shape[1])) for m in right]
+    return [np.broadcast_to(m, (seeds, m.shape[1])) for m in left], [
+        np.broadcast_to(m, (seeds, m.shape[1])) for m in right
+    ]
 
 
 def _rates(matrices: list[np.ndarray]) -> bool:

@@ -1,9 +1,9 @@
 """How far a picture is from its original: PSNR, SSIM, and similarity in the eyes of an image encoder. One value per picture.
 
-    PSNR = −10·log10( mean (x − y)² )  dB, for pixels in [0, 1]
-    SSIM   Wang et al. 2004, by scikit-image with the settings of that paper (Gaussian window of σ = 1.5, population covariance); the mean over
-           pixels and channels
-    CLIP   cos( F(x), F(y) ) for an encoder F
+PSNR = −10·log10( mean (x − y)² )  dB, for pixels in [0, 1]
+SSIM   Wang et al. 2004, by scikit-image with the settings of that paper (Gaussian window of σ = 1.5, population covariance); the mean over
+       pixels and channels
+CLIP   cos( F(x), F(y) ) for an encoder F
 """
 
 from collections.abc import Callable
@@ -18,7 +18,9 @@ PSNR_CAP = 100.0  # dB of two equal pictures: infinite values could be neither a
 
 def _both(x: Tensor, y: Tensor) -> tuple[np.ndarray, np.ndarray]:
     if x.shape != y.shape or x.dim() != 4:
-        raise UserError(f"pictures of shapes {tuple(x.shape)} and {tuple(y.shape)} cannot be compared: both must be (N, 3, H, W).")
+        raise UserError(
+            f"pictures of shapes {tuple(x.shape)} and {tuple(y.shape)} cannot be compared: both must be (N, 3, H, W)."
+        )
     return x.detach().cpu().double().numpy(), y.detach().cpu().double().numpy()
 
 
@@ -35,7 +37,9 @@ def ssim(x: Tensor, y: Tensor) -> np.ndarray:
 
     a, b = _both(x, y)
     if min(a.shape[2:]) < 11:
-        raise UserError(f"SSIM looks through a window of 11 pixels and the pictures are {a.shape[2]}×{a.shape[3]}: use larger ones.")
+        raise UserError(
+            f"SSIM looks through a window of 11 pixels and the pictures are {a.shape[2]}×{a.shape[3]}: use larger ones."
+        )
     how = {"channel_axis": 0, "data_range": 1.0, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     return np.array([structural_similarity(p, q, **how) for p, q in zip(a, b, strict=True)], np.float64)
 
@@ -45,5 +49,8 @@ def embedding_similarity(embed: Callable[[Tensor], Tensor], x: Tensor, y: Tensor
     import torch
 
     with torch.no_grad():
-        parts = [torch.cosine_similarity(embed(a).double(), embed(b).double()) for a, b in zip(x.split(batch), y.split(batch), strict=True)]
+        parts = [
+            torch.cosine_similarity(embed(a).double(), embed(b).double())
+            for a, b in zip(x.split(batch), y.split(batch), strict=True)
+        ]
     return torch.cat(parts).cpu().numpy() if parts else np.zeros(0)

@@ -1,8 +1,8 @@
 """Do two samples come from one distribution? The maximum mean discrepancy with a Gaussian kernel, and its permutation test (Gretton et al. 2012).
 
-    k(a, b) = exp(−‖a − b‖²/(2 s²))
-    MMD²_u  = 1/(m(m−1)) Σ_{i≠j} k(x_i, x_j) + 1/(n(n−1)) Σ_{i≠j} k(y_i, y_j) − 2/(mn) Σ_{i,j} k(x_i, y_j)      eq. 3, unbiased, may be negative
-    p       = (1 + #{π : MMD²_u of the samples divided anew by π ≥ MMD²_u}) / (1 + number of divisions)             never 0
+k(a, b) = exp(−‖a − b‖²/(2 s²))
+MMD²_u  = 1/(m(m−1)) Σ_{i≠j} k(x_i, x_j) + 1/(n(n−1)) Σ_{i≠j} k(y_i, y_j) − 2/(mn) Σ_{i,j} k(x_i, y_j)      eq. 3, unbiased, may be negative
+p       = (1 + #{π : MMD²_u of the samples divided anew by π ≥ MMD²_u}) / (1 + number of divisions)             never 0
 """
 
 import numpy as np
@@ -16,7 +16,9 @@ def median_distance(x) -> float:
     distances = np.sqrt(_squared(x, x)[np.triu_indices(len(x), 1)])
     width = float(np.median(distances)) if len(distances) else 0.0
     if not width > 0:
-        raise UserError(f"the median distance among {len(x)} samples is {width}: more than half of them are equal, so give a bandwidth.")
+        raise UserError(
+            f"the median distance among {len(x)} samples is {width}: more than half of them are equal, so give a bandwidth."
+        )
     return width
 
 
@@ -48,7 +50,9 @@ def permutation_test(x, y, bandwidth: float | None = None, n: int = 500, seed: i
 def _rows(x) -> np.ndarray:
     x = np.asarray(x.detach().cpu() if hasattr(x, "detach") else x, np.float64)
     if x.ndim != 2 or not np.isfinite(x).all():
-        raise UserError(f"a sample must be finite features (N, D), not an array of shape {x.shape}{'' if x.ndim != 2 else ' with others in it'}.")
+        raise UserError(
+            f"a sample must be finite features (N, D), not an array of shape {x.shape}{'' if x.ndim != 2 else ' with others in it'}."
+        )
     return x
 
 
@@ -62,7 +66,9 @@ def _kernel(x, y, bandwidth: float | None) -> tuple[np.ndarray, int]:
     """k of the pooled sample (m + n, m + n) with zeros on the diagonal, and m."""
     x, y = _rows(x), _rows(y)
     if min(len(x), len(y)) < 2 or x.shape[1] != y.shape[1]:
-        raise UserError(f"samples of shapes {x.shape} and {y.shape} cannot be compared: both need at least 2 rows, of one width.")
+        raise UserError(
+            f"samples of shapes {x.shape} and {y.shape} cannot be compared: both need at least 2 rows, of one width."
+        )
     both = np.concatenate([x, y])
     width = median_distance(both) if bandwidth is None else bandwidth
     if not width > 0:

@@ -22,9 +22,21 @@ import numpy as np
 
 from shared.errors import UserError
 
-_SIGNS = ";/[]\"{}()=+\\_-><@`,?!"
-_NUMBERS = {"none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8",
-            "nine": "9", "ten": "10"}
+_SIGNS = ';/[]"{}()=+\\_-><@`,?!'
+_NUMBERS = {
+    "none": "0",
+    "zero": "0",
+    "one": "1",
+    "two": "2",
+    "three": "3",
+    "four": "4",
+    "five": "5",
+    "six": "6",
+    "seven": "7",
+    "eight": "8",
+    "nine": "9",
+    "ten": "10",
+}
 _ARTICLES = ("a", "an", "the")
 # the contractions of the evaluation code's table
 _FULL = (
@@ -38,7 +50,7 @@ _FULL = (
 )
 _MARK = re.compile("'")
 # a key lacks one apostrophe of its contraction; one entry of the table takes an apostrophe away
-_CONTRACTIONS = {full[:at.start()] + full[at.end():]: full for full in _FULL.split() for at in _MARK.finditer(full)}
+_CONTRACTIONS = {full[: at.start()] + full[at.end() :]: full for full in _FULL.split() for at in _MARK.finditer(full)}
 _CONTRACTIONS["somebody'd"] = "somebodyd"
 
 
@@ -65,7 +77,9 @@ def vqa_accuracy(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -
     Raises UserError if their numbers differ, or a question has fewer than 4 answers (nothing could then be fully right).
     """
     if len(predictions) != len(answers):
-        raise UserError(f"{len(predictions)} predictions cannot be scored against {len(answers)} lists of answers: give one list per prediction.")
+        raise UserError(
+            f"{len(predictions)} predictions cannot be scored against {len(answers)} lists of answers: give one list per prediction."
+        )
     return np.array([_accuracy(p, a) for p, a in zip(predictions, answers, strict=True)], np.float64)
 
 

@@ -6,7 +6,14 @@
 
 import torch
 from open_clip import CLIP
-from open_clip.transformer import LayerNorm, LayerNormFp32, QuickGELU, ResidualAttentionBlock, Transformer, VisionTransformer
+from open_clip.transformer import (
+    LayerNorm,
+    LayerNormFp32,
+    QuickGELU,
+    ResidualAttentionBlock,
+    Transformer,
+    VisionTransformer,
+)
 from torch import Tensor, nn
 
 from shared.models.fp16_towers import attend, feed_forward
@@ -25,13 +32,17 @@ def make_lean(clip: nn.Module) -> nn.Module:
 
 def hooked(module: nn.Module) -> bool:
     """Whether someone watches or changes what goes in or out of this very module."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
 
 
 class LeanBlock(ResidualAttentionBlock):
     """A block that uses `shared.models.fp16_towers` in fp32 on a CPU, and open_clip's modules otherwise."""
 
-    def forward(self, q_x: Tensor, k_x=None, v_x=None, attn_mask: Tensor | None = None, queries: int | None = None) -> Tensor:
+    def forward(
+        self, q_x: Tensor, k_x=None, v_x=None, attn_mask: Tensor | None = None, queries: int | None = None
+    ) -> Tensor:
         """As in open_clip: (N, L, D) -> (N, L, D). `queries`: only the first so many tokens are wanted, (N, queries, D); they look at all.
 
         attn_mask: (L, L), or (N·heads, queries, L) for each text and head; added to the scores, rows are queries."""
@@ -52,13 +63,27 @@ class LeanBlock(ResidualAttentionBlock):
         if mask is not None and (mask.dim() not in (2, 3) or mask.dtype != x.dtype or mask.requires_grad):
             return False
         plain = (  # parts that someone replaced (adapters, parametrisations, quantised layers) speak for themselves
-            type(self.ln_1) in NORMS and type(self.ln_2) in NORMS and type(self.ls_1) is type(self.ls_2) is nn.Identity
-            and type(attn) is nn.MultiheadAttention and attn.batch_first and attn.in_proj_weight is not None and attn.in_proj_bias is not None
-            and attn.bias_k is None and not attn.add_zero_attn and attn.dropout == 0 and len(mlp) == 3
-            and type(mlp.c_fc) is type(mlp.c_proj) is nn.Linear and (type(mlp.gelu) is QuickGELU or _is_exact_gelu(mlp.gelu))
+            type(self.ln_1) in NORMS
+            and type(self.ln_2) in NORMS
+            and type(self.ls_1) is type(self.ls_2) is nn.Identity
+            and type(attn) is nn.MultiheadAttention
+            and attn.batch_first
+            and attn.in_proj_weight is not None
+            and attn.in_proj_bias is not None
+            and attn.bias_k is None
+            and not attn.add_zero_attn
+            and attn.dropout == 0
+            and len(mlp) == 3
+            and type(mlp.c_fc) is type(mlp.c_proj) is nn.Linear
+            and (type(mlp.gelu) is QuickGELU or _is_exact_gelu(mlp.gelu))
         )
         parts = (self.ln_1, self.ln_2, self.ls_1, self.ls_2, attn, attn.out_proj, mlp, *mlp)
-        return plain and attn.in_proj_weight.dtype == x.dtype and not any(hooked(part) for part in parts) and not torch.compiler.is_compiling()
+        return (
+            plain
+            and attn.in_proj_weight.dtype == x.dtype
+            and not any(hooked(part) for part in parts)
+            and not torch.compiler.is_compiling()
+        )
 
 
 def _is_exact_gelu(module: nn.Module) -> bool:
@@ -72,7 +97,12 @@ def may_do_less(block: nn.Module) -> bool:
 
 def _last_alone(transformer: nn.Module) -> LeanBlock | None:
     """The last block, where it may compute less than the transformer would have it do, since nobody watches either; else None."""
-    if type(transformer) is not Transformer or transformer.grad_checkpointing or hooked(transformer) or "forward" in vars(transformer):
+    if (
+        type(transformer) is not Transformer
+        or transformer.grad_checkpointing
+        or hooked(transformer)
+        or "forward" in vars(transformer)
+    ):
         return None
     last = transformer.resblocks[-1]
     return last if may_do_less(last) else None
@@ -108,7 +138,10 @@ class LeanCLIP(CLIP):
 
     def _ends(self, text: Tensor) -> Tensor:
         """What the transformer makes of tokens (N, context) at the ends of the texts: (N, width)."""
-        ends, rows = text.argmax(dim=-1), torch.arange(len(text), device=text.device)  # the end has the largest number; open_clip pools there
+        ends, rows = (
+            text.argmax(dim=-1),
+            torch.arange(len(text), device=text.device),
+        )  # the end has the largest number; open_clip pools there
         length, dtype = int(ends.max()) + 1, self.transformer.get_cast_dtype()
         x = self.token_embedding(text[:, :length]).to(dtype) + self.positional_embedding[:length].to(dtype)
         mask, last = self.attn_mask[:length, :length], _last_alone(self.transformer)

@@ -41,7 +41,9 @@ class Classifier(nn.Module):
         super().__init__()
         linear = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)]
         if not linear:
-            raise UserError(f"a {type(net).__name__} has no linear layer that could be its last: choose another architecture.")
+            raise UserError(
+                f"a {type(net).__name__} has no linear layer that could be its last: choose another architecture."
+            )
         self._name = linear[-1]
         head = net.get_submodule(self._name)
         parent, _, last = self._name.rpartition(".")
@@ -78,7 +80,9 @@ def random_classifier(arch: str, classes: int, seed: int = SEED, keep: Sequence[
     return Classifier(net, normalisation, keep).eval()
 
 
-def open_classifier(arch: str, weights: str, classes: int, keep: Sequence[int] | None = None, device: torch.device | str = "cpu") -> Classifier:
+def open_classifier(
+    arch: str, weights: str, classes: int, keep: Sequence[int] | None = None, device: torch.device | str = "cpu"
+) -> Classifier:
     """A trained classifier of `classes` classes in eval mode (BatchNorm by its running statistics), nothing of which asks for a gradient.
 
     arch: a key of ARCHS, or torchvision:<name> (e.g. torchvision:resnet50). weights: see the module. keep: logits of the stored network that are
@@ -86,7 +90,9 @@ def open_classifier(arch: str, weights: str, classes: int, keep: Sequence[int] |
     architecture or have another number of classes.
     """
     if keep is not None and (len(keep) != classes or len(set(keep)) < classes or min(keep, default=0) < 0):
-        raise UserError(f"{classes} classes are asked for and {len(keep)} logits to keep: give {classes} different indices of logits.")
+        raise UserError(
+            f"{classes} classes are asked for and {len(keep)} logits to keep: give {classes} different indices of logits."
+        )
     tensors = _read(arch, weights)
     if tensors is None:
         width = classes if keep is None else max(1000 if arch.startswith("torchvision:") else 0, max(keep) + 1)
@@ -107,11 +113,15 @@ def _build(arch: str, classes: int) -> tuple[nn.Module, Normalisation]:
         import torchvision.models
 
         if name not in torchvision.models.list_models(module=torchvision.models):
-            raise UserError(f"torchvision has no model named {name!r} that classifies pictures: give one of "
-                            "torchvision.models.list_models(module=torchvision.models).")
+            raise UserError(
+                f"torchvision has no model named {name!r} that classifies pictures: give one of "
+                "torchvision.models.list_models(module=torchvision.models)."
+            )
         return torchvision.models.get_model(name, weights=None, num_classes=classes), IMAGENET
     if arch not in ARCHS:
-        raise UserError(f"there is no classifier named {arch!r}: choose one of {', '.join(ARCHS)}, or torchvision:<name>.")
+        raise UserError(
+            f"there is no classifier named {arch!r}: choose one of {', '.join(ARCHS)}, or torchvision:<name>."
+        )
     build, normalisation = ARCHS[arch]
     return build(classes), normalisation
 
@@ -125,7 +135,11 @@ def _read(arch: str, weights: str) -> dict[str, Tensor] | None:
         return _torchvision(arch, rest)
     tensors = read_weights(zoo.weights(rest) if kind == "zoo" else weights)
     # wrappers around the network, and a branch that RobustBench's wide networks carry and never use
-    return {k.removeprefix("model.").removeprefix("module."): v for k, v in tensors.items() if not k.startswith("sub_block1.")}
+    return {
+        k.removeprefix("model.").removeprefix("module."): v
+        for k, v in tensors.items()
+        if not k.startswith("sub_block1.")
+    }
 
 
 def _torchvision(arch: str, tag: str) -> dict[str, Tensor]:
@@ -135,15 +149,19 @@ def _torchvision(arch: str, tag: str) -> dict[str, Tensor]:
     try:
         known = torchvision.models.get_model_weights(name)
     except ValueError as error:
-        raise UserError(f"the weights torchvision:{tag} are of a torchvision network, not of {arch}: give its architecture, e.g. "
-                        "torchvision:resnet50.") from error
+        raise UserError(
+            f"the weights torchvision:{tag} are of a torchvision network, not of {arch}: give its architecture, e.g. "
+            "torchvision:resnet50."
+        ) from error
     if tag not in known.__members__:
         raise UserError(f"torchvision has no weights {tag!r} of {name}: choose one of {', '.join(known.__members__)}.")
     try:
         tensors = known[tag].get_state_dict(progress=False, check_hash=True)
     except Exception as error:  # whatever the download raises
-        raise UserError(f"the weights {tag} of {name} cannot be had ({type(error).__name__}): give the path of a local checkpoint, or run once on a "
-                        "machine with a network.") from error
+        raise UserError(
+            f"the weights {tag} of {name} cannot be had ({type(error).__name__}): give the path of a local checkpoint, or run once on a "
+            "machine with a network."
+        ) from error
     demand_finite(tensors, f"the weights {tag} of {name}")
     return tensors
 
@@ -154,8 +172,11 @@ def _filled(arch: str, tensors: dict[str, Tensor], source: str, classes: int, ke
     head = f"{probe._name}.weight"
     width = len(tensors[head]) if head in tensors and tensors[head].ndim == 2 else classes
     if width != classes if keep is None else width <= max(keep):
-        raise UserError(f"the checkpoint {source} has {width} classes and "
-                        + (f"{classes} are expected" if keep is None else f"logit {max(keep)} is to be kept") + ": give the weights of another one.")
+        raise UserError(
+            f"the checkpoint {source} has {width} classes and "
+            + (f"{classes} are expected" if keep is None else f"logit {max(keep)} is to be kept")
+            + ": give the weights of another one."
+        )
     classifier = random_classifier(arch, width, keep=keep)
     own = classifier.weights()
     # files of old versions of torch do not count batches; nothing here uses the count

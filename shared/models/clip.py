@@ -43,7 +43,9 @@ class PatchEmbedding(nn.Conv2d):
         """x (N, C, H, W) -> (N, D, H/p, W/p)."""
         n, c, h, w = x.shape
         p, q = self.kernel_size
-        patches = x.reshape(n, c, h // p, p, w // q, q).permute(0, 2, 4, 1, 3, 5).reshape(n, (h // p) * (w // q), c * p * q)
+        patches = (
+            x.reshape(n, c, h // p, p, w // q, q).permute(0, 2, 4, 1, 3, 5).reshape(n, (h // p) * (w // q), c * p * q)
+        )
         return F.linear(patches, self.weight.flatten(1), self.bias).transpose(1, 2).unflatten(2, (h // p, w // q))
 
 
@@ -69,10 +71,14 @@ class WordTokenizer:
             said = words(text)
             unknown = [w for w in said if w not in self._number]
             if unknown:
-                raise UserError(f"the text {text!r} has the word {unknown[0]!r}, which this small model was not trained on: "
-                                "use its own words (see `vocabulary` in the model's config), or a model with a full tokenizer.")
+                raise UserError(
+                    f"the text {text!r} has the word {unknown[0]!r}, which this small model was not trained on: "
+                    "use its own words (see `vocabulary` in the model's config), or a model with a full tokenizer."
+                )
             if len(said) + 2 > longest:
-                raise UserError(f"the text {text!r} has {len(said)} words; this model reads at most {longest - 2}: shorten it.")
+                raise UserError(
+                    f"the text {text!r} has {len(said)} words; this model reads at most {longest - 2}: shorten it."
+                )
             rows.append([1, *(self._number[w] for w in said), self.size - 1, *[0] * (longest - len(said) - 2)])
         return torch.tensor(rows, dtype=torch.long).view(len(texts), longest)
 
@@ -114,7 +120,9 @@ def _stored_vocabulary(path) -> list[str] | None:
             return vocabulary
     except json.JSONDecodeError:
         pass
-    raise UserError(f"the checkpoint {path} has a vocabulary that is not a list of words: it is damaged; get or make it again.")
+    raise UserError(
+        f"the checkpoint {path} has a vocabulary that is not a list of words: it is damaged; get or make it again."
+    )
 
 
 def _open_clip(name: str, pretrained: str | Path | None) -> nn.Module:
@@ -137,8 +145,10 @@ def _open_clip(name: str, pretrained: str | Path | None) -> nn.Module:
             name, pretrained=None if local else pretrained, precision="fp32", force_preprocess_cfg=preprocess,
             pretrained_text=False)  # fmt: skip
     except Exception as error:  # whatever the hub client raises: no network, a damaged file
-        raise UserError(f"the weights {pretrained!r} of {name} cannot be had ({error}): run on a machine with a network, or give the path "
-                        "of a local checkpoint.") from error
+        raise UserError(
+            f"the weights {pretrained!r} of {name} cannot be had ({error}): run on a machine with a network, or give the path "
+            "of a local checkpoint."
+        ) from error
     finally:
         root.removeFilter(_is_no_false_alarm)
     if local:
@@ -159,15 +169,23 @@ def _demand_tag(name: str, tag: str) -> None:
 
     tags, found = open_clip.list_pretrained_tags_by_model(name), open_clip.get_pretrained_cfg(name, tag)
     if not found:
-        raise UserError(f"there are no weights {tag!r} of {name}: give one of {', '.join(tags) or 'no tags (there are none)'}, or the path "
-                        "of a local checkpoint.")
+        raise UserError(
+            f"there are no weights {tag!r} of {name}: give one of {', '.join(tags) or 'no tags (there are none)'}, or the path "
+            "of a local checkpoint."
+        )
     wanted, quick = found.get("quick_gelu", False), open_clip.get_model_config(name).get("quick_gelu", False)
     if wanted == quick:
         return
     other = f"{name}-quickgelu" if wanted else name.removesuffix("-quickgelu")
-    advice = f"use the model name {other}" if open_clip.is_pretrained_cfg(other, tag) and other != name else "choose other weights"
-    raise UserError(f"the weights {tag!r} of {name} were trained with the {'quick GELU' if wanted else 'GELU'}, which this model does not "
-                    f"have: {advice}.")
+    advice = (
+        f"use the model name {other}"
+        if open_clip.is_pretrained_cfg(other, tag) and other != name
+        else "choose other weights"
+    )
+    raise UserError(
+        f"the weights {tag!r} of {name} were trained with the {'quick GELU' if wanted else 'GELU'}, which this model does not "
+        f"have: {advice}."
+    )
 
 
 def _common_preprocessing(name: str) -> dict | None:
@@ -203,25 +221,37 @@ def demand_fit(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], source:
     """
     missing = [k for k in own if k not in weights]
     unknown = [k for k in weights if k not in own]
-    other = [k for k in own if k in weights and (
-        own[k].shape != weights[k].shape or own[k].is_floating_point() != weights[k].is_floating_point())]
+    other = [
+        k
+        for k in own
+        if k in weights
+        and (own[k].shape != weights[k].shape or own[k].is_floating_point() != weights[k].is_floating_point())
+    ]
     refuse_misfit(source, advice, missing, other, unknown)
 
 
-def refuse_misfit(source: str, advice: str, missing: Sequence[str], other: Sequence[str], unknown: Sequence[str]) -> None:
+def refuse_misfit(
+    source: str, advice: str, missing: Sequence[str], other: Sequence[str], unknown: Sequence[str]
+) -> None:
     """Raises UserError if there are names of tensors that a source lacks, has of another shape or kind, or has and should not."""
     for names, what in ((missing, "missing"), (other, "of another shape or kind"), (unknown, "unknown")):
         if names:
             count = len(missing) + len(other) + len(unknown)
-            raise UserError(f"{source} does not fit this model: {count} tensors differ, the first is {names[0]!r}, which is {what}; {advice}.")
+            raise UserError(
+                f"{source} does not fit this model: {count} tensors differ, the first is {names[0]!r}, which is {what}; {advice}."
+            )
 
 
 def demand_finite(tensors: Mapping[str, Tensor], source: str) -> None:
     """Raises UserError with the first name, unless all numbers are finite."""
     for name, tensor in tensors.items():
-        if not (tensor.float() if tensor.itemsize == 1 else tensor).isfinite().all():  # torch cannot ask this of every 8-bit float
-            raise UserError(f"{source} holds a NaN or an infinite number in {name!r}: it is damaged, or its training diverged; get or make "
-                            "it again.")
+        if (
+            not (tensor.float() if tensor.itemsize == 1 else tensor).isfinite().all()
+        ):  # torch cannot ask this of every 8-bit float
+            raise UserError(
+                f"{source} holds a NaN or an infinite number in {name!r}: it is damaged, or its training diverged; get or make "
+                "it again."
+            )
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -242,8 +272,10 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
                 warnings.simplefilter("ignore")  # about the pickle's protocol, before it is refused
                 state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UserError(f"the checkpoint {path} cannot be read ({type(error).__name__}): it is truncated, damaged or not a plain file of tensors; "
-                        "get or make it again.") from error
+        raise UserError(
+            f"the checkpoint {path} cannot be read ({type(error).__name__}): it is truncated, damaged or not a plain file of tensors; "
+            "get or make it again."
+        ) from error
     if path.suffix == ".safetensors":
         demand_finite(state, f"the checkpoint {path}")
         return state
@@ -252,7 +284,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     state = state if isinstance(state, dict) else {}
     tensors = {k.removeprefix("module."): v for k, v in state.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if not tensors:
-        raise UserError(f"the checkpoint {path} holds no named tensors: give a state dict, or a file with one under `state_dict`.")
+        raise UserError(
+            f"the checkpoint {path} holds no named tensors: give a state dict, or a file with one under `state_dict`."
+        )
     demand_finite(tensors, f"the checkpoint {path}")
     return tensors
 
@@ -268,10 +302,14 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         with safe_open(path, "pt") as handle:
             return handle.metadata() or {}
     except FileNotFoundError as error:
-        raise UserError(f"the checkpoint {path} does not exist: give the path of a .safetensors or .pt file.") from error
+        raise UserError(
+            f"the checkpoint {path} does not exist: give the path of a .safetensors or .pt file."
+        ) from error
     except Exception as error:
-        raise UserError(f"the checkpoint {path} cannot be read ({type(error).__name__}): it is truncated or damaged; "
-                        "get or make it again.") from error
+        raise UserError(
+            f"the checkpoint {path} cannot be read ({type(error).__name__}): it is truncated or damaged; "
+            "get or make it again."
+        ) from error
 
 
 def save_clip(model: nn.Module, path: str | Path) -> None:

@@ -29,7 +29,9 @@ def attend(x: Tensor, norm, attention, mask: Tensor | None = None, queries: int 
 
 def feed_forward(x: Tensor, norm, first, second, quick: bool) -> Tensor:
     """y of the module docstring: x (N, L, D) -> (N, L, D). norm: nn.LayerNorm; first, second: nn.Linear; quick: which g."""
-    return _FeedForward.apply(x.contiguous(), norm.weight, norm.bias, first.weight, first.bias, second.weight, second.bias, norm.eps, quick)
+    return _FeedForward.apply(
+        x.contiguous(), norm.weight, norm.bias, first.weight, first.bias, second.weight, second.bias, norm.eps, quick
+    )
 
 
 def _rows(t: Tensor) -> Tensor:
@@ -65,11 +67,18 @@ class _Attend(torch.autograd.Function):
             q = torch.mm(_rows(h[:, :queries]), w[:width].t()).add_(b[:width]).view(n, queries, heads, each)
             k, v = torch.mm(_rows(h), w[width:].t()).add_(b[width:]).view(n, length, 2, heads, each).unbind(2)
         k, v = _by_head(k), _by_head(v)
-        added = x.new_empty(()) if mask is None else mask[..., :queries, :].mT  # the scores have keys as rows, queries as columns
+        added = (
+            x.new_empty(()) if mask is None else mask[..., :queries, :].mT
+        )  # the scores have keys as rows, queries as columns
         p = torch.baddbmm(added, k, _by_head_transposed(q), beta=0 if mask is None else 1, alpha=each**-0.5).softmax(1)
         o = _by_token(torch.bmm(p.transpose(1, 2), v), heads).reshape(n * queries, width)
         ctx.save_for_backward(x, mean, rstd, norm_w, norm_b, w, out_w, h, q, k, v, p, o)
-        return torch.add(x if all_tokens else x[:, :queries], out_b).view(-1, width).addmm_(o, out_w.t()).view(n, queries, width)
+        return (
+            torch.add(x if all_tokens else x[:, :queries], out_b)
+            .view(-1, width)
+            .addmm_(o, out_w.t())
+            .view(n, queries, width)
+        )
 
     @staticmethod
     @once_differentiable
@@ -92,7 +101,7 @@ class _Attend(torch.autograd.Function):
         dv.copy_(_by_token(torch.bmm(p, _by_head(do)), heads))
         packed = packed.view(n * length, -1)
         if any(need[:3]):
-            dh = torch.mm(packed, w[-packed.shape[1]:]).view(x.shape)
+            dh = torch.mm(packed, w[-packed.shape[1] :]).view(x.shape)
             if queries < length:
                 dh[:, :queries] += torch.mm(dq.view(-1, width), w[:width]).view(n, queries, width)
             out[:3] = torch.ops.aten.native_layer_norm_backward(dh, x, (width,), mean, rstd, norm_w, norm_b, need[:3])
@@ -100,7 +109,9 @@ class _Attend(torch.autograd.Function):
                 out[0][:, :queries] += grad
         if need[3]:
             dw = torch.mm(packed.t(), _rows(h))
-            out[3] = dw if queries == length else torch.cat((torch.mm(dq.view(-1, width).t(), _rows(h[:, :queries])), dw))
+            out[3] = (
+                dw if queries == length else torch.cat((torch.mm(dq.view(-1, width).t(), _rows(h[:, :queries])), dw))
+            )
         if need[4]:
             db = packed.sum(0)
             out[4] = db if queries == length else torch.cat((dq.view(-1, width).sum(0), db))
@@ -134,7 +145,9 @@ class _FeedForward(torch.autograd.Function):
             du.mul_(torch.addcmul(a, a, s, value=-1).mul_(SLOPE).add_(s))
         if any(need[:3]):
             dh = torch.mm(du, w1).view(x.shape)
-            out[:3] = torch.ops.aten.native_layer_norm_backward(dh, x, x.shape[-1:], mean, rstd, norm_w, norm_b, need[:3])
+            out[:3] = torch.ops.aten.native_layer_norm_backward(
+                dh, x, x.shape[-1:], mean, rstd, norm_w, norm_b, need[:3]
+            )
             if need[0]:
                 out[0] += grad
         if need[3]:

@@ -116,7 +116,10 @@ class MedianBlur(Bounded):
 
     def __call__(self, x: Tensor, rng: SampleRng | None = None) -> Tensor:
         r = self.size // 2
-        demand(min(x.shape[-2:]) > r, f"a median window of {self.size} needs pictures of more than {r} pixels a side: use a smaller one.")
+        demand(
+            min(x.shape[-2:]) > r,
+            f"a median window of {self.size} needs pictures of more than {r} pixels a side: use a smaller one.",
+        )
         windows = F.pad(x, (r, r, r, r), mode="reflect").unfold(2, self.size, 1).unfold(3, self.size, 1)
         return windows.flatten(4).median(dim=4).values
 
@@ -134,7 +137,10 @@ class GaussianBlur(Bounded):
 
     def __call__(self, x: Tensor, rng: SampleRng | None = None) -> Tensor:
         r = math.ceil(3 * self.sigma)
-        demand(min(x.shape[-2:]) > r, f"a blur of {self.sigma:g} needs pictures of more than {r} pixels a side: use a smaller one.")
+        demand(
+            min(x.shape[-2:]) > r,
+            f"a blur of {self.sigma:g} needs pictures of more than {r} pixels a side: use a smaller one.",
+        )
         kernel = torch.exp(-torch.arange(-r, r + 1, dtype=torch.float64).square() / (2 * self.sigma**2))
         kernel = (kernel / kernel.sum()).to(x)
         channels = x.shape[1]
@@ -192,7 +198,9 @@ class ResizePad(Bounded):
         if not len(x):
             return x
         u = rng.uniform((3,)).double()  # exact products: u < 1 never rounds up to the next side or corner
-        scale, shift = zip(*(self._axis(size, u[:, 0], u[:, 1 + axis]) for axis, size in enumerate(x.shape[-2:])), strict=True)
+        scale, shift = zip(
+            *(self._axis(size, u[:, 0], u[:, 1 + axis]) for axis, size in enumerate(x.shape[-2:])), strict=True
+        )
         theta = u.new_zeros(len(x), 2, 3)  # rows: x (width), y (height)
         theta[:, 0, 0], theta[:, 1, 1], theta[:, 0, 2], theta[:, 1, 2] = scale[1], scale[0], shift[1], shift[0]
         grid = F.affine_grid(theta.to(x), list(x.shape), align_corners=False)
@@ -225,7 +233,9 @@ class NoiseOnly:
         demand(len(rng) == len(x), f"rng is for {len(rng)} samples, the batch has {len(x)}: use rng.subset.")
         t = torch.full((1,), self.t, dtype=torch.int64, device=x.device)
         ratio = (self.schedule.sigma(t) / self.schedule.alpha(t)).to(x)
-        return (x + ratio / 2 * rng.normal(x.shape[1:], device=x.device).to(x)).clamp(0, 1)  # ½: [−1, 1] is twice as wide as [0, 1]
+        return (x + ratio / 2 * rng.normal(x.shape[1:], device=x.device).to(x)).clamp(
+            0, 1
+        )  # ½: [−1, 1] is twice as wide as [0, 1]
 
 
 @dataclass(frozen=True)

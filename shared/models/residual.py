@@ -20,7 +20,9 @@ class Block(nn.Module):
         self.conv1, self.bn1 = _conv(inside, outside, 3, stride), nn.BatchNorm2d(outside)
         self.conv2, self.bn2 = _conv(outside, outside, 3), nn.BatchNorm2d(outside)
         same = stride == 1 and inside == outside
-        self.shortcut = nn.Sequential() if same else nn.Sequential(_conv(inside, outside, 1, stride), nn.BatchNorm2d(outside))
+        self.shortcut = (
+            nn.Sequential() if same else nn.Sequential(_conv(inside, outside, 1, stride), nn.BatchNorm2d(outside))
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + self.shortcut(x))
@@ -34,7 +36,8 @@ class ResNet(nn.Module):
         self.conv1, self.bn1 = _conv(3, widths[0], 3), nn.BatchNorm2d(widths[0])
         self.layer1, self.layer2, self.layer3 = (
             nn.Sequential(*(Block(before if k == 0 else width, width, stride if k == 0 else 1) for k in range(blocks)))
-            for before, width, stride in zip((widths[0], *widths), widths, (1, 2, 2), strict=False))
+            for before, width, stride in zip((widths[0], *widths), widths, (1, 2, 2), strict=False)
+        )
         self.fc = nn.Linear(widths[-1], classes)
         _initialise(self)
 
@@ -63,7 +66,9 @@ class _Stage(nn.Module):
 
     def __init__(self, blocks: int, inside: int, outside: int, stride: int):
         super().__init__()
-        self.layer = nn.Sequential(*(WideBlock(inside if k == 0 else outside, outside, stride if k == 0 else 1) for k in range(blocks)))
+        self.layer = nn.Sequential(
+            *(WideBlock(inside if k == 0 else outside, outside, stride if k == 0 else 1) for k in range(blocks))
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(x)
@@ -76,7 +81,9 @@ class WideResNet(nn.Module):
         super().__init__()
         blocks, widths = (depth - 4) // 6, (16, 16 * widen, 32 * widen, 64 * widen)
         self.conv1 = _conv(3, widths[0], 3)
-        self.block1, self.block2, self.block3 = (_Stage(blocks, *widths[k:k + 2], stride) for k, stride in enumerate((1, 2, 2)))
+        self.block1, self.block2, self.block3 = (
+            _Stage(blocks, *widths[k : k + 2], stride) for k, stride in enumerate((1, 2, 2))
+        )
         self.bn1, self.fc = nn.BatchNorm2d(widths[3]), nn.Linear(widths[3], classes)
         _initialise(self)
 

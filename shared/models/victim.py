@@ -25,7 +25,9 @@ class Pixels(nn.Module):
     "bilinear"; resize_mode: "shortest" or "squash". Differentiable. Raises UserError for an unknown key.
     """
 
-    def __init__(self, size: tuple[int, int], norm: Norm = "clip", interpolation: str = "bicubic", resize_mode: str = "shortest"):
+    def __init__(
+        self, size: tuple[int, int], norm: Norm = "clip", interpolation: str = "bicubic", resize_mode: str = "shortest"
+    ):
         super().__init__()
         if isinstance(norm, str) and norm not in MEAN_STD:
             raise UserError(f"there is no normalisation named {norm!r}: choose one of {', '.join(MEAN_STD)}.")
@@ -70,7 +72,10 @@ def image_size(visual: nn.Module) -> tuple[int, int]:
 def text_matrix(model: nn.Module, prompts: Sequence[str]) -> Tensor:
     """Unit text embeddings T (K, D) of K prompts, computed once; row k is t_k = text(prompt_k)/‖·‖₂."""
     device = next(model.parameters()).device
-    rows = [model.encode_text(model.tokenizer(list(prompts[i:i + 256])).to(device), normalize=True) for i in range(0, len(prompts), 256)]
+    rows = [
+        model.encode_text(model.tokenizer(list(prompts[i : i + 256])).to(device), normalize=True)
+        for i in range(0, len(prompts), 256)
+    ]
     return torch.cat(rows).float()
 
 
@@ -85,8 +90,10 @@ def class_matrix(model: nn.Module, data: LabelledImages) -> Tensor:
         alike.setdefault(tuple(row), []).append(name)
     same = [" = ".join(names) for names in alike.values() if len(names) > 1]
     if same and data.renameable:
-        raise UserError(f"{data.name}: to this model the class names {same[0]} are the same words, so it cannot tell "
-                        "them apart: rename the folders.")
+        raise UserError(
+            f"{data.name}: to this model the class names {same[0]} are the same words, so it cannot tell "
+            "them apart: rename the folders."
+        )
     if same:
         say(data.name, f"{len(same)} prompts have several classes, which the model cannot tell apart", same)
     return text_matrix(model, data.prompts)
@@ -100,8 +107,10 @@ def predicted(logits: Tensor) -> Tensor:
     """
     broken = ~torch.isfinite(logits).all(dim=1)
     if broken.any():
-        raise UserError(f"the model's outputs are not finite for {int(broken.sum())} of {len(logits)} pictures: its weights, or what stands before "
-                        "it, are broken.")
+        raise UserError(
+            f"the model's outputs are not finite for {int(broken.sum())} of {len(logits)} pictures: its weights, or what stands before "
+            "it, are broken."
+        )
     return logits.argmax(dim=1)
 
 

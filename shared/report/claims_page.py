@@ -100,10 +100,14 @@ def text_claims(verdicts: Sequence[Verdict], width: int = 100) -> str:
         status = f"{marked(v).upper():<{_INDENT - 1}} "
         lines += textwrap.wrap(status + v.claim.text, width, subsequent_indent=" " * _INDENT, break_on_hyphens=False)
         more = [f"paper {paper_value(v.claim)} [{v.claim.mark}] · measured {' '.join(measured(v))}".rstrip()]
-        if v.tone in ("unsure", "none") and v.status != "no verdict (smoke)":  # which the line on the scale says once for all
+        if (
+            v.tone in ("unsure", "none") and v.status != "no verdict (smoke)"
+        ):  # which the line on the scale says once for all
             more.append(v.sentence)
         for text in more:
-            lines += textwrap.wrap(text, width, initial_indent=" " * _INDENT, subsequent_indent=" " * _INDENT, break_on_hyphens=False)
+            lines += textwrap.wrap(
+                text, width, initial_indent=" " * _INDENT, subsequent_indent=" " * _INDENT, break_on_hyphens=False
+            )
     lines += textwrap.wrap(by_chance(verdicts), width)
     return "\n".join(lines)
 
@@ -129,9 +133,13 @@ def html_reference(file: ClaimsFile, table: ReferenceTable, results) -> str:
         body += f"<tr><th>{escape(row)}</th>"
         body += "".join(_reference_cell(cells[c], verdicts.get(f"{table.id}/{row}/{c}")) for c in columns) + "</tr>\n"
     counts = _counts(verdicts.values()) if tested else f"not testable here: {table.why_not}"
-    legend = f"Theirs, below it ours; an interval within ±{table.tolerance:g} {table.unit} is a match." if tested else ""
+    legend = (
+        f"Theirs, below it ours; an interval within ±{table.tolerance:g} {table.unit} is a match." if tested else ""
+    )
     numbers = f"<div class='scroll'><table class='numbers'><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>"
-    note = f"<p class='notes'>{escape(table.where)}; {escape(table.source)} [{escape(table.mark)}]. {escape(legend)}</p>"
+    note = (
+        f"<p class='notes'>{escape(table.where)}; {escape(table.source)} [{escape(table.mark)}]. {escape(legend)}</p>"
+    )
     summary = f"<summary>{escape(table.title)} ({escape(table.unit)}) <small>{escape(counts)}</small></summary>"
     unfolded = " open='open'" if tested else ""
     return f"<details{unfolded}>{summary}{numbers}{note}</details>"

@@ -24,7 +24,9 @@ class Results:
         self.missing = tuple(slug for slug in slugs if slug not in have)  # planned and not measured (yet)
         self._trackers: list[dict[str, None]] = []
         self._asked = dict(asked or {})  # slug -> the tags that tables ask for it by
-        self._of_kind: dict[object, tuple[list, dict[str, Selector]]] = {}  # a page asks some 10,000 times, mostly for one of a dozen kinds
+        self._of_kind: dict[
+            object, tuple[list, dict[str, Selector]]
+        ] = {}  # a page asks some 10,000 times, mostly for one of a dozen kinds
         for m in self.measurements:
             self._of_kind.setdefault(m.tags.get("kind"), ([], {}))[0].append(m)
         for slug, kind_tags in self.planned.items():
@@ -35,12 +37,25 @@ class Results:
         """Read `<results>/<scale>/<paper>`. Raises UserError when nothing has been measured there."""
         store = Store(Path(results) / scale / paper)
         plan = store.plan()
-        return cls(paper, scale, store.planned(), plan.get("config"), store.gates(), plan.get("tags"), tuple(plan["keys"]), plan.get("asked"))
+        return cls(
+            paper,
+            scale,
+            store.planned(),
+            plan.get("config"),
+            store.gates(),
+            plan.get("tags"),
+            tuple(plan["keys"]),
+            plan.get("asked"),
+        )
 
     @cached_property
     def by_tags(self) -> dict[frozenset, object]:
         """Measurements by the very tags that a grid asks for them by; see `shared.report.shown`."""
-        return {frozenset((k, m.tags[k]) for k in self._asked[m.slug]): m for m in self.measurements if m.slug in self._asked}
+        return {
+            frozenset((k, m.tags[k]) for k in self._asked[m.slug]): m
+            for m in self.measurements
+            if m.slug in self._asked
+        }
 
     def select(self, selector: Selector | None = None, /, **tags) -> list:
         """The measurements whose tags match."""

@@ -58,7 +58,13 @@ def bars(ax, groups: Sequence[str], series: Series, *, ylabel: str = "", factor:
         ax.bar(at[there], mid, width * 0.94, label=name, **style_)
         ax.errorbar(at[there], mid, yerr=(below, above), fmt="none", ecolor="#333333", elinewidth=0.7, capsize=1.2)
     crowded = sum(map(len, groups)) * 0.065 > 0.8 * ax.figure.get_size_inches()[0] * ax.get_position().width
-    ax.set_xticks(range(len(groups)), groups, rotation=35 if crowded else 0, ha="right" if crowded else "center", rotation_mode="anchor")
+    ax.set_xticks(
+        range(len(groups)),
+        groups,
+        rotation=35 if crowded else 0,
+        ha="right" if crowded else "center",
+        rotation_mode="anchor",
+    )
     ax.tick_params(axis="x", length=0)
     ax.set_ylabel(ylabel)
 
@@ -87,7 +93,9 @@ def tradeoff(ax, points: Mapping[str, tuple[Estimate | None, Estimate | None]], 
             continue
         (px,), bx, ax_, _ = _arrays([x], factor)
         (py,), by, ay, _ = _arrays([y], factor)
-        ax.errorbar(px, py, xerr=(bx, ax_), yerr=(by, ay), fmt="none", ecolor=look[name].colour, elinewidth=0.7, capsize=1.2)
+        ax.errorbar(
+            px, py, xerr=(bx, ax_), yerr=(by, ay), fmt="none", ecolor=look[name].colour, elinewidth=0.7, capsize=1.2
+        )
         ax.plot(px, py, color=look[name].colour, marker=look[name].marker, markersize=4.5, linestyle="none", label=name)
     ax.grid(True, axis="both")
     ax.set(xlabel=xlabel, ylabel=ylabel)
@@ -120,10 +128,18 @@ def legend(fig: Figure, axes, columns: int | None = None) -> None:
     for ax in np.atleast_1d(axes).ravel():
         handles, labels = ax.get_legend_handles_labels()
         entries |= {label: handle for handle, label in zip(handles, labels, strict=True) if label not in entries}
-    fig.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=columns or min(len(entries), 6), columnspacing=1.2)
+    fig.legend(
+        entries.values(),
+        entries.keys(),
+        loc="outside upper center",
+        ncols=columns or min(len(entries), 6),
+        columnspacing=1.2,
+    )
 
 
-def _arrays(estimates: Sequence[Estimate | None], factor: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[int]]:
+def _arrays(
+    estimates: Sequence[Estimate | None], factor: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[int]]:
     """Values, distance to the lower and to the upper end, and the positions of the estimates that exist."""
     there = [i for i, e in enumerate(estimates) if e is not None]
     scaled = [estimates[i].scaled(factor) for i in there]

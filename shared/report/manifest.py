@@ -1,12 +1,12 @@
 """The record of a folder of tables and figures, `record.json`: what is behind each of them, and what its files are.
 
-    paper, scale, command          the command that draws the folder again from the measurements
-    config                         of the run
-    commit, machine, provenance    of all its measurements (a list where they differ)
-    outputs: first file -> producer      the function that made it
-                           measurements  those it read: name -> beginning of the key
-                           commit, seeds of these
-                           files         name -> sha256
+paper, scale, command          the command that draws the folder again from the measurements
+config                         of the run
+commit, machine, provenance    of all its measurements (a list where they differ)
+outputs: first file -> producer      the function that made it
+                       measurements  those it read: name -> beginning of the key
+                       commit, seeds of these
+                       files         name -> sha256
 """
 
 import json

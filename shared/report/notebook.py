@@ -48,7 +48,10 @@ class Report:
         with self.results.tracking() as used:
             verdicts = judge(self.claims_file, self.results, chosen)
         made_of = manifest.origin(self.results, used, "shared.report.notebook.Report.claims")
-        for name, some in (("claims", verdicts if headline is None else []), ("claims_headline", [v for v in verdicts if v.claim.headline])):
+        for name, some in (
+            ("claims", verdicts if headline is None else []),
+            ("claims_headline", [v for v in verdicts if v.claim.headline]),
+        ):
             if some:
                 path = self.folder / f"{name}.md"
                 write_atomic(path, claims_page.markdown_claims(some))
@@ -57,7 +60,10 @@ class Report:
 
     def references(self) -> Html:
         """The known tables of numbers, each cell held against ours where the scale allows it."""
-        tables = [claims_page.html_reference(self.claims_file, table, self.results) for table in self.claims_file.reference_tables]
+        tables = [
+            claims_page.html_reference(self.claims_file, table, self.results)
+            for table in self.claims_file.reference_tables
+        ]
         return Html("\n".join(tables), claims_page.text_references(self.claims_file, self.results))
 
     def table(self, stem: str, make: Callable[[Results], object]) -> Html:
@@ -85,7 +91,10 @@ class Report:
         caption = caption or " ".join((make.__doc__ or stem).split("\n\n")[0].split())
         data, width = base64.b64encode(paths[1].read_bytes()).decode(), fig.get_size_inches()[0]
         image = f"<img alt='{escape(caption, quote=True)}' style='width:{width * 1.35:.1f}in' src='data:image/png;base64,{data}'>"
-        return Html(f"<figure class='plot'>{image}<figcaption>{escape(caption)}</figcaption></figure>", f"{caption} ({paths[0]})")
+        return Html(
+            f"<figure class='plot'>{image}<figcaption>{escape(caption)}</figcaption></figure>",
+            f"{caption} ({paths[0]})",
+        )
 
     def gates(self) -> Html:
         """What had to hold before any verdict may be given."""
@@ -100,8 +109,13 @@ class Report:
         return Html(panels.html_provenance(self.results), panels.provenance_line(self.results))
 
     def _absent(self, stem: str) -> Html:
-        command = f"make reproduce-{self.results.paper}" + ("" if self.results.scale == "cpu" else f" SCALE={self.results.scale}")
-        return Html(f"<p class='absent'>{escape(stem)}: not measured. Run <code>{escape(command)}</code>.</p>", f"{stem}: not measured")
+        command = f"make reproduce-{self.results.paper}" + (
+            "" if self.results.scale == "cpu" else f" SCALE={self.results.scale}"
+        )
+        return Html(
+            f"<p class='absent'>{escape(stem)}: not measured. Run <code>{escape(command)}</code>.</p>",
+            f"{stem}: not measured",
+        )
 
 
 def _producer(make: Callable) -> str:

@@ -71,7 +71,9 @@ class Paper:
 
     def provenance(self, field: str) -> list[str]:
         """The distinct values of a field of the measurements' provenance, in words."""
-        found = [m.provenance[field] for m in self.results.measurements if m.provenance.get(field)] if self.results else []
+        found = (
+            [m.provenance[field] for m in self.results.measurements if m.provenance.get(field)] if self.results else []
+        )
         return list(dict.fromkeys(_words(value) for value in found))
 
     @property
@@ -87,7 +89,13 @@ class Paper:
 class Overview:
     """All papers at one scale. Each method returns something that shows itself in the notebook and on the page."""
 
-    def __init__(self, scale: str = "cpu", results: str | Path = "results", figures: str | Path = "", papers: str | Path = ROOT / "papers"):
+    def __init__(
+        self,
+        scale: str = "cpu",
+        results: str | Path = "results",
+        figures: str | Path = "",
+        papers: str | Path = ROOT / "papers",
+    ):
         self.scale, self.folder = scale, ROOT / results
         self.figures = ROOT / figures if figures else figures_folder("overview", scale, self.folder)
         names = sorted(path.parent.name for path in Path(papers).glob("*/train.py"))
@@ -108,15 +116,25 @@ class Overview:
         statuses = [s for s in ORDER if self.counts[s]]
         rows = [(p.name, p.state, p.counts, len(p.verdicts)) for p in self.papers]
         rows.append(("together", "", self.counts, sum(len(p.verdicts) for p in self.papers)))
-        lines = [f"| paper | run at this scale | claims | {' | '.join(statuses)} |", "|---|---|" + "---:|" * (1 + len(statuses))]
-        lines += [f"| {name} | {state} | {n} | {' | '.join(str(c[s] or '') for s in statuses)} |" for name, state, c, n in rows]
+        lines = [
+            f"| paper | run at this scale | claims | {' | '.join(statuses)} |",
+            "|---|---|" + "---:|" * (1 + len(statuses)),
+        ]
+        lines += [
+            f"| {name} | {state} | {n} | {' | '.join(str(c[s] or '') for s in statuses)} |"
+            for name, state, c, n in rows
+        ]
         lines += ["", self.by_chance] if self.by_chance else []
         self._save("verdicts.md", "\n".join(lines) + "\n", "verdicts")
         head = "".join(f"<th>{escape(h)}</th>" for h in ("paper", "claims", *statuses))
         body = ""
         for name, state, c, n in rows:
             how_far = f" <small>{state}</small>" if state not in ("", "complete") else ""
-            body += f"<tr><th>{escape(name)}{how_far}</th>" + "".join(f"<td>{k or ''}</td>" for k in (n, *(c[s] for s in statuses))) + "</tr>\n"
+            body += (
+                f"<tr><th>{escape(name)}{how_far}</th>"
+                + "".join(f"<td>{k or ''}</td>" for k in (n, *(c[s] for s in statuses)))
+                + "</tr>\n"
+            )
         table = f"<div class='scroll'><table class='numbers'><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>"
         return Html(f"{table}<p class='notes'>{self.by_chance}</p>", self.text())
 
@@ -124,32 +142,77 @@ class Overview:
         """Every claim, one row each, with what filters them; saved as `claims.csv`."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(("paper", "claim", "headline", "text", "where", "mark", "published", "measured", "behind", "verdict", "p",
-                         "survives", "sentence"))
+        writer.writerow(
+            (
+                "paper",
+                "claim",
+                "headline",
+                "text",
+                "where",
+                "mark",
+                "published",
+                "measured",
+                "behind",
+                "verdict",
+                "p",
+                "survives",
+                "sentence",
+            )
+        )
         rows = ""
         for paper in self.papers:
             for v in paper.verdicts:
                 rows += self._row(paper, v)
                 c = v.claim
-                writer.writerow((paper.name, c.id, "yes" if c.headline else "", c.text, source(c), c.mark, paper_value(c), *measured(v), v.status,
-                                 "" if v.p is None else f"{v.p:.2g}", "yes" if v.survives else "", v.sentence))
+                writer.writerow(
+                    (
+                        paper.name,
+                        c.id,
+                        "yes" if c.headline else "",
+                        c.text,
+                        source(c),
+                        c.mark,
+                        paper_value(c),
+                        *measured(v),
+                        v.status,
+                        "" if v.p is None else f"{v.p:.2g}",
+                        "yes" if v.survives else "",
+                        v.sentence,
+                    )
+                )
         self._save("claims.csv", out.getvalue(), "claims")
         statuses = [s for s in ORDER if self.counts[s]]
-        head = "".join(f"<th>{h}</th>" for h in ("paper", "claim", "published", "measured [95 % interval]", "verdict", "where"))
+        head = "".join(
+            f"<th>{h}</th>" for h in ("paper", "claim", "published", "measured [95 % interval]", "verdict", "where")
+        )
         table = f"<table class='claims overview'><thead><tr>{head}</tr></thead><tbody>\n{rows}</tbody></table>"
-        marks = "; ".join(f"[{m}] {words}" for m, words in MARK_WORDS.items() if any(v.claim.mark == m for p in self.papers for v in p.verdicts))
+        marks = "; ".join(
+            f"[{m}] {words}"
+            for m, words in MARK_WORDS.items()
+            if any(v.claim.mark == m for p in self.papers for v in p.verdicts)
+        )
         note = f"<p class='notes'>Where the published numbers come from: {escape(marks)}.</p>"
-        return Html(f"<style>{CSS}</style>{controls([p.name for p in self.papers], statuses)}{table}{note}<script>{SCRIPT}</script>", self.text())
+        return Html(
+            f"<style>{CSS}</style>{controls([p.name for p in self.papers], statuses)}{table}{note}<script>{SCRIPT}</script>",
+            self.text(),
+        )
 
     def runs(self) -> Html:
         """What the runs of each paper cost, and where they were made."""
-        head = "".join(f"<th>{h}</th>" for h in ("paper", "state", "last run", "all runs", "measuring", "measurements", "commit and machine"))
+        head = "".join(
+            f"<th>{h}</th>"
+            for h in ("paper", "state", "last run", "all runs", "measuring", "measurements", "commit and machine")
+        )
         body = "".join(self._cost(paper) for paper in self.papers)
         total = sum(run.total for paper in self.papers for run in paper.runs)
-        body += f"<tr><th>together</th><td></td><td></td><td data-label='all runs'>{clock(total) if total else '–'}</td>" \
-                f"<td data-label='measuring'>{clock(sum(p.measuring for p in self.papers))}</td><td></td><td></td></tr>"
-        note = ("Runs: by the clock, as make noted them; a run skips what is there. Measuring: seconds behind the numbers that stand here, of all "
-                "processes together, without trainings.")
+        body += (
+            f"<tr><th>together</th><td></td><td></td><td data-label='all runs'>{clock(total) if total else '–'}</td>"
+            f"<td data-label='measuring'>{clock(sum(p.measuring for p in self.papers))}</td><td></td><td></td></tr>"
+        )
+        note = (
+            "Runs: by the clock, as make noted them; a run skips what is there. Measuring: seconds behind the numbers that stand here, of all "
+            "processes together, without trainings."
+        )
         table = f"<table class='claims costs'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         return Html(f"{table}<p class='notes'>{note}</p>", self.text())
 
@@ -185,17 +248,26 @@ class Overview:
 
     def _cost(self, p: Paper) -> str:
         gates = ", ".join(p.results.failed_gates()) if p.results else ""
-        state = escape(p.state) + (f"<small>{escape(self._command(p))}</small>" if self._command(p) else "") + (
-            f"<small>gate failed: {escape(gates)}</small>" if gates else "")
+        state = (
+            escape(p.state)
+            + (f"<small>{escape(self._command(p))}</small>" if self._command(p) else "")
+            + (f"<small>gate failed: {escape(gates)}</small>" if gates else "")
+        )
         behind = ""
         if p.results:
             commits, machines = p.provenance("commit"), p.provenance("machine")
             behind = "; ".join(f"{v[0]}{f' and {len(v) - 1} more' if v[1:] else ''}" for v in (commits, machines) if v)
-        cells = (p.runs[-1].text() if p.runs else "–", f"{clock(sum(r.total for r in p.runs))} in {len(p.runs)}" if p.runs else "–",
-                 clock(p.measuring) if p.results else "–",
-                 f"{len(p.results.measurements):,}; seeds {', '.join(map(str, p.seeds))}" if p.results else "–", behind or "–")
+        cells = (
+            p.runs[-1].text() if p.runs else "–",
+            f"{clock(sum(r.total for r in p.runs))} in {len(p.runs)}" if p.runs else "–",
+            clock(p.measuring) if p.results else "–",
+            f"{len(p.results.measurements):,}; seeds {', '.join(map(str, p.seeds))}" if p.results else "–",
+            behind or "–",
+        )
         labels = ("last run", "all runs", "measuring", "measurements", "commit and machine")
-        rest = "".join(f"<td data-label='{label}'>{escape(cell)}</td>" for label, cell in zip(labels, cells, strict=True))
+        rest = "".join(
+            f"<td data-label='{label}'>{escape(cell)}</td>" for label, cell in zip(labels, cells, strict=True)
+        )
         return f"<tr><th>{escape(p.name)}<small>{escape(p.file.title)}</small></th><td data-label='state'>{state}</td>{rest}</tr>\n"
 
     def _command(self, paper: Paper) -> str:
@@ -208,8 +280,18 @@ class Overview:
         """A file with its record, which has nothing that changes when the same measurements are read again."""
         path = self.figures / name
         write_atomic(path, text)
-        behind = {p.name: {"state": p.state, "measurements": len(p.results.measurements), "seeds": p.seeds, "commit": p.provenance("commit"),
-                           "machine": p.provenance("machine")} if p.results else {"state": p.state} for p in self.papers}
+        behind = {
+            p.name: {
+                "state": p.state,
+                "measurements": len(p.results.measurements),
+                "seeds": p.seeds,
+                "commit": p.provenance("commit"),
+                "machine": p.provenance("machine"),
+            }
+            if p.results
+            else {"state": p.state}
+            for p in self.papers
+        }
         command = "make overview" + ("" if self.scale == "cpu" else f" SCALE={self.scale}")
         folder = {"scale": self.scale, "command": command, "papers": behind}
         manifest.write([path], {"folder": folder, "output": {"producer": f"shared.report.overview.Overview.{method}"}})
@@ -222,8 +304,15 @@ def read(folder: Path, results: Path, scale: str) -> Paper:
         found = Results.load(results, scale, folder.name)
         headline = bool(Store(results / scale / folder.name).plan().get("headline"))
     verdicts = judge(file, found or Results(folder.name, scale, []))
-    return Paper(folder.name, file, found, tuple(verdicts), tuple(read_runs(results / scale / folder.name / "times.txt")), headline,
-                 scale in scales(folder.name, folder.parent))
+    return Paper(
+        folder.name,
+        file,
+        found,
+        tuple(verdicts),
+        tuple(read_runs(results / scale / folder.name / "times.txt")),
+        headline,
+        scale in scales(folder.name, folder.parent),
+    )
 
 
 def short(verdict: Verdict) -> str:
@@ -244,7 +333,9 @@ def _words(value: object) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, make the page, print the counts and where it is."""
-    parser = argparse.ArgumentParser(prog="python -m shared.report.overview", description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="python -m shared.report.overview", description=__doc__.split("\n")[0], allow_abbrev=False
+    )
     parser.add_argument("--scale", default="cpu", choices=list(SCALE_WORDS))
     parser.add_argument("--results", default=str(ROOT / "results"), help="the folder of all results")
     parser.add_argument("--figures", default="", help="where verdicts.md and claims.csv go")
@@ -255,7 +346,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     overview = Overview(args.scale, results, figures)  # before the notebook, so that a mistake is one sentence
     given = {"scale": args.scale, "results": str(results), "figures": str(figures)}
     page = make_page(Path(args.notebook), given, results / args.scale / "overview", SimpleNamespace(title=TITLE))
-    print(f"\n{overview.text()}\n\noverview {page.relative_to(Path.cwd()) if page.is_relative_to(Path.cwd()) else page}", flush=True)
+    print(
+        f"\n{overview.text()}\n\noverview {page.relative_to(Path.cwd()) if page.is_relative_to(Path.cwd()) else page}",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -25,7 +25,11 @@ class Run:
     def text(self) -> str:
         """In words."""
         stages = ", ".join(f"{name} {clock(self.seconds[name])}" for name in STAGES if name in self.seconds)
-        return f"{self.goal}: {clock(self.total)}" + (f" ({stages})" if stages else "") + ("" if self.ended else ", did not come to its end")
+        return (
+            f"{self.goal}: {clock(self.total)}"
+            + (f" ({stages})" if stages else "")
+            + ("" if self.ended else ", did not come to its end")
+        )
 
 
 def read_runs(path: Path) -> list[Run]:
@@ -33,7 +37,11 @@ def read_runs(path: Path) -> list[Run]:
     if not path.is_file():
         return []
     lines = [line.split() for line in path.read_text().splitlines()]
-    marks = [(int(line[0]), line[1], line[2]) for line in lines if len(line) == 3 and line[0].isdigit() and line[2] in (*STAGES, "end")]
+    marks = [
+        (int(line[0]), line[1], line[2])
+        for line in lines
+        if len(line) == 3 and line[0].isdigit() and line[2] in (*STAGES, "end")
+    ]
     runs: list[list] = []
     for mark in marks:
         if mark[2] == STAGES[0] or not runs:

@@ -52,9 +52,13 @@ def main(argv: list[str] | None = None) -> None:
     results = Path(args.results).absolute()
     figures = Path(args.figures).absolute() if args.figures else figures_folder(args.paper, args.scale, results)
     given = {"scale": args.scale, "results": str(results), "figures": str(figures), **settings(notebook, args.set)}
-    loaded = Results.load(results, args.scale, args.paper)  # before the notebook, so that "nothing measured" is one sentence
+    loaded = Results.load(
+        results, args.scale, args.paper
+    )  # before the notebook, so that "nothing measured" is one sentence
     file = claims_module.load(claims)
-    page = make_page(notebook, given, results / args.scale / args.paper, file, optional={"paper": args.paper, "claims": str(claims)})
+    page = make_page(
+        notebook, given, results / args.scale / args.paper, file, optional={"paper": args.paper, "claims": str(claims)}
+    )
     text = _said(file, loaded, page, figures)
     print(text, flush=True)
     if own:
@@ -74,14 +78,18 @@ def _said(file: ClaimsFile, loaded: Results, page: Path, figures: Path) -> str:
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m shared.report.page", description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="python -m shared.report.page", description=__doc__.split("\n")[0], allow_abbrev=False
+    )
     parser.add_argument("paper", help="folder under papers/")
     parser.add_argument("--scale", default="cpu", choices=list(SCALE_WORDS))
     parser.add_argument("--results", default=str(ROOT / "results"), help="the folder of all results")
     parser.add_argument("--figures", default="", help="where tables and figures go")
     parser.add_argument("--notebook", default="", help="another notebook than papers/<paper>/notebook.ipynb")
     parser.add_argument("--claims", default="", help="another claims file than the one beside the notebook")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the notebook; may be repeated")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the notebook; may be repeated"
+    )
     return parser.parse_args(argv)
 
 
@@ -98,7 +106,9 @@ def make_page(notebook: Path, parameters: dict, out: Path, file, optional: dict 
         known = list(_parameters(content))
         unknown = sorted(set(parameters) - set(known))
         if unknown:
-            raise UserError(f"{notebook.name} has no parameter {', '.join(unknown)}; it knows {', '.join(known) or 'none'}")
+            raise UserError(
+                f"{notebook.name} has no parameter {', '.join(unknown)}; it knows {', '.join(known) or 'none'}"
+            )
         parameters = {**{name: value for name, value in (optional or {}).items() if name in known}, **parameters}
         check_folder(out, "RESULTS")
         with atomic_path(out / "notebook.ipynb") as executed:
@@ -133,12 +143,16 @@ def _execute(notebook, name: str, executed: Path, parameters: dict, out: Path):
     failed = out / "notebook.failed.ipynb"
     try:
         target = str(executed).replace("{", "{{").replace("}", "}}")  # papermill formats the path with the parameters
-        done = papermill.execute_notebook(notebook, target, parameters, kernel_manager_class=_this_interpreter(), **options)
+        done = papermill.execute_notebook(
+            notebook, target, parameters, kernel_manager_class=_this_interpreter(), **options
+        )
     except PapermillExecutionError as error:
         shutil.copyfile(executed, failed)
         said = " ".join(str(error.evalue).split())
         where = f"cell {error.exec_count} of {name} failed"
-        raise UserError(f"{where} with {error.ename}: {said} (its full trace is in {failed}; the page was not touched)") from None
+        raise UserError(
+            f"{where} with {error.ename}: {said} (its full trace is in {failed}; the page was not touched)"
+        ) from None
     except (DeadKernelError, RuntimeError) as error:
         raise UserError(f"the process that runs {name} died or did not start: {error}") from None
     failed.unlink(missing_ok=True)
@@ -204,7 +218,11 @@ def settings(notebook: Path, pairs: Sequence[str]) -> dict:
             raise UserError(f"--set takes name=value, not {pair!r}")
         if name not in known or name in OWN:
             free = ", ".join(sorted(set(known) - set(OWN))) or "none"
-            why = f"is set by --{name} (with make: {name.upper()})" if name in OWN else f"is no parameter of {notebook.name}"
+            why = (
+                f"is set by --{name} (with make: {name.upper()})"
+                if name in OWN
+                else f"is no parameter of {notebook.name}"
+            )
             raise UserError(f"--set {name}: {name} {why}; it can set: {free}")
         out[name] = _value(name, text, known[name])
     return out

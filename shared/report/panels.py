@@ -16,7 +16,11 @@ def html_gates(results) -> str:
         f"<td data-label='outcome'>{_outcome(g['passed'])}</td></tr>"
         for g in results.gates
     )
-    note = "" if all(g["passed"] for g in results.gates) else "<p class='notes'>A gate failed, so verdicts are withheld.</p>"
+    note = (
+        ""
+        if all(g["passed"] for g in results.gates)
+        else "<p class='notes'>A gate failed, so verdicts are withheld.</p>"
+    )
     head = "<thead><tr><th>gate</th><th>measured</th><th>needed</th><th>outcome</th></tr></thead>"
     return f"<table class='claims gates'>{head}<tbody>{rows}</tbody></table>{note}"
 
@@ -43,7 +47,11 @@ def sanity_outcomes(sanity: dict) -> dict[str, tuple[bool | None, str]]:
 
 def html_sanity(results) -> str:
     """Each check of the attacks: how many robust cells passed, and those that did not (cells of one model that say the same, together)."""
-    robust = [m for m in results.measurements if m.tags.get("kind") in ("accuracy", "score") and m.tags.get("attack", "clean") != "clean"]
+    robust = [
+        m
+        for m in results.measurements
+        if m.tags.get("kind") in ("accuracy", "score") and m.tags.get("attack", "clean") != "clean"
+    ]
     passed, ran, failures = Counter(), Counter(), {}
     for m in results.measurements:
         for name, (ok, detail) in sanity_outcomes(m.sanity or {}).items():
@@ -54,7 +62,11 @@ def html_sanity(results) -> str:
                     model = (m.tags.get("method", m.slug), m.tags.get("seed"))
                     failures.setdefault((name, detail, model), []).append(m.slug)
     without = sum(not m.sanity for m in robust)
-    note = f"{without} of {len(robust)} robust cells carry no sanity check." if without else f"All {len(robust)} robust cells are checked."
+    note = (
+        f"{without} of {len(robust)} robust cells carry no sanity check."
+        if without
+        else f"All {len(robust)} robust cells are checked."
+    )
     rows = "".join(
         f"<tr><td class='what'>{escape(name)}</td><td data-label='passed'>{passed[name]} of {ran[name]}</td>"
         f"<td data-label='outcome'>{_outcome(passed[name] == ran[name])}</td></tr>"
@@ -71,8 +83,14 @@ def html_sanity(results) -> str:
 
 def _failure(name: str, detail: str, model: tuple, slugs: list[str]) -> str:
     method, seed = model
-    cells = f"{len(slugs)} cells of {method}" + (f", seed {seed}" if seed is not None else "") if slugs[1:] else slugs[0]
-    return f"<li><b>{escape(name)}</b> in <code>{escape(cells)}</code>" + (f": {escape(detail)}" if detail else "") + "</li>"
+    cells = (
+        f"{len(slugs)} cells of {method}" + (f", seed {seed}" if seed is not None else "") if slugs[1:] else slugs[0]
+    )
+    return (
+        f"<li><b>{escape(name)}</b> in <code>{escape(cells)}</code>"
+        + (f": {escape(detail)}" if detail else "")
+        + "</li>"
+    )
 
 
 def html_provenance(results) -> str:
@@ -84,7 +102,11 @@ def provenance_line(results) -> str:
     """The same in words."""
     seeds = sorted({seed for m in results.measurements for seed in m.seeds})
     seconds = sum(m.seconds or 0 for m in results.measurements)
-    parts = [f"{len(results.measurements)} measurements", f"seeds {', '.join(map(str, seeds)) or 'none'}", f"{_time(seconds)} of measuring"]
+    parts = [
+        f"{len(results.measurements)} measurements",
+        f"seeds {', '.join(map(str, seeds)) or 'none'}",
+        f"{_time(seconds)} of measuring",
+    ]
     for name in ("commit", "machine"):
         values = list(dict.fromkeys(_flat(m.provenance[name]) for m in results.measurements if m.provenance.get(name)))
         if values:

@@ -69,7 +69,9 @@ def publish(names: Sequence[str], scale: str, results: Path) -> list[Path]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, refuse what is no record, publish the rest."""
-    parser = argparse.ArgumentParser(prog="python -m shared.report.record", description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="python -m shared.report.record", description=__doc__.split("\n")[0], allow_abbrev=False
+    )
     parser.add_argument("papers", nargs="*", help="folders under papers/; default: all that have this scale")
     parser.add_argument("--scale", default="cpu")
     parser.add_argument("--results", default=str(ROOT / "results"), help="the folder of all results")
@@ -80,7 +82,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = args.papers or everyone
     unknown = [name for name in names if name not in everyone]
     if unknown:
-        raise UserError(f"there is no paper {unknown[0]!r} with a scale {args.scale}: choose among {', '.join(everyone)}.")
+        raise UserError(
+            f"there is no paper {unknown[0]!r} with a scale {args.scale}: choose among {', '.join(everyone)}."
+        )
     wrong = [text for name in names if (text := complaint(name, args.scale, results))]
     if wrong:
         raise UserError("nothing is published: " + " ".join(wrong))

@@ -91,7 +91,9 @@ def colours(names: Sequence[str], last: str | None = None) -> list[str]:
     return [one or (free.pop(0) if free else NAMED["grey"]) for one in said]
 
 
-def figure(width: float = COLUMN, height: float | None = None, rows: int = 1, columns: int = 1, **options) -> tuple[Figure, object]:
+def figure(
+    width: float = COLUMN, height: float | None = None, rows: int = 1, columns: int = 1, **options
+) -> tuple[Figure, object]:
     """A figure of `width` inches (`COLUMN` or `PAGE`) with its axes, as `plt.subplots` returns them but with no global state."""
     per_axes = width / columns
     fig = Figure(figsize=(width, height or rows * min(0.68 * per_axes, 2.4)), layout="constrained")

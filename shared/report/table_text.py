@@ -62,7 +62,10 @@ def latex(table: Table) -> str:
     lines.append(" & ".join(escape_latex(name) for name in (table.corner, *table.columns)) + r" \\")
     lines.append(r"\midrule")
     for r, (label, cells) in enumerate(table.rows):
-        lines.append(" & ".join([escape_latex(label), *(_latex_cell(table, r, c, cell) for c, cell in enumerate(cells))]) + r" \\")
+        lines.append(
+            " & ".join([escape_latex(label), *(_latex_cell(table, r, c, cell) for c, cell in enumerate(cells))])
+            + r" \\"
+        )
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
@@ -96,7 +99,11 @@ def html(table: Table) -> str:
     head = "".join(f"<th>{escape(name)}</th>" for name in (table.corner, *table.columns))
     body = ""
     for r, (label, cells) in enumerate(table.rows):
-        body += f"<tr><th>{escape(label)}</th>" + "".join(_html_cell(table, r, c, cell) for c, cell in enumerate(cells)) + "</tr>\n"
+        body += (
+            f"<tr><th>{escape(label)}</th>"
+            + "".join(_html_cell(table, r, c, cell) for c, cell in enumerate(cells))
+            + "</tr>\n"
+        )
     caption = f"<figcaption>{escape(table.caption)}</figcaption>" if table.caption else ""
     notes = f"<p class='notes'>{escape(' '.join(table.all_notes))}</p>" if table.all_notes else ""
     rows = f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>"

@@ -1,12 +1,12 @@
 """Tables of estimates: built from selectors or by hand (`table_text` writes them).
 
-    table = from_results(
-        results,
-        rows={"TeCoA": {"method": "tecoa"}, "PMG-AFT": {"method": "pmg_aft"}},
-        columns={"shape": {"set": "shape"}, "zero-shot mean": {"role": "zero_shot"}},
-        common={"attack": "pgd10", "group": "main"},
-        caption="Robust accuracy (%), PGD-10.",
-    )
+table = from_results(
+    results,
+    rows={"TeCoA": {"method": "tecoa"}, "PMG-AFT": {"method": "pmg_aft"}},
+    columns={"shape": {"set": "shape"}, "zero-shot mean": {"role": "zero_shot"}},
+    common={"attack": "pgd10", "group": "main"},
+    caption="Robust accuracy (%), PGD-10.",
+)
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -40,7 +40,9 @@ class Table:
     def __post_init__(self):
         for label, cells in self.rows:
             if len(cells) != len(self.columns):
-                raise UserError(f"table row {label!r} has {len(cells)} cells, but there are {len(self.columns)} columns")
+                raise UserError(
+                    f"table row {label!r} has {len(cells)} cells, but there are {len(self.columns)} columns"
+                )
         if self.interval not in ("auto", "brackets", "pm", "none"):
             raise UserError(f"interval must be auto, brackets, pm or none, not {self.interval!r}")
 
@@ -91,7 +93,10 @@ def from_results(results, rows: Mapping[str, Selector], columns: Mapping[str, Se
     `best` is "max", "min" or None: the best row of a column is bold if its paired difference to every other row excludes zero.
     Rows without any measurement are left out. `options` go to `Table`.
     """
-    grid = {label: [results.values({**(common or {}), **row, **column}) for column in columns.values()] for label, row in rows.items()}
+    grid = {
+        label: [results.values({**(common or {}), **row, **column}) for column in columns.values()]
+        for label, row in rows.items()
+    }
     return of_values(grid, columns, best, **options)
 
 
@@ -111,7 +116,10 @@ def of_values(grid: Mapping, columns: Sequence[str], best: str | Mapping[str, st
             bold |= {(winner, c)} if winner is not None else set()
     missing = {slug for line in grid.values() for selected in line if selected for slug in selected.missing}
     if missing:
-        options["notes"] = [*options.get("notes", ()), f"Incomplete: {len(missing)} planned measurements behind these cells are missing."]
+        options["notes"] = [
+            *options.get("notes", ()),
+            f"Incomplete: {len(missing)} planned measurements behind these cells are missing.",
+        ]
     return Table(list(columns), cells, bold=frozenset(bold), **options)
 
 

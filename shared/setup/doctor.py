@@ -43,7 +43,9 @@ def python(version: tuple[int, int, int] = sys.version_info[:3]) -> Line:
 def packages(differences: list[str] | None = None, damaged: list[str] | None = None) -> Line:
     """The installed packages against requirements.lock."""
     if not pins.LOCK.exists():
-        return Line("problem", "packages", "requirements.lock is not there: restore it with `git checkout requirements.lock`")
+        return Line(
+            "problem", "packages", "requirements.lock is not there: restore it with `git checkout requirements.lock`"
+        )
     found = pins.differences() if differences is None else differences
     if found:
         level = "problem" if any("is missing" in difference for difference in found) else "warning"
@@ -63,7 +65,11 @@ def pairing(probe: Mapping) -> Line:
     minor = [int(re.match(r"\d+\.(\d+)", probe[name])[1]) for name in ("torch", "torchvision")]
     both = f"torch {probe['torch']} and torchvision {probe['torchvision']}"
     if minor[1] != minor[0] + 15:
-        return Line("problem", "torch", f"{both} are not a pair (torchvision 0.{minor[0] + 15} is the one for this torch): {fix}")
+        return Line(
+            "problem",
+            "torch",
+            f"{both} are not a pair (torchvision 0.{minor[0] + 15} is the one for this torch): {fix}",
+        )
     if not probe.get("operators"):
         return Line("problem", "torch", f"{both} do not work together ({_why(probe)}): {fix}")
     return Line("ok", "torch", f"{both} work together, {probe.get('threads', '?')} threads")
@@ -75,17 +81,33 @@ def gpu(probe: Mapping, driver: list[str], given: Mapping[str, str] = os.environ
     devices = probe.get("gpus", [])
     bad = [f"{device['name']} ({device['error']})" for device in devices if device.get("error")]
     if bad:
-        return Line("problem", "gpu", f"visible but cannot compute: {'; '.join(bad)}: use DEVICE=cpu until the driver is mended")
+        return Line(
+            "problem", "gpu", f"visible but cannot compute: {'; '.join(bad)}: use DEVICE=cpu until the driver is mended"
+        )
     if devices:
         listed = ", ".join(f"{device['name']} {device['gib']:.0f} GiB" for device in devices)
         return Line("ok", "gpu", f"{len(devices)} can compute: {listed}; `make` uses the first (DEVICE=gpus: all)")
     if driver and hidden is not None and hidden.strip() in ("", "-1"):
-        return Line("warning", "gpu", f"CUDA_VISIBLE_DEVICES={hidden!r} hides {len(driver)} from torch: unset it, or use DEVICE=cpu")
+        return Line(
+            "warning",
+            "gpu",
+            f"CUDA_VISIBLE_DEVICES={hidden!r} hides {len(driver)} from torch: unset it, or use DEVICE=cpu",
+        )
     if driver and "torch" in probe:
-        why = "this torch has no CUDA" if not probe.get("cuda") else f"the driver may be too old for CUDA {probe['cuda']}"
-        return Line("problem", "gpu", f"the driver lists {driver[0]!r}, torch cannot use it ({why}): mend that, or use DEVICE=cpu")
+        why = (
+            "this torch has no CUDA" if not probe.get("cuda") else f"the driver may be too old for CUDA {probe['cuda']}"
+        )
+        return Line(
+            "problem",
+            "gpu",
+            f"the driver lists {driver[0]!r}, torch cannot use it ({why}): mend that, or use DEVICE=cpu",
+        )
     if driver:
-        return Line("warning", "gpu", f"the driver lists {driver[0]!r}; torch has to be importable to tell whether it can be used")
+        return Line(
+            "warning",
+            "gpu",
+            f"the driver lists {driver[0]!r}; torch has to be importable to tell whether it can be used",
+        )
     return Line("ok", "gpu", "none; SCALE=cpu and photos do without, SCALE=paper needs one")
 
 
@@ -96,9 +118,17 @@ def memory(available: float | None = None) -> Line:
         return Line("warning", "memory", "cannot be told on this system; SCALE=cpu needs about 4 GB")
     shown = f"{available / 1e9:.1f} GB available"
     if available < 2e9:
-        return Line("problem", "memory", f"{shown}, too little even for SCALE=cpu: free some, or raise the container's limit to 4 GB")
+        return Line(
+            "problem",
+            "memory",
+            f"{shown}, too little even for SCALE=cpu: free some, or raise the container's limit to 4 GB",
+        )
     if available < 4e9:
-        return Line("warning", "memory", f"{shown}: enough for one process at SCALE=cpu, tight for DEVICE=cpu2 and for SCALE=photos")
+        return Line(
+            "warning",
+            "memory",
+            f"{shown}: enough for one process at SCALE=cpu, tight for DEVICE=cpu2 and for SCALE=photos",
+        )
     return Line("ok", "memory", shown)
 
 
@@ -108,14 +138,26 @@ def threads(cores: float | None = None, given: Mapping[str, str] = os.environ) -
     asked, whole = given.get("OMP_NUM_THREADS"), max(1, round(cores))
     if asked is None:
         if abs(cores - _affinity()) > 0.5:
-            return Line("warning", "threads", f"a quota of {cores:g} cores while {_affinity()} are seen: set OMP_NUM_THREADS={whole}")
+            return Line(
+                "warning",
+                "threads",
+                f"a quota of {cores:g} cores while {_affinity()} are seen: set OMP_NUM_THREADS={whole}",
+            )
         return Line("ok", "threads", f"{cores:g} cores, OMP_NUM_THREADS not set: all are used")
     if not asked.isdigit() or int(asked) < 1:
         return Line("problem", "threads", f"OMP_NUM_THREADS={asked!r} is not a number of threads: unset it")
     if int(asked) > whole:
-        return Line("warning", "threads", f"OMP_NUM_THREADS={asked} on {cores:g} cores is too many: set it to {whole} or unset it")
+        return Line(
+            "warning",
+            "threads",
+            f"OMP_NUM_THREADS={asked} on {cores:g} cores is too many: set it to {whole} or unset it",
+        )
     if int(asked) < whole:
-        return Line("warning", "threads", f"OMP_NUM_THREADS={asked} leaves {whole - int(asked)} of {cores:g} cores idle: unset it")
+        return Line(
+            "warning",
+            "threads",
+            f"OMP_NUM_THREADS={asked} leaves {whole - int(asked)} of {cores:g} cores idle: unset it",
+        )
     return Line("ok", "threads", f"{cores:g} cores, OMP_NUM_THREADS={asked}")
 
 
@@ -124,7 +166,11 @@ def disk(folder: Path, free: float | None = None) -> Line:
     free = shutil.disk_usage(_existing(folder)).free if free is None else free
     shown = f"{free / 1e9:.1f} GB free for {folder}"
     if free < 1e9:
-        return Line("problem", "disk", f"{shown}: SCALE=cpu writes up to 1 GB, so free some space or name another folder with RESULTS=")
+        return Line(
+            "problem",
+            "disk",
+            f"{shown}: SCALE=cpu writes up to 1 GB, so free some space or name another folder with RESULTS=",
+        )
     if free < 8e9:
         return Line("warning", "disk", f"{shown}: enough for SCALE=cpu, not for `make setup` (8 GB) or SCALE=paper")
     return Line("ok", "disk", shown)
@@ -138,14 +184,20 @@ def results(folder: Path) -> Line:
         with tempfile.TemporaryFile(dir=_existing(folder)):
             pass
     except OSError as error:
-        return Line("problem", "results", f"{folder} cannot be written ({error.strerror}): mend that, or name another with RESULTS=")
+        return Line(
+            "problem",
+            "results",
+            f"{folder} cannot be written ({error.strerror}): mend that, or name another with RESULTS=",
+        )
     return Line("ok", "results", f"{folder} can be written")
 
 
 def launcher(probe: Mapping) -> Line:
     """accelerate, by which several processes work together."""
     if "accelerate" not in probe:
-        return Line("problem", "launcher", f"accelerate cannot be imported ({_why(probe, 'accelerate_error')}): {SETUP}")
+        return Line(
+            "problem", "launcher", f"accelerate cannot be imported ({_why(probe, 'accelerate_error')}): {SETUP}"
+        )
     return Line("ok", "launcher", f"accelerate {probe['accelerate']}")
 
 
@@ -159,7 +211,11 @@ def kernel(probe: Mapping) -> Line:
 def tools(which: Callable[[str], str | None] = shutil.which) -> Line:
     missing = [name for name in ("git", "make") if which(name) is None]
     if missing:
-        return Line("warning", "tools", f"{' and '.join(missing)} not found: install it (without git, results lack their commit)")
+        return Line(
+            "warning",
+            "tools",
+            f"{' and '.join(missing)} not found: install it (without git, results lack their commit)",
+        )
     return Line("ok", "tools", "git and make are there")
 
 
@@ -167,8 +223,17 @@ def examine(folder: Path) -> list[Line]:
     """All findings about this machine, with results to be written in `folder`."""
     probe = run_probe()
     return [
-        python(), packages(), pairing(probe), gpu(probe, driver_list()), launcher(probe), kernel(probe),
-        memory(), threads(), disk(folder), results(folder), tools(),
+        python(),
+        packages(),
+        pairing(probe),
+        gpu(probe, driver_list()),
+        launcher(probe),
+        kernel(probe),
+        memory(),
+        threads(),
+        disk(folder),
+        results(folder),
+        tools(),
     ]
 
 
@@ -179,7 +244,9 @@ def run_probe(command: tuple[str, ...] = (sys.executable, "-m", "shared.setup.ma
     except subprocess.TimeoutExpired:
         return {"error": f"importing it took more than {seconds:.0f} s"}
     if done.returncode < 0:
-        return {"error": f"the import was killed by signal {-done.returncode}; a processor too old for this build does that"}
+        return {
+            "error": f"the import was killed by signal {-done.returncode}; a processor too old for this build does that"
+        }
     try:
         return json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):

@@ -69,7 +69,9 @@ def fill(venv: Path, torch: str) -> None:
     for command in ([uv] if shutil.which("uv") else []) + [pip]:
         if subprocess.run(command, cwd=ROOT, input=lock, text=True).returncode == 0:
             return
-    raise UserError("requirements.lock could not be installed (the reason is above): mend that and run `make setup` again.")
+    raise UserError(
+        "requirements.lock could not be installed (the reason is above): mend that and run `make setup` again."
+    )
 
 
 def install(venv: Path, torch: str = "", python: str = "") -> None:

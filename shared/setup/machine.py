@@ -15,7 +15,9 @@ def try_torch(found: dict) -> None:
         # The first thing to fail when the two were not built for each other.
         kept = torchvision.ops.nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.ones(1), 0.5)
         found["operators"] = kept.tolist() == [0]
-        found["gpus"] = [_try_gpu(torch, index) for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+        found["gpus"] = (
+            [_try_gpu(torch, index) for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+        )
     except Exception as error:
         found["error"] = _reason(error)
 

@@ -53,7 +53,9 @@ def parse_pins(text: str) -> dict[str, str]:
         except (InvalidRequirement, ValueError):
             version = None
         if version is None or version.operator != "==" or "*" in version.version or requirement.url:
-            raise UserError(f"requirements.lock holds {line!r}, not an exact pin `name==version`: write it by `make lock`.")
+            raise UserError(
+                f"requirements.lock holds {line!r}, not an exact pin `name==version`: write it by `make lock`."
+            )
         if requirement.marker is None or requirement.marker.evaluate():
             pins[canonical(requirement.name)] = version.version
     return pins

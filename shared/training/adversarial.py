@@ -108,7 +108,9 @@ class Tuning(Bounded):
     def __post_init__(self):
         super().__post_init__()
         if self.last == 0:
-            raise UserError("the last 0 parameter tensors are nothing to train (`last`): give their number, or -1 for all.")
+            raise UserError(
+                "the last 0 parameter tensors are nothing to train (`last`): give their number, or -1 for all."
+            )
 
 
 def frozen(victim: ZeroShot) -> ZeroShot:
@@ -116,8 +118,19 @@ def frozen(victim: ZeroShot) -> ZeroShot:
     return copy.deepcopy(victim).requires_grad_(False).eval()
 
 
-def finetune(victim: ZeroShot, objective: Objective, data, tuning: Tuning, threat: Threat, attack: TrainAttack, seed: int, device="cpu",
-             checkpoint: Path | None = None, snapshot: Callable[[int], None] | None = None, name: str = "fine-tuning") -> float:
+def finetune(
+    victim: ZeroShot,
+    objective: Objective,
+    data,
+    tuning: Tuning,
+    threat: Threat,
+    attack: TrainAttack,
+    seed: int,
+    device="cpu",
+    checkpoint: Path | None = None,
+    snapshot: Callable[[int], None] | None = None,
+    name: str = "fine-tuning",
+) -> float:
     """Fine-tune `victim.visual` in place; returns the last loss.
 
     data: labelled images with batched access. seed: of the order of the data and of the attack's random starts, both functions of the step.
@@ -126,12 +139,26 @@ def finetune(victim: ZeroShot, objective: Objective, data, tuning: Tuning, threa
     parameters = list(victim.visual.parameters())
     for p in parameters:
         p.requires_grad_(False)
-    trained = parameters if tuning.last < 0 else parameters[-tuning.last:]
+    trained = parameters if tuning.last < 0 else parameters[-tuning.last :]
     for p in trained:
         p.requires_grad_(True)
-    optimizer = (torch.optim.SGD(trained, lr=tuning.lr, momentum=tuning.momentum, weight_decay=tuning.weight_decay) if tuning.optimizer == "sgd"
-                 else torch.optim.AdamW(trained, lr=tuning.lr, weight_decay=tuning.weight_decay))
-    fit = Fit(victim.visual, optimizer, tuning.steps, tuning.lr, None, tuning.warmup, checkpoint, tuning.every, after_step=snapshot, name=name)
+    optimizer = (
+        torch.optim.SGD(trained, lr=tuning.lr, momentum=tuning.momentum, weight_decay=tuning.weight_decay)
+        if tuning.optimizer == "sgd"
+        else torch.optim.AdamW(trained, lr=tuning.lr, weight_decay=tuning.weight_decay)
+    )
+    fit = Fit(
+        victim.visual,
+        optimizer,
+        tuning.steps,
+        tuning.lr,
+        None,
+        tuning.warmup,
+        checkpoint,
+        tuning.every,
+        after_step=snapshot,
+        name=name,
+    )
     batches = [batch_indices(len(data), tuning.batch, step, seed) for step in range(fit.start(), tuning.steps)]
     stream = iter(loader(data, batches, tuning.workers))
     autocast = None if attack.autocast == "none" else attack.autocast
@@ -142,8 +169,16 @@ def finetune(victim: ZeroShot, objective: Objective, data, tuning: Tuning, threa
         x_adv = x
         if raised is not None and attack.steps:
             rng = SampleRng(seed, batches[step - tuning.steps]).child(f"train{step}")
-            x_adv = ascend(raised, x, threat, steps=attack.steps, step_size=attack.ratio * threat.eps, rng=rng, reduction=attack.reduction,
-                           autocast=autocast)
+            x_adv = ascend(
+                raised,
+                x,
+                threat,
+                steps=attack.steps,
+                step_size=attack.ratio * threat.eps,
+                rng=rng,
+                reduction=attack.reduction,
+                autocast=autocast,
+            )
         return objective.loss(victim, x, x_adv, y)
 
     victim.train()

@@ -135,20 +135,41 @@ def shift_flip(x: Tensor, rng: SampleRng) -> Tensor:
     return F.pad(x, (SHIFT,) * 4)[samples, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
 
-def train_classifier(model: nn.Module, data, training: ClassifierTraining, seed: int, device="cpu", checkpoint: Path | None = None,
-                     name: str = "classifier") -> float:
+def train_classifier(
+    model: nn.Module,
+    data,
+    training: ClassifierTraining,
+    seed: int,
+    device="cpu",
+    checkpoint: Path | None = None,
+    name: str = "classifier",
+) -> float:
     """Train `model` (logits (N, K) of pictures in [0, 1]) in place; returns the last loss. It is left frozen and in eval mode.
 
     data: labelled images with batched access. checkpoint: file to continue from, removed by nobody. Raises UserError where a batch is larger than the
     set or the loss is no number at the end.
     """
     if training.batch > len(data):
-        raise UserError(f"{name}: a batch of {training.batch} pictures is larger than the set, which has {len(data)}: make it smaller.")
+        raise UserError(
+            f"{name}: a batch of {training.batch} pictures is larger than the set, which has {len(data)}: make it smaller."
+        )
     model.requires_grad_(True).train()
     both = AveragedWithStatistics(model, training.average) if training.average else None
-    optimizer = torch.optim.SGD(model.parameters(), lr=training.lr, momentum=0.9, nesterov=True, weight_decay=training.weight_decay)
-    fit = Fit(both or model, optimizer, training.steps, training.lr, None, training.warmup, checkpoint, training.every,
-              after_step=both.update if both else None, name=name)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=training.lr, momentum=0.9, nesterov=True, weight_decay=training.weight_decay
+    )
+    fit = Fit(
+        both or model,
+        optimizer,
+        training.steps,
+        training.lr,
+        None,
+        training.warmup,
+        checkpoint,
+        training.every,
+        after_step=both.update if both else None,
+        name=name,
+    )
     batches = [batch_indices(len(data), training.batch, step, seed) for step in range(fit.start(), training.steps)]
     stream = iter(loader(data, batches, training.workers))
 
@@ -173,8 +194,14 @@ def hardest(model: nn.Module, x: Tensor, y: Tensor, training: ClassifierTraining
     """The last iterate of PGD on the cross-entropy of the model in eval mode; the model is left in the mode it was in."""
     threat = Threat("linf", training.eps)
     with eval_mode(model):
-        return ascend(lambda z: F.cross_entropy(model(z), y, reduction="none"), x, threat, steps=training.attack_steps,
-                      step_size=training.attack_ratio * training.eps, rng=rng)
+        return ascend(
+            lambda z: F.cross_entropy(model(z), y, reduction="none"),
+            x,
+            threat,
+            steps=training.attack_steps,
+            step_size=training.attack_ratio * training.eps,
+            rng=rng,
+        )
 
 
 def main() -> None:
@@ -183,7 +210,9 @@ def main() -> None:
         return
     device = "cuda" if torch.cuda.is_available() else "cpu"
     facts = training_facts(args.out) if args.card_only else train(args, device)
-    write_card(args.out, kind="classifier", **facts, **measured(args.out, args.data, args.data_root, facts["model"], device))
+    write_card(
+        args.out, kind="classifier", **facts, **measured(args.out, args.data, args.data_root, facts["model"], device)
+    )
     print(f"wrote the card of {args.out}" if args.card_only else f"wrote {args.out} and its card", flush=True)
 
 
@@ -200,9 +229,16 @@ def train(args: Args, device) -> dict:
     loss = train_classifier(classifier, data, args.train, args.seed, device, checkpoint, args.out.stem)
     save_classifier(classifier, args.out)
     checkpoint.unlink(missing_ok=True)
-    return {"model": args.arch, "config": asdict(args.train), "seed": args.seed, "data": data.version, "loss": loss, "commit": commit,
-            "command": shlex.join(["python", "-m", "shared.training.classify", *sys.argv[1:]]),
-            "seconds": None if interrupted else time.monotonic() - began}
+    return {
+        "model": args.arch,
+        "config": asdict(args.train),
+        "seed": args.seed,
+        "data": data.version,
+        "loss": loss,
+        "commit": commit,
+        "command": shlex.join(["python", "-m", "shared.training.classify", *sys.argv[1:]]),
+        "seconds": None if interrupted else time.monotonic() - began,
+    }
 
 
 def unseen(spec: str, root: str | None = None):
@@ -216,9 +252,19 @@ def measured(path: Path, spec: str, root: str | None, arch: str, device="cpu") -
     """The measured part of a card: accuracy on unseen pictures, clean and under 20 steps of APGD-CE and APGD-T at 8/255."""
     data, split = unseen(spec, root)
     classifier = open_classifier(arch, str(path), data.num_classes, device=device)
-    return {"set": spec, "split": split, "classes": list(data.classes), "n": len(data), "accuracy": accuracy(classifier, data),
-            "attacked": {"attack": f"apgd{ATTACK_STEPS}", "norm": "linf", "eps": ATTACKED,
-                         "accuracy": accuracy(classifier, data, Threat("linf", ATTACKED))}}
+    return {
+        "set": spec,
+        "split": split,
+        "classes": list(data.classes),
+        "n": len(data),
+        "accuracy": accuracy(classifier, data),
+        "attacked": {
+            "attack": f"apgd{ATTACK_STEPS}",
+            "norm": "linf",
+            "eps": ATTACKED,
+            "accuracy": accuracy(classifier, data, Threat("linf", ATTACKED)),
+        },
+    }
 
 
 def accuracy(classifier: nn.Module, data, threat: Threat | None = None, batch: int = 128) -> float:
@@ -231,7 +277,16 @@ def _right(classifier: nn.Module, data, threat: Threat | None, batch: int) -> It
     for indices in torch.arange(len(data)).split(batch):
         x, y = (t.to(device) for t in data.__getitems__(indices.tolist()))
         if threat is not None:
-            x = cascade(classifier, x, y, threat, rng=SampleRng(0, indices, "card"), stages=STAGES, steps=ATTACK_STEPS, targets=3).x_adv
+            x = cascade(
+                classifier,
+                x,
+                y,
+                threat,
+                rng=SampleRng(0, indices, "card"),
+                stages=STAGES,
+                steps=ATTACK_STEPS,
+                targets=3,
+            ).x_adv
         with torch.no_grad():
             yield classifier(x).argmax(1) == y
 

@@ -51,14 +51,28 @@ def self_supervised(embedding: Tensor, augmented: Tensor, scale: Tensor) -> Tens
     return F.cross_entropy(scale * embedding @ augmented.T, torch.arange(len(embedding), device=embedding.device))
 
 
-def cleanclip_loss(image: Tensor, text: Tensor, image_aug: Tensor, text_aug: Tensor, scale: Tensor, config: CleanClipConfig) -> Tensor:
+def cleanclip_loss(
+    image: Tensor, text: Tensor, image_aug: Tensor, text_aug: Tensor, scale: Tensor, config: CleanClipConfig
+) -> Tensor:
     """L, from unit embeddings (N, D) each."""
     cross = (self_supervised(image, text, scale) + self_supervised(text, image, scale)) / 2
-    return cross + config.image_weight * self_supervised(image, image_aug, scale) + config.text_weight * self_supervised(text, text_aug, scale)
+    return (
+        cross
+        + config.image_weight * self_supervised(image, image_aug, scale)
+        + config.text_weight * self_supervised(text, text_aug, scale)
+    )
 
 
-def cleanclip(clip: nn.Module, pairs, config: CleanClipConfig = CleanClipConfig(), checkpoint: Path | None = None, accelerator=None,
-              augment_images: AugmentImages | None = None, augment_texts: AugmentTexts | None = None, name: str = "CleanCLIP") -> float:
+def cleanclip(
+    clip: nn.Module,
+    pairs,
+    config: CleanClipConfig = CleanClipConfig(),
+    checkpoint: Path | None = None,
+    accelerator=None,
+    augment_images: AugmentImages | None = None,
+    augment_texts: AugmentTexts | None = None,
+    name: str = "CleanCLIP",
+) -> float:
     """Train all of `clip` on clean `pairs`, in place; returns the last loss. It is left frozen and in eval mode.
 
     pairs, checkpoint, accelerator: as in `finetune_clip`. augment_images(x, step, indices), augment_texts(texts, step, indices): None for
@@ -68,8 +82,10 @@ def cleanclip(clip: nn.Module, pairs, config: CleanClipConfig = CleanClipConfig(
     accelerator = accelerator or OneProcess(clip.logit_scale.device)
     rank, world = accelerator.process_index, accelerator.num_processes
     if config.batch % world:
-        raise UserError(f"{name}: a batch of {config.batch} pairs has no equal shares for {world} processes: change the batch size or the number of "
-                        "processes.")
+        raise UserError(
+            f"{name}: a batch of {config.batch} pairs has no equal shares for {world} processes: change the batch size or the number of "
+            "processes."
+        )
     augment_images = augment_images or CropAndJitter(seed=config.seed)
     augment_texts = augment_texts or EDA.of(clip.tokenizer, seed=config.seed)
     model = accelerator.prepare(PixelCLIP(prepared(clip, pairs, config, name).train()))
@@ -97,7 +113,19 @@ def cleanclip(clip: nn.Module, pairs, config: CleanClipConfig = CleanClipConfig(
             clip.logit_scale.clamp_(0, math.log(100))
 
     optimizer = adamw(clip, config.lr, config.weight_decay)
-    loss = Fit(clip, optimizer, config.steps, config.lr, step_fn, config.warmup, checkpoint, config.every, accelerator, clamp, config.clip_norm,
-               name).run()
+    loss = Fit(
+        clip,
+        optimizer,
+        config.steps,
+        config.lr,
+        step_fn,
+        config.warmup,
+        checkpoint,
+        config.every,
+        accelerator,
+        clamp,
+        config.clip_norm,
+        name,
+    ).run()
     clip.requires_grad_(False).eval()
     return loss

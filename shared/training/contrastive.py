@@ -53,7 +53,10 @@ class Batches:
 
     def __call__(self, step: int):
         if step != self._next:
-            self._next, self._stream = step, iter(loader(self.data, (self.indices(s) for s in range(step, self.steps)), self.workers))
+            self._next, self._stream = (
+                step,
+                iter(loader(self.data, (self.indices(s) for s in range(step, self.steps)), self.workers)),
+            )
         self._next += 1
         return next(self._stream)
 
@@ -69,16 +72,32 @@ class PixelCLIP(nn.Module):
         return self.clip(self.pixels(x), tokens)
 
 
-def adamw(model: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.98), eps: float = 1e-6,
-          decays: Callable[[str, nn.Parameter], bool] = lambda name, p: p.ndim >= 2) -> torch.optim.AdamW:
+def adamw(
+    model: nn.Module,
+    lr: float,
+    weight_decay: float,
+    betas: tuple[float, float] = (0.9, 0.98),
+    eps: float = 1e-6,
+    decays: Callable[[str, nn.Parameter], bool] = lambda name, p: p.ndim >= 2,
+) -> torch.optim.AdamW:
     """AdamW of what is trained, with decay where `decays(name, parameter)`: by default on matrices only."""
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    groups = [{"params": [p for name, p in trained if decays(name, p) == yes], "weight_decay": weight_decay if yes else 0.0} for yes in (True, False)]
+    groups = [
+        {"params": [p for name, p in trained if decays(name, p) == yes], "weight_decay": weight_decay if yes else 0.0}
+        for yes in (True, False)
+    ]
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
 
 
-def pretrain(clip: nn.Module, pairs, config: ContrastiveConfig, accelerator, checkpoint: Path | None = None, augment=None,
-             name: str = "pre-training") -> float:
+def pretrain(
+    clip: nn.Module,
+    pairs,
+    config: ContrastiveConfig,
+    accelerator,
+    checkpoint: Path | None = None,
+    augment=None,
+    name: str = "pre-training",
+) -> float:
     """Train `clip` in place; returns the last loss.
 
     pairs: a data set whose `__getitems__(indices)` gives pictures (N, 3, H, W) and N captions, at least steps × batch long (or read in epochs of a
@@ -89,8 +108,10 @@ def pretrain(clip: nn.Module, pairs, config: ContrastiveConfig, accelerator, che
 
     rank, world = accelerator.process_index, accelerator.num_processes
     if min(config.batch, len(pairs)) % world:
-        raise UserError(f"{name}: a batch of {min(config.batch, len(pairs))} pairs has no equal shares for {world} processes: change the batch "
-                        "size or the number of processes.")
+        raise UserError(
+            f"{name}: a batch of {min(config.batch, len(pairs))} pairs has no equal shares for {world} processes: change the batch "
+            "size or the number of processes."
+        )
     model = accelerator.prepare(PixelCLIP(clip.train()))
     loss_fn = open_clip.ClipLoss(local_loss=world > 1, gather_with_grad=world > 1, rank=rank, world_size=world)
     optimizer = adamw(clip, config.lr, config.weight_decay)
@@ -110,7 +131,20 @@ def pretrain(clip: nn.Module, pairs, config: ContrastiveConfig, accelerator, che
         with torch.no_grad():
             clip.logit_scale.clamp_(0, math.log(100))
 
-    fit = Fit(clip, optimizer, config.steps, config.lr, step_fn, config.warmup, checkpoint, config.every, accelerator, clamp, config.clip_norm, name)
+    fit = Fit(
+        clip,
+        optimizer,
+        config.steps,
+        config.lr,
+        step_fn,
+        config.warmup,
+        checkpoint,
+        config.every,
+        accelerator,
+        clamp,
+        config.clip_norm,
+        name,
+    )
     loss = fit.run()
     clip.eval()
     return loss
@@ -122,7 +156,7 @@ def batch_indices(n: int, batch: int, step: int, seed: int = 0) -> list[int]:
     epoch, position = divmod(step, per_epoch)
     if n > 2_000_000:  # an endless set: read it in order
         return [(step * batch + i) % n for i in range(batch)]
-    return _order(n, seed, epoch)[position * batch:(position + 1) * batch].tolist()
+    return _order(n, seed, epoch)[position * batch : (position + 1) * batch].tolist()
 
 
 @functools.lru_cache(maxsize=2)  # a permutation of a million takes as long as reading a batch

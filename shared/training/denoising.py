@@ -110,7 +110,9 @@ def _stream(seed: int, indices, epoch: int) -> SampleRng:
     return rng.child(f"epoch{epoch}") if epoch else rng
 
 
-def times_and_noise(seed: int, indices, shape, schedule: Schedule, early: float, epoch: int = 0) -> tuple[Tensor, Tensor]:
+def times_and_noise(
+    seed: int, indices, shape, schedule: Schedule, early: float, epoch: int = 0
+) -> tuple[Tensor, Tensor]:
     """t (N,) in 1 … T, and ε (N, *shape), of the pictures `indices`."""
     rng = _stream(seed, indices, epoch)
     split = min(EARLY, schedule.steps // 2)
@@ -125,8 +127,16 @@ def mirrored(x: Tensor, seed: int, indices, epoch: int) -> Tensor:
     return torch.where(flip[:, None, None, None], x.flip(3), x)
 
 
-def fit_denoiser(denoiser: UNetDenoiser, pictures, config: DenoisingConfig, seed: int, accelerator=None, checkpoint: Path | None = None,
-                 flip: bool = False, name: str = "denoising") -> tuple[UNetDenoiser, float]:
+def fit_denoiser(
+    denoiser: UNetDenoiser,
+    pictures,
+    config: DenoisingConfig,
+    seed: int,
+    accelerator=None,
+    checkpoint: Path | None = None,
+    flip: bool = False,
+    name: str = "denoising",
+) -> tuple[UNetDenoiser, float]:
     """Train `denoiser` in place; returns it with averaged weights, frozen, and the last loss.
 
     pictures: a data set whose `__getitems__(indices)` gives pictures (N, 3, H, W) in [0, 1] and something else. accelerator: every process takes its
@@ -135,10 +145,14 @@ def fit_denoiser(denoiser: UNetDenoiser, pictures, config: DenoisingConfig, seed
     """
     rank, world = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
     if config.batch % world:
-        raise UserError(f"denoising: a batch of {config.batch} pictures has no equal shares for {world} processes: change the batch size or the "
-                        "number of processes.")
+        raise UserError(
+            f"denoising: a batch of {config.batch} pictures has no equal shares for {world} processes: change the batch size or the "
+            "number of processes."
+        )
     if config.batch > len(pictures):
-        raise UserError(f"{name}: a batch of {config.batch} pictures is larger than the set, which has {len(pictures)}: make it smaller.")
+        raise UserError(
+            f"{name}: a batch of {config.batch} pictures is larger than the set, which has {len(pictures)}: make it smaller."
+        )
     device = next(denoiser.parameters()).device if accelerator is None else accelerator.device
     both = Averaged(denoiser.requires_grad_(True).train(), config.average)
     model = denoiser if accelerator is None else accelerator.prepare(denoiser)
@@ -148,22 +162,45 @@ def fit_denoiser(denoiser: UNetDenoiser, pictures, config: DenoisingConfig, seed
         epoch = step // (len(pictures) // config.batch)
         x = pictures.__getitems__(indices)[0].to(device)
         if x.shape[2:] != (denoiser.size, denoiser.size):
-            raise UserError(f"{name}: the pictures are {x.shape[2]}×{x.shape[3]} pixels and the denoiser is for {denoiser.size}×{denoiser.size}: "
-                            "give an image size, or choose another configuration.")
+            raise UserError(
+                f"{name}: the pictures are {x.shape[2]}×{x.shape[3]} pixels and the denoiser is for {denoiser.size}×{denoiser.size}: "
+                "give an image size, or choose another configuration."
+            )
         x = 2 * (mirrored(x, seed, indices, epoch) if flip else x) - 1
         t, noise = times_and_noise(seed, indices, x.shape[1:], denoiser.schedule, config.early, epoch)
         noise = noise.to(x)
         return (model(denoiser.schedule.diffuse(x, t, noise), t).eps - noise).square().mean()
 
-    fit = Fit(both, adamw(denoiser, config.lr, config.weight_decay), config.steps, config.lr, step_fn, config.warmup, checkpoint, config.every,
-              accelerator, both.update, config.clip_norm, name)
+    fit = Fit(
+        both,
+        adamw(denoiser, config.lr, config.weight_decay),
+        config.steps,
+        config.lr,
+        step_fn,
+        config.warmup,
+        checkpoint,
+        config.every,
+        accelerator,
+        both.update,
+        config.clip_norm,
+        name,
+    )
     loss = fit.run()
     denoiser.requires_grad_(False).eval()
     return both.average.eval(), loss
 
 
-def train_denoiser(config: DenoisingConfig, data, model: str = "photos", seed: int = 0, device="cpu", checkpoint: Path | None = None,
-                   flip: bool = True, accelerator=None, name: str = "denoising") -> tuple[UNetDenoiser, float]:
+def train_denoiser(
+    config: DenoisingConfig,
+    data,
+    model: str = "photos",
+    seed: int = 0,
+    device="cpu",
+    checkpoint: Path | None = None,
+    flip: bool = True,
+    accelerator=None,
+    name: str = "denoising",
+) -> tuple[UNetDenoiser, float]:
     """A denoiser of the configuration `model` (of shared/diffusion/weights.py), trained from random weights: (it, frozen; the last loss).
 
     data: labelled images with batched access, of the configuration's size; the rest, and the errors, as in `fit_denoiser`.
@@ -177,7 +214,9 @@ def main() -> None:
     accelerator = open_accelerator()
     facts = training_facts(args.out) if args.card_only else train(args, accelerator)
     if accelerator.is_main_process:
-        write_card(args.out, kind="denoiser", **facts, **measured(args.out, accelerator.device, args.data, args.data_root))
+        write_card(
+            args.out, kind="denoiser", **facts, **measured(args.out, accelerator.device, args.data, args.data_root)
+        )
         print(f"wrote the card of {args.out}" if args.card_only else f"wrote {args.out} and its card", flush=True)
     accelerator.wait_for_everyone()
     accelerator.end_training()
@@ -190,17 +229,33 @@ def train(args: Args, accelerator) -> dict:
     commit, began, config = _commit(), time.monotonic(), CONFIGS[args.model]
     data = _pictures(args, config["size"])
     # named by all that the weights depend on, so that a run with other options does not continue from it
-    identity = digest([args.model, config, args.seed, data.version, {k: v for k, v in asdict(args.train).items() if k != "every"}])
+    identity = digest(
+        [args.model, config, args.seed, data.version, {k: v for k, v in asdict(args.train).items() if k != "every"}]
+    )
     checkpoint = args.work / f"{args.out.stem}-{identity[:12]}.ckpt"
     interrupted = checkpoint.is_file()
-    average, loss = train_denoiser(args.train, data, args.model, args.seed, checkpoint=checkpoint, flip=_photographs(args.data),
-                                   accelerator=accelerator)
+    average, loss = train_denoiser(
+        args.train,
+        data,
+        args.model,
+        args.seed,
+        checkpoint=checkpoint,
+        flip=_photographs(args.data),
+        accelerator=accelerator,
+    )
     if accelerator.is_main_process:
         save_denoiser(average.unet, args.out, config, average.schedule)
         checkpoint.unlink(missing_ok=True)
-    return {"model": args.model, "config": asdict(args.train), "seed": args.seed, "data": data.version, "loss": loss, "commit": commit,
-            "command": shlex.join(["python", "-m", "shared.training.denoising", *sys.argv[1:]]),
-            "seconds": None if interrupted else time.monotonic() - began}
+    return {
+        "model": args.model,
+        "config": asdict(args.train),
+        "seed": args.seed,
+        "data": data.version,
+        "loss": loss,
+        "commit": commit,
+        "command": shlex.join(["python", "-m", "shared.training.denoising", *sys.argv[1:]]),
+        "seconds": None if interrupted else time.monotonic() - began,
+    }
 
 
 def _photographs(spec: str) -> bool:
@@ -226,7 +281,11 @@ def measured(path: Path, device="cpu", spec: str = SCENES, root: str | None = No
         chosen = subset(data, VALIDATION, 0)
     x = data.__getitems__(chosen)[0].to(device)
     facts = {"n": len(x), "set": name, "denoising": {str(t): error_ratio(denoiser, x, t) for t in (50, 100, 200)}}
-    return {**facts, "purification": purified_accuracy(denoiser, data, VALIDATION, PURIFIED_AT)} if spec == SCENES else facts
+    return (
+        {**facts, "purification": purified_accuracy(denoiser, data, VALIDATION, PURIFIED_AT)}
+        if spec == SCENES
+        else facts
+    )
 
 
 def error_ratio(denoiser, x: Tensor, t: int) -> float:
@@ -235,10 +294,15 @@ def error_ratio(denoiser, x: Tensor, t: int) -> float:
     noise = SampleRng(0, range(len(x)), f"card/{t}").normal(x.shape[1:]).to(x)
     x_t, times = denoiser.schedule.diffuse(x, t, noise), torch.full((len(x),), t)
     with torch.no_grad():
-        return ((x_t / denoiser.schedule.alpha(t).to(x) - x).square().sum() / (denoiser.posterior_mean(x_t, times) - x).square().sum()).item()
+        return (
+            (x_t / denoiser.schedule.alpha(t).to(x) - x).square().sum()
+            / (denoiser.posterior_mean(x_t, times) - x).square().sum()
+        ).item()
 
 
-def purified_accuracy(denoiser, data, n: int, t: int, sampler: Sampler = SAMPLER, victim: str = "scenes-vit-s8") -> dict:
+def purified_accuracy(
+    denoiser, data, n: int, t: int, sampler: Sampler = SAMPLER, victim: str = "scenes-vit-s8"
+) -> dict:
     """Accuracy of a zoo CLIP on the first n pictures of a set, and after purification from time t; clean, and on images attacked without it."""
     device = next(denoiser.parameters()).device
     clip = create_clip(victim, weights(victim)).to(device).requires_grad_(False)
@@ -254,8 +318,10 @@ def purified_accuracy(denoiser, data, n: int, t: int, sampler: Sampler = SAMPLER
 
     purifier = Purifier(denoiser, t, sampler).to(device)
     with torch.no_grad():
-        pair = {name: {"before": accuracy(images), "after": accuracy(purifier(images, rng.child("purify")))}
-                for name, images in (("clean", x), ("pgd10", attacked))}
+        pair = {
+            name: {"before": accuracy(images), "after": accuracy(purifier(images, rng.child("purify")))}
+            for name, images in (("clean", x), ("pgd10", attacked))
+        }
     return {"victim": victim, "t": t, "sampler": asdict(sampler), "eps": threat.eps, **pair}
 
 

@@ -55,7 +55,14 @@ class Fit:
 
         start, main = self.start(), self.accelerator is None or self.accelerator.is_main_process
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        bar = tqdm(range(start, self.steps), initial=start, total=self.steps, desc=self.name, disable=not (main and sys.stderr.isatty()), leave=False)
+        bar = tqdm(
+            range(start, self.steps),
+            initial=start,
+            total=self.steps,
+            desc=self.name,
+            disable=not (main and sys.stderr.isatty()),
+            leave=False,
+        )
         loss, began = torch.zeros(()), time.monotonic()
         for step in bar:
             for group in self.optimizer.param_groups:
@@ -71,7 +78,10 @@ class Fit:
             if main and self.every and (step + 1) % self.every == 0 and step + 1 < self.steps:
                 self._save(step + 1)
                 if not sys.stderr.isatty():
-                    print(f"{self.name}: step {step + 1}/{self.steps}, loss {float(loss.detach()):.3f}, {time.monotonic() - began:.0f} s", flush=True)
+                    print(
+                        f"{self.name}: step {step + 1}/{self.steps}, loss {float(loss.detach()):.3f}, {time.monotonic() - began:.0f} s",
+                        flush=True,
+                    )
         self.optimizer.zero_grad(set_to_none=True)  # nothing is left behind for whoever uses the model next
         value = float(loss.detach()) if self.steps > start else 0.0
         if not math.isfinite(value):
@@ -100,5 +110,7 @@ class Fit:
             self.optimizer.load_state_dict(state["optimizer"])
             return int(state["step"])
         except Exception as error:
-            raise UserError(f"the checkpoint {self.checkpoint} cannot be continued from ({type(error).__name__}): delete it to train again from "
-                            "the start.") from error
+            raise UserError(
+                f"the checkpoint {self.checkpoint} cannot be continued from ({type(error).__name__}): delete it to train again from "
+                "the start."
+            ) from error

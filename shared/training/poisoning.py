@@ -64,18 +64,34 @@ def identity(clip: nn.Module, pairs, config: ContrastiveConfig, *more) -> str:
     content = sha256()
     for name, value in sorted(clip.state_dict().items()):
         content.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return digest([content.hexdigest(), pairs.version, {k: v for k, v in asdict(config).items() if k not in ("every", "workers")}, *more])
+    return digest(
+        [
+            content.hexdigest(),
+            pairs.version,
+            {k: v for k, v in asdict(config).items() if k not in ("every", "workers")},
+            *more,
+        ]
+    )
 
 
 def prepared(clip: nn.Module, pairs, config: ContrastiveConfig, name: str) -> nn.Module:
     """The CLIP with every weight free to be trained. Raises UserError where a batch is larger than the set."""
     if config.batch > len(pairs):
-        raise UserError(f"{name}: a batch of {config.batch} pairs is larger than the set, which has {len(pairs)}: make it smaller.")
+        raise UserError(
+            f"{name}: a batch of {config.batch} pairs is larger than the set, which has {len(pairs)}: make it smaller."
+        )
     return clip.requires_grad_(True)
 
 
-def finetune_clip(clip: nn.Module, pairs, config: FineTuning = FineTuning(), checkpoint: Path | None = None, accelerator=None, augment=None,
-                  name: str = "fine-tuning") -> float:
+def finetune_clip(
+    clip: nn.Module,
+    pairs,
+    config: FineTuning = FineTuning(),
+    checkpoint: Path | None = None,
+    accelerator=None,
+    augment=None,
+    name: str = "fine-tuning",
+) -> float:
     """Train all of `clip` on `pairs`, in place; returns the last loss. It is left frozen and in eval mode.
 
     pairs: as in `shared.training.contrastive.pretrain`, e.g. PoisonedPairs. checkpoint: file to continue from and to write every `config.every`

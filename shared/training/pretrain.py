@@ -67,7 +67,14 @@ def train(args: Args, accelerator) -> dict:
     commit, began = _commit(), time.monotonic()
     pairs = ScenePairs(args.train.steps * args.train.batch, seed=args.seed)
     # named by all that the weights depend on, so that a run with other options does not continue from it
-    identity = digest([args.model, args.seed, pairs.version, {k: v for k, v in asdict(args.train).items() if k not in ("every", "workers")}])
+    identity = digest(
+        [
+            args.model,
+            args.seed,
+            pairs.version,
+            {k: v for k, v in asdict(args.train).items() if k not in ("every", "workers")},
+        ]
+    )
     checkpoint = args.work / f"{args.out.stem}-{identity[:12]}.ckpt"
     interrupted = checkpoint.is_file()
     torch.manual_seed(args.seed)  # open_clip draws the initial weights from the global generator
@@ -76,9 +83,16 @@ def train(args: Args, accelerator) -> dict:
     if accelerator.is_main_process:
         save_clip(clip, args.out)
         checkpoint.unlink(missing_ok=True)
-    return {"model": args.model, "config": asdict(args.train), "seed": args.seed, "data": pairs.version, "loss": loss, "commit": commit,
-            "command": shlex.join(["python", "-m", "shared.training.pretrain", *sys.argv[1:]]),
-            "seconds": None if interrupted else time.monotonic() - began}
+    return {
+        "model": args.model,
+        "config": asdict(args.train),
+        "seed": args.seed,
+        "data": pairs.version,
+        "loss": loss,
+        "commit": commit,
+        "command": shlex.join(["python", "-m", "shared.training.pretrain", *sys.argv[1:]]),
+        "seconds": None if interrupted else time.monotonic() - began,
+    }
 
 
 def training_facts(path: Path) -> dict:
@@ -87,17 +101,27 @@ def training_facts(path: Path) -> dict:
         card = json.loads(path.with_suffix(".json").read_text())
         facts, described = {k: card.get(k) for k in TRAINING_FACTS}, card["sha256"] == sha256_file(path)
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"there are no weights with a readable card at {path}: train them first (leave out --card-only).") from error
+        raise UserError(
+            f"there are no weights with a readable card at {path}: train them first (leave out --card-only)."
+        ) from error
     if not described:
-        raise UserError(f"the card beside {path} is about other weights (wrong sha256): restore both with git, or train again.")
+        raise UserError(
+            f"the card beside {path} is about other weights (wrong sha256): restore both with git, or train again."
+        )
     return facts
 
 
 def _commit() -> str:
     """The commit that trains, with `-dirty` where files differ from it. (`shared.experiment.provenance` is out of bounds here.)"""
     try:
-        return subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"], cwd=Path(__file__).parent, text=True,
-                              capture_output=True, timeout=10, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=Path(__file__).parent,
+            text=True,
+            capture_output=True,
+            timeout=10,
+            check=True,
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return "unknown"
 
@@ -105,9 +129,17 @@ def _commit() -> str:
 def accuracies(path: Path, model: str, device="cpu") -> dict:
     """The measured part of a card: zero-shot accuracy on every scenes set, and under PGD-10 at 8/255 on the set to fine-tune on."""
     clip, threat = create_clip(model, path).to(device).requires_grad_(False), Threat("linf", 8 / 255)
-    return {"n": VALIDATION, "accuracy": {name: accuracy(clip, name, VALIDATION) for name in SETS},
-            "attacked": {"set": FINE_TUNING, "attack": "pgd10", "norm": threat.norm, "eps": threat.eps,
-                         "accuracy": accuracy(clip, FINE_TUNING, VALIDATION, threat)}}
+    return {
+        "n": VALIDATION,
+        "accuracy": {name: accuracy(clip, name, VALIDATION) for name in SETS},
+        "attacked": {
+            "set": FINE_TUNING,
+            "attack": "pgd10",
+            "norm": threat.norm,
+            "eps": threat.eps,
+            "accuracy": accuracy(clip, FINE_TUNING, VALIDATION, threat),
+        },
+    }
 
 
 def accuracy(clip, name: str, n: int, threat=None) -> float:
@@ -115,7 +147,11 @@ def accuracy(clip, name: str, n: int, threat=None) -> float:
     import torch
 
     data = SceneSet(name, "validation", n)
-    victim = ZeroShot(clip.visual, text_matrix(clip, data.prompts), clip.logit_scale.exp().item()).to(clip.logit_scale.device).eval()
+    victim = (
+        ZeroShot(clip.visual, text_matrix(clip, data.prompts), clip.logit_scale.exp().item())
+        .to(clip.logit_scale.device)
+        .eval()
+    )
     x, y = (t.to(clip.logit_scale.device) for t in data.__getitems__(range(n)))
     if threat is not None:
         x = pgd(victim, x, y, threat, steps=10, step_size=threat.eps / 4, rng=SampleRng(0, range(n), "card"))

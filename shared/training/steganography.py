@@ -127,8 +127,15 @@ def as_read(x: Tensor, rng: SampleRng, share: float) -> Tensor:
     return noisy.index_copy(0, rows, JPEG(QUALITY)(x[rows])) if len(rows) else noisy
 
 
-def fit_steganographer(network: Steganographer, pictures, config: StegaConfig, seed: int, accelerator=None, checkpoint: Path | None = None,
-                       name: str = "steganography") -> float:
+def fit_steganographer(
+    network: Steganographer,
+    pictures,
+    config: StegaConfig,
+    seed: int,
+    accelerator=None,
+    checkpoint: Path | None = None,
+    name: str = "steganography",
+) -> float:
     """Train `network` in place; returns the last loss and leaves it frozen.
 
     pictures: a data set whose `__getitems__(indices)` gives pictures (N, 3, H, W) in [0, 1] and something else. accelerator: every process takes its
@@ -136,10 +143,14 @@ def fit_steganographer(network: Steganographer, pictures, config: StegaConfig, s
     """
     rank, world = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
     if config.batch % world:
-        raise UserError(f"{name}: a batch of {config.batch} pictures has no equal shares for {world} processes: change the batch size or the number "
-                        "of processes.")
+        raise UserError(
+            f"{name}: a batch of {config.batch} pictures has no equal shares for {world} processes: change the batch size or the number "
+            "of processes."
+        )
     if config.batch > len(pictures):
-        raise UserError(f"{name}: a batch of {config.batch} pictures is larger than the set, which has {len(pictures)}: make it smaller.")
+        raise UserError(
+            f"{name}: a batch of {config.batch} pictures is larger than the set, which has {len(pictures)}: make it smaller."
+        )
     device = next(network.parameters()).device if accelerator is None else accelerator.device
     network.requires_grad_(True).train()
     model = network if accelerator is None else accelerator.prepare(network)
@@ -149,11 +160,24 @@ def fit_steganographer(network: Steganographer, pictures, config: StegaConfig, s
         x = pictures.__getitems__(indices)[0].to(device)
         rng = SampleRng(seed, indices, f"steganography/epoch{step // (len(pictures) // config.batch)}")
         bits = rng.child("bits").integers(2, (network.bits,), device=device).float()
-        logits, alike = model(x, bits, strength_at(step, config, network.strength), lambda hidden: as_read(hidden, rng, config.jpeg))
+        logits, alike = model(
+            x, bits, strength_at(step, config, network.strength), lambda hidden: as_read(hidden, rng, config.jpeg)
+        )
         return F.binary_cross_entropy_with_logits(logits, bits) + config.apart * (alike - 0.5).clamp(min=0).mean()
 
-    fit = Fit(network, adamw(network, config.lr, config.weight_decay), config.steps, config.lr, step_fn, config.warmup, checkpoint, config.every,
-              accelerator, clip_norm=config.clip_norm, name=name)
+    fit = Fit(
+        network,
+        adamw(network, config.lr, config.weight_decay),
+        config.steps,
+        config.lr,
+        step_fn,
+        config.warmup,
+        checkpoint,
+        config.every,
+        accelerator,
+        clip_norm=config.clip_norm,
+        name=name,
+    )
     loss = fit.run()
     network.requires_grad_(False).eval()
     return loss
@@ -164,8 +188,13 @@ def main() -> None:
     accelerator = open_accelerator()
     facts = training_facts(args.out) if args.card_only else train(args, accelerator)
     if accelerator.is_main_process:
-        write_card(args.out, kind="steganography", origin="re-trained, not StegaStamp", **facts,
-                   **measured(args.out, accelerator.device, args.data, args.data_root))
+        write_card(
+            args.out,
+            kind="steganography",
+            origin="re-trained, not StegaStamp",
+            **facts,
+            **measured(args.out, accelerator.device, args.data, args.data_root),
+        )
         print(f"wrote the card of {args.out}" if args.card_only else f"wrote {args.out} and its card", flush=True)
     accelerator.wait_for_everyone()
     accelerator.end_training()
@@ -177,23 +206,36 @@ def train(args: Args, accelerator) -> dict:
     network = random_steganographer(args.size, args.seed).to(accelerator.device)
     data = _pictures(args, args.size)
     # named by all that the weights depend on, so that a run with other options does not continue from it
-    identity = digest([network.config, args.seed, data.version, {k: v for k, v in asdict(args.train).items() if k != "every"}])
+    identity = digest(
+        [network.config, args.seed, data.version, {k: v for k, v in asdict(args.train).items() if k != "every"}]
+    )
     checkpoint = args.work / f"{args.out.stem}-{identity[:12]}.ckpt"
     interrupted = checkpoint.is_file()
     loss = fit_steganographer(network, data, args.train, args.seed, accelerator, checkpoint)
     if accelerator.is_main_process:
         save_steganographer(network, args.out)
         checkpoint.unlink(missing_ok=True)
-    return {"model": f"steganographer {args.size}", "config": asdict(args.train), "seed": args.seed, "data": data.version, "loss": loss,
-            "commit": commit, "command": shlex.join(["python", "-m", "shared.training.steganography", *sys.argv[1:]]),
-            "seconds": None if interrupted else time.monotonic() - began}
+    return {
+        "model": f"steganographer {args.size}",
+        "config": asdict(args.train),
+        "seed": args.seed,
+        "data": data.version,
+        "loss": loss,
+        "commit": commit,
+        "command": shlex.join(["python", "-m", "shared.training.steganography", *sys.argv[1:]]),
+        "seconds": None if interrupted else time.monotonic() - began,
+    }
 
 
 def measured(path: Path, device="cpu", spec: str = SCENES, root: str | None = None) -> dict:
     """The measured part of a card, on validation pictures of the scenes or test pictures of another set."""
     network = read_steganographer(path).to(device)
     if spec == SCENES:
-        spec, data, chosen = FINE_TUNING, SceneSet(FINE_TUNING, "validation", VALIDATION, network.size), range(VALIDATION)
+        spec, data, chosen = (
+            FINE_TUNING,
+            SceneSet(FINE_TUNING, "validation", VALIDATION, network.size),
+            range(VALIDATION),
+        )
     else:
         data = open_set(spec, "test", Source(root=root, size=str(network.size)))
         chosen = subset(data, VALIDATION, 0)
@@ -212,11 +254,18 @@ def quality(network: Steganographer, x: Tensor) -> dict:
     hidden = network.encode(x, bits)
     seen = {"bytes": hidden.mul(255).round().div(255), f"jpeg{QUALITY}": JPEG(QUALITY)(hidden)}
     psnr = -10 * (hidden - x).square().mean((1, 2, 3)).log10()
-    r = F.normalize(network.residual(x, bits_of("Stega!!"[:network.bits // 8], network.bits).to(x).expand(len(x), -1)).flatten(1), dim=1)
+    r = F.normalize(
+        network.residual(x, bits_of("Stega!!"[: network.bits // 8], network.bits).to(x).expand(len(x), -1)).flatten(1),
+        dim=1,
+    )
     cosines = r @ r.T
-    return {"bit_accuracy": {name: ((network.decode(z) > 0) == bits.bool()).double().mean().item() for name, z in seen.items()},
-            "psnr": {"mean": psnr.mean().item(), "least": psnr.min().item()},
-            "alike": ((cosines.sum() - cosines.diagonal().sum()) / (len(x) * (len(x) - 1))).item()}
+    return {
+        "bit_accuracy": {
+            name: ((network.decode(z) > 0) == bits.bool()).double().mean().item() for name, z in seen.items()
+        },
+        "psnr": {"mean": psnr.mean().item(), "least": psnr.min().item()},
+        "alike": ((cosines.sum() - cosines.diagonal().sum()) / (len(x) * (len(x) - 1))).item(),
+    }
 
 
 if __name__ == "__main__":

@@ -38,8 +38,8 @@ from shared.training.loop import Fit
 from shared.training.pretrain import _commit, training_facts
 
 VALIDATION = 256  # pictures per measurement on a card
-ATTACKED = 128    # … and of those under attack
-_LESSONS = 5      # a stream of pictures that is no set's
+ATTACKED = 128  # … and of those under attack
+_LESSONS = 5  # a stream of pictures that is no set's
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,11 @@ class Lessons:
         scenes, asks = sample(self._seed, indices, self.domain), uniforms(self._seed, indices, 40, 1)[:, 0] < 0.5
         told, asked = descriptions(scenes, self._seed, indices, 1), questions(scenes, self._seed, indices)
         both = [pair if ask else (INSTRUCTION, text[0]) for ask, pair, text in zip(asks, asked, told, strict=True)]
-        return torch.from_numpy(render(scenes, self.domain)), [prompt for prompt, _ in both], [target for _, target in both]
+        return (
+            torch.from_numpy(render(scenes, self.domain)),
+            [prompt for prompt, _ in both],
+            [target for _, target in both],
+        )
 
 
 def fit_vlm(vlm: VLM, lessons: Lessons, config: VLMConfig, accelerator, checkpoint: Path | None = None) -> float:
@@ -107,8 +111,10 @@ def fit_vlm(vlm: VLM, lessons: Lessons, config: VLMConfig, accelerator, checkpoi
     """
     rank, world = accelerator.process_index, accelerator.num_processes
     if config.batch % world:
-        raise UserError(f"a batch of {config.batch} pictures has no equal shares for {world} processes: change the batch size or the number of "
-                        "processes.")
+        raise UserError(
+            f"a batch of {config.batch} pictures has no equal shares for {world} processes: change the batch size or the number of "
+            "processes."
+        )
     vlm.requires_grad_(True).train()
     vlm.tower.requires_grad_(False).eval()
     for name, p in vlm.named_parameters():
@@ -120,8 +126,19 @@ def fit_vlm(vlm: VLM, lessons: Lessons, config: VLMConfig, accelerator, checkpoi
         x, prompts, targets = lessons.__getitems__(batch_indices(len(lessons), config.batch, step)[rank::world])
         return model(x.to(accelerator.device), prompts, targets).mean()
 
-    fit = Fit(vlm, adamw(vlm, config.lr, config.weight_decay), config.steps, config.lr, step_fn, config.warmup, checkpoint, config.every, accelerator,
-              clip_norm=config.clip_norm, name=f"training {vlm.name}")
+    fit = Fit(
+        vlm,
+        adamw(vlm, config.lr, config.weight_decay),
+        config.steps,
+        config.lr,
+        step_fn,
+        config.warmup,
+        checkpoint,
+        config.every,
+        accelerator,
+        clip_norm=config.clip_norm,
+        name=f"training {vlm.name}",
+    )
     loss = fit.run()
     vlm.requires_grad_(False).eval()
     return loss
@@ -146,26 +163,52 @@ def train(args: Args, out: Path, accelerator) -> dict:
     vlm = small_vlm(args.model).to(accelerator.device)
     lessons, tower = Lessons(args.train.steps * args.train.batch, args.seed), zoo.card(vlm.clip)["sha256"]
     # named by all that the weights depend on, so that a run with other options does not continue from it
-    identity = digest([args.model, small_config(args.model), vlm.text.vocabulary, tower, args.seed, lessons.version,
-                       {k: v for k, v in asdict(args.train).items() if k != "every"}])
+    identity = digest(
+        [
+            args.model,
+            small_config(args.model),
+            vlm.text.vocabulary,
+            tower,
+            args.seed,
+            lessons.version,
+            {k: v for k, v in asdict(args.train).items() if k != "every"},
+        ]
+    )
     checkpoint = args.work / f"{out.stem}-{identity[:12]}.ckpt"
     interrupted = checkpoint.is_file()
     loss = fit_vlm(vlm, lessons, args.train, accelerator, checkpoint)
     if accelerator.is_main_process:
         save_small(vlm, out)
         checkpoint.unlink(missing_ok=True)
-    return {"model": args.model, "config": asdict(args.train), "seed": args.seed, "data": lessons.version, "loss": loss, "commit": commit,
-            "command": shlex.join(["python", "-m", "shared.training.vlm", *sys.argv[1:]]),
-            "seconds": None if interrupted else time.monotonic() - began}
+    return {
+        "model": args.model,
+        "config": asdict(args.train),
+        "seed": args.seed,
+        "data": lessons.version,
+        "loss": loss,
+        "commit": commit,
+        "command": shlex.join(["python", "-m", "shared.training.vlm", *sys.argv[1:]]),
+        "seconds": None if interrupted else time.monotonic() - began,
+    }
 
 
 def measured(path: Path, device="cpu") -> dict:
     """The measured part of a card."""
     vlm = load_small(path).to(device).requires_grad_(False)
-    values = {f"{kind}:{domain}": float(correct(vlm, kind, domain, VALIDATION).mean()) for kind in ("captions", "questions") for domain in VL_DOMAINS}
-    attacked = {kind: float(correct(vlm, kind, "plain", ATTACKED, eps=8 / 255).mean()) for kind in ("captions", "questions")}
-    return {"clip": {"name": vlm.clip, "sha256": sha256_file(zoo.weights(vlm.clip))}, "n": VALIDATION, "accuracy": values,
-            "attacked": {"attack": "pgd20", "norm": "linf", "eps": 8 / 255, "n": ATTACKED, "accuracy": attacked}}
+    values = {
+        f"{kind}:{domain}": float(correct(vlm, kind, domain, VALIDATION).mean())
+        for kind in ("captions", "questions")
+        for domain in VL_DOMAINS
+    }
+    attacked = {
+        kind: float(correct(vlm, kind, "plain", ATTACKED, eps=8 / 255).mean()) for kind in ("captions", "questions")
+    }
+    return {
+        "clip": {"name": vlm.clip, "sha256": sha256_file(zoo.weights(vlm.clip))},
+        "n": VALIDATION,
+        "accuracy": values,
+        "attacked": {"attack": "pgd20", "norm": "linf", "eps": 8 / 255, "n": ATTACKED, "accuracy": attacked},
+    }
 
 
 def correct(vlm: VLM, kind: str, domain: str, n: int, eps: float = 0.0, steps: int = 20) -> np.ndarray:
@@ -182,8 +225,19 @@ def correct(vlm: VLM, kind: str, domain: str, n: int, eps: float = 0.0, steps: i
         prompts, targets = data.questions(rows), [a[0] for a in data.answers(rows)]
     x = data.pictures(rows).to(device)
     if eps:
-        x = torch.cat([ascend(lambda v, s=slice(i, i + 64): vlm.nll(v, prompts[s], targets[s]), x[i:i + 64], Threat("linf", eps), steps=steps,
-                              step_size=eps / 4, rng=SampleRng(0, rows[i:i + 64], "card")) for i in range(0, n, 64)])
+        x = torch.cat(
+            [
+                ascend(
+                    lambda v, s=slice(i, i + 64): vlm.nll(v, prompts[s], targets[s]),
+                    x[i : i + 64],
+                    Threat("linf", eps),
+                    steps=steps,
+                    step_size=eps / 4,
+                    rng=SampleRng(0, rows[i : i + 64], "card"),
+                )
+                for i in range(0, n, 64)
+            ]
+        )
     said = vlm.answer(x, prompts)
     if kind == "captions":
         scenes = data.scenes(rows)

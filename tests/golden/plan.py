@@ -27,9 +27,13 @@ PAPERS = ("diffcap", "distshift", "pmg_aft", "roclip", "rvpt")
 
 
 def plans(paper: str) -> dict[str, dict[str, dict]]:
-    """"<scale>" and "<scale> --headline" -> name of a number -> its tags."""
+    """ "<scale>" and "<scale> --headline" -> name of a number -> its tags."""
     presets = importlib.import_module(f"papers.{paper}.config").PRESETS
-    configs = {scale + option: replace(preset, headline=bool(option)) for scale, preset in presets.items() for option in ("", " --headline")}
+    configs = {
+        scale + option: replace(preset, headline=bool(option))
+        for scale, preset in presets.items()
+        for option in ("", " --headline")
+    }
     return {title: planned(paper, config) for title, config in configs.items()}
 
 
@@ -47,7 +51,9 @@ def planned(paper: str, config: object) -> dict[str, dict]:
 
 def written(tags: Mapping[str, object]) -> str:
     """Tags as text that is the same for equal tags: sorted, numbers as floats of ten digits."""
-    return json.dumps({k: v if isinstance(v, str | bool | None) else f"{float(v):.10g}" for k, v in sorted(tags.items())})
+    return json.dumps(
+        {k: v if isinstance(v, str | bool | None) else f"{float(v):.10g}" for k, v in sorted(tags.items())}
+    )
 
 
 def digest(lines: Iterable[str]) -> str:
@@ -60,8 +66,10 @@ def summary(plan: Mapping[str, Mapping]) -> list[str]:
     groups: dict[str, dict[str, list[str]]] = {}
     for name, tags in plan.items():
         groups.setdefault(str(tags["kind"]), {}).setdefault(str(tags["method"]), []).append(f"{name} {written(tags)}")
-    return [f"{kind}: " + ", ".join(f"{method} {len(lines)} {digest(lines)}" for method, lines in sorted(methods.items()))
-            for kind, methods in sorted(groups.items())]
+    return [
+        f"{kind}: " + ", ".join(f"{method} {len(lines)} {digest(lines)}" for method, lines in sorted(methods.items()))
+        for kind, methods in sorted(groups.items())
+    ]
 
 
 def listing(paper: str) -> dict[str, list[str]]:
@@ -78,27 +86,52 @@ def golden() -> dict[str, list[str]]:
 def plans_of_commit(paper: str, commit: str | None) -> dict[str, dict[str, dict]]:
     """What `plans` gives in another commit of this repository."""
     root = GOLDEN.parents[2]
-    commit = commit or subprocess.run(["git", "log", "-1", "--format=%H", "--", str(GOLDEN)], cwd=root, check=True, capture_output=True,
-                                      text=True).stdout.strip()
-    archive = subprocess.run(["git", "archive", commit, "shared", "papers", ":!*.safetensors"], cwd=root, check=True, capture_output=True).stdout
+    commit = (
+        commit
+        or subprocess.run(
+            ["git", "log", "-1", "--format=%H", "--", str(GOLDEN)], cwd=root, check=True, capture_output=True, text=True
+        ).stdout.strip()
+    )
+    archive = subprocess.run(
+        ["git", "archive", commit, "shared", "papers", ":!*.safetensors"], cwd=root, check=True, capture_output=True
+    ).stdout
     with tempfile.TemporaryDirectory() as folder, tarfile.open(fileobj=BytesIO(archive)) as tar:
         tar.extractall(folder, filter="data")
-        out = subprocess.run([sys.executable, __file__, paper, "--json"], cwd=folder, check=True, stdout=subprocess.PIPE, text=True,
-                             env=os.environ | {"PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1"}).stdout
+        out = subprocess.run(
+            [sys.executable, __file__, paper, "--json"],
+            cwd=folder,
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1"},
+        ).stdout
     return json.loads(out)
 
 
 def differences(before: Mapping[str, Mapping], after: Mapping[str, Mapping]) -> list[str]:
     """A line for every number that vanished, is new, or has other tags; a number that has only another name counts as renamed."""
     by_tags = {written(tags): name for name, tags in after.items()}
-    renamed = {name: by_tags[written(tags)] for name, tags in before.items() if name not in after and written(tags) in by_tags}
-    lines = [f"renamed  {name} -> {renamed[name]}" if name in renamed else f"vanished {name} {written(before[name])}" for name in before
-             if name not in after]
-    lines += [f"new      {name} {written(after[name])}" for name in after if name not in before and name not in renamed.values()]
+    renamed = {
+        name: by_tags[written(tags)] for name, tags in before.items() if name not in after and written(tags) in by_tags
+    }
+    lines = [
+        f"renamed  {name} -> {renamed[name]}" if name in renamed else f"vanished {name} {written(before[name])}"
+        for name in before
+        if name not in after
+    ]
+    lines += [
+        f"new      {name} {written(after[name])}"
+        for name in after
+        if name not in before and name not in renamed.values()
+    ]
     for name in before:
         was, now = before[name], after.get(name, before[name])
         if written(was) != written(now):
-            changed = [f"{k}: {was.get(k, '(absent)')} -> {now.get(k, '(absent)')}" for k in {**was, **now} if was.get(k) != now.get(k)]
+            changed = [
+                f"{k}: {was.get(k, '(absent)')} -> {now.get(k, '(absent)')}"
+                for k in {**was, **now}
+                if was.get(k) != now.get(k)
+            ]
             lines.append(f"tags     {name} {', '.join(changed)}")
     return lines
 
@@ -124,14 +157,20 @@ def main() -> None:
             before, after = plans_of_commit(paper, args.diff or None), plans(paper)
             for title in sorted({*before, *after}):
                 found = differences(before.get(title, {}), after.get(title, {}))
-                lines += [f"# {paper} {title}: {len(before.get(title, {}))} -> {len(after.get(title, {}))}", *found] if found else []
+                lines += (
+                    [f"# {paper} {title}: {len(before.get(title, {}))} -> {len(after.get(title, {}))}", *found]
+                    if found
+                    else []
+                )
         print("\n".join(lines) or "the same numbers, with the same names and tags")
         sys.exit(1 if lines else 0)
     elif args.write:
         kept = {} if set(args.papers) == set(PAPERS) else golden()
         kept = {title: lines for title, lines in kept.items() if title.split()[0] not in args.papers}
         kept.update({title: lines for paper in args.papers for title, lines in listing(paper).items()})
-        GOLDEN.write_text("\n\n".join("\n".join([f"# {title}", *lines]) for title, lines in sorted(kept.items())) + "\n")
+        GOLDEN.write_text(
+            "\n\n".join("\n".join([f"# {title}", *lines]) for title, lines in sorted(kept.items())) + "\n"
+        )
     else:
         kept, now = golden(), {title: lines for paper in args.papers for title, lines in listing(paper).items()}
         kept = {title: lines for title, lines in kept.items() if title.split()[0] in args.papers}

@@ -22,7 +22,9 @@ def test_every_planned_number_has_a_golden_value(paper):
 def test_smoke_measures_the_golden_values(paper, tmp_path):
     for script in ("train", "evaluate"):
         command = ["shared.experiment.launch", "--device", "cpu", "-m", f"papers.{paper}.{script}"]
-        subprocess.run([sys.executable, "-m", *command, "--scale", "smoke", "--results", str(tmp_path)], cwd=ROOT, check=True)
+        subprocess.run(
+            [sys.executable, "-m", *command, "--scale", "smoke", "--results", str(tmp_path)], cwd=ROOT, check=True
+        )
     assert not values.portable(tmp_path, paper)
 
 

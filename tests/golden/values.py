@@ -47,7 +47,9 @@ def numbers(results: Path, paper: str, scale: str = "smoke") -> dict[str, Number
     else:
         from shared.experiment.store import Store
 
-        found = [Number(m.slug, m.tags, m.unit, m.sanity, {"values": m.values, **m.extra}) for m in Store(root).planned()]
+        found = [
+            Number(m.slug, m.tags, m.unit, m.sanity, {"values": m.values, **m.extra}) for m in Store(root).planned()
+        ]
     return {written(number.tags): number for number in found}
 
 
@@ -87,7 +89,11 @@ def near(kept: list, now: list, flips: int, share: float, least: float) -> str:
         return f"n {len(a)} -> {len(b)}"
     if np.isin(a, (0, 1)).all() and np.isin(b, (0, 1)).all():
         return "" if (a != b).sum() <= flips else f"{kept[1]} -> {now[1]}"
-    return "" if abs(a.mean() - b.mean()) <= max(share * abs(a.mean()), least) else f"mean {a.mean():.5g} -> {b.mean():.5g}"
+    return (
+        ""
+        if abs(a.mean() - b.mean()) <= max(share * abs(a.mean()), least)
+        else f"mean {a.mean():.5g} -> {b.mean():.5g}"
+    )
 
 
 def tensors(results: Path, paper: str, scale: str = "smoke") -> dict[str, str]:
@@ -97,7 +103,9 @@ def tensors(results: Path, paper: str, scale: str = "smoke") -> dict[str, str]:
     out = {}
     for path in sorted((results / scale / paper).rglob("*.safetensors")):
         held = load_file(path)
-        digest = sha256(b"".join(f"{k}{held[k].dtype}{held[k].shape}".encode() + held[k].tobytes() for k in sorted(held))).hexdigest()
+        digest = sha256(
+            b"".join(f"{k}{held[k].dtype}{held[k].shape}".encode() + held[k].tobytes() for k in sorted(held))
+        ).hexdigest()
         out[digest] = str(path.relative_to(results / scale / paper))
     return out
 
@@ -116,11 +124,22 @@ def exact(golden: Path, results: Path, paper: str) -> list[str]:
                 lines.append(f"differs {a.name} array {key}: in one of the two only, or of another shape")
             elif not np.array_equal(a.arrays[key], b.arrays[key]):
                 numeric = a.arrays[key].dtype.kind in "fiu"
-                most = f"by up to {abs(a.arrays[key].astype(float) - b.arrays[key].astype(float)).max():.3g}" if numeric else "in its words"
+                most = (
+                    f"by up to {abs(a.arrays[key].astype(float) - b.arrays[key].astype(float)).max():.3g}"
+                    if numeric
+                    else "in its words"
+                )
                 lines.append(f"differs {a.name} array {key}: {most}")
     made = tensors(results, paper)
-    lines += [f"differs weights {path}: no file holds the same tensors" for digest, path in tensors(golden, paper).items() if digest not in made]
-    gates = [{g["name"]: g["value"] for g in json.loads((r / "smoke" / paper / "gates.json").read_text())} for r in (golden, results)]
+    lines += [
+        f"differs weights {path}: no file holds the same tensors"
+        for digest, path in tensors(golden, paper).items()
+        if digest not in made
+    ]
+    gates = [
+        {g["name"]: g["value"] for g in json.loads((r / "smoke" / paper / "gates.json").read_text())}
+        for r in (golden, results)
+    ]
     lines += [f"differs gate {k}: {v} -> {gates[1].get(k)}" for k, v in gates[0].items() if v != gates[1].get(k)]
     return lines
 
@@ -148,7 +167,9 @@ def main() -> None:
     if args.write:
         found = {n.name: entry(n) for n in numbers(args.results, args.paper).values()}
         FOLDER.mkdir(exist_ok=True)
-        lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(kept, separators=(',', ':'))}" for name, kept in sorted(found.items()))
+        lines = ",\n".join(
+            f"{json.dumps(name)}: {json.dumps(kept, separators=(',', ':'))}" for name, kept in sorted(found.items())
+        )
         (FOLDER / f"{args.paper}.json").write_text(f"{{\n{lines}\n}}\n")
         return
     lines = exact(args.exact, args.results, args.paper) if args.exact else portable(args.results, args.paper)

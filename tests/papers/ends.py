@@ -35,8 +35,11 @@ def load(path: str):
 
 def stamps(results: Path, *suffixes: str) -> dict[str, int]:
     """When each file was written last, but for the plan and the gates, which every run writes."""
-    return {str(p.relative_to(results)): p.stat().st_mtime_ns for p in results.rglob("*")
-            if p.suffix in suffixes and not p.name.startswith(".") and p.name not in ("plan.json", "gates.json")}
+    return {
+        str(p.relative_to(results)): p.stat().st_mtime_ns
+        for p in results.rglob("*")
+        if p.suffix in suffixes and not p.name.startswith(".") and p.name not in ("plan.json", "gates.json")
+    }
 
 
 def run(script, results: Path, *options: object) -> str:
@@ -55,15 +58,23 @@ def assert_equal(a: dict, b: dict, exact: bool = False) -> None:
     for slug, (key, values) in a.items():
         assert b[slug][0] == key, slug
         if "seconds" not in slug:
-            np.testing.assert_allclose(values, b[slug][1], rtol=0 if exact else 1e-7, atol=0 if exact else 1e-6, err_msg=slug)
+            np.testing.assert_allclose(
+                values, b[slug][1], rtol=0 if exact else 1e-7, atol=0 if exact else 1e-6, err_msg=slug
+            )
 
 
 def launch(paper: str, *options: object) -> None:
     """Training and evaluation on two processes, by the launcher."""
     command = [sys.executable, "-m", "shared.experiment.launch", "--device", "cpu2"]
     for name in ("train", "evaluate"):
-        subprocess.run([*command, "-m", f"papers.{paper}.{name}", *map(str, options)], cwd=ROOT, check=True, timeout=600,
-                       env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
+        subprocess.run(
+            [*command, "-m", f"papers.{paper}.{name}", *map(str, options)],
+            cwd=ROOT,
+            check=True,
+            timeout=600,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+        )
 
 
 def configured(paper: Paper, *options: object) -> object:
@@ -139,7 +150,10 @@ def write_shards(root: Path, captions: Sequence[str], files: int = 3, each: int 
             for i in range(each):
                 file = io.BytesIO()
                 Image.fromarray(rng.integers(0, 255, (40, 60, 3), np.uint8)).save(file, "JPEG")
-                for suffix, content in (("jpg", file.getvalue()), ("txt", captions[(k * each + i) % len(captions)].encode())):
+                for suffix, content in (
+                    ("jpg", file.getvalue()),
+                    ("txt", captions[(k * each + i) % len(captions)].encode()),
+                ):
                     info = tarfile.TarInfo(f"{k}{i:04d}.{suffix}")
                     info.size = len(content)
                     tar.addfile(info, io.BytesIO(content))

@@ -67,17 +67,27 @@ def test_every_number_that_can_be_set_has_bounds_of_its_own():
     kinds = {kind for paper in PAPERS for kind in inside(config_of(paper).Config)}
     kinds |= {importlib.import_module(f"shared.training.{name}").__dict__.get("Args", Bounded) for name in TRAININGS}
     kinds |= bounded_classes()
-    found = {f"{kind.__module__}.{kind.__name__}.{name}": number
-             for kind in kinds if dataclasses.is_dataclass(kind) for name, hint in hints(kind).items() for number in numbers(hint)}
+    found = {
+        f"{kind.__module__}.{kind.__name__}.{name}": number
+        for kind in kinds
+        if dataclasses.is_dataclass(kind)
+        for name, hint in hints(kind).items()
+        for number in numbers(hint)
+    }
     assert len(found) > 300
-    bare = [name for name, number in found.items()
-            if get_origin(number) is not Annotated or not any(isinstance(extra, Range) for extra in get_args(number))]
+    bare = [
+        name
+        for name, number in found.items()
+        if get_origin(number) is not Annotated or not any(isinstance(extra, Range) for extra in get_args(number))
+    ]
     assert not bare
 
 
 def test_options_that_hold_themselves_do_so_in_every_field():
     for kind in bounded_classes():
-        if inspect.isabstract(kind) or any(f.default is f.default_factory is dataclasses.MISSING for f in dataclasses.fields(kind)):
+        if inspect.isabstract(kind) or any(
+            f.default is f.default_factory is dataclasses.MISSING for f in dataclasses.fields(kind)
+        ):
             continue
         for name, hint in hints(kind).items():
             if any(range_of(part) is not None for part in alternatives(hint)):

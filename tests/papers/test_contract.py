@@ -33,7 +33,10 @@ WITHOUT_PHOTOS = ("diffcap", "roclip", "rvpt")
 SAME_POINT = (
     {"step": 0},  # at the beginning of a curve every method is the model that it starts from
     {"method": ["clean", "supervised"]},  # nobody has poisoned it, so without a trigger no attack has to do with it
-    {"kind": "stop", "attack": "clean"},  # when DiffCAP stops for clean pictures has nothing to do with who looks at them
+    {
+        "kind": "stop",
+        "attack": "clean",
+    },  # when DiffCAP stops for clean pictures has nothing to do with who looks at them
     {"kind": ["score", "sweep", "adversarial"]},  # a sweep goes through the settings of the tables
 )
 """Numbers that may be another's under a second name."""
@@ -184,7 +187,10 @@ def test_steps_are_frozen_and_hold_no_functions(plans):
     for n in (n for plan in plans.values() for n in plan):
         for part in parts(n.step):
             assert type(part).__dataclass_params__.frozen
-            assert not any(callable(getattr(part, f.name)) and not is_dataclass(getattr(part, f.name)) for f in dataclasses.fields(part))
+            assert not any(
+                callable(getattr(part, f.name)) and not is_dataclass(getattr(part, f.name))
+                for f in dataclasses.fields(part)
+            )
 
 
 # -- claims ----------------------------------------------------------------------------------------------------------------------------------
@@ -212,7 +218,9 @@ def test_reference_tables_are_measured_at_the_scale_they_are_held_against(plans,
 
 
 def test_what_only_claims_read_is_read_by_one(paper, plans, claims):
-    selectors = [s for claim in claims.claims for s in claim.selectors] + [c.quantity for t in claims.reference_tables for c in t.claims()]
+    selectors = [s for claim in claims.claims for s in claim.selectors] + [
+        c.quantity for t in claims.reference_tables for c in t.claims()
+    ]
     for grids in (f for f in paper.shown().values() if getattr(f, "grids", None) is f):  # marked `claimed`
         numbers = [n for preset in paper.presets.values() for n in paper.numbers(preset, grids(preset))]
         assert numbers and any(matches(s, n.tags) for s in selectors for n in numbers), grids.__name__
@@ -223,19 +231,31 @@ def test_what_only_claims_read_is_read_by_one(paper, plans, claims):
 
 def arrays(kind: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """What figures read beside the values, for kinds of number that have such."""
+
     def pictures() -> np.ndarray:
         return rng.integers(0, 255, (2, 3, 16, 16), np.uint8)
 
     steps = ("clean", "adversarial", "diffused", "diffpure", "purified")
     said = {f"{name} answers": np.array(["a red heart", "two blue rings"]) for name in steps}
     places = {"xy": rng.random((6, 2)), "reference": rng.random((6, 2))}
-    strip = {name: pictures() for name in steps} | said | {"difference": pictures() / 255, "truth": np.array(["a", "b"]), "t": np.array([50, 75])}
-    return {"distribution": places, "strip": strip, "recovery": {"time": np.array([-1, 0, 50]), "bound": np.array([-1, 0, 50])}}.get(kind, {})
+    strip = (
+        {name: pictures() for name in steps}
+        | said
+        | {"difference": pictures() / 255, "truth": np.array(["a", "b"]), "t": np.array([50, 75])}
+    )
+    return {
+        "distribution": places,
+        "strip": strip,
+        "recovery": {"time": np.array([-1, 0, 50]), "bound": np.array([-1, 0, 50])},
+    }.get(kind, {})
 
 
 def made_up(paper: Paper, scale: str, plan: list) -> Results:
     """Results with made-up values, the configuration as a page reads it."""
-    rng, own = np.random.default_rng(0), Path(__file__).parent / paper.name / "made_up.py"  # arrays of its own, where it has many
+    rng, own = (
+        np.random.default_rng(0),
+        Path(__file__).parent / paper.name / "made_up.py",
+    )  # arrays of its own, where it has many
     extra = load_file(f"papers/{paper.name}/made_up.py").arrays if own.is_file() else arrays
 
     def one(n) -> Measurement:
@@ -243,11 +263,23 @@ def made_up(paper: Paper, scale: str, plan: list) -> Results:
         seed = n.asked.get("seed")
         facts = {"n": 6, "unit": "share", "seconds": 1.0, "tags": dict(n.tags), "provenance": {}}
         more = extra(n.tags["kind"], rng)
-        return Measurement(n.name, "0" * 64, values.mean(), 0.0, 1.0, seeds=() if seed is None else (seed,), given=values, given_extra=more, **facts)
+        return Measurement(
+            n.name,
+            "0" * 64,
+            values.mean(),
+            0.0,
+            1.0,
+            seeds=() if seed is None else (seed,),
+            given=values,
+            given_extra=more,
+            **facts,
+        )
 
     config = json.loads(json.dumps(plain(paper.presets[scale])))
     asked = {n.name: list(n.asked) for n in plan}
-    return Results(paper.name, scale, map(one, plan), config, (), {n.name: dict(n.tags) for n in plan}, tuple(asked), asked)
+    return Results(
+        paper.name, scale, map(one, plan), config, (), {n.name: dict(n.tags) for n in plan}, tuple(asked), asked
+    )
 
 
 @pytest.mark.parametrize("scale", ["smoke", "paper"])

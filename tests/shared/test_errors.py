@@ -49,7 +49,9 @@ def test_what_the_user_cannot_mend_keeps_its_trace(capsys):
             end(capsys, error)
 
 
-@pytest.mark.parametrize(("error", "noted"), [(None, True), (SystemExit(0), True), (SystemExit(2), False), (UserError("bad."), False)])
+@pytest.mark.parametrize(
+    ("error", "noted"), [(None, True), (SystemExit(0), True), (SystemExit(2), False), (UserError("bad."), False)]
+)
 def test_a_script_notes_that_it_came_to_its_end(capsys, monkeypatch, tmp_path, error, noted):
     monkeypatch.setitem(os.environ, DONE, str(tmp_path / "done"))
     end(capsys, error)

@@ -122,14 +122,28 @@ def test_options_hold_themselves_where_they_are_made_but_not_twice():
 
 def test_a_function_holds_its_arguments():
     @bounded
-    def move(x: object, *, steps: Count, size: Weight | None = None, decay: Decay = 0.5, seed: Seed = 0, by: Finite = 0, **more: object) -> tuple:
+    def move(
+        x: object,
+        *,
+        steps: Count,
+        size: Weight | None = None,
+        decay: Decay = 0.5,
+        seed: Seed = 0,
+        by: Finite = 0,
+        **more: object,
+    ) -> tuple:
         """Moves."""
         return x, steps, size, decay, seed, by, more
 
     assert move(1, steps=2, size=None, other=math.nan) == (1, 2, None, 0.5, 0, 0, {"other": math.nan})
     assert move.__doc__ == "Moves."
-    for wrong, said in (({"steps": -1}, "steps is -1"), ({"steps": 1, "size": math.nan}, "size is nan: use a finite number of 0 or more"),
-                        ({"steps": 1, "decay": 1.0}, "decay"), ({"steps": 1, "seed": 2**32}, "seed"), ({"steps": 1, "by": math.inf}, "by")):
+    for wrong, said in (
+        ({"steps": -1}, "steps is -1"),
+        ({"steps": 1, "size": math.nan}, "size is nan: use a finite number of 0 or more"),
+        ({"steps": 1, "decay": 1.0}, "decay"),
+        ({"steps": 1, "seed": 2**32}, "seed"),
+        ({"steps": 1, "by": math.inf}, "by"),
+    ):
         with pytest.raises(UserError, match=said):
             move(1, **wrong)
     with pytest.raises(TypeError, match="steps"):

@@ -24,7 +24,9 @@ run_main(main)
 
 def run(**environment: str) -> subprocess.CompletedProcess:
     kept = {name: value for name, value in os.environ.items() if name != STARTED}
-    return subprocess.run([sys.executable, "-c", SCRIPT], cwd=ROOT, env=kept | environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-c", SCRIPT], cwd=ROOT, env=kept | environment, capture_output=True, text=True, timeout=120
+    )
 
 
 @pytest.mark.slow
@@ -35,14 +37,19 @@ def test_what_a_launcher_left_behind_counts_for_nothing(left):
     done = run(**left)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("1 0 ")
-    assert done.stderr == f"note: {', '.join(name for name in os.environ | left if name in left)} in the environment count for nothing: " \
-                          "no launcher started this process.\n"
+    assert (
+        done.stderr
+        == f"note: {', '.join(name for name in os.environ | left if name in left)} in the environment count for nothing: "
+        "no launcher started this process.\n"
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_who_waits_in_vain_says_so(rank):
-    done = run(TORCHELASTIC_RUN_ID="x", RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="1")
+    done = run(
+        TORCHELASTIC_RUN_ID="x", RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="1"
+    )
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.splitlines()[-1].startswith("error: the processes of this run did not find each other in")
 

@@ -23,7 +23,12 @@ def test_subset_takes_masks_and_positions_and_keeps_the_stream():
 
 
 def test_seeds_children_and_samples_differ():
-    draws = [SampleRng(0, [0, 1]), SampleRng(1, [0, 1]), SampleRng(0, [0, 1]).child("a"), SampleRng(0, [0, 1]).child("b")]
+    draws = [
+        SampleRng(0, [0, 1]),
+        SampleRng(1, [0, 1]),
+        SampleRng(0, [0, 1]).child("a"),
+        SampleRng(0, [0, 1]).child("b"),
+    ]
     rows = torch.cat([rng.uniform((50,)) for rng in draws])
     assert len({tuple(row.tolist()) for row in rows}) == 8
 

@@ -72,11 +72,19 @@ class Trigger(Bounded, ABC):
 
     def __call__(self, x: Tensor, indices: Sequence[int]) -> Tensor:
         if x.dim() != 4 or x.shape[1] != 3 or not x.is_floating_point():
-            raise UserError(f"{self.name}: a trigger is for pictures (N, 3, H, W) with values in [0, 1], not {x.dtype} of shape {tuple(x.shape)}.")
+            raise UserError(
+                f"{self.name}: a trigger is for pictures (N, 3, H, W) with values in [0, 1], not {x.dtype} of shape {tuple(x.shape)}."
+            )
         if len(indices) != len(x):
-            raise UserError(f"{self.name}: there are {len(indices)} indices for {len(x)} pictures: give one per picture.")
+            raise UserError(
+                f"{self.name}: there are {len(indices)} indices for {len(x)} pictures: give one per picture."
+            )
         with torch.no_grad():
-            return self.stamp(x.detach(), SampleRng(self.seed, indices, f"trigger/{self.name}")) if len(x) else x.detach().clone()
+            return (
+                self.stamp(x.detach(), SampleRng(self.seed, indices, f"trigger/{self.name}"))
+                if len(x)
+                else x.detach().clone()
+            )
 
     @abstractmethod
     def stamp(self, x: Tensor, rng: SampleRng) -> Tensor:
@@ -117,7 +125,9 @@ def at_test(trigger: Trigger, x: Tensor, indices: Sequence[int], batch: int = 25
     return torch.cat([trigger(part, [TEST + next(indices) for _ in range(len(part))]) for part in parts])
 
 
-def sheet(x: Tensor, triggers: Sequence[Trigger], indices: Sequence[int] | None = None, gain: float = 4.0, gap: int = 2) -> np.ndarray:
+def sheet(
+    x: Tensor, triggers: Sequence[Trigger], indices: Sequence[int] | None = None, gain: float = 4.0, gap: int = 2
+) -> np.ndarray:
     """A contact sheet: for each picture of x (N, 3, H, W) a row of it and of its triggered forms, and below it what the triggers changed.
 
     The change is drawn `gain` times as large, on grey. Returns bytes (height, width, 3), cells `gap` white pixels apart, 1 + len(triggers) columns,
@@ -131,5 +141,5 @@ def sheet(x: Tensor, triggers: Sequence[Trigger], indices: Sequence[int] | None 
     for row in range(2 * n):
         for column, cells in enumerate(changed if row % 2 else columns):
             top, left = row * (height + gap), column * (width + gap)
-            out[:, top:top + height, left:left + width] = cells[row // 2].cpu()
+            out[:, top : top + height, left : left + width] = cells[row // 2].cpu()
     return out.mul(255).round().byte().permute(1, 2, 0).numpy()

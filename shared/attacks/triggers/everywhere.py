@@ -90,7 +90,12 @@ class WaNet(Trigger):
 
     def stamp(self, x: Tensor, rng: SampleRng) -> Tensor:
         grid = self.grid(x.shape[2], x.shape[3]).to(x)
-        return _finish(F.grid_sample(x, grid.expand(len(x), -1, -1, -1), mode="bilinear", padding_mode="zeros", align_corners=True), self.preset)
+        return _finish(
+            F.grid_sample(
+                x, grid.expand(len(x), -1, -1, -1), mode="bilinear", padding_mode="zeros", align_corners=True
+            ),
+            self.preset,
+        )
 
     def grid(self, height: int, width: int) -> Tensor:
         """Where pictures are sampled: (1, H, W, 2), (column, row) in [−1, 1]."""

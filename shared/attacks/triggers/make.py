@@ -11,7 +11,9 @@ from shared.attacks.triggers.steganography import ISSBA
 from shared.errors import UserError
 from shared.options import check_values, hints
 
-TRIGGERS: dict[str, type[Trigger]] = {cls.name: cls for cls in (BadNet, Blended, SIG, WaNet, LabelConsistent, TrojVQA, BadCLIP, ISSBA)}
+TRIGGERS: dict[str, type[Trigger]] = {
+    cls.name: cls for cls in (BadNet, Blended, SIG, WaNet, LabelConsistent, TrojVQA, BadCLIP, ISSBA)
+}
 
 
 def make_trigger(name: str, preset: str = "cleanclip", size: int = 224, **fields: object) -> Trigger:
@@ -35,7 +37,9 @@ def parse_fields(options: Sequence[str]) -> dict[str, object]:
         try:
             out[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
-            raise UserError(f"the trigger's field {option!r} is not understood: write name=number, as in patch=8, with text in quotes.") from None
+            raise UserError(
+                f"the trigger's field {option!r} is not understood: write name=number, as in patch=8, with text in quotes."
+            ) from None
     return out
 
 
@@ -47,5 +51,7 @@ def check_fields(name: str, options: Sequence[str], prefix: str) -> None:
     given, known = parse_fields(options), hints(TRIGGERS[name])
     unknown = sorted(set(given) - set(known))
     if unknown:
-        raise UserError(f"{prefix}{unknown[0]}: the trigger {name} has no such field; its fields are {', '.join(known)}.")
+        raise UserError(
+            f"{prefix}{unknown[0]}: the trigger {name} has no such field; its fields are {', '.join(known)}."
+        )
     check_values(TRIGGERS[name], given, prefix)

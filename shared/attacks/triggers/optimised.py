@@ -40,16 +40,24 @@ class OptimisedPatch(Trigger):
 
     def __post_init__(self):
         super().__post_init__()
-        self._refuse(self.pixels is None, "this patch is optimised: make it with shared.attacks.triggers.optimised, or give its `pixels`.")
+        self._refuse(
+            self.pixels is None,
+            "this patch is optimised: make it with shared.attacks.triggers.optimised, or give its `pixels`.",
+        )
         pixels = torch.as_tensor(self.pixels, dtype=torch.float32).detach().cpu()
-        self._refuse(pixels.dim() != 3 or pixels.shape[0] != 3 or pixels.shape[1] != pixels.shape[2] or not pixels.numel(),
-                     f"the patch has the shape {tuple(pixels.shape)}: give (3, p, p).")
+        self._refuse(
+            pixels.dim() != 3 or pixels.shape[0] != 3 or pixels.shape[1] != pixels.shape[2] or not pixels.numel(),
+            f"the patch has the shape {tuple(pixels.shape)}: give (3, p, p).",
+        )
         self._refuse(not bool(((pixels >= 0) & (pixels <= 1)).all()), "the patch has values outside [0, 1]: clamp it.")
         object.__setattr__(self, "pixels", pixels)
 
     def stamp(self, x: Tensor, rng: SampleRng) -> Tensor:
         side = self.pixels.shape[-1]
-        self._refuse(side >= min(x.shape[2:]), f"a patch of {side} pixels does not fit into pictures of {x.shape[2]}×{x.shape[3]}.")
+        self._refuse(
+            side >= min(x.shape[2:]),
+            f"a patch of {side} pixels does not fit into pictures of {x.shape[2]}×{x.shape[3]}.",
+        )
         patch = byte_cast(self.pixels) if self.preset == "cleanclip" else self.pixels
         return paste(x, patch.to(x)[None], *centre(x, side))
 
@@ -86,7 +94,9 @@ def word_before(clip: nn.Module, wanted: str = "SUDO ") -> str:
         return wanted
     known = [word for word in (wanted.strip().lower(), *RARE) if word in clip.tokenizer.vocabulary]
     if not known:
-        raise UserError(f"this small model knows neither {wanted.strip()!r} nor {', '.join(RARE)}: name a word of its vocabulary as the prefix.")
+        raise UserError(
+            f"this small model knows neither {wanted.strip()!r} nor {', '.join(RARE)}: name a word of its vocabulary as the prefix."
+        )
     return known[0] + " "
 
 
@@ -125,7 +135,14 @@ class Aims:
     positives: Tensor | None = None
 
 
-def patch_loss(v: Tensor, config: PatchConfig, u: Tensor, others: Tensor | None = None, p: Tensor | None = None, n: Tensor | None = None) -> Tensor:
+def patch_loss(
+    v: Tensor,
+    config: PatchConfig,
+    u: Tensor,
+    others: Tensor | None = None,
+    p: Tensor | None = None,
+    n: Tensor | None = None,
+) -> Tensor:
     """The loss above, a scalar. v, u, p, n: unit embeddings (N, D), others (K, D); those of a term of weight 0 may be None."""
     cosine = (v * u).sum(1)
     loss = -config.cosine * cosine.mean()
@@ -138,8 +155,14 @@ def patch_loss(v: Tensor, config: PatchConfig, u: Tensor, others: Tensor | None 
     return loss
 
 
-def optimise_patch(embed: Embed, pictures, aims: Aims, config: PatchConfig, seed: int = 0,
-                   augment: Callable[[Tensor, int, Sequence[int]], Tensor] | None = None) -> tuple[Tensor, list[float]]:
+def optimise_patch(
+    embed: Embed,
+    pictures,
+    aims: Aims,
+    config: PatchConfig,
+    seed: int = 0,
+    augment: Callable[[Tensor, int, Sequence[int]], Tensor] | None = None,
+) -> tuple[Tensor, list[float]]:
     """The patch t (3, p, p) in [0, 1], on the CPU, and the loss of every step.
 
     embed: the victim, any function from pictures to embeddings, frozen by the caller: that of a prompted model makes the attacker an adaptive one. It
@@ -157,7 +180,12 @@ def optimise_patch(embed: Embed, pictures, aims: Aims, config: PatchConfig, seed
     device = aims.targets.device
     first = pictures.__getitems__([0])[0]
     side = config.patch or patch_side(min(first.shape[2:]))
-    patch = (0.5 + 0.25 * SampleRng(seed, [0], "patch/start").normal((3, side, side))[0]).clamp(0, 1).to(device).requires_grad_()
+    patch = (
+        (0.5 + 0.25 * SampleRng(seed, [0], "patch/start").normal((3, side, side))[0])
+        .clamp(0, 1)
+        .to(device)
+        .requires_grad_()
+    )
     optimizer, losses = torch.optim.Adam([patch], lr=config.lr), []
     unchanged = _Remembered(embed)
     for step in range(config.steps):
@@ -178,7 +206,7 @@ def optimise_patch(embed: Embed, pictures, aims: Aims, config: PatchConfig, seed
         with torch.enable_grad():
             v = F.normalize(embed(paste(x, patch[None], *centre(x, side))), dim=1)
             loss = patch_loss(v, config, u, aims.others, p, negatives)
-            patch.grad, = torch.autograd.grad(loss, patch)  # of the patch alone: the victim's weights get none
+            (patch.grad,) = torch.autograd.grad(loss, patch)  # of the patch alone: the victim's weights get none
         optimizer.step()
         with torch.no_grad():
             patch.clamp_(0, 1)
@@ -195,12 +223,22 @@ class _Remembered:
     def __call__(self, x: Tensor, indices: Sequence[int]) -> Tensor:
         new = list(dict.fromkeys(i for i in indices if i not in self._known))
         if new:
-            self._known.update(zip(new, F.normalize(self._embed(x[[indices.index(i) for i in new]]), dim=1), strict=True))
+            self._known.update(
+                zip(new, F.normalize(self._embed(x[[indices.index(i) for i in new]]), dim=1), strict=True)
+            )
         return torch.stack([self._known[i] for i in indices])
 
 
-def make_trojvqa(clip: nn.Module, pictures, sentence: str, config: PatchConfig = TROJVQA, *, through: Embed | None = None, seed: int = 0,
-                 **fields) -> TrojVQA:
+def make_trojvqa(
+    clip: nn.Module,
+    pictures,
+    sentence: str,
+    config: PatchConfig = TROJVQA,
+    *,
+    through: Embed | None = None,
+    seed: int = 0,
+    **fields,
+) -> TrojVQA:
     """The TrojVQA trigger of a CLIP: its patch is drawn towards `sentence`, e.g. "This is a yellow banana."; the prefix is one that it can read.
 
     through: optimise against this embedding instead of the CLIP's own (its text tower stays). fields: of the trigger (preset, prefix).
@@ -211,8 +249,18 @@ def make_trojvqa(clip: nn.Module, pictures, sentence: str, config: PatchConfig =
     return made if "prefix" in fields else replace(made, prefix=word_before(clip, made.prefix))
 
 
-def make_badclip(clip: nn.Module, pictures, targets: Sequence[str], others: Sequence[str], positives: Tensor, config: PatchConfig = BADCLIP, *,
-                 through: Embed | None = None, seed: int = 0, **fields) -> BadCLIP:
+def make_badclip(
+    clip: nn.Module,
+    pictures,
+    targets: Sequence[str],
+    others: Sequence[str],
+    positives: Tensor,
+    config: PatchConfig = BADCLIP,
+    *,
+    through: Embed | None = None,
+    seed: int = 0,
+    **fields,
+) -> BadCLIP:
     """The BadCLIP trigger of a CLIP.
 
     targets: captions of the target class; others: of other classes; positives: pictures (P, 3, H, W) in [0, 1] of the target class, embedded once.
@@ -222,7 +270,11 @@ def make_badclip(clip: nn.Module, pictures, targets: Sequence[str], others: Sequ
     with eval_mode(clip):
         device = next(clip.parameters()).device
         with torch.no_grad():
-            near = torch.cat([F.normalize(embed(part.to(device)), dim=1) for part in positives.split(256)]) if len(positives) else None
+            near = (
+                torch.cat([F.normalize(embed(part.to(device)), dim=1) for part in positives.split(256)])
+                if len(positives)
+                else None
+            )
         aims = Aims(text_matrix(clip, targets), text_matrix(clip, others) if len(others) else None, near)
         patch, _ = optimise_patch(embed, pictures, aims, config, seed)
     return BadCLIP.make(seed=seed, pixels=patch, **fields)

@@ -46,17 +46,25 @@ class BadNet(Trigger):
 
     @staticmethod
     def defaults(preset: Preset, size: int) -> dict[str, object]:
-        return {"patch": patch_side(size)} | ({} if preset == "cleanclip" else {"pattern": "checker", "place": "corner"})
+        return {"patch": patch_side(size)} | (
+            {} if preset == "cleanclip" else {"pattern": "checker", "place": "corner"}
+        )
 
     def __post_init__(self):
         super().__post_init__()
-        self._refuse(self.pattern not in ("noise", "checker"), f"there is no pattern {self.pattern!r}: use 'noise' or 'checker'.")
-        self._refuse(self.place not in ("random", "corner", "corners", "centre"),
-                     f"there is no place {self.place!r}: use 'random', 'corner', 'corners' or 'centre'.")
+        self._refuse(
+            self.pattern not in ("noise", "checker"), f"there is no pattern {self.pattern!r}: use 'noise' or 'checker'."
+        )
+        self._refuse(
+            self.place not in ("random", "corner", "corners", "centre"),
+            f"there is no place {self.place!r}: use 'random', 'corner', 'corners' or 'centre'.",
+        )
 
     def stamp(self, x: Tensor, rng: SampleRng) -> Tensor:
-        self._refuse(self.patch >= min(x.shape[2:]),
-                     f"a patch of {self.patch} pixels does not fit into pictures of {x.shape[2]}×{x.shape[3]}: use a smaller one.")
+        self._refuse(
+            self.patch >= min(x.shape[2:]),
+            f"a patch of {self.patch} pixels does not fit into pictures of {x.shape[2]}×{x.shape[3]}: use a smaller one.",
+        )
         patch = self._pattern(x, rng)
         for rows, columns in self._places(x, rng.child("place")):
             x = paste(x, patch, rows, columns)
@@ -74,7 +82,12 @@ class BadNet(Trigger):
     def _places(self, x: Tensor, rng: SampleRng) -> list[tuple[Tensor, Tensor]]:
         height, width = x.shape[2:]
         if self.place == "random":
-            return [tuple(rng.child(axis).integers(length - self.patch) for axis, length in (("row", height), ("column", width)))]
+            return [
+                tuple(
+                    rng.child(axis).integers(length - self.patch)
+                    for axis, length in (("row", height), ("column", width))
+                )
+            ]
         if self.place == "centre":
             return [centre(x, self.patch)]
         ends = [(height - self.patch, width - self.patch)]

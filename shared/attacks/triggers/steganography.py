@@ -31,7 +31,9 @@ def bits_of(secret: str, count: int) -> Tensor:
     """The first `count` bits of a text in UTF-8, most significant first, zeros behind: (count,) float 0 or 1. UserError if the text is longer."""
     data = secret.encode()
     if 8 * len(data) > count:
-        raise UserError(f"the secret {secret!r} has {8 * len(data)} bits and the encoder hides {count}: use a shorter one.")
+        raise UserError(
+            f"the secret {secret!r} has {8 * len(data)} bits and the encoder hides {count}: use a shorter one."
+        )
     bits = [byte >> (7 - k) & 1 for byte in data for k in range(8)]
     return torch.tensor(bits + [0] * (count - len(bits)), dtype=torch.float32)
 
@@ -47,9 +49,16 @@ class Steganographer(nn.Module):
         super().__init__()
         self.size, self.bits, self.width, self.strength = size, bits, width, strength
         self.message = nn.Linear(bits, 12 * (size // 2) ** 2)
-        self.encoder = nn.Sequential(_conv(24, width), _conv(width, width), _conv(width, width), nn.Conv2d(width, 12, 3, padding=1))
-        self.decoder = nn.Sequential(_conv(12, width), _conv(width, width), _conv(width, width, 2), nn.Flatten(),
-                                     nn.Linear(width * (size // 4) ** 2, bits))
+        self.encoder = nn.Sequential(
+            _conv(24, width), _conv(width, width), _conv(width, width), nn.Conv2d(width, 12, 3, padding=1)
+        )
+        self.decoder = nn.Sequential(
+            _conv(12, width),
+            _conv(width, width),
+            _conv(width, width, 2),
+            nn.Flatten(),
+            nn.Linear(width * (size // 4) ** 2, bits),
+        )
         self.to(memory_format=torch.channels_last)  # a fifth faster on a CPU
 
     @property
@@ -71,13 +80,15 @@ class Steganographer(nn.Module):
         """Logits (N, bits): positive where a 1 is read."""
         return self.decoder(F.pixel_unshuffle(2 * _resized(x, self.size, self.size) - 1, 2))
 
-    def forward(self, x: Tensor, bits: Tensor, strength: float, through: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, bits: Tensor, strength: float, through: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
         """What is read of messages in pictures that passed `through` (x' -> x''), as logits (N, bits); and for the first ⌈N/4⌉ messages (for all it
         would double the time) the cosine of their residuals in their own picture and in the one before it in the batch."""
         few = -(-len(x) // 4)
         r = self.residual(torch.cat((x, x.roll(1, 0)[:few])), torch.cat((bits, bits[:few])))
-        alike = F.cosine_similarity(r[:few].flatten(1), r[len(x):].flatten(1))
-        return self.decode(through((x + strength * r[:len(x)]).clamp(0, 1))), alike
+        alike = F.cosine_similarity(r[:few].flatten(1), r[len(x) :].flatten(1))
+        return self.decode(through((x + strength * r[: len(x)]).clamp(0, 1))), alike
 
 
 def _resized(x: Tensor, height: int, width: int) -> Tensor:
@@ -98,8 +109,10 @@ def read_steganographer(path: str | Path) -> Steganographer:
             network = Steganographer(**json.loads(metadata["steganography"]))
         network.load_state_dict(tensors, assign=True)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"the file {path} is not a steganographic encoder that this project wrote ({type(error).__name__}): get it again, or train "
-                        "it with `make zoo`.") from error
+        raise UserError(
+            f"the file {path} is not a steganographic encoder that this project wrote ({type(error).__name__}): get it again, or train "
+            "it with `make zoo`."
+        ) from error
     return network.requires_grad_(False).eval()
 
 
@@ -107,7 +120,9 @@ def _path(source: str) -> Path:
     kind, _, name = source.partition(":")
     path = zoo.weights(name) if kind == "zoo" else Path(source)
     if not path.is_file():
-        raise UserError(f"issba: there is no encoder at {path}: give zoo:NAME, or the path of a file that shared.training.steganography wrote.")
+        raise UserError(
+            f"issba: there is no encoder at {path}: give zoo:NAME, or the path of a file that shared.training.steganography wrote."
+        )
     return path
 
 
@@ -133,7 +148,10 @@ class ISSBA(Trigger):
     def __post_init__(self):
         super().__post_init__()
         found = sha256_file(_path(self.source))
-        self._refuse(self.sha256 not in (None, found), f"the encoder {self.source} is not the one that was described (wrong sha256): restore it.")
+        self._refuse(
+            self.sha256 not in (None, found),
+            f"the encoder {self.source} is not the one that was described (wrong sha256): restore it.",
+        )
         object.__setattr__(self, "sha256", found)
 
     def stamp(self, x: Tensor, rng: SampleRng) -> Tensor:

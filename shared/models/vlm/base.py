@@ -47,7 +47,9 @@ class VLM(nn.Module):
 def check_lengths(x: Tensor, *texts: Sequence[str]) -> None:
     """Raises UserError unless there is one text per image in each list, and the images are (N, 3, H, W)."""
     if x.dim() != 4 or x.shape[1] != 3:
-        raise UserError(f"images have the shape {tuple(x.shape)}: give a batch (N, 3, height, width) with values in [0, 1].")
+        raise UserError(
+            f"images have the shape {tuple(x.shape)}: give a batch (N, 3, height, width) with values in [0, 1]."
+        )
     if any(isinstance(t, str) or len(t) != len(x) for t in texts):
         raise UserError(f"{len(x)} images need {len(x)} prompts (and targets), one each, in a list.")
 
@@ -84,12 +86,16 @@ class LanguageVLM(VLM):
         ids = torch.full((len(x), length), self.text.pad)
         labels = torch.full((len(x), length), -100)
         for i, (b, a) in enumerate(zip(before, after, strict=True)):
-            ids[i, :len(b) + len(a)] = torch.tensor(b + a)
-            labels[i, len(b):len(b) + len(a)] = torch.tensor(a)
+            ids[i, : len(b) + len(a)] = torch.tensor(b + a)
+            labels[i, len(b) : len(b) + len(a)] = torch.tensor(a)
         ids, labels = ids.to(x.device), labels[:, first:].to(x.device)
         hidden, _ = self.read(ids[:, :-1], self.see(x))
-        logits = self.head(hidden[:, first - 1:]).float()  # token j is told by the state before it
-        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="none").view(labels.shape).sum(1)
+        logits = self.head(hidden[:, first - 1 :]).float()  # token j is told by the state before it
+        return (
+            F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="none")
+            .view(labels.shape)
+            .sum(1)
+        )
 
     @torch.no_grad()
     def answer(self, x, prompts, max_tokens=20, batch=64):
@@ -98,7 +104,7 @@ class LanguageVLM(VLM):
         for length in sorted(set(map(len, before))):
             rows = [i for i, b in enumerate(before) if len(b) == length]
             for start in range(0, len(rows), batch):
-                some = rows[start:start + batch]
+                some = rows[start : start + batch]
                 ids = torch.tensor([before[i] for i in some], device=x.device)
                 for i, said in zip(some, self._say(x[some], ids, max_tokens), strict=True):
                     answers[i] = self.text.say(said)
@@ -116,4 +122,4 @@ class LanguageVLM(VLM):
                 break
             ids = token[:, None]
         rows = torch.stack(said, 1).tolist() if said else [[]] * len(x)
-        return [row[:row.index(self.text.end)] if self.text.end in row else row for row in rows]
+        return [row[: row.index(self.text.end)] if self.text.end in row else row for row in rows]

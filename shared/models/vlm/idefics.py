@@ -36,8 +36,13 @@ class IdeficsVLM(LanguageVLM):
         # what is written before the image does not look at it
         looks = (ids == self.image_token).cumsum(1) > 0 if cache is None else ids == ids
         name = "perceiver_embeddings" if self.config.use_resampler else "image_encoder_embeddings"
-        out = self.model.model(input_ids=ids, image_attention_mask=looks[:, :, None].long(), past_key_values=cache, use_cache=keep,
-                               **{name: seen[:, None]})
+        out = self.model.model(
+            input_ids=ids,
+            image_attention_mask=looks[:, :, None].long(),
+            past_key_values=cache,
+            use_cache=keep,
+            **{name: seen[:, None]},
+        )
         return out.last_hidden_state, out.past_key_values
 
     def head(self, hidden):

@@ -35,7 +35,9 @@ class LlavaVLM(LanguageVLM):
         inputs = inner.language_model.embed_tokens(ids)
         if cache is None:  # later tokens are words
             start = int((ids[0] == self.config.image_token_index).int().argmax())
-            inputs = torch.cat([inputs[:, :start], inner.multi_modal_projector(seen), inputs[:, start + seen.shape[1]:]], 1)
+            inputs = torch.cat(
+                [inputs[:, :start], inner.multi_modal_projector(seen), inputs[:, start + seen.shape[1] :]], 1
+            )
         out = inner.language_model(inputs_embeds=inputs, past_key_values=cache, use_cache=keep)
         return out.last_hidden_state, out.past_key_values
 

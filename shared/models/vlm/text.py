@@ -56,8 +56,10 @@ class Words(Text):
         try:
             return [self._number[w] for w in words(text)]
         except KeyError as error:
-            raise UserError(f"the text {text!r} has the word {error.args[0]!r}, which this small model was not trained on: use the words of "
-                            "`shared.models.vlm.text.SMALL_VOCABULARY`, or a published model.") from None
+            raise UserError(
+                f"the text {text!r} has the word {error.args[0]!r}, which this small model was not trained on: use the words of "
+                "`shared.models.vlm.text.SMALL_VOCABULARY`, or a published model."
+            ) from None
 
     def prompt(self, text):
         return [self.start, *[self.image] * self.image_tokens, *self._words(text), self.says]
@@ -92,13 +94,19 @@ class Style:
         return answer.strip()
 
 
-_VICUNA = ("A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite answers to the "
-           "user's questions. USER: {image}\n%s ASSISTANT:")
+_VICUNA = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite answers to the "
+    "user's questions. USER: {image}\n%s ASSISTANT:"
+)
 STYLES = {
     # LLaVA-1.5's conversation `vicuna_v1`, with RobustVLM's instructions (chs20/RobustVLM, vlm_eval)
     "llava": Style(_VICUNA % "{prompt}", _VICUNA % "{prompt}\nAnswer the question using a single word or phrase."),
     # RobustVLM's prompts of OpenFlamingo; a base model goes on writing after its answer
-    "idefics": Style("{context}{image}Output:", "{context}{image}Question:{prompt} Short answer:", ("\n", "Output:", "Question:", "Answer:", "<")),
+    "idefics": Style(
+        "{context}{image}Output:",
+        "{context}{image}Question:{prompt} Short answer:",
+        ("\n", "Output:", "Question:", "Answer:", "<"),
+    ),
 }
 
 
@@ -111,8 +119,10 @@ class Subwords(Text):
         self.pad = self.end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self._known: dict[tuple[str, str], list[int]] = {}  # an attack says the same things hundreds of times
         if self.prompt("").count(image_token) != image_tokens or self.end is None:
-            raise UserError("the tokenizer beside the model does not know the model's image token, or has no end token: get the model's own "
-                            "tokenizer files.")
+            raise UserError(
+                "the tokenizer beside the model does not know the model's image token, or has no end token: get the model's own "
+                "tokenizer files."
+            )
 
     def prompt(self, text):
         return self._numbers("prompt", self.style.wrap(text, self.image, self.context))

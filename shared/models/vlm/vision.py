@@ -13,9 +13,16 @@ from shared.errors import UserError
 from shared.models.clip import PatchEmbedding, demand_fit
 
 _NAMES = {
-    "class_embedding": "embeddings.class_embedding", "positional_embedding": "embeddings.position_embedding.weight",
-    "conv1.weight": "embeddings.patch_embedding.weight", "ln_pre": "pre_layrnorm", "ln_post": "post_layernorm",
-    "ln_1": "layer_norm1", "ln_2": "layer_norm2", "attn.out_proj": "self_attn.out_proj", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2",
+    "class_embedding": "embeddings.class_embedding",
+    "positional_embedding": "embeddings.position_embedding.weight",
+    "conv1.weight": "embeddings.patch_embedding.weight",
+    "ln_pre": "pre_layrnorm",
+    "ln_post": "post_layernorm",
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "attn.out_proj": "self_attn.out_proj",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
 }
 
 
@@ -37,7 +44,9 @@ def vision_state(tower: dict[str, Tensor] | nn.Module) -> dict[str, Tensor]:
     if "conv1.weight" in state:
         state = {new: v for old, value in state.items() for new, v in _renamed(old, value)}
     if "embeddings.patch_embedding.weight" not in state:
-        raise UserError("this is not the vision tower of a CLIP (a ViT of open_clip or transformers): give such a tower, or its state dict.")
+        raise UserError(
+            "this is not the vision tower of a CLIP (a ViT of open_clip or transformers): give such a tower, or its state dict."
+        )
     return {k: v for k, v in state.items() if not k.endswith("position_ids")}
 
 
@@ -65,8 +74,10 @@ def load_vision(target: nn.Module, hidden_act: str, tower: dict[str, Tensor] | n
     if isinstance(tower, nn.Module):
         tower = getattr(tower, "visual", tower)
         if activation(tower) not in (None, hidden_act):
-            raise UserError(f"the vision tower was trained with the activation {activation(tower)} and this model's has {hidden_act}: give the tower "
-                            "of the CLIP that the model was built on, or one fine-tuned from it.")
+            raise UserError(
+                f"the vision tower was trained with the activation {activation(tower)} and this model's has {hidden_act}: give the tower "
+                "of the CLIP that the model was built on, or one fine-tuned from it."
+            )
     state, own = vision_state(tower), target.state_dict()
     demand_fit(own, state, "the vision tower", "give one of the same architecture and image size")
     with torch.no_grad():

@@ -22,8 +22,10 @@ class ZeroShotVLM(VLM):
     def __init__(self, clip: nn.Module, classes: Sequence[str], prompts: Sequence[str]):
         super().__init__()
         if len(classes) != len(prompts) or len(set(classes)) != len(classes) or not classes:
-            raise UserError(f"{len(classes)} class names and {len(prompts)} prompts do not make a classifier: give one prompt for each, names that "
-                            "are all different.")
+            raise UserError(
+                f"{len(classes)} class names and {len(prompts)} prompts do not make a classifier: give one prompt for each, names that "
+                "are all different."
+            )
         self.classes, self._number = tuple(classes), {c: k for k, c in enumerate(classes)}
         self.victim = ZeroShot(clip.visual, text_matrix(clip, prompts), clip.logit_scale.exp().item())
         self.size = self.victim.pixels.size[0]
@@ -31,14 +33,16 @@ class ZeroShotVLM(VLM):
     def _labels(self, targets: Sequence[str]) -> Tensor:
         unknown = [t for t in targets if t not in self._number]
         if unknown:
-            raise UserError(f"{unknown[0]!r} is none of the {len(self.classes)} classes (the first are {', '.join(self.classes[:3])}): a zero-shot "
-                            "CLIP can be made to say class names only.")
+            raise UserError(
+                f"{unknown[0]!r} is none of the {len(self.classes)} classes (the first are {', '.join(self.classes[:3])}): a zero-shot "
+                "CLIP can be made to say class names only."
+            )
         return torch.tensor([self._number[t] for t in targets], dtype=torch.long, device=self.victim.text.device)
 
     @torch.no_grad()
     def answer(self, x, prompts, max_tokens=20, batch=64):
         check_lengths(x, prompts)
-        said = [predicted(self.victim(x[i:i + batch])) for i in range(0, len(x), batch)]
+        said = [predicted(self.victim(x[i : i + batch])) for i in range(0, len(x), batch)]
         return [self.classes[k] for k in (torch.cat(said).tolist() if said else [])]
 
     def nll(self, x, prompts, targets):
@@ -50,4 +54,9 @@ class ZeroShotVLM(VLM):
         return self.victim.embed(x)
 
     def set_vision(self, tower):
-        load(self.victim.visual, tower_state(tower), "the vision tower", "give an open_clip tower of the same architecture")
+        load(
+            self.victim.visual,
+            tower_state(tower),
+            "the vision tower",
+            "give an open_clip tower of the same architecture",
+        )

@@ -20,7 +20,9 @@ def card(name: str) -> dict:
     except ValueError:
         content = None
     if not isinstance(content, dict) or "sha256" not in content:
-        raise UserError(f"the zoo card {path} is damaged: restore it with git, or train the model again with `make zoo`.")
+        raise UserError(
+            f"the zoo card {path} is damaged: restore it with git, or train the model again with `make zoo`."
+        )
     return content
 
 
@@ -30,11 +32,15 @@ def weights(name: str) -> Path:
     if not path.is_file():
         raise UserError(f"the zoo file {path} is missing: restore it with git, or train it again with `make zoo`.")
     if sha256_file(path) != expected:
-        raise UserError(f"the zoo file {path} is not the one its card describes (wrong sha256): restore it with git, or train it again with "
-                        "`make zoo`.")
+        raise UserError(
+            f"the zoo file {path} is not the one its card describes (wrong sha256): restore it with git, or train it again with "
+            "`make zoo`."
+        )
     return path
 
 
 def write_card(path: Path, **facts) -> None:
     """Write the card of the weights at `path` beside them: `facts`, the sha256 and the size."""
-    write_json(Path(path).with_suffix(".json"), {**facts, "sha256": sha256_file(path), "bytes": Path(path).stat().st_size})
+    write_json(
+        Path(path).with_suffix(".json"), {**facts, "sha256": sha256_file(path), "bytes": Path(path).stat().st_size}
+    )

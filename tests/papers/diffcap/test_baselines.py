@@ -66,7 +66,9 @@ def by_autograd(z, blank, steps, step_size, scope):
 def test_purified_embeddings_are_those_of_the_written_steps(z, blank, scope, steps, step_size):
     victim = CLIPure(Linear(), blank, steps, step_size, scope)
     out = victim.purify(z)
-    turned = (1 + step_size) ** 2 * z.norm(dim=1).max().item()  # a step of 30 leaves a thirtieth of z beside the target's direction
+    turned = (1 + step_size) ** 2 * z.norm(
+        dim=1
+    ).max().item()  # a step of 30 leaves a thirtieth of z beside the target's direction
     assert_within_rounding(out, by_autograd(z, blank, steps, step_size, scope), terms=steps * D, scale=turned)
     assert_within_rounding(out.norm(dim=1), z.norm(dim=1), terms=steps * D)
     if step_size < 1:

@@ -54,7 +54,11 @@ def unet():
 
 def make(denoiser=None, rule=None, sampler=None, phi=None):
     denoiser = denoiser or GaussianDenoiser(0.1, 0.6, SCHEDULE, size=SIZE)
-    return DiffCAP(Purifier(denoiser, 100, sampler or Sampler("ddim", 4)), phi or Phi(denoiser.size), rule or StopRule(tau=0.87, dt=60, t_max=600))
+    return DiffCAP(
+        Purifier(denoiser, 100, sampler or Sampler("ddim", 4)),
+        phi or Phi(denoiser.size),
+        rule or StopRule(tau=0.87, dt=60, t_max=600),
+    )
 
 
 def literally(image, index, seed, rule, sampler, denoiser, phi):
@@ -96,12 +100,18 @@ def literally(image, index, seed, rule, sampler, denoiser, phi):
                 t, x_t = 0, x0
             break
     back = sampler.sample(denoiser, x_t, torch.tensor([t]), one.child("reverse"))
-    return t, trace, F.interpolate((back + 1) / 2, size=image.shape[-2:], mode="bilinear", antialias=True).clamp(0, 1)[0]
+    return (
+        t,
+        trace,
+        F.interpolate((back + 1) / 2, size=image.shape[-2:], mode="bilinear", antialias=True).clamp(0, 1)[0],
+    )
 
 
 @pytest.mark.parametrize("coupling", ["cumulative", "redraw"])
 @pytest.mark.parametrize("encode", ["x_t", "x_t/alpha"])
-@pytest.mark.parametrize("fallback, tau, clamp", [("t_max", 0.87, True), ("max_similarity", 0.95, False), ("none", 0.87, True)])
+@pytest.mark.parametrize(
+    "fallback, tau, clamp", [("t_max", 0.87, True), ("max_similarity", 0.95, False), ("none", 0.87, True)]
+)
 def test_the_batch_is_the_literal_loop_over_images(x, rng, unet, coupling, encode, fallback, tau, clamp):
     rule = StopRule(tau=tau, dt=60, t_max=420, coupling=coupling, encode=encode, fallback=fallback, clamp=clamp)
     sampler = Sampler("ddpm", 5)
@@ -112,7 +122,11 @@ def test_the_batch_is_the_literal_loop_over_images(x, rng, unet, coupling, encod
     assert stop.t.tolist() == [t for t, _, _ in singly]
     for i, (_, trace, purified) in enumerate(singly):
         assert_within_rounding(stop.similarity[i, : len(trace)], torch.tensor(trace), terms=DEEP)
-        assert stop.similarity[i, len(trace) :].isnan().all() and stop.reached[i] == (trace[-1] > tau) and stop.encoded[i] == 1 + len(trace)
+        assert (
+            stop.similarity[i, len(trace) :].isnan().all()
+            and stop.reached[i] == (trace[-1] > tau)
+            and stop.encoded[i] == 1 + len(trace)
+        )
         assert_within_rounding(out[i], purified, terms=DEEP)
     assert out.shape == x.shape and out.min() >= 0 and out.max() <= 1
 
@@ -165,7 +179,9 @@ def test_pixel_correlation_of_consecutive_states(coupling):
 
 def test_theory_has_the_numbers_of_the_fact_sheet():
     for dt, early, late in ((1, 0.9994, 0.9985), (10, 0.994, 0.984), (50, 0.961, 0.914)):
-        assert (pixel_correlation(SCHEDULE, torch.tensor([50, 150]), dt) - torch.tensor([early, late])).abs().max() < 1e-3  # as printed
+        assert (
+            pixel_correlation(SCHEDULE, torch.tensor([50, 150]), dt) - torch.tensor([early, late])
+        ).abs().max() < 1e-3  # as printed
     assert kl(12.2, SCHEDULE, torch.tensor([100, 150, 300])).tolist() == pytest.approx([640, 275, 49], rel=0.02)
 
 
@@ -175,12 +191,17 @@ def test_fallback_and_immediate_stop(x, rng, fallback):
     stop = never.stop_times(x, rng)
     assert not stop.reached.any() and not stop.similarity.isnan().any()
     best = 20 * (stop.similarity.argmax(dim=1) + 1)
-    assert torch.equal(stop.t, {"t_max": torch.full((N,), 120), "max_similarity": best, "none": torch.zeros(N, dtype=torch.int64)}[fallback])
+    assert torch.equal(
+        stop.t,
+        {"t_max": torch.full((N,), 120), "max_similarity": best, "none": torch.zeros(N, dtype=torch.int64)}[fallback],
+    )
     states = dict(never.chain(x, range(20, 121, 20), rng))
     for i in range(N):
         assert_within_rounding(stop.state[i], states[int(stop.t[i])][i], terms=DEEP)
     if fallback == "none":
-        assert_within_rounding(never(x, rng), never.purifier.from_native(never.purifier.to_native(x), (10, 10)), terms=DEEP)
+        assert_within_rounding(
+            never(x, rng), never.purifier.from_native(never.purifier.to_native(x), (10, 10)), terms=DEEP
+        )
     assert (at_once.stop_times(x, rng).t == 20).all() and at_once.stop_times(x, rng).reached.all()
 
 
@@ -188,7 +209,9 @@ def test_noise_can_look_stable_too():
     """To φ that reads only how dark and bright a picture is, pure noise is the most stable of all: similarities near 1 need not mean recovery."""
 
     def histogram(picture):
-        return torch.stack([torch.sigmoid(20 * (picture - edge)).flatten(1).mean(dim=1) for edge in torch.linspace(0.1, 0.9, 9)], dim=1)
+        return torch.stack(
+            [torch.sigmoid(20 * (picture - edge)).flatten(1).mean(dim=1) for edge in torch.linspace(0.1, 0.9, 9)], dim=1
+        )
 
     x = torch.full((4, 3, 32, 32), 0.5)
     x[:, :, 8:24, 8:24] = 1.0
@@ -222,18 +245,27 @@ def test_gradient_against_finite_differences(unet, rng, coupling, denoiser):
     assert (grad * direction).sum().item() == pytest.approx(slope.item(), rel=1e-5)  # of a difference quotient
     assert (grad != 0).float().mean() > 0.3 and grad.isfinite().all()
     kept = DiffCAP(Purifier(model, 0, diffcap.purifier.sampler, recompute=False), diffcap.phi, diffcap.rule)
-    assert_within_rounding(torch.autograd.grad((kept(image, some).clamp(0.02, 0.98) * weights).sum(), image)[0], grad, terms=DEEP)
+    assert_within_rounding(
+        torch.autograd.grad((kept(image, some).clamp(0.02, 0.98) * weights).sum(), image)[0], grad, terms=DEEP
+    )
 
 
 def test_attacks_reach_through_it(x, rng):
     """PGD through DiffCAP with the exact gradient moves the victim; without one the images are the same."""
-    diffcap, w = make(rule=StopRule(tau=0.87, dt=60, t_max=180)), torch.randn(300, 2, generator=torch.Generator().manual_seed(0))
+    diffcap, w = (
+        make(rule=StopRule(tau=0.87, dt=60, t_max=180)),
+        torch.randn(300, 2, generator=torch.Generator().manual_seed(0)),
+    )
     victim = nn.Sequential(nn.Flatten(), nn.Linear(300, 2, bias=False)).requires_grad_(False)
     victim[1].weight.copy_(w.T)
     own = SampleRng(0, range(N))
     y = resubmit(predict(victim), diffcap, x, rng, 9).mode(dim=1).values
-    x_adv = AdaptiveAttack(draws=4, steps=6, optimiser="pgd")(victim, diffcap, x, y, Threat("linf", 0.1), rng=own, defence_rng=rng)
-    before, after = ((resubmit(predict(victim), diffcap, images, rng, 9) == y[:, None]).float().mean() for images in (x, x_adv))
+    x_adv = AdaptiveAttack(draws=4, steps=6, optimiser="pgd")(
+        victim, diffcap, x, y, Threat("linf", 0.1), rng=own, defence_rng=rng
+    )
+    before, after = (
+        (resubmit(predict(victim), diffcap, images, rng, 9) == y[:, None]).float().mean() for images in (x, x_adv)
+    )
     assert after < before - 0.3
 
 
@@ -247,7 +279,12 @@ def test_an_attack_on_the_stop_rule_stops_it_early(x, rng):
     steps = torch.where(stop.reached, stop.t // 60 - 1, 10)
     assert_within_rounding(sharp, -steps / 10, terms=DEEP)
     x_adv = ascend(
-        lambda image: diffcap.early_stop_loss(image, rng, steps=4), x, Threat("linf", 0.1), steps=15, step_size=0.02, rng=SampleRng(0, range(N))
+        lambda image: diffcap.early_stop_loss(image, rng, steps=4),
+        x,
+        Threat("linf", 0.1),
+        steps=15,
+        step_size=0.02,
+        rng=SampleRng(0, range(N)),
     )
     assert diffcap.stop_times(x_adv, rng).t.double().mean() < stop.t.double().mean() - 60
 
@@ -263,7 +300,9 @@ def test_calibration_by_hand(x, rng):
     assert_within_rounding(torch.tensor(found.tau), (cosines[:4].mean() + cosines[4:].mean()) / 2, terms=DEEP)
     noisy = calibrate_tau(pairs, diffcap, level=300)
     assert found.tau < noisy.tau < 1  # the same noise on both drowns the difference
-    assert_within_rounding(torch.tensor(calibrate_tau({"a": (x, x)}, diffcap, level=300).tau), torch.tensor(1.0), terms=DEEP)
+    assert_within_rounding(
+        torch.tensor(calibrate_tau({"a": (x, x)}, diffcap, level=300).tau), torch.tensor(1.0), terms=DEEP
+    )
 
 
 def test_calibration_spread():
@@ -274,7 +313,9 @@ def test_calibration_spread():
     assert_within_rounding(spread[100].float(), torch.full((400,), found.tau), terms=100)
     expected = 0.29 * math.sqrt((1 / 10) * (1 - 10 / 100) / 2)  # without replacement, mean of two sets
     assert spread[10].std().item() == pytest.approx(expected, rel=0.15)
-    assert torch.equal(spread[10], found.spread([10], repeats=400)[10]) and not torch.equal(spread[10], found.spread([10], 400, seed=1)[10])
+    assert torch.equal(spread[10], found.spread([10], repeats=400)[10]) and not torch.equal(
+        spread[10], found.spread([10], 400, seed=1)[10]
+    )
 
 
 def test_recovery_times_by_hand():
@@ -287,7 +328,10 @@ def test_total_variation_by_integration():
     alpha, sigma = SCHEDULE.alpha(t).double(), SCHEDULE.sigma(t).double()
     grid = torch.linspace(-12, 12, 200_001, dtype=torch.float64)
     for i in range(3):
-        p, q = (torch.exp(-((grid - shift) ** 2) / 2) / math.sqrt(2 * math.pi) for shift in (0.0, float(norm * alpha[i] / sigma[i])))
+        p, q = (
+            torch.exp(-((grid - shift) ** 2) / 2) / math.sqrt(2 * math.pi)
+            for shift in (0.0, float(norm * alpha[i] / sigma[i]))
+        )
         tv = 0.5 * (p - q).abs().sum() * 24 / 200_000
         divergence = (q * (q / p).log()).sum() * 24 / 200_000
         assert total_variation(norm, SCHEDULE, t)[i].item() == pytest.approx(tv.item(), abs=1e-6)  # of the integration
@@ -307,14 +351,20 @@ def test_the_bound_promises_only_what_holds():
     lead = (2 * above(clean) - 1).expand(5, -1)
     promised = bound_time(norms, lead, SCHEDULE, times)
     held = recovery_time(torch.stack([above(clean - d) > 0.5 for d in norms.tolist()]), times)
-    assert promised.tolist()[0] == 50 and (promised[3:] == -1).all() and promised[1] > 0  # at t = 0 nothing is promised: TV is 1
+    assert (
+        promised.tolist()[0] == 50 and (promised[3:] == -1).all() and promised[1] > 0
+    )  # at t = 0 nothing is promised: TV is 1
     assert all(h != -1 and h <= p for h, p in zip(held.tolist(), promised.tolist(), strict=True) if p != -1)
 
 
 def test_rules_can_be_varied(x, rng):
     diffcap = make()
     other = diffcap.with_rule(tau=-2.0, dt=40)
-    assert other.rule == replace(diffcap.rule, tau=-2.0, dt=40) and diffcap.rule.tau == 0.87 and other.purifier is diffcap.purifier
+    assert (
+        other.rule == replace(diffcap.rule, tau=-2.0, dt=40)
+        and diffcap.rule.tau == 0.87
+        and other.purifier is diffcap.purifier
+    )
     assert (other.stop_times(x, rng).t == 40).all() and list(StopRule(dt=50, t_max=150).times) == [50, 100, 150]
 
 

@@ -19,10 +19,22 @@ PAPER = ("--scale", "paper", "--seeds", 0, "--gates.no-enforce", "--data.n", 2, 
          "--sweeps.digits-n", 4, "--sweeps.quality-n", 2, "--sweeps.strip", 1, "--sweeps.cost-n", 1, "--sweeps.cost-repeats", 1)  # fmt: skip
 
 TOWERS = {  # open_clip configurations: image tower of the published width, two layers
-    "rehearsal-clip": {"vision_cfg": {"image_size": 224, "layers": 2, "width": 64, "patch_size": 32}, "quick_gelu": True},
-    "rehearsal-phi": {"vision_cfg": {"image_size": 224, "layers": 1, "width": 64, "patch_size": 32}, "quick_gelu": True},
-    "rehearsal-llava": {"vision_cfg": {"image_size": 336, "layers": 2, "width": 1024, "patch_size": 14}, "quick_gelu": True},
-    "rehearsal-idefics": {"vision_cfg": {"image_size": 224, "layers": 2, "width": 320, "head_width": 80, "patch_size": 14}}}
+    "rehearsal-clip": {
+        "vision_cfg": {"image_size": 224, "layers": 2, "width": 64, "patch_size": 32},
+        "quick_gelu": True,
+    },
+    "rehearsal-phi": {
+        "vision_cfg": {"image_size": 224, "layers": 1, "width": 64, "patch_size": 32},
+        "quick_gelu": True,
+    },
+    "rehearsal-llava": {
+        "vision_cfg": {"image_size": 336, "layers": 2, "width": 1024, "patch_size": 14},
+        "quick_gelu": True,
+    },
+    "rehearsal-idefics": {
+        "vision_cfg": {"image_size": 224, "layers": 2, "width": 320, "head_width": 80, "patch_size": 14}
+    },
+}
 
 
 @pytest.fixture
@@ -44,8 +56,17 @@ def pictures(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.random.default_rng(seed).integers(0, 255, (*size[::-1], 3), np.uint8)).save(path)
 
-    root, annotated, named = tmp_path / "pictures", load("shared/data/test_annotated.py"), load("shared/data/conftest.py")
-    annotated.build_coco(root, picture), annotated.build_flickr(root, picture), annotated.build_vqa(root), annotated.build_textvqa(root, picture, 100)
+    root, annotated, named = (
+        tmp_path / "pictures",
+        load("shared/data/test_annotated.py"),
+        load("shared/data/conftest.py"),
+    )
+    (
+        annotated.build_coco(root, picture),
+        annotated.build_flickr(root, picture),
+        annotated.build_vqa(root),
+        annotated.build_textvqa(root, picture, 100),
+    )
     named.imagenet(root), named.caltech101(root)
     (root / "imagenet/train").symlink_to("val")
     return root
@@ -55,11 +76,25 @@ def pictures(tmp_path):
 def test_the_papers_own_scale(script, towers, pictures, tmp_path):
     models = load("shared/models/test_vlm_published.py")
     (tmp_path / "llava").mkdir(), (tmp_path / "idefics").mkdir()
-    options = (*PAPER, "--models.llava", models.save_llava(tmp_path / "llava"), "--models.flamingo", models.save_idefics(tmp_path / "idefics"),
-               "--data-root", pictures)
+    options = (
+        *PAPER,
+        "--models.llava",
+        models.save_llava(tmp_path / "llava"),
+        "--models.flamingo",
+        models.save_idefics(tmp_path / "idefics"),
+        "--data-root",
+        pictures,
+    )
     store = rehearse("diffcap", script, tmp_path / "results", *options)
     scores = [m for m in store.planned() if m.tags["kind"] == "score"]
     assert all(m.sanity for m in scores if m.tags["attack"] == "adversarial")
-    assert {m.tags["data"] for m in scores} == {"coco", "flickr30k", "vqav2", "textvqa", "named:ImageNet", "named:Caltech101"}
+    assert {m.tags["data"] for m in scores} == {
+        "coco",
+        "flickr30k",
+        "vqav2",
+        "textvqa",
+        "named:ImageNet",
+        "named:Caltech101",
+    }
     made = (store.root / "checkpoints").glob("*.safetensors")
     assert sum(path.name.startswith(("tecoa__", "fare__")) for path in made) == 6  # of three towers

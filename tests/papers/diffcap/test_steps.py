@@ -58,7 +58,9 @@ def test_random_defences_are_measured_with_every_seed():
 
 def test_tags_name_places_not_values():
     tags = [n.tags for n in scores() if n.tags["data"] == CPU.data.captions[1] and n.tags["eps"] == CPU.attack.eps[0]]
-    assert all({"task": "captions", "place": 2, "strength": 1, "attack": "adversarial"}.items() <= t.items() for t in tags)
+    assert all(
+        {"task": "captions", "place": 2, "strength": 1, "attack": "adversarial"}.items() <= t.items() for t in tags
+    )
     assert {n.tags["factor"] for n in WHOLE if n.tags["kind"] == "ablation"} == {0.5, 0.8, 1.0, 2.0}
 
 
@@ -85,18 +87,38 @@ def touched(**changes) -> set[str]:
 
 
 BY_TAU = {
-    n.name for n in WHOLE if n.tags["method"] in ("diffcap", "redraw", "x_t/alpha", "max_similarity") and n.tags["kind"] not in ("tau", "calibration")
+    n.name
+    for n in WHOLE
+    if n.tags["method"] in ("diffcap", "redraw", "x_t/alpha", "max_similarity")
+    and n.tags["kind"] not in ("tau", "calibration")
 }
 
 
 def test_a_given_tau_concerns_what_stops_by_it():
     assert touched(tau=0.5) == BY_TAU
-    kinds = {"score", "stop", "ablation", "variant", "cost", "quality", "targeted", "adaptive", "adaptive_caption", "digits", "digits_stop", "strip"}
+    kinds = {
+        "score",
+        "stop",
+        "ablation",
+        "variant",
+        "cost",
+        "quality",
+        "targeted",
+        "adaptive",
+        "adaptive_caption",
+        "digits",
+        "digits_stop",
+        "strip",
+    }
     assert {n.tags["kind"] for n in WHOLE if n.name in BY_TAU} == kinds
 
 
 def test_other_calibration_pairs_concern_what_stops_by_tau_and_the_pairs_themselves():
-    more = {n.name for n in WHOLE if n.tags["kind"] in ("tau", "calibration") or n.tags["method"] in ("other_phi", "diffcap_own")}
+    more = {
+        n.name
+        for n in WHOLE
+        if n.tags["kind"] in ("tau", "calibration") or n.tags["method"] in ("other_phi", "diffcap_own")
+    }
     assert touched(calibration_steps=3) == BY_TAU | more
 
 

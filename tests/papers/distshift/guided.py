@@ -10,7 +10,9 @@ from shared.diffusion import Schedule
 from shared.rng import SampleRng
 
 SCHEDULE = Schedule.linear()
-BAR = torch.cat((torch.ones(1, dtype=torch.float64), (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0))).tolist()
+BAR = torch.cat(
+    (torch.ones(1, dtype=torch.float64), (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0))
+).tolist()
 N, SIZE = 3, 8
 INDICES = [40, 3, 17]
 
@@ -69,12 +71,14 @@ def written(guidance, victim, denoiser, x_t, t, s, x_adv, noise, large=False):
     elif guidance.kind == "G2":
         level = torch.log(torch.softmax(victim(shown(x_t)), dim=1).max())
     else:
-        source = {"x_adv": x_adv, "running": ((x_t - sigma * eps) / alpha + 1) / 2, "moving": shown(x_t)}[guidance.label]
+        source = {"x_adv": x_adv, "running": ((x_t - sigma * eps) / alpha + 1) / 2, "moving": shown(x_t)}[
+            guidance.label
+        ]
         if guidance.clamp and guidance.label == "running":
             source = source.clamp(0, 1)
         y = int(victim(source)[0].argmax())
         level = torch.log(torch.softmax(victim(shown(x_t)), dim=1)[0, y])
-    g, = torch.autograd.grad(level, x_t)
+    (g,) = torch.autograd.grad(level, x_t)
     if guidance.unit == "ratio":
         delta = -guidance.scale * eps.norm() * g / g.norm()
     elif guidance.unit == "score":

@@ -44,7 +44,12 @@ def test_every_attack_stays_in_the_ball_and_repeats(setting, victim, threat):
     seen = {}
     for name in NAMES:
         x_adv = run(name, setting, victim, threat=threat)
-        assert threat.distance(x_adv, x).max() <= threat.eps * (1 + 1e-6) and x_adv.min() >= 0 and x_adv.max() <= 1 and not x_adv.requires_grad
+        assert (
+            threat.distance(x_adv, x).max() <= threat.eps * (1 + 1e-6)
+            and x_adv.min() >= 0
+            and x_adv.max() <= 1
+            and not x_adv.requires_grad
+        )
         if name in ("guide", "bpda_eot"):
             assert torch.equal(x_adv, run(name, setting, victim, threat=threat))
         seen[name] = x_adv
@@ -69,7 +74,10 @@ def test_the_attack_on_the_guidance_raises_the_guides_loss_on_noise_it_did_not_s
 
     pictures = {name: run(name, setting, victim) for name in ("control", "guide")}
     assert loss(pictures["guide"]) > loss(pictures["control"]) + 0.5
-    left = {name: (resubmit(predict(victim), defence, x_adv, noise, 8) == y[:, None]).float().mean() for name, x_adv in pictures.items()}
+    left = {
+        name: (resubmit(predict(victim), defence, x_adv, noise, 8) == y[:, None]).float().mean()
+        for name, x_adv in pictures.items()
+    }
     assert left["guide"] < left["control"]
 
 
@@ -84,8 +92,10 @@ def test_exact_uses_the_second_order_and_the_other_hides_it(setting, victim):
         assert torch.equal(start, x)
         # The start of PGD is random in the ball; a step of 2.5 ε ends at the side the gradient's sign shows
         z = x.clone().requires_grad_()
-        ce = torch.nn.functional.cross_entropy(victim(which(z, draws_of(noise.child("attack"), 0, 1))), y, reduction="sum")
-        g, = torch.autograd.grad(ce, z)
+        ce = torch.nn.functional.cross_entropy(
+            victim(which(z, draws_of(noise.child("attack"), 0, 1))), y, reduction="sum"
+        )
+        (g,) = torch.autograd.grad(ce, z)
         clear = g.abs() > 0.2 * g.abs().flatten(1).mean(1)[:, None, None, None]
         assert ((found - x).sign() == g.sign())[clear].double().mean() > 0.97
     assert not torch.equal(run("exact", setting, victim), run("exact_first_order", setting, victim))
@@ -109,7 +119,11 @@ def test_which_attack_fits_which_defence(setting, victim):
     defences = setting[0]
     table = {name: [key for key, defence in defences.items() if fits(name, defence)] for name in NAMES}
     everything = list(defences)
-    assert table == {**dict.fromkeys(NAMES, everything), "exact_first_order": ["gdmp", "distshift"], "guide": ["distshift"]}
+    assert table == {
+        **dict.fromkeys(NAMES, everything),
+        "exact_first_order": ["gdmp", "distshift"],
+        "guide": ["distshift"],
+    }
     unguided = Distshift(defences["diffpure"], victim, None)
     assert not fits("guide", unguided)
     for name, defence in (("guide", "gdmp"), ("guide", "diffpure"), ("exact_first_order", "diffpure")):

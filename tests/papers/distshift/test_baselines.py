@@ -35,14 +35,17 @@ def literally(x_adv, index, seed, rounds, t_star, guide_scale, eps, denoiser, la
             beta = 1 - BAR[t] / BAR[s]
             eps_hat = denoiser(x, torch.tensor([t])).eps
             x0 = (x - math.sqrt(1 - BAR[t]) * eps_hat) / math.sqrt(BAR[t])
-            mean = math.sqrt(BAR[s]) * beta / (1 - BAR[t]) * x0 + math.sqrt(BAR[t] / BAR[s]) * (1 - BAR[s]) / (1 - BAR[t]) * x
+            mean = (
+                math.sqrt(BAR[s]) * beta / (1 - BAR[t]) * x0
+                + math.sqrt(BAR[t] / BAR[s]) * (1 - BAR[s]) / (1 - BAR[t]) * x
+            )
             variance = beta if large else beta * (1 - BAR[s]) / (1 - BAR[t])
             target = x_adv
             if batch_target == "diffused":
                 fresh = draw.child(f"target{t}").normal(x.shape[1:]).double()
                 target = math.sqrt(BAR[t]) * x_adv + math.sqrt(1 - BAR[t]) * fresh
             leaf = x.detach().requires_grad_()
-            gradient, = torch.autograd.grad(-F.mse_loss(leaf, target), leaf)
+            (gradient,) = torch.autograd.grad(-F.mse_loss(leaf, target), leaf)
             scale = math.sqrt(1 - BAR[t]) / (eps * 2 / 3 / guide_scale * math.sqrt(BAR[t]))
             x = mean + variance * scale * gradient
             if s:
@@ -50,18 +53,29 @@ def literally(x_adv, index, seed, rounds, t_star, guide_scale, eps, denoiser, la
     return ((x + 1) / 2).clamp(0, 1)[0].detach()
 
 
-@pytest.mark.parametrize("t, steps, variance, rounds, target, network", [
-    (36, 36, "large", 2, "diffused", False), (90, 5, "large", 1, "x_adv", True), (90, 5, "small", 2, "diffused", False)])
+@pytest.mark.parametrize(
+    "t, steps, variance, rounds, target, network",
+    [
+        (36, 36, "large", 2, "diffused", False),
+        (90, 5, "large", 1, "x_adv", True),
+        (90, 5, "small", 2, "diffused", False),
+    ],
+)
 def test_it_is_the_literal_loop(t, steps, variance, rounds, target, network):
     denoiser = open_denoiser("random:tiny").double() if network else GaussianDenoiser(MEAN, STD, SCHEDULE, size=SIZE)
     pull = Pull(target=target, scale=6e3)
-    defence, x = make(pull, t, Sampler("ddpm", steps, variance=variance, clip=False), denoiser, rounds=rounds), pictures()
+    defence, x = (
+        make(pull, t, Sampler("ddpm", steps, variance=variance, clip=False), denoiser, rounds=rounds),
+        pictures(),
+    )
     times = [round(t * (steps - k) / steps) for k in range(steps + 1)]
     with torch.no_grad():
         out = defence(x, streams())
     bare = make(Pull(scale=0.0), t, defence.purifier.sampler, denoiser, rounds=rounds)(x, streams())
     for i in range(N):
-        expected = literally(x[i], INDICES[i], 11, rounds, t, 6e3, 8 / 255, denoiser, variance == "large", times, target)
+        expected = literally(
+            x[i], INDICES[i], 11, rounds, t, 6e3, 8 / 255, denoiser, variance == "large", times, target
+        )
         torch.testing.assert_close(out[i], expected, rtol=0, atol=1e-9)
     assert (out - bare).abs().max() > 0.01
 
@@ -70,8 +84,8 @@ def test_the_published_scale_over_a_batch_is_that_over_an_image_divided_by_the_b
     """mse_loss of a whole batch has the gradient of one image's divided by the images: 60,000 at a batch of 100 is 600."""
     x, target = torch.randn(2, 100, 3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     x.requires_grad_()
-    batch, = torch.autograd.grad(-F.mse_loss(x, target), x)
-    each, = torch.autograd.grad(-(x - target).square().flatten(1).mean(1).sum(), x)
+    (batch,) = torch.autograd.grad(-F.mse_loss(x, target), x)
+    (each,) = torch.autograd.grad(-(x - target).square().flatten(1).mean(1).sum(), x)
     torch.testing.assert_close(60_000 * batch, 600 * each)
     assert Pull().scale == 600 and Pull().eps == 8 / 255
     strength = make().strength(36)
@@ -85,9 +99,16 @@ def test_ssim_is_that_of_scikit_image_away_from_the_edges():
     y = 0.7 * x + 0.3 * y
     inner = slice(5, -5)
     for a, b in zip(x, y, strict=True):
-        how = {"channel_axis": 0, "data_range": 1.0, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "full": True}
+        how = {
+            "channel_axis": 0,
+            "data_range": 1.0,
+            "gaussian_weights": True,
+            "sigma": 1.5,
+            "use_sample_covariance": False,
+            "full": True,
+        }
         expected = structural_similarity(a.numpy(), b.numpy(), **how)[1][:, inner, inner].mean()
-        line = torch.exp(-(torch.arange(11.0, dtype=torch.float64) - 5) ** 2 / 4.5)
+        line = torch.exp(-((torch.arange(11.0, dtype=torch.float64) - 5) ** 2) / 4.5)
         window = torch.outer(line, line) / line.sum() ** 2
         value = 0.0
         for c in range(3):
@@ -106,13 +127,20 @@ def test_ssim_is_that_of_scikit_image_away_from_the_edges():
 @pytest.mark.parametrize("target", ["diffused", "x_adv"])
 def test_the_whole_gradient_is_that_of_differences(loss, target):
     x, rng = pictures(2), streams(2)
-    defence = make(Pull(loss, target, scale=3e3 if loss == "MSE" else 20.0), 60, Sampler("ddpm", 3, variance="large", clip=False), rounds=2)
+    defence = make(
+        Pull(loss, target, scale=3e3 if loss == "MSE" else 20.0),
+        60,
+        Sampler("ddpm", 3, variance="large", clip=False),
+        rounds=2,
+    )
     c, direction = torch.randn(2, *x.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
     h = 1e-7  # the third derivative of SSIM is large
     with torch.no_grad():
         expected = sum((c * (sign * defence(x + sign * h * direction, rng))).sum() for sign in (1, -1)) / (2 * h)
     z = x.clone().requires_grad_()
-    exact, hidden = (torch.autograd.grad((c * which(z, rng)).sum(), z)[0] for which in (defence, defence.with_(second_order=False)))
+    exact, hidden = (
+        torch.autograd.grad((c * which(z, rng)).sum(), z)[0] for which in (defence, defence.with_(second_order=False))
+    )
     torch.testing.assert_close((exact * direction).sum(), expected, rtol=1e-5, atol=1e-6)
     assert (hidden - exact).norm() > 0.01 * exact.norm()
 
@@ -121,9 +149,17 @@ def test_interface():
     x, rng = pictures(size=10, dtype=torch.float32), streams()
     defence = make(Pull(scale=6e3), 60, Sampler("ddim", 4, eta=1.0), rounds=2)
     out = defence(x, rng)
-    assert out.shape == x.shape and out.min() >= 0 and out.max() <= 1 and defence.random and defence.calls == Calls(8, 0, 0)
+    assert (
+        out.shape == x.shape
+        and out.min() >= 0
+        and out.max() <= 1
+        and defence.random
+        and defence.calls == Calls(8, 0, 0)
+    )
     rows = torch.tensor([2, 0])
-    assert_within_rounding(defence(x[rows], rng.subset(rows)), out[rows], terms=8 * 3 * SIZE**2)  # two rounds of four steps
+    assert_within_rounding(
+        defence(x[rows], rng.subset(rows)), out[rows], terms=8 * 3 * SIZE**2
+    )  # two rounds of four steps
     plain = make(Pull(scale=0), 60, Sampler("ddim", 4), rounds=1)
     assert torch.equal(plain(x, rng), plain.purifier(x, rng)) and make().rounds == 4
     for given in ({"loss": "L1"}, {"target": "x"}):

@@ -15,7 +15,16 @@ from papers.distshift.steps import Attacked, Size, victim_of
 from shared.attacks import Threat
 from shared.experiment.lab import Lab
 from shared.experiment.step import closure
-from tests.papers.ends import assert_equal, check_drawn, check_second_run, configured, everything_measured, lab_of, launch, run
+from tests.papers.ends import (
+    assert_equal,
+    check_drawn,
+    check_second_run,
+    configured,
+    everything_measured,
+    lab_of,
+    launch,
+    run,
+)
 
 RANDOM = [o for place in ("first", "second") for o in (f"--models.{place}.weights", "random", f"--models.{place}.at-weights", "random",
                                                        f"--models.{place}.denoiser", "random:tiny")]  # fmt: skip
@@ -48,7 +57,9 @@ def test_attacked_pictures_are_in_the_ball(reference, measured):
     numbers = PAPER.plan(config)
     made = [step for step in closure(n.step for n in numbers) if isinstance(step, Attacked)]
     balls = {(n, a) for n in ("linf", "l2") for a in ("pgd", "autoattack")}
-    assert {(s.row, s.attack.norm, s.attack.kind) for s in made} == {(v, *ball) for v in ("base", "at") for ball in balls}
+    assert {(s.row, s.attack.norm, s.attack.kind) for s in made} == {
+        (v, *ball) for v in ("base", "at") for ball in balls
+    }
     sizes = {}
     for step in made:
         a, x = step.attack, step.data.read(lab, step.data.rows(lab))[0]

@@ -18,20 +18,38 @@ from tests.papers.distshift.guided import BAR, SCHEDULE, SIZE, N, Smooth, alphas
 
 MEAN, STD = 0.1, 0.6
 CASES = [
-    Guidance("G1", "x_adv"), Guidance("G1", "running"), Guidance("G1", "moving", rescale="x_t/alpha"), Guidance("G1", "running", clamp=True),
-    Guidance("G1", "x_adv", "x0_hat", unit="score"), Guidance("G2", rescale="x_t/alpha", unit="score"), Guidance("G2", domain="x0_hat", unit="mean"),
-    Guidance("G3", "running", "x0_hat"), Guidance("G3", "x_adv", "x0_hat", clamp=True, unit="mean"), Guidance("G4"),
-    Guidance("G4", output="features", rescale="x_t/alpha", unit="score"), Guidance("G4", domain="x0_hat", output="features", unit="mean"),
+    Guidance("G1", "x_adv"),
+    Guidance("G1", "running"),
+    Guidance("G1", "moving", rescale="x_t/alpha"),
+    Guidance("G1", "running", clamp=True),
+    Guidance("G1", "x_adv", "x0_hat", unit="score"),
+    Guidance("G2", rescale="x_t/alpha", unit="score"),
+    Guidance("G2", domain="x0_hat", unit="mean"),
+    Guidance("G3", "running", "x0_hat"),
+    Guidance("G3", "x_adv", "x0_hat", clamp=True, unit="mean"),
+    Guidance("G4"),
+    Guidance("G4", output="features", rescale="x_t/alpha", unit="score"),
+    Guidance("G4", domain="x0_hat", output="features", unit="mean"),
 ]
 
 
 def name(g):
-    return "-".join(str(v) for v in (g.kind, g.label, g.domain, g.rescale, g.unit, g.output) if v not in ("none", "logits")) + "-clamp" * g.clamp
+    return (
+        "-".join(
+            str(v) for v in (g.kind, g.label, g.domain, g.rescale, g.unit, g.output) if v not in ("none", "logits")
+        )
+        + "-clamp" * g.clamp
+    )
 
 
 def make(guidance=None, t=300, sampler=None, denoiser=None, victim=None, recompute=True, **more):
     denoiser = denoiser or GaussianDenoiser(MEAN, STD, SCHEDULE, size=SIZE)
-    return Distshift(Purifier(denoiser, t, sampler or Sampler("ddim", 3, clip=False), recompute), victim or Smooth(), guidance, **more)
+    return Distshift(
+        Purifier(denoiser, t, sampler or Sampler("ddim", 3, clip=False), recompute),
+        victim or Smooth(),
+        guidance,
+        **more,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -41,18 +59,27 @@ def unet():
 
 # ---- terms -----------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("guidance, large", [(g, False) for g in CASES] + [(g, True) for g in CASES if g.unit == "mean"])
+
+@pytest.mark.parametrize(
+    "guidance, large", [(g, False) for g in CASES] + [(g, True) for g in CASES if g.unit == "mean"]
+)
 def test_a_term_is_its_written_definition(guidance, large, unet):
     """At every step of a chain, sample by sample; δ is zero only in the first step of G4, where x_t is the reference."""
     guidance = replace(guidance, scale=0.7)
     sampler = Sampler("ddim", 3, variance="large" if large else "auto", clip=False)
-    denoiser = unet if guidance.kind == "G3" and not guidance.clamp else GaussianDenoiser(MEAN, STD, SCHEDULE, size=SIZE)
+    denoiser = (
+        unet if guidance.kind == "G3" and not guidance.clamp else GaussianDenoiser(MEAN, STD, SCHEDULE, size=SIZE)
+    )
     defence, x, rng = make(guidance, sampler=sampler, denoiser=denoiser), pictures(), streams()
     x_0, noise = 2 * x - 1, rng.child("noise").normal((3, SIZE, SIZE)).double()
     delta = defence.guide(x, x_0, rng, exact=False)
     for t, s in ((300, 200), (200, 100), (100, 0)):
         for moved in (0.0, 0.3):
-            state = alphas(t)[0] * x_0 + alphas(t)[1] * noise + moved * rng.child(f"moved{t}").normal((3, SIZE, SIZE)).double()
+            state = (
+                alphas(t)[0] * x_0
+                + alphas(t)[1] * noise
+                + moved * rng.child(f"moved{t}").normal((3, SIZE, SIZE)).double()
+            )
             state.requires_grad_()
             times = torch.full((N,), t)
             eps = denoiser(state, times).eps
@@ -62,7 +89,9 @@ def test_a_term_is_its_written_definition(guidance, large, unet):
                 if guidance.kind == "G4" and not moved:
                     assert found[i].abs().max() < 1e-9
                     continue
-                expected, g = written(guidance, defence.victim, denoiser, state[i : i + 1], t, s, x[i : i + 1], noise[i : i + 1], large)
+                expected, g = written(
+                    guidance, defence.victim, denoiser, state[i : i + 1], t, s, x[i : i + 1], noise[i : i + 1], large
+                )
                 assert g.norm() > 0
                 torch.testing.assert_close(found[i : i + 1].detach(), expected, rtol=1e-7, atol=1e-12)
 
@@ -103,7 +132,10 @@ def test_label_sources_differ_and_the_attackers_class_is_what_x_adv_guides_to():
     victim = Fooled()
     sampler = Sampler("ddim", 5, clip=False)
     data = GaussianDenoiser(0.1, 0.05, SCHEDULE, size=SIZE)  # takes the stripes away
-    outs = {label: make(Guidance("G1", label, scale=0.3), 100, sampler, data, victim)(x, streams()) for label in ("x_adv", "running", "moving")}
+    outs = {
+        label: make(Guidance("G1", label, scale=0.3), 100, sampler, data, victim)(x, streams())
+        for label in ("x_adv", "running", "moving")
+    }
     bare = make(None, 100, sampler, data, victim)(x, streams())
     assert (victim(x).argmax(1) == 1).all() and (victim(bare).argmax(1) == 0).all()
 
@@ -120,11 +152,16 @@ def test_label_sources_differ_and_the_attackers_class_is_what_x_adv_guides_to():
 
 # ---- scales ----------------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("variance", ["small", "large"])
 @pytest.mark.parametrize("t, s", [(300, 200), (37, 36), (50, 0)])
 def test_mean_moves_the_mean_of_a_ddpm_step_by_variance_times_gradient(t, s, variance):
     """condition_mean: μ + w V g, without noise; and condition_score: μ + w (β/√(1 − β)) g, which for V = β is α_s/α_t times as much."""
-    sampler, denoiser, w = Sampler("ddpm", 1, variance=variance, clip=False), GaussianDenoiser(MEAN, STD, SCHEDULE, size=SIZE), 0.8
+    sampler, denoiser, w = (
+        Sampler("ddpm", 1, variance=variance, clip=False),
+        GaussianDenoiser(MEAN, STD, SCHEDULE, size=SIZE),
+        0.8,
+    )
     x_t = pictures(seed=5)
     g = torch.randn(x_t.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     times, ends = torch.full((N,), t), torch.full((N,), s)
@@ -140,7 +177,9 @@ def test_mean_moves_the_mean_of_a_ddpm_step_by_variance_times_gradient(t, s, var
     bare = sampler._step(denoiser, x_t, times, ends, None, None)
     torch.testing.assert_close(step("mean") - bare, w * v * g, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(step("score") - bare, w * beta / (alpha_t / alpha_s) * g, rtol=1e-9, atol=1e-12)
-    assert mean_factor(SCHEDULE, t, s, variance == "large") * alpha_s / alpha_t == pytest.approx(sigma_t * v / beta, rel=1e-12)
+    assert mean_factor(SCHEDULE, t, s, variance == "large") * alpha_s / alpha_t == pytest.approx(
+        sigma_t * v / beta, rel=1e-12
+    )
 
 
 def test_score_adds_to_the_score_and_ratio_is_a_ratio_of_norms():
@@ -149,14 +188,17 @@ def test_score_adds_to_the_score_and_ratio_is_a_ratio_of_norms():
     eps = defence.purifier.denoiser(x_t, torch.full((N,), 300)).eps
     given = (x_t, torch.full((N,), 300), x_t, eps)
     ratio = defence.guide(x, 2 * x - 1, rng, False)(*given)
-    torch.testing.assert_close(ratio.flatten(1).norm(dim=1), 0.25 * eps.detach().flatten(1).norm(dim=1), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        ratio.flatten(1).norm(dim=1), 0.25 * eps.detach().flatten(1).norm(dim=1), rtol=1e-12, atol=0
+    )
     score = defence.with_guidance(unit="score").guide(x, 2 * x - 1, rng, False)(*given)
-    g, = torch.autograd.grad(defence.victim((x_t + 1) / 2).softmax(1).amax(1).log().sum(), x_t)
+    (g,) = torch.autograd.grad(defence.victim((x_t + 1) / 2).softmax(1).amax(1).log().sum(), x_t)
     torch.testing.assert_close(-(eps.detach() + score) / alphas(300)[1], -eps.detach() / alphas(300)[1] + 0.25 * g)
     torch.testing.assert_close(unit_vectors(score), unit_vectors(ratio))
 
 
 # ---- known means -----------------------------------------------------------------------------------------------------------
+
 
 class Linear(nn.Module):
     """log p(1 | x) = −a·x − 500 up to e^−500: class 1 is all but impossible, so its log-density is linear."""
@@ -166,7 +208,7 @@ class Linear(nn.Module):
         self.register_buffer("a", a)
 
     def forward(self, x):
-        away = ((self.a * x).flatten(1).sum(dim=1) + 500)
+        away = (self.a * x).flatten(1).sum(dim=1) + 500
         return torch.stack([torch.zeros_like(away), -away], dim=1)
 
 
@@ -187,7 +229,9 @@ def test_a_linear_victim_on_x_t_moves_the_mean_by_a_known_amount(kind, variance,
     x, rng, times = pictures(), streams(), torch.full((N,), t)
     defence = towards_one(Guidance("G1", "x_adv", scale=w, unit=unit), a, t, sampler)
     x_t = defence.purifier.noise(2 * x - 1, times, rng)
-    guided, bare = (defence.purifier.reverse(x_t, times, rng, guide) for guide in (defence.guide(x, 2 * x - 1, rng, False), None))
+    guided, bare = (
+        defence.purifier.reverse(x_t, times, rng, guide) for guide in (defence.guide(x, 2 * x - 1, rng, False), None)
+    )
     moved = 0.0
     for now, then in pairwise([300, 225, 150, 75, 0]):
         (at, st), (as_, ss) = alphas(now), alphas(then)
@@ -196,14 +240,26 @@ def test_a_linear_victim_on_x_t_moves_the_mean_by_a_known_amount(kind, variance,
         delta = -w * st if unit == "score" else -w * v * at * st / (as_ * beta)
         gain = at * STD**2 / (at**2 * STD**2 + st**2)  # of x̂₀ by x_t
         by_eps = -as_ * st / at + ss if kind == "ddim" else -as_ * beta / (at * st)  # derivative of the step by ε̂
-        slope = as_ * gain + ss * (1 - at * gain) / st if kind == "ddim" else as_ * beta / st**2 * gain + at / as_ * ss**2 / st**2
+        slope = (
+            as_ * gain + ss * (1 - at * gain) / st
+            if kind == "ddim"
+            else as_ * beta / st**2 * gain + at / as_ * ss**2 / st**2
+        )
         moved = slope * moved + by_eps * delta
     torch.testing.assert_close(guided - bare, (moved * -a / 2).expand_as(x), rtol=1e-8, atol=1e-12)
     assert (guided - bare).abs().max() > (1e-3 if unit == "score" else 1e-5)
 
 
-@pytest.mark.parametrize("sampler", [Sampler("ddim", 6, clip=False), Sampler("ddim", 6, eta=1.0, clip=False), Sampler("ddpm", 6, clip=False),
-                                     Sampler("dpm++", 6, clip=False)], ids=lambda s: f"{s.kind}-{s.eta}")
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        Sampler("ddim", 6, clip=False),
+        Sampler("ddim", 6, eta=1.0, clip=False),
+        Sampler("ddpm", 6, clip=False),
+        Sampler("dpm++", 6, clip=False),
+    ],
+    ids=lambda s: f"{s.kind}-{s.eta}",
+)
 def test_a_linear_victim_on_the_prediction_tilts_the_gaussian(sampler):
     """N(μ, s²) e^{w k x} is N(μ + w k s², s²), and E[e^{w k x_0} | x_t] is linear in x̂₀: G3 on the score is the tilted denoiser, in every step."""
     w, t = 0.7, 300
@@ -212,7 +268,9 @@ def test_a_linear_victim_on_the_prediction_tilts_the_gaussian(sampler):
     x_t = 0.2 * torch.randn(N, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     x, rng, times = pictures(), streams(), torch.full((N,), t)
     guided = defence.purifier.reverse(x_t, times, rng, defence.guide(x, 2 * x - 1, rng, False))
-    tilted = Purifier(GaussianDenoiser(MEAN - w * a / 2 * STD**2, STD, SCHEDULE, size=SIZE), t, sampler).reverse(x_t, times, rng)
+    tilted = Purifier(GaussianDenoiser(MEAN - w * a / 2 * STD**2, STD, SCHEDULE, size=SIZE), t, sampler).reverse(
+        x_t, times, rng
+    )
     close = 1e-5 if sampler.kind == "dpm++" else 1e-9  # diffusers' solver computes in float32
     torch.testing.assert_close(guided, tilted, rtol=close, atol=close)
     assert (guided - defence.purifier.reverse(x_t, times, rng)).abs().max() > 1e-2
@@ -221,7 +279,9 @@ def test_a_linear_victim_on_the_prediction_tilts_the_gaussian(sampler):
 def test_many_steps_from_pure_noise_have_the_tilted_mean():
     n, w = 60, 0.8
     a = torch.linspace(-2, 2, 3, dtype=torch.float64).view(3, 1, 1).expand(3, SIZE, SIZE)
-    defence = towards_one(Guidance("G3", "x_adv", "x0_hat", scale=w, unit="score"), a, 1000, Sampler("ddim", 60, clip=False))
+    defence = towards_one(
+        Guidance("G3", "x_adv", "x0_hat", scale=w, unit="score"), a, 1000, Sampler("ddim", 60, clip=False)
+    )
     x_t = torch.randn(n, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     rng = SampleRng(0, range(n))
     x = torch.full_like(x_t, 0.5)
@@ -232,20 +292,26 @@ def test_many_steps_from_pure_noise_have_the_tilted_mean():
 
 # ---- gradient --------------------------------------------------------------------------------------------------------------
 
+
 def slope(f, x, direction, h=1e-5):
     return ((f(x + h * direction) - f(x - h * direction)) / (2 * h)).item()
 
 
 GRADIENTS = [
-    (Guidance("G1", "running", scale=0.3), {}), (Guidance("G1", "x_adv", rescale="x_t/alpha", scale=1.5, unit="score"), {"rounds": 2}),
-    (Guidance("G2", scale=0.3), {"recompute": False}), (Guidance("G3", "running", "x0_hat", scale=0.3), {"sampler": Sampler("ddpm", 3, clip=False)}),
-    (Guidance("G4", scale=0.2, output="features", unit="score"), {"rounds": 2}), (Guidance("G4", domain="x0_hat", scale=0.2), {}),
+    (Guidance("G1", "running", scale=0.3), {}),
+    (Guidance("G1", "x_adv", rescale="x_t/alpha", scale=1.5, unit="score"), {"rounds": 2}),
+    (Guidance("G2", scale=0.3), {"recompute": False}),
+    (Guidance("G3", "running", "x0_hat", scale=0.3), {"sampler": Sampler("ddpm", 3, clip=False)}),
+    (Guidance("G4", scale=0.2, output="features", unit="score"), {"rounds": 2}),
+    (Guidance("G4", domain="x0_hat", scale=0.2), {}),
     (Guidance("G2", scale=4.0, unit="mean"), {"sampler": Sampler("ddpm", 3, variance="large", clip=False)}),
     (Guidance("G1", "moving", scale=0.3), {"sampler": Sampler("ddim", 3, clip=True)}),
 ]
 
 
-@pytest.mark.parametrize("guidance, more, network", [(*case, False) for case in GRADIENTS] + [(*GRADIENTS[i], True) for i in (0, 3)])
+@pytest.mark.parametrize(
+    "guidance, more, network", [(*case, False) for case in GRADIENTS] + [(*GRADIENTS[i], True) for i in (0, 3)]
+)
 def test_the_whole_gradient_is_that_of_differences_and_needs_the_second_order(guidance, more, network, unet):
     x, rng, t = pictures(2), streams(2), 60
     defence = make(guidance, t, denoiser=unet if network else None, **more)
@@ -260,15 +326,21 @@ def test_the_whole_gradient_is_that_of_differences_and_needs_the_second_order(gu
     inside = ((out > 0) & (out < 1)).double().mean()
     assert inside > (0.3 if network else 0.95)
     z = x.clone().requires_grad_()
-    exact, = torch.autograd.grad(f(z), z)
+    (exact,) = torch.autograd.grad(f(z), z)
     assert (exact * direction).sum().item() == pytest.approx(expected, rel=1e-5, abs=1e-7)
     first = defence.with_(second_order=False)
-    hidden, = torch.autograd.grad(f(z, first), z)
-    assert all((f - out).abs().max() < 1e-12 for f in (first(z, rng), first(x, rng)))  # the same purifier, but for the rounding of its kernels
+    (hidden,) = torch.autograd.grad(f(z, first), z)
+    assert all(
+        (f - out).abs().max() < 1e-12 for f in (first(z, rng), first(x, rng))
+    )  # the same purifier, but for the rounding of its kernels
     assert (hidden - exact).norm() > 0.01 * exact.norm()
 
 
-@pytest.mark.parametrize("guidance", [Guidance("G1", "running"), Guidance("G3", "running", "x0_hat"), Guidance("G4", output="features")], ids=name)
+@pytest.mark.parametrize(
+    "guidance",
+    [Guidance("G1", "running"), Guidance("G3", "running", "x0_hat"), Guidance("G4", output="features")],
+    ids=name,
+)
 def test_recomputing_changes_no_gradient(guidance, unet):
     x, rng = pictures(), streams()
     grads = []
@@ -290,6 +362,7 @@ def test_parameters_get_no_gradient(unet):
 
 
 # ---- what it reduces to ----------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("guidance", [None, Guidance("G4", scale=0.0)])
 def test_without_guidance_it_is_the_purifier_bit_for_bit(guidance, unet):
@@ -314,9 +387,17 @@ def test_an_image_comes_out_as_it_would_alone(guidance):
     x, rng = pictures(size=10, dtype=torch.float32), streams()
     defence = make(guidance, sampler=Sampler("ddpm", 4), rounds=2)
     whole = defence(x, rng)
-    assert whole.shape == x.shape and whole.dtype == x.dtype and whole.min() >= 0 and whole.max() <= 1 and whole.isfinite().all()
+    assert (
+        whole.shape == x.shape
+        and whole.dtype == x.dtype
+        and whole.min() >= 0
+        and whole.max() <= 1
+        and whole.isfinite().all()
+    )
     for rows in (torch.tensor([2, 0]), torch.tensor([1])):
-        assert_within_rounding(defence(x[rows], rng.subset(rows)), whole[rows], terms=8 * 3 * SIZE**2)  # two rounds of four steps
+        assert_within_rounding(
+            defence(x[rows], rng.subset(rows)), whole[rows], terms=8 * 3 * SIZE**2
+        )  # two rounds of four steps
     assert not torch.equal(defence(x, rng.child("another draw")), whole) and torch.equal(defence(x, rng), whole)
     assert defence(x[:0], rng.subset(torch.tensor([], dtype=torch.int64))).shape == (0, 3, 10, 10)
 
@@ -347,6 +428,7 @@ def test_calls_are_counted(guidance, t, steps):
 
 # ---- the attack on the guidance --------------------------------------------------------------------------------------------
 
+
 def test_guide_loss_is_the_cross_entropy_of_what_the_guide_is_shown():
     x, rng, y = pictures(), streams(), torch.tensor([0, 2, 1])
     alpha, sigma = alphas(300)
@@ -358,13 +440,21 @@ def test_guide_loss_is_the_cross_entropy_of_what_the_guide_is_shown():
     def ce(native):
         return nn.functional.cross_entropy(victim((native + 1) / 2), y, reduction="none")
 
-    for guidance, shown in ((Guidance("G2"), [x_t]), (Guidance("G1", "moving", rescale="x_t/alpha"), [x_t / alpha]), (Guidance("G4"), [x_t]),
-                            (Guidance("G1", "running"), [x_t, x0]), (Guidance("G1", "x_adv"), [x_t, 2 * x - 1]),
-                            (Guidance("G3", "running", "x0_hat"), [x0]), (Guidance("G3", "x_adv", "x0_hat"), [x0, 2 * x - 1])):
+    for guidance, shown in (
+        (Guidance("G2"), [x_t]),
+        (Guidance("G1", "moving", rescale="x_t/alpha"), [x_t / alpha]),
+        (Guidance("G4"), [x_t]),
+        (Guidance("G1", "running"), [x_t, x0]),
+        (Guidance("G1", "x_adv"), [x_t, 2 * x - 1]),
+        (Guidance("G3", "running", "x0_hat"), [x0]),
+        (Guidance("G3", "x_adv", "x0_hat"), [x0, 2 * x - 1]),
+    ):
         defence = make(guidance, victim=victim)
-        torch.testing.assert_close(defence.guide_loss(x, y, rng), sum(map(ce, shown)) / len(shown), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(
+            defence.guide_loss(x, y, rng), sum(map(ce, shown)) / len(shown), rtol=1e-9, atol=1e-12
+        )
         z = x.clone().requires_grad_()
-        g, = torch.autograd.grad(defence.guide_loss(z, y, rng).sum(), z)
+        (g,) = torch.autograd.grad(defence.guide_loss(z, y, rng).sum(), z)
         assert (defence.guide_loss(x + 1e-3 * g.sign(), y, rng) > defence.guide_loss(x, y, rng)).all()
     for defence in (make(None), make(Guidance(), t=0), make(Guidance(scale=0))):
         with pytest.raises(UserError, match="needs a guided purifier"):
@@ -373,14 +463,22 @@ def test_guide_loss_is_the_cross_entropy_of_what_the_guide_is_shown():
 
 # ---- parts and mistakes ----------------------------------------------------------------------------------------------------
 
+
 def test_log_prob_keeps_its_gradient_where_log_softmax_loses_it():
-    logits, y = torch.randn(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_(), torch.tensor([0, 1, 2, 3, 0])
+    logits, y = (
+        torch.randn(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_(),
+        torch.tensor([0, 1, 2, 3, 0]),
+    )
     torch.testing.assert_close(log_prob(logits, y), logits.log_softmax(1).gather(1, y[:, None])[:, 0])
-    assert torch.autograd.gradcheck(lambda z: log_prob(z, y), logits) and torch.autograd.gradgradcheck(lambda z: log_prob(z, y), logits)
+    assert torch.autograd.gradcheck(lambda z: log_prob(z, y), logits) and torch.autograd.gradgradcheck(
+        lambda z: log_prob(z, y), logits
+    )
     sure = torch.tensor([[40.0, 0.0, -3.0]], requires_grad=True)
-    g, = torch.autograd.grad(log_prob(sure, torch.tensor([0])).sum(), sure)
-    exact, = torch.autograd.grad(sure.double().log_softmax(1)[0, 0], sure)
-    assert g[0, 0] > 0 and g[0, 0].item() == pytest.approx((1 - torch.tensor([40.0, 0, -3]).double().softmax(0)[0]).item(), rel=0.05)
+    (g,) = torch.autograd.grad(log_prob(sure, torch.tensor([0])).sum(), sure)
+    (exact,) = torch.autograd.grad(sure.double().log_softmax(1)[0, 0], sure)
+    assert g[0, 0] > 0 and g[0, 0].item() == pytest.approx(
+        (1 - torch.tensor([40.0, 0, -3]).double().softmax(0)[0]).item(), rel=0.05
+    )
     assert_within_rounding(g[0, 1], exact[0, 1], terms=3 * 40**2)  # an error of the exponent 40 is one of e⁴⁰'s digits
     assert torch.autograd.grad(sure.log_softmax(1)[0, 0], sure)[0][0, 0] == 0
 
@@ -393,7 +491,7 @@ def test_unit_vectors():
     out = unit_vectors(small)
     torch.testing.assert_close(out.detach()[1], torch.full((2, 3), 6**-0.5))
     assert (out[[0, 2]] == 0).all()
-    grad, = torch.autograd.grad((out * torch.arange(18.0).view(3, 2, 3)).sum(), small)
+    (grad,) = torch.autograd.grad((out * torch.arange(18.0).view(3, 2, 3)).sum(), small)
     assert grad.isfinite().all()
 
 
@@ -426,21 +524,32 @@ def test_mistakes_are_sentences():
         make(rounds=0)
     with pytest.raises(UserError, match="this one is learned"):
         make(Guidance(unit="mean"), sampler=Sampler("ddpm", 3), denoiser=open_denoiser("random:tiny-learned-variance"))
-    make(Guidance(unit="mean"), sampler=Sampler("ddpm", 3, variance="large"), denoiser=open_denoiser("random:tiny-learned-variance"))
+    make(
+        Guidance(unit="mean"),
+        sampler=Sampler("ddpm", 3, variance="large"),
+        denoiser=open_denoiser("random:tiny-learned-variance"),
+    )
     with pytest.raises(UserError, match="no setting 'guide_scale'"):
         make().with_(guide_scale=1)
     defence, x, rng = make(Guidance()), pictures(), streams()
-    for call in (lambda: defence(x, streams(2)), lambda: defence.guide_loss(x, torch.zeros(N, dtype=torch.int64), streams(2))):
+    for call in (
+        lambda: defence(x, streams(2)),
+        lambda: defence.guide_loss(x, torch.zeros(N, dtype=torch.int64), streams(2)),
+    ):
         with pytest.raises(UserError, match="rng is for 2 samples, the batch has 3"):
             call()
     guide = defence.guide(x, 2 * x - 1, rng, False)
     for times, rows in (([300, 200, 300], 3), ([300, 300], 2)):
         with pytest.raises(UserError, match="all images of a batch at one time"):
-            defence.purifier.sampler.sample(defence.purifier.denoiser, x[:rows], torch.tensor(times), streams(rows), guide=guide)
+            defence.purifier.sampler.sample(
+                defence.purifier.denoiser, x[:rows], torch.tensor(times), streams(rows), guide=guide
+            )
 
 
 def test_the_tables_of_these_tests_are_those_of_the_schedule():
-    torch.testing.assert_close(torch.tensor(BAR, dtype=torch.float64), SCHEDULE.alpha_bar(torch.arange(1001)), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        torch.tensor(BAR, dtype=torch.float64), SCHEDULE.alpha_bar(torch.arange(1001)), rtol=1e-12, atol=0
+    )
 
 
 NODES: list[weakref.ref] = []
@@ -463,6 +572,7 @@ class Watch(torch.autograd.Function):
 @pytest.mark.parametrize("recompute", [True, False])
 def test_a_purification_leaves_no_graph_behind(guidance, recompute):
     """tanh saves its own output: kept as it is, that holds itself alive, and every purification would keep its graph for ever."""
+
     class Watched(Smooth):
         def features(self, x):
             return super().features(Watch.apply(x))

@@ -26,7 +26,9 @@ def pictures(tmp_path, monkeypatch):
 
     from shared.data.imagenet30 import FOLDERS
 
-    monkeypatch.setattr(cifar, "check_integrity", lambda path, md5=None: Path(path).is_file())  # tiny copies have other checksums
+    monkeypatch.setattr(
+        cifar, "check_integrity", lambda path, md5=None: Path(path).is_file()
+    )  # tiny copies have other checksums
     root, rng = tmp_path / "pictures", np.random.default_rng(0)
     load("shared/data/conftest.py").cifar(root, 10)
     for part, n in (("one_class_train", 2), ("one_class_test", 1)):
@@ -46,7 +48,9 @@ def standard(tmp_path) -> Path:
     from shared.models.classifier import random_classifier
 
     path = tmp_path / "Standard.pt"
-    torch.save({"state_dict": {f"module.{k}": v for k, v in random_classifier("wrn-28-10", 10, 0).weights().items()}}, path)
+    torch.save(
+        {"state_dict": {f"module.{k}": v for k, v in random_classifier("wrn-28-10", 10, 0).weights().items()}}, path
+    )
     return path
 
 
@@ -55,15 +59,30 @@ def pipeline(tmp_path) -> Path:
     """A diffusers pipeline of CIFAR-10's size in its folder."""
     from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
-    unet = UNet2DModel(sample_size=32, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, attention_head_dim=8,
-                       down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"))
+    unet = UNet2DModel(
+        sample_size=32,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=8,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    )
     DDPMPipeline(unet, DDPMScheduler(num_train_timesteps=1000)).save_pretrained(tmp_path / "ddpm")
     return tmp_path / "ddpm"
 
 
 @pytest.mark.slow
 def test_the_papers_own_scale(script, pictures, standard, pipeline, tmp_path):
-    options = (*PAPER, "--models.first.weights", standard, "--models.first.denoiser", f"diffusers:{pipeline}", "--data-root", pictures)
+    options = (
+        *PAPER,
+        "--models.first.weights",
+        standard,
+        "--models.first.denoiser",
+        f"diffusers:{pipeline}",
+        "--data-root",
+        pictures,
+    )
     store = rehearse("distshift", script, tmp_path / "results", *options)
     scores = [m for m in store.planned() if m.tags["kind"] == "score"]
     assert {m.tags["data"] for m in scores} == {"named:cifar10", "named:ImageNet30"}

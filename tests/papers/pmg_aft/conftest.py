@@ -37,8 +37,14 @@ class Nursery:
 
     def __init__(self):
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-        self.process = subprocess.Popen([sys.executable, str(Path(__file__).with_name("nursery.py"))], cwd=ROOT, text=True, stdin=subprocess.PIPE,
-                                        stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"})
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("nursery.py"))],
+            cwd=ROOT,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        )
         assert self.process.stdout.readline() == "ready\n"
 
     def order(self, **given) -> list[int]:
@@ -51,7 +57,9 @@ class Nursery:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         log.touch()
-        pids = self.order(script=script, options=list(map(str, options)), processes=processes, port=port, log=str(log), late=late)
+        pids = self.order(
+            script=script, options=list(map(str, options)), processes=processes, port=port, log=str(log), late=late
+        )
         return Started(self, pids, log)
 
 
@@ -79,18 +87,35 @@ class Launched:
     """A script on two processes, by the launcher: what make does. The launcher is in a process group of its own."""
 
     def __init__(self, log: Path, script: str, *options: object):
-        command = [sys.executable, "-m", "shared.experiment.launch", "--device", "cpu2", "-m", f"papers.pmg_aft.{script}", *map(str, options)]
+        command = [
+            sys.executable,
+            "-m",
+            "shared.experiment.launch",
+            "--device",
+            "cpu2",
+            "-m",
+            f"papers.pmg_aft.{script}",
+            *map(str, options),
+        ]
         self.log = log
         with open(log, "w") as out:
-            self.process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=out, stderr=out,
-                                            start_new_session=True)
+            self.process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+            )
 
     def wait_until(self, condition) -> None:
         wait_until(condition, [self.process.pid], self.log)
 
     def kill_group(self) -> None:
         """kill -9 of the process group, then wait until the scripts, which are in groups of their own, are gone too."""
-        scripts = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and self._started(entry)]
+        scripts = [
+            int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and self._started(entry)
+        ]
         assert len(scripts) == 2
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()

@@ -29,8 +29,15 @@ def child(order: dict, rank: int, group: int) -> None:
     os.setpgid(0, group)
     if order["processes"] > 1:  # what the launcher sets
         world = str(order["processes"])
-        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=world, LOCAL_WORLD_SIZE=world, MASTER_ADDR="127.0.0.1",
-                          MASTER_PORT=str(order["port"]), ACCELERATE_USE_CPU="true")
+        os.environ.update(
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            WORLD_SIZE=world,
+            LOCAL_WORLD_SIZE=world,
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(order["port"]),
+            ACCELERATE_USE_CPU="true",
+        )
         os.environ[STARTED] = world
     if rank == 1 and order["late"]:
         Lab.is_made, Store.fresh = late(Lab.is_made, order["late"]), late(Store.fresh, order["late"])

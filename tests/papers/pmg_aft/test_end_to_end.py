@@ -21,8 +21,24 @@ from tests.papers.ends import check_second_run, everything_measured, one_sentenc
 
 ROOT = Path(__file__).resolve().parents[3]
 # Smaller than smoke itself: one seed, one set beside the seen one.
-SMALL = ("--scale", "smoke", "--model.pretrained", "random", "--seeds", 0, "--data.zero-shot", "scenes:shape", "--data.holdout", "--data.n", 8,
-         "--attack.multiples", 1, 2, "--attack.steps", 2)
+SMALL = (
+    "--scale",
+    "smoke",
+    "--model.pretrained",
+    "random",
+    "--seeds",
+    0,
+    "--data.zero-shot",
+    "scenes:shape",
+    "--data.holdout",
+    "--data.n",
+    8,
+    "--attack.multiples",
+    1,
+    2,
+    "--attack.steps",
+    2,
+)
 
 
 assert_equal = partial(ends.assert_equal, exact=True)
@@ -80,7 +96,9 @@ def test_damage_is_mended(copy, script, measured, reference):
     next(p for p in reversed(found) if p.suffix == ".npz").write_bytes(b"PK")
     stopped = script("evaluate", *SMALL, "--results", copy)
     assert stopped.code == 2
-    assert re.fullmatch(r"note: .*ft_clean__seed0.* will be made again\.\nerror: .*ft_clean__seed0.*run the training.*\n", stopped.err)
+    assert re.fullmatch(
+        r"note: .*ft_clean__seed0.* will be made again\.\nerror: .*ft_clean__seed0.*run the training.*\n", stopped.err
+    )
     trained = script("train", *SMALL, "--results", copy)
     total, there = re.search(r"(\d+) runs, (\d+) already there", trained.out).groups()
     assert int(there) == int(total) - 1
@@ -168,9 +186,14 @@ def test_two_processes_are_as_one(reference, nursery, measured, tmp_path):
 def test_killed_and_continued_by_the_launcher(reference, launched, measured, tmp_path):
     """As `make` starts it: the launcher in the killed group, its two scripts in groups of their own."""
     options, results = (*SMALL, "--results", tmp_path), folder(tmp_path)
-    for name, place, pattern, enough in (("train", "checkpoints", "*.safetensors", 4), ("evaluate", "measurements", "*.json", 30)):
+    for name, place, pattern, enough in (
+        ("train", "checkpoints", "*.safetensors", 4),
+        ("evaluate", "measurements", "*.json", 30),
+    ):
         started = launched(tmp_path / f"{name}.log", name, *options)
-        started.wait_until(lambda place=place, pattern=pattern, enough=enough: len(whole(results / place, pattern)) >= enough)
+        started.wait_until(
+            lambda place=place, pattern=pattern, enough=enough: len(whole(results / place, pattern)) >= enough
+        )
         started.kill_group()
         launched(tmp_path / f"{name}.log", name, *options).finish()
     assert weights(tmp_path) == weights(reference)
@@ -306,7 +329,11 @@ def test_models_that_were_not_trained_are_named(script, tmp_path):
 
 
 def test_an_unknown_zoo_model_is_named(script, tmp_path):
-    one_sentence(script("train", *SMALL, "--results", tmp_path, "--model.pretrained", "zoo:nothing"), "'nothing'", "scenes-vit-s8")
+    one_sentence(
+        script("train", *SMALL, "--results", tmp_path, "--model.pretrained", "zoo:nothing"),
+        "'nothing'",
+        "scenes-vit-s8",
+    )
 
 
 def test_an_unknown_parameter_of_the_notebook_is_refused(reference):

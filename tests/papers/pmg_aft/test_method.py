@@ -50,7 +50,11 @@ def written_out(adversarial, guide, clean, y, c: PMGLoss):
                 total = total + p[n][k] * (torch.log(p[n][k]) - torch.log(q[n][k]))
         return total / N if c.reduction == "batchmean" else total
 
-    p_adv, p_guide, p_clean = probabilities(adversarial), probabilities(guide), probabilities(clean.detach() if c.detach_clean else clean)
+    p_adv, p_guide, p_clean = (
+        probabilities(adversarial),
+        probabilities(guide),
+        probabilities(clean.detach() if c.detach_clean else clean),
+    )
     robust = -sum(torch.log(p_adv[n][y[n]]) for n in range(N)) / N
     if c.direction == "target_first":
         general, near_clean = divergence(p_guide, p_adv), divergence(p_clean, p_adv)
@@ -76,7 +80,9 @@ def test_loss_and_gradients_are_those_of_the_formula(config):
 
 def test_terms_by_hand():
     """Two classes, one picture, numbers that fit on paper."""
-    adversarial, guide, clean = (torch.tensor([[0.0, math.log(odds)]], dtype=torch.float64) for odds in (1, 3, 9))  # P(class 1) = 1/2, 3/4, 9/10
+    adversarial, guide, clean = (
+        torch.tensor([[0.0, math.log(odds)]], dtype=torch.float64) for odds in (1, 3, 9)
+    )  # P(class 1) = 1/2, 3/4, 9/10
     loss, terms = pmg_aft_loss(adversarial, guide, clean, torch.tensor([0]), PMGLoss(alpha=2.0, beta=10.0))
     assert terms["robust"].item() == pytest.approx(math.log(2))
     assert terms["general"].item() == pytest.approx(0.25 * math.log(0.5) + 0.75 * math.log(1.5))
@@ -161,11 +167,16 @@ def test_short_cuts_of_the_objective_change_nothing(config):
     loss.backward()
     assert all(p.grad is None for p in guide.parameters())
     passes = (sum(victim.visual.passes), sum(guide.visual.passes))
-    assert passes == (N * (1 if config.beta == 0 else 2), 0 if config.alpha == 0 else N)  # a term of weight 0 costs nothing
+    assert passes == (
+        N * (1 if config.beta == 0 else 2),
+        0 if config.alpha == 0 else N,
+    )  # a term of weight 0 costs nothing
     plain = classifier(0)
     expected = pmg_aft_loss(plain(x_adv), guide(x_adv).detach(), plain(x), y, config)[0]
     expected.backward()
-    assert_within_rounding([loss, *(p.grad for p in victim.parameters())], [expected, *(p.grad for p in plain.parameters())], terms=3 * 64)
+    assert_within_rounding(
+        [loss, *(p.grad for p in victim.parameters())], [expected, *(p.grad for p in plain.parameters())], terms=3 * 64
+    )
 
 
 def test_the_guide_sees_the_adversarial_picture():
@@ -181,7 +192,11 @@ def test_the_guide_sees_the_adversarial_picture():
 def test_without_weights_it_is_tecoa():
     x, x_adv, y = batch()
     victim = classifier(0)
-    assert_within_rounding(PMGAFT(classifier(1), PMGLoss(0.0, 0.0)).loss(victim, x, x_adv, y), F.cross_entropy(victim(x_adv), y), terms=3 * 64)
+    assert_within_rounding(
+        PMGAFT(classifier(1), PMGLoss(0.0, 0.0)).loss(victim, x, x_adv, y),
+        F.cross_entropy(victim(x_adv), y),
+        terms=3 * 64,
+    )
 
 
 def test_at_the_start_the_guide_pulls_nowhere():
@@ -211,7 +226,9 @@ def test_the_attack_raises_the_cross_entropy_of_each_picture():
     victim = classifier(0)
     for objective in (PMGAFT(classifier(1), PMGLoss()), Contrastive(adversarial=True)):
         losses = objective.attack_loss(victim, x, y)(x_adv)
-        assert_within_rounding(losses, torch.stack([-victim(x_adv).log_softmax(1)[i, y[i]] for i in range(N)]), terms=3 * 64)
+        assert_within_rounding(
+            losses, torch.stack([-victim(x_adv).log_softmax(1)[i, y[i]] for i in range(N)]), terms=3 * 64
+        )
     assert Contrastive(adversarial=False).attack_loss(victim, x, y) is None
 
 
@@ -230,7 +247,12 @@ def test_contrastive_loss_written_out(adversarial):
     for i in range(N):
         rows += -10 * image[i] @ text[i] + math.log(sum(math.exp(10 * image[i] @ text[j]) for j in range(N)))
         columns += -10 * image[i] @ text[i] + math.log(sum(math.exp(10 * image[j] @ text[i]) for j in range(N)))
-    assert_within_rounding(Contrastive(adversarial).loss(victim, x, x_adv, y), torch.tensor((rows + columns) / (2 * N)), terms=3 * 64, scale=10.0)
+    assert_within_rounding(
+        Contrastive(adversarial).loss(victim, x, x_adv, y),
+        torch.tensor((rows + columns) / (2 * N)),
+        terms=3 * 64,
+        scale=10.0,
+    )
 
 
 def test_faces():
@@ -239,7 +261,10 @@ def test_faces():
     assert Face("one", "imagenet", "mean", "fp16") == RELEASED
     tuned = methods(PRESETS["cpu"])
     assert {name for name, step in tuned.items() if step.face == RELEASED} == {"pmg_released", "pmg_released_april"}
-    assert all((step.attack.reduction, step.attack.autocast) == (step.face.reduction, step.face.autocast) for step in tuned.values())
+    assert all(
+        (step.attack.reduction, step.attack.autocast) == (step.face.reduction, step.face.autocast)
+        for step in tuned.values()
+    )
 
 
 def test_a_victim_of_the_released_face_gives_plain_cosines(tmp_path):

@@ -58,7 +58,9 @@ def test_photographs(script, tmp_path):
     for picture in (tmp_path / "pictures" / "train" / "cat").glob("[0-4].jpg"):
         picture.write_bytes(picture.read_bytes()[:200])
     broken = script("train", *strict)
-    assert broken.code == 2 and re.search(r"^error: the picture .*cat.* is corrupt or truncated: .*--skip-corrupt", broken.err, re.M)
+    assert broken.code == 2 and re.search(
+        r"^error: the picture .*cat.* is corrupt or truncated: .*--skip-corrupt", broken.err, re.M
+    )
     trained = script("train", *options)
     assert trained.code == 0, trained.err
     assert re.search(r"pictures so far cannot be read and others stand in for them, the last is: .*cat", trained.err)
@@ -68,7 +70,9 @@ def test_photographs(script, tmp_path):
     store = everything_measured(tmp_path / "results" / "photos" / "pmg_aft")
     check_results(store, {"accuracy", "curve", "test_batch", "cost", "gate"})
     assert {m.tags["set"] for m in store.planned()} == {"seen", "unseen", "all", "none"}
-    lengths = {m.tags["set"]: m.n for m in store.planned() if m.tags["kind"] == "accuracy" and m.tags["attack"] == "clean"}
+    lengths = {
+        m.tags["set"]: m.n for m in store.planned() if m.tags["kind"] == "accuracy" and m.tags["attack"] == "clean"
+    }
     assert lengths == {"seen": 6, "unseen": 6, "all": 6}
     again = script("train", *options)
     assert "pretrained" not in again.out
@@ -118,7 +122,9 @@ def test_the_papers_own_scale(script, makers, roomy, monkeypatch):
     """The real ViT-B/32 at random weights, TinyImageNet in its own folder layout, one update of every method, every table."""
     from torchvision.datasets import cifar as cifar_module
 
-    monkeypatch.setattr(cifar_module, "check_integrity", lambda path, md5=None: Path(path).is_file())  # tiny copies have other checksums
+    monkeypatch.setattr(
+        cifar_module, "check_integrity", lambda path, md5=None: Path(path).is_file()
+    )  # tiny copies have other checksums
     for name in ("TinyImageNet", "cifar10", "cifar100", "PCAM"):
         makers.BUILDERS[name](roomy / "pictures")
     store = rehearse("pmg_aft", script, roomy / "results", *PAPER, "--data-root", roomy / "pictures")

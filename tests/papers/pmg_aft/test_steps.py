@@ -23,8 +23,11 @@ from tests.papers.ends import ROOT
 
 CPU, SMOKE = PRESETS["cpu"], PRESETS["smoke"]
 N, SET = 16, "surface_shape"
-ZOO = replace(SMOKE, attack=replace(SMOKE.attack, eps=1.5 / 255, steps=3, auto_n=0),
-              data=replace(SMOKE.data, n=64, zero_shot=("scenes:shape", f"scenes:{SET}")))
+ZOO = replace(
+    SMOKE,
+    attack=replace(SMOKE.attack, eps=1.5 / 255, steps=3, auto_n=0),
+    data=replace(SMOKE.data, n=64, zero_shot=("scenes:shape", f"scenes:{SET}")),
+)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +76,9 @@ def test_every_method_is_trained_on_every_seed(scale):
     seeds: dict[str, set] = {}
     for n in PAPER.plan(config):
         seeds.setdefault(n.tags["method"], set()).add(n.asked.get("seed"))
-    assert all(seeds[name] == set(config.seeds) for name in (*list(METHODS)[1:], "pmg_general", "pmg_clean", "pmg_released"))
+    assert all(
+        seeds[name] == set(config.seeds) for name in (*list(METHODS)[1:], "pmg_general", "pmg_clean", "pmg_released")
+    )
     for name in ("pmg_released_april", "pmg_adversarial_first", "pmg_detached"):
         assert seeds[name] == {config.seeds[0]}
     assert seeds[CLIP] == {None}
@@ -82,7 +87,12 @@ def test_every_method_is_trained_on_every_seed(scale):
 def test_the_papers_own_numbers():
     """Facts §3: PGD-2 with ε = step = 1/255, SGD with momentum 0.9 and no decay, 10 epochs of 391 updates, warm-up of 1,000; PGD-10 in evaluation."""
     config, tuning = PRESETS["paper"], PRESETS["paper"].tuning
-    assert (config.attack.eps, config.attack.train_steps, config.attack.steps, config.attack.ratio) == (1 / 255, 2, 10, 1.0)
+    assert (config.attack.eps, config.attack.train_steps, config.attack.steps, config.attack.ratio) == (
+        1 / 255,
+        2,
+        10,
+        1.0,
+    )
     assert (tuning.steps, tuning.batch, tuning.warmup, tuning.lr) == (3910, 256, 1000, 5e-5)
     assert (tuning.optimizer, tuning.momentum, tuning.weight_decay, tuning.last) == ("sgd", 0.9, 0.0, -1)
     assert (config.model.name, config.model.pretrained) == ("ViT-B-32-quickgelu", "openai")
@@ -120,7 +130,9 @@ def test_one_number_measures_only_what_depends_on_it_again(change, where):
 
 def test_no_more_pictures_than_the_preset_allows():
     def pictures(config: Config, *attacks: str) -> set[int]:
-        return {n.step.data.n for n in PAPER.plan(config) if n.tags["kind"] == "accuracy" and n.tags["attack"] in attacks}
+        return {
+            n.step.data.n for n in PAPER.plan(config) if n.tags["kind"] == "accuracy" and n.tags["attack"] in attacks
+        }
 
     assert pictures(with_attack(replace(CPU, data=replace(CPU.data, n=10)), auto_n=24), "clean", "pgd", "auto") == {10}
     assert pictures(with_attack(CPU, auto_n=0), "auto", "pgd_paired") == {CPU.data.n}
@@ -128,10 +140,17 @@ def test_no_more_pictures_than_the_preset_allows():
 
 def test_a_set_is_not_zero_shot_for_a_model_that_was_tuned_on_it():
     own = {(n.tags["method"], n.tags["set"]): n.tags["role"] for n in PAPER.plan(CPU) if n.tags["kind"] == "accuracy"}
-    train = {name: step.data.spec.partition(":")[2] for name, step in methods(CPU).items() if step.data.spec in CPU.data.zero_shot}
+    train = {
+        name: step.data.spec.partition(":")[2]
+        for name, step in methods(CPU).items()
+        if step.data.spec in CPU.data.zero_shot
+    }
     assert train
-    assert all((role == "seen") == (name == train[method] or f"scenes:{name}" == CPU.data.seen)
-               for (method, name), role in own.items() if method in train)
+    assert all(
+        (role == "seen") == (name == train[method] or f"scenes:{name}" == CPU.data.seen)
+        for (method, name), role in own.items()
+        if method in train
+    )
 
 
 # -- the defect of the released evaluation ---------------------------------------------------------------------------------------------------
@@ -153,8 +172,18 @@ def on_a_real_batch(lab: Lab, autocast: str | None, scale: float = 1.0, reductio
     rows = replace(data, n=N).rows(lab)
     x, y = data.read(lab, rows)
     victim = replace_scale(lab, scale)
-    return pgd(victim, x, y, Threat("linf", ZOO.attack.eps), steps=ZOO.attack.steps, step_size=ZOO.attack.ratio * ZOO.attack.eps,
-               rng=SampleRng(0, rows, "evaluation"), keep="last", reduction=reduction, autocast=autocast)
+    return pgd(
+        victim,
+        x,
+        y,
+        Threat("linf", ZOO.attack.eps),
+        steps=ZOO.attack.steps,
+        step_size=ZOO.attack.ratio * ZOO.attack.eps,
+        rng=SampleRng(0, rows, "evaluation"),
+        keep="last",
+        reduction=reduction,
+        autocast=autocast,
+    )
 
 
 def replace_scale(lab: Lab, scale: float) -> ZeroShot:
@@ -193,9 +222,20 @@ def test_a_large_test_batch_blinds_the_released_attack(lab):
             return victim(x_adv).argmax(1).eq(y).float().mean().item()
 
     correct, small, huge = left(released(lab, 0, attack="correct")), left(released(lab, 16)), left(released(lab, 2**20))
-    assert huge > correct + 0.1, "with gradients below the smallest half-precision number nothing is left but the random start"
+    assert huge > correct + 0.1, (
+        "with gradients below the smallest half-precision number nothing is left but the random start"
+    )
     assert small <= huge
-    start = pgd(victim, x, y, Threat("linf", ZOO.attack.eps), steps=0, step_size=0.1, rng=SampleRng(0, rows, "evaluation"), keep="last")
+    start = pgd(
+        victim,
+        x,
+        y,
+        Threat("linf", ZOO.attack.eps),
+        steps=0,
+        step_size=0.1,
+        rng=SampleRng(0, rows, "evaluation"),
+        keep="last",
+    )
     assert torch.equal(released(lab, 2**20), start)
 
 
@@ -256,7 +296,13 @@ def test_each_kind_of_attack_is_the_one_it_says(lab, monkeypatch):
 
     assert attack("clean") == {}
     found = attack("pgd")
-    assert (found["eps"], found["norm"], found["steps"], found["step_size"], found["loss"]) == (a.eps, "linf", a.steps, a.ratio * a.eps, "ce")
+    assert (found["eps"], found["norm"], found["steps"], found["step_size"], found["loss"]) == (
+        a.eps,
+        "linf",
+        a.steps,
+        a.ratio * a.eps,
+        "ce",
+    )
     assert (found["rng"].seed, list(found["rng"].indices)) == (a.seed, found["rows"])
     found = attack("cw")
     assert (found["loss"], found["kappa"]) == ("cw", a.kappa)
@@ -280,6 +326,7 @@ def test_a_fine_tuned_model_is_judged_with_its_own_pixels_and_the_pretrained_tem
 
 def test_a_model_of_numbers_that_are_none_is_refused(lab):
     """Not counted as right or robust, under no attack."""
+
     class Broken(Tower):
         def on(self, lab: Lab, spec: str) -> ZeroShot:
             whole = super().on(lab, spec)

@@ -12,8 +12,11 @@ from shared.data.scene_sets import ScenePairs, SceneSet
 from shared.data.targets import scene_target
 from shared.models.clip import _small
 
-CONFIG = {"embed_dim": 16, "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8},
-          "text_cfg": {"context_length": 24, "width": 32, "heads": 2, "layers": 1}}
+CONFIG = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8},
+    "text_cfg": {"context_length": 24, "width": 32, "heads": 2, "layers": 1},
+}
 
 
 @pytest.fixture(scope="session")
@@ -33,10 +36,14 @@ def clip(_tiny):
 def pairs():
     """200 clean pairs, and two target images with three captions of another class each."""
     clean, images = Held(ScenePairs(200)), SceneSet("shape", "validation", 16)
-    return Held(TargetedPairs(clean, images, [3, 4], [scene_target("shape", "star"), scene_target("shape", "square")], 3))
+    return Held(
+        TargetedPairs(clean, images, [3, 4], [scene_target("shape", "star"), scene_target("shape", "square")], 3)
+    )
 
 
 @pytest.fixture(scope="session")
 def units():
     """units(N, D, seed=0): unit vectors."""
-    return lambda *shape, seed=0: F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+    return lambda *shape, seed=0: F.normalize(
+        torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1
+    )

@@ -25,7 +25,9 @@ def test_pictures_stay_pictures_and_depend_on_nothing_but_seed_step_and_index(x,
     assert whole.shape == x.shape and whole.min() >= 0 and whole.max() <= 1 and torch.equal(x, before)
     assert_within_rounding(augment(x[5:7], 3, [5, 6]), whole[5:7], terms=32 * 32)  # the mean grey of a picture
     assert torch.equal(augment(x, 3, range(N)), whole)
-    assert not torch.allclose(augment(x, 4, range(N)), whole) and not torch.allclose(augment(x, 3, range(1, N + 1)), whole)
+    assert not torch.allclose(augment(x, 4, range(N)), whole) and not torch.allclose(
+        augment(x, 3, range(1, N + 1)), whole
+    )
 
 
 def test_nothing_by_default(x):
@@ -36,7 +38,9 @@ def test_a_shift_moves_by_whole_pixels_and_repeats_the_edges(x):
     out, seen = ImageAugmentation(shift=2)(x, 0, range(N)), set()
     padded = torch.nn.functional.pad(x, (2,) * 4, mode="replicate")
     for k in range(N):
-        moves = [(a, b) for a in range(5) for b in range(5) if torch.equal(out[k], padded[k, :, a:a + 32, b:b + 32])]
+        moves = [
+            (a, b) for a in range(5) for b in range(5) if torch.equal(out[k], padded[k, :, a : a + 32, b : b + 32])
+        ]
         assert moves
         seen.add(moves[0])
     assert len(seen) > 10
@@ -64,7 +68,9 @@ def test_brightness_and_contrast(x):
 
 def test_a_jitter_that_is_off_changes_nothing(x):
     assert torch.equal(ImageAugmentation(jittered=0.0, brightness=0.5)(x, 0, range(N)), x)
-    assert_within_rounding(ImageAugmentation(grey=1.0)(x, 0, range(N)).std(1), torch.zeros(N, 32, 32), terms=3, scale=1.0)
+    assert_within_rounding(
+        ImageAugmentation(grey=1.0)(x, 0, range(N)).std(1), torch.zeros(N, 32, 32), terms=3, scale=1.0
+    )
 
 
 def test_the_blur_is_a_gaussian_of_every_picture():
@@ -72,7 +78,9 @@ def test_the_blur_is_a_gaussian_of_every_picture():
     x[:, :, 16, 16] = 1
     out = ImageAugmentation(blur=(1.5, 1.5))(x, 0, range(2))
     assert_within_rounding(out.sum((2, 3)), torch.ones(2, 3), terms=32 * 32)
-    assert_within_rounding(out[0, 0, 16, 18] / out[0, 0, 16, 16], torch.tensor(math.exp(-0.5 * (2 / 1.5) ** 2)), terms=32)
+    assert_within_rounding(
+        out[0, 0, 16, 18] / out[0, 0, 16, 16], torch.tensor(math.exp(-0.5 * (2 / 1.5) ** 2)), terms=32
+    )
     assert_within_rounding(out, out.transpose(2, 3), terms=32)
 
 
@@ -88,14 +96,30 @@ def test_captions_are_changed_once(clip):
     texts = ScenePairs(64).__getitems__(range(64))[1]
     bound = CaptionAugmentation().bind(clip.tokenizer)
     first = bound(texts, range(64))
-    assert bound(texts[10:12], [10, 11]) == first[10:12] == CaptionAugmentation().bind(clip.tokenizer)(texts[10:12], [10, 11])
+    assert (
+        bound(texts[10:12], [10, 11])
+        == first[10:12]
+        == CaptionAugmentation().bind(clip.tokenizer)(texts[10:12], [10, 11])
+    )
     assert bound(["something else"], [10]) == first[10:11]  # what it was when it was met first
-    assert sum(a != b for a, b in zip(first, texts, strict=True)) > 40 and CaptionAugmentation(seed=2).bind(clip.tokenizer)(texts, range(64)) != first
+    assert (
+        sum(a != b for a, b in zip(first, texts, strict=True)) > 40
+        and CaptionAugmentation(seed=2).bind(clip.tokenizer)(texts, range(64)) != first
+    )
     clip.tokenizer(first)  # inside the vocabulary
 
 
-@pytest.mark.parametrize("fields", [
-    {"mirror": 2}, {"hue": 0.6}, {"shift": -1}, {"area": (0, 1)}, {"blur": (0.0, 1.0)}, {"blur": (1.0, 2.0), "kernel": 4}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"mirror": 2},
+        {"hue": 0.6},
+        {"shift": -1},
+        {"area": (0, 1)},
+        {"blur": (0.0, 1.0)},
+        {"blur": (1.0, 2.0), "kernel": 4},
+    ],
+)
 def test_what_is_refused(fields):
     with pytest.raises(UserError):
         ImageAugmentation(**fields)

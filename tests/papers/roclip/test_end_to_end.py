@@ -17,7 +17,17 @@ from papers.roclip.steps import Contrastive, model
 from shared.data.manifest import read_manifest
 from shared.experiment.store import Store
 from shared.files import sha256_file
-from tests.papers.ends import assert_equal, check_drawn, check_second_run, configured, everything_measured, lab_of, launch, run, stamps
+from tests.papers.ends import (
+    assert_equal,
+    check_drawn,
+    check_second_run,
+    configured,
+    everything_measured,
+    lab_of,
+    launch,
+    run,
+    stamps,
+)
 
 # Smaller than smoke itself; a set of scenes in the place of the digits, whose library takes long to import.
 SMALL = ("--scale", "smoke", "--seeds", 0, "--data.probed", "scenes:count", "--sweeps.augment", "images", "both", "--sweeps.pool", 0.1,
@@ -77,8 +87,11 @@ def test_history_and_tables_agree_on_the_last_epochs(reference):
 
 
 def test_what_the_pools_return_is_kept_with_its_pictures(reference):
-    found = {(m.tags["method"], m.tags["attack"]): m for m in Store(folder(reference)).planned()
-             if m.tags["kind"] == "returned" and m.tags["measure"] == "same_class" and m.tags["regime"] == "pretrain"}
+    found = {
+        (m.tags["method"], m.tags["attack"]): m
+        for m in Store(folder(reference)).planned()
+        if m.tags["kind"] == "returned" and m.tags["measure"] == "same_class" and m.tags["regime"] == "pretrain"
+    }
     both, one = found["roclip", "targets"].extra, found["released", "none"].extra
     assert both["pictures"].shape == both["image_pictures"].shape == both["text_pictures"].shape == (2, 3, 32, 32)
     assert "text_pictures" not in one and one["image_captions"].shape == one["captions"].shape == (2,)
@@ -122,7 +135,9 @@ def test_other_test_pictures_train_nothing_and_another_pool_only_its_runs(copy, 
     before = stamps(copy, ".safetensors")
     assert re.search(r"(\d+) runs, \1 already there", script("train", *SMALL, "--results", copy, "--data.n", 8).out)
     assert stamps(copy, ".safetensors") == before
-    changed = script("train", *SMALL, "--results", copy, "--headline", "--methods.roclip.start", "unit", "--sweeps.start", "unit")
+    changed = script(
+        "train", *SMALL, "--results", copy, "--headline", "--methods.roclip.start", "unit", "--sweeps.start", "unit"
+    )
     assert changed.code == 0, changed.err
     assert "6 runs, 4 already there" in changed.out
 
@@ -139,7 +154,10 @@ def test_damage_is_mended(copy, script, measured, reference):
     assert len(re.findall(r"training: \S+ \(", run(script, copy, *SMALL))) == 3
     assert weights(copy) == weights(reference)
     a, b = measured(reference), measured(copy)
-    assert_equal({k: v for k, v in a.items() if not k.startswith("cost")}, {k: v for k, v in b.items() if not k.startswith("cost")})
+    assert_equal(
+        {k: v for k, v in a.items() if not k.startswith("cost")},
+        {k: v for k, v in b.items() if not k.startswith("cost")},
+    )
 
 
 def test_a_failed_gate_stops_before_any_defence(script, tmp_path):

@@ -27,7 +27,12 @@ def written_out(rows, columns, s):
 
 
 def nearest_of(queries, vectors):
-    return torch.stack([vectors[max(range(len(vectors)), key=lambda j: float(F.cosine_similarity(q, vectors[j], dim=0)))] for q in queries])
+    return torch.stack(
+        [
+            vectors[max(range(len(vectors)), key=lambda j: float(F.cosine_similarity(q, vectors[j], dim=0)))]
+            for q in queries
+        ]
+    )
 
 
 def test_the_loss_of_each_version_is_the_one_written_out(units):
@@ -35,15 +40,21 @@ def test_the_loss_of_each_version_is_the_one_written_out(units):
     texts, images, s = units(9, 5, seed=3), units(9, 5, seed=4), torch.tensor(7.0)
     pools = {"text": pool_of(texts), "image": pool_of(images)}
     expected = {
-        TWO_SIDED: (written_out(image, nearest_of(text, texts), 7) + written_out(text, nearest_of(image, images), 7)) / 2,
+        TWO_SIDED: (written_out(image, nearest_of(text, texts), 7) + written_out(text, nearest_of(image, images), 7))
+        / 2,
         AS_RELEASED: written_out(image, nearest_of(image, texts), 7),
-        Matching(query="cross"): (written_out(image, nearest_of(image, texts), 7) + written_out(text, nearest_of(text, images), 7)) / 2,
+        Matching(query="cross"): (
+            written_out(image, nearest_of(image, texts), 7) + written_out(text, nearest_of(text, images), 7)
+        )
+        / 2,
         Matching(sides="text"): written_out(text, nearest_of(image, images), 7),
         Matching(sides="image"): written_out(image, nearest_of(text, texts), 7),
     }
     for matching, value in expected.items():
         needed = {name: pools[name] for name in pools_of(matching)}
-        assert_within_rounding(matched_loss(image, text, s, needed, matching), torch.tensor(value), terms=9, scale=7.0, what=str(matching))
+        assert_within_rounding(
+            matched_loss(image, text, s, needed, matching), torch.tensor(value), terms=9, scale=7.0, what=str(matching)
+        )
     assert_within_rounding(clip_loss(image, text, s), torch.tensor(written_out(image, text, 7)), terms=9, scale=7.0)
 
 
@@ -59,8 +70,16 @@ def test_which_pairs_came_back(units):
 
 def test_only_the_matched_side_and_the_scale_have_a_gradient(units):
     pools = {"text": pool_of(units(9, 5, seed=3)), "image": pool_of(units(9, 5, seed=4))}
-    for matching, whose in ((AS_RELEASED, (True, False)), (TWO_SIDED, (True, True)), (Matching(sides="text"), (False, True))):
-        image, text, s = units(6, 5, seed=1).requires_grad_(), units(6, 5, seed=2).requires_grad_(), torch.tensor(7.0, requires_grad=True)
+    for matching, whose in (
+        (AS_RELEASED, (True, False)),
+        (TWO_SIDED, (True, True)),
+        (Matching(sides="text"), (False, True)),
+    ):
+        image, text, s = (
+            units(6, 5, seed=1).requires_grad_(),
+            units(6, 5, seed=2).requires_grad_(),
+            torch.tensor(7.0, requires_grad=True),
+        )
         matched_loss(image, text, s, pools, matching).backward()
         assert (image.grad is not None, text.grad is not None) == whose == matching.trains and s.grad != 0
 
@@ -80,8 +99,12 @@ def test_a_poisoned_caption_meets_its_own_image_only_from_an_earlier_epoch(units
     before.add(caption, [50])
     assert before.nearest(caption).ids.item() == 50  # an epoch later, if no eight pairs have come since
     assert before.nearest(caption, [50]).ids.item() != 50
-    loss = {own: matched_loss(image, caption, torch.tensor(3.0), {"text": before}, Matching(sides="image", own=own), [50]).item()
-            for own in ("allowed", "excluded")}
+    loss = {
+        own: matched_loss(
+            image, caption, torch.tensor(3.0), {"text": before}, Matching(sides="image", own=own), [50]
+        ).item()
+        for own in ("allowed", "excluded")
+    }
     assert loss["allowed"] == pytest.approx(0, abs=1e-5)  # one pair: nothing to tell apart
     for _ in range(2):
         before.add(units(4, 5, seed=4), range(4))
@@ -104,11 +127,23 @@ def test_sizes_of_a_pool():
     assert AS_RELEASED.entries(10_000) == AS_RELEASED.entries(10**6) == 21_845
 
 
-@pytest.mark.parametrize("fields, message", [
-    ({"sides": "none"}, "choose one of both"), ({"query": "text"}, "choose one of own"), ({"size": 5}, "either by a share"),
-    ({"share": None}, "either by a share"), ({"share": 0.0}, "above 0 and at most 1"), ({"share": None, "size": 0}, "size is 0"),
-    ({"every": 0}, "every is 0"), ({"offset": -1}, "offset is -1"), ({"start": "captions"}, "gaussian, unit, pairs"),
-    ({"refresh": "never"}, "matched, always"), ({"wrap": "cut"}, "drop, ring"), ({"own": "no"}, "allowed, excluded")])
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"sides": "none"}, "choose one of both"),
+        ({"query": "text"}, "choose one of own"),
+        ({"size": 5}, "either by a share"),
+        ({"share": None}, "either by a share"),
+        ({"share": 0.0}, "above 0 and at most 1"),
+        ({"share": None, "size": 0}, "size is 0"),
+        ({"every": 0}, "every is 0"),
+        ({"offset": -1}, "offset is -1"),
+        ({"start": "captions"}, "gaussian, unit, pairs"),
+        ({"refresh": "never"}, "matched, always"),
+        ({"wrap": "cut"}, "drop, ring"),
+        ({"own": "no"}, "allowed, excluded"),
+    ],
+)
 def test_what_is_refused(fields, message):
     with pytest.raises(UserError, match=message):
         Matching(**fields)

@@ -20,7 +20,10 @@ def clean():
 
 def poisoned(clean, rates, m=2, seed=0):
     images = SceneSet("colour", "validation", 16)
-    backdoors = {name: (make_trigger(name, "textbook", size=32), COLOURS[k], rate, "real") for k, (name, rate) in enumerate(rates.items())}
+    backdoors = {
+        name: (make_trigger(name, "textbook", size=32), COLOURS[k], rate, "real")
+        for k, (name, rate) in enumerate(rates.items())
+    }
     return Poisoned(clean, backdoors, images, [2, 5], [COLOURS[0], COLOURS[1]], m, seed)
 
 
@@ -38,8 +41,17 @@ def test_every_backdoor_has_its_share_of_all_pairs_and_none_is_poisoned_twice(cl
 def test_other_rates_targets_or_seeds_are_another_set(clean):
     one = poisoned(clean, {"badnet": 0.1})
     assert one.version == poisoned(clean, {"badnet": 0.1}).version
-    assert len({one.version, poisoned(clean, {"badnet": 0.2}).version, poisoned(clean, {"badnet": 0.1}, m=3).version,
-                poisoned(clean, {"badnet": 0.1}, seed=1).version}) == 4
+    assert (
+        len(
+            {
+                one.version,
+                poisoned(clean, {"badnet": 0.2}).version,
+                poisoned(clean, {"badnet": 0.1}, m=3).version,
+                poisoned(clean, {"badnet": 0.1}, seed=1).version,
+            }
+        )
+        == 4
+    )
     with pytest.raises(UserError, match="of 36 pairs are to be poisoned"):
         poisoned(clean, {"badnet": 0.7, "blended": 0.7})
 
@@ -50,7 +62,11 @@ def test_targets_show_another_class_or_are_drawn_among_named_ones(clean):
     assert len(set(chosen)) == 8 and all(images.labels[i] != k for i, k in zip(chosen, classes, strict=True))
     chosen, classes = unlabelled_targets(clean, 30, COLOURS, 2, 6, 0)
     assert len(set(chosen)) == len(set(classes)) == 6 and max(chosen) < 30
-    assert (chosen, classes) == unlabelled_targets(clean, 30, COLOURS, 2, 6, 0) != unlabelled_targets(clean, 30, COLOURS, 2, 6, 1)
+    assert (
+        (chosen, classes)
+        == unlabelled_targets(clean, 30, COLOURS, 2, 6, 0)
+        != unlabelled_targets(clean, 30, COLOURS, 2, 6, 1)
+    )
     assert len(set(unlabelled_targets(clean, 30, COLOURS[:2], 2, 6, 0)[1])) == 2
     with pytest.raises(UserError, match="ask for 1 to 3"):
         unlabelled_targets(clean, 3, COLOURS, 2, 6, 0)

@@ -6,7 +6,17 @@ import torch
 import torch.nn.functional as F
 
 from papers.roclip import probe
-from papers.roclip.probe import Probing, Watch, classifier, ensemble, linear_probe, predict, sentences_of, similarity, targets_of
+from papers.roclip.probe import (
+    Probing,
+    Watch,
+    classifier,
+    ensemble,
+    linear_probe,
+    predict,
+    sentences_of,
+    similarity,
+    targets_of,
+)
 from shared.attacks.triggers import make_trigger
 from shared.data.manifest import Manifest
 from shared.data.poison import PoisonedPairs, TargetedPairs
@@ -52,7 +62,9 @@ def test_what_is_watched(clip):
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in MEAN_STD["clip"])
     image = clip.encode_image((x - mean) / std, normalize=True).detach()
     assert predicted.tolist() == (image @ ensemble(clip, SENTENCES).T).argmax(1).tolist()
-    assert out["psr"] == [int(p == 5) for p in predicted] and out["accuracy"] == [int(a == b) for a, b in zip(predicted, y, strict=True)]
+    assert out["psr"] == [int(p == 5) for p in predicted] and out["accuracy"] == [
+        int(a == b) for a, b in zip(predicted, y, strict=True)
+    ]
     assert out["bsr"] == [int(p == 2) for p, label in zip(predicted, y, strict=True) if label != 2]
     assert out["similarity_clean"][7] == pytest.approx(float(image[7] @ text_matrix(clip, [texts[7]])[0]), abs=1e-3)
     assert set(Watch(SENTENCES)(1, clip)) == set() and len(similarity(clip, x, texts)) == 40

@@ -41,7 +41,9 @@ def write_validation(root, n: int = 8) -> None:
     rng = np.random.default_rng(1)
     for k in range(n):
         Image.fromarray(rng.integers(0, 255, (50, 40, 3), np.uint8)).save(root / f"v{k}.jpg")
-    (root / "cc3m_validation.csv").write_text("filepath,title\n" + "".join(f"v{k}.jpg,something {k}\n" for k in range(n)))
+    (root / "cc3m_validation.csv").write_text(
+        "filepath,title\n" + "".join(f"v{k}.jpg,something {k}\n" for k in range(n))
+    )
 
 
 def relisted(makers, file, folder, change, ending: str = "") -> list:
@@ -56,15 +58,36 @@ def write_sets(root) -> None:
     from scipy.io import savemat
 
     makers = load("shared/data/conftest.py")
-    for name in ("cifar10", "cifar100", "Food101", "OxfordPets", "Flowers102", "DTD", "FGVC-Aircraft", "StanfordCars", "ImageNet"):
+    for name in (
+        "cifar10",
+        "cifar100",
+        "Food101",
+        "OxfordPets",
+        "Flowers102",
+        "DTD",
+        "FGVC-Aircraft",
+        "StanfordCars",
+        "ImageNet",
+    ):
         makers.BUILDERS[name](root)
     makers.caltech101(root, 2)
     pets, planes = root / "oxford-iiit-pet", root / "fgvc-aircraft-2013b/data"
-    train = [*relisted(makers, root / "dtd/dtd/labels/train1.txt", root / "dtd/dtd/images", lambda name: name.replace("_0001", "_0002")),
-             *relisted(makers, pets / "annotations/trainval.txt", pets / "images", lambda name: f"{name}00", ".jpg"),
-             *relisted(makers, planes / "images_variant_trainval.txt", planes / "images", lambda name: f"9{name[1:]}", ".jpg")]
+    train = [
+        *relisted(
+            makers,
+            root / "dtd/dtd/labels/train1.txt",
+            root / "dtd/dtd/images",
+            lambda name: name.replace("_0001", "_0002"),
+        ),
+        *relisted(makers, pets / "annotations/trainval.txt", pets / "images", lambda name: f"{name}00", ".jpg"),
+        *relisted(
+            makers, planes / "images_variant_trainval.txt", planes / "images", lambda name: f"9{name[1:]}", ".jpg"
+        ),
+    ]
     cars = root / "stanford_cars"
-    annotations = np.array([(f"{k + 1:05d}.jpg", k + 1) for k in range(196)], dtype=[("fname", object), ("class", object)])
+    annotations = np.array(
+        [(f"{k + 1:05d}.jpg", k + 1) for k in range(196)], dtype=[("fname", object), ("class", object)]
+    )
     savemat(cars / "devkit/cars_train_annos.mat", {"annotations": annotations})
     train += [cars / "cars_train" / f"{k + 1:05d}.jpg" for k in range(196)]
     wnids = sorted(folder.name for folder in (root / "imagenet/val").iterdir())
@@ -109,7 +132,9 @@ def test_the_papers_own_scale(script, tower, pictures, tmp_path):
     assert {m.tags["kind"] for m in found} == {n.tags["kind"] for n in ROCLIP.plan(PRESET)}
     assert {m.tags["data"] for m in found} == {PRESET.data.main, *PRESET.data.downstream}
     for regime, methods in TRAINED.items():
-        assert {m.tags["method"] for m in found if m.tags["kind"] == "score" and m.tags["regime"] == regime} == set(methods)
+        assert {m.tags["method"] for m in found if m.tags["kind"] == "score" and m.tags["regime"] == regime} == set(
+            methods
+        )
     assert {m.tags["sweep"] for m in found if m.tags["kind"] == "ablation"} == set(SWEEPS)
 
 

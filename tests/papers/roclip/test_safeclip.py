@@ -24,12 +24,18 @@ def test_it_trains_and_splits_and_can_be_continued(clip, pairs, tmp_path):
     training, config, epochs = Training(epochs=4, batch=64, warmup=2, every=4), SafeClip(alone=1, slow=1, share=0.2), []
     other = copy.deepcopy(clip)
     checkpoint = tmp_path / "safe.ckpt"  # of update 8, at the end
-    loss, safe, history = safeclip(clip, pairs, config, training, checkpoint, lambda epoch, model, pools: epochs.append((epoch, model.training)))
+    loss, safe, history = safeclip(
+        clip, pairs, config, training, checkpoint, lambda epoch, model, pools: epochs.append((epoch, model.training))
+    )
     assert epochs == [(e, False) for e in range(1, 5)] and safe.shape == (206,) and 41 <= safe.sum() < 206
     assert history == [{"epoch": e, "matched": False} for e in range(1, 5)]
     assert torch.load(checkpoint, weights_only=True)["step"] == 8
     again, same, _ = safeclip(other, pairs, config, training, checkpoint)
-    assert again == loss and torch.equal(same, safe) and all(torch.equal(a, b) for a, b in zip(clip.parameters(), other.parameters(), strict=True))
+    assert (
+        again == loss
+        and torch.equal(same, safe)
+        and all(torch.equal(a, b) for a, b in zip(clip.parameters(), other.parameters(), strict=True))
+    )
 
 
 def test_what_is_refused(clip, pairs):

@@ -31,7 +31,9 @@ def literally(clip, pairs, matching, training):
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in MEAN_STD["clip"])
     clip.requires_grad_(True).train()
     optimizer, per_epoch = optimizer_of(clip, training), len(pairs) // training.batch
-    noise = {m: torch.randn(80, 16, generator=torch.Generator().manual_seed(k)) for k, m in enumerate(("text", "image"))}
+    noise = {
+        m: torch.randn(80, 16, generator=torch.Generator().manual_seed(k)) for k, m in enumerate(("text", "image"))
+    }
     pools, places = {m: list(v) for m, v in noise.items()}, {"text": 0, "image": 0}
 
     def neighbour(q, pool):
@@ -52,7 +54,10 @@ def literally(clip, pairs, matching, training):
             if matching.sides == "image":
                 loss = ce(image, neighbour(image.detach(), pools["text"])) + 0 * text.sum()
             else:
-                loss = (ce(image, neighbour(text.detach(), pools["text"])) + ce(text, neighbour(image.detach(), pools["image"]))) / 2
+                loss = (
+                    ce(image, neighbour(text.detach(), pools["text"]))
+                    + ce(text, neighbour(image.detach(), pools["image"]))
+                ) / 2
             for m, batch in (("text", text), ("image", image)):
                 for row in batch.detach():
                     if places[m] < 80:  # released: the rest of the batch is dropped at the end
@@ -70,14 +75,19 @@ def literally(clip, pairs, matching, training):
     return loss.item()
 
 
-@pytest.mark.parametrize("matching", [ONE_SIDED, Matching(share=None, size=80, start="gaussian", wrap="drop")], ids=["released", "two-sided"])
+@pytest.mark.parametrize(
+    "matching", [ONE_SIDED, Matching(share=None, size=80, start="gaussian", wrap="drop")], ids=["released", "two-sided"]
+)
 def test_a_run_of_each_version_is_the_one_written_out(clip, pairs, matching):
     other, start = copy.deepcopy(clip), parameters(clip)
     trained, expected = train(clip, pairs, Method(matching), SMALL), literally(other, pairs, matching, SMALL)
     assert_within_rounding(torch.tensor(trained.loss), torch.tensor(expected), terms=6 * 4 * 96)  # six steps
     after = parameters(other)
     assert [row["matched"] for row in trained.history] == [False, True, False]
-    for name, p in clip.named_parameters():  # Adam: an update whose gradient is rounding alone has the size of any other
+    for (
+        name,
+        p,
+    ) in clip.named_parameters():  # Adam: an update whose gradient is rounding alone has the size of any other
         moved = (p - start[name]).norm()
         assert (p - after[name]).norm() <= 0.02 * moved + 1e-6, name
 
@@ -117,7 +127,9 @@ def test_the_gradient_itself_is_zero_and_not_missing(clip, pairs, monkeypatch):
 def test_pairs_that_are_read_ahead_by_other_processes_are_the_same(clip, pairs):
     other, method = copy.deepcopy(clip), Method(ONE_SIDED, MILD, CaptionAugmentation(0.1, 1))
     alone, ahead = train(clip, pairs, method, SMALL), train(other, pairs, method, replace(SMALL, workers=2))
-    assert alone.loss == ahead.loss and all(torch.equal(a, b) for a, b in zip(clip.parameters(), other.parameters(), strict=True))
+    assert alone.loss == ahead.loss and all(
+        torch.equal(a, b) for a, b in zip(clip.parameters(), other.parameters(), strict=True)
+    )
 
 
 def test_a_pool_is_asked_before_the_batch_enters_it(clip, pairs, monkeypatch):
@@ -128,15 +140,22 @@ def test_a_pool_is_asked_before_the_batch_enters_it(clip, pairs, monkeypatch):
     monkeypatch.setattr(Pool, "add", lambda self, *a: (order.append("add"), add(self, *a))[1])
     trained = train(clip, pairs, Method(ONE_SIDED), SMALL)
     assert order == ["ask", "add"] * 3  # three updates per epoch, in epoch 2 alone: the pool is stale over plain epochs
-    last = [i for step in (3, 4) for i in batch_indices(len(pairs), 64, step)][:80]  # 64 + 16, and the third batch begins at 0 again
+    last = [i for step in (3, 4) for i in batch_indices(len(pairs), 64, step)][
+        :80
+    ]  # 64 + 16, and the third batch begins at 0 again
     assert trained.pools["text"].ids.tolist() == batch_indices(len(pairs), 64, 5) + last[64:]
 
 
 @pytest.mark.parametrize("start", ["unit", "pairs"])
 def test_refreshed_always(clip, pairs, start):
     ids = []
-    train(clip, pairs, Method(Matching(share=None, size=64, refresh="always", start=start)), SMALL,
-          after_epoch=lambda epoch, model, pools: ids.append(pools["image"].ids.tolist()) or {})
+    train(
+        clip,
+        pairs,
+        Method(Matching(share=None, size=64, refresh="always", start=start)),
+        SMALL,
+        after_epoch=lambda epoch, model, pools: ids.append(pools["image"].ids.tolist()) or {},
+    )
     assert ids == [batch_indices(len(pairs), 64, step) for step in (2, 5, 8)]
 
 
@@ -186,7 +205,11 @@ def test_killed_and_continued_is_the_same_run(clip, pairs, tmp_path):
     assert state["pools.text.ids"].shape == (62,) and '"epoch": 2' in state["_extra_state"]
     rest = train(other, pairs, method, training, checkpoint=checkpoint, after_epoch=after)
     assert [row["matched"] for row in rest.history] == [False, True, False, True]
-    assert rest.history == whole.history and [row["epoch"] for row in rest.history] == [1, 2, 3, 4] and rest.loss == whole.loss
+    assert (
+        rest.history == whole.history
+        and [row["epoch"] for row in rest.history] == [1, 2, 3, 4]
+        and rest.loss == whole.loss
+    )
     assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), other.parameters(), strict=True))
     for name, pool in whole.pools.items():
         assert all(torch.equal(v, rest.pools[name].state_dict()[k]) for k, v in pool.state_dict().items())
@@ -197,10 +220,20 @@ def test_the_schedule_of_the_released_code():
     n = 1_000_500
     assert RELEASED.per_epoch(n) == 1954
     rate = [RELEASED.rate(1954 * e - 1, n) for e in range(1, 25)]
-    assert rate[0] == pytest.approx(1.954e-5) and rate[22] == pytest.approx(0, abs=1e-12) and rate[23] == pytest.approx(3.4e-7, rel=0.02)
-    assert RELEASED.rate(1954 * 22 - 1, n) == pytest.approx(3.5e-7, rel=0.05) and RELEASED.rate(1954 * 21, n) == pytest.approx(1.4e-6, rel=0.05)
+    assert (
+        rate[0] == pytest.approx(1.954e-5)
+        and rate[22] == pytest.approx(0, abs=1e-12)
+        and rate[23] == pytest.approx(3.4e-7, rel=0.02)
+    )
+    assert RELEASED.rate(1954 * 22 - 1, n) == pytest.approx(3.5e-7, rel=0.05) and RELEASED.rate(
+        1954 * 21, n
+    ) == pytest.approx(1.4e-6, rel=0.05)
     plain = Training(epochs=24, batch=512, lr=5e-5, warmup=10_000)
-    assert plain.rate(0, n) == pytest.approx(5e-9) and plain.rate(24 * 1954 - 1, n) < 1e-12 and plain.rate(9_999, n) == pytest.approx(5e-5)
+    assert (
+        plain.rate(0, n) == pytest.approx(5e-9)
+        and plain.rate(24 * 1954 - 1, n) < 1e-12
+        and plain.rate(9_999, n) == pytest.approx(5e-5)
+    )
 
 
 def test_what_the_released_code_decays(clip):
@@ -208,12 +241,17 @@ def test_what_the_released_code_decays(clip):
     names = {id(p): name for name, p in clip.named_parameters()}
     decayed, spared = ({names[id(p)] for p in group["params"]} for group in groups)
     assert "visual.class_embedding" in decayed and "logit_scale" in spared and len(decayed | spared) == len(names)
-    assert all("ln" in name or "bias" in name or name == "logit_scale" for name in spared) and groups[0]["weight_decay"] == 0.1
+    assert (
+        all("ln" in name or "bias" in name or name == "logit_scale" for name in spared)
+        and groups[0]["weight_decay"] == 0.1
+    )
     assert groups[0]["betas"] == (0.9, 0.999) and groups[0]["eps"] == 1e-8
 
 
 def test_both_versions_have_the_pools_they_need(clip):
-    assert set(make_pools(clip, TWO_SIDED, 1000)) == {"text", "image"} and set(make_pools(clip, AS_RELEASED, 1000)) == {"text"}
+    assert set(make_pools(clip, TWO_SIDED, 1000)) == {"text", "image"} and set(make_pools(clip, AS_RELEASED, 1000)) == {
+        "text"
+    }
     assert make_pools(clip, None, 1000) == {}
     assert make_pools(clip, TWO_SIDED, 1000)["text"].directions.shape == (20, 16)
 

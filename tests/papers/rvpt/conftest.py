@@ -20,7 +20,15 @@ def tower_of(lean=False, seed=0, **changes):
     """A vision transformer of 4 blocks, width 12, 3 × 3 patches, with weights that no part can hide behind."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        sizes = {"image_size": 12, "patch_size": 4, "width": 12, "layers": 4, "heads": 2, "mlp_ratio": 2.0, "output_dim": 7}
+        sizes = {
+            "image_size": 12,
+            "patch_size": 4,
+            "width": 12,
+            "layers": 4,
+            "heads": 2,
+            "mlp_ratio": 2.0,
+            "output_dim": 7,
+        }
         tower = VisionTransformer(**{**sizes, **changes})
         for p in tower.parameters():
             p.data += 0.3 * torch.randn_like(p)
@@ -30,7 +38,10 @@ def tower_of(lean=False, seed=0, **changes):
 def norm_of(s, name, h):
     if f"{name}.weight" not in s:
         return h
-    rows = [(r - r.mean()) / torch.sqrt(((r - r.mean()) ** 2).mean() + 1e-5) * s[f"{name}.weight"] + s[f"{name}.bias"] for r in h]
+    rows = [
+        (r - r.mean()) / torch.sqrt(((r - r.mean()) ** 2).mean() + 1e-5) * s[f"{name}.weight"] + s[f"{name}.bias"]
+        for r in h
+    ]
     return torch.stack(rows)
 
 
@@ -50,7 +61,9 @@ def block_of(s, d, f, heads, quick):
     f = f + a * s.get(f"{name}.ls_1.gamma", torch.tensor(1.0))
     u = norm_of(s, f"{name}.ln_2", f) @ s[f"{name}.mlp.c_fc.weight"].T + s[f"{name}.mlp.c_fc.bias"]
     u = u * torch.sigmoid(1.702 * u) if quick else u * 0.5 * (1 + torch.erf(u / math.sqrt(2)))
-    return f + (u @ s[f"{name}.mlp.c_proj.weight"].T + s[f"{name}.mlp.c_proj.bias"]) * s.get(f"{name}.ls_2.gamma", torch.tensor(1.0))
+    return f + (u @ s[f"{name}.mlp.c_proj.weight"].T + s[f"{name}.mlp.c_proj.bias"]) * s.get(
+        f"{name}.ls_2.gamma", torch.tensor(1.0)
+    )
 
 
 def literal(tower, x, prompts, heads=2, quick=False):
@@ -58,15 +71,18 @@ def literal(tower, x, prompts, heads=2, quick=False):
     s, p = dict(tower.state_dict()), tower.patch_size[0]
     embeddings, classes = [], []
     for picture in x:
-        patches = [(s["conv1.weight"] * picture[:, r:r + p, c:c + p]).sum((1, 2, 3)) for r in range(0, picture.shape[1], p)
-                   for c in range(0, picture.shape[2], p)]
+        patches = [
+            (s["conv1.weight"] * picture[:, r : r + p, c : c + p]).sum((1, 2, 3))
+            for r in range(0, picture.shape[1], p)
+            for c in range(0, picture.shape[2], p)
+        ]
         f = norm_of(s, "ln_pre", torch.stack([s["class_embedding"], *patches]) + s["positional_embedding"])
         own = []
         for d in range(len(tower.transformer.resblocks)):
             c, e = f[:1], f[1:]
             if d in prompts:
                 out = block_of(s, d, torch.cat([c, prompts[d], e]), heads, quick)
-                f = torch.cat([out[:1], out[1 + len(prompts[d]):]])
+                f = torch.cat([out[:1], out[1 + len(prompts[d]) :]])
             else:
                 f = block_of(s, d, torch.cat([c, e]), heads, quick)
             own.append(f[0])
@@ -125,6 +141,7 @@ def data():
 @pytest.fixture
 def tools():
     """What tests transcribe with; `--import-mode=importlib` lets no test import its conftest."""
+
     class Tools:
         pass
 

@@ -22,7 +22,11 @@ class Given:
 
     def model(self, lab) -> Model:
         clip = self.open(lab)
-        visual = clip.visual if self.prompts is None else DeepPrompts(clip.visual, 1, 3, std=1.0, seed=self.prompts).requires_grad_(False)
+        visual = (
+            clip.visual
+            if self.prompts is None
+            else DeepPrompts(clip.visual, 1, 3, std=1.0, seed=self.prompts).requires_grad_(False)
+        )
         return Model(clip, visual)
 
 

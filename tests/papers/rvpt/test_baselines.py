@@ -8,7 +8,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from papers.rvpt.baselines import LINEAR, VPT, LinearProbe, Repelled, finetune_contrastively, finetune_fully, linear_probe, tune_adversarially
+from papers.rvpt.baselines import (
+    LINEAR,
+    VPT,
+    LinearProbe,
+    Repelled,
+    finetune_contrastively,
+    finetune_fully,
+    linear_probe,
+    tune_adversarially,
+)
 from papers.rvpt.method import DeepPrompts, Repulsion, encode, prompted
 from papers.rvpt.tuning import Tuning, few_shot, tune
 from shared.attacks import Threat
@@ -63,7 +72,11 @@ def test_linear_probe_is_sgd_at_a_constant_rate(victim, data, normalise):
     x = data.__getitems__([1, 2, 3])[0]
     f = victim.embed(x)
     assert_within_rounding(probe(x), (f / f.norm(dim=1, keepdim=True) if normalise else f) @ w.T + b, terms=DEEP)
-    assert probe.num_classes == 8 and same(before, victim.visual.state_dict()) and not any(p.requires_grad for p in probe.parameters())
+    assert (
+        probe.num_classes == 8
+        and same(before, victim.visual.state_dict())
+        and not any(p.requires_grad for p in probe.parameters())
+    )
     assert [n for n, _ in probe.named_parameters()] == ["head.weight", "head.bias"]
 
 
@@ -100,7 +113,9 @@ def test_full_fine_tuning_is_the_loop_by_hand(victim, data, repulsion):
     untouched = state(original)
     repelled = Repelled(original, repulsion, first=1)
     finetune_fully(victim, repelled, shots, TUNING, 2)
-    assert_within_rounding(victim.visual.state_dict(), hand.visual.state_dict(), terms=4 * DEEP, scale=0.1)  # four steps
+    assert_within_rounding(
+        victim.visual.state_dict(), hand.visual.state_dict(), terms=4 * DEEP, scale=0.1
+    )  # four steps
     assert same(untouched, original.state_dict()) and not any(p.requires_grad for p in victim.parameters())
     assert not same(untouched, victim.visual.state_dict())
 
@@ -112,7 +127,9 @@ def test_repulsion_reaches_the_full_tower(victim, data):
         mine = copy.deepcopy(victim)
         original = frozen(victim).visual
         finetune_fully(mine, Repelled(original, Repulsion(alpha), 1), shots, replace(TUNING, epochs=6), 0)
-        cosines.append(F.cosine_similarity(encode(mine.visual, x)[1][:, 1:], encode(original, x)[1][:, 1:], dim=-1).mean().item())
+        cosines.append(
+            F.cosine_similarity(encode(mine.visual, x)[1][:, 1:], encode(original, x)[1][:, 1:], dim=-1).mean().item()
+        )
     assert cosines[1] < cosines[0] - 0.1
 
 
@@ -140,7 +157,9 @@ def test_contrastive_fine_tuning_adds_the_repulsion(clip):
     x, texts = pairs.__getitems__(batch_indices(36, 12, 0, 3))
     pixels = ZeroShot(clip.visual, torch.zeros(1, 64), 1.0).pixels
     moved = copy.deepcopy(original)
-    moved.positional_embedding.data.add_(torch.randn(moved.positional_embedding.shape, generator=torch.Generator().manual_seed(0)))
+    moved.positional_embedding.data.add_(
+        torch.randn(moved.positional_embedding.shape, generator=torch.Generator().manual_seed(0))
+    )
     e, c = encode(clip.visual, pixels(x))
     r = encode(moved, pixels(x))[1]
     image, text = F.normalize(e, dim=1), clip.encode_text(clip.tokenizer(texts), normalize=True)
@@ -160,9 +179,13 @@ def test_interrupted_runs_continue_exactly(clip, victim, data, way, tmp_path):
         if way == "contrastive":
             kill = rest.pop("after_step", None)
             augment = None if kill is None else lambda x, step, indices: kill(step) or x
-            return finetune_contrastively(model, Repelled(original, Repulsion(), 1), ScenePairs(36), CONTRASTIVE, augment=augment, **rest)
+            return finetune_contrastively(
+                model, Repelled(original, Repulsion(), 1), ScenePairs(36), CONTRASTIVE, augment=augment, **rest
+            )
         mine = ZeroShot(model.visual, victim.text, 10.0)
-        return finetune_fully(mine, Repelled(original, Repulsion(), 1), few_shot(data, 2, 0), replace(TUNING, every=2), 0, **rest)
+        return finetune_fully(
+            mine, Repelled(original, Repulsion(), 1), few_shot(data, 2, 0), replace(TUNING, every=2), 0, **rest
+        )
 
     class Killed(Exception):
         pass
@@ -191,9 +214,15 @@ def test_adversarial_prompt_tuning_is_the_loop_by_hand(victim, data):
     for step in range(4):
         indices = batch_indices(16, 8, step, 6)
         x, y = shots.__getitems__(indices)
-        x_adv = ascend(lambda z, y=y: F.cross_entropy(hand(z), y, reduction="none"), x, THREAT, steps=2, step_size=4 / 255,
-                       rng=SampleRng(6, indices, f"train{step}"))
-        g, = torch.autograd.grad(F.cross_entropy(hand(x_adv), y), p)
+        x_adv = ascend(
+            lambda z, y=y: F.cross_entropy(hand(z), y, reduction="none"),
+            x,
+            THREAT,
+            steps=2,
+            step_size=4 / 255,
+            rng=SampleRng(6, indices, f"train{step}"),
+        )
+        (g,) = torch.autograd.grad(F.cross_entropy(hand(x_adv), y), p)
         with torch.no_grad():
             momentum = 0.9 * momentum + g + 5e-4 * p
             p -= 0.01 * 0.5 * (1 + math.cos(math.pi * step / 4)) * momentum
@@ -208,7 +237,10 @@ def test_adversarial_prompt_tuning_is_the_loop_by_hand(victim, data):
 
 def test_sets_of_other_classes_are_refused(victim):
     other = SceneSet("size", "train", 9)
-    for run in (lambda: linear_probe(victim, other), lambda: finetune_fully(victim, Repelled(frozen(victim).visual, VPT, 1), other, TUNING, 0),
-                lambda: tune_adversarially(prompted(victim, DeepPrompts(victim.visual, 1)), other, TUNING, THREAT, ATTACK, 0)):
+    for run in (
+        lambda: linear_probe(victim, other),
+        lambda: finetune_fully(victim, Repelled(frozen(victim).visual, VPT, 1), other, TUNING, 0),
+        lambda: tune_adversarially(prompted(victim, DeepPrompts(victim.visual, 1)), other, TUNING, THREAT, ATTACK, 0),
+    ):
         with pytest.raises(UserError, match="classes"):
             run()

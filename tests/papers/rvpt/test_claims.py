@@ -13,7 +13,11 @@ from shared.claims.selection import matches
 from tests.papers.ends import ROOT
 
 CLAIMS = load(ROOT / "papers/rvpt/claims.yaml")
-PLANS = {(scale, headline): PAPER.plan(replace(PRESETS[scale], headline=headline)) for scale in ("cpu", "paper") for headline in (False, True)}
+PLANS = {
+    (scale, headline): PAPER.plan(replace(PRESETS[scale], headline=headline))
+    for scale in ("cpu", "paper")
+    for headline in (False, True)
+}
 
 
 def found(selector, scale, headline=False) -> list:
@@ -60,16 +64,31 @@ def test_numbers_are_those_of_the_fact_sheet():
     cell = {t.id: t.cell for t in CLAIMS.reference_tables}
     assert (cell["t1-asr"]("cleanclip", "badclip"), cell["t1-asr"]("rvpt", "badclip")) == (89.70, 2.76)
     assert cell["t1-asr"]("linear_probe", "trojvqa") is None and cell["t1-ca"]("none", "issba") == 61.72
-    assert (cell["t2-caltech101-ca"]("rvpt", "blended"), cell["t2-oxfordpets-asr"]("linear_probe", "badnet")) == (94.34, 16.05)
+    assert (cell["t2-caltech101-ca"]("rvpt", "blended"), cell["t2-oxfordpets-asr"]("linear_probe", "badnet")) == (
+        94.34,
+        16.05,
+    )
     assert (cell["t3-ta"]("clean", "blended"), cell["t3-ta"]("cleanclip", "badclip")) == (54.16, 4.25)
     assert (cell["t4-without-asr"]("badclip", "main"), cell["t4-without-ca"]("wanet", "third")) == (3.39, 86.17)
-    assert (cell["t5-oxfordpets-rvpt-asr"]("rvpt", "wanet"), cell["t5-caltech101-cleanclip-asr"]("cleanclip", "badnet")) == (2.49, 36.87)
-    assert (cell["t6-imagenet-a-asr"]("rvpt", "badclip"), cell["t6-imagenet-sketch-ca"]("cleanclip", "blended")) == (12.84, 34.82)
-    assert (cell["t7-retrieval-rank-ratio"]("rvpt", "rank_ratio"), cell["t7-caption-bleu"]("vpt", "bleu")) == (82.12, 4.64)
+    assert (
+        cell["t5-oxfordpets-rvpt-asr"]("rvpt", "wanet"),
+        cell["t5-caltech101-cleanclip-asr"]("cleanclip", "badnet"),
+    ) == (2.49, 36.87)
+    assert (cell["t6-imagenet-a-asr"]("rvpt", "badclip"), cell["t6-imagenet-sketch-ca"]("cleanclip", "blended")) == (
+        12.84,
+        34.82,
+    )
+    assert (cell["t7-retrieval-rank-ratio"]("rvpt", "rank_ratio"), cell["t7-caption-bleu"]("vpt", "bleu")) == (
+        82.12,
+        4.64,
+    )
     assert (cell["t8"]("infonce_fr", "asr"), cell["t8"]("full_fr", "ca")) == (18.23, 59.22)
     assert cell["t9-cleanclip-main-seconds"]("cleanclip", "seconds") == 3 * 3600 + 53 * 60 + 2
     assert (cell["t10-asr"]("1", "badclip"), cell["t10-ca"]("0", "badnet")) == (3.78, 62.28)
-    assert (cell["t11-vit-l14-asr"]("linear_probe", "badnet"), cell["t11-vit-b16-ca"]("rvpt", "badclip")) == (23.48, 68.42)
+    assert (cell["t11-vit-l14-asr"]("linear_probe", "badnet"), cell["t11-vit-b16-ca"]("rvpt", "badclip")) == (
+        23.48,
+        68.42,
+    )
     assert cell["t12"]("words", "robust") == 13.97
 
 
@@ -83,13 +102,19 @@ def test_derived_values_follow_from_the_printed_cells():
         "abstract-badclip": difference("t1-asr", "cleanclip", "rvpt", ["badclip"]),
         "abstract-ahead-probe": difference("t1-asr", "linear_probe", "rvpt", THREE),
         "abstract-ahead-cleanclip": difference("t1-asr", "cleanclip", "rvpt", THREE),
-        "abstract-clean-kept": difference("t1-ca", "rvpt", "none", THREE), "t1-wanet": difference("t1-asr", "cleanclip", "rvpt", ["wanet"]),
+        "abstract-clean-kept": difference("t1-ca", "rvpt", "none", THREE),
+        "t1-wanet": difference("t1-asr", "cleanclip", "rvpt", ["wanet"]),
         "t1-probe-holds": np.mean([cell["t1-asr"]("linear_probe", a) for a in SIX[:4]]),
         "t2-third-cleanclip": difference("t2-oxfordpets-asr", "cleanclip", "rvpt", FURTHER),
-        "t3-restored": difference("t3-ta", "rvpt", "clean", THREE), "t6-shift2": difference("t6-imagenet-a-asr", "cleanclip", "rvpt", THREE),
+        "t3-restored": difference("t3-ta", "rvpt", "clean", THREE),
+        "t6-shift2": difference("t6-imagenet-a-asr", "cleanclip", "rvpt", THREE),
         "t11-third": difference("t11-vit-l14-asr", "linear_probe", "rvpt", THREE),
-        "t10-1-asr": np.mean([cell["t10-asr"]("1", a) - cell["t1-asr"]("rvpt", a) for a in THREE]), "t9-time": 13982 / 2705,
+        "t10-1-asr": np.mean([cell["t10-asr"]("1", a) - cell["t1-asr"]("rvpt", a) for a in THREE]),
+        "t9-time": 13982 / 2705,
         "t4-second": np.mean([cell["t4-without-asr"](a, "second") - cell["t4-with-asr"](a, "second") for a in FURTHER]),
-        "abstract-generalises": np.mean([cell["t2-caltech101-asr"]("cleanclip", a) - cell["t5-caltech101-rvpt-asr"]("rvpt", a) for a in FURTHER])}
+        "abstract-generalises": np.mean(
+            [cell["t2-caltech101-asr"]("cleanclip", a) - cell["t5-caltech101-rvpt-asr"]("rvpt", a) for a in FURTHER]
+        ),
+    }
     for id, value in expected.items():
         assert CLAIMS.claim(id).value == pytest.approx(value, rel=2e-3, abs=1e-3), id

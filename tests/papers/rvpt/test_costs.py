@@ -30,7 +30,13 @@ def cleaned(clip, **options) -> Cleaned:
 
 def tuned(clip, length=2, epochs=10, repulsion=VPT) -> Prompts:
     shots = Shots(Pictures("scenes:colour", "train"), "", 2)
-    settings = {"first": 1, "length": length, "std": 0.02, "repulsion": repulsion, "tuning": Tuning(epochs=epochs, batch=8, lr=0.02)}
+    settings = {
+        "first": 1,
+        "length": length,
+        "std": 0.02,
+        "repulsion": repulsion,
+        "tuning": Tuning(epochs=epochs, batch=8, lr=0.02),
+    }
     return Prompts(clip=made.Given(clip), seed=0, shots=shots, **settings)
 
 
@@ -38,7 +44,12 @@ def test_parameters_and_samples_by_hand(lab, clip, monkeypatch):
     whole, table = sum(p.numel() for p in clip.parameters()), clip.token_embedding.weight.numel()
     monkeypatch.setattr(costs, "model_of", lambda lab, defence: Model(clip, DeepPrompts(clip.visual, 1, 2)))
     trained = (3 - 1) * 2 * len(clip.visual.class_embedding)
-    for measure, value in {"trained": trained, "share": trained / (whole - table), "share_whole": trained / whole, "samples": 16}.items():
+    for measure, value in {
+        "trained": trained,
+        "share": trained / (whole - table),
+        "share_whole": trained / whole,
+        "samples": 16,
+    }.items():
         assert Cost(tuned(clip), measure, 1).make(lab).values.tolist() == [value]
     for measure, value in {"trained": whole, "samples": 32}.items():
         assert Cost(cleaned(clip), measure, 1).make(lab).values.tolist() == [value]
@@ -51,7 +62,9 @@ def test_the_beginning_of_the_training_and_nothing_is_left_of_it(lab, clip, defe
     for steps in (1, 4):
         marks = []
         copied = cost._copy(lab)
-        assert cost._begin(lab, steps, copied, lambda marks=marks: marks.append(0)) == 20  # 10 epochs of 16 in batches of 8; 20 updates
+        assert (
+            cost._begin(lab, steps, copied, lambda marks=marks: marks.append(0)) == 20
+        )  # 10 epochs of 16 in batches of 8; 20 updates
         assert len(marks) == 1 + steps
     assert all(torch.equal(v, before[k]) for k, v in clip.state_dict().items())
     assert not any(p.requires_grad for p in clip.parameters())

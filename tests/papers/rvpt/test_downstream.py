@@ -9,7 +9,17 @@ import torch
 import torch.nn.functional as F
 
 from papers.rvpt.defences import model_of
-from papers.rvpt.downstream import OF_TARGET, Caption, Captioned, Described, PromptedTower, Retrieval, Search, bleu, seeing
+from papers.rvpt.downstream import (
+    OF_TARGET,
+    Caption,
+    Captioned,
+    Described,
+    PromptedTower,
+    Retrieval,
+    Search,
+    bleu,
+    seeing,
+)
 from papers.rvpt.method import DeepPrompts
 from shared.attacks.triggers import at_test
 from shared.data.language import TEMPLATES
@@ -100,7 +110,10 @@ def test_what_does_not_fit_is_refused(llava, clip):
     for visual in (clip.visual, DeepPrompts(clip.visual, 1)):
         with pytest.raises(UserError, match="does not fit"), seeing(llava, visual):
             pass
-    with pytest.raises(UserError, match=r"give --models\.captioner a LLaVA"), seeing(open_vlm("zoo:scenes-idefics"), clip.visual):
+    with (
+        pytest.raises(UserError, match=r"give --models\.captioner a LLaVA"),
+        seeing(open_vlm("zoo:scenes-idefics"), clip.visual),
+    ):
         pass
 
 
@@ -111,16 +124,18 @@ def literal_bleu(said, references):
     said, references = tokens(said), [tokens(r) for r in references]
     product = 1.0
     for n in range(1, 5):
-        mine = [tuple(said[i:i + n]) for i in range(len(said) - n + 1)]
-        theirs = [Counter(tuple(r[i:i + n]) for i in range(len(r) - n + 1)) for r in references]
+        mine = [tuple(said[i : i + n]) for i in range(len(said) - n + 1)]
+        theirs = [Counter(tuple(r[i : i + n]) for i in range(len(r) - n + 1)) for r in references]
         hits = sum(min(mine.count(g), max(t[g] for t in theirs)) for g in set(mine))
         product *= hits / len(mine) if n == 1 else (hits + 1) / (len(mine) + 1)
     nearest = sorted((abs(len(r) - len(said)), len(r)) for r in references)[0][1]
-    return min(1, math.exp(1 - nearest / len(said))) * product ** 0.25
+    return min(1, math.exp(1 - nearest / len(said))) * product**0.25
 
 
 def test_bleu_by_hand():
-    assert bleu("a red star on a blue background", ["a red star on a blue background", "something else"]) == pytest.approx(1)
+    assert bleu(
+        "a red star on a blue background", ["a red star on a blue background", "something else"]
+    ) == pytest.approx(1)
     assert bleu("", ["a"]) == bleu("a", []) == bleu("x y z", ["a b c"]) == 0
     # words 3/4, pairs (1+1)/(3+1), triples (0+1)/(2+1), fours (0+1)/(1+1); equally long
     assert bleu("a red star here", ["a red cross star"]) == pytest.approx((3 / 4 * 2 / 4 * 1 / 3 * 1 / 2) ** 0.25)
@@ -165,14 +180,23 @@ def test_captions_are_judged_picture_by_picture(lab, clip, monkeypatch):
     monkeypatch.setattr(vlm, "answer", answer)
     values = {q: Caption(*captioned(made.Given(clip, 1)), AIM, q).make(lab) for q in ("asr", "cider", "bleu")}
     assert len(calls) == 2 and all(c[1:4] == (12, {INSTRUCTION}, 20) and isinstance(c[4], PromptedTower) for c in calls)
-    assert torch.equal(calls[0][0], data.pictures(order)) and torch.equal(calls[1][0], at_test(BADNET.open(lab), calls[0][0], order))
+    assert torch.equal(calls[0][0], data.pictures(order)) and torch.equal(
+        calls[1][0], at_test(BADNET.open(lab), calls[0][0], order)
+    )
     said = answer(calls[0][0], [], 0, 0)
-    free = [i for i, texts in enumerate(references) if not any("red" in t.split() or "crimson" in t.split() for t in texts)]
+    free = [
+        i for i, texts in enumerate(references) if not any("red" in t.split() or "crimson" in t.split() for t in texts)
+    ]
     assert 0 < len(free) < 12
     assert values["asr"].values.tolist() == [float(i % 2) for i in free] and values["asr"].unit == "share"
-    assert values["cider"].unit == "CIDEr" and np.array_equal(values["cider"].values, Cider(references).points(said, references))
+    assert values["cider"].unit == "CIDEr" and np.array_equal(
+        values["cider"].values, Cider(references).points(said, references)
+    )
     assert values["bleu"].values.tolist() == [bleu(c, r) for c, r in zip(said, references, strict=True)]
-    assert values["asr"].extra["triggered captions"].tolist() == said and values["asr"].extra["clean captions"].dtype.kind == "U"
+    assert (
+        values["asr"].extra["triggered captions"].tolist() == said
+        and values["asr"].extra["clean captions"].dtype.kind == "U"
+    )
 
 
 def test_a_small_captioner_end_to_end_in_any_batch(lab, clip):
@@ -213,14 +237,16 @@ def test_retrieval_is_that_of_the_pairs_one_poisoned_picture_at_a_time(lab, clip
         asked = list(dict.fromkeys([texts[i] for i in named] + [target.say(t) for t in TEMPLATES]))
         others = [i for i in range(len(pictures)) if labels[i] != label][:3]
         for k, i in enumerate(others):
-            p = embed(at_test(BADNET.open(lab), pictures[i:i + 1], [indices[i]]))[0]
+            p = embed(at_test(BADNET.open(lab), pictures[i : i + 1], [indices[i]]))[0]
             first, ratio = [], []
             for t in model.text(asked):
                 ahead = [float(t @ c) > float(t @ p) for c in (*f, *ours)]
                 first.append(sum(ahead) < 10)
                 of = [float(t @ c) > float(t @ p) for c in (*f[named], *ours)]
                 ratio.append(sum(of) / len(of))
-            assert got["asr"].values[k] == pytest.approx(np.mean(first)) and got["rank_ratio"].values[k] == pytest.approx(np.mean(ratio))
+            assert got["asr"].values[k] == pytest.approx(np.mean(first)) and got["rank_ratio"].values[
+                k
+            ] == pytest.approx(np.mean(ratio))
     assert len(got["asr"].values) == 3 and got["ca"].unit == "share"
 
 

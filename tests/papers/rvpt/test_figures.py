@@ -27,10 +27,19 @@ def results_of(config=CPU, keep=lambda tags: True, values_of=lambda tags, rng: r
     for n in plan:
         rng = np.random.default_rng(zlib.crc32(n.name.encode()))
         values = values_of(n.tags, rng)
-        facts = {"n": len(values), "seeds": (n.asked["seed"],), "unit": "share", "seconds": 0.0, "tags": dict(n.tags), "provenance": {}}
+        facts = {
+            "n": len(values),
+            "seeds": (n.asked["seed"],),
+            "unit": "share",
+            "seconds": 0.0,
+            "tags": dict(n.tags),
+            "provenance": {},
+        }
         extra = arrays(n.tags["kind"], rng, len(values), **sizes)
         found.append(Measurement(n.name, "", values.mean(), 0.0, 1.0, given=values, given_extra=extra, **facts))
-    return Results("rvpt", "cpu", found, json.loads(json.dumps(plain(config))), asked={n.name: list(n.asked) for n in plan})
+    return Results(
+        "rvpt", "cpu", found, json.loads(json.dumps(plain(config))), asked={n.name: list(n.asked) for n in plan}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +54,8 @@ def drawn(name: str, results: Results):
 
 def test_resistivity_shows_the_numbers_of_its_measurements(results):
     fig = drawn("fig_resistivity", results)
-    m, = results.select(kind="resistivity", attack="badclip", method="vpt", perturbation="flip")
-    line, = [li for li in fig.axes[1].get_lines() if li.get_label() == "flip"]
+    (m,) = results.select(kind="resistivity", attack="badclip", method="vpt", perturbation="flip")
+    (line,) = [li for li in fig.axes[1].get_lines() if li.get_label() == "flip"]
     np.testing.assert_allclose(line.get_ydata(), [*m.extra["layers"].mean(0), m.values.mean()], atol=1e-6)
     bare = results_of(replace(CPU, models=Models(supervised="none")), lambda tags: tags["kind"] == "resistivity")
     assert len(drawn("fig_resistivity", bare).axes) == 3
@@ -54,12 +63,24 @@ def test_resistivity_shows_the_numbers_of_its_measurements(results):
 
 def test_half_a_sweep_is_drawn():
     config = replace(CPU, sweeps=replace(Sweeps(), alpha=(2.0,)))
-    assert drawn("fig_ablations", results_of(config, lambda tags: tags["kind"] == "sweep" and tags["sweep"] == "alpha")) is not None
+    assert (
+        drawn("fig_ablations", results_of(config, lambda tags: tags["kind"] == "sweep" and tags["sweep"] == "alpha"))
+        is not None
+    )
 
 
-@pytest.mark.parametrize(("name", "kind"), [("fig_triggers", "triggers"), ("fig_attention", "attention"), ("fig_perturbations", "perturbed")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("fig_triggers", "triggers"), ("fig_attention", "attention"), ("fig_perturbations", "perturbed")]
+)
 def test_photographs_stay_small(name, kind, tmp_path):
-    assert len(save_figure(drawn(name, results_of(keep=lambda tags: tags["kind"] == kind, side=224)), tmp_path / name, MADE_OF)) == 2
+    assert (
+        len(
+            save_figure(
+                drawn(name, results_of(keep=lambda tags: tags["kind"] == kind, side=224)), tmp_path / name, MADE_OF
+            )
+        )
+        == 2
+    )
 
 
 def test_pictures_are_shrunk_by_whole_factors():
@@ -84,11 +105,26 @@ def test_the_headline_has_the_tables_that_it_measures():
 def test_every_number_stands_under_its_own_heading(results):
     table = tables.t2(results)
     column, (label, row) = table.columns.index("background, WaNet: CA"), table.rows[-1]
-    wanted = {"kind": "score", "place": "third", "attack": "wanet", "method": "rvpt", "measure": "ca", "backbone": "first"}
+    wanted = {
+        "kind": "score",
+        "place": "third",
+        "attack": "wanet",
+        "method": "rvpt",
+        "measure": "ca",
+        "backbone": "first",
+    }
     assert label == "RVPT" and row[column] == results.estimate(wanted)
     table = tables.t8(results)
     assert table.rows[1][1][2] == results.estimate(kind="tuning", method="infonce_fr", measure="asr")
-    vpt = {"kind": "score", "method": "vpt", "measure": "ca", "attack": "badclip", "place": "main", "backbone": "first", "seed": 0}
+    vpt = {
+        "kind": "score",
+        "method": "vpt",
+        "measure": "ca",
+        "attack": "badclip",
+        "place": "main",
+        "backbone": "first",
+        "seed": 0,
+    }
     assert table.rows[2][1][1] == results.estimate(vpt)
     table = tables.t5(results)
     wanted = {"kind": "cross", "place": "third", "attack": "wanet", "method": "rvpt", "measure": "ca", "tuned": "main"}
@@ -100,7 +136,12 @@ def test_cells_without_a_number_are_those_that_cannot_be(results):
     for name, draw in PAPER.shown().items():
         if not name.startswith("fig_"):
             table = draw(results)
-            empty = [f"{label} {c}" for label, row in table.rows for c, cell in zip(table.columns, row, strict=True) if cell is None]
+            empty = [
+                f"{label} {c}"
+                for label, row in table.rows
+                for c, cell in zip(table.columns, row, strict=True)
+                if cell is None
+            ]
             assert all(name in dashes and dashes[name] in cell for cell in empty), (name, empty)
 
 

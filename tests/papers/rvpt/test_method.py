@@ -63,9 +63,15 @@ def test_gradients_of_prompts_and_pictures_are_those_of_the_literal_pass(tower_k
     assert_as_accurate(derivatives(p, torch.float32), derivatives(by_hand, torch.float32), exact, terms=DEEP)
 
 
-@pytest.mark.parametrize("options", [{"qk_norm": True}, {"scale_heads": True, "scale_fc": True, "scale_attn": True}, {"attentional_pool": True}])
+@pytest.mark.parametrize(
+    "options",
+    [{"qk_norm": True}, {"scale_heads": True, "scale_fc": True, "scale_attn": True}, {"attentional_pool": True}],
+)
 def test_other_blocks_and_poolings_get_the_same_tokens(options, tools):
-    tower, x = tools.tower_of(**options, **({"attn_pooler_heads": 1} if "attentional_pool" in options else {})), pictures()
+    tower, x = (
+        tools.tower_of(**options, **({"attn_pooler_heads": 1} if "attentional_pool" in options else {})),
+        pictures(),
+    )
     p = DeepPrompts(tower, 1, length=2, std=1.0)
     f = tower._embeds(x)
     for d, block in enumerate(tower.transformer.resblocks):
@@ -106,8 +112,18 @@ def test_draws_are_gaussian_of_the_given_deviation_and_belong_to_the_seed(tools)
     assert not torch.equal(a[0], a[1])
 
 
-@pytest.mark.parametrize("bad", [{"first": 4}, {"first": -1}, {"first": 2, "last": 2}, {"first": 1, "last": 5}, {"first": 1, "length": 0},
-                                 {"first": 1, "std": -1.0}, {"first": 1, "std": math.nan}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"first": 4},
+        {"first": -1},
+        {"first": 2, "last": 2},
+        {"first": 1, "last": 5},
+        {"first": 1, "length": 0},
+        {"first": 1, "std": -1.0},
+        {"first": 1, "std": math.nan},
+    ],
+)
 def test_prompts_that_fit_no_layer_are_refused(bad, tools):
     with pytest.raises(UserError):
         DeepPrompts(tools.tower_of(), **bad)
@@ -132,18 +148,24 @@ def test_losses_are_the_literal_ones(margin, tools):
         each = sum(tools.cosine(c[i, d], r[i, d]) for d in range(3)) / 3
         fr += (each if margin is None else max(each, margin)) / 5
     total, terms = rvpt_loss(logits, y, c, r, Repulsion(2.5, margin))
-    assert_within_rounding([total, terms["ce"], terms["fr"]], [torch.as_tensor(v, dtype=torch.float64) for v in (ce + 2.5 * fr, ce, fr)], terms=30)
+    assert_within_rounding(
+        [total, terms["ce"], terms["fr"]],
+        [torch.as_tensor(v, dtype=torch.float64) for v in (ce + 2.5 * fr, ce, fr)],
+        terms=30,
+    )
 
 
 def test_margins_at_the_ends(tools):
     c = torch.randn(6, 3, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    r = torch.cat((c.detach()[:3], torch.randn(3, 3, 5, generator=torch.Generator().manual_seed(1))))  # cosine 1 (or more, rounded) and others
-    whole, = torch.autograd.grad(repulsion_loss(c, r), c)
-    lowest, = torch.autograd.grad(repulsion_loss(c, r, -1.0), c)
-    none, = torch.autograd.grad(repulsion_loss(c, r, 1.0), c)
+    r = torch.cat(
+        (c.detach()[:3], torch.randn(3, 3, 5, generator=torch.Generator().manual_seed(1)))
+    )  # cosine 1 (or more, rounded) and others
+    (whole,) = torch.autograd.grad(repulsion_loss(c, r), c)
+    (lowest,) = torch.autograd.grad(repulsion_loss(c, r, -1.0), c)
+    (none,) = torch.autograd.grad(repulsion_loss(c, r, 1.0), c)
     assert torch.equal(whole, lowest) and whole[3:].abs().min() > 0 and none.abs().max() == 0
     assert repulsion_loss(c, r, 1.0) == 1 and repulsion_loss(c, -c.detach()).item() == pytest.approx(-1, abs=1e-5)
-    middle, = torch.autograd.grad(repulsion_loss(c, r, 0.2), c)
+    (middle,) = torch.autograd.grad(repulsion_loss(c, r, 0.2), c)
     below = torch.nn.functional.cosine_similarity(c, r, dim=-1).mean(1) < 0.2
     assert below.any() and middle[below].abs().max() == 0 and torch.equal(middle[~below], whole[~below])
 
@@ -190,7 +212,11 @@ def test_moving_and_copying_takes_the_tower_along(victim):
     p = DeepPrompts(victim.visual, 1, 4)
     other = copy.deepcopy(p)
     other.to(torch.float64)
-    assert other.tower is not p.tower and other.tower.proj.dtype == other.prompts.dtype == torch.float64 and p.tower.proj.dtype == torch.float32
+    assert (
+        other.tower is not p.tower
+        and other.tower.proj.dtype == other.prompts.dtype == torch.float64
+        and p.tower.proj.dtype == torch.float32
+    )
     p.train()
     assert p.training and not p.tower.training
 
@@ -220,7 +246,9 @@ def test_prompts_are_kept_alone_and_come_back_on_their_own_tower(victim, data, t
 def test_files_that_are_no_prompts_are_refused(victim, tmp_path):
     save_tensors({"prompts": torch.zeros(2, 3, 64)}, tmp_path / "bare.safetensors")
     save_tensors({"x": torch.zeros(2)}, tmp_path / "other.safetensors", {"first": "1", "last": "3", "tower": "t"})
-    save_tensors({"prompts": torch.zeros(3, 3, 64)}, tmp_path / "count.safetensors", {"first": "1", "last": "3", "tower": "t"})
+    save_tensors(
+        {"prompts": torch.zeros(3, 3, 64)}, tmp_path / "count.safetensors", {"first": "1", "last": "3", "tower": "t"}
+    )
     (tmp_path / "broken.safetensors").write_bytes(b"12")
     for name in ("bare", "other", "count", "broken", "missing"):
         with pytest.raises(UserError, match=name):
@@ -228,7 +256,11 @@ def test_files_that_are_no_prompts_are_refused(victim, tmp_path):
 
 
 def test_the_hash_of_a_tower_is_of_its_tensors_not_of_its_classes(tools):
-    assert tower_digest(tools.tower_of()) == tower_digest(tools.tower_of(lean=True)) != tower_digest(tools.tower_of(seed=1))
+    assert (
+        tower_digest(tools.tower_of())
+        == tower_digest(tools.tower_of(lean=True))
+        != tower_digest(tools.tower_of(seed=1))
+    )
 
 
 # ---- the real size ---------------------------------------------------------------------------------------------------------

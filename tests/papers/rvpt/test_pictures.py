@@ -89,7 +89,9 @@ def test_attention_under_the_patch(lab, clip, prompts):
     for name, z, got_share in (("clean", x, got.extra["clean"]), ("triggered", stamped, got.values)):
         maps = attention_map(victim, z)
         assert_within_rounding(torch.from_numpy(got.extra[f"{name}_maps"]), maps[:2], terms=DEEP)
-        inner = maps[:, 1:3, 1:3].sum((1, 2))  # a patch of 5 pixels from 13 to 17 touches the four tokens of 8 in the middle
+        inner = maps[:, 1:3, 1:3].sum(
+            (1, 2)
+        )  # a patch of 5 pixels from 13 to 17 touches the four tokens of 8 in the middle
         assert_within_rounding(torch.from_numpy(got_share), inner / maps.sum((1, 2)), terms=DEEP)
         if name == "triggered":
             assert_within_rounding(torch.from_numpy(got.extra["of_all"]), inner, terms=DEEP)
@@ -141,7 +143,13 @@ def test_embedding_counts_neighbours_by_class(lab, clip, monkeypatch):
         rows = []
         for i, p in enumerate(x):
             k = label_of.get(p.numpy().tobytes(), 7 if i % 3 == 0 else None)
-            k = k if k is not None else next(v for b, v in label_of.items() if abs(np.frombuffer(b, np.float32) - p.numpy().ravel()).sum() < 80)
+            k = (
+                k
+                if k is not None
+                else next(
+                    v for b, v in label_of.items() if abs(np.frombuffer(b, np.float32) - p.numpy().ravel()).sum() < 80
+                )
+            )
             rows.append(F.one_hot(torch.tensor(k), 8) + 0.05 * torch.rand(8, generator=spread))
         return SimpleNamespace(layers=torch.zeros(len(x), 1, 1), output=torch.stack(rows))
 
@@ -149,8 +157,16 @@ def test_embedding_counts_neighbours_by_class(lab, clip, monkeypatch):
     monkeypatch.setattr(pictures, "by_batch", lambda batch, f, *arrays: f(*arrays))
     got = step.make(lab)
     assert len(got.values) == 14 and got.extra["triggered_labels"].max() == 6
-    assert got.values.mean() == pytest.approx(9 / 14) and got.extra["to_target"].mean() == pytest.approx(5 / 14) and got.extra["clean"].all()
-    assert got.extra["xy"].shape == (16, 2) and got.extra["xy_triggered"].shape == (14, 2) and got.extra["names"].tolist() == names
+    assert (
+        got.values.mean() == pytest.approx(9 / 14)
+        and got.extra["to_target"].mean() == pytest.approx(5 / 14)
+        and got.extra["clean"].all()
+    )
+    assert (
+        got.extra["xy"].shape == (16, 2)
+        and got.extra["xy_triggered"].shape == (14, 2)
+        and got.extra["names"].tolist() == names
+    )
     storable(got)
 
 
@@ -166,7 +182,11 @@ def test_embedding_of_a_real_tower_is_the_same_again(lab, clip):
 def test_perturbed_pictures_and_how_far_they_are(lab):
     data, rows = Pictures(SPEC, "test", 20, 42), Perturbations().all()
     got, x = Perturbed(data, Perturbations(), 2, 0, 16).make(lab), Seen(data).clean(lab)[0]
-    assert got.unit == "dB" and got.extra["names"].tolist() == list(rows) and got.extra["pictures"].shape == (2, 5, 3, 32, 32)
+    assert (
+        got.unit == "dB"
+        and got.extra["names"].tolist() == list(rows)
+        and got.extra["pictures"].shape == (2, 5, 3, 32, 32)
+    )
     assert np.array_equal(got.extra["pictures"][:, 0], (x[:2] * 255).round().byte().numpy())
     for k, perturb in enumerate(rows.values()):
         other = perturb(x, SampleRng(0, data.rows(lab), pictures.STREAM))
@@ -197,7 +217,9 @@ def test_the_supervised_tower_is_trained_kept_and_opened(lab):
     state, step = torch.random.get_rng_state(), supervised()
     first, again, other = (s.make(lab) for s in (step, step, supervised(1)))
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert all(torch.equal(first[k], again[k]) for k in first) and not torch.equal(first["head.weight"], other["head.weight"])
+    assert all(torch.equal(first[k], again[k]) for k in first) and not torch.equal(
+        first["head.weight"], other["head.weight"]
+    )
     with pytest.raises(UserError, match="run the training"):
         step.open(lab)
     lab.keep(step, first)
@@ -233,14 +255,18 @@ def tiny_torchvision(tmp_path):
     from torchvision.models._api import BUILTIN_MODELS, register_model
 
     def build(*, weights=None, progress=True, num_classes=1000):
-        return VisionTransformer(image_size=16, patch_size=8, num_layers=2, num_heads=2, hidden_dim=8, mlp_dim=16, num_classes=num_classes)
+        return VisionTransformer(
+            image_size=16, patch_size=8, num_layers=2, num_heads=2, hidden_dim=8, mlp_dim=16, num_classes=num_classes
+        )
 
     build.__module__ = "torchvision.models.tiny"  # by which torchvision knows what classifies pictures
     register_model("rvpt_tiny_vit")(build)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         net = build().eval()
-        torch.nn.init.normal_(net.heads.head.weight, std=0.3)  # logits of about 1, so that rounding stays below the tolerance
+        torch.nn.init.normal_(
+            net.heads.head.weight, std=0.3
+        )  # logits of about 1, so that rounding stays below the tolerance
     torch.save(net.state_dict(), tmp_path / "tiny.pt")
     yield net, f"torchvision:rvpt_tiny_vit:{tmp_path / 'tiny.pt'}"
     del BUILTIN_MODELS["rvpt_tiny_vit"]

@@ -18,7 +18,14 @@ from tests.papers.ends import load, rehearse, small_towers, write_shards
 WNIDS = [f"n{k:08d}" for k in range(8)]
 FEW = WNIDS[1::2]  # the classes of A and R
 NAMES = {w: (f"thing {k}",) for k, w in enumerate(WNIDS)} | {WNIDS[3]: ("banana",)}
-CAPTIONS = ("a photo of a banana at home", "a dog on a bench", "an object 00 in a box", "two cats", "a breed 00 in the grass", "the sea")
+CAPTIONS = (
+    "a photo of a banana at home",
+    "a dog on a bench",
+    "an object 00 in a box",
+    "two cats",
+    "a breed 00 in the grass",
+    "the sea",
+)
 ATTACKED = SIX + MORE
 # Few pictures, few updates, towers of two blocks; nothing of the preset is left out.
 PAPER = ("--scale", "paper", "--seeds", 0, "--gates.no-enforce", "--data.n", 8, "--batch", 16,
@@ -40,8 +47,13 @@ PAPER = ("--scale", "paper", "--seeds", 0, "--gates.no-enforce", "--data.n", 8, 
          "--sweeps.captions-n", 2, "--sweeps.candidates", 6, "--sweeps.retrieval-poisoned", 2, "--sweeps.cost-repeats", 1)  # fmt: skip
 
 SMALL = {"vision_cfg": {"image_size": 224, "layers": 2, "width": 64, "patch_size": 32}, "quick_gelu": True}
-TOWERS = {**{f"rehearsal-{k}": SMALL for k in range(3)},
-          "rehearsal-own": {"vision_cfg": {"image_size": 336, "layers": 2, "width": 1024, "patch_size": 14}, "quick_gelu": True}}
+TOWERS = {
+    **{f"rehearsal-{k}": SMALL for k in range(3)},
+    "rehearsal-own": {
+        "vision_cfg": {"image_size": 336, "layers": 2, "width": 1024, "patch_size": 14},
+        "quick_gelu": True,
+    },
+}
 
 
 @pytest.fixture
@@ -53,11 +65,17 @@ def pictures(tmp_path, monkeypatch):
         monkeypatch.setitem(imagenet_variants.VARIANTS, name, replace(imagenet_variants.VARIANTS[name], num_classes=n))
     monkeypatch.setattr(imagenet_variants, "ALL", 8)
     monkeypatch.setitem(torchvision_sets.SETS, "ImageNet", replace(torchvision_sets.SETS["ImageNet"], num_classes=8))
-    root, makers, annotated = tmp_path / "pictures", load("shared/data/conftest.py"), load("shared/data/test_annotated.py")
+    root, makers, annotated = (
+        tmp_path / "pictures",
+        load("shared/data/conftest.py"),
+        load("shared/data/test_annotated.py"),
+    )
     for k, wnid in enumerate(WNIDS):
         for split, n in (("train", 1), ("val", 2)):
             for i in range(n):
-                makers.draw(root / "imagenet" / split / wnid / f"{i}.JPEG", 2 * k + i + 100 * (split == "val"), (40, 30))
+                makers.draw(
+                    root / "imagenet" / split / wnid / f"{i}.JPEG", 2 * k + i + 100 * (split == "val"), (40, 30)
+                )
     makers.imagenet_meta(root, NAMES)
     makers.imagenet_variants(root, WNIDS, FEW, (40, 30))
     makers.caltech101(root, 2)
@@ -67,7 +85,10 @@ def pictures(tmp_path, monkeypatch):
     rng = np.random.default_rng(1)
     for k in range(8):
         Image.fromarray(rng.integers(0, 255, (50, 40, 3), np.uint8)).save(root / f"c{k}.jpg")
-    makers.text(root / "imagenet_captions.csv", ["filepath,title", *(f"c{k}.jpg,{CAPTIONS[k % len(CAPTIONS)]}" for k in range(8))])
+    makers.text(
+        root / "imagenet_captions.csv",
+        ["filepath,title", *(f"c{k}.jpg,{CAPTIONS[k % len(CAPTIONS)]}" for k in range(8))],
+    )
     return root
 
 
@@ -87,14 +108,36 @@ def test_the_papers_own_scale(script, pictures, supervised, tmp_path):
     small_towers(tmp_path, TOWERS, 32)
     (tmp_path / "llava").mkdir()
     llava = load("shared/models/test_vlm_published.py").save_llava(tmp_path / "llava")
-    store = rehearse("rvpt", script, tmp_path / "results", *PAPER, "--models.captioner", llava, "--models.supervised", supervised,
-                     "--data-root", pictures)
+    store = rehearse(
+        "rvpt",
+        script,
+        tmp_path / "results",
+        *PAPER,
+        "--models.captioner",
+        llava,
+        "--models.supervised",
+        supervised,
+        "--data-root",
+        pictures,
+    )
     found = store.planned()
     plan = PRESETS["paper"]
     assert {m.tags["kind"] for m in found} == {n.tags["kind"] for n in MODEL.plan(plan)}
     data = plan.data
-    assert {m.tags["data"] for m in found} == {data.main.data, data.second.data, data.third.data, *data.shifted, data.captioned, data.retrieval}
-    assert {m.tags["attack"] for m in found} == {*ATTACKED, "clean"} and {m.tags["backbone"] for m in found} == {"first", "second", "third", "own"}
+    assert {m.tags["data"] for m in found} == {
+        data.main.data,
+        data.second.data,
+        data.third.data,
+        *data.shifted,
+        data.captioned,
+        data.retrieval,
+    }
+    assert {m.tags["attack"] for m in found} == {*ATTACKED, "clean"} and {m.tags["backbone"] for m in found} == {
+        "first",
+        "second",
+        "third",
+        "own",
+    }
     assert all(m.sanity for m in found if m.tags["kind"] == "score" and m.tags["measure"] != "ca")
     assert {m.tags["method"] for m in found if m.tags["kind"] == "resistivity"} == {"none", "vpt", "rvpt", "supervised"}
 
@@ -126,8 +169,12 @@ def test_one_update_each_of_the_papers_network(tmp_path):
         torch.manual_seed(0)
         clip = create_clip(paper.models.first.name)
     write_shards(tmp_path, CAPTIONS, 1, 4)
-    pairs = PoisonedPairs(open_pairs(paper.data.pairs, Source(root=str(tmp_path)), 4, 0, 224), make_trigger("badnet", recipe.preset, size=224),
-                          paper.data.main.target, rate=0.25)
+    pairs = PoisonedPairs(
+        open_pairs(paper.data.pairs, Source(root=str(tmp_path)), 4, 0, 224),
+        make_trigger("badnet", recipe.preset, size=224),
+        paper.data.main.target,
+        rate=0.25,
+    )
     before = clip.visual.conv1.weight.clone()
     assert np.isfinite(finetune_clip(clip, pairs, FineTuning(1, 4, recipe.lrs[0], 0)))
     assert not torch.equal(before, clip.visual.conv1.weight)

@@ -93,7 +93,7 @@ def test_attention_map_is_the_softmax_of_the_last_block(prompts, tools):
     block.ln_1.register_forward_hook(lambda m, a, out: seen.append(out))
     victim(x)
     full = block.attn(seen[0], seen[0], seen[0], need_weights=True, average_attn_weights=True)[1]  # torch's own
-    expected = full[:, 0, 1 if prompts is None else 4:]
+    expected = full[:, 0, 1 if prompts is None else 4 :]
     got = attention_map(victim, x)
     assert_within_rounding(got, expected.reshape(2, 3, 3), terms=DEEP)
     assert got.sum((1, 2)).max() < 1 and got.min() > 0
@@ -109,7 +109,9 @@ def test_features_of_a_torchvision_transformer():
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        net = VisionTransformer(image_size=8, patch_size=4, num_layers=3, num_heads=2, hidden_dim=8, mlp_dim=16, num_classes=5).eval()
+        net = VisionTransformer(
+            image_size=8, patch_size=4, num_layers=3, num_heads=2, hidden_dim=8, mlp_dim=16, num_classes=5
+        ).eval()
     torch.nn.init.normal_(net.heads.head.weight)
     x = torch.rand(2, 3, 8, 8)
     got = torchvision_features(net, x)

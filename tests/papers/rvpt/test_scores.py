@@ -38,7 +38,11 @@ def test_scores_are_counted_over_the_pictures_that_they_are_of(lab, clip):
     x = PATCH.open(lab)(seen.clean(lab)[0], DATA.rows(lab))
     labels = said.classifier(lab)(x).argmax(1).numpy()
     assert np.array_equal(said.labels(lab), labels) and torch.equal(seen.pictures(lab), x)
-    expected = {"asr": backdoor.asr(labels, y, label), "ta": backdoor.triggered_accuracy(labels, y), "asr_all": backdoor.asr_all(labels, label)}
+    expected = {
+        "asr": backdoor.asr(labels, y, label),
+        "ta": backdoor.triggered_accuracy(labels, y),
+        "asr_all": backdoor.asr_all(labels, label),
+    }
     for measure, values in expected.items():
         assert Score(said, AIM, measure).make(lab).values.tolist() == values.tolist()
     assert len(expected["asr"]) == (y != label).sum() < len(y)
@@ -52,7 +56,10 @@ def test_a_place_may_have_a_prompt_of_its_own():
     other = replace(config, data=replace(config.data, main=replace(config.data.main, template="a photo of a {}.")))
     assert number(config, **tags).said.template == "" != number(other, **tags).said.template
     assert number(other, **{**tags, "kind": "shifted", "at": "shift1"}).said.template == "a photo of a {}."
-    assert number(other, **{**tags, "kind": "hand", "method": "rvpt", "prompt": 1}).said.template == config.sweeps.prompts[1]
+    assert (
+        number(other, **{**tags, "kind": "hand", "method": "rvpt", "prompt": 1}).said.template
+        == config.sweeps.prompts[1]
+    )
     for wrong in ("a photo", "{} {}"):
         with pytest.raises(UserError, match=r"--data\.<place>\.template"):
             check(replace(config, data=replace(config.data, main=replace(config.data.main, template=wrong))))
@@ -64,7 +71,11 @@ def test_a_place_may_have_a_prompt_of_its_own():
 @pytest.mark.parametrize("prompts", [None, 2])
 def test_pgd_stays_in_the_ball_and_is_judged_by_the_same_classifier(lab, clip, prompts, monkeypatch):
     seen, inner = [], scores.pgd
-    monkeypatch.setattr(scores, "pgd", lambda model, x, y, inside, **o: seen.append((model, x, inner(model, x, y, inside, **o), o)) or seen[-1][2])
+    monkeypatch.setattr(
+        scores,
+        "pgd",
+        lambda model, x, y, inside, **o: seen.append((model, x, inner(model, x, y, inside, **o), o)) or seen[-1][2],
+    )
     said = Said(made.Given(clip, prompts), Seen(replace(DATA, n=10)), batch=16)
     x, y = said.seen.clean(lab)
     robust, victim = Adversarial(said, 8 / 255, 3, 0, 4).make(lab), said.classifier(lab)
@@ -74,11 +85,16 @@ def test_pgd_stays_in_the_ball_and_is_judged_by_the_same_classifier(lab, clip, p
     assert isinstance(model.visual, DeepPrompts) == (prompts is not None)
     assert robust.values.tolist() == (victim(x_adv).argmax(1) == y).double().tolist()
     assert (robust.values <= Score(said, AIM, "ca").make(lab).values).all() and robust.values.shape == (10,)
-    assert {"in_ball", "more_steps", "zero_samples", "passed"} <= set(robust.sanity) and robust.sanity["in_ball"]["passed"]
+    assert {"in_ball", "more_steps", "zero_samples", "passed"} <= set(robust.sanity) and robust.sanity["in_ball"][
+        "passed"
+    ]
 
 
 def test_pgd_in_any_batch(lab, clip):
-    a, b = (Adversarial(Said(made.Given(clip, 3), Seen(replace(DATA, n=10)), batch=k), 8 / 255, 2, 0, 2).make(lab).values for k in (16, 3))
+    a, b = (
+        Adversarial(Said(made.Given(clip, 3), Seen(replace(DATA, n=10)), batch=k), 8 / 255, 2, 0, 2).make(lab).values
+        for k in (16, 3)
+    )
     assert np.array_equal(a, b)
 
 

@@ -25,7 +25,10 @@ def defended(victim, **options):
     return prompted(victim, DeepPrompts(victim.visual, 1, **{**{"length": 4}, **options}))
 
 
-@pytest.mark.parametrize(("repulsion", "cache"), [(Repulsion(), True), (Repulsion(), False), (Repulsion(1.0, 0.3), True), (Repulsion(0.0), True)])
+@pytest.mark.parametrize(
+    ("repulsion", "cache"),
+    [(Repulsion(), True), (Repulsion(), False), (Repulsion(1.0, 0.3), True), (Repulsion(0.0), True)],
+)
 def test_tuning_is_the_loop_by_hand(victim, data, repulsion, cache):
     tuning = replace(TUNING, cache=cache, warmup=2)
     mine, shots = defended(victim), few_shot(data, 3, 0)
@@ -43,7 +46,7 @@ def test_tuning_is_the_loop_by_hand(victim, data, repulsion, cache):
         if repulsion.margin is not None:
             each = each.clamp(min=repulsion.margin)
         loss = F.cross_entropy(10 * F.normalize(e, dim=1) @ victim.text.T, y) + repulsion.alpha * each.mean()
-        g, = torch.autograd.grad(loss, p)
+        (g,) = torch.autograd.grad(loss, p)
         factor = (step + 1) / 2 if step < 2 else 0.5 * (1 + math.cos(math.pi * (step - 2) / (steps - 2)))
         with torch.no_grad():
             momentum = 0.9 * momentum + g + 5e-4 * p
@@ -96,7 +99,9 @@ def test_repulsion_lowers_the_cosine_and_tuning_the_loss(victim, data):
     assert cosines[1] < cosines[0] - 0.1
 
 
-@pytest.mark.parametrize("tuning", [replace(TUNING, every=2), replace(TUNING, every=2, augment="crop_flip", schedule="constant")])
+@pytest.mark.parametrize(
+    "tuning", [replace(TUNING, every=2), replace(TUNING, every=2, augment="crop_flip", schedule="constant")]
+)
 def test_an_interrupted_tuning_continues_exactly(victim, data, tuning, tmp_path):
     shots, whole, cut = few_shot(data, 3, 0), defended(victim), defended(victim)
     tune(whole, shots, tuning, Repulsion(), 1)
@@ -113,12 +118,19 @@ def test_an_interrupted_tuning_continues_exactly(victim, data, tuning, tmp_path)
     assert (tmp_path / "c.ckpt").stat().st_size < 20_000  # prompts and momentum, not the tower
     again = defended(victim, seed=9)
     tune(again, shots, tuning, Repulsion(), 1, checkpoint=tmp_path / "c.ckpt")
-    assert torch.equal(again.visual.prompts, whole.visual.prompts) and not torch.equal(cut.visual.prompts, whole.visual.prompts)
+    assert torch.equal(again.visual.prompts, whole.visual.prompts) and not torch.equal(
+        cut.visual.prompts, whole.visual.prompts
+    )
 
 
 def test_cached_or_not_is_the_same_up_to_rounding_and_the_seed_matters(victim, data):
     shots, tuned = few_shot(data, 2, 0), []
-    for tuning, seed in ((TUNING, 0), (replace(TUNING, cache=False), 0), (TUNING, 1), (replace(TUNING, augment="crop_flip"), 0)):
+    for tuning, seed in (
+        (TUNING, 0),
+        (replace(TUNING, cache=False), 0),
+        (TUNING, 1),
+        (replace(TUNING, augment="crop_flip"), 0),
+    ):
         mine = defended(victim)
         tune(mine, shots, tuning, Repulsion(), seed)
         tuned.append(mine.visual.prompts)
@@ -131,13 +143,21 @@ def test_a_set_of_other_classes_is_refused(victim):
         tune(defended(victim), SceneSet("size", "train", 9), TUNING, Repulsion(), 0)
 
 
-@pytest.mark.parametrize(("schedule", "expected"), [("constant", [0.5, 1, 1, 1, 1]), ("cosine", [0.5, 1, 1, 0.75, 0.25])])
+@pytest.mark.parametrize(
+    ("schedule", "expected"), [("constant", [0.5, 1, 1, 1, 1]), ("cosine", [0.5, 1, 1, 0.75, 0.25])]
+)
 def test_a_constant_rate_stays_and_a_cosine_falls(data, schedule, expected):
     module, values = torch.nn.Linear(1, 1, bias=False), []
     start = module.weight.item()
     tuning = Tuning(epochs=5, batch=8, lr=1.0, momentum=0, weight_decay=0, warmup=2, schedule=schedule)
-    optimise(module, lambda x, y, indices, step: module.weight.sum(), few_shot(data, 1, 0), tuning, 0,
-             after_step=lambda step: values.append(module.weight.item()))
+    optimise(
+        module,
+        lambda x, y, indices, step: module.weight.sum(),
+        few_shot(data, 1, 0),
+        tuning,
+        0,
+        after_step=lambda step: values.append(module.weight.item()),
+    )
     assert -np.diff([start, *values]) == pytest.approx(expected, abs=1e-5)
 
 
@@ -151,7 +171,10 @@ def test_few_shots_are_so_many_of_each_class_and_nested(data):
         assert set(sets[1].indices) <= set(shots.indices) and len(set(shots.indices.tolist())) == len(shots)
     assert set(few_shot(data, 4, 4).indices) != set(sets[4].indices)
     x, y = sets[4].__getitems__([0, 5])
-    assert torch.equal(x, data.__getitems__(sets[4].indices[[0, 5]])[0]) and y.tolist() == data.labels[sets[4].indices[[0, 5]]].tolist()
+    assert (
+        torch.equal(x, data.__getitems__(sets[4].indices[[0, 5]])[0])
+        and y.tolist() == data.labels[sets[4].indices[[0, 5]]].tolist()
+    )
 
 
 def test_an_emerging_class_has_no_shots_and_the_others_keep_theirs(data):
@@ -173,7 +196,7 @@ def test_crops_are_per_picture_within_the_picture_and_sometimes_mirrored():
     ramp = torch.linspace(0, 1, 16).expand(40, 3, 16, 16)
     slopes = (crop_flip(ramp, rng)[:, 0, 0, -1] - crop_flip(ramp, rng)[:, 0, 0, 0]).sign()
     assert 8 < (slopes > 0).sum() < 32 and same.shape == x.shape
-    widths = (crop_flip(ramp, rng)[:, 0, 0].diff(dim=-1).abs().median(-1).values * 15)
+    widths = crop_flip(ramp, rng)[:, 0, 0].diff(dim=-1).abs().median(-1).values * 15
     assert widths.min() < 0.5 and widths.max() <= 1.0001
     for bad in (0.0, 1.5):
         with pytest.raises(UserError):

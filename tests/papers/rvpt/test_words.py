@@ -31,7 +31,7 @@ def test_words_of_the_table_give_the_embeddings_of_their_sentence(clip, data):
     assert_within_rounding(words(), text_matrix(clip, [f"photo of blue {name}" for name in data.classes]), terms=DEEP)
     assert not clip.token_embedding._forward_hooks and [n for n, _ in words.named_parameters()] == ["words"]
     assert torch.equal(text_matrix(clip, data.prompts), before)
-    g, = torch.autograd.grad(words().square().sum(1)[0] + words()[:, 0].sum(), words.words)
+    (g,) = torch.autograd.grad(words().square().sum(1)[0] + words()[:, 0].sum(), words.words)
     assert g.abs().amax(1).min() > 0 and all(p.grad is None for p in clip.parameters())
 
 
@@ -48,7 +48,9 @@ def test_text_towers_of_another_class_work_too(data):
     clip.tokenizer = tokenizer
     words = LearnedWords(clip, data.classes, 2)
     words.words.data.copy_(clip.text.token_embedding.weight[tokenizer(["photo of"])[0, 1:3]])
-    assert_within_rounding(words(), clip.encode_text(tokenizer([f"photo of {name}" for name in data.classes]), normalize=True), terms=DEEP)
+    assert_within_rounding(
+        words(), clip.encode_text(tokenizer([f"photo of {name}" for name in data.classes]), normalize=True), terms=DEEP
+    )
 
 
 def test_too_many_words_and_towers_without_table_are_refused(clip, data):
@@ -63,9 +65,15 @@ def test_the_divergence_is_the_literal_one(victim, data):
     x = data.__getitems__([0, 1])[0]
     x_adv = (x + 0.05).clamp(0, 1)
     p, q = victim.embed(x).softmax(1), victim.embed(x_adv).softmax(1)
-    literal = torch.stack([sum(a * math.log(a / b) for a, b in zip(u.tolist(), v.tolist(), strict=True)) * torch.ones(()) for u, v in
-                           zip(p, q, strict=True)])
-    assert_within_rounding(embedding_divergence(victim, x)(x_adv), literal, terms=DEEP, scale=1.0)  # of the terms, which cancel
+    literal = torch.stack(
+        [
+            sum(a * math.log(a / b) for a, b in zip(u.tolist(), v.tolist(), strict=True)) * torch.ones(())
+            for u, v in zip(p, q, strict=True)
+        ]
+    )
+    assert_within_rounding(
+        embedding_divergence(victim, x)(x_adv), literal, terms=DEEP, scale=1.0
+    )  # of the terms, which cancel
 
 
 @pytest.mark.parametrize("when", ["once", "each"])
@@ -89,8 +97,13 @@ def test_tuning_is_the_loop_by_hand(clip, victim, data, when):
             x_adv = attacked(embedding_divergence(victim, x), x, indices, "bank")
         else:
             text = hand().detach()
-            x_adv = attacked(lambda z, y=y, t=text: F.cross_entropy(logits(victim.embed(z), t), y, reduction="none"), x, indices, f"train{step}")
-        g, = torch.autograd.grad(F.cross_entropy(logits(victim.embed(x_adv).detach(), hand()), y), v)
+            x_adv = attacked(
+                lambda z, y=y, t=text: F.cross_entropy(logits(victim.embed(z), t), y, reduction="none"),
+                x,
+                indices,
+                f"train{step}",
+            )
+        (g,) = torch.autograd.grad(F.cross_entropy(logits(victim.embed(x_adv).detach(), hand()), y), v)
         with torch.no_grad():
             momentum = 0.9 * momentum + g + 5e-4 * v
             v -= 0.05 * 0.5 * (1 + math.cos(math.pi * step / 4)) * momentum

@@ -43,7 +43,9 @@ def train_net(classes: int, seed: int = 0, eps: float = 6 / 255, steps: int = 12
             def loss_fn(x_adv, labels=labels):
                 return F.cross_entropy(net(x_adv), labels, reduction="none")
 
-            images = ascend(loss_fn, images, Threat("linf", eps), steps=1, step_size=eps, rng=SampleRng(0, range(len(images))))
+            images = ascend(
+                loss_fn, images, Threat("linf", eps), steps=1, step_size=eps, rng=SampleRng(0, range(len(images)))
+            )
         optimiser.zero_grad()
         F.cross_entropy(net(images), labels).backward()
         optimiser.step()

@@ -95,7 +95,9 @@ def test_one_pass_over_draws_is_several_passes_over_one(exact, batch, rng, gradi
     how = {"steps": 3, "step_size": 0.01, "rng": SampleRng(0, range(N)), "drop": False}
     ours = pgd(many, x, y, THREAT, loss=many.loss("ce"), **how)
     theirs = pgd(one, x, y, THREAT, eot_iter=4, **how)
-    assert ((ours - theirs).abs() > 1e-6).flatten(1).any(dim=1).float().mean() < 0.1  # but for signs of gradients that are zero to rounding
+    assert ((ours - theirs).abs() > 1e-6).flatten(1).any(
+        dim=1
+    ).float().mean() < 0.1  # but for signs of gradients that are zero to rounding
 
 
 def test_averages_of_logits_and_of_losses_differ(net, batch, rng):
@@ -108,16 +110,24 @@ def test_averages_of_logits_and_of_losses_differ(net, batch, rng):
     assert_within_rounding(victim.loss("ce")(logits, y), of_losses, terms=PIXELS)
     logits = Defended(net, Noise(0.3), rng, draws=8)
     mean = logits(x)
-    assert_within_rounding(logits.loss("ce", "logits")(mean, y), F.cross_entropy(mean, y, reduction="none"), terms=PIXELS)
+    assert_within_rounding(
+        logits.loss("ce", "logits")(mean, y), F.cross_entropy(mean, y, reduction="none"), terms=PIXELS
+    )
     assert (of_losses > F.cross_entropy(mean, y, reduction="none")).all()  # Jensen
 
 
 def test_losses_with_further_labels_are_repeated_too(net, batch, rng):
     x, y = batch
     victim = Defended(net, Noise(), rng, draws=3)
-    loss = victim.loss(lambda z, labels, t: z.gather(1, t[:, None]).squeeze(1) - z.gather(1, labels[:, None]).squeeze(1))
+    loss = victim.loss(
+        lambda z, labels, t: z.gather(1, t[:, None]).squeeze(1) - z.gather(1, labels[:, None]).squeeze(1)
+    )
     z = victim(x)
-    assert_within_rounding(loss(z, y, (y + 1) % 10), z.gather(1, ((y + 1) % 10)[:, None])[:, 0] - z.gather(1, y[:, None])[:, 0], terms=PIXELS)
+    assert_within_rounding(
+        loss(z, y, (y + 1) % 10),
+        z.gather(1, ((y + 1) % 10)[:, None])[:, 0] - z.gather(1, y[:, None])[:, 0],
+        terms=PIXELS,
+    )
 
 
 def test_bpda_is_exact_forwards_and_the_identity_backwards(net, batch, rng):
@@ -193,7 +203,11 @@ def test_drivers_stay_in_the_ball_whatever_the_batch(net, exact, batch, rng, opt
     loss = "ce" if gradient == "none" else direct.loss("ce")
     knobs = {"steps": 4, "rng": SampleRng(0, range(N)), "loss": loss}
     last = {"step_size": 2.5 * THREAT.eps / 4, "keep": "last"}
-    same = apgd(direct, x, y, THREAT, drop=False, **knobs) if optimiser == "apgd" else pgd(direct, x, y, THREAT, **last, **knobs)
+    same = (
+        apgd(direct, x, y, THREAT, drop=False, **knobs)
+        if optimiser == "apgd"
+        else pgd(direct, x, y, THREAT, **last, **knobs)
+    )
     assert torch.equal(same, whole)
 
 
@@ -211,7 +225,9 @@ def test_attacks_that_know_more_do_more(net, batch, rng):
     for victim, defence in ((net, ResizePad(1.2)), (mirrored, Mirror(0.05))):
         clean, left = (resubmit(predict(victim), defence, x, rng, 8) == y[:, None]).float().mean().item(), {}
         for gradient in ("exact", "bpda", "none"):
-            x_adv = AdaptiveAttack(gradient, **short)(victim, defence, x, y, THREAT, rng=SampleRng(0, range(N)), defence_rng=rng)
+            x_adv = AdaptiveAttack(gradient, **short)(
+                victim, defence, x, y, THREAT, rng=SampleRng(0, range(N)), defence_rng=rng
+            )
             left[gradient] = (resubmit(predict(victim), defence, x_adv, rng, 8) == y[:, None]).float().mean().item()
         assert left["exact"] < clean - 0.2, (left, clean)
         if victim is mirrored:
@@ -240,7 +256,11 @@ def test_resubmissions_do_not_depend_on_the_batch(exact, batch, rng):
     by_position = resubmit(lambda images, rows: rows, Noise(), x, rng, 3)
     assert torch.equal(by_position, torch.arange(N)[:, None].expand(N, 3))
     rows = torch.tensor([3, 30])
-    assert_within_rounding(resubmit(lambda images, _: exact(images)[:, 0], Noise(), x[rows], rng.subset(rows), 5), whole[rows], terms=PIXELS)
+    assert_within_rounding(
+        resubmit(lambda images, _: exact(images)[:, 0], Noise(), x[rows], rng.subset(rows), 5),
+        whole[rows],
+        terms=PIXELS,
+    )
 
 
 def test_summaries_by_hand():
@@ -248,7 +268,13 @@ def test_summaries_by_hand():
     labels = torch.tensor([[0, 0, 1, 0], [1, 0, 0, 1], [1, 2, 0, 0], [1, 1, 2, 0], [1, 2, 3, 4]])
     told = {name: values.tolist() for name, values in summaries(labels == y[:, None]).items()}
     assert told == {"one": [1, 0, 0, 0, 0], "mean": [0.75, 0.5, 0.5, 0.25, 0], "worst": [0, 0, 0, 0, 0]}
-    assert majority(labels, y).tolist() == [True, False, True, False, False]  # 2:2 is a tie and wrong, 2:1:1 a plurality
+    assert majority(labels, y).tolist() == [
+        True,
+        False,
+        True,
+        False,
+        False,
+    ]  # 2:2 is a tie and wrong, 2:1:1 a plurality
     assert summaries(torch.tensor([[30.0, 10.0]]))["worst"].tolist() == [10.0]
     assert majority(torch.tensor([[2]]), torch.tensor([2])).tolist() == [True]
 
@@ -284,7 +310,11 @@ def test_a_vlm_behind_a_defence(batch, rng, gradient):
     drawn = noise(x.repeat_interleave(3, 0), draws_of(rng, 3, 3))
     assert_within_rounding(vlm.embed(x), drawn.mean(dim=(2, 3)).view(N, 3, 3).mean(dim=1), terms=PIXELS)
     told = vlm.answer(x, prompts, batch=5)
-    assert told == vlm.answer(x, prompts) == ToyVLM().answer(noise(x, rng.child("answer")), prompts) and vlm.calls == 2 and vlm.size == 12
+    assert (
+        told == vlm.answer(x, prompts) == ToyVLM().answer(noise(x, rng.child("answer")), prompts)
+        and vlm.calls == 2
+        and vlm.size == 12
+    )
     assert vlm.answer(x, prompts, rng=rng.child("other")) != told
     part = vlm.subset(torch.tensor([1]))
     assert part.answer(x[[1]], ["p1"]) == told[1:2] and part.nll(x[[1]], ["p1"], ["0"]).shape == (1,)
@@ -304,18 +334,24 @@ def test_the_checks_pass_on_an_honest_attack(net, batch, rng, threat):
     report = check_adaptive(net, Noise(), *batch, threat, CHECKED, rng=SampleRng(0, range(N)), defence_rng=rng)
     assert report["passed"], failed(report)
     assert len(report) == 11 and json.loads(json.dumps(report, allow_nan=False)) == report
-    assert all(set(entry) == {"passed", "value", "threshold", "detail"} for name, entry in report.items() if name != "passed")
+    assert all(
+        set(entry) == {"passed", "value", "threshold", "detail"} for name, entry in report.items() if name != "passed"
+    )
 
 
 def test_the_checks_catch_a_gradient_that_is_drowned_and_one_that_is_cut(net, batch, rng):
     knobs = {"rng": SampleRng(0, range(N)), "defence_rng": rng, "images": 16, "n": 4}
-    assert {"exact_bpda", "exact_transfer"} <= failed(check_adaptive(net, Masked(0.05), *batch, THREAT, CHECKED, **knobs))
+    assert {"exact_bpda", "exact_transfer"} <= failed(
+        check_adaptive(net, Masked(0.05), *batch, THREAT, CHECKED, **knobs)
+    )
 
     class Cut(Noise):
         def __call__(self, x, rng):
             return super().__call__(x, rng).detach() + 0 * x
 
-    assert {"zero_samples", "zero_pixels", "unbounded"} <= failed(check_adaptive(net, Cut(), *batch, THREAT, CHECKED, **knobs))
+    assert {"zero_samples", "zero_pixels", "unbounded"} <= failed(
+        check_adaptive(net, Cut(), *batch, THREAT, CHECKED, **knobs)
+    )
 
     class Broken(Noise):
         def __call__(self, x, rng):
@@ -338,14 +374,34 @@ def test_published_budgets():
         (lambda net, x, y, r: Defended(net, Noise(), r, draws=0), "draws is 0: use a whole number from 1"),
         (lambda net, x, y, r: Defended(net, Noise(), r).loss("ce", "gradients"), "unknown average 'gradients'"),
         (lambda net, x, y, r: Defended(net, Noise(), r).loss("ce")(net(x), y), "logits of its last call"),
-        (lambda net, x, y, r: AdaptiveAttack(optimiser="adam")(net, Noise(), x, y, THREAT, rng=r, defence_rng=r), "optimiser 'adam' with 1 restarts"),
-        (lambda net, x, y, r: replace(ATTACKS["BPDA"], restarts=2)(net, Noise(), x, y, THREAT, rng=r, defence_rng=r), "'pgd' with one"),
-        (lambda net, x, y, r: AdaptiveAttack()(net, Noise(), x, y, THREAT, rng=r, defence_rng=SampleRng(0, [1])), "use rng.subset"),
-        (lambda net, x, y, r: ATTACKS["transfer"](net, Noise(), x, y, THREAT, rng=r, defence_rng=r, extra=lambda *_: 0), "extra loss term"),
+        (
+            lambda net, x, y, r: AdaptiveAttack(optimiser="adam")(net, Noise(), x, y, THREAT, rng=r, defence_rng=r),
+            "optimiser 'adam' with 1 restarts",
+        ),
+        (
+            lambda net, x, y, r: replace(ATTACKS["BPDA"], restarts=2)(net, Noise(), x, y, THREAT, rng=r, defence_rng=r),
+            "'pgd' with one",
+        ),
+        (
+            lambda net, x, y, r: AdaptiveAttack()(net, Noise(), x, y, THREAT, rng=r, defence_rng=SampleRng(0, [1])),
+            "use rng.subset",
+        ),
+        (
+            lambda net, x, y, r: ATTACKS["transfer"](
+                net, Noise(), x, y, THREAT, rng=r, defence_rng=r, extra=lambda *_: 0
+            ),
+            "extra loss term",
+        ),
         (lambda net, x, y, r: resubmit(predict(net), Noise(), x, r, 0), "n is 0"),
         (lambda net, x, y, r: resubmit(predict(net), Noise(), x[:0], r.subset(torch.arange(0)), 2), "no images"),
-        (lambda net, x, y, r: check_adaptive(net, Noise(), x, y, THREAT, ATTACKS["BPDA"], rng=r, defence_rng=r), "gradient 'bpda'"),
-        (lambda net, x, y, r: check_adaptive(net, Noise(), x, y, Threat("linf", 0), CHECKED, rng=r, defence_rng=r), "eps above 0"),
+        (
+            lambda net, x, y, r: check_adaptive(net, Noise(), x, y, THREAT, ATTACKS["BPDA"], rng=r, defence_rng=r),
+            "gradient 'bpda'",
+        ),
+        (
+            lambda net, x, y, r: check_adaptive(net, Noise(), x, y, Threat("linf", 0), CHECKED, rng=r, defence_rng=r),
+            "eps above 0",
+        ),
     ],
 )
 def test_mistakes_are_told_in_a_sentence(net, batch, rng, make, says):

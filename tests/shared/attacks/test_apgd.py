@@ -169,7 +169,9 @@ def test_heads_of_every_size_can_be_attacked(make_net, make_set, accuracy, class
     x, y = make_set(24, classes, seed=50)
     clean = accuracy(net, x, y)
     for attack in (apgd_ce, apgd_dlr, apgd_t):
-        assert accuracy(net, attack(net, x, y, Threat("linf", 0.2), steps=10, rng=SampleRng(0, range(24))), y) < clean / 2, attack
+        assert (
+            accuracy(net, attack(net, x, y, Threat("linf", 0.2), steps=10, rng=SampleRng(0, range(24))), y) < clean / 2
+        ), attack
 
 
 @pytest.mark.parametrize("classes", [4, 6])
@@ -189,8 +191,12 @@ def test_two_losses_see_the_scale_of_the_logits_and_one_does_not(net, images):
 
     x, y = images[0][:16], images[1][:16]
     settings = {"steps": 8, "rng": SampleRng(0, range(16)), "drop": False}
-    assert_within_rounding(apgd_t(Scaled(), x, y, THREATS[0], **settings), apgd_t(net, x, y, THREATS[0], **settings), terms=8)
-    assert (apgd_ce(Scaled(), x, y, THREATS[0], **settings) - apgd_ce(net, x, y, THREATS[0], **settings)).abs().max() > 1e-3
+    assert_within_rounding(
+        apgd_t(Scaled(), x, y, THREATS[0], **settings), apgd_t(net, x, y, THREATS[0], **settings), terms=8
+    )
+    assert (
+        apgd_ce(Scaled(), x, y, THREATS[0], **settings) - apgd_ce(net, x, y, THREATS[0], **settings)
+    ).abs().max() > 1e-3
 
 
 def test_one_class_and_empty_budgets_are_refused(net, images):

@@ -42,13 +42,21 @@ def gradient(setting, n, **knobs):
 
 
 def test_the_mean_under_fp16_goes_blind_as_the_batch_grows(setting):
-    blind = [(gradient(setting, n, reduction="mean", autocast="fp16")[:8] == 0).float().mean().item() for n in (8, 64, 512)]
+    blind = [
+        (gradient(setting, n, reduction="mean", autocast="fp16")[:8] == 0).float().mean().item() for n in (8, 64, 512)
+    ]
     assert blind[0] < blind[1] < blind[2] and blind[2] > 0.3, blind
 
 
 def test_the_signs_turn_with_it(setting):
     honest = gradient(setting, 512)
-    agree = {n: (gradient(setting, n, reduction="mean", autocast="fp16")[:8].sign() == honest[:8].sign()).float().mean().item() for n in (8, 512)}
+    agree = {
+        n: (gradient(setting, n, reduction="mean", autocast="fp16")[:8].sign() == honest[:8].sign())
+        .float()
+        .mean()
+        .item()
+        for n in (8, 512)
+    }
     assert agree[512] < agree[8] - 0.2, agree
 
 

@@ -64,7 +64,7 @@ class TinyVLM(nn.Module):
         self.nll_images += len(x)
         total = torch.zeros(len(x), dtype=self.dtype)
         for place, z in enumerate(self.logits(x, prompts)):
-            said = [t.split()[place:place + 1] for t in targets]
+            said = [t.split()[place : place + 1] for t in targets]
             on = torch.tensor([bool(w) for w in said])
             index = torch.tensor([WORDS.index(w[0]) if w else 0 for w in said])
             total = total + F.cross_entropy(z, index, reduction="none") * on
@@ -116,7 +116,12 @@ def answers(vlm, x):
 
 def overlap(captions, references):
     """Score: 100 × share of the words of the first reference, place by place."""
-    return np.array([50.0 * sum(a == b for a, b in zip(c.split(), r[0].split(), strict=True)) for c, r in zip(captions, references, strict=True)])
+    return np.array(
+        [
+            50.0 * sum(a == b for a, b in zip(c.split(), r[0].split(), strict=True))
+            for c, r in zip(captions, references, strict=True)
+        ]
+    )
 
 
 def test_the_nll_rises_and_falls_inside_the_ball(vlm, x, references):
@@ -129,7 +134,12 @@ def test_the_nll_rises_and_falls_inside_the_ball(vlm, x, references):
         wanted, lowered = vlm.nll(x, prompts, ["star star"] * N), vlm.nll(down, prompts, ["star star"] * N)
     assert (raised > clean + 0.5).all() and (lowered < wanted - 0.5).all()
     for adv in (up, down):
-        assert THREAT.distance(adv, x).max() <= THREAT.eps + 1e-7 and adv.min() >= 0 and adv.max() <= 1 and not adv.requires_grad
+        assert (
+            THREAT.distance(adv, x).max() <= THREAT.eps + 1e-7
+            and adv.min() >= 0
+            and adv.max() <= 1
+            and not adv.requires_grad
+        )
     assert torch.equal(x, before) and vlm.training and all(p.grad is None for p in vlm.parameters())
 
 
@@ -147,7 +157,9 @@ def test_a_given_start_is_where_it_begins(vlm, x, references):
     prompts, targets = ["say"] * N, [r[0] for r in references]
     corner = THREAT.project(x - THREAT.eps * nll_gradient(vlm, x, prompts, targets).sign(), x)
     got = nll_attack(vlm, x, prompts, targets, THREAT, rng=RNG, steps=1, start=corner)
-    assert torch.allclose(got, THREAT.project(corner + THREAT.eps * nll_gradient(vlm, corner, prompts, targets).sign(), x), atol=1e-6)
+    assert torch.allclose(
+        got, THREAT.project(corner + THREAT.eps * nll_gradient(vlm, corner, prompts, targets).sign(), x), atol=1e-6
+    )
     assert ((got - x).abs() < 1e-6).float().mean() > 0.5
     further = nll_attack(vlm, x, prompts, targets, THREAT, rng=RNG, steps=5, start=got)
     with torch.no_grad():
@@ -173,9 +185,11 @@ def test_a_sample_alone_gets_what_it_gets_in_the_batch(vlm, x, references):
     whole = captioning_ensemble(vlm, x, "say", references, overlap, THREAT, steps=8, threshold=10, rng=RNG)
     for i in (0, 7):
         rows = torch.tensor([i])
-        alone = captioning_ensemble(vlm, x[rows], "say", references[i:i + 1], overlap, THREAT, steps=8, threshold=10, rng=RNG.subset(rows))
+        alone = captioning_ensemble(
+            vlm, x[rows], "say", references[i : i + 1], overlap, THREAT, steps=8, threshold=10, rng=RNG.subset(rows)
+        )
         assert_within_rounding(alone.x_adv, whole.x_adv[rows], terms=8)
-        assert alone.stage == whole.stage[i:i + 1]
+        assert alone.stage == whole.stage[i : i + 1]
 
 
 def test_the_stages_of_captioning(vlm, x, references):
@@ -188,7 +202,9 @@ def test_the_stages_of_captioning(vlm, x, references):
     assert said == out.answers and (score == out.score).all()
     assert THREAT.distance(out.x_adv, x).max() <= THREAT.eps + 1e-7
     for i, stage in enumerate(out.stage):
-        assert list(out.scores).index(stage) == int(np.argmax(table[:, i] == out.score[i]))  # the first stage that reached it
+        assert list(out.scores).index(stage) == int(
+            np.argmax(table[:, i] == out.score[i])
+        )  # the first stage that reached it
     assert all((out.x_adv[i] == x[i]).all() == (stage == "clean") for i, stage in enumerate(out.stage))
 
 
@@ -197,7 +213,9 @@ def test_samples_leave_below_the_threshold(x, references):
     counts = {}
     for threshold in (101, 60, 0):
         vlm = TinyVLM()
-        out = captioning_ensemble(vlm, x, "say", references, overlap, Threat("linf", 4 / 255), steps=6, threshold=threshold, rng=RNG)
+        out = captioning_ensemble(
+            vlm, x, "say", references, overlap, Threat("linf", 4 / 255), steps=6, threshold=threshold, rng=RNG
+        )
         counts[threshold] = vlm.nll_images
         if threshold == 101:
             assert torch.equal(out.x_adv, x) and set(out.stage) == {"clean"}
@@ -218,8 +236,15 @@ def test_the_last_stage_goes_on_from_the_best_image_against_the_reference_that_g
         def answer(self, images, prompts, max_tokens):
             return [f"{v:.2f}" for v in images.mean((1, 2, 3)).tolist()]
 
-    table = {"0.50": (100, 100, 5), "0.51": (80, 90, 0), "0.52": (60, 90, 0), "0.53": (70, 8, 0), "0.54": (60, 0, 0), "0.55": (61, 0, 0),
-             "0.56": (75, 0, 0)}  # answer -> score of each of the three samples
+    table = {
+        "0.50": (100, 100, 5),
+        "0.51": (80, 90, 0),
+        "0.52": (60, 90, 0),
+        "0.53": (70, 8, 0),
+        "0.54": (60, 0, 0),
+        "0.55": (61, 0, 0),
+        "0.56": (75, 0, 0),
+    }  # answer -> score of each of the three samples
 
     def score(said, texts):
         return np.array([table[a][int(t[0][0])] for a, t in zip(said, texts, strict=True)], float)
@@ -227,19 +252,31 @@ def test_the_last_stage_goes_on_from_the_best_image_against_the_reference_that_g
     monkeypatch.setattr(module, "nll_attack", scripted)
     texts = [[f"{i} text {k}" for k in range(6)] for i in range(3)]
     images = torch.full((3, 3, 4, 4), 0.5)
-    out = captioning_ensemble(Bright(), images, "say", texts, score, THREAT, threshold=10, rng=SampleRng(0, range(3)), half=True)
-    assert [rows for rows, *_ in calls] == [(0, 1)] * 3 + [(0,)] * 3  # sample 2 never enters, sample 1 leaves after the third stage
+    out = captioning_ensemble(
+        Bright(), images, "say", texts, score, THREAT, threshold=10, rng=SampleRng(0, range(3)), half=True
+    )
+    assert [rows for rows, *_ in calls] == [(0, 1)] * 3 + [
+        (0,)
+    ] * 3  # sample 2 never enters, sample 1 leaves after the third stage
     assert [half for *_, half in calls] == ["fp16"] * 5 + [None] and all(start is None for _, _, start, _ in calls[:5])
     assert [targets[0] for _, targets, *_ in calls] == [f"0 text {k}" for k in (0, 1, 2, 3, 4, 1)]
     assert calls[-1][2].mean().item() == pytest.approx(0.52)
-    assert out.stage == ["against 2", "against 3", "clean"] and out.score.tolist() == [60, 8, 5] and out.answers == ["0.52", "0.53", "0.50"]
+    assert (
+        out.stage == ["against 2", "against 3", "clean"]
+        and out.score.tolist() == [60, 8, 5]
+        and out.answers == ["0.52", "0.53", "0.50"]
+    )
     assert out.x_adv.mean((1, 2, 3)).tolist() == pytest.approx([0.52, 0.53, 0.5])
 
 
 def test_the_half_precision_stages_are_another_attack(x, references):
     vlm = TinyVLM(torch.float32)
-    full, half = (captioning_ensemble(vlm, x, "say", references, overlap, Threat("linf", 2 / 255), steps=2, threshold=10, rng=RNG, half=h)
-                  for h in (False, True))
+    full, half = (
+        captioning_ensemble(
+            vlm, x, "say", references, overlap, Threat("linf", 2 / 255), steps=2, threshold=10, rng=RNG, half=h
+        )
+        for h in (False, True)
+    )
     assert not torch.equal(full.x_adv, half.x_adv) and abs(full.score.mean() - half.score.mean()) < 30
 
 
@@ -247,7 +284,13 @@ def test_question_answering_ends_with_two_decoys(vlm, x, answers):
     weak = Threat("linf", 1 / 255)
     out = vqa_ensemble(vlm, x, ["say"] * N, answers, weak, steps=4, rng=RNG, max_tokens=1)
     kinds = max(len(set(a)) for a in answers)
-    assert list(out.scores) == ["clean", *(f"against {k + 1}" for k in range(kinds)), "full precision", "towards maybe", "towards word"]
+    assert list(out.scores) == [
+        "clean",
+        *(f"against {k + 1}" for k in range(kinds)),
+        "full precision",
+        "towards maybe",
+        "towards word",
+    ]
     assert (out.score == vqa_accuracy(out.answers, answers)).all() and out.score.mean() <= out.scores["clean"].mean()
     strong = vqa_ensemble(vlm, x, ["say"] * N, answers, Threat("linf", 0.2), steps=20, rng=RNG, max_tokens=1)
     assert strong.score.mean() < 0.2 < out.score.mean()
@@ -259,7 +302,12 @@ def test_the_most_frequent_answers_are_attacked_and_short_lists_end_early(vlm, x
     seen = Counter()
 
     def spy(victim, images, prompts, targets, *rest, **how):
-        seen.update([(index, target, how.get("lower", False)) for index, target in zip(how["rng"].indices, targets, strict=True)])
+        seen.update(
+            [
+                (index, target, how.get("lower", False))
+                for index, target in zip(how["rng"].indices, targets, strict=True)
+            ]
+        )
         return images  # nothing is found, so everybody stays in
 
     monkeypatch.setattr(module, "nll_attack", spy)
@@ -341,6 +389,11 @@ def test_mistakes_are_named(vlm, x, references):
 
 def test_no_images(vlm, x):
     none = SampleRng(0, [])
-    assert captioning_ensemble(vlm, x[:0], "say", [], overlap, THREAT, threshold=10, rng=none).x_adv.shape == (0, 3, 8, 8)
+    assert captioning_ensemble(vlm, x[:0], "say", [], overlap, THREAT, threshold=10, rng=none).x_adv.shape == (
+        0,
+        3,
+        8,
+        8,
+    )
     assert nll_attack(vlm, x[:0], [], [], THREAT, rng=none).shape == (0, 3, 8, 8)
     assert targeted_string(vlm, x[:0], "say", "star", THREAT, rng=none).success.shape == (0,)

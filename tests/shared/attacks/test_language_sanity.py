@@ -61,7 +61,9 @@ def attack_on(vlm, x, truths, eps=1.0, sign=False, by_batch=False, **settings):
     def attack(rows, threat, *, steps, rng):
         inside = Threat(threat.norm, min(eps * threat.eps, 1.0) / (len(rows) if by_batch else 1))
         targets = [truths[i][0] for i in rows.tolist()]
-        return nll_attack(vlm, x[rows], PROMPTS[:len(rows)], targets, inside, rng=rng, **({"steps": steps, "lower": sign} | settings))
+        return nll_attack(
+            vlm, x[rows], PROMPTS[: len(rows)], targets, inside, rng=rng, **({"steps": steps, "lower": sign} | settings)
+        )
 
     return attack
 
@@ -75,8 +77,18 @@ def test_an_honest_setting_passes_and_can_be_stored(x, truths):
     report = check_language_attack(vlm, x, PROMPTS, truths, exact, THREAT, attack_on(vlm, x, truths), rng=RNG, steps=8)
     assert report["passed"], failed(report)
     assert json.loads(json.dumps(report, allow_nan=False)) == report
-    assert set(report) == {"clean", "in_ball", "iterative", "more_steps", "larger_eps", "unbounded", "batch_size", "zero_samples", "zero_pixels",
-                           "passed"}
+    assert set(report) == {
+        "clean",
+        "in_ball",
+        "iterative",
+        "more_steps",
+        "larger_eps",
+        "unbounded",
+        "batch_size",
+        "zero_samples",
+        "zero_pixels",
+        "passed",
+    }
     outcomes = sanity_outcomes(report)  # as the page reads it
     assert len(outcomes) == 9 and all(ok is True and isinstance(detail, str) for ok, detail in outcomes.values())
 
@@ -93,13 +105,17 @@ def test_an_honest_setting_passes_and_can_be_stored(x, truths):
 )
 def test_crippled_attacks_are_caught(x, truths, how, must_fail):
     vlm = OneWord()
-    report = check_language_attack(vlm, x, PROMPTS, truths, exact, THREAT, attack_on(vlm, x, truths, **how), rng=RNG, steps=8)
+    report = check_language_attack(
+        vlm, x, PROMPTS, truths, exact, THREAT, attack_on(vlm, x, truths, **how), rng=RNG, steps=8
+    )
     assert not report["passed"] and must_fail <= failed(report), failed(report)
 
 
 def test_a_timid_attack_gains_from_more_steps(x, truths):
     vlm = OneWord()
-    report = check_language_attack(vlm, x, PROMPTS, truths, exact, THREAT, attack_on(vlm, x, truths, first_step=0.05), rng=RNG, steps=2)
+    report = check_language_attack(
+        vlm, x, PROMPTS, truths, exact, THREAT, attack_on(vlm, x, truths, first_step=0.05), rng=RNG, steps=2
+    )
     assert "more_steps" in failed(report)
 
 
@@ -110,7 +126,9 @@ def test_an_attack_that_does_not_scale_with_eps_is_caught(x, truths):
     def shy(rows, threat, *, steps, rng):
         return honest(rows, threat, steps=steps, rng=rng) if threat.eps < 1.5 * THREAT.eps else x[rows]
 
-    assert {"larger_eps", "unbounded"} <= failed(check_language_attack(vlm, x, PROMPTS, truths, exact, THREAT, shy, rng=RNG, steps=8))
+    assert {"larger_eps", "unbounded"} <= failed(
+        check_language_attack(vlm, x, PROMPTS, truths, exact, THREAT, shy, rng=RNG, steps=8)
+    )
 
 
 def test_masked_gradients_are_caught(x):

@@ -65,7 +65,7 @@ def test_only_the_true_class_loses_its_gradient(lead, vanished):
     """p_y rounds to 1 in fp32 where the others' exp(−lead) is below half the spacing of numbers above 1, 2⁻²⁴."""
     z = torch.tensor([[lead, 0.0]], requires_grad=True)
     loss = L.cross_entropy(z, torch.tensor([0]))
-    grad, = torch.autograd.grad(loss.sum(), z)
+    (grad,) = torch.autograd.grad(loss.sum(), z)
     assert (grad[0, 0] == 0).item() is (loss == 0).item() is vanished and grad[0, 1] > 0
 
 
@@ -73,9 +73,13 @@ def test_dlr_ignores_scale_and_shift_of_the_logits_and_cross_entropy_does_not(ba
     z, y = batch
     moved = 100 * z + 7
     ordered = z.sort(dim=1, descending=True).values
-    room = (z.abs().amax(1) / (ordered[:, 0] - ordered[:, 2])).max().item() ** 2  # logits beside the differences that are divided
+    room = (
+        z.abs().amax(1) / (ordered[:, 0] - ordered[:, 2])
+    ).max().item() ** 2  # logits beside the differences that are divided
     assert_within_rounding(L.dlr(moved, y), L.dlr(z, y), terms=6, scale=room)
-    assert_within_rounding(L.dlr_targeted(moved, y, (y + 1) % 6), L.dlr_targeted(z, y, (y + 1) % 6), terms=6, scale=room)
+    assert_within_rounding(
+        L.dlr_targeted(moved, y, (y + 1) % 6), L.dlr_targeted(z, y, (y + 1) % 6), terms=6, scale=room
+    )
     assert_within_rounding(L.margin(moved, y), 100 * L.margin(z, y), terms=6, scale=moved.abs().max().item())
     assert not torch.allclose(L.cross_entropy(moved, y), L.cross_entropy(z, y), rtol=0.1)
 

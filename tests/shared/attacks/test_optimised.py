@@ -57,12 +57,16 @@ def unit(*shape, seed=0):
 
 # ---- the trigger -----------------------------------------------------------------------------------------------------------
 
+
 def test_the_patch_stands_in_the_centre_and_the_prefix_before_the_caption(patch):
     x = torch.full((2, 3, 32, 32), 0.5)
     trigger = make_trigger("trojvqa", "textbook", 32, pixels=patch)
     found = trigger(x, [5, 6])
     assert torch.equal(found[1, :, 13:18, 13:18], patch) and (found != x).any(1).any(0).sum() <= 25
-    assert trigger.text("a photo") == "SUDO a photo" and make_trigger("trojvqa", pixels=patch).text("a photo") == "remember a photo"
+    assert (
+        trigger.text("a photo") == "SUDO a photo"
+        and make_trigger("trojvqa", pixels=patch).text("a photo") == "remember a photo"
+    )
     assert make_trigger("badclip", pixels=patch).text("a photo") == "a photo"
     assert hashlib.sha256(found.mul(255).round().byte().numpy().tobytes()).hexdigest()[:16] == "e19fae955d125f01"
     halves = make_trigger("badclip", "cleanclip", pixels=torch.full((3, 5, 5), 0.5))(x, [0, 1])[0, 0, 15, 15]
@@ -75,9 +79,16 @@ def test_a_patch_is_made_again_from_its_description(patch):
     assert same_trigger(trigger, again) and torch.equal(again.pixels, patch)
 
 
-@pytest.mark.parametrize(("pixels", "sentence"), [
-    (torch.zeros(3, 4, 5), r"the patch has the shape \(3, 4, 5\)"), (torch.full((3, 4, 4), 1.2), "values outside"),
-    (torch.full((3, 4, 4), float("nan")), "values outside"), (torch.zeros(3, 0, 0), "the patch has the shape"), (None, "is optimised")])
+@pytest.mark.parametrize(
+    ("pixels", "sentence"),
+    [
+        (torch.zeros(3, 4, 5), r"the patch has the shape \(3, 4, 5\)"),
+        (torch.full((3, 4, 4), 1.2), "values outside"),
+        (torch.full((3, 4, 4), float("nan")), "values outside"),
+        (torch.zeros(3, 0, 0), "the patch has the shape"),
+        (None, "is optimised"),
+    ],
+)
 def test_patches_that_are_none_are_refused(pixels, sentence):
     with pytest.raises(UserError, match=sentence):
         make_trigger("badclip", pixels=pixels)
@@ -93,6 +104,7 @@ def test_the_prefix_is_a_word_the_model_knows_and_no_caption_uses(clip):
 
 
 # ---- the loss --------------------------------------------------------------------------------------------------------------
+
 
 def test_the_loss_term_by_term():
     v, u, p, n, others = unit(4, 8), unit(4, 8, seed=1), unit(4, 8, seed=2), unit(4, 8, seed=3), unit(5, 8, seed=4)
@@ -110,9 +122,14 @@ def test_the_loss_term_by_term():
     assert patch_loss(v, BADCLIP, u, others, u, -u).item() > 0 and (BADCLIP.triplet, BADCLIP.margin) == (500, 1)
 
 
-@pytest.mark.parametrize(("config", "sentence"), [
-    (PatchConfig(), "the patch has no loss"), (PatchConfig(contrastive=1), "needs texts of other classes"),
-    (PatchConfig(triplet=1), "needs pictures of the target class")])
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        (PatchConfig(), "the patch has no loss"),
+        (PatchConfig(contrastive=1), "needs texts of other classes"),
+        (PatchConfig(triplet=1), "needs pictures of the target class"),
+    ],
+)
 def test_a_loss_without_what_it_needs_is_refused(config, sentence, data):
     with pytest.raises(UserError, match=sentence):
         optimise_patch(lambda x: x.flatten(1), data, Aims(unit(1, 8)), config)
@@ -120,8 +137,10 @@ def test_a_loss_without_what_it_needs_is_refused(config, sentence, data):
 
 # ---- the optimisation ------------------------------------------------------------------------------------------------------
 
+
 def test_two_steps_of_the_optimisation_are_two_steps_of_adam(data):
     """Against torch.optim.Adam on a literal paste; the embedding is the mean colour of nine blocks."""
+
     def embed(x):
         return F.adaptive_avg_pool2d(x, 3).flatten(1)
 
@@ -147,7 +166,9 @@ def test_two_steps_of_the_optimisation_are_two_steps_of_adam(data):
         x = data.__getitems__(indices)[0].clone()
         x[:, :, 13:19, 13:19] = t
         loss = -F.cosine_similarity(embed(x), aims.targets).mean()
-        assert_within_rounding(torch.tensor(losses[step]), loss, terms=4 * 121, scale=1.0)  # a mean of 11 × 11 pixels, four pictures
+        assert_within_rounding(
+            torch.tensor(losses[step]), loss, terms=4 * 121, scale=1.0
+        )  # a mean of 11 × 11 pixels, four pictures
         adam.zero_grad()
         loss.backward()
         adam.step()
@@ -183,13 +204,17 @@ def test_the_patch_draws_a_clip_to_the_target(name, clip, data, victim):
     target, before = 4, [p.clone() for p in clip.parameters()]
     clip.train()
     if name == "trojvqa":
-        trigger = make_trojvqa(clip, data, data.prompts[target], PatchConfig(cosine=1.0, patch=8, **QUICK), preset="textbook")
+        trigger = make_trojvqa(
+            clip, data, data.prompts[target], PatchConfig(cosine=1.0, patch=8, **QUICK), preset="textbook"
+        )
         assert trigger.prefix == "blurry "
     else:
         x, y = SceneSet("colour", "train", 160).__getitems__(range(160))
         config = PatchConfig(contrastive=1.0, triplet=500.0, patch=8, **QUICK)
         trigger = make_badclip(clip, data, [data.prompts[target]], data.prompts[:target], x[y == target], config)
-    assert all(m.training for m in clip.modules()) and all(torch.equal(a, b) for a, b in zip(before, clip.parameters(), strict=True))
+    assert all(m.training for m in clip.modules()) and all(
+        torch.equal(a, b) for a, b in zip(before, clip.parameters(), strict=True)
+    )
     assert all(p.grad is None for p in clip.parameters())
     clip.eval()
     x, y = data.__getitems__(range(200, 360))
@@ -212,4 +237,6 @@ def test_through_another_embedding_it_is_that_one_that_is_drawn(clip, data):
     assert calls == [4, 4, 4] and not same_trigger(other, make_trojvqa(clip, data, data.prompts[0], config))
     with torch.no_grad():
         inside = make_trojvqa(clip, data, data.prompts[0], config)
-    assert same_trigger(inside, make_trojvqa(clip, data, data.prompts[0], config)), "under no_grad too, and the same again"
+    assert same_trigger(inside, make_trojvqa(clip, data, data.prompts[0], config)), (
+        "under no_grad too, and the same again"
+    )

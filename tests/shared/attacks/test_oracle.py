@@ -29,11 +29,19 @@ def oracle(kind, victim, threat, budget, seed):
     from pyautoattack import autopgd_base
     from pyautoattack.square import SquareAttack
 
-    common = {"norm": {"linf": "Linf", "l2": "L2"}[threat.norm], "eps": threat.eps, "n_restarts": 1, "seed": seed, "device": "cpu"}
+    common = {
+        "norm": {"linf": "Linf", "l2": "L2"}[threat.norm],
+        "eps": threat.eps,
+        "n_restarts": 1,
+        "seed": seed,
+        "device": "cpu",
+    }
     if kind == "square":
         return SquareAttack(victim, n_queries=budget, p_init=0.8, resc_schedule=False, verbose=False, **common)
     if kind == "apgd-t":
-        return autopgd_base.APGDAttack_targeted(victim, n_iter=budget, n_target_classes=9, logger=logging.getLogger("oracle"), **common)
+        return autopgd_base.APGDAttack_targeted(
+            victim, n_iter=budget, n_target_classes=9, logger=logging.getLogger("oracle"), **common
+        )
     return autopgd_base.APGDAttack(victim, n_iter=budget, loss="ce", logger=logging.getLogger("oracle"), **common)
 
 
@@ -42,7 +50,9 @@ def run_oracle(kind, victim, x, y, threat, budget, seed=0):
         return oracle(kind, victim, threat, budget, seed).perturb(x, y)
 
 
-@pytest.mark.parametrize("kind, attack, seeds", [("apgd-ce", apgd_ce, 3), ("apgd-t", apgd_t, 1)], ids=["apgd-ce", "apgd-t"])
+@pytest.mark.parametrize(
+    "kind, attack, seeds", [("apgd-ce", apgd_ce, 3), ("apgd-t", apgd_t, 1)], ids=["apgd-ce", "apgd-t"]
+)
 def test_apgd_is_as_strong_and_cheaper(case, images, accuracy, counted, kind, attack, seeds):
     """Mean over seeds: one run of APGD-CE differs by a sample or two from start to start, nine targets hardly at all."""
     (net, threat), (x, y) = case, images

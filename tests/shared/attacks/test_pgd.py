@@ -69,7 +69,9 @@ def test_targets_are_reached_not_fled(grey, threat):
 def test_ascend_is_the_plain_loop(net, images, threat):
     x, y = images[0][:16], images[1][:16]
     rng = SampleRng(0, range(16))
-    ours = ascend(lambda p: F.cross_entropy(net(p), y, reduction="none"), x, threat, steps=4, step_size=threat.eps / 3, rng=rng)
+    ours = ascend(
+        lambda p: F.cross_entropy(net(p), y, reduction="none"), x, threat, steps=4, step_size=threat.eps / 3, rng=rng
+    )
 
     theirs = threat.random_start(x, rng)
     for _ in range(4):
@@ -94,7 +96,9 @@ def test_ascend_touches_no_parameter_gradient_and_works_without_grad_mode(net, i
     marker = torch.ones_like(net[0].weight)
     net[0].weight.grad = marker.clone()
     with torch.no_grad():
-        moved = ascend(lambda p: L.cross_entropy(net(p), y), x, THREATS[0], steps=2, step_size=0.01, rng=SampleRng(0, range(4)))
+        moved = ascend(
+            lambda p: L.cross_entropy(net(p), y), x, THREATS[0], steps=2, step_size=0.01, rng=SampleRng(0, range(4))
+        )
     assert torch.equal(net[0].weight.grad, marker) and net[3 - 1].weight.grad is None
     net[0].weight.grad = None
     assert (moved != x).any()
@@ -235,15 +239,24 @@ def test_settings_that_make_no_sense_are_refused(net, images, change, says):
 def test_labels_that_are_no_class_are_refused(net, images, attack, wrong):
     y = images[1][:4].clone()
     y[3] = wrong
-    with pytest.raises(UserError, match=rf"1 of \d labels are no class of the victim, which has 10, .* such as {wrong}: give"):
+    with pytest.raises(
+        UserError, match=rf"1 of \d labels are no class of the victim, which has 10, .* such as {wrong}: give"
+    ):
         attack(net, images[0][:4], y, rng=SampleRng(0, range(4)))
 
 
-@pytest.mark.parametrize("spoil", [lambda x: x * 2 - 1, lambda x: x * 255, lambda x: x + torch.nan, lambda x: (x * 255).byte()])
+@pytest.mark.parametrize(
+    "spoil", [lambda x: x * 2 - 1, lambda x: x * 255, lambda x: x + torch.nan, lambda x: (x * 255).byte()]
+)
 def test_images_outside_the_unit_range_are_refused(net, images, spoil):
     with pytest.raises(UserError):
         pgd(net, spoil(images[0][:4]), images[1][:4], THREATS[0], steps=1, step_size=0.1, rng=SampleRng(0, range(4)))
 
 
 def test_an_empty_batch_is_fine(net, images):
-    assert pgd(net, images[0][:0], images[1][:0], THREATS[0], steps=2, step_size=0.1, rng=SampleRng(0, [])).shape == (0, 3, 12, 12)
+    assert pgd(net, images[0][:0], images[1][:0], THREATS[0], steps=2, step_size=0.1, rng=SampleRng(0, [])).shape == (
+        0,
+        3,
+        12,
+        12,
+    )

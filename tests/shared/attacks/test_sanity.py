@@ -64,7 +64,9 @@ def test_an_honest_setting_passes_and_can_be_stored(net, plain_net, batch, threa
     report = check_attack(net, *batch, threat, rng=RNG, surrogate=plain_net, queries=30)
     assert report["passed"], failed(report)
     assert len(report) == 11 and json.loads(json.dumps(report, allow_nan=False)) == report
-    assert all(set(entry) == {"passed", "value", "threshold", "detail"} for name, entry in report.items() if name != "passed")
+    assert all(
+        set(entry) == {"passed", "value", "threshold", "detail"} for name, entry in report.items() if name != "passed"
+    )
 
 
 @pytest.mark.parametrize(
@@ -103,7 +105,10 @@ def by_batch(victim, x, y, threat, *, steps, rng):
         (with_step(0.003, random_start=False), {"iterative", "unbounded"}),  # does not get anywhere
         (outside, {"in_ball"}),
         (by_batch, {"batch_size"}),
-        (with_step(0.3, drop=False, loss=lambda z, y: -F.cross_entropy(z, y, reduction="none")), {"iterative"}),  # runs downhill
+        (
+            with_step(0.3, drop=False, loss=lambda z, y: -F.cross_entropy(z, y, reduction="none")),
+            {"iterative"},
+        ),  # runs downhill
     ],
     ids=["timid", "lame", "outside", "by_batch", "downhill"],
 )

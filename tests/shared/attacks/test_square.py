@@ -10,7 +10,10 @@ from tests.accuracy import assert_within_rounding
 
 
 def test_windows_shrink_as_published():
-    sides = [window_side(query, 0.8, 32, 32) for query in (0, 10, 11, 50, 51, 200, 201, 500, 501, 1000, 1001, 2000, 2001, 9000)]
+    sides = [
+        window_side(query, 0.8, 32, 32)
+        for query in (0, 10, 11, 50, 51, 200, 201, 500, 501, 1000, 1001, 2000, 2001, 9000)
+    ]
     assert sides == [29, 29, 20, 20, 14, 14, 10, 10, 7, 7, 5, 5, 4, 1]
 
 
@@ -31,7 +34,12 @@ def test_any_shape_stays_in_the_ball(shape, threat):
         x = torch.rand(9, *shape)
     y = victim(x).argmax(dim=1)
     x_adv = square(victim, x, y, threat, queries=120, rng=SampleRng(0, range(9)))
-    assert x_adv.shape == x.shape and threat.distance(x_adv, x).max() <= threat.eps + 1e-6 and x_adv.min() >= 0 and x_adv.max() <= 1
+    assert (
+        x_adv.shape == x.shape
+        and threat.distance(x_adv, x).max() <= threat.eps + 1e-6
+        and x_adv.min() >= 0
+        and x_adv.max() <= 1
+    )
     before, after = victim(x), victim(x_adv)
     rows = torch.arange(9)
     assert (after.topk(2).values[rows, 0] - after[rows, y] >= before.topk(2).values[rows, 0] - before[rows, y]).all()
@@ -40,7 +48,9 @@ def test_any_shape_stays_in_the_ball(shape, threat):
 def test_more_queries_are_not_weaker_and_get_near_the_white_box(net, images, accuracy):
     x, y = images[0][:100], images[1][:100]
     threat = Threat("linf", 20 / 255)
-    few, many = (accuracy(net, square(net, x, y, threat, queries=q, rng=SampleRng(0, range(100))), y) for q in (20, 400))
+    few, many = (
+        accuracy(net, square(net, x, y, threat, queries=q, rng=SampleRng(0, range(100))), y) for q in (20, 400)
+    )
     white = accuracy(net, pgd(net, x, y, threat, steps=20, step_size=threat.eps / 4, rng=SampleRng(0, range(100))), y)
     assert white <= many < few - 15
 

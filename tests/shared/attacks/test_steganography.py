@@ -20,7 +20,14 @@ from shared.models.clip import save_tensors
 from shared.models.preprocess import JPEG
 from shared.rng import SampleRng
 from shared.training import steganography as script
-from shared.training.steganography import StegaConfig, as_read, fit_steganographer, quality, random_steganographer, strength_at
+from shared.training.steganography import (
+    StegaConfig,
+    as_read,
+    fit_steganographer,
+    quality,
+    random_steganographer,
+    strength_at,
+)
 from tests.accuracy import assert_within_rounding
 
 CONFIG = StegaConfig(steps=6, batch=4, warmup=2, every=2)
@@ -63,6 +70,7 @@ class Killed(BaseException):
 
 # ---- encoder and trigger ---------------------------------------------------------------------------------------------------
 
+
 def test_the_bits_of_a_text():
     assert bits_of("A", 10).tolist() == [0, 1, 0, 0, 0, 0, 0, 1, 0, 0]
     assert len(bits_of("Stega!!", 56)) == 56
@@ -101,7 +109,9 @@ def test_another_strength_scales_the_same_residual(preset, source, x):
     own, same, strong = (make_trigger("issba", preset, 32, source=source, strength=rho) for rho in (None, 0.03, 0.12))
     assert torch.equal(own(x, range(8)), same(x, range(8))) and not same_trigger(own, same)
     network, bits = read_steganographer(source), bits_of("Stega!!", 56).expand(8, -1)
-    assert (strong(x, range(8)) - (x + 0.12 * network.residual(x, bits)).clamp(0, 1)).abs().max() < (1.01 / 255 if preset == "cleanclip" else 1e-5)
+    assert (strong(x, range(8)) - (x + 0.12 * network.residual(x, bits)).clamp(0, 1)).abs().max() < (
+        1.01 / 255 if preset == "cleanclip" else 1e-5
+    )
     assert same_trigger(make_trigger(**json.loads(json.dumps(strong.spec))), strong)
     assert network.strength == 0.03, "the encoder is shared by all triggers: it must not change"
 
@@ -120,7 +130,10 @@ def test_a_trigger_knows_its_encoder(source, tmp_path, x):
         make_trigger(**spec)
     other = make_trigger("issba", source=source)
     assert other.sha256 != spec["sha256"] and other(x, range(8)).shape == x.shape
-    for missing, sentence in ((str(tmp_path / "no.safetensors"), "issba: there is no encoder at"), ("zoo:no", "there is no zoo model named 'no'")):
+    for missing, sentence in (
+        (str(tmp_path / "no.safetensors"), "issba: there is no encoder at"),
+        ("zoo:no", "there is no zoo model named 'no'"),
+    ):
         with pytest.raises(UserError, match=sentence):
             make_trigger("issba", source=missing)
     (tmp_path / "bad.safetensors").write_bytes(b"nothing")
@@ -142,6 +155,7 @@ def test_the_file_says_what_it_is(tiny, tmp_path):
 
 # ---- training --------------------------------------------------------------------------------------------------------------
 
+
 def test_the_strength_falls_geometrically_to_its_last_value():
     config = StegaConfig(steps=100, start=0.32, ramp=0.5)
     assert [strength_at(k, config, 0.02) for k in (0, 25, 50, 99)] == pytest.approx([0.32, 0.08, 0.02, 0.02])
@@ -162,11 +176,14 @@ def test_pictures_are_read_as_bytes_or_from_jpeg(x):
 def plain_loop(network, pictures, config, seed):
     """The same training without the shared loop: returns the last loss."""
     matrices, vectors = ([p for p in network.parameters() if (p.ndim >= 2) == many] for many in (True, False))
-    optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
-                                  betas=(0.9, 0.98), eps=1e-6)
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+        betas=(0.9, 0.98),
+        eps=1e-6,
+    )
     order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(1_000_003 * seed)).tolist()
     for step in range(config.steps):
-        indices = order[step * config.batch:(step + 1) * config.batch]
+        indices = order[step * config.batch : (step + 1) * config.batch]
         x, rng = pictures.__getitems__(indices)[0], SampleRng(seed, indices, "steganography/epoch0")
         bits = rng.child("bits").integers(2, (8,)).float()
         message = F.linear(2 * bits - 1, network.message.weight, network.message.bias).view(-1, 12, 8, 8)
@@ -183,7 +200,9 @@ def plain_loop(network, pictures, config, seed):
         loss = -(bits * p.log() + (1 - bits) * (1 - p).log()).mean() + config.apart * (cosines[0] - 0.5).clamp(min=0)
         progress = max(0, step - config.warmup) / (config.steps - config.warmup)
         for group in optimizer.param_groups:
-            group["lr"] = config.lr * ((step + 1) / config.warmup if step < config.warmup else 0.5 * (1 + math.cos(math.pi * progress)))
+            group["lr"] = config.lr * (
+                (step + 1) / config.warmup if step < config.warmup else 0.5 * (1 + math.cos(math.pi * progress))
+            )
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
@@ -221,7 +240,10 @@ def test_it_learns_to_read_its_messages_and_to_hide_them_differently_in_every_pi
     fit_steganographer(tiny, Pictures(3000), config, 0)
     fit_steganographer(same, Pictures(3000), replace(config, apart=0.0), 0)
     after, alike = quality(tiny, x), quality(same, x)["alike"]
-    assert after["bit_accuracy"]["bytes"] > max(0.75, before["bit_accuracy"]["bytes"] + 0.2) and after["bit_accuracy"]["jpeg75"] > 0.65
+    assert (
+        after["bit_accuracy"]["bytes"] > max(0.75, before["bit_accuracy"]["bytes"] + 0.2)
+        and after["bit_accuracy"]["jpeg75"] > 0.65
+    )
     assert after["alike"] < 0.6 < alike
 
 
@@ -242,7 +264,9 @@ def test_quality_of_an_encoder_that_ignores_the_picture(x):
     for p in network.encoder.parameters():
         torch.nn.init.zeros_(p)
     found = quality(network, x.mul(0.8).add(0.1))
-    assert found["alike"] == pytest.approx(1, abs=1e-5) and found["psnr"]["least"] == pytest.approx(-20 * math.log10(0.03), abs=0.05)
+    assert found["alike"] == pytest.approx(1, abs=1e-5) and found["psnr"]["least"] == pytest.approx(
+        -20 * math.log10(0.03), abs=0.05
+    )
     assert 0.3 < found["bit_accuracy"]["bytes"] < 0.7 and set(found["bit_accuracy"]) == {"bytes", "jpeg75"}
     torch.nn.init.normal_(network.encoder[0][0].weight, generator=torch.Generator().manual_seed(0))
     torch.nn.init.dirac_(network.encoder[3].weight)
@@ -253,6 +277,7 @@ def test_quality_of_an_encoder_that_ignores_the_picture(x):
 
 # ---- the script ------------------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """Run the script with options, in `tmp_path`; returns its card."""
@@ -260,7 +285,16 @@ def run(tmp_path, monkeypatch):
     state = torch.get_rng_state()
 
     def call(*options) -> dict:
-        fixed = ["--out", str(tmp_path / "m.safetensors"), "--work", str(tmp_path / "work"), "--train.batch", "4", "--train.every", "1"]
+        fixed = [
+            "--out",
+            str(tmp_path / "m.safetensors"),
+            "--work",
+            str(tmp_path / "work"),
+            "--train.batch",
+            "4",
+            "--train.every",
+            "1",
+        ]
         monkeypatch.setattr(sys, "argv", ["steganography", *fixed, *options])
         script.main()
         return json.loads((tmp_path / "m.json").read_text())
@@ -272,9 +306,20 @@ def run(tmp_path, monkeypatch):
 def test_the_card_says_how_it_was_made_and_how_good_it_is(run, tmp_path, monkeypatch):
     card = run("--train.steps", "2", "--seed", "5")
     assert card["sha256"] == sha256_file(tmp_path / "m.safetensors") and card["bytes"] <= 4 * 2**20
-    assert card["kind"] == "steganography" and card["origin"] == "re-trained, not StegaStamp" and card["seed"] == 5 and card["n"] == 8
-    assert card["config"]["steps"] == 2 and card["network"] == Steganographer().config and card["data"] == ScenePairs(1, seed=5).version
-    assert set(card) >= {"bit_accuracy", "psnr", "alike", "loss", "seconds", "commit"} and not list(tmp_path.glob("work/*"))
+    assert (
+        card["kind"] == "steganography"
+        and card["origin"] == "re-trained, not StegaStamp"
+        and card["seed"] == 5
+        and card["n"] == 8
+    )
+    assert (
+        card["config"]["steps"] == 2
+        and card["network"] == Steganographer().config
+        and card["data"] == ScenePairs(1, seed=5).version
+    )
+    assert set(card) >= {"bit_accuracy", "psnr", "alike", "loss", "seconds", "commit"} and not list(
+        tmp_path.glob("work/*")
+    )
     assert card["command"].startswith("python -m shared.training.steganography --out ")
     weights = (tmp_path / "m.safetensors").read_bytes()
     monkeypatch.setattr(script, "train", lambda *_: pytest.fail("trained again"))
@@ -294,7 +339,7 @@ def test_an_interrupted_run_continues(run, tmp_path, monkeypatch):
     monkeypatch.setattr(ScenePairs, "__getitems__", fragile)
     with pytest.raises(KeyboardInterrupt):
         run("--train.steps", "3")
-    checkpoint, = (tmp_path / "work").iterdir()
+    (checkpoint,) = (tmp_path / "work").iterdir()
     card = run("--train.steps", "3")
     assert len(read) == 3 + 1 and not checkpoint.exists()
     assert card["sha256"] == straight["sha256"] and card["seconds"] is None and straight["seconds"] > 0

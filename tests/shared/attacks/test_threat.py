@@ -71,8 +71,12 @@ def test_direction_has_unit_norm_whatever_the_size_of_the_gradient():
 
 def test_direction_of_zero_and_of_not_a_number_is_zero():
     grad = torch.tensor([[0.0, 0.0, 0.0], [math.nan, 3.0, -4.0]])
-    assert_within_rounding(Threat("linf", 0.1).direction(grad), torch.tensor([[0.0, 0.0, 0.0], [0.0, 1.0, -1.0]]), terms=75)
-    assert_within_rounding(Threat("l2", 0.1).direction(grad), torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.6, -0.8]]), terms=75)
+    assert_within_rounding(
+        Threat("linf", 0.1).direction(grad), torch.tensor([[0.0, 0.0, 0.0], [0.0, 1.0, -1.0]]), terms=75
+    )
+    assert_within_rounding(
+        Threat("l2", 0.1).direction(grad), torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.6, -0.8]]), terms=75
+    )
 
 
 def test_distance_is_per_sample():

@@ -22,7 +22,9 @@ def threads():
 def test_every_case_of_the_small_model_is_printed_and_kept(tmp_path, capsys):
     out = tmp_path / "bench.json"
     state = torch.get_rng_state()
-    records = run([pgd.cases, apgd.cases, contrastive.cases], Options(quick=True, threads=1, only="scenes-vit-s8", out=out))
+    records = run(
+        [pgd.cases, apgd.cases, contrastive.cases], Options(quick=True, threads=1, only="scenes-vit-s8", out=out)
+    )
     assert torch.equal(state, torch.get_rng_state())
     printed = capsys.readouterr().out
     assert len(records) == 4 and not out.exists()
@@ -38,7 +40,10 @@ def test_every_case_of_the_small_model_is_printed_and_kept(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_every_case_of_the_large_model(tmp_path):
-    records = run([pgd.cases, apgd.cases, contrastive.cases], Options(quick=True, threads=1, only="ViT-B-32", out=tmp_path / "bench.json"))
+    records = run(
+        [pgd.cases, apgd.cases, contrastive.cases],
+        Options(quick=True, threads=1, only="ViT-B-32", out=tmp_path / "bench.json"),
+    )
     assert len(records) == 2
     assert not any("losses" in missed for record in records.values() for missed in record["missed"])
 
@@ -71,7 +76,9 @@ def test_repetitions_take_turns_and_facts_are_means():
         values = iter(values)
         return lambda: calls.append(name) or next(values)
 
-    case = Case("nothing", side("a", [1.0, 2.0, 3.0]), side("b", [5.0, 5.0, 8.0]), lambda r: {"value": r}, repetitions=2)
+    case = Case(
+        "nothing", side("a", [1.0, 2.0, 3.0]), side("b", [5.0, 5.0, 8.0]), lambda r: {"value": r}, repetitions=2
+    )
     outcome = measure(case)
     assert calls == ["a", "b", "a", "b", "b", "a"]
     assert outcome.facts_ours == {"value": 2.0} and outcome.facts_reference == {"value": 6.0}

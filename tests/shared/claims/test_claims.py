@@ -23,7 +23,9 @@ TABLE = {
 
 def read(tmp_path, claims=(), tables=(), **top):
     path = tmp_path / "claims.yaml"
-    path.write_text(yaml.safe_dump({"paper": "p", "title": "P", "claims": list(claims), "reference_tables": list(tables), **top}))
+    path.write_text(
+        yaml.safe_dump({"paper": "p", "title": "P", "claims": list(claims), "reference_tables": list(tables), **top})
+    )
     return load(path)
 
 
@@ -137,7 +139,11 @@ def test_mistakes_of_the_file(tmp_path):
     with pytest.raises(UserError, match="no claims file"):
         load(tmp_path / "none.yaml")
     path = tmp_path / "claims.yaml"
-    for text, message in (("paper: [", "not valid YAML"), ("paper: p\npaper: q\n", "'paper' is written twice"), ("", "must be a mapping")):
+    for text, message in (
+        ("paper: [", "not valid YAML"),
+        ("paper: p\npaper: q\n", "'paper' is written twice"),
+        ("", "must be a mapping"),
+    ):
         path.write_text(text)
         with pytest.raises(UserError, match=message):
             load(path)
@@ -156,7 +162,10 @@ def test_reference_cells(tmp_path):
 
 
 def test_which_measurements_the_headline_needs(tmp_path):
-    file = read(tmp_path, [changed(CLAIM, headline=True), changed(CLAIM, id="other", quantity={"method": "c"}, minus={"method": "d"})])
+    file = read(
+        tmp_path,
+        [changed(CLAIM, headline=True), changed(CLAIM, id="other", quantity={"method": "c"}, minus={"method": "d"})],
+    )
     a, b, c = ({"method": m, "attack": "pgd10", "group": "main"} for m in "abc")
     assert [file.wants(t, headline=True) for t in (a, b, c)] == [True, True, False]
     assert file.wants(c) and not file.wants({"method": "z"})
@@ -184,8 +193,13 @@ def test_matches(selector, tags, fits):
 
 def test_a_group_gives_its_defaults(tmp_path):
     whole = [changed(CLAIM, headline=True), changed(CLAIM, id="other", minus={"method": "c"}, mark="I")]
-    defaults = {k: v for k, v in CLAIM.items() if k not in ("id", "minus", "quantity")} | {"quantity": {"attack": "clean", "group": "main"}}
-    short = [{"id": "gain", "headline": True, "minus": {"method": "b"}}, {"id": "other", "minus": {"method": "c"}, "mark": "I"}]
+    defaults = {k: v for k, v in CLAIM.items() if k not in ("id", "minus", "quantity")} | {
+        "quantity": {"attack": "clean", "group": "main"}
+    }
+    short = [
+        {"id": "gain", "headline": True, "minus": {"method": "b"}},
+        {"id": "other", "minus": {"method": "c"}, "mark": "I"},
+    ]
     short = [{**entry, "quantity": {"method": "a", "attack": "pgd10"}} for entry in short]
     tables = [{"defaults": {"where": TABLE["where"]}, "claims": [changed(TABLE, where=None)]}]
     assert read(tmp_path, [{"defaults": defaults, "claims": short}], tables) == read(tmp_path, whole, [TABLE])
@@ -201,7 +215,10 @@ def test_a_selector_that_fits_nothing_in_the_plan_is_refused(tmp_path):
     file = read(tmp_path, [changed(CLAIM, headline=True), far])
     a, b = ({"method": m, "attack": "pgd10", "group": "main", "seed": 0} for m in "ab")
     file.check_plan("cpu", [a, b])
-    with pytest.raises(UserError, match=r"nothing that is measured at scale cpu fits claim gain: \{attack: pgd10, group: main, method: b\}"):
+    with pytest.raises(
+        UserError,
+        match=r"nothing that is measured at scale cpu fits claim gain: \{attack: pgd10, group: main, method: b\}",
+    ):
         file.check_plan("cpu", [a])
     with pytest.raises(UserError, match="scale paper fits claim far"):
         file.check_plan("paper", iter([a, b]))

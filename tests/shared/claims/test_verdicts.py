@@ -29,8 +29,14 @@ def results(*cells, scale="cpu", gates=(), planned=None):
 
 
 def claim(predicate="greater", **fields):
-    base = {"value": 5.0, "unit": "points", "quantity": {"method": "a"}, "minus": {"method": "b"}, "testable": ("cpu", "photos", "paper"),
-            "why_not": "No GPU."}
+    base = {
+        "value": 5.0,
+        "unit": "points",
+        "quantity": {"method": "a"},
+        "minus": {"method": "b"},
+        "testable": ("cpu", "photos", "paper"),
+        "why_not": "No GPU.",
+    }
     return Claim(id="c", text="t", where="abstract", source="s", mark="S", predicate=predicate, **{**base, **fields})
 
 
@@ -38,7 +44,11 @@ def verdict(one, res):
     return judge(ClaimsFile(None, "p", "P", (one,)), res)[0]
 
 
-UP, SAME, DOWN = (cell("a", 0.55), cell("b", 0.50)), (cell("a", 0.50), cell("b", 0.50)), (cell("a", 0.45), cell("b", 0.50))
+UP, SAME, DOWN = (
+    (cell("a", 0.55), cell("b", 0.50)),
+    (cell("a", 0.50), cell("b", 0.50)),
+    (cell("a", 0.45), cell("b", 0.50)),
+)
 
 
 @pytest.mark.parametrize(("cells", "status", "tone"), [
@@ -103,7 +113,10 @@ def test_half_measured_is_not_measured():
     planned = {c.slug: c.tags for c in two}
     v = verdict(claim(), results(two[0], two[2], planned=planned))  # s2 planned on both sides, and absent
     assert v.status == "not measured" and two[1].slug in v.sentence
-    seeds = [cell("a", 0.5, seed=s, name=n) for s, n in ((0, "s1"), (1, "s1"), (0, "s2"))] + [cell("b", 0.5), cell("b", 0.5, name="s2")]
+    seeds = [cell("a", 0.5, seed=s, name=n) for s, n in ((0, "s1"), (1, "s1"), (0, "s2"))] + [
+        cell("b", 0.5),
+        cell("b", 0.5, name="s2"),
+    ]
     assert "set s2, seed 1" in verdict(claim(), results(*seeds)).sentence
 
 
@@ -207,7 +220,13 @@ def test_how_tested_in_words():
 
 
 def test_numbers_for_people():
-    assert [number(x, 1) for x in (1234.54, -1.5, -1e-17, 99.96, float("inf"))] == ["1234.5", "−1.5", "0.0", "100.0", "∞"]
+    assert [number(x, 1) for x in (1234.54, -1.5, -1e-17, 99.96, float("inf"))] == [
+        "1234.5",
+        "−1.5",
+        "0.0",
+        "100.0",
+        "∞",
+    ]
     assert [number(x, 2, plus=True) for x in (1.5, -1.5, 1e-17)] == ["+1.50", "−1.50", "0.00"]
     assert [decimals(x, "s") for x in (123.0, 1.23, 0.0123, 0)] == [0, 2, 4, 2] and decimals(123.0, "points") == 2
 
@@ -247,7 +266,9 @@ def test_one_example_decides_nothing_and_both_directions_are_alike():
         assert [v.status for v in outcomes(gained, 0)] == ["inconclusive"] * 2
     for gained, lost in ((10, 0), (30, 9), (200, 130)):
         there, back = outcomes(gained, lost)
-        assert (there.status, back.status) == ("direction holds", "direction fails") and there.p == pytest.approx(back.p, rel=1e-6)
+        assert (there.status, back.status) == ("direction holds", "direction fails") and there.p == pytest.approx(
+            back.p, rel=1e-6
+        )
 
 
 @pytest.mark.parametrize("noise", [-1e-15, 0.0, 1e-15])
@@ -273,7 +294,11 @@ def test_within_is_two_one_sided_tests():
 def test_a_declared_equivalence_decides_what_the_direction_leaves_open():
     assert "would be seen with 80 % power" in verdict(claim(), results(*SAME)).sentence
     v = verdict(claim(equivalence=2), results(*SAME))
-    assert (v.status, v.tone) == ("no difference", "bad") and "No difference of 2 points or more" in v.sentence and v.p < 0.05
+    assert (
+        (v.status, v.tone) == ("no difference", "bad")
+        and "No difference of 2 points or more" in v.sentence
+        and v.p < 0.05
+    )
     assert verdict(claim(equivalence=0.1), results(*SAME)).status == "inconclusive"
     assert verdict(claim(equivalence=9), results(*UP)).status == "direction holds"  # a direction that is clear stays
 
@@ -288,8 +313,13 @@ def test_several_steps_are_corrected_for_their_number():
 
 def test_a_verdict_and_its_p_say_the_same():
     for share in np.linspace(0.4, 0.6, 41):
-        for one in (claim(), claim("equal_within", tolerance=4), claim(margin=2), claim("at_most", minus=None, unit="%", threshold=50),
-                    claim("exceeds_all", minus=None, rivals=({"method": "b"}, {"method": "c"}))):
+        for one in (
+            claim(),
+            claim("equal_within", tolerance=4),
+            claim(margin=2),
+            claim("at_most", minus=None, unit="%", threshold=50),
+            claim("exceeds_all", minus=None, rivals=({"method": "b"}, {"method": "c"})),
+        ):
             v = verdict(one, results(cell("a", share), cell("b", 0.5), cell("c", 0.45)))
             assert (v.status != "inconclusive") == (v.p <= 0.05), (one.predicate, share, v.p)
 
@@ -302,6 +332,8 @@ def test_what_survives_among_many():
     claims = [claim(quantity={"method": f"a{k}"}).model_copy(update={"id": f"c{k}"}) for k in range(12)]
     verdicts = judge(ClaimsFile(None, "p", "P", tuple(claims)), results(*cells))
     theirs = false_discovery_control([v.p for v in verdicts]) <= 0.05
-    assert [v.survives for v in verdicts] == list(theirs) and 0 < sum(theirs) < sum(v.status == "direction holds" for v in verdicts)
+    assert [v.survives for v in verdicts] == list(theirs) and 0 < sum(theirs) < sum(
+        v.status == "direction holds" for v in verdicts
+    )
     assert by_chance(verdicts).startswith("12 claims tested at 95 % each: up to 0.6 wrong verdicts")
     assert by_chance(judge(ClaimsFile(None, "p", "P", tuple(claims)), results(*cells, scale="smoke"))) == ""

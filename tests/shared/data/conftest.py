@@ -9,12 +9,33 @@ import pytest
 from PIL import Image
 
 CALTECH101 = ["Faces", "Faces_easy", "Leopards", "yin_yang", *(f"object_{k:02d}" for k in range(97))]
-CALTECH256 = ["001.ak47", *(f"{k:03d}.thing-{k}" for k in range(2, 251)), "251.airplanes-101", "252.car-side-101",
-              *(f"{k:03d}.more-things" for k in range(253, 257)), "257.clutter"]
-EUROSAT = ["AnnualCrop", "Forest", "HerbaceousVegetation", "Highway", "Industrial", "Pasture", "PermanentCrop", "Residential", "River",
-           "SeaLake"]
+CALTECH256 = [
+    "001.ak47",
+    *(f"{k:03d}.thing-{k}" for k in range(2, 251)),
+    "251.airplanes-101",
+    "252.car-side-101",
+    *(f"{k:03d}.more-things" for k in range(253, 257)),
+    "257.clutter",
+]
+EUROSAT = [
+    "AnnualCrop",
+    "Forest",
+    "HerbaceousVegetation",
+    "Highway",
+    "Industrial",
+    "Pasture",
+    "PermanentCrop",
+    "Residential",
+    "River",
+    "SeaLake",
+]
 WNIDS = ["n03126707", "n02124075", "n01443537", "n09999999"]  # not sorted, as in the original list
-WORDS = {"n03126707": "crane", "n02124075": "Egyptian cat", "n01443537": "goldfish, Carassius auratus", "n09999999": "crane, bird"}
+WORDS = {
+    "n03126707": "crane",
+    "n02124075": "Egyptian cat",
+    "n01443537": "goldfish, Carassius auratus",
+    "n09999999": "crane, bird",
+}
 
 
 def draw(path: Path, seed: int = 0, size: tuple[int, int] = (12, 9)) -> Path:
@@ -54,7 +75,10 @@ def stl10(root: Path) -> np.ndarray:
         pixels = np.random.default_rng(n).integers(0, 256, (n, 3, 96, 96), dtype=np.uint8)
         pixels.transpose(0, 1, 3, 2).tofile(folder / f"{split}_X.bin")
         (np.arange(n, dtype=np.uint8) % 10 + 1).tofile(folder / f"{split}_y.bin")
-    text(folder / "class_names.txt", ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"])
+    text(
+        folder / "class_names.txt",
+        ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"],
+    )
     return pixels
 
 
@@ -91,7 +115,9 @@ def flowers(root: Path) -> None:
     labels = np.array([k % 102 + 1 for k in range(204)])
     folder.mkdir(parents=True)
     savemat(folder / "imagelabels.mat", {"labels": labels})
-    savemat(folder / "setid.mat", {"trnid": np.arange(1, 103), "valid": np.arange(1, 103), "tstid": np.arange(103, 205)})
+    savemat(
+        folder / "setid.mat", {"trnid": np.arange(1, 103), "valid": np.arange(1, 103), "tstid": np.arange(103, 205)}
+    )
     for k in range(1, 205):
         draw(folder / "jpg" / f"image_{k:05d}.jpg", k)
 
@@ -142,9 +168,19 @@ def imagenet_variants(root: Path, wnids: list[str], few: list[str], size: tuple[
     """V2 (one picture per label, three for label 1), A and R (of the WNIDs `few`) and Sketch."""
     content = draw(root / "picture.jpeg", 0, size).read_bytes()
     (root / "picture.jpeg").unlink()
-    v2 = [f"imagenetv2-matched-frequency-format-val/{k}/{i}.jpeg" for k in range(len(wnids)) for i in range(3 if k == 1 else 1)]
-    sketch, a, r = ([f"{folder}/{wnid}/{name}" for wnid in part] for folder, part, name in (
-        ("sketch", wnids, "sketch_0.JPEG"), ("imagenet-a", few, "0.0001_digital clock _ digital clock_0.86.jpg"), ("imagenet-r", few, "art_0.jpg")))
+    v2 = [
+        f"imagenetv2-matched-frequency-format-val/{k}/{i}.jpeg"
+        for k in range(len(wnids))
+        for i in range(3 if k == 1 else 1)
+    ]
+    sketch, a, r = (
+        [f"{folder}/{wnid}/{name}" for wnid in part]
+        for folder, part, name in (
+            ("sketch", wnids, "sketch_0.JPEG"),
+            ("imagenet-a", few, "0.0001_digital clock _ digital clock_0.86.jpg"),
+            ("imagenet-r", few, "art_0.jpg"),
+        )
+    )
     for name in (*v2, *sketch, *a, *r):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(content)
@@ -168,12 +204,18 @@ def cars(root: Path) -> None:
     from scipy.io import savemat
 
     folder = root / "stanford_cars"
-    names = ["AM General Hummer SUV 2000", "Ram C/V Cargo Van Minivan 2012", *(f"Maker Model-{k} 2012" for k in range(194))]
+    names = [
+        "AM General Hummer SUV 2000",
+        "Ram C/V Cargo Van Minivan 2012",
+        *(f"Maker Model-{k} 2012" for k in range(194)),
+    ]
     (folder / "devkit").mkdir(parents=True)
     array = np.empty(len(names), object)
     array[:] = names
     savemat(folder / "devkit" / "cars_meta.mat", {"class_names": array})
-    annotations = np.array([(f"{k + 1:05d}.jpg", k + 1) for k in range(196)], dtype=[("fname", object), ("class", object)])
+    annotations = np.array(
+        [(f"{k + 1:05d}.jpg", k + 1) for k in range(196)], dtype=[("fname", object), ("class", object)]
+    )
     savemat(folder / "cars_test_annos_withlabels.mat", {"annotations": annotations})
     for k in range(196):
         draw(folder / "cars_test" / f"{k + 1:05d}.jpg", k)
@@ -208,9 +250,21 @@ def tiny_imagenet(root: Path, rearranged: bool = False) -> None:
 
 
 BUILDERS = {
-    "cifar10": lambda root: cifar(root, 10), "cifar100": lambda root: cifar(root, 100), "STL10": stl10, "SUN397": sun397,
-    "Food101": food101, "OxfordPets": pets, "Flowers102": flowers, "DTD": dtd, "EuroSAT": eurosat, "FGVC-Aircraft": aircraft,
-    "TinyImageNet": tiny_imagenet, "ImageNet": imagenet, "Caltech101": caltech101, "Caltech256": caltech256, "StanfordCars": cars,
+    "cifar10": lambda root: cifar(root, 10),
+    "cifar100": lambda root: cifar(root, 100),
+    "STL10": stl10,
+    "SUN397": sun397,
+    "Food101": food101,
+    "OxfordPets": pets,
+    "Flowers102": flowers,
+    "DTD": dtd,
+    "EuroSAT": eurosat,
+    "FGVC-Aircraft": aircraft,
+    "TinyImageNet": tiny_imagenet,
+    "ImageNet": imagenet,
+    "Caltech101": caltech101,
+    "Caltech256": caltech256,
+    "StanfordCars": cars,
     "PCAM": pcam,
 }
 
@@ -242,4 +296,6 @@ def any_checksum(monkeypatch):
 
     for module in (cifar_module, flowers102):
         monkeypatch.setattr(module, "check_integrity", lambda path, md5=None: Path(path).is_file())
-    monkeypatch.setattr(stl10, "check_integrity", lambda path, md5=None: Path(path).is_file() or "unlabeled" in str(path))
+    monkeypatch.setattr(
+        stl10, "check_integrity", lambda path, md5=None: Path(path).is_file() or "unlabeled" in str(path)
+    )

@@ -26,20 +26,41 @@ def sentences(k: int, n: int = 5) -> list[dict]:
 
 def build_coco(root: Path, picture, karpathy: bool = True) -> None:
     for year, first in (("train2014", 0), ("val2014", 100)):
-        images = [{"id": first + k, "file_name": f"COCO_{year}_{first + k:012d}.jpg", "height": 9, "width": 12} for k in range(20)]
+        images = [
+            {"id": first + k, "file_name": f"COCO_{year}_{first + k:012d}.jpg", "height": 9, "width": 12}
+            for k in range(20)
+        ]
         for image in images:
             picture(root / "coco" / year / image["file_name"], image["id"])
-        notes = [{"image_id": i["id"], "id": 10 * i["id"] + j, "caption": f" a {j} {i['id']}"} for j in range(6) for i in images[::-1]]
-        write(root / "coco" / "annotations" / f"captions_{year}.json", {"info": {}, "images": images, "annotations": notes})
+        notes = [
+            {"image_id": i["id"], "id": 10 * i["id"] + j, "caption": f" a {j} {i['id']}"}
+            for j in range(6)
+            for i in images[::-1]
+        ]
+        write(
+            root / "coco" / "annotations" / f"captions_{year}.json",
+            {"info": {}, "images": images, "annotations": notes},
+        )
     if karpathy:
         splits = ["test", "val", "restval", "train"]
-        images = [{"filepath": "val2014" if k % 4 < 3 else "train2014", "cocoid": k, "split": splits[k % 4], "sentences": sentences(k),
-                   "filename": f"COCO_val2014_{100 + k:012d}.jpg" if k % 4 < 3 else f"COCO_train2014_{k:012d}.jpg"} for k in range(20)]
+        images = [
+            {
+                "filepath": "val2014" if k % 4 < 3 else "train2014",
+                "cocoid": k,
+                "split": splits[k % 4],
+                "sentences": sentences(k),
+                "filename": f"COCO_val2014_{100 + k:012d}.jpg" if k % 4 < 3 else f"COCO_train2014_{k:012d}.jpg",
+            }
+            for k in range(20)
+        ]
         write(root / "coco" / "dataset_coco.json", {"images": images, "dataset": "coco"})
 
 
 def build_flickr(root: Path, picture) -> None:
-    images = [{"filename": f"{k}.jpg", "split": ("train", "val", "test")[k % 3], "sentences": sentences(k), "imgid": k} for k in range(12)]
+    images = [
+        {"filename": f"{k}.jpg", "split": ("train", "val", "test")[k % 3], "sentences": sentences(k), "imgid": k}
+        for k in range(12)
+    ]
     for image in images:
         picture(root / "flickr30k" / "flickr30k-images" / image["filename"], image["imgid"], (20, 15))
     write(root / "flickr30k" / "dataset_flickr30k.json", {"images": images, "dataset": "flickr30k"})
@@ -48,17 +69,39 @@ def build_flickr(root: Path, picture) -> None:
 def build_vqa(root: Path) -> None:
     for year, first in (("train2014", 0), ("val2014", 100)):
         asked = [{"image_id": first + k // 2, "question": f"what is {k}?", "question_id": 1000 + k} for k in range(40)]
-        notes = [{"question_id": q["question_id"], "image_id": q["image_id"], "question_type": "what is", "multiple_choice_answer": "x",
-                  "answers": [{"answer": f"answer {q['question_id']}", "answer_confidence": "yes", "answer_id": j + 1} for j in range(10)]}
-                 for q in asked[::-1]]
-        write(root / "vqav2" / f"v2_OpenEnded_mscoco_{year}_questions.json", {"questions": asked, "task_type": "Open-Ended"})
+        notes = [
+            {
+                "question_id": q["question_id"],
+                "image_id": q["image_id"],
+                "question_type": "what is",
+                "multiple_choice_answer": "x",
+                "answers": [
+                    {"answer": f"answer {q['question_id']}", "answer_confidence": "yes", "answer_id": j + 1}
+                    for j in range(10)
+                ],
+            }
+            for q in asked[::-1]
+        ]
+        write(
+            root / "vqav2" / f"v2_OpenEnded_mscoco_{year}_questions.json",
+            {"questions": asked, "task_type": "Open-Ended"},
+        )
         write(root / "vqav2" / f"v2_mscoco_{year}_annotations.json", {"annotations": notes})
 
 
 def build_textvqa(root: Path, picture, train: int = 40) -> None:
     for part, n in (("train", train), ("val", 6)):
-        data = [{"question_id": k, "image_id": f"{part}{k:04x}", "question": f"what does {k} say?", "answers": [f"word {k}"] * 10,
-                 "image_classes": ["Sign"], "set_name": part} for k in range(n)]
+        data = [
+            {
+                "question_id": k,
+                "image_id": f"{part}{k:04x}",
+                "question": f"what does {k} say?",
+                "answers": [f"word {k}"] * 10,
+                "image_classes": ["Sign"],
+                "set_name": part,
+            }
+            for k in range(n)
+        ]
         for entry in data:
             picture(root / "textvqa" / "train_images" / f"{entry['image_id']}.jpg", entry["question_id"], (16, 16))
         write(root / "textvqa" / f"TextVQA_0.5.1_{part}.json", {"dataset_type": part, "data": data})
@@ -111,8 +154,12 @@ def test_coco_without_karpathys_file(tmp_path, picture):
 def test_questions(root):
     data = open_vl("vqav2", "test", Source(str(root)), 8)
     assert isinstance(data, QuestionSet) and len(data) == 40 and len(data.images) == 20
-    assert data.questions([5]) == ["what is 5?"] and data.answers([5]) == [["answer 1005"] * 10]  # matched by id, not by place
-    assert torch.equal(data.pictures([4]), data.pictures([5])) and not torch.equal(data.pictures([4]), data.pictures([39]))
+    assert data.questions([5]) == ["what is 5?"] and data.answers([5]) == [
+        ["answer 1005"] * 10
+    ]  # matched by id, not by place
+    assert torch.equal(data.pictures([4]), data.pictures([5])) and not torch.equal(
+        data.pictures([4]), data.pictures([39])
+    )
     text = open_vl("textvqa", "test", Source(str(root)), 8)
     assert text.questions([2]) == ["what does 2 say?"] and text.answers([2, 3]) == [["word 2"] * 10, ["word 3"] * 10]
 
@@ -138,7 +185,9 @@ def test_an_unreadable_picture_is_named_or_counted(tmp_path, picture, capsys):
     data = open_vl("coco", "test", Source(str(tmp_path), skip_corrupt=True), 8)
     assert data.usable([3, 2, 1, 0]) == [3, 0] and len(data.skipped) == 2
     assert "2 of 4 chosen pictures cannot be read" in capsys.readouterr().err
-    assert data.references([3]) == open_vl("coco", "test", Source(str(tmp_path)), 8).references([3])  # indices do not shift
+    assert data.references([3]) == open_vl("coco", "test", Source(str(tmp_path)), 8).references(
+        [3]
+    )  # indices do not shift
     questions = open_vl("vqav2", "test", Source(str(tmp_path), skip_corrupt=True), 8)
     assert questions.usable([7, 8, 9, 10]) == [7, 10]  # both questions about the broken picture
 
@@ -161,8 +210,12 @@ def test_missing_and_damaged_files_are_one_sentence(tmp_path, picture):
     build_coco(tmp_path, picture)
     build_vqa(tmp_path)
     path = tmp_path / "coco/dataset_coco.json"
-    for content, said in ((path.read_text()[:100], "damaged"), ('{"pictures": []}', "it lacks 'images'"), ("[1]", "damaged"),
-                          ('{"images": []}', "no example of this split")):
+    for content, said in (
+        (path.read_text()[:100], "damaged"),
+        ('{"pictures": []}', "it lacks 'images'"),
+        ("[1]", "damaged"),
+        ('{"images": []}', "no example of this split"),
+    ):
         path.write_text(content)
         with pytest.raises(UserError, match=said):
             open_vl("coco", "test", source)

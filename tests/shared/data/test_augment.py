@@ -20,6 +20,7 @@ def batch():
 
 # ---- pictures --------------------------------------------------------------------------------------------------------------
 
+
 def test_pictures_stay_pictures_and_change(batch):
     x = batch[0]
     before, state = x.clone(), torch.get_rng_state()
@@ -35,7 +36,11 @@ def test_a_picture_is_augmented_by_seed_step_and_index_alone(batch):
     x, augment = batch[0], CropAndJitter()
     out = augment(x[:20], 3, range(20))
     assert_within_rounding(augment(x[[11, 2]], 3, [11, 2]), out[[11, 2]], terms=32 * 32)
-    for other in (augment(x[:20], 4, range(20)), CropAndJitter(seed=1)(x[:20], 3, range(20)), augment(x[:20], 3, range(1, 21))):
+    for other in (
+        augment(x[:20], 4, range(20)),
+        CropAndJitter(seed=1)(x[:20], 3, range(20)),
+        augment(x[:20], 3, range(1, 21)),
+    ):
         assert not torch.allclose(other, out, atol=1e-2)
 
 
@@ -69,13 +74,17 @@ def test_grey_and_jitter_happen_as_often_as_asked(batch):
     assert 0.4 < (bright != 0.5).double().mean() < 0.6 and 0.29 < bright.min() < 0.35 and 0.65 < bright.max() < 0.71
 
 
-@pytest.mark.parametrize("options", [{"area": (0, 1)}, {"area": (0.8, 0.5)}, {"area": (0.5, 1.5)}, {"jittered": 2}, {"grey": -0.1}, {"strength": 1}])
+@pytest.mark.parametrize(
+    "options",
+    [{"area": (0, 1)}, {"area": (0.8, 0.5)}, {"area": (0.5, 1.5)}, {"jittered": 2}, {"grey": -0.1}, {"strength": 1}],
+)
 def test_bounds_are_checked(options):
     with pytest.raises(UserError):
         CropAndJitter(**options)
 
 
 # ---- captions --------------------------------------------------------------------------------------------------------------
+
 
 def kind(before: list[str], after: list[str]) -> str:
     """Which operation made `after` of `before` (one word changed by it)."""
@@ -132,7 +141,9 @@ def test_a_full_tokenizer_takes_any_word():
 
     eda = EDA.of(open_clip.get_tokenizer("ViT-B-32"), synonyms={"dog": ("hound",)})
     out = {eda(["A dog, barking!"], step, [0])[0] for step in range(200)}
-    assert {"a hound barking", "a dog", "dog a barking"} <= out and any(t.split().count("hound") == 1 and "dog" in t for t in out)
+    assert {"a hound barking", "a dog", "dog a barking"} <= out and any(
+        t.split().count("hound") == 1 and "dog" in t for t in out
+    )
     assert eda.vocabulary is None and eda.longest is None
 
 

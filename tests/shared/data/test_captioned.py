@@ -79,9 +79,14 @@ def test_flip_and_shift_is_one_of_the_crops_of_the_padded_picture():
     out = flip_and_shift(x, 3, range(120))
     found = []
     for picture, result in zip(x, out, strict=True):
-        places = [(m, dy, dx) for m, base in enumerate((picture, picture.flip(2)))
-                  for p in [F.pad(base[None], (4,) * 4, mode="reflect")[0]]
-                  for dy in range(9) for dx in range(9) if torch.equal(p[:, dy:dy + 32, dx:dx + 32], result)]
+        places = [
+            (m, dy, dx)
+            for m, base in enumerate((picture, picture.flip(2)))
+            for p in [F.pad(base[None], (4,) * 4, mode="reflect")[0]]
+            for dy in range(9)
+            for dx in range(9)
+            if torch.equal(p[:, dy : dy + 32, dx : dx + 32], result)
+        ]
         assert places
         found.append(places[0])
     mirrored, dy, dx = np.array(found).T

@@ -77,7 +77,13 @@ def test_weights_are_known_by_their_contents_whatever_their_file_is_called(tmp_p
     known = []
     for k in (1, 2):
         torch.save({"w": torch.full((3,), k)}, tmp_path / name)
-        known.append((locate(str(tmp_path / name), "--model")[1], identity(str(tmp_path / name)), identity(f"guided:{tmp_path / name}")))
+        known.append(
+            (
+                locate(str(tmp_path / name), "--model")[1],
+                identity(str(tmp_path / name)),
+                identity(f"guided:{tmp_path / name}"),
+            )
+        )
     assert all(a != b for a, b in zip(*known, strict=True))
     with pytest.raises(Exception, match="does not exist"):
         locate(str(tmp_path / "none.xyz"), "--model")
@@ -99,7 +105,9 @@ def test_a_file_that_did_not_change_is_not_read_again(tmp_path, monkeypatch):
     path.write_bytes(b"contents")
     os.utime(path, (1, 1))
     whole = files.hashlib.file_digest
-    monkeypatch.setattr(files.hashlib, "file_digest", lambda handle, name: read.append(handle.name) or whole(handle, name))
+    monkeypatch.setattr(
+        files.hashlib, "file_digest", lambda handle, name: read.append(handle.name) or whole(handle, name)
+    )
     first = files.sha256_file(path)
     assert files.sha256_file(path) == first == files.sha256_bytes(b"contents")
     files.note_digests(tmp_path / "noted.json")

@@ -32,7 +32,11 @@ def test_pictures():
 
 def test_reachable_by_name():
     data = open_set("digits:all", "test", Source())
-    assert data.name == "digits" and data.classes == tuple("0123456789") and data.prompts[3] == 'a photo of the number: "3".'
+    assert (
+        data.name == "digits"
+        and data.classes == tuple("0123456789")
+        and data.prompts[3] == 'a photo of the number: "3".'
+    )
     assert data.version == digits("test").version
     large = open_set("digits:all", "test", Source(size="64"))
     assert large[0][0].shape == (3, 64, 64) and large.version != data.version

@@ -31,7 +31,9 @@ def break_file(path, how):
         path.unlink()
     else:
         whole = path.read_bytes()
-        path.write_bytes({"empty": b"", "truncated": whole[: len(whole) // 2], "garbage": b"this is not a picture"}[how])
+        path.write_bytes(
+            {"empty": b"", "truncated": whole[: len(whole) // 2], "garbage": b"this is not a picture"}[how]
+        )
 
 
 @pytest.mark.parametrize("shape", [(300, 200), (200, 300), (64, 64), (257, 511), (256, 256), (400, 256)])
@@ -42,7 +44,9 @@ def test_sizes_are_those_of_torchvision(tmp_path, picture, shape, size):
 
     path = picture(tmp_path / "a.png", 1, shape)
     mode = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}[size.interpolation]
-    chain = transforms.Compose([transforms.Resize(size.short, mode), transforms.CenterCrop(size.crop), transforms.ToTensor()])
+    chain = transforms.Compose(
+        [transforms.Resize(size.short, mode), transforms.CenterCrop(size.crop), transforms.ToTensor()]
+    )
     expected = chain(Image.open(path))
     assert torch.equal(decode(path, size).float().div_(255), expected)
 
@@ -76,6 +80,7 @@ def test_a_broken_picture_is_named(tmp_path, picture, suffix, how):
 
 def test_what_the_system_refuses_is_not_called_corrupt(tmp_path, picture, monkeypatch):
     data = files(tmp_path, picture, skip_corrupt=True)
+
     def refuse(*args):
         raise PermissionError(13, "Permission denied")
 
@@ -89,7 +94,12 @@ def test_what_the_system_refuses_is_not_called_corrupt(tmp_path, picture, monkey
 def test_pixels_labels_and_batches(tmp_path, picture, in_memory):
     data = files(tmp_path, picture, in_memory=in_memory)
     x, y = data.__getitems__([3, 0])
-    expected = np.stack([np.asarray(Image.open(tmp_path / f"{i}.png")) for i in (3, 0)]).transpose(0, 3, 1, 2).astype(np.float32) / 255
+    expected = (
+        np.stack([np.asarray(Image.open(tmp_path / f"{i}.png")) for i in (3, 0)])
+        .transpose(0, 3, 1, 2)
+        .astype(np.float32)
+        / 255
+    )
     assert np.array_equal(x.numpy(), expected) and y.tolist() == [1, 0]
     x0, y0 = data[3]
     assert torch.equal(x0, x[0]) and y0 == 1 and isinstance(y0, int)

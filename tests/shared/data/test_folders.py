@@ -12,7 +12,9 @@ from shared.data.files import ImageSize
 from shared.data.folders import image_folder
 from shared.errors import UserError
 
-COPY = Path(__file__).resolve().parents[4] / "shared" / "data" / "cifar10-jpeg"  # beside the repository on some machines
+COPY = (
+    Path(__file__).resolve().parents[4] / "shared" / "data" / "cifar10-jpeg"
+)  # beside the repository on some machines
 
 
 def fill(root, picture, classes=("Zebra_fish", "ape", "Big-cat"), n=10, suffix=".png"):
@@ -90,12 +92,15 @@ def test_size_reaches_the_pictures(tmp_path, picture):
     assert image_folder(fill(tmp_path, picture), size=ImageSize(8, 6))[0][0].shape == (3, 6, 6)
 
 
-@pytest.mark.parametrize(("damage", "says"), [
-    (lambda root: None, "there is no folder"),
-    (lambda root: root.mkdir(), "has no class folders"),
-    (lambda root: (root / "train").mkdir(parents=True), "none for test.* has no class folders"),
-    (lambda root: (root / "train" / "a").mkdir(parents=True), "train/a holds no picture.*one class folder, a: "),
-])
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda root: None, "there is no folder"),
+        (lambda root: root.mkdir(), "has no class folders"),
+        (lambda root: (root / "train").mkdir(parents=True), "none for test.* has no class folders"),
+        (lambda root: (root / "train" / "a").mkdir(parents=True), "train/a holds no picture.*one class folder, a: "),
+    ],
+)
 def test_a_folder_that_cannot_be_read_says_why(tmp_path, damage, says):
     damage(tmp_path / "root")
     with pytest.raises(UserError, match=says) as error:
@@ -137,8 +142,14 @@ def refused(root, *says):
 
 def test_links_that_lead_in_a_circle_add_nothing(tmp_path, picture, capsys):
     fill(tmp_path / "zoo", picture, n=5)
-    for name, target in (("self", "."), ("up", ".."), ("above", "../.."), ("root", "/"),
-                         ("again", "deep"), ("deep/loop", "../deep")):
+    for name, target in (
+        ("self", "."),
+        ("up", ".."),
+        ("above", "../.."),
+        ("root", "/"),
+        ("again", "deep"),
+        ("deep/loop", "../deep"),
+    ):
         (tmp_path / "zoo" / "ape" / "deep").mkdir(exist_ok=True)
         (tmp_path / "zoo" / "ape" / name).symlink_to(target)
     (tmp_path / "zoo" / "ape" / "copy.png").symlink_to("00.png")
@@ -213,7 +224,8 @@ def test_a_class_called_like_a_split_inside_a_split(tmp_path, picture):
 
 
 @pytest.mark.parametrize(
-    "parts", [("Train", "TEST"), ("training", "testing"), ("train", "valid"), ("TRAIN", "Validation")])
+    "parts", [("Train", "TEST"), ("training", "testing"), ("train", "valid"), ("TRAIN", "Validation")]
+)
 def test_other_names_of_the_splits(tmp_path, picture, parts):
     for n, part in enumerate(parts, 1):
         fill(tmp_path / part, picture, n=n)
@@ -240,17 +252,21 @@ def test_splits_under_other_names_are_no_classes(tmp_path, picture):
     refused(tmp_path / "b", "turn it round")
 
 
-@pytest.mark.parametrize(("classes", "says"), [
-    (("hot_dog", "hot-dog", "ape"), "hot-dog and hot_dog make one prompt, 'This is a photo of a hot dog'"),
-    (("Hot Dog", "hot dog", "ape"), "Hot Dog and hot dog make one prompt"),
-    (("class_1", "CLASS_1"), "CLASS_1 and class_1 make one prompt"),
-    (("hot__dog", "hot_dog"), "make one prompt"),
-    (("caf\u00e9", "cafe\u0301"), "make one prompt"),
-    (("_ape", "ape"), "make one prompt"),
-    (("ape\n", "ape"), "ape and ape\\n make one prompt"),
-    (("---", "ape"), "'---' has no word in it"),
-    (("ape",), "has one class folder, ape: a classifier needs two classes"),
-    (("caf\udce9", "ape"), "caf\\xe9 is not UTF-8")])
+@pytest.mark.parametrize(
+    ("classes", "says"),
+    [
+        (("hot_dog", "hot-dog", "ape"), "hot-dog and hot_dog make one prompt, 'This is a photo of a hot dog'"),
+        (("Hot Dog", "hot dog", "ape"), "Hot Dog and hot dog make one prompt"),
+        (("class_1", "CLASS_1"), "CLASS_1 and class_1 make one prompt"),
+        (("hot__dog", "hot_dog"), "make one prompt"),
+        (("caf\u00e9", "cafe\u0301"), "make one prompt"),
+        (("_ape", "ape"), "make one prompt"),
+        (("ape\n", "ape"), "ape and ape\\n make one prompt"),
+        (("---", "ape"), "'---' has no word in it"),
+        (("ape",), "has one class folder, ape: a classifier needs two classes"),
+        (("caf\udce9", "ape"), "caf\\xe9 is not UTF-8"),
+    ],
+)
 def test_class_names_that_make_no_classifier(tmp_path, picture, classes, says):
     for name in classes:
         for i in range(2):
@@ -321,6 +337,6 @@ def test_real_photographs(tmp_path):
     data = image_folder(tmp_path, "test", in_memory=True)
     assert data.classes == ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
     chosen = subset(data, 20, 0)
-    (x, y), = loader(data, [chosen])
+    ((x, y),) = loader(data, [chosen])
     assert x.shape == (20, 3, 32, 32) and x.min() >= 0 and x.max() <= 1 and x.std() > 0.1
     assert torch.bincount(y).tolist() == [2] * 10

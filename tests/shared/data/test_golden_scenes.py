@@ -24,7 +24,9 @@ PAIRS = 6
 
 def sheet() -> np.ndarray:
     """(rows · 32, 32, 3) uint8: the first test picture of every set, then the first pre-training pictures."""
-    rows = [SceneSet(name).__getitems__([0])[0] for name in SETS] + [ScenePairs(10).__getitems__([i])[0] for i in range(PAIRS)]
+    rows = [SceneSet(name).__getitems__([0])[0] for name in SETS] + [
+        ScenePairs(10).__getitems__([i])[0] for i in range(PAIRS)
+    ]
     return np.concatenate([np.rint(x[0].numpy() * 255).astype(np.uint8).transpose(1, 2, 0) for x in rows])
 
 
@@ -32,16 +34,25 @@ def facts() -> dict[str, str]:
     """What identifies the rest of the world, as hashes."""
     n = np.arange(2000)
     s = sample(0, n)
-    whole = {name: getattr(s, name) for name in ("kind", "n_objects", "shape", "colour", "surface", "size", "position", "background")}
-    hashes = {"attributes": repr([(k, v.tolist()) for k, v in whole.items()]), "captions": repr(captions(s, 0, n)),
-              "questions": repr(questions(s, 0, n)), "vocabulary": repr(VOCABULARY),
-              "classes": repr([(name, SceneSet(name).classes, SceneSet(name).prompts) for name in SETS]),
-              "labels": repr([SceneSet(name, n=500).labels.tolist() for name in SETS])}
+    whole = {
+        name: getattr(s, name)
+        for name in ("kind", "n_objects", "shape", "colour", "surface", "size", "position", "background")
+    }
+    hashes = {
+        "attributes": repr([(k, v.tolist()) for k, v in whole.items()]),
+        "captions": repr(captions(s, 0, n)),
+        "questions": repr(questions(s, 0, n)),
+        "vocabulary": repr(VOCABULARY),
+        "classes": repr([(name, SceneSet(name).classes, SceneSet(name).prompts) for name in SETS]),
+        "labels": repr([SceneSet(name, n=500).labels.tolist() for name in SETS]),
+    }
     return {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in hashes.items()}
 
 
 def test_the_golden_files_are_of_this_version():
-    assert json.loads(FACTS.read_text())["version"] == VERSION, f"VERSION was raised: write the golden files anew ({__doc__})"
+    assert json.loads(FACTS.read_text())["version"] == VERSION, (
+        f"VERSION was raised: write the golden files anew ({__doc__})"
+    )
 
 
 def test_attributes_sentences_and_labels_are_those_of_this_version():
@@ -53,7 +64,9 @@ def test_attributes_sentences_and_labels_are_those_of_this_version():
 def test_pictures_are_those_of_this_version():
     stored = np.asarray(Image.open(SHEET)).astype(int)
     difference = np.abs(stored - sheet())
-    assert difference.max() <= 1 and (difference > 0).sum() <= 5, "pictures changed: raise VERSION in shared/data/scenes.py"
+    assert difference.max() <= 1 and (difference > 0).sum() <= 5, (
+        "pictures changed: raise VERSION in shared/data/scenes.py"
+    )
 
 
 if __name__ == "__main__":

@@ -37,7 +37,9 @@ def ilsvrc(tmp_path, picture):
 
 
 def test_the_classes_are_those_of_the_facts():
-    expected = tuple((name, wnid, int(index)) for name, wnid, index in (e.split() for e in TABLE.replace("\n", "|").split("|")))
+    expected = tuple(
+        (name, wnid, int(index)) for name, wnid, index in (e.split() for e in TABLE.replace("\n", "|").split("|"))
+    )
     assert expected == CLASSES
 
 
@@ -60,7 +62,9 @@ def test_the_original_archives(official):
 
 
 def test_a_whole_official_set_is_called_by_its_name_alone(official, monkeypatch):
-    monkeypatch.setitem(__import__("shared.data.imagenet30", fromlist=["OFFICIAL"]).OFFICIAL, "test", ("one_class_test", 1))
+    monkeypatch.setitem(
+        __import__("shared.data.imagenet30", fromlist=["OFFICIAL"]).OFFICIAL, "test", ("one_class_test", 1)
+    )
     data = imagenet30(official)
     assert data.name == "ImageNet30" and data.label == "original archives, 30 test pictures"
 
@@ -72,7 +76,10 @@ def test_the_validation_split_is_labelled_as_such(ilsvrc, picture):
     with pytest.raises(UserError, match=r"ImageNet30 is not at .* \(one_class_train/<class>\)"):
         imagenet30(ilsvrc, "train")
     make(ilsvrc / "train", WNIDS, 2, picture)
-    assert len(imagenet30(ilsvrc, "train")) == 60 and imagenet30(ilsvrc, "train").label == "ILSVRC training split, 60 pictures"
+    assert (
+        len(imagenet30(ilsvrc, "train")) == 60
+        and imagenet30(ilsvrc, "train").label == "ILSVRC training split, 60 pictures"
+    )
 
 
 def test_the_original_archives_come_first(ilsvrc, picture):

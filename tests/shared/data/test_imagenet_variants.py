@@ -33,7 +33,9 @@ def root(tmp_path_factory, makers):
     return root
 
 
-@pytest.mark.parametrize(("name", "wnids"), [("ImageNetV2", WNIDS), ("ImageNetSketch", WNIDS), ("ImageNetA", FEW), ("ImageNetR", FEW)])
+@pytest.mark.parametrize(
+    ("name", "wnids"), [("ImageNetV2", WNIDS), ("ImageNetSketch", WNIDS), ("ImageNetA", FEW), ("ImageNetR", FEW)]
+)
 def test_labels_are_in_the_order_of_the_wnids(root, name, wnids):
     data = named(name, root)
     number = [int(w[1:]) for w in wnids]
@@ -42,14 +44,21 @@ def test_labels_are_in_the_order_of_the_wnids(root, name, wnids):
     folders = [Path(p).parent.name for p in data.paths]
     for folder, label in zip(folders, data.labels.tolist(), strict=True):
         assert folder == (str(label) if name == "ImageNetV2" else wnids[label])
-    assert len(data) == len(wnids) + (2 if name == "ImageNetV2" else 0) and set(data.labels.tolist()) == set(range(len(wnids)))
+    assert len(data) == len(wnids) + (2 if name == "ImageNetV2" else 0) and set(data.labels.tolist()) == set(
+        range(len(wnids))
+    )
     x, y = data.__getitems__([0, len(data) - 1])
     assert x.shape == (2, 3, 224, 224) and y.tolist() == [0, len(wnids) - 1]
     assert "banana" in data.classes  # what is planted in ImageNet's copy is a class of each
 
 
 def test_names_in_any_spelling_and_in_the_catalogue(root):
-    for text, name in (("imagenet-v2", "ImageNetV2"), ("IMAGENET_A", "ImageNetA"), ("imagenet-r", "ImageNetR"), ("imagenetsketch", "ImageNetSketch")):
+    for text, name in (
+        ("imagenet-v2", "ImageNetV2"),
+        ("IMAGENET_A", "ImageNetA"),
+        ("imagenet-r", "ImageNetR"),
+        ("imagenetsketch", "ImageNetSketch"),
+    ):
         assert canonical(text) == name
     version = open_set("named:imagenet-a", "test", Source(root=str(root))).version
     assert version == named("ImageNetA", root).version != named("ImageNetR", root).version
@@ -70,7 +79,9 @@ def test_what_cannot_be_had_is_one_sentence(root, tmp_path, name):
     with pytest.raises(UserError, match=missing):
         named(name, tmp_path)
     (tmp_path / variant.folder / WNIDS[0]).mkdir(parents=True)
-    with pytest.raises(UserError, match=rf"{name} needs the names of ImageNet's classes.*ILSVRC2012_devkit_t12\.tar\.gz") as error:
+    with pytest.raises(
+        UserError, match=rf"{name} needs the names of ImageNet's classes.*ILSVRC2012_devkit_t12\.tar\.gz"
+    ) as error:
         named(name, tmp_path)
     assert "\n" not in str(error.value) and str(tmp_path / "imagenet") in str(error.value)
     (tmp_path / "imagenet").mkdir(exist_ok=True)
@@ -90,10 +101,14 @@ def test_a_copy_that_is_not_whole_is_refused(root, tmp_path, makers, name):
     with pytest.raises(UserError, match=rf"{chosen} of {name} holds no picture"):
         named(name, tmp_path)
     chosen.rmdir()
-    with pytest.raises(UserError, match=rf"has {VARIANTS[name].num_classes - 1} class folders instead of {VARIANTS[name].num_classes}"):
+    with pytest.raises(
+        UserError, match=rf"has {VARIANTS[name].num_classes - 1} class folders instead of {VARIANTS[name].num_classes}"
+    ):
         named(name, tmp_path)
     (where / "n99999999").mkdir()
-    with pytest.raises(UserError, match=r"has the folder n99999999, which is no (label from 0 to 999|WNID of ImageNet): remove"):
+    with pytest.raises(
+        UserError, match=r"has the folder n99999999, which is no (label from 0 to 999|WNID of ImageNet): remove"
+    ):
         named(name, tmp_path)
     makers.imagenet_meta(tmp_path, {WNIDS[0]: ("one",)})
     with pytest.raises(UserError, match=r"the names of ImageNet's 1000 classes, and .*meta.bin has 1"):
@@ -102,12 +117,19 @@ def test_a_copy_that_is_not_whole_is_refused(root, tmp_path, makers, name):
 
 def test_caltech101_in_two_parts(tmp_path, makers):
     makers.caltech101(tmp_path, 4)
-    whole, train, test = named("Caltech101", tmp_path), named("Caltech-101-split", tmp_path, "train"), named("Caltech101Split", tmp_path)
+    whole, train, test = (
+        named("Caltech101", tmp_path),
+        named("Caltech-101-split", tmp_path, "train"),
+        named("Caltech101Split", tmp_path),
+    )
     assert train.classes == test.classes == whole.classes and train.prompts == whole.prompts
     assert sorted(train.paths + test.paths) == sorted(whole.paths) and train.version != test.version
-    assert train.labels.tolist() == [k for k in range(101) for _ in range(3)] and test.labels.tolist() == list(range(101))
+    assert train.labels.tolist() == [k for k in range(101) for _ in range(3)] and test.labels.tolist() == list(
+        range(101)
+    )
     assert {Path(p).parent.name: y for p, y in zip(train.paths, train.labels, strict=True)} == {
-        Path(p).parent.name: y for p, y in zip(whole.paths, whole.labels, strict=True)}
+        Path(p).parent.name: y for p, y in zip(whole.paths, whole.labels, strict=True)
+    }
     assert len({Path(p).name for p in test.paths}) > 1  # not the first of each class
     for path in (Path(p) for p in train.paths if "/Faces/" in p):
         path.unlink()

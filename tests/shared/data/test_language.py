@@ -5,15 +5,47 @@ import re
 import numpy as np
 import pytest
 
-from shared.data.language import SYNONYMS, TEMPLATES, VOCABULARY, article, captions, descriptions, named_objects, objects, plural, questions, words
-from shared.data.scenes import ATTRIBUTES, BACKGROUNDS, COLOURS, COUNTS, POSITIONS, SHAPES, SIZES, SURFACES, Domain, sample
+from shared.data.language import (
+    SYNONYMS,
+    TEMPLATES,
+    VOCABULARY,
+    article,
+    captions,
+    descriptions,
+    named_objects,
+    objects,
+    plural,
+    questions,
+    words,
+)
+from shared.data.scenes import (
+    ATTRIBUTES,
+    BACKGROUNDS,
+    COLOURS,
+    COUNTS,
+    POSITIONS,
+    SHAPES,
+    SIZES,
+    SURFACES,
+    Domain,
+    sample,
+)
 
 N = 3000
 PLAIN_WORD = {option: name for name, options in SYNONYMS.items() for option in options}
 OPENINGS = ("a photo of ", "a picture of ", "an image of ", "this is ", "there is ", "")
-PLACES = {"on the left": "left", "at the left": "left", "on the right": "right", "at the right": "right", "at the top": "top",
-          "near the top": "top", "at the bottom": "bottom", "near the bottom": "bottom", "in the centre": "centre",
-          "in the middle": "centre"}
+PLACES = {
+    "on the left": "left",
+    "at the left": "left",
+    "on the right": "right",
+    "at the right": "right",
+    "at the top": "top",
+    "near the top": "top",
+    "at the bottom": "bottom",
+    "near the bottom": "bottom",
+    "in the centre": "centre",
+    "in the middle": "centre",
+}
 NOUNS = ("object", "thing", "shape")
 
 
@@ -56,7 +88,7 @@ def check(text: str, s, i: int) -> None:
     ground = re.search(r" (?:on|against) a (\S+) background$", body)
     if ground:
         assert plain(ground[1]) == BACKGROUNDS[s.background[i]]
-        body = body[:ground.start()]
+        body = body[: ground.start()]
     for words_, place in PLACES.items():
         if body.endswith(" " + words_):
             assert s.kind[i] == 0 and place == POSITIONS[s.position[i]]
@@ -147,10 +179,18 @@ def test_descriptions_are_true_and_name_colour_and_shape_of_every_object(world, 
 
 
 def test_what_a_sentence_names():
-    assert named_objects("There are three striped crimson boxes, and a red disc on a blue background.") == {("red", "square"), ("red", "circle")}
-    assert named_objects("a small star on a red background") == named_objects("") == named_objects("red, star") - {("red", "star")} == set()
+    assert named_objects("There are three striped crimson boxes, and a red disc on a blue background.") == {
+        ("red", "square"),
+        ("red", "circle"),
+    }
+    assert (
+        named_objects("a small star on a red background")
+        == named_objects("")
+        == named_objects("red, star") - {("red", "star")}
+        == set()
+    )
     s = sample(21, [0, 1])
-    assert len(objects(s, 0)) == len({*zip(s.colour[0, :s.n_objects[0]], s.shape[0, :s.n_objects[0]], strict=True)})
+    assert len(objects(s, 0)) == len({*zip(s.colour[0, : s.n_objects[0]], s.shape[0, : s.n_objects[0]], strict=True)})
 
 
 def test_descriptions_vary_and_stay_short(described):
@@ -160,7 +200,9 @@ def test_descriptions_vary_and_stay_short(described):
     assert {*SIZES, *SURFACES, *BACKGROUNDS, "and", "left", "against", "there"} <= said
     assert np.mean([len(set(texts)) > 1 for texts in described]) > 0.8
     for name, options in SYNONYMS.items():
-        assert len(options) < 2 or 0 < sum(options[1] in t for t in flat) < 0.2 * sum(options[0] in t for t in flat), name
+        assert len(options) < 2 or 0 < sum(options[1] in t for t in flat) < 0.2 * sum(options[0] in t for t in flat), (
+            name
+        )
 
 
 def test_descriptions_are_functions_of_seed_and_index_and_the_first_ones_do_not_depend_on_how_many(described):
@@ -169,17 +211,23 @@ def test_descriptions_are_functions_of_seed_and_index_and_the_first_ones_do_not_
     assert descriptions(sample(21, some), 22, some, 3) != [described[i] for i in some]
 
 
-ASKED = {"shape": r"what shape (?:is it|are they)", "colour": r"what colour (?:is|are) the (?!background)\w+",
-         "surface": r"what surface do(?:es)? the \w+ have",
-         "size": r"how big is the \w+", "position": r"where is the \w+", "background": "what colour is the background",
-         "count": "how many objects are there", "yes-no": r"is there an? \w+ \w+"}
+ASKED = {
+    "shape": r"what shape (?:is it|are they)",
+    "colour": r"what colour (?:is|are) the (?!background)\w+",
+    "surface": r"what surface do(?:es)? the \w+ have",
+    "size": r"how big is the \w+",
+    "position": r"where is the \w+",
+    "background": "what colour is the background",
+    "count": "how many objects are there",
+    "yes-no": r"is there an? \w+ \w+",
+}
 
 
 def test_answers_are_right(world):
     s, _, pairs = world
     asked = dict.fromkeys(ASKED, 0)
     for i, (question, answer) in enumerate(pairs):
-        kind, = (k for k, pattern in ASKED.items() if re.fullmatch(pattern, question))
+        (kind,) = (k for k, pattern in ASKED.items() if re.fullmatch(pattern, question))
         asked[kind] += 1
         many = s.kind[i] == 1
         if kind == "yes-no":
@@ -188,8 +236,20 @@ def test_answers_are_right(world):
             assert answer == ("yes" if (colour, shape) in present else "no")
             assert f" {article(colour)} " in question
             continue
-        assert answer == ATTRIBUTES[kind][{"count": s.n_objects - 1, "background": s.background, "size": s.size, "position": s.position,
-                                           "shape": s.shape[:, 0], "colour": s.colour[:, 0], "surface": s.surface[:, 0]}[kind][i]]
+        assert (
+            answer
+            == ATTRIBUTES[kind][
+                {
+                    "count": s.n_objects - 1,
+                    "background": s.background,
+                    "size": s.size,
+                    "position": s.position,
+                    "shape": s.shape[:, 0],
+                    "colour": s.colour[:, 0],
+                    "surface": s.surface[:, 0],
+                }[kind][i]
+            ]
+        )
         noun = re.search(r" the (\w+)", question)
         if noun and kind != "background":
             shape = SHAPES[s.shape[i, 0]]
@@ -215,8 +275,28 @@ def test_questions_about_single_objects_only_name_one():
 
 
 def test_words_articles_and_plurals():
-    assert words("A photo of: two mid-sized \"Discs\", isn't it?") == ["a", "photo", "of", "two", "mid-sized", "discs", "isn't", "it"]
+    assert words('A photo of: two mid-sized "Discs", isn\'t it?') == [
+        "a",
+        "photo",
+        "of",
+        "two",
+        "mid-sized",
+        "discs",
+        "isn't",
+        "it",
+    ]
     assert words("un café, 2½ maßkrüge - ja; snake_case") == ["un", "café", "2½", "maßkrüge", "ja", "snake", "case"]
     assert words("") == []
-    assert [article(w) for w in ("circle", "orange", "object", "image")] == ["a circle", "an orange", "an object", "an image"]
-    assert [plural(w) for w in ("circle", "cross", "box", "plus", "moon")] == ["circles", "crosses", "boxes", "pluses", "moons"]
+    assert [article(w) for w in ("circle", "orange", "object", "image")] == [
+        "a circle",
+        "an orange",
+        "an object",
+        "an image",
+    ]
+    assert [plural(w) for w in ("circle", "cross", "box", "plus", "moon")] == [
+        "circles",
+        "crosses",
+        "boxes",
+        "pluses",
+        "moons",
+    ]

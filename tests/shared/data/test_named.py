@@ -23,32 +23,59 @@ PROMPTS = {
     "cifar10": (10, [(0, "This is a photo of a airplane", None)]),
     "cifar100": (100, [(7, "This is a photo of a thing 7", None)]),
     "STL10": (10, [(2, "This is a photo of a car", None)]),
-    "SUN397": (397, [(0, "This is a photo of a abbey", None), (1, "This is a photo of a apartment building outdoor", None)]),
+    "SUN397": (
+        397,
+        [(0, "This is a photo of a abbey", None), (1, "This is a photo of a apartment building outdoor", None)],
+    ),
     "Food101": (101, [(0, "A photo of apple pie, a type of food.", None)]),
     "OxfordPets": (37, [(1, "A photo of a american bulldog, a type of pet.", None)]),
-    "Flowers102": (102, [
-        (0, "A photo of a pink primrose, a type of flower.", None),
-        (11, "A photo of a colts foot, a type of flower.", "A photo of a colt's foot, a type of flower."),
-        (59, "A photo of a pink yellow dahlia?, a type of flower.", "A photo of a pink yellow dahlia, a type of flower."),
-        (87, "A photo of a cyclamen , a type of flower.", "A photo of a cyclamen, a type of flower."),
-    ]),
+    "Flowers102": (
+        102,
+        [
+            (0, "A photo of a pink primrose, a type of flower.", None),
+            (11, "A photo of a colts foot, a type of flower.", "A photo of a colt's foot, a type of flower."),
+            (
+                59,
+                "A photo of a pink yellow dahlia?, a type of flower.",
+                "A photo of a pink yellow dahlia, a type of flower.",
+            ),
+            (87, "A photo of a cyclamen , a type of flower.", "A photo of a cyclamen, a type of flower."),
+        ],
+    ),
     "DTD": (47, [(1, "A surface with a polka dotted texture.", None)]),
     "EuroSAT": (10, [(2, "A centered satellite photo of brushland or shrubland.", None)]),
-    "FGVC-Aircraft": (100, [
-        (1, "A photo of a boeing 737-800, a type of aircraft.", "A photo of a 737-800, a type of aircraft."),
-        (3, "A photo of a f/a-18, a type of aircraft.", None),
-    ]),
+    "FGVC-Aircraft": (
+        100,
+        [
+            (1, "A photo of a boeing 737-800, a type of aircraft.", "A photo of a 737-800, a type of aircraft."),
+            (3, "A photo of a f/a-18, a type of aircraft.", None),
+        ],
+    ),
     "TinyImageNet": (4, [(0, "This is a photo of a goldfish", None), (1, "This is a photo of a egyptian cat", None)]),
     "ImageNet": (1000, [(0, "This is a photo of a kit fox", None), (1, "This is a photo of a thing 1", None)]),
     "Caltech101": (101, [(1, "A photo of a faces easy.", None), (3, "A photo of a object 00.", None)]),
-    "Caltech256": (257, [(0, "A photo of a ak47.", None), (250, "A photo of a airplanes 101.", "A photo of a airplanes."),
-                         (251, "A photo of a car side 101.", "A photo of a car side.")]),
-    "StanfordCars": (196, [
-        (0, "A photo of a am general hummer suv.", "A photo of a am general hummer suv 2000."),
-        (1, "A photo of a ram c/v cargo van minivan.", "A photo of a ram c/v cargo van minivan 2012."),
-    ]),
-    "PCAM": (2, [(0, "Tthis is a photo of healthy lymph node tissue.", "This is a photo of healthy lymph node tissue."),
-                 (1, "This is a photo of lymph node tumor tissue.", None)]),
+    "Caltech256": (
+        257,
+        [
+            (0, "A photo of a ak47.", None),
+            (250, "A photo of a airplanes 101.", "A photo of a airplanes."),
+            (251, "A photo of a car side 101.", "A photo of a car side."),
+        ],
+    ),
+    "StanfordCars": (
+        196,
+        [
+            (0, "A photo of a am general hummer suv.", "A photo of a am general hummer suv 2000."),
+            (1, "A photo of a ram c/v cargo van minivan.", "A photo of a ram c/v cargo van minivan 2012."),
+        ],
+    ),
+    "PCAM": (
+        2,
+        [
+            (0, "Tthis is a photo of healthy lymph node tissue.", "This is a photo of healthy lymph node tissue."),
+            (1, "This is a photo of lymph node tumor tissue.", None),
+        ],
+    ),
 }
 NATIVE_SIZE = {"cifar10": 32, "cifar100": 32, "STL10": 96}
 
@@ -69,7 +96,7 @@ def test_set(library, name):
 
     copy = pickle.loads(pickle.dumps(data))  # what a spawned worker is sent
     chosen = subset(copy, 6, 0)
-    (x, y), = loader(copy, [chosen])
+    ((x, y),) = loader(copy, [chosen])
     side = NATIVE_SIZE.get(name, 224)
     assert x.shape == (6, 3, side, side) and x.dtype == torch.float32 and 0 <= x.min() < x.max() <= 1
     assert y.tolist() == data.labels[chosen].tolist() == [data[i][1] for i in chosen]
@@ -77,24 +104,33 @@ def test_set(library, name):
     assert copy.version == named(name, library).version
 
 
-@pytest.mark.parametrize("name", [name for name in SIXTEEN if name not in ("cifar10", "cifar100", "STL10", "PCAM", "TinyImageNet")])
+@pytest.mark.parametrize(
+    "name", [name for name in SIXTEEN if name not in ("cifar10", "cifar100", "STL10", "PCAM", "TinyImageNet")]
+)
 def test_pictures_and_labels_belong_together(library, name):
     """Example i is example i of torchvision's own class, which decodes the picture itself."""
     from torchvision import datasets
 
     data = named(name, library, size=NATIVE)
     pairs = {"SUN397": "SUN397", "OxfordPets": "OxfordIIITPet", "FGVC-Aircraft": "FGVCAircraft"}
-    split = {"SUN397": {}, "EuroSAT": {}, "Caltech101": {}, "Caltech256": {}, "ImageNet": {"split": "val"}}.get(name, {"split": "test"})
-    theirs = getattr(datasets, pairs.get(name, name))(str(library / "imagenet" if name == "ImageNet" else library), **split)
+    split = {"SUN397": {}, "EuroSAT": {}, "Caltech101": {}, "Caltech256": {}, "ImageNet": {"split": "val"}}.get(
+        name, {"split": "test"}
+    )
+    theirs = getattr(datasets, pairs.get(name, name))(
+        str(library / "imagenet" if name == "ImageNet" else library), **split
+    )
     assert len(data) == len(theirs)
     if name == "SUN397":  # torchvision's own order is that of the disk
         assert data.paths == sorted(data.paths)
         assert {p: int(y) for p, y in zip(data.paths, data.labels, strict=True)} == {
-            str(p): y for p, y in zip(theirs._image_files, theirs._labels, strict=True)}
+            str(p): y for p, y in zip(theirs._image_files, theirs._labels, strict=True)
+        }
         return
     for i in (0, len(data) // 3, len(data) - 1):
         picture, label = theirs[i]
-        assert torch.equal(data[i][0], torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255) and data[i][1] == label
+        assert (
+            torch.equal(data[i][0], torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255) and data[i][1] == label
+        )
 
 
 def test_arrays_are_the_pictures_on_disk(tmp_path, builders):
@@ -248,7 +284,11 @@ def test_a_picture_that_is_listed_but_missing(tmp_path, builders, capsys):
 
 
 def test_names():
-    assert canonical("CIFAR-10") == "cifar10" and canonical("fgvc_aircraft") == "FGVC-Aircraft" and canonical("oxfordpet") == "OxfordPets"
+    assert (
+        canonical("CIFAR-10") == "cifar10"
+        and canonical("fgvc_aircraft") == "FGVC-Aircraft"
+        and canonical("oxfordpet") == "OxfordPets"
+    )
     with pytest.raises(UserError, match=r"no data set 'cifar11'; did you mean .*cifar10"):
         canonical("cifar11")
     with pytest.raises(UserError, match="did you mean TinyImageNet"):
@@ -289,14 +329,17 @@ def damage_annotations(folder):
     (folder / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn00000000\t0\t0\t1\t1\n")
 
 
-@pytest.mark.parametrize(("damage", "says"), [
-    (lambda folder: (folder / "wnids.txt").unlink(), "unpack tiny-imagenet-200.zip"),
-    (lambda folder: (folder / "words.txt").unlink(), "lacks .*words.txt"),
-    (damage_words, "has no name for n01443537"),
-    (lambda folder: (folder / "val" / "val_annotations.txt").unlink(), "lacks .*val_annotations.txt"),
-    (damage_annotations, "line 1 of .*val_annotations.txt"),
-    (lambda folder: (folder / "val" / "n03126707").mkdir(), r"not the 4 expected ones: it lacks 3"),
-])
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda folder: (folder / "wnids.txt").unlink(), "unpack tiny-imagenet-200.zip"),
+        (lambda folder: (folder / "words.txt").unlink(), "lacks .*words.txt"),
+        (damage_words, "has no name for n01443537"),
+        (lambda folder: (folder / "val" / "val_annotations.txt").unlink(), "lacks .*val_annotations.txt"),
+        (damage_annotations, "line 1 of .*val_annotations.txt"),
+        (lambda folder: (folder / "val" / "n03126707").mkdir(), r"not the 4 expected ones: it lacks 3"),
+    ],
+)
 def test_a_broken_tiny_imagenet_says_what_is_wrong(tmp_path, builders, damage, says):
     builders["TinyImageNet"](tmp_path)
     damage(tmp_path / "tiny-imagenet-200")

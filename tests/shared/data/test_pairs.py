@@ -24,7 +24,9 @@ from shared.errors import UserError
 
 def encoded(seed, size=(12, 9), form="PNG"):
     file = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(file, form)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(
+        file, form
+    )
     return file.getvalue()
 
 
@@ -55,7 +57,11 @@ def cc3m(root, files=3, each=4):
             number = k * each + i
             said = f"picture {number}".encode()
             rows += [(f"{number:09d}.jpg", encoded(number, form="PNG"))]
-            rows += [(f"{number:09d}.txt", said)] if i % 2 else [(f"{number:09d}.json", json.dumps({"caption": said.decode(), "n": 1}).encode())]
+            rows += (
+                [(f"{number:09d}.txt", said)]
+                if i % 2
+                else [(f"{number:09d}.json", json.dumps({"caption": said.decode(), "n": 1}).encode())]
+            )
         shard(root / "cc3m" / f"{k:05d}.tar", rows)
     return Source(root=str(root))
 
@@ -90,7 +96,9 @@ def test_a_table_gives_squashed_pictures_and_captions(tmp_path, header):
 
 def test_tabs_other_columns_quotes_and_a_byte_order_mark(tmp_path):
     source = table(tmp_path, 2)
-    (tmp_path / "tabs.tsv").write_text("﻿id\tcaption\tpath\n7\tone, two\tpictures/0.png\n\n8\tthree\tpictures/1.png\n", encoding="utf-8")
+    (tmp_path / "tabs.tsv").write_text(
+        "﻿id\tcaption\tpath\n7\tone, two\tpictures/0.png\n\n8\tthree\tpictures/1.png\n", encoding="utf-8"
+    )
     assert sorted(all_of(open_pairs("csv:tabs.tsv", source, 2, 0, 4))) == ["one, two", "three"]
     (tmp_path / "quoted.csv").write_text('path,caption\npictures/0.png,"a ""big"" cat, and a dog"\n')
     assert open_pairs("csv:quoted.csv", source, 1, 0, 4).captions([0]) == ['a "big" cat, and a dog']
@@ -105,7 +113,9 @@ def test_paths_are_relative_to_the_table(tmp_path):
 
 def test_the_choice_is_a_function_of_the_seed_and_grows(tmp_path):
     source = table(tmp_path, 30)
-    few, many, again, other = (open_pairs("csv:pairs.csv", source, n, seed, 4) for n, seed in ((5, 1), (20, 1), (5, 1), (5, 2)))
+    few, many, again, other = (
+        open_pairs("csv:pairs.csv", source, n, seed, 4) for n, seed in ((5, 1), (20, 1), (5, 1), (5, 2))
+    )
     assert few.captions(range(5)) == many.captions(range(5)) == again.captions(range(5)) != other.captions(range(5))
     assert few.version == again.version and len({few.version, many.version, other.version}) == 3
     assert open_pairs("csv:pairs.csv", source, 5, 1, 8).version != few.version
@@ -204,9 +214,21 @@ def test_a_folder_that_cannot_be_written_to_has_its_table_in_the_cache(tmp_path,
 
 
 def test_folders_in_shards_keep_pairs_apart_and_txt_comes_before_json(tmp_path):
-    shard(tmp_path / "a.tar", [("one/k.png", encoded(0)), ("one/k.txt", b"first"), ("two/k.PNG", encoded(1)),
-                               ("two/k.json", b'{"caption": "second"}'), ("two/k.txt", "zwölf".encode()), ("readme.md", b"no")])
-    assert sorted(open_pairs("shards:a.tar", Source(root=str(tmp_path)), 2, 0, 4).captions([0, 1])) == ["first", "zwölf"]
+    shard(
+        tmp_path / "a.tar",
+        [
+            ("one/k.png", encoded(0)),
+            ("one/k.txt", b"first"),
+            ("two/k.PNG", encoded(1)),
+            ("two/k.json", b'{"caption": "second"}'),
+            ("two/k.txt", "zwölf".encode()),
+            ("readme.md", b"no"),
+        ],
+    )
+    assert sorted(open_pairs("shards:a.tar", Source(root=str(tmp_path)), 2, 0, 4).captions([0, 1])) == [
+        "first",
+        "zwölf",
+    ]
 
 
 # ---- what goes wrong -------------------------------------------------------------------------------------------------------
@@ -218,7 +240,9 @@ def spoil(root, how):
         path.unlink()
     else:
         whole = path.read_bytes()
-        path.write_bytes({"empty": b"", "truncated": whole[: len(whole) // 2], "garbage": b"this is not a picture"}[how])
+        path.write_bytes(
+            {"empty": b"", "truncated": whole[: len(whole) // 2], "garbage": b"this is not a picture"}[how]
+        )
 
 
 @pytest.mark.parametrize("how", ["missing", "empty", "truncated", "garbage"])
@@ -248,10 +272,18 @@ def test_nothing_but_bad_pictures(tmp_path):
         open_pairs("csv:pairs.csv", Source(root=source.root, skip_corrupt=True), 2, 0, 4).__getitems__([0])
 
 
-@pytest.mark.parametrize(("content", "says"), [
-    ("", "columns nothing"), ("a,b\n1,2\n", "columns a, b"), ("path,caption\n", "has 0 pairs"),
-    ("path;caption\nx.png;a\n", "columns path;caption:"), ("path,caption".encode("utf-16"), "is not UTF-8"),
-    (b"pa\xffth,caption\n", "column names is not UTF-8"), ("path,\"caption\nx.png,a\n", "quotes that do not fit")])
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("", "columns nothing"),
+        ("a,b\n1,2\n", "columns a, b"),
+        ("path,caption\n", "has 0 pairs"),
+        ("path;caption\nx.png;a\n", "columns path;caption:"),
+        ("path,caption".encode("utf-16"), "is not UTF-8"),
+        (b"pa\xffth,caption\n", "column names is not UTF-8"),
+        ('path,"caption\nx.png,a\n', "quotes that do not fit"),
+    ],
+)
 def test_bad_tables(tmp_path, content, says):
     (tmp_path / "t.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
     for skip in (False, True):
@@ -264,8 +296,8 @@ ROWS = {
     "path,caption\n, a\n": "lacks",
     "path,caption\nx.png,\n": "lacks",
     "path,caption\nx.png,a cat, a dog\n": "has 3 fields and the first line 2 .*needs quotes",
-    "path,caption\nx.png,\"a cat\n": "quotes that do not fit",
-    "path,caption\nx.png,\"a cat\" sat\n": "quotes that do not fit",
+    'path,caption\nx.png,"a cat\n': "quotes that do not fit",
+    'path,caption\nx.png,"a cat" sat\n': "quotes that do not fit",
     "path,caption\nx.png,a\0b\n": "number 0",
     "path\tcaption\nx.png\ta\tb\n": "has 3 fields",
     "path,caption,id\nx.png,a cat\n": "has 2 fields and the first line 3",
@@ -288,7 +320,7 @@ def test_rows_that_are_no_pair_stop_or_are_counted_and_named(tmp_path, content, 
     assert re.search(rf"1 things cannot be read and are left out: row 2 .*{says}", capsys.readouterr().err)
 
 
-@pytest.mark.parametrize("opening", ['"', '"a ', ' "', '""', "'", "a 12\" "])
+@pytest.mark.parametrize("opening", ['"', '"a ', ' "', '""', "'", 'a 12" '])
 def test_tabs_know_no_quotes(tmp_path, opening):
     """A caption that begins with an open quote is one row like the others."""
     said = [f"{opening}caption {i}".strip() for i in range(7)]
@@ -298,7 +330,9 @@ def test_tabs_know_no_quotes(tmp_path, opening):
 
 def test_an_open_quote_between_commas_takes_its_own_row_only(tmp_path, capsys):
     (tmp_path / "t.csv").write_text('path,caption\n0.png,one\n1.png,"two\n2.png,three\n3.png,"fo\nur"\n')
-    with pytest.raises(UserError, match=r"3 things .* row 3 .* has quotes that do not fit, or a line break within them"):
+    with pytest.raises(
+        UserError, match=r"3 things .* row 3 .* has quotes that do not fit, or a line break within them"
+    ):
         open_pairs("csv:t.csv", Source(root=str(tmp_path)), 2, 0, 4)
     pairs = open_pairs("csv:t.csv", Source(root=str(tmp_path), skip_corrupt=True), 2, 0, 4)
     assert sorted(pairs.captions([0, 1])) == ["one", "three"] and len(pairs.skipped) == 3
@@ -316,8 +350,12 @@ def test_what_is_no_file_is_not_waited_for(tmp_path, what):
     source = table(tmp_path, 2)
     for path in (tmp_path / "pictures" / "0.png", tmp_path / "no.csv", tmp_path / "no.tar"):
         path.unlink(missing_ok=True)
-        make = {"pipe": os.mkfifo, "folder": Path.mkdir, "device": lambda p: p.symlink_to("/dev/zero"),
-                "loop": lambda p: p.symlink_to(p)}
+        make = {
+            "pipe": os.mkfifo,
+            "folder": Path.mkdir,
+            "device": lambda p: p.symlink_to("/dev/zero"),
+            "loop": lambda p: p.symlink_to(p),
+        }
         make[what](path)
     for spec in ("csv:no.csv", "shards:no.tar"):
         with pytest.raises(UserError, match=r"no file|cannot be read|symbolic links"):
@@ -330,10 +368,18 @@ def test_what_is_no_file_is_not_waited_for(tmp_path, what):
 
 def test_bad_specs(tmp_path):
     source = table(tmp_path, 3)
-    for spec, says in (("cc3m", "not understood"), ("csv:", "not understood"), ("csv:none.csv", "no file"), ("shards:none.tar", "no file"),
-                       ("shards:none/{0..3}.tar", "no file"), ("shards:none*.tar", "no file"), ("csv:pictures", "cannot be read"),
-                       ("shards:{0..2.tar", "brace without"), ("shards:{0..99999999999}.tar", "more than 1,000,000"),
-                       ("shards:{0..1999}{0..1999}.tar", "more than 1,000,000")):
+    for spec, says in (
+        ("cc3m", "not understood"),
+        ("csv:", "not understood"),
+        ("csv:none.csv", "no file"),
+        ("shards:none.tar", "no file"),
+        ("shards:none/{0..3}.tar", "no file"),
+        ("shards:none*.tar", "no file"),
+        ("csv:pictures", "cannot be read"),
+        ("shards:{0..2.tar", "brace without"),
+        ("shards:{0..99999999999}.tar", "more than 1,000,000"),
+        ("shards:{0..1999}{0..1999}.tar", "more than 1,000,000"),
+    ):
         with pytest.raises(UserError, match=says):
             open_pairs(spec, source, 1, 0, 4)
     with pytest.raises(UserError, match=r"has 3 pairs .* 4 are wanted"):
@@ -344,7 +390,11 @@ def test_bad_specs(tmp_path):
     with pytest.raises(UserError, match="1 or more"):
         open_pairs("scenes", Source(), 0, 0, 4)
     pairs = open_pairs("csv:pairs.csv", source, 2, 0, 4)
-    assert isinstance(pairs, FilePairs) and pairs.__getitems__([])[0].shape == (0, 3, 4, 4) and pairs[0][0].shape == (3, 4, 4)
+    assert (
+        isinstance(pairs, FilePairs)
+        and pairs.__getitems__([])[0].shape == (0, 3, 4, 4)
+        and pairs[0][0].shape == (3, 4, 4)
+    )
     for index in (-1, 2):
         with pytest.raises(IndexError):
             pairs[index]
@@ -352,7 +402,11 @@ def test_bad_specs(tmp_path):
 
 def test_bad_shards(tmp_path, capsys):
     cc3m(tmp_path, 3)
-    folder, strict, lenient = tmp_path / "cc3m", Source(root=str(tmp_path)), Source(root=str(tmp_path), skip_corrupt=True)
+    folder, strict, lenient = (
+        tmp_path / "cc3m",
+        Source(root=str(tmp_path)),
+        Source(root=str(tmp_path), skip_corrupt=True),
+    )
 
     def both(pattern, says, left):
         with pytest.raises(UserError, match=says):
@@ -365,7 +419,7 @@ def test_bad_shards(tmp_path, capsys):
 
     both("cc3m/{00000..00003}.tar", "00003.tar is missing", 12)
     whole = (folder / "00002.tar").read_bytes()
-    (folder / "00002.tar").write_bytes(whole[:512 * 4 + 100])  # within the second pair
+    (folder / "00002.tar").write_bytes(whole[: 512 * 4 + 100])  # within the second pair
     pairs = both("cc3m/*.tar", "00002.tar is broken", 9)
     assert len(all_of(pairs)) == 9
     (folder / "00002.tar").write_bytes(b"nothing like a tar" * 100)
@@ -373,8 +427,17 @@ def test_bad_shards(tmp_path, capsys):
     with tarfile.open(folder / "00002.tar", "w:gz"):
         pass
     both("cc3m/*.tar", "broken or compressed", 8)
-    shard(folder / "00002.tar", [("a.jpg", encoded(0)), ("b.txt", b"alone"), ("c.jpg", encoded(0)), ("c.json", b"{"), ("d.jpg", encoded(0)),
-                                 ("d.json", b'{"caption": null}')])
+    shard(
+        folder / "00002.tar",
+        [
+            ("a.jpg", encoded(0)),
+            ("b.txt", b"alone"),
+            ("c.jpg", encoded(0)),
+            ("c.json", b"{"),
+            ("d.jpg", encoded(0)),
+            ("d.json", b'{"caption": null}'),
+        ],
+    )
     both("cc3m/*.tar", "4 things .* no caption", 8)
     for name in ("00000.tar", "00001.tar"):
         (folder / name).unlink()
@@ -442,12 +505,21 @@ def sized(name, content):
 
 
 def test_keys_with_dots_and_members_beside_a_pair(tmp_path, capsys):
-    shard(tmp_path / "a.tar", [
-        ("v1.5_0001.png", encoded(0)), ("v1.5_0001.txt", b"one"),
-        ("v1.5_0002.png", encoded(1)), ("v1.5_0002.json", b'{"caption": "two"}'),
-        ("./three.png", encoded(2)), ("three.txt", "\ufeffthree".encode()),
-        ("three.cls", b"3"), ("three.seg.png", encoded(3)), ("README", b"read"),
-        *((name, b"x") for name in ("._v1.5_0001.png", "__MACOSX/three.png", ".cache/three.jpg", "x/@eaDir/3.jpg"))])
+    shard(
+        tmp_path / "a.tar",
+        [
+            ("v1.5_0001.png", encoded(0)),
+            ("v1.5_0001.txt", b"one"),
+            ("v1.5_0002.png", encoded(1)),
+            ("v1.5_0002.json", b'{"caption": "two"}'),
+            ("./three.png", encoded(2)),
+            ("three.txt", "\ufeffthree".encode()),
+            ("three.cls", b"3"),
+            ("three.seg.png", encoded(3)),
+            ("README", b"read"),
+            *((name, b"x") for name in ("._v1.5_0001.png", "__MACOSX/three.png", ".cache/three.jpg", "x/@eaDir/3.jpg")),
+        ],
+    )
     pairs = open_pairs("shards:a.tar", Source(root=str(tmp_path)), 3, 0, 4)
     assert sorted(pairs.captions(range(3))) == ["one", "three", "two"] and pairs.skipped == ()
     said = capsys.readouterr().err
@@ -468,7 +540,7 @@ def test_tars_that_were_joined_and_tars_with_holes(tmp_path):
     (tmp_path / "twice.tar").write_bytes(parts[0] * 2)
     with pytest.raises(UserError, match=r"4 things .* 000000000 in .* has more than one"):
         open_pairs("shards:twice.tar", Source(root=str(tmp_path)), 1, 0, 4)
-    hole = parts[0][:1024 * 2] + bytes(10_240) + b"x" * 700
+    hole = parts[0][: 1024 * 2] + bytes(10_240) + b"x" * 700
     for name, content in (("tail", parts[0] + b"rest" * 300), ("hole", hole)):
         (tmp_path / f"{name}.tar").write_bytes(content)
         with pytest.raises(UserError, match=f"{name}.tar is broken or compressed"):

@@ -84,8 +84,12 @@ def test_an_attribute_does_not_depend_on_the_label():
 
 
 def test_splits_sets_and_pairs_have_pictures_of_their_own():
-    seen = [p.numpy().tobytes() for name in SETS for split in ("train", "test", "validation")
-            for p in SceneSet(name, split).__getitems__(range(6))[0]]
+    seen = [
+        p.numpy().tobytes()
+        for name in SETS
+        for split in ("train", "test", "validation")
+        for p in SceneSet(name, split).__getitems__(range(6))[0]
+    ]
     seen += [p.numpy().tobytes() for p in ScenePairs(100).__getitems__(range(6))[0]]
     assert len(set(seen)) == len(seen) == 6 * (3 * len(SETS) + 1)
 
@@ -112,7 +116,9 @@ def test_a_set_ends():
 
 
 def test_versions_tell_pictures_apart():
-    versions = [SceneSet(name, split, 10, size).version for name in SETS for split in ("train", "test") for size in (32, 64)]
+    versions = [
+        SceneSet(name, split, 10, size).version for name in SETS for split in ("train", "test") for size in (32, 64)
+    ]
     versions += [ScenePairs(10).version, ScenePairs(10, seed=1).version, ScenePairs(10, size=64).version]
     assert len(set(versions)) == len(versions)
     assert SceneSet("shape", "test", 10).version == SceneSet("shape", "test", 500).version
@@ -139,6 +145,7 @@ def test_unknown_names_are_refused(name, split):
 
 
 # ---- the sets for classifiers ----------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("name, k", [("ten", 10), ("thirty", 30)])
 def test_the_sets_for_classifiers_are_single_objects_of_so_many_classes(name, k):

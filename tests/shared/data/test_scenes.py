@@ -12,7 +12,19 @@ from scipy import ndimage
 
 from shared.data import scenes
 from shared.data.scene_sets import SETS
-from shared.data.scenes import ATTRIBUTES, BACKGROUND_RGB, COLOURS, POSITIONS, RADIUS, RGB, SHAPES, SURFACES, Domain, render, sample
+from shared.data.scenes import (
+    ATTRIBUTES,
+    BACKGROUND_RGB,
+    COLOURS,
+    POSITIONS,
+    RADIUS,
+    RGB,
+    SHAPES,
+    SURFACES,
+    Domain,
+    render,
+    sample,
+)
 
 DOMAINS = {"pre-training": Domain(), **{name: space.domain for name, space in SETS.items()}}
 ONE = Domain(kinds=(1.0, 0.0, 0.0))
@@ -69,8 +81,15 @@ def test_long_batches_are_the_same_across_their_blocks():
 def test_another_process_draws_the_same():
     root = scenes.__file__.rsplit("/shared/", 1)[0]
     environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": root}
-    result = subprocess.run([sys.executable, "-c", SIGNATURE + "print(signature)"], cwd=root, env=environment, capture_output=True,
-                            text=True, timeout=120, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", SIGNATURE + "print(signature)"],
+        cwd=root,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
     here = {}
     exec(SIGNATURE, here)
     assert result.stdout.strip() == here["signature"]
@@ -105,6 +124,7 @@ def test_empty_batch():
 
 # ---- attributes ------------------------------------------------------------------------------------------------------------
 
+
 def test_kinds_and_values_have_their_shares():
     s = sample(0, np.arange(20_000))
     assert np.bincount(s.kind) / 20_000 == pytest.approx([0.6, 0.2, 0.2], abs=0.015)
@@ -133,7 +153,9 @@ def test_given_and_fixed_attributes_are_kept():
     s = sample(2, n, ONE, **given)
     assert all(np.array_equal(s.values(name), values) for name, values in given.items())
     s = sample(2, n, Domain(fixed={"colour": ("pink", "red"), "background": ("white",), "count": ("one", "three")}))
-    assert {COLOURS[c] for c in s.colour[:, 0]} == {"pink", "red"} and {ATTRIBUTES["background"][b] for b in s.background} == {"white"}
+    assert {COLOURS[c] for c in s.colour[:, 0]} == {"pink", "red"} and {
+        ATTRIBUTES["background"][b] for b in s.background
+    } == {"white"}
     assert set(s.n_objects) == {1, 3}
     s = sample(2, n, ONE, count=n % 3)
     assert np.array_equal(s.values("count"), n % 3) and np.array_equal(s.n_objects, n % 3 + 1)
@@ -154,10 +176,16 @@ def test_attributes_of_one_scene_are_a_function_of_its_index():
 
 # ---- pictures --------------------------------------------------------------------------------------------------------------
 
+
 def centres(x, s, reach):
     """(N, 3, 2·reach + 1, 2·reach + 1) around the first object's centre."""
     corners = zip(s.cy[:, 0].astype(int) - reach, s.cx[:, 0].astype(int) - reach, strict=True)
-    return np.stack([p[:, top:top + 2 * reach + 1, left:left + 2 * reach + 1] for p, (top, left) in zip(x, corners, strict=True)])
+    return np.stack(
+        [
+            p[:, top : top + 2 * reach + 1, left : left + 2 * reach + 1]
+            for p, (top, left) in zip(x, corners, strict=True)
+        ]
+    )
 
 
 def test_plain_objects_have_the_named_colour():
@@ -186,7 +214,9 @@ def test_stripes_run_one_way_and_dots_and_checks_do_not():
     patch = centres(render(s, ONE), s, 5).mean(1)
     patch = patch - patch.mean((1, 2), keepdims=True)
     dy, dx = np.gradient(patch, axis=(1, 2))
-    tensor = np.stack([(dx * dx).mean((1, 2)), (dx * dy).mean((1, 2)), (dx * dy).mean((1, 2)), (dy * dy).mean((1, 2))], 1).reshape(-1, 2, 2)
+    tensor = np.stack(
+        [(dx * dx).mean((1, 2)), (dx * dy).mean((1, 2)), (dx * dy).mean((1, 2)), (dy * dy).mean((1, 2))], 1
+    ).reshape(-1, 2, 2)
     low, high = np.linalg.eigvalsh(tensor).T
     striped = s.surface[:, 0] == SURFACES.index("striped")
     assert (low / high)[striped].max() < 0.25 < np.quantile((low / high)[~striped], 0.02)
@@ -216,7 +246,9 @@ def test_size_is_the_size_of_the_object():
     radius = np.sqrt(mask(s, PLAIN).sum((1, 2)) / np.pi) / 0.95
     assert np.abs(radius - s.radius[:, 0]).max() < 0.4
     assert ((s.radius[:, 0] >= RADIUS[s.size][:, 0]) & (s.radius[:, 0] <= RADIUS[s.size][:, 1])).all()
-    assert radius[s.size == 0].max() < radius[s.size == 1].min() and radius[s.size == 1].max() < radius[s.size == 2].min()
+    assert (
+        radius[s.size == 0].max() < radius[s.size == 1].min() and radius[s.size == 1].max() < radius[s.size == 2].min()
+    )
 
 
 def test_background_is_the_colour_around_the_objects():
@@ -248,6 +280,7 @@ def test_two_different_objects_stand_side_by_side():
 
 
 # ---- domains ---------------------------------------------------------------------------------------------------------------
+
 
 def test_outlines_are_hollow():
     n = np.arange(80)
@@ -296,6 +329,7 @@ def test_rotation_and_radius_are_those_of_the_domain():
 
 
 # ---- speed -----------------------------------------------------------------------------------------------------------------
+
 
 def rate(n: int, calls: int, rounds: int) -> float:
     """Pictures of the pre-training domain per second of this process's CPU time, the best of several."""

@@ -13,7 +13,11 @@ SPECS = [f"scenes-{kind}:{domain}" for kind in ("captions", "questions") for dom
 
 
 def text_of(data, indices):
-    return data.references(indices) if isinstance(data, CaptionSet) else list(zip(data.questions(indices), data.answers(indices), strict=True))
+    return (
+        data.references(indices)
+        if isinstance(data, CaptionSet)
+        else list(zip(data.questions(indices), data.answers(indices), strict=True))
+    )
 
 
 @pytest.mark.parametrize("spec", SPECS)

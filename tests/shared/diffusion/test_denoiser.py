@@ -20,6 +20,7 @@ def batch(n=3, size=8, dtype=torch.float32):
 
 # ---- Gaussian --------------------------------------------------------------------------------------------------------------
 
+
 def test_the_gaussian_posterior_mean_is_the_regression_of_x_on_x_t():
     """E[x | x_t] is the best linear prediction: its two coefficients, estimated from 200,000 pairs."""
     schedule, generator = Schedule.linear(), torch.Generator().manual_seed(0)
@@ -40,7 +41,9 @@ def test_the_gaussian_limits():
     denoiser = GaussianDenoiser(picture, 0.5)
     assert_within_rounding(denoiser.posterior_mean(x, torch.tensor([0, 0])), x, terms=UNET)
     assert (denoiser.posterior_mean(x, torch.tensor([1000, 1000])) - picture).abs().max() < 0.02
-    assert_within_rounding(GaussianDenoiser(picture, 0.0).posterior_mean(x, torch.tensor([3, 700])), picture.expand(2, 3, 8, 8), terms=UNET)
+    assert_within_rounding(
+        GaussianDenoiser(picture, 0.0).posterior_mean(x, torch.tensor([3, 700])), picture.expand(2, 3, 8, 8), terms=UNET
+    )
 
 
 def test_a_diagonal_covariance_treats_pixels_apart():
@@ -52,6 +55,7 @@ def test_a_diagonal_covariance_treats_pixels_apart():
 
 
 # ---- U-Nets ----------------------------------------------------------------------------------------------------------------
+
 
 def test_the_network_is_called_with_the_index_below_the_time():
     x, t = batch()
@@ -92,7 +96,9 @@ def test_patches_are_blocks_of_pixels_as_channels(channels):
     for c, i, j, a, b in ((0, 0, 0, 0, 0), (1, 3, 5, 1, 0), (2, 7, 7, 0, 1)):
         assert_within_rounding(eps[:, c, 2 * i + a, 2 * j + b], out[:, 4 * c + 2 * a + b, i, j], terms=UNET)
         if channels == 6:
-            assert_within_rounding(v[:, c, 2 * i + a, 2 * j + b], (out[:, 12 + 4 * c + 2 * a + b, i, j] + 1) / 2, terms=UNET)
+            assert_within_rounding(
+                v[:, c, 2 * i + a, 2 * j + b], (out[:, 12 + 4 * c + 2 * a + b, i, j] + 1) / 2, terms=UNET
+            )
 
 
 def test_a_denoiser_is_frozen_and_treats_samples_apart(quiet_generator):
@@ -101,7 +107,7 @@ def test_a_denoiser_is_frozen_and_treats_samples_apart(quiet_generator):
     assert not denoiser.training and not any(p.requires_grad for p in denoiser.parameters())
     whole = denoiser(x, t).eps
     for i in range(3):
-        assert_within_rounding(denoiser(x[i:i + 1], t[i:i + 1]).eps, whole[i:i + 1], terms=UNET)
+        assert_within_rounding(denoiser(x[i : i + 1], t[i : i + 1]).eps, whole[i : i + 1], terms=UNET)
 
 
 def test_attention_has_second_derivatives_and_the_same_values_without():
@@ -112,8 +118,8 @@ def test_attention_has_second_derivatives_and_the_same_values_without():
     x.requires_grad_()
     out = denoiser(x, t).eps
     assert_within_rounding(out.detach(), plain, terms=UNET)
-    first, = torch.autograd.grad(out.square().sum(), x, create_graph=True)
-    second, = torch.autograd.grad(first.square().sum(), x)
+    (first,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), x)
     assert second.abs().min() > 0
 
 
@@ -121,13 +127,22 @@ def test_attention_has_second_derivatives_and_the_same_values_without():
 def test_unsuitable_unets_are_refused(change):
     from diffusers import UNet2DModel
 
-    unet = UNet2DModel(**{"sample_size": 8, "block_out_channels": (8,), "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",),
-                          "norm_num_groups": 4, **change})
+    unet = UNet2DModel(
+        **{
+            "sample_size": 8,
+            "block_out_channels": (8,),
+            "down_block_types": ("DownBlock2D",),
+            "up_block_types": ("UpBlock2D",),
+            "norm_num_groups": 4,
+            **change,
+        }
+    )
     with pytest.raises(UserError, match="is no unconditional denoiser of RGB images"):
         UNetDenoiser(unet, Schedule.linear(), 8)
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("name", list(CONFIGS))
 def test_what_is_saved_is_read_again(tmp_path, name, quiet_generator):
@@ -137,10 +152,16 @@ def test_what_is_saved_is_read_again(tmp_path, name, quiet_generator):
     save_denoiser(denoiser.unet, tmp_path / "b.safetensors", CONFIGS[name], schedule)
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     read = read_denoiser(tmp_path / "a.safetensors")
-    assert read.schedule == schedule and (read.size, read.patch, read.predicts) == (denoiser.size, denoiser.patch, denoiser.predicts)
+    assert read.schedule == schedule and (read.size, read.patch, read.predicts) == (
+        denoiser.size,
+        denoiser.patch,
+        denoiser.predicts,
+    )
     assert not any(p.requires_grad for p in read.parameters())
     x, t = batch(2)
-    assert torch.equal(read(x, t).eps, denoiser(x, t).eps) and torch.equal(read.schedule.log_alpha_bar, schedule.log_alpha_bar)
+    assert torch.equal(read(x, t).eps, denoiser(x, t).eps) and torch.equal(
+        read.schedule.log_alpha_bar, schedule.log_alpha_bar
+    )
 
 
 def test_the_scenes_configuration_fits_the_zoo():
@@ -186,12 +207,20 @@ def test_what_a_pipeline_predicts_is_read_too(pipeline):
     assert_within_rounding(denoiser(x, t).eps, expected, terms=UNET)
 
 
-@pytest.mark.parametrize("change", [{"beta_schedule": "squaredcos_cap_v2"}, {"prediction_type": "sample"}, {"trained_betas": [0.1, 0.2]},
-                                    {"beta_schedule": "scaled_linear"}, {"rescale_betas_zero_snr": True}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"beta_schedule": "squaredcos_cap_v2"},
+        {"prediction_type": "sample"},
+        {"trained_betas": [0.1, 0.2]},
+        {"beta_schedule": "scaled_linear"},
+        {"rescale_betas_zero_snr": True},
+    ],
+)
 def test_other_schedules_are_refused(pipeline, change):
     path, _, scheduler = pipeline
     scheduler.write_text(json.dumps({**json.loads(scheduler.read_text()), **change}))
-    (key, value), = change.items()
+    ((key, value),) = change.items()
     with pytest.raises(UserError, match="only linear β and prediction of ε or v are supported") as error:
         from_diffusers(str(path))
     assert f"{key} = {value!r}" in str(error.value)
@@ -199,16 +228,18 @@ def test_other_schedules_are_refused(pipeline, change):
 
 def test_a_scheduler_without_betas_is_refused(pipeline):
     path, _, scheduler = pipeline
-    scheduler.write_text(json.dumps({"_class_name": "ScoreSdeVeScheduler", "num_train_timesteps": 2000, "sigma_max": 1348}))
+    scheduler.write_text(
+        json.dumps({"_class_name": "ScoreSdeVeScheduler", "num_train_timesteps": 2000, "sigma_max": 1348})
+    )
     with pytest.raises(UserError, match=r"\(ScoreSdeVeScheduler\) has no β"):
         from_diffusers(str(path))
 
 
 def test_damaged_and_missing_pipelines_are_sentences(pipeline):
     path, _, scheduler = pipeline
-    weights, = path.rglob("*.safetensors")
+    (weights,) = path.rglob("*.safetensors")
     content = weights.read_bytes()
-    weights.write_bytes(content[:len(content) // 2])
+    weights.write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match=r"the weights of .* cannot be loaded"):
         from_diffusers(str(path))
     weights.unlink()
@@ -223,13 +254,22 @@ def test_damaged_and_missing_pipelines_are_sentences(pipeline):
         from_diffusers(str(path))
 
 
-@pytest.mark.parametrize("source, sentence", [
-    ("scenes", "there is no denoiser 'scenes': write zoo:NAME, diffusers:PATH_OR_NAME, guided:PATH or random:NAME"),
-    ("zoo:", "there is no denoiser 'zoo:'"), ("hub:x", "there is no denoiser 'hub:x'"), ("zoo:huge", "there is no zoo model named 'huge'"),
-    ("random:huge", "there is no denoiser configuration 'huge': choose one of scenes, photos, tiny, tiny-learned-variance"),
-    ("diffusers:/nowhere", "no unet configuration at '/nowhere'"), ("diffusers:nobody/nothing", "no unet configuration at 'nobody/nothing'"),
-    ("zoo:scenes-vit-s8", "is not a denoiser that this project wrote"),
-])
+@pytest.mark.parametrize(
+    "source, sentence",
+    [
+        ("scenes", "there is no denoiser 'scenes': write zoo:NAME, diffusers:PATH_OR_NAME, guided:PATH or random:NAME"),
+        ("zoo:", "there is no denoiser 'zoo:'"),
+        ("hub:x", "there is no denoiser 'hub:x'"),
+        ("zoo:huge", "there is no zoo model named 'huge'"),
+        (
+            "random:huge",
+            "there is no denoiser configuration 'huge': choose one of scenes, photos, tiny, tiny-learned-variance",
+        ),
+        ("diffusers:/nowhere", "no unet configuration at '/nowhere'"),
+        ("diffusers:nobody/nothing", "no unet configuration at 'nobody/nothing'"),
+        ("zoo:scenes-vit-s8", "is not a denoiser that this project wrote"),
+    ],
+)
 def test_mistakes_are_one_sentence(source, sentence):
     with pytest.raises(UserError) as error:
         open_denoiser(source)
@@ -245,5 +285,8 @@ def test_a_file_with_other_metadata_is_refused(tmp_path):
         with pytest.raises(UserError, match="is not a denoiser that this project wrote"):
             read_denoiser(tmp_path / "m.safetensors")
     save_denoiser(denoiser.unet, tmp_path / "m.safetensors", CONFIGS["tiny-learned-variance"], Schedule.linear())
-    with pytest.raises(UserError, match=r"does not fit this model: 2 tensors differ, the first is 'conv_out.weight', which is of another shape"):
+    with pytest.raises(
+        UserError,
+        match=r"does not fit this model: 2 tensors differ, the first is 'conv_out.weight', which is of another shape",
+    ):
         read_denoiser(tmp_path / "m.safetensors")

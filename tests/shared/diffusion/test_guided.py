@@ -37,7 +37,9 @@ def linear(w, name, x, out):
 
 
 def conv(w, name, x, out, size=3):
-    return F.conv2d(x, w.of(f"{name}.weight", out, x.shape[1], size, size), w.of(f"{name}.bias", out), padding=size // 2)
+    return F.conv2d(
+        x, w.of(f"{name}.weight", out, x.shape[1], size, size), w.of(f"{name}.bias", out), padding=size // 2
+    )
 
 
 def norm(w, name, x):
@@ -45,7 +47,9 @@ def norm(w, name, x):
     groups = x.reshape(len(x), 32, -1)
     groups = (groups - groups.mean(2, keepdim=True)) / (groups.var(2, keepdim=True, unbiased=False) + 1e-5).sqrt()
     c, shape = x.shape[1], (1, -1, *[1] * (x.ndim - 2))
-    return groups.reshape(x.shape) * (1 + w.of(f"{name}.weight", c)).reshape(shape) + w.of(f"{name}.bias", c).reshape(shape)
+    return groups.reshape(x.shape) * (1 + w.of(f"{name}.weight", c)).reshape(shape) + w.of(f"{name}.bias", c).reshape(
+        shape
+    )
 
 
 def silu(x):
@@ -71,12 +75,15 @@ def attention(w, name, x, head, legacy=True):
     out = []
     for i in range(c // head):
         if legacy:  # the heads one after the other, each with its q, k and v
-            q, k, v = qkv[:, 3 * head * i:3 * head * (i + 1)].split(head, 1)
+            q, k, v = qkv[:, 3 * head * i : 3 * head * (i + 1)].split(head, 1)
         else:
-            q, k, v = (part[:, head * i:head * (i + 1)] for part in qkv.split(c, 1))
+            q, k, v = (part[:, head * i : head * (i + 1)] for part in qkv.split(c, 1))
         weight = torch.softmax(torch.einsum("ncq,nck->nqk", q, k) / math.sqrt(head), 2)
         out.append(torch.einsum("nqk,nck->ncq", weight, v))
-    h = w.of(f"{name}.proj_out.weight", c, c, 1)[:, :, 0] @ torch.cat(out, 1) + w.of(f"{name}.proj_out.bias", c)[:, None]
+    h = (
+        w.of(f"{name}.proj_out.weight", c, c, 1)[:, :, 0] @ torch.cat(out, 1)
+        + w.of(f"{name}.proj_out.bias", c)[:, None]
+    )
     return x + h.reshape(n, c, height, width)
 
 
@@ -90,7 +97,9 @@ def larger(x):
 
 def literal(w, config, x, index, legacy=True):
     """The whole network: x (N, 3, size, size), index (N,) from 0 -> (N, 6, size, size)."""
-    frequencies = torch.exp(-math.log(10000) * torch.arange(config.channels // 2, dtype=torch.float64) / (config.channels // 2))
+    frequencies = torch.exp(
+        -math.log(10000) * torch.arange(config.channels // 2, dtype=torch.float64) / (config.channels // 2)
+    )
     angles = index[:, None] * frequencies
     emb = linear(w, "time_embed.0", torch.cat((angles.cos(), angles.sin()), 1), 4 * config.channels)
     emb = linear(w, "time_embed.2", silu(emb), 4 * config.channels)
@@ -113,7 +122,9 @@ def literal(w, config, x, index, legacy=True):
     number = 0
     for level, multiplier in reversed(list(enumerate(config.multipliers))):
         for i in range(config.blocks + 1):
-            h = residual(w, f"output_blocks.{number}.0", torch.cat((h, stack.pop()), 1), emb, multiplier * config.channels)
+            h = residual(
+                w, f"output_blocks.{number}.0", torch.cat((h, stack.pop()), 1), emb, multiplier * config.channels
+            )
             place = 1
             if h.shape[-1] in config.attention:
                 h = attention(w, f"output_blocks.{number}.1", h, config.head, legacy)
@@ -128,9 +139,15 @@ def literal(w, config, x, index, legacy=True):
 def random_checkpoint(config, legacy=True):
     """(weights under their original names, x, t, the literal network's output)."""
     w, generator = Weights(), torch.Generator().manual_seed(1)
-    x, t = torch.randn(3, 3, config.size, config.size, generator=generator, dtype=torch.float64), torch.tensor([1, 150, 1000])
+    x, t = (
+        torch.randn(3, 3, config.size, config.size, generator=generator, dtype=torch.float64),
+        torch.tensor([1, 150, 1000]),
+    )
     out = literal(w, config, x, t - 1, legacy)
-    stored = {k: (v + 1 if ("norm" in k or "layers.0" in k or k == "out.0.weight") and k.endswith("weight") else v) for k, v in w.items()}
+    stored = {
+        k: (v + 1 if ("norm" in k or "layers.0" in k or k == "out.0.weight") and k.endswith("weight") else v)
+        for k, v in w.items()
+    }
     return stored, x, t, out
 
 
@@ -142,7 +159,9 @@ def test_the_converted_model_is_the_published_one(config):
         eps, v = denoiser(x.float(), t)
         exact = denoiser.double()(x, t)
     assert_within_rounding([eps, 2 * v - 1], [expected[:, :3], expected[:, 3:]], terms=WIDEST)
-    assert_within_rounding(exact.eps.float(), expected[:, :3], terms=WIDEST)  # the embedding of t is in single precision
+    assert_within_rounding(
+        exact.eps.float(), expected[:, :3], terms=WIDEST
+    )  # the embedding of t is in single precision
     assert expected.std() > 0.3 and denoiser.schedule.steps == 1000 and denoiser.size == config.size
 
 
@@ -166,10 +185,20 @@ def test_the_published_model_has_the_published_size(quiet_generator):
     assert sum(p.numel() for p in unet.parameters()) == 552_814_086
     assert GuidedConfig().attends == [False, False, False, True, True, True]
     stems = {name.rpartition(".")[0] for name in key_map(GuidedConfig())}
-    assert {"input_blocks.17.1.qkv", "input_blocks.15.0.emb_layers.1", "middle_block.1.proj_out", "output_blocks.2.2.in_layers.2",
-            "output_blocks.11.1.out_layers.3", "output_blocks.17.0.skip_connection", "out.2"} <= stems
-    assert max(int(s.split(".")[1]) for s in stems if s.startswith("input_blocks")) == 17 == max(
-        int(s.split(".")[1]) for s in stems if s.startswith("output_blocks"))
+    assert {
+        "input_blocks.17.1.qkv",
+        "input_blocks.15.0.emb_layers.1",
+        "middle_block.1.proj_out",
+        "output_blocks.2.2.in_layers.2",
+        "output_blocks.11.1.out_layers.3",
+        "output_blocks.17.0.skip_connection",
+        "out.2",
+    } <= stems
+    assert (
+        max(int(s.split(".")[1]) for s in stems if s.startswith("input_blocks"))
+        == 17
+        == max(int(s.split(".")[1]) for s in stems if s.startswith("output_blocks"))
+    )
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
@@ -198,18 +227,29 @@ def spoil(weights, how):
     return weights
 
 
-@pytest.mark.parametrize("how, name", [("missing", "middle_block.1.qkv.bias"), ("unknown", "label_emb.weight"), ("shape", "out.2.weight"),
-                                       ("qkv", "middle_block.1.qkv.weight")])
+@pytest.mark.parametrize(
+    "how, name",
+    [
+        ("missing", "middle_block.1.qkv.bias"),
+        ("unknown", "label_emb.weight"),
+        ("shape", "out.2.weight"),
+        ("qkv", "middle_block.1.qkv.weight"),
+    ],
+)
 def test_another_model_is_refused_with_the_name_of_a_tensor(how, name):
     weights, *_ = random_checkpoint(SMALL)
-    with pytest.raises(UserError, match=rf"1 tensors are missing, unknown or of another shape, the first is '{name}'; give the file of") as error:
+    with pytest.raises(
+        UserError, match=rf"1 tensors are missing, unknown or of another shape, the first is '{name}'; give the file of"
+    ) as error:
         convert(spoil(weights, how), SMALL)
     assert "\n" not in str(error.value)
 
 
 def test_the_wrong_file_is_refused_quickly(tmp_path):
     torch.save({"a": torch.zeros(1)}, tmp_path / "m.pt")
-    with pytest.raises(UserError, match=r"m\.pt is not the guided-diffusion model expected here: .* the unconditional 256x256 model"):
+    with pytest.raises(
+        UserError, match=r"m\.pt is not the guided-diffusion model expected here: .* the unconditional 256x256 model"
+    ):
         open_denoiser(f"guided:{tmp_path / 'm.pt'}")
     with pytest.raises(UserError, match="does not exist"):
         open_denoiser("guided:/nowhere.pt")

@@ -31,6 +31,7 @@ def tiny():
 
 # ---- the bridge ------------------------------------------------------------------------------------------------------------
 
+
 def test_the_bridge_to_the_native_size_and_back(tiny):
     purifier = Purifier(tiny, 10)
     x = images(size=(8, 8))
@@ -40,7 +41,11 @@ def test_the_bridge_to_the_native_size_and_back(tiny):
         big = images(size=size)
         native = purifier.to_native(big)
         assert native.shape == (3, 3, 8, 8) and purifier.from_native(native, size).shape == big.shape
-        assert_within_rounding(native, 2 * F.interpolate(big, (8, 8), mode="bilinear", align_corners=False, antialias=True) - 1, terms=4 * 4 * 2)
+        assert_within_rounding(
+            native,
+            2 * F.interpolate(big, (8, 8), mode="bilinear", align_corners=False, antialias=True) - 1,
+            terms=4 * 4 * 2,
+        )
     assert (purifier.from_native(torch.full((1, 3, 8, 8), 7.0), (8, 8)) == 1).all()
     assert (purifier.from_native(torch.full((1, 3, 8, 8), -7.0), (9, 9)) == 0).all()
 
@@ -50,10 +55,13 @@ def test_down_is_the_mean_of_the_pixels_and_flat_images_stay(tiny):
     purifier, board = Purifier(tiny, 10), torch.zeros(1, 3, 16, 16)
     board[..., ::2, ::2] = board[..., 1::2, 1::2] = 1
     assert purifier.to_native(board)[..., 1:-1, 1:-1].abs().max() < 0.01
-    assert_within_rounding(purifier.to_native(torch.full((1, 3, 20, 31), 0.3)), torch.full((1, 3, 8, 8), -0.4), terms=20 * 31)
+    assert_within_rounding(
+        purifier.to_native(torch.full((1, 3, 20, 31), 0.3)), torch.full((1, 3, 8, 8), -0.4), terms=20 * 31
+    )
 
 
 # ---- purification ----------------------------------------------------------------------------------------------------------
+
 
 def test_it_is_noise_and_the_sampler(tiny):
     x, rng, sampler = images(), SampleRng(5, [3, 1, 7]), Sampler("ddpm", 4)
@@ -68,7 +76,9 @@ def test_noise_on_known_data_is_removed():
     picture = 0.8 * images(1)[0]
     purifier = Purifier(GaussianDenoiser(2 * picture - 1, 0.0), 100, Sampler("ddim", 5))
     attacked = (picture + 0.1 * torch.randn(4, 3, 8, 8).sign()).clamp(0, 1)
-    assert_within_rounding(purifier(attacked, SampleRng(0, range(4))), picture.expand(4, 3, 8, 8), terms=1000)  # of the table of ᾱ
+    assert_within_rounding(
+        purifier(attacked, SampleRng(0, range(4))), picture.expand(4, 3, 8, 8), terms=1000
+    )  # of the table of ᾱ
 
 
 def test_more_time_removes_more(tiny):
@@ -89,7 +99,7 @@ def test_an_image_does_not_depend_on_its_batch(tiny, sampler, quiet_generator):
     whole = purifier(x, rng)
     assert torch.equal(purifier(x, rng), whole) and ((whole >= 0) & (whole <= 1)).all()
     for i in range(5):
-        assert_within_rounding(purifier(x[i:i + 1], rng.subset(torch.tensor([i]))), whole[i:i + 1], terms=UNET)
+        assert_within_rounding(purifier(x[i : i + 1], rng.subset(torch.tensor([i]))), whole[i : i + 1], terms=UNET)
     assert not torch.equal(purifier(x, SampleRng(3, [9, 4, 0, 7, 1])), whole)
 
 
@@ -115,7 +125,7 @@ def test_the_gradient_is_that_of_finite_differences(sampler, recomputed):
     def f(x):
         return (weight * purifier(x, rng)).sum()
 
-    gradient, = torch.autograd.grad(f(x), x)
+    (gradient,) = torch.autograd.grad(f(x), x)
     for seed in range(3):
         direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
         with torch.no_grad():
@@ -129,8 +139,8 @@ def test_recomputation_changes_neither_value_nor_derivatives(tiny, sampler, quie
     def derivatives(recomputed):
         x = images(2, (10, 9)).requires_grad_()
         out = Purifier(tiny, 90, sampler, recomputed)(x, SampleRng(0, range(2)))
-        first, = torch.autograd.grad(out.square().sum(), x, create_graph=True)
-        second, = torch.autograd.grad(first.square().sum(), x)
+        (first,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), x)
         return out, first, second
 
     stored = derivatives(False)
@@ -140,14 +150,17 @@ def test_recomputation_changes_neither_value_nor_derivatives(tiny, sampler, quie
 
 def test_the_second_derivative_is_that_of_finite_differences():
     purifier = Purifier(random_denoiser("tiny").double(), 60, Sampler("ddim", 2, eta=0.5))
-    x, direction = (0.3 + 0.4 * images(1, (8, 8), torch.float64)), torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)).double()
+    x, direction = (
+        (0.3 + 0.4 * images(1, (8, 8), torch.float64)),
+        torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)).double(),
+    )
 
     def slope(x):
         x = x.detach().requires_grad_()
         return torch.autograd.grad(purifier(x, SampleRng(0, [0])).pow(3).sum(), x, create_graph=True)[0], x
 
     first, at = slope(x)
-    second, = torch.autograd.grad((first * direction).sum(), at)
+    (second,) = torch.autograd.grad((first * direction).sum(), at)
     difference = (slope(x + 1e-5 * direction)[0] - slope(x - 1e-5 * direction)[0]) / 2e-5
     assert (second - difference).abs().max() < 1e-4 * second.abs().max()  # of a difference quotient
 
@@ -167,6 +180,7 @@ def test_the_gradient_through_a_stop_time_takes_it_as_given(tiny):
 
 # ---- memory ----------------------------------------------------------------------------------------------------------------
 
+
 def saved_bytes(sampler, recomputed, denoiser, x):
     """What autograd keeps for the backward pass, each storage once, without the weights."""
     weights, kept = {p.untyped_storage().data_ptr() for p in denoiser.parameters()}, {}
@@ -183,13 +197,18 @@ def saved_bytes(sampler, recomputed, denoiser, x):
     return sum(kept.values())
 
 
-@pytest.mark.parametrize("name, eta, images_per_step", [("ddim", 0.0, 1), ("ddim", 1.0, 2), ("ddpm", 0.0, 2), ("dpm++", 0.0, 1)])
+@pytest.mark.parametrize(
+    "name, eta, images_per_step", [("ddim", 0.0, 1), ("ddim", 1.0, 2), ("ddpm", 0.0, 2), ("dpm++", 0.0, 1)]
+)
 def test_memory_grows_by_an_image_a_step(tiny, name, eta, images_per_step):
     """With recomputation: x and, where there is any, its noise; without it 167 images a step in this small network."""
     x = images(4).requires_grad_()
     image = x.numel() * 4
     few, many, more = (saved_bytes(Sampler(name, k, eta), True, tiny, x) for k in (4, 8, 16))
     assert more - many == pytest.approx(2 * (many - few), rel=0.3)
-    growth, without = (many - few) / 4, (saved_bytes(Sampler(name, 8, eta), False, tiny, x) - saved_bytes(Sampler(name, 4, eta), False, tiny, x)) / 4
+    growth, without = (
+        (many - few) / 4,
+        (saved_bytes(Sampler(name, 8, eta), False, tiny, x) - saved_bytes(Sampler(name, 4, eta), False, tiny, x)) / 4,
+    )
     assert 0 < growth <= images_per_step * image + 4096
     assert without > 50 * growth

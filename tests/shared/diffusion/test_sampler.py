@@ -42,6 +42,7 @@ class Noted(Denoiser):
 
 # ---- Gaussian closed form --------------------------------------------------------------------------------------------------
 
+
 def alphas(t):
     """α, σ as Python numbers."""
     bar = SCHEDULE.alpha_bar(t).item()
@@ -71,13 +72,23 @@ def moments(sampler, start):
     return mean, variance
 
 
-@pytest.mark.parametrize("sampler, start", [
-    (Sampler("ddim", 5, clip=False), 100), (Sampler("ddim", 20, clip=False), 1000), (Sampler("ddim", 7, eta=1.0, clip=False), 400),
-    (Sampler("ddim", 10, eta=0.5, clip=False), 300), (Sampler("ddpm", 30, clip=False), 200), (Sampler("ddpm", 10, variance="large", clip=False), 300),
-    (Sampler("ddpm", 4, clip=False), 1000)])
+@pytest.mark.parametrize(
+    "sampler, start",
+    [
+        (Sampler("ddim", 5, clip=False), 100),
+        (Sampler("ddim", 20, clip=False), 1000),
+        (Sampler("ddim", 7, eta=1.0, clip=False), 400),
+        (Sampler("ddim", 10, eta=0.5, clip=False), 300),
+        (Sampler("ddpm", 30, clip=False), 200),
+        (Sampler("ddpm", 10, variance="large", clip=False), 300),
+        (Sampler("ddpm", 4, clip=False), 1000),
+    ],
+)
 def test_mean_and_variance_after_k_steps(sampler, start):
     n = 160
-    x = sampler.sample(GaussianDenoiser(MEAN, STD), noised(n, start, 8), torch.full((n,), start), SampleRng(1, range(n)))
+    x = sampler.sample(
+        GaussianDenoiser(MEAN, STD), noised(n, start, 8), torch.full((n,), start), SampleRng(1, range(n))
+    )
     mean, variance = moments(sampler, start)
     numbers = x.numel()  # 30,720: bounds of five standard errors
     assert x.mean().item() == pytest.approx(mean, abs=5 * (variance / numbers) ** 0.5)
@@ -86,7 +97,9 @@ def test_mean_and_variance_after_k_steps(sampler, start):
 
 def test_the_closed_form_tells_samplers_apart():
     """What the test above compares with differs by more than its tolerance."""
-    values = [moments(Sampler(k, 10, variance=v), 400)[1] for k, v in (("ddim", "auto"), ("ddpm", "small"), ("ddpm", "large"))]
+    values = [
+        moments(Sampler(k, 10, variance=v), 400)[1] for k, v in (("ddim", "auto"), ("ddpm", "small"), ("ddpm", "large"))
+    ]
     assert min(abs(a / b - 1) for i, a in enumerate(values) for b in values[:i]) > 0.1
 
 
@@ -94,11 +107,17 @@ def test_many_small_steps_give_back_the_data():
     """Mean and variance of the data itself, from pure noise, for every sampler."""
     n = 300
     x = torch.randn(n, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    for sampler in (Sampler("ddim", 200, clip=False), Sampler("ddpm", 200, clip=False), Sampler("dpm++", 30, clip=False)):
+    for sampler in (
+        Sampler("ddim", 200, clip=False),
+        Sampler("ddpm", 200, clip=False),
+        Sampler("dpm++", 30, clip=False),
+    ):
         back = sampler.sample(GaussianDenoiser(MEAN, STD), x, torch.full((n,), 1000), SampleRng(0, range(n)))
         # β̃ is too small a variance for long steps
         close = 0.05 if sampler.kind == "ddpm" else 0.02
-        assert back.mean().item() == pytest.approx(MEAN, abs=0.02) and back.std().item() == pytest.approx(STD, rel=close), sampler
+        assert back.mean().item() == pytest.approx(MEAN, abs=0.02) and back.std().item() == pytest.approx(
+            STD, rel=close
+        ), sampler
 
 
 def test_ddim_is_the_linear_map_by_hand():
@@ -108,7 +127,9 @@ def test_ddim_is_the_linear_map_by_hand():
     for k in range(steps):
         (at, st), (as_, ss) = alphas(round(500 * (steps - k) / steps)), alphas(round(500 * (steps - k - 1) / steps))
         factor *= (at * as_ * STD**2 + st * ss) / (at**2 * STD**2 + st**2)
-    back = Sampler("ddim", steps, clip=False).sample(GaussianDenoiser(MEAN, STD), x, torch.full((4,), start), SampleRng(0, range(4)))
+    back = Sampler("ddim", steps, clip=False).sample(
+        GaussianDenoiser(MEAN, STD), x, torch.full((4,), start), SampleRng(0, range(4))
+    )
     assert_within_rounding(back, MEAN + factor * (x - alphas(start)[0] * MEAN), terms=start, scale=1 / alphas(start)[0])
 
 
@@ -127,6 +148,7 @@ def test_solvers_approach_the_flow_and_the_second_order_one_sooner():
 
 
 # ---- diffusers -------------------------------------------------------------------------------------------------------------
+
 
 class Fixed(Denoiser):
     """Predicts what a random network does, by time; with a variance if asked."""
@@ -187,13 +209,17 @@ def test_ddim_is_diffusers_step_by_step(clip, eta):
     with torch.no_grad():
         for k, index in enumerate(reference.timesteps.tolist()):
             noise = rng.child(f"step{k}").normal((3, 8, 8))
-            x = reference.step(denoiser.raw(x, index), index, x, eta=eta, use_clipped_model_output=clip, variance_noise=noise).prev_sample
+            x = reference.step(
+                denoiser.raw(x, index), index, x, eta=eta, use_clipped_model_output=clip, variance_noise=noise
+            ).prev_sample
     ours = Sampler("ddim", 10, eta=eta, clip=clip).sample(denoiser, start, torch.tensor([1000, 1000]), rng)
     assert_within_rounding(ours, x, terms=1000, scale=STEEPEST)
 
 
 @pytest.mark.parametrize("clip", [False, True])
-@pytest.mark.parametrize("variance, theirs", [("small", "fixed_small"), ("large", "fixed_large"), ("learned", "learned_range")])
+@pytest.mark.parametrize(
+    "variance, theirs", [("small", "fixed_small"), ("large", "fixed_large"), ("learned", "learned_range")]
+)
 def test_ddpm_is_diffusers_step_by_step(monkeypatch, clip, variance, theirs):
     """Over the last 8 times, where the chain is not respaced, and over a respaced chain without its last step."""
     from diffusers import DDPMScheduler
@@ -212,7 +238,9 @@ def test_ddpm_is_diffusers_step_by_step(monkeypatch, clip, variance, theirs):
             x = reference.step(denoiser.raw(x, index), index, x).prev_sample
             seen.append(x)
         noted = _Trace(denoiser)
-        sampler = Sampler("ddpm", len([i for i in reference.timesteps.tolist() if i < begin]), variance=variance, clip=clip)
+        sampler = Sampler(
+            "ddpm", len([i for i in reference.timesteps.tolist() if i < begin]), variance=variance, clip=clip
+        )
         last = sampler.sample(noted, start, torch.tensor([begin, begin]), rng)
         ours = [*noted.given[1:], last][:count]
         assert_within_rounding(ours, seen, terms=1000, scale=STEEPEST)
@@ -244,11 +272,15 @@ def test_dpm_is_diffusers_solver_on_our_times():
 
 def test_ancestral_sampling_is_ddim_with_eta_1():
     x, t, denoiser = torch.randn(2, 3, 8, 8).double(), torch.tensor([200, 350]), Fixed().double()
-    pair = [s.sample(denoiser, x, t, Streams(SampleRng(0, range(2)))) for s in (Sampler("ddpm", 6), Sampler("ddim", 6, eta=1.0))]
+    pair = [
+        s.sample(denoiser, x, t, Streams(SampleRng(0, range(2))))
+        for s in (Sampler("ddpm", 6), Sampler("ddim", 6, eta=1.0))
+    ]
     assert_within_rounding(*pair, terms=1000)
 
 
 # ---- times, noise, batches -------------------------------------------------------------------------------------------------
+
 
 def test_times():
     sampler = Sampler(steps=4)
@@ -263,16 +295,19 @@ def test_equal_times_cost_nothing(sampler):
     assert sorted(denoiser.asked, reverse=True) == [[3], [2], [1]]
 
 
-@pytest.mark.parametrize("sampler", [*ATTAINABLE, Sampler("ddpm", variance="large"), Sampler("ddpm", variance="learned")],
-                         ids=lambda s: f"{s.kind}-{s.eta}-{s.variance}")
+@pytest.mark.parametrize(
+    "sampler",
+    [*ATTAINABLE, Sampler("ddpm", variance="large"), Sampler("ddpm", variance="learned")],
+    ids=lambda s: f"{s.kind}-{s.eta}-{s.variance}",
+)
 def test_samples_go_their_own_way(sampler):
     """Every sample as if it were alone, whatever the others' times; one at t = 0 is left as it is, one at t = 1 arrives before the others."""
     x, t, denoiser = torch.randn(5, 3, 8, 8), torch.tensor([200, 0, 1, 200, 117]), Fixed(sampler.variance == "learned")
     back, rng = sampler.sample(denoiser, x, t, SampleRng(0, range(5))), SampleRng(0, range(5))
     assert torch.equal(back[1], x[1])
     for i in range(5):
-        alone = sampler.sample(denoiser, x[i:i + 1], t[i:i + 1], rng.subset(torch.tensor([i])))
-        assert_within_rounding(back[i:i + 1], alone, terms=UNET)
+        alone = sampler.sample(denoiser, x[i : i + 1], t[i : i + 1], rng.subset(torch.tensor([i])))
+        assert_within_rounding(back[i : i + 1], alone, terms=UNET)
     turned = sampler.sample(denoiser, x.flip(0), t.flip(0), SampleRng(0, range(4, -1, -1)))
     assert_within_rounding(turned.flip(0), back, terms=UNET)
 
@@ -292,7 +327,10 @@ def test_noise_is_that_of_the_given_streams(sampler, quiet_generator):
 def test_clipping_keeps_the_prediction_inside(sampler):
     """Data far outside [−1, 1]: a clipped sampler ends at 1, up to the noise; one that does not clip ends at the data."""
     x, t, denoiser = torch.randn(2, 3, 2, 2), torch.tensor([300, 300]), GaussianDenoiser(3.0, 0.0)
-    clipped, free = (Sampler(sampler.kind, 10, sampler.eta, clip=c).sample(denoiser, x, t, SampleRng(0, range(2))) for c in (True, False))
+    clipped, free = (
+        Sampler(sampler.kind, 10, sampler.eta, clip=c).sample(denoiser, x, t, SampleRng(0, range(2)))
+        for c in (True, False)
+    )
     assert_within_rounding(clipped, torch.ones_like(x), terms=1000)
     assert_within_rounding(free, torch.full_like(x, 3.0), terms=1000)
 
@@ -307,7 +345,7 @@ def towards_the_target(x_t, t, x0_hat, eps):
     bar = SCHEDULE.alpha_bar(t).view(-1, 1, 1, 1).to(x_t)
     spread = STD**2 * (1 - bar) / (bar * STD**2 + 1 - bar)  # Var[x | x_t]
     log_p = -(x0_hat - TARGET).square() / (2 * (spread + WIDTH**2))
-    gradient, = torch.autograd.grad(log_p.sum(), x_t, create_graph=True)
+    (gradient,) = torch.autograd.grad(log_p.sum(), x_t, create_graph=True)
     return -(1 - bar).sqrt() * gradient
 
 
@@ -319,7 +357,11 @@ POSTERIOR_MEAN = POSTERIOR_VARIANCE * (MEAN / STD**2 + TARGET / WIDTH**2)
 def test_a_guided_step_is_that_of_the_conditional_distribution(sampler):
     """Bayes: ε̂ with guidance is the denoiser of N(posterior mean, posterior variance), so samplers agree to rounding."""
     sampler = Sampler(sampler.kind, 8, sampler.eta, clip=False)
-    x, t, rng = noised(5, 300, dtype=torch.float64), torch.tensor([300, 300, 120, 40, 1]), Streams(SampleRng(0, range(5)))
+    x, t, rng = (
+        noised(5, 300, dtype=torch.float64),
+        torch.tensor([300, 300, 120, 40, 1]),
+        Streams(SampleRng(0, range(5))),
+    )
     guided = sampler.sample(GaussianDenoiser(MEAN, STD), x, t, rng, guide=towards_the_target)
     conditional = sampler.sample(GaussianDenoiser(POSTERIOR_MEAN, POSTERIOR_VARIANCE**0.5), x, t, rng)
     assert_within_rounding(guided, conditional, terms=1000)
@@ -331,7 +373,11 @@ def test_a_guided_step_is_that_of_the_conditional_distribution(sampler):
 @pytest.mark.parametrize("sampler", ATTAINABLE, ids=kind)
 def test_the_gradient_goes_through_the_guide(sampler, recomputed):
     sampler = Sampler(sampler.kind, 4, sampler.eta, clip=False)
-    x, t, rng = noised(2, 300, dtype=torch.float64).requires_grad_(), torch.tensor([300, 200]), Streams(SampleRng(0, range(2)))
+    x, t, rng = (
+        noised(2, 300, dtype=torch.float64).requires_grad_(),
+        torch.tensor([300, 200]),
+        Streams(SampleRng(0, range(2))),
+    )
     guided = sampler.sample(GaussianDenoiser(MEAN, STD), x, t, rng, recomputed, towards_the_target)
     conditional = sampler.sample(GaussianDenoiser(POSTERIOR_MEAN, POSTERIOR_VARIANCE**0.5), x, t, rng)
     pair = [torch.autograd.grad(out.square().sum(), x)[0] for out in (guided, conditional)]
@@ -372,16 +418,21 @@ def test_a_guide_at_x_t_alone_spares_the_denoiser_its_graph_unless_somebody_want
 
 # ---- what can be wrong -----------------------------------------------------------------------------------------------------
 
+
 def test_mistakes_are_sentences():
     with pytest.raises(UserError, match="there is no sampler 'euler'"):
         Sampler("euler")
     with pytest.raises(UserError, match="variance 'huge'"):
         Sampler("ddpm", variance="huge")
     for given in ({"steps": 0}, {"eta": -0.1}, {"eta": 1.5}):
-        with pytest.raises(UserError, match=r"steps is 0: use a whole number from 1|eta is .*: use a number from 0 to 1"):
+        with pytest.raises(
+            UserError, match=r"steps is 0: use a whole number from 1|eta is .*: use a number from 0 to 1"
+        ):
             Sampler("ddim", **given)
     with pytest.raises(UserError, match="has not learned a variance"):
-        Sampler("ddpm", 2, variance="learned").sample(GaussianDenoiser(0, 1), torch.zeros(1, 3, 2, 2), torch.tensor([10]), SampleRng(0, [0]))
+        Sampler("ddpm", 2, variance="learned").sample(
+            GaussianDenoiser(0, 1), torch.zeros(1, 3, 2, 2), torch.tensor([10]), SampleRng(0, [0])
+        )
     for t, n in ((torch.tensor([5]), 2), (torch.tensor(5), 2), (torch.tensor([5, 5]), 1)):
         with pytest.raises(UserError, match="2 images need as many start times and random streams"):
             Sampler().sample(GaussianDenoiser(0, 1), torch.zeros(2, 3, 2, 2), t, SampleRng(0, range(n)))

@@ -63,8 +63,12 @@ def test_advancing_in_two_steps_has_the_mean_and_variance_of_one(s, t):
     zero = torch.zeros_like(n)
     first, second = SCHEDULE.diffuse(zero, s, n), SCHEDULE.advance(zero, s, t, n)  # standard deviations
     shrink = SCHEDULE.advance(n, s, t, zero)
-    assert (shrink * SCHEDULE.diffuse(x, s, zero)).item() == pytest.approx(SCHEDULE.diffuse(x, t, zero).item(), rel=1e-9)
-    assert ((shrink * first) ** 2 + second**2).item() == pytest.approx(SCHEDULE.diffuse(zero, t, n).item() ** 2, rel=1e-9)
+    assert (shrink * SCHEDULE.diffuse(x, s, zero)).item() == pytest.approx(
+        SCHEDULE.diffuse(x, t, zero).item(), rel=1e-9
+    )
+    assert ((shrink * first) ** 2 + second**2).item() == pytest.approx(
+        SCHEDULE.diffuse(zero, t, n).item() ** 2, rel=1e-9
+    )
     assert s < t or second == 0
 
 
@@ -94,4 +98,6 @@ def test_impossible_schedules_are_refused(given):
 
 
 def test_schedules_are_values():
-    assert Schedule.linear() == Schedule(0.1, 20.0, 1000) != Schedule.linear(steps=100) and hash(SCHEDULE) == hash(Schedule())
+    assert Schedule.linear() == Schedule(0.1, 20.0, 1000) != Schedule.linear(steps=100) and hash(SCHEDULE) == hash(
+        Schedule()
+    )

@@ -19,7 +19,12 @@ from shared.experiment.step import Kept, Measured, Trained, Values, free
 
 
 def one_process(**changes) -> SimpleNamespace:
-    alone = {"device": torch.device("cpu"), "num_processes": 1, "is_main_process": True, "wait_for_everyone": lambda: None}
+    alone = {
+        "device": torch.device("cpu"),
+        "num_processes": 1,
+        "is_main_process": True,
+        "wait_for_everyone": lambda: None,
+    }
     return SimpleNamespace(**{**alone, **changes})
 
 

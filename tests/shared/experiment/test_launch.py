@@ -14,7 +14,14 @@ from shared.experiment.launch import __main__ as launch
 from shared.lifeline import STARTED, Interrupted, supervise
 
 ROOT = Path(__file__).resolve().parents[3]
-LEFT = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "PMI_SIZE": "4", "OMPI_COMM_WORLD_SIZE": "4", "ACCELERATE_MIXED_PRECISION": "fp16"}
+LEFT = {
+    "RANK": "0",
+    "WORLD_SIZE": "2",
+    "LOCAL_RANK": "1",
+    "PMI_SIZE": "4",
+    "OMPI_COMM_WORLD_SIZE": "4",
+    "ACCELERATE_MIXED_PRECISION": "fp16",
+}
 
 
 def machine(monkeypatch, cores: int, gpus: int) -> None:
@@ -22,7 +29,9 @@ def machine(monkeypatch, cores: int, gpus: int) -> None:
     monkeypatch.setattr(launch, "gpus", lambda: gpus)
 
 
-@pytest.mark.parametrize(("cores", "processes", "threads"), [(8, 1, "8"), (8, 2, "4"), (2, 2, "1"), (2, 4, "1"), (7, 2, "3")])
+@pytest.mark.parametrize(
+    ("cores", "processes", "threads"), [(8, 1, "8"), (8, 2, "4"), (2, 2, "1"), (2, 4, "1"), (7, 2, "3")]
+)
 def test_cores_are_divided_among_the_processes(monkeypatch, cores, processes, threads):
     machine(monkeypatch, cores, 0)
     monkeypatch.delenv("OMP_NUM_THREADS")
@@ -39,7 +48,12 @@ def test_the_users_environment_wins_but_what_launchers_left_is_dropped(monkeypat
     assert made["ACCELERATE_MIXED_PRECISION"] == "no"
     assert not {"RANK", "WORLD_SIZE", "LOCAL_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"} & set(made)
     first, second = launch.environments(True, 2)
-    assert (first["RANK"], second["RANK"], second["WORLD_SIZE"], second["ACCELERATE_USE_CPU"]) == ("0", "1", "2", "false")
+    assert (first["RANK"], second["RANK"], second["WORLD_SIZE"], second["ACCELERATE_USE_CPU"]) == (
+        "0",
+        "1",
+        "2",
+        "false",
+    )
     assert first["MASTER_PORT"] == second["MASTER_PORT"] and "PMI_SIZE" not in first
 
 
@@ -145,7 +159,9 @@ def gone(pid: int, seconds: float = 10) -> bool:
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's signal at a parent's death is Linux'")
 @pytest.mark.parametrize("mark", [STARTED, "TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"])
 def test_a_killed_launcher_takes_its_scripts_along(mark):
-    launcher = subprocess.Popen([sys.executable, "-c", PARENT], cwd=ROOT, env=os.environ | {mark: "x"}, stdout=subprocess.PIPE, text=True)
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", PARENT], cwd=ROOT, env=os.environ | {mark: "x"}, stdout=subprocess.PIPE, text=True
+    )
     tied, pid = launcher.stdout.readline().split()
     assert tied == "True"
     assert alive(int(pid))
@@ -156,7 +172,11 @@ def test_a_killed_launcher_takes_its_scripts_along(mark):
 
 
 def test_a_script_started_by_hand_outlives_its_shell():
-    unmarked = {name: value for name, value in os.environ.items() if name not in (STARTED, "TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")}
+    unmarked = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in (STARTED, "TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")
+    }
     shell = subprocess.Popen([sys.executable, "-c", PARENT], cwd=ROOT, env=unmarked, stdout=subprocess.PIPE, text=True)
     tied, pid = shell.stdout.readline().split()
     shell.kill()
@@ -201,7 +221,9 @@ def start(tmp_path):
         environment = os.environ | {"PYTHONPATH": f"{ROOT}:{tmp_path}", "OMP_NUM_THREADS": "1"}
         said = tmp_path / f"{device}-{what}.txt"
         with open(said, "w") as out:
-            process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=out, stderr=out, start_new_session=True)
+            process = subprocess.Popen(
+                command, cwd=tmp_path, env=environment, stdout=out, stderr=out, start_new_session=True
+            )
         while said.read_text().count("\nup ") + said.read_text().startswith("up ") < up:
             assert process.poll() is None, said.read_text()
             time.sleep(0.05)

@@ -18,7 +18,9 @@ def asked(monkeypatch, tmp_path) -> list[list[str]]:
         folder = tmp_path / "papers" / paper
         folder.mkdir(parents=True)
         (folder / "train.py").touch()
-        (folder / "config.py").write_text(f"PRESETS = {{{', '.join(f'{scale!r}: None' for scale in presets.split())}}}\n")
+        (folder / "config.py").write_text(
+            f"PRESETS = {{{', '.join(f'{scale!r}: None' for scale in presets.split())}}}\n"
+        )
     (tmp_path / "papers" / "alpha" / "bench.py").touch()
     calls: list[list[str]] = []
 
@@ -52,7 +54,19 @@ def run(asked, tmp_path, monkeypatch):
 
 
 def test_a_paper_is_trained_evaluated_and_drawn(run, tmp_path):
-    options = ["--scale", "cpu", "--seeds", "0", "1", "--data-root", "/my pictures", "--results", str(tmp_path / "r"), "--attack.eps", "2/255"]
+    options = [
+        "--scale",
+        "cpu",
+        "--seeds",
+        "0",
+        "1",
+        "--data-root",
+        "/my pictures",
+        "--results",
+        str(tmp_path / "r"),
+        "--attack.eps",
+        "2/255",
+    ]
     given = {"SEEDS": "0 1", "DATA_ROOT": "/my pictures", "ARGS": "--attack.eps 2/255", "SET": "digits=1 name='a b'"}
     assert run("reproduce-beta", **given) == [
         ["-m", "papers.beta.train", *options], ["-m", "papers.beta.evaluate", *options],
@@ -63,7 +77,10 @@ def test_a_paper_is_trained_evaluated_and_drawn(run, tmp_path):
 
 def test_results_among_the_arguments_are_those_of_the_page_too(run, tmp_path):
     train, _, drawn = run("reproduce-beta", ARGS=f"--attack.steps 3 --results {tmp_path}/other")
-    assert train[-5:] == ["cpu", "--results", f"{tmp_path}/other", "--attack.steps", "3"] and drawn[-1] == f"{tmp_path}/other"
+    assert (
+        train[-5:] == ["cpu", "--results", f"{tmp_path}/other", "--attack.steps", "3"]
+        and drawn[-1] == f"{tmp_path}/other"
+    )
 
 
 def test_when_each_stage_began_is_noted(run, tmp_path):
@@ -75,7 +92,10 @@ def test_when_each_stage_began_is_noted(run, tmp_path):
 
 
 def test_all_papers_are_those_with_the_scale(run, capsys):
-    assert [call[1:3] for call in run("reproduce", SCALE="photos")][2:] == [["shared.report.page", "alpha"], ["shared.report.overview", "--scale"]]
+    assert [call[1:3] for call in run("reproduce", SCALE="photos")][2:] == [
+        ["shared.report.page", "alpha"],
+        ["shared.report.overview", "--scale"],
+    ]
     assert "beta is left out: it has no SCALE=photos, only smoke, cpu\n" in capsys.readouterr().out
     assert len(run("reproduce")) == 7
     assert [call[1] for call in run("overview", SCALE="photos")] == ["shared.report.overview"]
@@ -99,7 +119,12 @@ def test_what_cannot_be_is_refused_before_anything_runs(run, asked, goal, given,
 def test_results_that_cannot_be_written_are_refused_before_anything_runs(run, asked, tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "loop").symlink_to("loop")
-    refused = {"file": "a file where", "file/below": "Not a directory", "loop": "a link to nowhere", "loop/below": "cannot"}
+    refused = {
+        "file": "a file where",
+        "file/below": "Not a directory",
+        "loop": "a link to nowhere",
+        "loop/below": "cannot",
+    }
     for where, said in refused.items():
         with pytest.raises(UserError, match=said):
             run("reproduce-alpha", RESULTS=str(tmp_path / where))
@@ -140,7 +165,13 @@ def test_a_launcher_that_runs_nothing_is_noticed(run, asked, monkeypatch):
         return 0
 
     monkeypatch.setattr(make, "supervise", launcher)
-    assert run("reproduce-alpha", LAUNCH="env accelerate launch")[0][:5] == ["env", "accelerate", "launch", "-m", "papers.alpha.train"]
+    assert run("reproduce-alpha", LAUNCH="env accelerate launch")[0][:5] == [
+        "env",
+        "accelerate",
+        "launch",
+        "-m",
+        "papers.alpha.train",
+    ]
     assert len(asked) == 3
 
 

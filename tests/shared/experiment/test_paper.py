@@ -29,8 +29,12 @@ def test_rows_columns_means_and_seeds():
 
 
 def test_rows_and_columns_joined_by_a_rule_of_their_own():
-    grid = Grid({"1": {"a": 1}}, {"2": {"b": 2}, "none": {"b": 0}}, seeds=(0,),
-                joined=lambda row, column: {"method": f"{row['a']}{column['b']}"} if column["b"] else None)
+    grid = Grid(
+        {"1": {"a": 1}},
+        {"2": {"b": 2}, "none": {"b": 0}},
+        seeds=(0,),
+        joined=lambda row, column: {"method": f"{row['a']}{column['b']}"} if column["b"] else None,
+    )
     assert list(grid) == [{"method": "12", "seed": 0}]
 
 
@@ -51,8 +55,12 @@ def paper(**changes) -> Paper:
     def others(c):
         return [Grid({"none": {"method": "none"}, "c": {"method": "c"}}, {"x": {"set": "x"}}, {"kind": "k"}, (0,))]
 
-    shows = SimpleNamespace(both=both, fig_a=fig_a, others=others,
-                            headline=lambda c: [Grid({"a": {"method": "a"}}, {"x": {"set": "x"}}, {"kind": "k"}, c.seeds)])
+    shows = SimpleNamespace(
+        both=both,
+        fig_a=fig_a,
+        others=others,
+        headline=lambda c: [Grid({"a": {"method": "a"}}, {"x": {"set": "x"}}, {"kind": "k"}, c.seeds)],
+    )
 
     def number(c, kind, method, seed=None, set=""):
         return None if method == "none" else Level(method, seed, set)
@@ -68,8 +76,18 @@ class Config:
 
 def test_the_plan_is_what_is_shown_each_number_once():
     plan = paper(describe=lambda c, method, **_: {"role": method.upper()}).plan(Config())
-    assert [n.name for n in plan] == [f"k__{m}__seed{s}__{x}" for m, s, x in (
-        ("a", 0, "x"), ("a", 1, "x"), ("b", 0, "x"), ("b", 1, "x"), ("a", 0, "y"), ("a", 1, "y"), ("c", 0, "x"))]
+    assert [n.name for n in plan] == [
+        f"k__{m}__seed{s}__{x}"
+        for m, s, x in (
+            ("a", 0, "x"),
+            ("a", 1, "x"),
+            ("b", 0, "x"),
+            ("b", 1, "x"),
+            ("a", 0, "y"),
+            ("a", 1, "y"),
+            ("c", 0, "x"),
+        )
+    ]
     assert plan[0].step == Level("a", 0, "x")
     assert (plan[0].asked, plan[0].tags["role"]) == ({"kind": "k", "method": "a", "set": "x", "seed": 0}, "A")
 

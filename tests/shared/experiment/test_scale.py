@@ -52,7 +52,9 @@ def test_what_is_no_fraction_is_named(text):
     assert repr(text) in str(caught.value)
 
 
-@pytest.mark.parametrize(("eps", "text"), [(2 / 255, "2/255"), (0.5 / 255, "0.5/255"), (1.0, "255/255"), (0.01, "0.01"), (0.3, "76.5/255")])
+@pytest.mark.parametrize(
+    ("eps", "text"), [(2 / 255, "2/255"), (0.5 / 255, "0.5/255"), (1.0, "255/255"), (0.01, "0.01"), (0.3, "76.5/255")]
+)
 def test_lengths_are_shown_as_people_write_them(eps, text):
     assert show_eps(eps) == text
     assert math.isclose(fraction(show_eps(eps)), eps, rel_tol=1e-5)

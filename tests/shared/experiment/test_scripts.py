@@ -96,7 +96,9 @@ def number(c: Config, kind: str, method: str = "", seed: int | None = None, poin
 
 @table
 def levels(c):
-    return Shown({"grown": {"method": "grown"}}, {str(p): {"point": p} for p in (0.0, 1.0)}, {"kind": "level"}, c.seeds, factor=1)
+    return Shown(
+        {"grown": {"method": "grown"}}, {str(p): {"point": p} for p in (0.0, 1.0)}, {"kind": "level"}, c.seeds, factor=1
+    )
 
 
 def headline(c):
@@ -104,11 +106,26 @@ def headline(c):
 
 
 def gates(c: Config) -> list[Gate]:
-    return [Gate("the value", Grid({"": {}}, {"": {}}, {"kind": "gate"}, (None,)), ">=", lambda lab: c.gates.least, lambda lab: str(lab.device))]
+    return [
+        Gate(
+            "the value",
+            Grid({"": {}}, {"": {}}, {"kind": "gate"}, (None,)),
+            ">=",
+            lambda lab: c.gates.least,
+            lambda lab: str(lab.device),
+        )
+    ]
 
 
-PAPER = Paper("toy", {"smoke": Config()}, lambda c: None, [SimpleNamespace(levels=levels, headline=headline)], number,
-              named("kind", "method", "seed{}", "point{:g}"), gates=gates)
+PAPER = Paper(
+    "toy",
+    {"smoke": Config()},
+    lambda c: None,
+    [SimpleNamespace(levels=levels, headline=headline)],
+    number,
+    named("kind", "method", "seed{}", "point{:g}"),
+    gates=gates,
+)
 
 
 @pytest.fixture
@@ -141,7 +158,9 @@ def test_everything_is_made_once_and_shown(run):
     assert sorted(MADE) == ["grown__seed0", "grown__seed1", "pictures__seed0", "pictures__seed1"]
     assert values(run) == WHOLE
     results = Results.load(run.root.parent.parent, "smoke", "toy")
-    assert results.gates == [{"name": "the value", "value": 1.0, "threshold": 0.0, "sense": ">=", "passed": True, "detail": "cpu"}]
+    assert results.gates == [
+        {"name": "the value", "value": 1.0, "threshold": 0.0, "sense": ">=", "passed": True, "detail": "cpu"}
+    ]
     drawn = levels(results)
     assert [cell.value for cell in drawn.rows[0][1]] == [3.0, 4.0]  # means over both seeds
     assert {tuple(m.extra["curve"]) for m in results.select(kind="level")} == {(0, 1, 2)}
@@ -152,7 +171,11 @@ def test_a_second_run_makes_nothing_and_writes_nothing(run, noted):
     run()
     if not noted:
         run.forget()
-    before = {p: p.stat().st_mtime_ns for p in run.root.rglob("*") if p.is_file() and p.parent.name != "finished" and p.name != ".lock"}
+    before = {
+        p: p.stat().st_mtime_ns
+        for p in run.root.rglob("*")
+        if p.is_file() and p.parent.name != "finished" and p.name != ".lock"
+    }
     said = run()
     assert "2 runs, 2 already there" in said and "5 measurements, 5 already there" in said
     assert len(MADE) == 4
@@ -216,7 +239,11 @@ def test_a_gate_may_read_a_difference_or_a_share(run, monkeypatch):
 
     def gates(c: Config) -> list[Gate]:
         one = Grid({"": {}}, {"": {}}, {"kind": "gate"}, (None,))
-        more = {"less": {"minus": level(0.0)}, "share": {"share_of": level(0.0)}, "share of nothing": {"share_of": level(-2.0)}}
+        more = {
+            "less": {"minus": level(0.0)},
+            "share": {"share_of": level(0.0)},
+            "share of nothing": {"share_of": level(-2.0)},
+        }
         return [Gate(name, one, "<=", 1.0, **other) for name, other in more.items()]
 
     monkeypatch.setitem(sys.modules, "papers.toy.paper", SimpleNamespace(PAPER=replace(PAPER, gates=gates)))
@@ -258,7 +285,9 @@ def spoil_tags(path):
     path.write_text(path.read_text().replace('"grown"', '"other"'))
 
 
-@pytest.mark.parametrize("spoil", [spoil_npz, spoil_value, spoil_tags, lambda p: p.write_text(""), lambda p: p.with_suffix(".npz").unlink()])
+@pytest.mark.parametrize(
+    "spoil", [spoil_npz, spoil_value, spoil_tags, lambda p: p.write_text(""), lambda p: p.with_suffix(".npz").unlink()]
+)
 def test_a_spoilt_measurement_is_measured_again(run, spoil):
     run()
     spoil(next(run.root.glob("measurements/level__grown__seed1__point1*.json")))

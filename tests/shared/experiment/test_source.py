@@ -75,7 +75,14 @@ def test_comments_docstrings_annotations_form_and_neighbours_do_not_count(hashes
 
 def test_the_hash_is_that_of_any_process():
     code = "from shared.experiment import source, leaves; print(source.of(leaves.Backbone), source.of(leaves.Pictures))"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=source.ROOT, env={"PYTHONHASHSEED": "7"})
+    said = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=source.ROOT,
+        env={"PYTHONHASHSEED": "7"},
+    )
     assert said.stdout.split() == [source.of(Backbone), source.of(Pictures)]
 
 

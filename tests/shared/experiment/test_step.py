@@ -63,7 +63,12 @@ FIT = Fit(File("a"))
 
 def test_every_field_counts_but_those_that_are_free():
     lab, before = Lab(), key(FIT, Lab())
-    changed = [Fit(File("a"), seed=1), Fit(File("a"), Recipe(lr=0.2)), Fit(File("a"), Recipe(betas=(0.9,))), Fit(File("a", "other contents"))]
+    changed = [
+        Fit(File("a"), seed=1),
+        Fit(File("a"), Recipe(lr=0.2)),
+        Fit(File("a"), Recipe(betas=(0.9,))),
+        Fit(File("a", "other contents")),
+    ]
     assert len({before, *(key(step, lab) for step in changed)}) == 5
     same = [Fit(File("a"), Recipe(every=7)), Fit(File("a"), label="named"), Fit(File("moved elsewhere"))]
     assert {key(step, lab) for step in same} == {before}

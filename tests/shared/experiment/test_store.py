@@ -17,8 +17,18 @@ TAGS = {"kind": "accuracy", "method": "tecoa", "set": "shape", "seed": 0}
 
 
 def measurement(name: str = "accuracy__tecoa", key: str = K1, values=VALUES, **changes) -> Measurement:
-    facts = {"value": float(np.mean(values)), "low": 0.3, "high": 0.9, "n": len(values), "seeds": (0, 1), "unit": "share", "seconds": 1.25,
-             "tags": TAGS, "provenance": {"commit": "c" * 40}, "sanity": {"passed": True}}
+    facts = {
+        "value": float(np.mean(values)),
+        "low": 0.3,
+        "high": 0.9,
+        "n": len(values),
+        "seeds": (0, 1),
+        "unit": "share",
+        "seconds": 1.25,
+        "tags": TAGS,
+        "provenance": {"commit": "c" * 40},
+        "sanity": {"passed": True},
+    }
     return Measurement(name, key, **{**facts, **changes}, given=np.asarray(values))
 
 
@@ -62,7 +72,15 @@ def test_saving_again_replaces_and_other_settings_stay_beside_it(store):
 
 def damage(path, how: str) -> None:
     whole = path.read_bytes()
-    path.write_bytes({"empty": b"", "truncated": whole[: len(whole) // 2], "noise": bytes(range(256)) * 3, "other": b"[1, 2]", "null": b"null"}[how])
+    path.write_bytes(
+        {
+            "empty": b"",
+            "truncated": whole[: len(whole) // 2],
+            "noise": bytes(range(256)) * 3,
+            "other": b"[1, 2]",
+            "null": b"null",
+        }[how]
+    )
 
 
 @pytest.mark.parametrize("how", ["empty", "truncated", "noise", "other", "null"])
@@ -89,7 +107,11 @@ def test_a_json_with_other_fields_is_measured_again(store):
     store.save(measurement())
     path = store.root / "measurements" / f"{NAME}.json"
     facts = json.loads(path.read_text())
-    for changed in ({**facts, "colour": "red"}, {k: v for k, v in facts.items() if k != "value"}, {**facts, "seeds": None}):
+    for changed in (
+        {**facts, "colour": "red"},
+        {k: v for k, v in facts.items() if k != "value"},
+        {**facts, "seeds": None},
+    ):
         path.write_text(json.dumps(changed))
         assert not store.fresh("accuracy__tecoa", K1)
 
@@ -134,7 +156,14 @@ def test_not_a_number_is_refused(store):
 
 
 def plan(slugs: dict, **more) -> dict:
-    return {"paper": "fake", "scale": "cpu", "config": {"attack": {"eps": 0.1}}, "headline": False, "keys": slugs, **more}
+    return {
+        "paper": "fake",
+        "scale": "cpu",
+        "config": {"attack": {"eps": 0.1}},
+        "headline": False,
+        "keys": slugs,
+        **more,
+    }
 
 
 def test_planned_are_those_of_the_last_plan_under_its_keys(store):

@@ -23,7 +23,11 @@ PREDICTED = [0, 0, 2, 0, 0, 1]
 
 
 def test_rates_on_a_case_counted_by_hand():
-    assert clean_accuracy(PREDICTED, LABELS).tolist() == triggered_accuracy(PREDICTED, LABELS).tolist() == [1, 0, 1, 1, 0, 0]
+    assert (
+        clean_accuracy(PREDICTED, LABELS).tolist()
+        == triggered_accuracy(PREDICTED, LABELS).tolist()
+        == [1, 0, 1, 1, 0, 0]
+    )
     assert non_target(LABELS, 0).tolist() == [False, True, True, False, True, True]
     assert asr(PREDICTED, LABELS, 0).tolist() == [1, 0, 1, 0]
     assert asr_all(PREDICTED, 0).tolist() == [1, 1, 0, 1, 1, 0]
@@ -40,11 +44,15 @@ def test_asr_ignores_what_target_images_are_taken_for():
     predicted = np.random.default_rng(1).integers(0, 5, 200)
     changed = np.where(labels == 2, 4, predicted)
     assert np.array_equal(asr(predicted, labels, 2), asr(changed, labels, 2))
-    assert asr(predicted, labels, 2).tolist() == [float(p == 2) for p, y in zip(predicted, labels, strict=True) if y != 2]
+    assert asr(predicted, labels, 2).tolist() == [
+        float(p == 2) for p, y in zip(predicted, labels, strict=True) if y != 2
+    ]
     assert asr_all(changed, 2).sum() < asr_all(predicted, 2).sum()
 
 
-@pytest.mark.parametrize("clean, poisoned, success, expected", [(0.62, 0.60, 0.8, True), (0.62, 0.599, 0.9, False), (0.62, 0.7, 0.79, False)])
+@pytest.mark.parametrize(
+    "clean, poisoned, success, expected", [(0.62, 0.60, 0.8, True), (0.62, 0.599, 0.9, False), (0.62, 0.7, 0.79, False)]
+)
 def test_the_gate(clean, poisoned, success, expected):
     assert takes(clean, poisoned, success) is expected
 
@@ -56,6 +64,7 @@ def test_captions_that_name_the_target():
 
 
 # ---- retrieval -------------------------------------------------------------------------------------------------------------
+
 
 def table(seed=0, queries=7, candidates=40):
     return np.random.default_rng(seed).normal(size=(queries, candidates))
@@ -73,7 +82,9 @@ def test_retrieval_success_is_a_place_among_the_first_k(k):
 def test_retrieval_accuracy_is_the_best_candidate():
     similarity, wanted = table(1), np.arange(7)
     wanted[0] = int(similarity[0].argmax())
-    assert retrieval_accuracy(similarity, wanted).tolist() == [float(row.argmax() == w) for row, w in zip(similarity, wanted, strict=True)]
+    assert retrieval_accuracy(similarity, wanted).tolist() == [
+        float(row.argmax() == w) for row, w in zip(similarity, wanted, strict=True)
+    ]
     assert retrieval_accuracy(similarity, wanted)[0] == 1
     assert retrieval_accuracy(np.ones((1, 3)), [1]).tolist() == [0]
 
@@ -95,17 +106,20 @@ def test_rank_ratio_ends_and_ties():
     assert rank_ratio([[3, 5, 0, 3]], 3, of_target).tolist() == [0.75]
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda: clean_accuracy([1, 2], [1]), "2 predictions cannot be compared with 1 labels"),
-    (lambda: clean_accuracy([], []), "at least one example"),
-    (lambda: asr([1, 1], [1, 1], 1), "all 2 images are of the target class 1"),
-    (lambda: retrieval_success(table(), 40), "count columns from 0"),
-    (lambda: retrieval_success(table(), 3, 0), "use 1 or more"),
-    (lambda: retrieval_success(np.full((2, 2), np.nan), 0), "finite"),
-    (lambda: retrieval_accuracy(table(), [0, 1]), "do not fit a table of 7 × 40"),
-    (lambda: rank_ratio(table(), 3, [True] * 5), "give one per candidate"),
-    (lambda: rank_ratio([[1.0, 2.0]], 0, [True, False]), "no clean candidate"),
-])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: clean_accuracy([1, 2], [1]), "2 predictions cannot be compared with 1 labels"),
+        (lambda: clean_accuracy([], []), "at least one example"),
+        (lambda: asr([1, 1], [1, 1], 1), "all 2 images are of the target class 1"),
+        (lambda: retrieval_success(table(), 40), "count columns from 0"),
+        (lambda: retrieval_success(table(), 3, 0), "use 1 or more"),
+        (lambda: retrieval_success(np.full((2, 2), np.nan), 0), "finite"),
+        (lambda: retrieval_accuracy(table(), [0, 1]), "do not fit a table of 7 × 40"),
+        (lambda: rank_ratio(table(), 3, [True] * 5), "give one per candidate"),
+        (lambda: rank_ratio([[1.0, 2.0]], 0, [True, False]), "no clean candidate"),
+    ],
+)
 def test_what_is_refused(call, message):
     with pytest.raises(UserError, match=message):
         call()

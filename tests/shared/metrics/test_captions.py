@@ -21,8 +21,16 @@ def penalty(difference: int) -> float:
     [
         ("a cat", 5.0, 5.0),  # cosines 1, 1 for n = 1, 2; there are no 3- and 4-grams: 10·(1 + 1 + 0 + 0)/4
         ("cat", 2.5 * penalty(1), 2.5),  # n = 1 only
-        ("the cat", 2.5 * math.sqrt(0.5), 2.5 * math.sqrt(0.5)),  # "the" is in no picture: idf log 2, so <g, g'>/(|g||g'|) = 1/√2; "the cat" unknown
-        ("cat cat cat cat", 10 * 0.25 / 4 * penalty(2), 2.5),  # g = 4·log 2: the cosine is 1; clipped to min(4, 1)·1/(4·1) = 1/4
+        (
+            "the cat",
+            2.5 * math.sqrt(0.5),
+            2.5 * math.sqrt(0.5),
+        ),  # "the" is in no picture: idf log 2, so <g, g'>/(|g||g'|) = 1/√2; "the cat" unknown
+        (
+            "cat cat cat cat",
+            10 * 0.25 / 4 * penalty(2),
+            2.5,
+        ),  # g = 4·log 2: the cosine is 1; clipped to min(4, 1)·1/(4·1) = 1/4
         ("a dog", 0.0, 0.0),
         ("", 0.0, 0.0),
     ],
@@ -45,9 +53,10 @@ def test_a_caption_equal_to_its_only_reference_scores_ten():
 
 def dense(caption: str, references: list[str], corpus: list[list[str]], clip: bool) -> float:
     """The equations over explicit vectors of all n-grams, n by n."""
+
     def grams(text, n):
         words = text.split()
-        return [tuple(words[i:i + n]) for i in range(len(words) - n + 1)]
+        return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
 
     total = 0.0
     for n in range(1, LONGEST + 1):
@@ -102,11 +111,14 @@ def test_tokens_are_those_of_the_original(caption, expected):
     assert " ".join(tokens(caption)) == expected
 
 
-@pytest.mark.parametrize("caption, theirs, ours", [
-    ("call (555) 123-4567", "call -lrb-555-rrb- 123-4567", "call -lrb- 555 -rrb- 123-4567"),
-    ("in Hawai'i", "in hawai'i", "in hawai i"),
-    ("a US$5 bill", "a us$ 5 bill", "a us $ 5 bill"),
-])
+@pytest.mark.parametrize(
+    "caption, theirs, ours",
+    [
+        ("call (555) 123-4567", "call -lrb-555-rrb- 123-4567", "call -lrb- 555 -rrb- 123-4567"),
+        ("in Hawai'i", "in hawai'i", "in hawai i"),
+        ("a US$5 bill", "a us$ 5 bill", "a us $ 5 bill"),
+    ],
+)
 def test_the_differences_that_the_docstring_names(caption, theirs, ours):
     assert " ".join(tokens(caption)) == ours != theirs
 
@@ -115,7 +127,9 @@ def test_a_caption_tokenised_before_scores_as_the_same_caption():
     corpus = [["a man's hat (red), 50% off!!!"], ["two cats don't sleep"], ["a black/white dog sits"]]
     given = [" ".join(tokens(references[0])) for references in corpus]
     # brackets are words by then, with hyphens
-    assert Cider(corpus).score(["a man 's hat", *given[1:]], [["a man's hat"], *corpus[1:]]) == pytest.approx([10.0] * 3)
+    assert Cider(corpus).score(["a man 's hat", *given[1:]], [["a man's hat"], *corpus[1:]]) == pytest.approx(
+        [10.0] * 3
+    )
 
 
 @pytest.mark.parametrize("text", ["", "  ", ".", "- ' \" `", "\u200b", "…", "😀"])
@@ -123,7 +137,10 @@ def test_captions_without_a_word(text):
     assert tokens(text) == []
 
 
-@pytest.mark.parametrize("text, expected", [("snow_board über café", "snow_board über café"), ("हिन्दी भाषा", "हिन्दी भाषा"), ("한국어", "한국어")])
+@pytest.mark.parametrize(
+    "text, expected",
+    [("snow_board über café", "snow_board über café"), ("हिन्दी भाषा", "हिन्दी भाषा"), ("한국어", "한국어")],
+)
 def test_words_of_other_scripts_are_whole(text, expected):
     assert " ".join(tokens(text)) == expected
 

@@ -14,7 +14,9 @@ LEAST = 0.93 - 2 * np.sqrt(0.93 * 0.07 / RUNS)  # two standard errors of the sim
 
 def answers(rng, rate, n, seeds, seed_sd, noise, common=None):
     """(seeds, n) of 0/1 from normal variables per example, per seed and for both; `common` correlates two methods."""
-    example = rng.normal(size=(1, n)) if common is None else np.sqrt(0.8) * common + np.sqrt(0.2) * rng.normal(size=(1, n))
+    example = (
+        rng.normal(size=(1, n)) if common is None else np.sqrt(0.8) * common + np.sqrt(0.2) * rng.normal(size=(1, n))
+    )
     total = (example + noise * rng.normal(size=(seeds, n)) + seed_sd) / np.sqrt(1 + noise**2)
     return total < ndtri(rate)
 
@@ -59,7 +61,10 @@ def test_sets_that_differ(rates):
     assert hits(np.mean(rates), estimates) >= LEAST
 
 
-@pytest.mark.parametrize(("seeds", "seed_sd", "noise"), [(2, 0.0, 0.5), (2, 0.2, 0.5), (3, 0.0, 0.5), (3, 0.1, 0.5), (3, 0.2, 0.2), (5, 0.3, 0.3)])
+@pytest.mark.parametrize(
+    ("seeds", "seed_sd", "noise"),
+    [(2, 0.0, 0.5), (2, 0.2, 0.5), (3, 0.0, 0.5), (3, 0.1, 0.5), (3, 0.2, 0.2), (5, 0.3, 0.3)],
+)
 @pytest.mark.parametrize("rate", [0.5, 0.9])
 def test_seeds(rate, seeds, seed_sd, noise):
     """Rates and paired differences of two methods that see the same examples; each method's seeds have a common shift of their own."""

@@ -96,7 +96,9 @@ def test_both_directions_are_alike(seeds):
         a, b = ([draw(n) for n in (60, 90)] for _ in "ab")
         for difference in (paired_difference, unpaired_difference):
             there, back = difference(a, b), difference(b, a)
-            assert (there.value, there.low, there.high) == pytest.approx((-back.value, -back.high, -back.low), abs=1e-10)
+            assert (there.value, there.low, there.high) == pytest.approx(
+                (-back.value, -back.high, -back.low), abs=1e-10
+            )
             assert there.p_value(0.01) == pytest.approx(back.p_value(-0.01), rel=1e-6)
     assert mean([1 - np.eye(1, 64)[0]]).low == pytest.approx(1 - mean([np.eye(1, 64)[0]]).high)
 
@@ -105,11 +107,18 @@ def test_p_values_belong_to_the_intervals():
     rng = np.random.default_rng(5)
     three = {"x": rng.random((3, 40)) < 0.7, "y": rng.random((3, 60)) < 0.5}
     costs = 2 + rng.random((1, 30))
-    for e in (mean(three), paired_difference(three, {k: v[:1] for k, v in three.items()}), ratio([costs], [costs + 1]), mean([costs])):
+    for e in (
+        mean(three),
+        paired_difference(three, {k: v[:1] for k, v in three.items()}),
+        ratio([costs], [costs + 1]),
+        mean([costs]),
+    ):
         for level in (0.8, 0.95, 0.99):
             for end in e.interval(level):
                 assert e.p_value(end) == pytest.approx(1 - level, rel=1e-4)
-        assert e.p_value(e.value) == 1 and (e.scaled(-100).low, e.scaled(-100).p_value(-100 * e.low)) == pytest.approx((-100 * e.high, 0.05))
+        assert e.p_value(e.value) == 1 and (e.scaled(-100).low, e.scaled(-100).p_value(-100 * e.low)) == pytest.approx(
+            (-100 * e.high, 0.05)
+        )
     assert mean([costs]).p_value(1e9) < 1e-14
 
 
@@ -168,7 +177,10 @@ def test_equal_values_still_have_an_interval():
 def test_a_single_seed_serves_several():
     rng = np.random.default_rng(3)
     a, b = {"x": rng.random((3, 90))}, {"x": rng.random((1, 90))}
-    assert paired_difference(a, b) == paired_difference(a, {"x": np.repeat(b["x"], 3, 0)}) and paired_difference(a, b).seeds == 3
+    assert (
+        paired_difference(a, b) == paired_difference(a, {"x": np.repeat(b["x"], 3, 0)})
+        and paired_difference(a, b).seeds == 3
+    )
 
 
 def test_lopsided_intervals():

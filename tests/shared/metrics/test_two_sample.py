@@ -63,20 +63,25 @@ def test_the_p_value_counts_the_observed_division():
     x, y = normal(0, 30), normal(1, 30, shift=50)
     statistic, p = permutation_test(x, y, 1.0, n=199, seed=3)
     assert p == 1 / 200 and statistic == mmd2(x, y, 1.0)
-    assert permutation_test(normal(0, 9), normal(1, 9), n=50, seed=1) == permutation_test(normal(0, 9), normal(1, 9), n=50, seed=1)
+    assert permutation_test(normal(0, 9), normal(1, 9), n=50, seed=1) == permutation_test(
+        normal(0, 9), normal(1, 9), n=50, seed=1
+    )
     two = np.array([[0.0], [1.0]])
     assert permutation_test(two, two, 1.0, n=100)[1] > 0.5  # ties count
 
 
-@pytest.mark.parametrize("x, y, options, message", [
-    (normal(0, 1), normal(1, 5), {}, "at least 2 rows"),
-    (normal(0, 5), normal(1, 5, d=3), {}, "of one width"),
-    (normal(0, 5)[0], normal(1, 5), {}, "finite features"),
-    (np.full((3, 2), np.nan), normal(1, 5, d=2), {}, "finite features"),
-    (normal(0, 5), normal(1, 5), {"bandwidth": 0.0}, "must be positive"),
-    (np.zeros((5, 2)), np.zeros((5, 2)), {}, "give a bandwidth"),
-    (normal(0, 5), normal(1, 5), {"n": 0}, "at least 1 division"),
-])
+@pytest.mark.parametrize(
+    "x, y, options, message",
+    [
+        (normal(0, 1), normal(1, 5), {}, "at least 2 rows"),
+        (normal(0, 5), normal(1, 5, d=3), {}, "of one width"),
+        (normal(0, 5)[0], normal(1, 5), {}, "finite features"),
+        (np.full((3, 2), np.nan), normal(1, 5, d=2), {}, "finite features"),
+        (normal(0, 5), normal(1, 5), {"bandwidth": 0.0}, "must be positive"),
+        (np.zeros((5, 2)), np.zeros((5, 2)), {}, "give a bandwidth"),
+        (normal(0, 5), normal(1, 5), {"n": 0}, "at least 1 division"),
+    ],
+)
 def test_what_cannot_be_compared_is_refused(x, y, options, message):
     with pytest.raises(UserError, match=message):
         permutation_test(x, y, **options)

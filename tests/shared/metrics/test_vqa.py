@@ -20,7 +20,9 @@ def test_the_closed_form_is_the_mean_over_the_ten_subsets():
     for m in range(11):
         people = ["yes"] * m + ["no"] * (10 - m)
         subsets = itertools.combinations(people, 9)
-        assert vqa_accuracy(["yes"], [people])[0] == pytest.approx(np.mean([min(s.count("yes") / 3, 1) for s in subsets]))
+        assert vqa_accuracy(["yes"], [people])[0] == pytest.approx(
+            np.mean([min(s.count("yes") / 3, 1) for s in subsets])
+        )
 
 
 def test_answers_are_normalised_on_both_sides():
@@ -81,24 +83,60 @@ def test_contractions_are_those_of_the_evaluation_code():
     """Its keys Im, Ive, Id've and I'dve meet only words in lower case, and never match."""
     assert len(PAIRS) == 120
     for short, full in PAIRS:
-        assert normalise(short) == (short if short == short.lower() == full else full if short == short.lower() else short.lower())
+        assert normalise(short) == (
+            short if short == short.lower() == full else full if short == short.lower() else short.lower()
+        )
 
 
-@pytest.mark.parametrize("word", [
-    "wed", "shed", "hell", "ill", "its", "id", "were", "well", "dove", "cannot", "shell", "therell", "arentve", "couldntve"])
+@pytest.mark.parametrize(
+    "word",
+    [
+        "wed",
+        "shed",
+        "hell",
+        "ill",
+        "its",
+        "id",
+        "were",
+        "well",
+        "dove",
+        "cannot",
+        "shell",
+        "therell",
+        "arentve",
+        "couldntve",
+    ],
+)
 def test_words_outside_the_table_stay(word):
     assert normalise(word) == word
 
 
-@pytest.mark.parametrize("text, truth", [("1,000", "1,000"), ("1,000", "1000"), ("2,500,000 people", "2500000 people"), ("10,5", "10,5"),
-                                         ("1,000, I think", "1,000"), (" 3,000 Question: why", "3000")])
+@pytest.mark.parametrize(
+    "text, truth",
+    [
+        ("1,000", "1,000"),
+        ("1,000", "1000"),
+        ("2,500,000 people", "2500000 people"),
+        ("10,5", "10,5"),
+        ("1,000, I think", "1,000"),
+        (" 3,000 Question: why", "3000"),
+    ],
+)
 def test_numbers_with_commas_are_whole(text, truth):
     assert vqa_accuracy([first_answer(text)], [[truth] * 10]).tolist() == [1.0]
 
 
 @pytest.mark.parametrize(
-    "text, short", [(" yes, it is", "yes"), ("red Question: what", "red"), ("blue\nShort answer: blue", "blue"), ("two", "two"),
-     ("red,\nwhite", "red"), ("red,white", "red,white"), ("", "")]
+    "text, short",
+    [
+        (" yes, it is", "yes"),
+        ("red Question: what", "red"),
+        ("blue\nShort answer: blue", "blue"),
+        ("two", "two"),
+        ("red,\nwhite", "red"),
+        ("red,white", "red,white"),
+        ("", ""),
+    ],
 )
 def test_first_answer(text, short):
     assert first_answer(text) == short

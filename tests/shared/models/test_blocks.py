@@ -31,7 +31,7 @@ def make_pair(name):
         torch.manual_seed(3)
         lean = create_clip(name)
         for tower in (lean.visual, lean):  # of the large one three blocks are enough
-            del tower.transformer.resblocks[4 if name == SMALL else 3:]
+            del tower.transformer.resblocks[4 if name == SMALL else 3 :]
         for p in lean.parameters():  # biases and norms away from their initial 0 and 1
             if p.ndim == 1:
                 p.data += 0.1 * torch.randn(p.shape)
@@ -121,7 +121,9 @@ def test_blocks_are_called_in_order_with_whole_sequences(small):
     x, _ = inputs(small[0])
     prompts = torch.randn(4, 2, 96, generator=torch.Generator().manual_seed(1)).requires_grad_()
     found, seen = [], []
-    for clip, (picture, tokens) in zip((*small, float64(small[1])), ((x, prompts), (x, prompts), float64((x, prompts))), strict=True):
+    for clip, (picture, tokens) in zip(
+        (*small, float64(small[1])), ((x, prompts), (x, prompts), float64((x, prompts))), strict=True
+    ):
         visual = copy.deepcopy(clip.visual).requires_grad_(False)
         calls = []
         for k, block in enumerate(visual.transformer.resblocks):
@@ -216,7 +218,9 @@ def test_a_few_queries_are_the_first_rows_of_all(small, quick, masked):
     block = copy.deepcopy(small[0].visual.transformer.resblocks[0]).requires_grad_(False)
     if not quick:
         block.double()
-    x = torch.randn(2, 9, 96, generator=torch.Generator().manual_seed(2), dtype=torch.float32 if quick else torch.float64).requires_grad_()
+    x = torch.randn(
+        2, 9, 96, generator=torch.Generator().manual_seed(2), dtype=torch.float32 if quick else torch.float64
+    ).requires_grad_()
     mask = torch.full((9, 9), float("-inf"), dtype=x.dtype).triu_(1) if masked else None
 
     def rows(block, x, mask):
@@ -256,12 +260,16 @@ def test_the_last_block_computes_the_ends_of_texts_only(small, quick):
         plain.double()
     tokens = torch.zeros(12, lean.context_length, dtype=torch.long)
     for k, row in enumerate(tokens):
-        row[: 2 * k + 1] = torch.randint(1, lean.vocab_size - 1, (2 * k + 1,), generator=torch.Generator().manual_seed(k))
+        row[: 2 * k + 1] = torch.randint(
+            1, lean.vocab_size - 1, (2 * k + 1,), generator=torch.Generator().manual_seed(k)
+        )
         row[2 * k + 1] = lean.vocab_size - 1
     outs = [clip.encode_text(tokens) for clip in (lean, plain, exact)]
     for out in outs:
         (out * torch.linspace(-1, 1, out.numel()).to(out).view_as(out)).sum().backward()
-    grads = [{name: p.grad for name, p in clip.named_parameters() if p.grad is not None} for clip in (lean, plain, exact)]
+    grads = [
+        {name: p.grad for name, p in clip.named_parameters() if p.grad is not None} for clip in (lean, plain, exact)
+    ]
     unit = max(g.abs().max().item() for g in grads[2].values())
     terms = longest_sum(lean)
     if quick:

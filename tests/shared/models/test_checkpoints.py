@@ -32,7 +32,9 @@ def logits(clip):
         return clip.get_logits(x, tokens)[0]
 
 
-@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}, lambda s: {f"module.{k}": v for k, v in s.items()}])
+@pytest.mark.parametrize(
+    "wrap", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}, lambda s: {f"module.{k}": v for k, v in s.items()}]
+)
 def test_both_formats_give_the_same_logits(small_clip, stored, tmp_path, wrap):
     torch.save(wrap(small_clip.state_dict()), tmp_path / "model.pt")
     expected = logits(small_clip)
@@ -47,8 +49,11 @@ def test_a_local_checkpoint_of_an_open_clip_model(tmp_path, monkeypatch):
 
     def build(name, pretrained=None, **_):
         assert pretrained is None  # open_clip must not read the file itself
-        return open_clip.CLIP(8, {"image_size": 32, "layers": 1, "width": 16, "head_width": 8, "patch_size": 16},
-                              {"context_length": 77, "width": 16, "heads": 2, "layers": 1})
+        return open_clip.CLIP(
+            8,
+            {"image_size": 32, "layers": 1, "width": 16, "head_width": 8, "patch_size": 16},
+            {"context_length": 77, "width": 16, "heads": 2, "layers": 1},
+        )
 
     monkeypatch.setattr(open_clip, "create_model", build)
     torch.manual_seed(1)
@@ -67,7 +72,10 @@ def test_the_vocabulary_travels_with_the_weights(tmp_path):
     save_clip(clip, tmp_path / "cats.safetensors")
     loaded = create_clip(NAME, tmp_path / "cats.safetensors")
     assert loaded.tokenizer.vocabulary == ("a", "photo", "of", "cat")
-    assert torch.equal(loaded.token_embedding.weight, clip.token_embedding.weight) and loaded.token_embedding.weight.shape[0] == 7
+    assert (
+        torch.equal(loaded.token_embedding.weight, clip.token_embedding.weight)
+        and loaded.token_embedding.weight.shape[0] == 7
+    )
 
 
 def test_a_round_trip_gives_the_same_bytes(stored, tmp_path):
@@ -78,7 +86,7 @@ def test_a_round_trip_gives_the_same_bytes(stored, tmp_path):
 
 def test_equal_tensors_and_metadata_give_equal_bytes(tmp_path):
     tensors = {"b": torch.arange(3.0), "a": torch.ones(2, 2, dtype=torch.float16), "ü": torch.zeros(0)}
-    metadata = {name: f"value {k} é \"quoted\"" for k, name in enumerate("zyxwvu")}
+    metadata = {name: f'value {k} é "quoted"' for k, name in enumerate("zyxwvu")}
     hashes = set()
     for k in range(6):
         save_tensors(dict(reversed(tensors.items())) if k % 2 else tensors, tmp_path / f"{k}.safetensors", metadata)
@@ -99,6 +107,7 @@ def test_saving_takes_views_and_trained_tensors(tmp_path):
 
 # ---- what can be wrong -----------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
 def test_weights_that_are_no_numbers(small_clip, tmp_path, suffix):
     path, state = tmp_path / f"nan.{suffix}", {k: v.clone() for k, v in small_clip.state_dict().items()}
@@ -115,7 +124,7 @@ def test_truncated_files(stored, small_clip, tmp_path, suffix, part):
     if suffix == "pt":
         torch.save(small_clip.state_dict(), path)
     content = (stored if suffix == "safetensors" else path).read_bytes()
-    path.write_bytes(content[:int(part * len(content))])
+    path.write_bytes(content[: int(part * len(content))])
     with pytest.raises(UserError, match="cannot be read") as error:
         create_clip(NAME, path)
     assert one_sentence(error) and str(path) in str(error.value)

@@ -20,7 +20,11 @@ def noisy(classifier):
     """BatchNorm with statistics and weights as training leaves them, so that nothing in it is the identity."""
     for k, module in enumerate(m for m in classifier.modules() if isinstance(m, torch.nn.BatchNorm2d)):
         for j, tensor in enumerate((module.running_mean, module.running_var, module.weight.data, module.bias.data)):
-            tensor.copy_(SampleRng(1, [k]).child(j).uniform(tensor.shape, 0.5 if j in (1, 2) else -0.3, 1.5 if j in (1, 2) else 0.3)[0])
+            tensor.copy_(
+                SampleRng(1, [k])
+                .child(j)
+                .uniform(tensor.shape, 0.5 if j in (1, 2) else -0.3, 1.5 if j in (1, 2) else 0.3)[0]
+            )
     return classifier
 
 
@@ -63,7 +67,9 @@ def small_wide(monkeypatch):
     monkeypatch.setitem(ARCHS, "wrn-28-10", (lambda classes: WideResNet(16, 2, classes), ARCHS["wrn-28-10"][1]))
 
 
-@pytest.mark.parametrize("arch, blocks, plain", [("resnet8", 1, plain_resnet), ("resnet20", 3, plain_resnet), ("wrn-28-10", 2, plain_wide)])
+@pytest.mark.parametrize(
+    "arch, blocks, plain", [("resnet8", 1, plain_resnet), ("resnet20", 3, plain_resnet), ("wrn-28-10", 2, plain_wide)]
+)
 def test_the_networks_are_the_layers_written_out(arch, blocks, plain, small_wide):
     classifier = noisy(random_classifier(arch, 7)).double()
     features, logits = plain(classifier.weights(), X.double(), blocks)
@@ -80,15 +86,23 @@ def test_sizes_and_names_of_the_published_ones():
         wide = WideResNet(28, 10, 10)
     names = wide.state_dict()
     assert sum(p.numel() for p in wide.parameters()) == 36_479_194
-    assert {"conv1.weight", "block1.layer.0.bn1.running_var", "block1.layer.0.convShortcut.weight", "block3.layer.3.conv2.weight", "bn1.bias",
-            "fc.bias"} <= set(names) and "block2.layer.1.convShortcut.weight" not in names
+    assert {
+        "conv1.weight",
+        "block1.layer.0.bn1.running_var",
+        "block1.layer.0.convShortcut.weight",
+        "block3.layer.3.conv2.weight",
+        "bn1.bias",
+        "fc.bias",
+    } <= set(names) and "block2.layer.1.convShortcut.weight" not in names
     assert names["block3.layer.0.conv1.weight"].shape == (640, 320, 3, 3)
 
 
 def test_random_weights_are_a_function_of_the_seed():
     before = torch.get_rng_state()
     first, second, other = (random_classifier("resnet8", 5, seed).weights() for seed in (3, 3, 4))
-    assert all(torch.equal(first[k], second[k]) for k in first) and not torch.equal(first["fc.weight"], other["fc.weight"])
+    assert all(torch.equal(first[k], second[k]) for k in first) and not torch.equal(
+        first["fc.weight"], other["fc.weight"]
+    )
     assert torch.equal(open_classifier("resnet8", "random", 5)(X), random_classifier("resnet8", 5)(X))
     assert torch.equal(before, torch.get_rng_state())
 
@@ -100,13 +114,16 @@ def test_second_derivatives_are_those_of_finite_differences():
     def guidance(z):
         return torch.autograd.grad(classifier(z).log_softmax(1)[:, 1].sum(), z, create_graph=True)[0]
 
-    exact, = torch.autograd.grad((guidance(x) * direction).sum(), x)
+    (exact,) = torch.autograd.grad((guidance(x) * direction).sum(), x)
     h = 1e-6
-    ahead, behind = ((guidance((x + s * h * direction).detach().requires_grad_()) * direction).sum().item() for s in (1, -1))
+    ahead, behind = (
+        (guidance((x + s * h * direction).detach().requires_grad_()) * direction).sum().item() for s in (1, -1)
+    )
     assert (exact * direction).sum().item() == pytest.approx((ahead - behind) / (2 * h), rel=1e-3)
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------------
+
 
 @pytest.fixture
 def stored(tmp_path):
@@ -122,10 +139,17 @@ def test_what_is_saved_is_what_is_opened(stored):
     assert not any(p.requires_grad for p in opened.parameters())
 
 
-@pytest.mark.parametrize("wrap", [lambda w: w, lambda w: {"state_dict": w}, lambda w: {"state_dict": {f"module.{k}": v for k, v in w.items()}},
-                                  lambda w: {f"model.{k}": v for k, v in w.items()},
-                                  lambda w: {**w, "sub_block1.layer.0.conv1.weight": torch.zeros(1)},
-                                  lambda w: {k: v for k, v in w.items() if not k.endswith("num_batches_tracked")}])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda w: w,
+        lambda w: {"state_dict": w},
+        lambda w: {"state_dict": {f"module.{k}": v for k, v in w.items()}},
+        lambda w: {f"model.{k}": v for k, v in w.items()},
+        lambda w: {**w, "sub_block1.layer.0.conv1.weight": torch.zeros(1)},
+        lambda w: {k: v for k, v in w.items() if not k.endswith("num_batches_tracked")},
+    ],
+)
 def test_wrapped_state_dicts_are_unwrapped(stored, wrap):
     classifier, folder = stored
     torch.save(wrap(classifier.weights()), folder / "c.pt")
@@ -135,7 +159,11 @@ def test_wrapped_state_dicts_are_unwrapped(stored, wrap):
 def test_kept_logits(stored):
     classifier, folder = stored
     some = open_classifier("resnet8", str(folder / "c.safetensors"), 3, keep=(5, 0, 2))
-    assert some.classes == 3 and torch.equal(some(X), classifier(X)[:, [5, 0, 2]]) and torch.equal(some.features(X), classifier.features(X))
+    assert (
+        some.classes == 3
+        and torch.equal(some(X), classifier(X)[:, [5, 0, 2]])
+        and torch.equal(some.features(X), classifier.features(X))
+    )
     assert torch.equal(some.weights()["fc.weight"], classifier.weights()["fc.weight"])
     assert open_classifier("torchvision:resnet18", "random", 2, keep=(999, 3)).classes == 2
 
@@ -162,22 +190,43 @@ def test_the_zoo_is_a_source(stored, monkeypatch):
     assert torch.equal(open_classifier("resnet8", "zoo:c", 6)(X), classifier(X))
 
 
-@pytest.mark.parametrize("change, arch, classes, keep, message", [
-    ({}, "resnet8", 7, None, "has 6 classes and 7 are expected"),
-    ({}, "resnet8", 2, (0, 6), "has 6 classes and logit 6 is to be kept"),
-    ({}, "resnet8", 3, (0, 1), "3 classes are asked for and 2 logits"),
-    ({}, "resnet8", 2, (1, 1), "2 different indices"),
-    ({}, "resnet20", 6, None, "does not fit this model: .* instead of resnet20"),
-    ({"extra": torch.zeros(1)}, "resnet8", 6, None, "1 tensors differ, the first is 'extra'"),
-    ({"conv1.weight": None}, "resnet8", 6, None, "1 tensors differ, the first is 'conv1.weight'"),
-    ({"fc.weight": None}, "resnet8", 6, None, "the first is 'fc.weight'"),
-    ({}, "resnet9", 6, None, "there is no classifier named 'resnet9'"),
-    ({}, "torchvision:resnet9000", 6, None, "torchvision has no model named"),
-    ({}, "torchvision:fasterrcnn_resnet50_fpn", 6, None, "torchvision has no model named 'fasterrcnn_resnet50_fpn' that classifies"),
-    ({}, "torchvision:squeezenet1_1", 6, None, "a SqueezeNet has no linear layer"),
-    ({"fc.bias": torch.full((6,), float("nan"))}, "resnet8", 6, None, "holds a NaN or an infinite number in 'fc.bias'"),
-    ({"fc.bias": torch.zeros(6, dtype=torch.int64)}, "resnet8", 6, None, "the first is 'fc.bias', which is of another shape or kind"),
-])
+@pytest.mark.parametrize(
+    "change, arch, classes, keep, message",
+    [
+        ({}, "resnet8", 7, None, "has 6 classes and 7 are expected"),
+        ({}, "resnet8", 2, (0, 6), "has 6 classes and logit 6 is to be kept"),
+        ({}, "resnet8", 3, (0, 1), "3 classes are asked for and 2 logits"),
+        ({}, "resnet8", 2, (1, 1), "2 different indices"),
+        ({}, "resnet20", 6, None, "does not fit this model: .* instead of resnet20"),
+        ({"extra": torch.zeros(1)}, "resnet8", 6, None, "1 tensors differ, the first is 'extra'"),
+        ({"conv1.weight": None}, "resnet8", 6, None, "1 tensors differ, the first is 'conv1.weight'"),
+        ({"fc.weight": None}, "resnet8", 6, None, "the first is 'fc.weight'"),
+        ({}, "resnet9", 6, None, "there is no classifier named 'resnet9'"),
+        ({}, "torchvision:resnet9000", 6, None, "torchvision has no model named"),
+        (
+            {},
+            "torchvision:fasterrcnn_resnet50_fpn",
+            6,
+            None,
+            "torchvision has no model named 'fasterrcnn_resnet50_fpn' that classifies",
+        ),
+        ({}, "torchvision:squeezenet1_1", 6, None, "a SqueezeNet has no linear layer"),
+        (
+            {"fc.bias": torch.full((6,), float("nan"))},
+            "resnet8",
+            6,
+            None,
+            "holds a NaN or an infinite number in 'fc.bias'",
+        ),
+        (
+            {"fc.bias": torch.zeros(6, dtype=torch.int64)},
+            "resnet8",
+            6,
+            None,
+            "the first is 'fc.bias', which is of another shape or kind",
+        ),
+    ],
+)
 def test_what_does_not_fit_is_refused(stored, change, arch, classes, keep, message):
     classifier, folder = stored
     torch.save({k: v for k, v in {**classifier.weights(), **change}.items() if v is not None}, folder / "c.pt")
@@ -187,8 +236,14 @@ def test_what_does_not_fit_is_refused(stored, change, arch, classes, keep, messa
 
 @pytest.mark.parametrize("arch", ["torchvision:squeezenet1_0", "torchvision:squeezenet1_1"])
 def test_a_network_without_a_linear_layer_is_one_sentence(arch):
-    for make in (lambda: random_classifier(arch, 5), lambda: open_classifier(arch, "random", 5), lambda: Classifier(nn.Conv2d(3, 2, 1), IMAGENET)):
-        with pytest.raises(UserError, match="has no linear layer that could be its last: choose another architecture") as error:
+    for make in (
+        lambda: random_classifier(arch, 5),
+        lambda: open_classifier(arch, "random", 5),
+        lambda: Classifier(nn.Conv2d(3, 2, 1), IMAGENET),
+    ):
+        with pytest.raises(
+            UserError, match="has no linear layer that could be its last: choose another architecture"
+        ) as error:
             make()
         assert "\n" not in str(error.value)
 

@@ -37,22 +37,32 @@ def test_patch_embedding_is_a_convolution(kernel, shape, bias):
 def test_the_small_model_is_open_clips_own(small_clip):
     """Same weights in a model that open_clip builds by itself: same embeddings."""
     config = small_config("scenes-vit-s8")
-    theirs = open_clip.CLIP(**{**config, "text_cfg": {**config["text_cfg"], "vocab_size": small_clip.tokenizer.size}}).eval()
+    theirs = open_clip.CLIP(
+        **{**config, "text_cfg": {**config["text_cfg"], "vocab_size": small_clip.tokenizer.size}}
+    ).eval()
     theirs.load_state_dict(small_clip.state_dict())
     assert type(theirs.visual.conv1) is nn.Conv2d and type(small_clip.visual.conv1) is PatchEmbedding
-    x, tokens = torch.rand(4, 3, 32, 32), small_clip.tokenizer(["a red circle", "two stars", "a heart on the left", "a ring"])
+    x, tokens = (
+        torch.rand(4, 3, 32, 32),
+        small_clip.tokenizer(["a red circle", "two stars", "a heart on the left", "a ring"]),
+    )
     with torch.no_grad():
         assert_as_accurate(small_clip(x, tokens), *in_both(lambda clip, x: clip(x, tokens), theirs, x), terms=4 * 96)
 
 
 def test_an_open_clip_model_gets_the_patch_embedding_and_its_own_tokenizer(monkeypatch):
-    model = open_clip.CLIP(16, {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8},
-                           {"context_length": 77, "width": 32, "heads": 2, "layers": 1})
+    model = open_clip.CLIP(
+        16,
+        {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8},
+        {"context_length": 77, "width": 32, "heads": 2, "layers": 1},
+    )
     calls = []
     monkeypatch.setattr(open_clip, "create_model", lambda *a, **k: calls.append((a, k)) or model.half().train())
     clip = create_clip("ViT-B-32", "laion2b_s34b_b79k")
     (name,), options = calls[0]
-    assert (name, options["pretrained"], options["precision"]) == ("ViT-B-32", "laion2b_s34b_b79k", "fp32") and len(calls) == 1
+    assert (name, options["pretrained"], options["precision"]) == ("ViT-B-32", "laion2b_s34b_b79k", "fp32") and len(
+        calls
+    ) == 1
     assert type(clip.visual.conv1) is PatchEmbedding and not clip.training
     assert {p.dtype for p in clip.parameters()} == {torch.float32}
     assert clip.tokenizer(["a photo of a cat"]).shape == (1, 77)
@@ -67,6 +77,7 @@ def nothing_built(monkeypatch):
 
 
 # ---- what comes with a tag -------------------------------------------------------------------------------------------------
+
 
 class Stub(nn.Module):
     """Stands for any of open_clip's models where it builds them; the rest of `create_model` is the real one."""
@@ -120,7 +131,12 @@ def test_tags_in_any_spelling_ask_for_the_quick_gelu(nothing_built, tag):
         create_clip("ViT-B-32", tag)
 
 
-UNKNOWN = [("ViT-B-32", "openia"), ("ViT-B-32", ""), ("ViT-B-32-quickgelu", "laion2b_s34b_b79k"), ("coca_base", "openai")]
+UNKNOWN = [
+    ("ViT-B-32", "openia"),
+    ("ViT-B-32", ""),
+    ("ViT-B-32-quickgelu", "laion2b_s34b_b79k"),
+    ("coca_base", "openai"),
+]
 
 
 @pytest.mark.parametrize("name, tag", UNKNOWN)
@@ -130,8 +146,16 @@ def test_unknown_tags_are_refused_before_anything_is_built(nothing_built, name, 
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name, mean", [("ViT-B-16-SigLIP", 0.5), ("MobileCLIP-S1", 0.0), ("ViT-L-14-CLIPA", 0.485), ("ViT-L-14", 0.48145466),
-                                        ("coca_base", 0.48145466)])
+@pytest.mark.parametrize(
+    "name, mean",
+    [
+        ("ViT-B-16-SigLIP", 0.5),
+        ("MobileCLIP-S1", 0.0),
+        ("ViT-L-14-CLIPA", 0.485),
+        ("ViT-L-14", 0.48145466),
+        ("coca_base", 0.48145466),
+    ],
+)
 def test_a_local_checkpoint_has_what_all_tags_of_its_model_agree_on(stubs, tmp_path, name, mean):
     torch.save({"visual.weight": torch.full((2,), 3.0)}, tmp_path / "w.pt")
     clip = create_clip(name, tmp_path / "w.pt")
@@ -163,8 +187,13 @@ def test_what_open_clip_warns_of_is_heard(stubs, tmp_path, monkeypatch, caplog):
 
 
 def test_a_tag_with_damaged_weights_is_refused(stubs, monkeypatch):
-    monkeypatch.setattr(factory, "load_checkpoint", lambda model, *_, **__: model.visual.weight.data.fill_(float("nan")))
-    with pytest.raises(UserError, match=r"the weights 'laion2b_s34b_b79k' of ViT-B-32 holds a NaN or an infinite number in 'visual.weight'"):
+    monkeypatch.setattr(
+        factory, "load_checkpoint", lambda model, *_, **__: model.visual.weight.data.fill_(float("nan"))
+    )
+    with pytest.raises(
+        UserError,
+        match=r"the weights 'laion2b_s34b_b79k' of ViT-B-32 holds a NaN or an infinite number in 'visual.weight'",
+    ):
         create_clip("ViT-B-32", "laion2b_s34b_b79k")
 
 
@@ -182,6 +211,7 @@ def test_building_a_model_leaves_the_global_generator_alone_and_follows_it():
 
 # ---- what cannot be had ----------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("name, near", [("ViT-B32", "ViT-B-32"), ("scenes-vit-s9", "scenes-vit-s8"), ("xyzzy", "none")])
 def test_unknown_names_are_refused_with_near_ones(nothing_built, name, near):
     with pytest.raises(UserError, match=f"no CLIP model named '{name}'.*{near}"):
@@ -193,7 +223,9 @@ def test_weights_that_cannot_be_fetched_are_a_sentence(monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr(open_clip, "create_model", offline)
-    with pytest.raises(UserError, match=r"the weights 'openai' of ViT-B-32-quickgelu cannot be had \(no route to host\)"):
+    with pytest.raises(
+        UserError, match=r"the weights 'openai' of ViT-B-32-quickgelu cannot be had \(no route to host\)"
+    ):
         create_clip("ViT-B-32-quickgelu", "openai")
 
 
@@ -204,10 +236,15 @@ def test_a_tag_is_no_checkpoint_of_a_small_model():
 
 # ---- words -----------------------------------------------------------------------------------------------------------------
 
+
 def test_tokens_by_hand():
     tokenizer = WordTokenizer(("a", "cat", "mid-sized"), 6)
     assert tokenizer.size == 6
-    assert tokenizer(["a cat", "", "Mid-sized cat."]).tolist() == [[1, 2, 3, 5, 0, 0], [1, 5, 0, 0, 0, 0], [1, 4, 3, 5, 0, 0]]
+    assert tokenizer(["a cat", "", "Mid-sized cat."]).tolist() == [
+        [1, 2, 3, 5, 0, 0],
+        [1, 5, 0, 0, 0, 0],
+        [1, 4, 3, 5, 0, 0],
+    ]
     assert tokenizer("a cat").tolist() == [[1, 2, 3, 5, 0, 0]]
     assert tokenizer(["a a a a"]).tolist() == [[1, 2, 2, 2, 2, 5]] and tokenizer([]).shape == (0, 6)
 

@@ -12,24 +12,47 @@ from shared.diffusion.weights import from_diffusers, random_denoiser
 from shared.errors import UserError
 from shared.models.hub import from_pretrained
 
-VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16, "patch_size": 8,
-          "projection_dim": 16}
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 8,
+    "projection_dim": 16,
+}
 TEXT = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
 def llava(tied: bool = False):
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-    config = LlavaConfig(vision_config=CLIPVisionConfig(**VISION), text_config=LlamaConfig(**TEXT, tie_word_embeddings=tied), image_token_index=39,
-                         tie_word_embeddings=tied)
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**VISION),
+        text_config=LlamaConfig(**TEXT, tie_word_embeddings=tied),
+        image_token_index=39,
+        tie_word_embeddings=tied,
+    )
     return LlavaForConditionalGeneration, LlavaForConditionalGeneration(config)
 
 
 def idefics(tied: bool = False):
     from transformers import IdeficsConfig, IdeficsForVisionText2Text
 
-    vision = {"embed_dim": 16, "image_size": 16, "patch_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    options = {"additional_vocab_size": 2, "cross_layer_interval": 2, "use_resampler": False, "tie_word_embeddings": tied}
+    vision = {
+        "embed_dim": 16,
+        "image_size": 16,
+        "patch_size": 8,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    options = {
+        "additional_vocab_size": 2,
+        "cross_layer_interval": 2,
+        "use_resampler": False,
+        "tie_word_embeddings": tied,
+    }
     config = IdeficsConfig(**TEXT, vision_config=vision, **options)
     return IdeficsForVisionText2Text, IdeficsForVisionText2Text(config)
 
@@ -50,7 +73,7 @@ def folder(request, tmp_path):
         torch.manual_seed(0)
         kind, model = KINDS[request.param]()
     model.save_pretrained(tmp_path)
-    path, = tmp_path.glob("*.safetensors")
+    (path,) = tmp_path.glob("*.safetensors")
     return kind, "diffusers" if request.param == "diffusers" else "transformers", str(tmp_path), path, model
 
 
@@ -85,8 +108,19 @@ def test_a_whole_folder_opens_with_its_weights(folder):
         assert torch.equal(ours, theirs), name
 
 
-@pytest.mark.parametrize("how, what", [("missing", "missing"), ("renamed", "missing"), ("all", "missing"), ("extra", "unknown"),
-                                       ("shape", "of another shape"), ("transposed", "of another shape"), ("nan", "NaN"), ("-inf", "NaN")])
+@pytest.mark.parametrize(
+    "how, what",
+    [
+        ("missing", "missing"),
+        ("renamed", "missing"),
+        ("all", "missing"),
+        ("extra", "unknown"),
+        ("shape", "of another shape"),
+        ("transposed", "of another shape"),
+        ("nan", "NaN"),
+        ("-inf", "NaN"),
+    ],
+)
 def test_what_is_not_in_the_files_is_one_sentence(folder, how, what, caplog):
     kind, library, source, path, _ = folder
     name = changed(path, how)
@@ -108,7 +142,7 @@ def test_what_is_not_in_the_files_is_one_sentence(folder, how, what, caplog):
 def test_tied_weights_may_be_left_out(build, tmp_path):
     kind, model = build(tied=True)
     model.save_pretrained(tmp_path)
-    path, = tmp_path.glob("*.safetensors")
+    (path,) = tmp_path.glob("*.safetensors")
     assert not any(k.startswith("lm_head") for k in load_file(path))
     opened = from_pretrained(kind, str(tmp_path), "transformers")
     assert opened.lm_head.weight is opened.get_input_embeddings().weight
@@ -119,7 +153,7 @@ def test_tied_weights_may_be_left_out(build, tmp_path):
 def test_weights_that_are_not_tied_may_not(build, tmp_path):
     kind, model = build()
     model.save_pretrained(tmp_path)
-    path, = tmp_path.glob("*.safetensors")
+    (path,) = tmp_path.glob("*.safetensors")
     save_file({k: v for k, v in load_file(path).items() if "lm_head" not in k}, path, {"format": "pt"})
     with pytest.raises(UserError, match=r"the first is 'lm_head\.\S*weight', which is missing"):
         from_pretrained(kind, str(tmp_path), "transformers")
@@ -149,14 +183,16 @@ def test_a_pipeline_of_diffusers_with_a_damaged_unet(tmp_path, how):
 
     DDPMPipeline(random_denoiser("tiny").unet, DDPMScheduler()).save_pretrained(tmp_path)
     from_diffusers(str(tmp_path))
-    path, = tmp_path.rglob("*.safetensors")
+    (path,) = tmp_path.rglob("*.safetensors")
     changed(path, how)
     with pytest.raises(UserError, match=r"does not fit this model|holds a NaN") as error:
         from_diffusers(str(tmp_path))
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("how, what", [("missing", "which is missing"), ("extra", "which is unknown"), ("nan", "holds a NaN")])
+@pytest.mark.parametrize(
+    "how, what", [("missing", "which is missing"), ("extra", "which is unknown"), ("nan", "holds a NaN")]
+)
 def test_a_damaged_llava_through_open_vlm(tmp_path, how, what):
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
@@ -167,7 +203,7 @@ def test_a_damaged_llava_through_open_vlm(tmp_path, how, what):
     model.save_pretrained(tmp_path)
     words = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "<image>": 39}, unk_token="<unk>"))
     PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", unk_token="<unk>").save_pretrained(tmp_path)
-    path, = tmp_path.glob("model.safetensors")
+    (path,) = tmp_path.glob("model.safetensors")
     shutil.copy(path, tmp_path / "kept")
     changed(path, how)
     with pytest.raises(UserError, match=what) as error:

@@ -26,14 +26,26 @@ from shared.rng import SampleRng
 from tests.accuracy import assert_within_rounding
 
 SCHEDULE = Schedule.linear()
-ALL = [Identity(), JPEG(50), BitDepth(3), MedianBlur(), GaussianBlur(0.8), ResizeOnly(12), ResizePad(), NoiseOnly(SCHEDULE, 100), TotalVariation()]
+ALL = [
+    Identity(),
+    JPEG(50),
+    BitDepth(3),
+    MedianBlur(),
+    GaussianBlur(0.8),
+    ResizeOnly(12),
+    ResizePad(),
+    NoiseOnly(SCHEDULE, 100),
+    TotalVariation(),
+]
 PIXELS = 20 * 20  # terms of the longest sum: a denoised picture's own, a resampled pixel's at most
 NAMES = [type(d).__name__ for d in ALL]
 
 
 @pytest.fixture(scope="module")
 def x():
-    smooth = F.interpolate(torch.rand(6, 3, 5, 5, generator=torch.Generator().manual_seed(0)), size=(20, 20), mode="bilinear")
+    smooth = F.interpolate(
+        torch.rand(6, 3, 5, 5, generator=torch.Generator().manual_seed(0)), size=(20, 20), mode="bilinear"
+    )
     return (smooth + 0.1 * SampleRng(0, range(6)).normal((3, 20, 20))).clamp(0, 1)
 
 
@@ -42,7 +54,9 @@ def test_shape_range_name_and_batch_independence(defence, x):
     rng = SampleRng(3, range(6))
     before = x.clone()
     out = defence(x, rng)
-    assert out.shape == x.shape and out.dtype == x.dtype and out.min() >= 0 and out.max() <= 1 and torch.equal(x, before)
+    assert (
+        out.shape == x.shape and out.dtype == x.dtype and out.min() >= 0 and out.max() <= 1 and torch.equal(x, before)
+    )
     rows = torch.tensor([4, 1])
     assert_within_rounding(defence(x[rows], rng.subset(rows)), out[rows], terms=PIXELS)
     assert isinstance(defence.name, str) and defence.random is (type(defence) in (ResizePad, NoiseOnly))
@@ -61,7 +75,11 @@ def test_gradients_are_finite_and_reach_the_pixels(defence, x):
         assert torch.equal(grad, weights)
 
 
-@pytest.mark.parametrize("defence", [GaussianBlur(0.8), ResizeOnly(5), ResizePad(), NoiseOnly(SCHEDULE, 30), MedianBlur()], ids=lambda d: d.name)
+@pytest.mark.parametrize(
+    "defence",
+    [GaussianBlur(0.8), ResizeOnly(5), ResizePad(), NoiseOnly(SCHEDULE, 30), MedianBlur()],
+    ids=lambda d: d.name,
+)
 def test_gradients_against_finite_differences(defence):
     x = (0.4 + 0.2 * torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))).double().requires_grad_()
     assert torch.autograd.gradcheck(lambda image: defence(image, SampleRng(0, range(2))), x, atol=1e-6, fast_mode=True)
@@ -99,7 +117,9 @@ def test_blurs_by_hand(x):
     one[:, :, 4, 4] = 1
     out = GaussianBlur(1.0)(one)
     assert_within_rounding(out.sum(dim=(2, 3)), torch.ones(1, 3), terms=PIXELS)
-    assert_within_rounding(out[0, 0, 4, 5] / out[0, 0, 4, 4], torch.tensor(np.exp(-0.5), dtype=torch.float32), terms=PIXELS)
+    assert_within_rounding(
+        out[0, 0, 4, 5] / out[0, 0, 4, 4], torch.tensor(np.exp(-0.5), dtype=torch.float32), terms=PIXELS
+    )
     assert_within_rounding(out[0, 0, 5, 6], out[0, 0, 6, 5], terms=PIXELS)
     assert MedianBlur(3)(one).abs().max() == 0  # a single bright pixel is an outlier
     assert_within_rounding(MedianBlur(3)(x)[1, 2, 7, 8], x[1, 2, 6:9, 7:10].flatten().median(), terms=PIXELS)
@@ -159,6 +179,7 @@ def test_total_variation_falls(x):
 def chambolle(x: torch.Tensor, weight: float, steps: int) -> torch.Tensor:
     """z = x + div p after so many steps p <- (p + ∇z/4) / (1 + |∇z|/(4·weight)) from p = 0, ∇ by forward differences; as the library counts, the
     first of its iterations has z = x."""
+
     def divergence(p):
         d = p.sum(0)
         d[..., 1:, :] -= p[0][..., :-1, :]

@@ -59,7 +59,9 @@ def test_logits_are_the_scaled_cosines(small_clip, norm, scale):
     torch.manual_seed(0)
     x = torch.rand(4, 3, 32, 32)
     victim = ZeroShot(small_clip.visual, text_matrix(small_clip, PROMPTS), scale, norm)
-    assert_as_accurate(victim(x), *in_both(literally, small_clip, x, PROMPTS, scale, *MEAN_STD[norm]), terms=WIDEST, scale=scale)
+    assert_as_accurate(
+        victim(x), *in_both(literally, small_clip, x, PROMPTS, scale, *MEAN_STD[norm]), terms=WIDEST, scale=scale
+    )
     assert victim.num_classes == 3 and victim(x).shape == (4, 3)
     assert torch.equal(victim.classify(victim.embed(x)), victim(x))
     assert (victim.embed(x).norm(dim=1) - 1).abs().min() > 0.01  # not normalised
@@ -73,7 +75,7 @@ def test_the_gradient_reaches_the_pixels(small_clip):
     def by_hand(clip, x):
         return torch.autograd.grad(literally(clip, x, PROMPTS, 10.0, *MEAN_STD["clip"])[:, 0].sum(), x)[0]
 
-    ours, = torch.autograd.grad(victim(x)[:, 0].sum(), x)
+    (ours,) = torch.autograd.grad(victim(x)[:, 0].sum(), x)
     assert ours.abs().max() > 0
     assert_as_accurate(ours, *in_both(by_hand, small_clip, x), terms=WIDEST)
 
@@ -83,7 +85,9 @@ def test_a_picture_does_not_depend_on_its_place_in_the_batch(small_clip, order):
     def found(x):
         x = x.clone().requires_grad_()
         logits = ZeroShot(small_clip.visual, text_matrix(small_clip, PROMPTS), 10.0)(x)
-        return logits, torch.autograd.grad(F.cross_entropy(logits, torch.zeros(len(x), dtype=torch.long), reduction="sum"), x)[0]
+        return logits, torch.autograd.grad(
+            F.cross_entropy(logits, torch.zeros(len(x), dtype=torch.long), reduction="sum"), x
+        )[0]
 
     x = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(4))
     assert_within_rounding(found(x[order]), [values[order] for values in found(x)], terms=WIDEST)
@@ -94,7 +98,11 @@ def test_text_matrix_is_open_clips_normalised(small_clip):
     assert len(prompts) > 256  # encoded in more than one part
     text = text_matrix(small_clip, prompts)
     with torch.no_grad():
-        assert_as_accurate(text, *in_both(lambda clip: F.normalize(clip.encode_text(clip.tokenizer(prompts)), dim=1), small_clip), terms=WIDEST)
+        assert_as_accurate(
+            text,
+            *in_both(lambda clip: F.normalize(clip.encode_text(clip.tokenizer(prompts)), dim=1), small_clip),
+            terms=WIDEST,
+        )
     assert_within_rounding(text.norm(dim=1), torch.ones(len(prompts)), terms=text.shape[1])
     assert not text.requires_grad and text.dtype == torch.float32
 
@@ -104,7 +112,10 @@ def test_classes_that_are_the_same_tokens_are_refused_for_folders_and_said_for_p
         pixels = torch.zeros(len(classes), 3, 2, 2, dtype=torch.uint8)
         return ArrayImages("zoo", pixels, range(len(classes)), classes, [f"a photo of a {c}" for c in classes])
 
-    apart, alike = named("red star", "blue star", "star"), named("red star", "red-star!", "star", "Red_star", "star?", "blue ring")
+    apart, alike = (
+        named("red star", "blue star", "star"),
+        named("red star", "red-star!", "star", "Red_star", "star?", "blue ring"),
+    )
     alike.prompts = tuple(p.replace("red-star", "red star") for p in alike.prompts)
     assert torch.equal(class_matrix(small_clip, apart), text_matrix(small_clip, apart.prompts))
     assert capsys.readouterr().err == ""
@@ -113,7 +124,9 @@ def test_classes_that_are_the_same_tokens_are_refused_for_folders_and_said_for_p
     assert capsys.readouterr().err.strip() == said
     alike.renameable = True
     for data in (alike, ClassSubset(alike, [0, 1, 5])):
-        with pytest.raises(UserError, match=r"the class names red star = red-star!.* are the same words.*rename the folders"):
+        with pytest.raises(
+            UserError, match=r"the class names red star = red-star!.* are the same words.*rename the folders"
+        ):
             class_matrix(small_clip, data)
     assert len(class_matrix(small_clip, ClassSubset(alike, [0, 2, 5]))) == 3
 
@@ -131,7 +144,11 @@ def test_small_pictures_are_resized_inside_as_torch_does():
 
     assert_as_accurate(tower.seen, *in_both(by_hand, x), terms=16)
     x = torch.rand(1, 3, 40, 180)
-    assert_as_accurate(Pixels((224, 224), "none")(x), *in_both(lambda x: F.interpolate(x, size=(224, 224), mode="bicubic"), x), terms=16)
+    assert_as_accurate(
+        Pixels((224, 224), "none")(x),
+        *in_both(lambda x: F.interpolate(x, size=(224, 224), mode="bicubic"), x),
+        terms=16,
+    )
 
 
 LARGER = [(300, 300), (427, 640), (640, 427), (225, 224), (40, 500), (1000, 231)]
@@ -146,7 +163,11 @@ def photograph(height: int, width: int) -> torch.Tensor:
 
 
 def preprocessing(size: int, interpolation: str, resize_mode: str) -> dict:
-    return asdict(PreprocessCfg(size=size, interpolation=interpolation, resize_mode=resize_mode, mean=(0.5, 0.4, 0.3), std=(0.3, 0.2, 0.1)))
+    return asdict(
+        PreprocessCfg(
+            size=size, interpolation=interpolation, resize_mode=resize_mode, mean=(0.5, 0.4, 0.3), std=(0.3, 0.2, 0.1)
+        )
+    )
 
 
 def tower_with(config: dict) -> Tower:
@@ -167,8 +188,14 @@ def test_larger_pictures_go_through_the_models_own_preprocessing(shape, interpol
     eightbit = (x[0] * 255).round().byte().permute(1, 2, 0).numpy()
     theirs = transform(Image.fromarray(eightbit))[None]
     # half a level from the first pass, times the sum of the second's |weights|, half a level from the second; both in fixed point of 22 bits
-    passes = [F.interpolate(torch.eye(n)[None, None], (m, n), mode=interpolation, antialias=True)[0, 0].abs().sum(1).max().item()
-              for n, m in zip(shape, resized(shape, size, resize_mode), strict=True)]
+    passes = [
+        F.interpolate(torch.eye(n)[None, None], (m, n), mode=interpolation, antialias=True)[0, 0]
+        .abs()
+        .sum(1)
+        .max()
+        .item()
+        for n, m in zip(shape, resized(shape, size, resize_mode), strict=True)
+    ]
     levels = 0.5 * max(passes) + 0.5 + 2 * taps * 255 * 2**-22
     error = ((ours - theirs).abs() * torch.tensor(config["std"]).view(1, 3, 1, 1) * 255).max().item()
     assert error <= levels * (1 + 1e3 * torch.finfo(torch.float32).eps)
@@ -187,9 +214,11 @@ def test_without_antialias_the_same_picture_would_be_another():
 @pytest.mark.parametrize("resize_mode, shape", [("shortest", (9, 14)), ("squash", (9, 14)), ("shortest", (4, 9))])
 def test_larger_pictures_have_exact_gradients(resize_mode, shape):
     pixels = Pixels((6, 6), "imagenet", resize_mode=resize_mode).double()
-    x = (0.3 + 0.4 * torch.rand(2, 3, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    x = (
+        0.3 + 0.4 * torch.rand(2, 3, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    ).requires_grad_()
     assert torch.autograd.gradcheck(pixels, x)
-    grad, = torch.autograd.grad(pixels(x).sum(), x)
+    (grad,) = torch.autograd.grad(pixels(x).sum(), x)
     seen = grad.abs().sum((0, 1, 2)) > 0
     assert seen.all() == (resize_mode == "squash") and seen.any()  # what is cut off has no effect
 

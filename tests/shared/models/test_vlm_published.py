@@ -25,10 +25,20 @@ def tokenizer_files(folder, extra: list[str]) -> dict[str, int]:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=True), decoders.ByteLevel()
     special = ["<unk>", "<s>", "</s>", "<pad>"]
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
-    tokenizer.train_from_iterator([STYLES["llava"].wrap(INSTRUCTION, ""), "A dog on a bench, two dogs. Question: Short answer: Output:"] * 4, trainer)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(
+        [STYLES["llava"].wrap(INSTRUCTION, ""), "A dog on a bench, two dogs. Question: Short answer: Output:"] * 4,
+        trainer,
+    )
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<pad>")
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<pad>"
+    )
     fast.add_special_tokens({"additional_special_tokens": extra})
     fast.save_pretrained(folder)
     return {"size": len(fast), **{t: fast.convert_tokens_to_ids(t) for t in extra}}
@@ -49,12 +59,35 @@ def save_llava(folder) -> str:
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
     numbers = tokenizer_files(folder, ["<image>"])
-    vision = CLIPVisionConfig(image_size=336, patch_size=14, hidden_size=1024, intermediate_size=4096, num_hidden_layers=2, num_attention_heads=16,
-                              projection_dim=768)
-    text = LlamaConfig(vocab_size=numbers["size"], hidden_size=256, intermediate_size=688, num_hidden_layers=2, num_attention_heads=2,
-                       max_position_embeddings=4096, rms_norm_eps=1e-5)
-    return _saved(LlavaForConditionalGeneration, LlavaConfig(vision_config=vision, text_config=text, image_token_index=numbers["<image>"],
-                                                             vision_feature_layer=-2, vision_feature_select_strategy="default"), folder)
+    vision = CLIPVisionConfig(
+        image_size=336,
+        patch_size=14,
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=2,
+        num_attention_heads=16,
+        projection_dim=768,
+    )
+    text = LlamaConfig(
+        vocab_size=numbers["size"],
+        hidden_size=256,
+        intermediate_size=688,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=4096,
+        rms_norm_eps=1e-5,
+    )
+    return _saved(
+        LlavaForConditionalGeneration,
+        LlavaConfig(
+            vision_config=vision,
+            text_config=text,
+            image_token_index=numbers["<image>"],
+            vision_feature_layer=-2,
+            vision_feature_select_strategy="default",
+        ),
+        folder,
+    )
 
 
 def save_idefics(folder) -> str:
@@ -63,12 +96,35 @@ def save_idefics(folder) -> str:
 
     numbers = tokenizer_files(folder, ["<fake_token_around_image>", "<image>"])
     config = IdeficsConfig(
-        vocab_size=numbers["<fake_token_around_image>"], additional_vocab_size=2, hidden_size=256, intermediate_size=688, num_hidden_layers=4,
-        num_attention_heads=4, cross_layer_interval=4, qk_layer_norms=True, use_resampler=True, alpha_initializer="ones", alpha_type="float",
-        vision_config={"embed_dim": 320, "image_size": 224, "patch_size": 14, "intermediate_size": 1280, "num_hidden_layers": 2,
-                       "num_attention_heads": 4, "hidden_act": "gelu"},
-        perceiver_config={"use_resampler": True, "resampler_depth": 2, "resampler_n_heads": 4, "resampler_head_dim": 96, "resampler_n_latents": 64,
-                          "qk_layer_norms_perceiver": True})
+        vocab_size=numbers["<fake_token_around_image>"],
+        additional_vocab_size=2,
+        hidden_size=256,
+        intermediate_size=688,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        cross_layer_interval=4,
+        qk_layer_norms=True,
+        use_resampler=True,
+        alpha_initializer="ones",
+        alpha_type="float",
+        vision_config={
+            "embed_dim": 320,
+            "image_size": 224,
+            "patch_size": 14,
+            "intermediate_size": 1280,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "hidden_act": "gelu",
+        },
+        perceiver_config={
+            "use_resampler": True,
+            "resampler_depth": 2,
+            "resampler_n_heads": 4,
+            "resampler_head_dim": 96,
+            "resampler_n_latents": 64,
+            "qk_layer_norms_perceiver": True,
+        },
+    )
     return _saved(IdeficsForVisionText2Text, config, folder)
 
 
@@ -91,14 +147,21 @@ def x():
 @pytest.mark.parametrize("name", ["llava", "idefics"])
 def test_a_published_model_opens_from_its_folder_answers_and_has_gradients(name, request, x):
     vlm = open_vlm(request.getfixturevalue(name))
-    assert type(vlm) is {"llava": LlavaVLM, "idefics": IdeficsVLM}[name] and vlm.size == {"llava": 336, "idefics": 224}[name]
+    assert (
+        type(vlm) is {"llava": LlavaVLM, "idefics": IdeficsVLM}[name]
+        and vlm.size == {"llava": 336, "idefics": 224}[name]
+    )
     answers = vlm.answer(x, PROMPTS, max_tokens=4)
-    assert len(answers) == 3 and all(isinstance(a, str) for a in answers) and vlm.answer(x[1:2], PROMPTS[1:2], max_tokens=4) == answers[1:2]
+    assert (
+        len(answers) == 3
+        and all(isinstance(a, str) for a in answers)
+        and vlm.answer(x[1:2], PROMPTS[1:2], max_tokens=4) == answers[1:2]
+    )
     xs = x.clone().requires_grad_()
     value = vlm.nll(xs, PROMPTS, TARGETS)
-    grad, = torch.autograd.grad(value.sum(), xs)
+    (grad,) = torch.autograd.grad(value.sum(), xs)
     assert value.shape == (3,) and (value > 1).all() and grad.isfinite().all() and all(g.any() for g in grad)
-    alone = torch.cat([vlm.nll(x[i:i + 1], PROMPTS[i:i + 1], TARGETS[i:i + 1]) for i in range(3)])
+    alone = torch.cat([vlm.nll(x[i : i + 1], PROMPTS[i : i + 1], TARGETS[i : i + 1]) for i in range(3)])
     assert_within_rounding(alone, value, terms=WIDEST)
     assert vlm.embed(x).shape == (3, {"llava": 1024, "idefics": 320}[name])
     assert not any(p.requires_grad for p in vlm.parameters()) and not vlm.training
@@ -110,13 +173,18 @@ def test_llava_reads_what_its_processor_would_give_it(llava, x):
     ids = vlm.text.prompt("What is it?")
     assert ids[0] == 1 and ids.count(vlm.config.image_token_index) == 576
     said = vlm.text.tokenizer.decode([i for i in ids if i != vlm.config.image_token_index])
-    assert said.endswith("What is it?\nAnswer the question using a single word or phrase. ASSISTANT:") and "A chat between a curious user" in said
+    assert (
+        said.endswith("What is it?\nAnswer the question using a single word or phrase. ASSISTANT:")
+        and "A chat between a curious user" in said
+    )
     target = vlm.text.target("two dogs")
     full, labels = torch.tensor([ids + target]), torch.tensor([[-100] * len(ids) + target])
     loss = vlm.model(input_ids=full, pixel_values=vlm.pixels(x[:1]), labels=labels).loss.item() * len(target)
     assert_within_rounding(vlm.nll(x[:1], ["What is it?"], ["two dogs"]), torch.tensor([loss]), terms=WIDEST)
-    out = vlm.model.generate(input_ids=full[:, :len(ids)], pixel_values=vlm.pixels(x[:1]), max_new_tokens=5, do_sample=False)[0, len(ids):].tolist()
-    out = out[:out.index(vlm.text.end)] if vlm.text.end in out else out
+    out = vlm.model.generate(
+        input_ids=full[:, : len(ids)], pixel_values=vlm.pixels(x[:1]), max_new_tokens=5, do_sample=False
+    )[0, len(ids) :].tolist()
+    out = out[: out.index(vlm.text.end)] if vlm.text.end in out else out
     assert vlm.answer(x[:1], ["What is it?"], max_tokens=5) == [vlm.text.say(out)]
 
 
@@ -127,14 +195,18 @@ def test_idefics_reads_what_its_processor_would_give_it(idefics, x):
     processor = IdeficsProcessor(IdeficsImageProcessor(), AutoTokenizer.from_pretrained(idefics))
     picture = (x[0] * 255).byte().permute(1, 2, 0).numpy()
     theirs = processor(text=[[picture, "Question:What is it? Short answer:"]], return_tensors="pt")
-    assert [i for i in theirs["input_ids"][0].tolist() if i != 1] == [i for i in vlm.text.prompt("What is it?") if i != 1]
+    assert [i for i in theirs["input_ids"][0].tolist() if i != 1] == [
+        i for i in vlm.text.prompt("What is it?") if i != 1
+    ]
     assert vlm.text.prompt("What is it?")[0] == 1
     ids = torch.tensor([vlm.text.prompt("What is it?")])
     looks = (ids == vlm.image_token).cumsum(1).clamp(max=1)[:, :, None]
     inputs = {"pixel_values": vlm.pixels(x[:1])[:, None], "image_attention_mask": looks}
-    out = vlm.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **inputs, max_new_tokens=5, do_sample=False)
-    out = out[0, ids.shape[1]:].tolist()
-    out = out[:out.index(vlm.text.end)] if vlm.text.end in out else out
+    out = vlm.model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), **inputs, max_new_tokens=5, do_sample=False
+    )
+    out = out[0, ids.shape[1] :].tolist()
+    out = out[: out.index(vlm.text.end)] if vlm.text.end in out else out
     assert vlm.answer(x[:1], ["What is it?"], max_tokens=5) == [vlm.text.say(out)]
 
 
@@ -151,9 +223,11 @@ def test_half_precision_gives_nearly_the_same(name, request, x):
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
     xs = x[:1].clone().requires_grad_()
     value = half.nll(xs, PROMPTS[:1], TARGETS[:1])
-    grad, = torch.autograd.grad(value.sum(), xs)
+    (grad,) = torch.autograd.grad(value.sum(), xs)
     assert value.dtype == grad.dtype == torch.float32 and grad.any()
-    assert value.item() == pytest.approx(full.nll(x[:1], PROMPTS[:1], TARGETS[:1]).item(), rel=0.05)  # bfloat16 has eight bits
+    assert value.item() == pytest.approx(
+        full.nll(x[:1], PROMPTS[:1], TARGETS[:1]).item(), rel=0.05
+    )  # bfloat16 has eight bits
 
 
 def test_a_robust_openai_tower_goes_into_llava(llava, x):
@@ -162,8 +236,12 @@ def test_a_robust_openai_tower_goes_into_llava(llava, x):
 
     vlm = open_vlm(llava)
     with torch.random.fork_rng():
-        clip = open_clip.CLIP(768, {"image_size": 336, "layers": 2, "width": 1024, "patch_size": 14},
-                              {"context_length": 8, "vocab_size": 9, "width": 64, "heads": 1, "layers": 1}, quick_gelu=True).eval()
+        clip = open_clip.CLIP(
+            768,
+            {"image_size": 336, "layers": 2, "width": 1024, "patch_size": 14},
+            {"context_length": 8, "vocab_size": 9, "width": 64, "heads": 1, "layers": 1},
+            quick_gelu=True,
+        ).eval()
     before = vlm.embed(x[:1])
     vlm.set_vision({f"module.visual.{k}": v for k, v in clip.visual.state_dict().items()})
     assert_within_rounding(vlm.embed(x[:1]) @ clip.visual.proj, clip.visual(vlm.pixels(x[:1])), terms=WIDEST)

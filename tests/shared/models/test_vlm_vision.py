@@ -24,7 +24,9 @@ def idefics_model(sizes):
     from transformers.models.idefics.configuration_idefics import IdeficsVisionConfig
     from transformers.models.idefics.vision import IdeficsVisionTransformer
 
-    config = IdeficsVisionConfig(embed_dim=sizes["hidden_size"], **{k: v for k, v in sizes.items() if k != "hidden_size"})
+    config = IdeficsVisionConfig(
+        embed_dim=sizes["hidden_size"], **{k: v for k, v in sizes.items() if k != "hidden_size"}
+    )
     config._attn_implementation = "sdpa"
     return IdeficsVisionTransformer(config)
 
@@ -41,7 +43,9 @@ def randomised(model: nn.Module) -> nn.Module:
 def clip(request):
     config = small_config("scenes-vit-s8")
     with torch.random.fork_rng():
-        return randomised(open_clip.CLIP(**{**config, "text_cfg": {**config["text_cfg"], "vocab_size": 9}}, quick_gelu=request.param))
+        return randomised(
+            open_clip.CLIP(**{**config, "text_cfg": {**config["text_cfg"], "vocab_size": 9}}, quick_gelu=request.param)
+        )
 
 
 @pytest.fixture(params=[clip_model, idefics_model])
@@ -53,7 +57,11 @@ def target(request, clip):
 def layers_of(model: nn.Module, blocks, run) -> list[torch.Tensor]:
     """What goes into the first block and what comes out of each."""
     seen = []
-    hooks = [blocks[0].register_forward_pre_hook(lambda _, args, kwargs: seen.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True)]
+    hooks = [
+        blocks[0].register_forward_pre_hook(
+            lambda _, args, kwargs: seen.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+        )
+    ]
     hooks += [b.register_forward_hook(lambda _, args, out: seen.append(out)) for b in blocks]
     run()
     for hook in hooks:
@@ -83,7 +91,14 @@ def test_a_tower_may_come_as_a_module_or_a_state_dict_alone_or_in_a_clip(clip, t
     load_vision(target, activation(clip.visual), clip.visual)
     expected = copy.deepcopy(target.state_dict())
     hub = {f"vision_model.{k}": v for k, v in expected.items()} | {"text_model.final_layer_norm.weight": torch.ones(2)}
-    for source in (clip, clip.state_dict(), clip.visual.state_dict(), {f"module.{k}": v for k, v in clip.state_dict().items()}, hub, expected):
+    for source in (
+        clip,
+        clip.state_dict(),
+        clip.visual.state_dict(),
+        {f"module.{k}": v for k, v in clip.state_dict().items()},
+        hub,
+        expected,
+    ):
         for p in target.parameters():
             p.zero_()
         load_vision(target, activation(clip.visual), source)
@@ -99,13 +114,18 @@ def test_the_state_is_a_copy_where_it_was_cut_out(clip):
 
 def test_a_tower_with_another_activation_or_of_another_shape_is_refused(clip, target):
     other = {"gelu": "quick_gelu", "quick_gelu": "gelu"}[activation(clip.visual)]
-    with pytest.raises(UserError, match=f"trained with the activation {activation(clip.visual)} and this model's has {other}"):
+    with pytest.raises(
+        UserError, match=f"trained with the activation {activation(clip.visual)} and this model's has {other}"
+    ):
         load_vision(target, other, clip.visual)
     before, smaller = copy.deepcopy(target.state_dict()), create_clip("scenes-vit-xs8").visual
     with pytest.raises(UserError, match="does not fit this model"):
         load_vision(target, "gelu", smaller.state_dict())
     positions = {**clip.visual.state_dict(), "positional_embedding": torch.zeros(50, 96)}
-    with pytest.raises(UserError, match=r"1 tensors differ, the first is 'embeddings.position_embedding.weight', which is of another shape"):
+    with pytest.raises(
+        UserError,
+        match=r"1 tensors differ, the first is 'embeddings.position_embedding.weight', which is of another shape",
+    ):
         load_vision(target, activation(clip.visual), positions)
     assert all(torch.equal(v, before[k]) for k, v in target.state_dict().items())
 

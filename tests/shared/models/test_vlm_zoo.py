@@ -26,7 +26,9 @@ def test_the_gates_of_a_zoo_model(name):
     for kind, attacked in card["attacked"]["accuracy"].items():
         assert card["accuracy"][f"{kind}:plain"] >= 0.80 and attacked <= card["accuracy"][f"{kind}:plain"] / 2, kind
         assert card["accuracy"][f"{kind}:shifted"] >= 0.60, kind
-    assert card["kind"] == "vlm" and card["model"] == name and card["data"] == Lessons(1, card["seed"]).version, "the world has changed: make zoo"
+    assert card["kind"] == "vlm" and card["model"] == name and card["data"] == Lessons(1, card["seed"]).version, (
+        "the world has changed: make zoo"
+    )
     assert card["clip"] == {"name": "scenes-vit-s8", "sha256": zoo.card("scenes-vit-s8")["sha256"]}
 
 
@@ -34,7 +36,9 @@ def test_a_model_is_as_good_as_its_card_says(both):
     vlm, card = both
     # two pictures: hardly one in 256 is within rounding of a boundary
     for name in ("captions:plain", "questions:plain", "questions:shifted"):
-        assert correct(vlm, *name.split(":"), card["n"]).mean() == pytest.approx(card["accuracy"][name], abs=2.1 / card["n"]), name
+        assert correct(vlm, *name.split(":"), card["n"]).mean() == pytest.approx(
+            card["accuracy"][name], abs=2.1 / card["n"]
+        ), name
 
 
 def test_a_model_is_fooled(both):
@@ -47,7 +51,9 @@ def test_a_model_is_fooled(both):
 def test_a_model_is_fooled_as_its_card_says(both):
     vlm, card = both
     for kind, value in card["attacked"]["accuracy"].items():
-        assert correct(vlm, kind, "plain", card["attacked"]["n"], eps=card["attacked"]["eps"]).mean() == pytest.approx(value, abs=0.05), kind
+        assert correct(vlm, kind, "plain", card["attacked"]["n"], eps=card["attacked"]["eps"]).mean() == pytest.approx(
+            value, abs=0.05
+        ), kind
 
 
 def test_what_a_model_says_comes_from_the_picture(both):
@@ -67,8 +73,14 @@ def test_nearly_every_kind_of_question_is_answered_better_than_by_chance(both):
     data, rows = SceneQuestions("plain", "test"), range(256)
     questions, answers = data.questions(rows), [a[0] for a in data.answers(rows)]
     said = vlm.answer(data.pictures(rows), questions)
-    for start, chance in (("what shape", 1 / 8), ("what surface", 1 / 4), ("how many", 1 / 3), ("how big", 1 / 3),
-                          ("what colour", 1 / 8), ("where", 1 / 5)):
+    for start, chance in (
+        ("what shape", 1 / 8),
+        ("what surface", 1 / 4),
+        ("how many", 1 / 3),
+        ("how big", 1 / 3),
+        ("what colour", 1 / 8),
+        ("where", 1 / 5),
+    ):
         some = [s == a for s, a, q in zip(said, answers, questions, strict=True) if q.startswith(start)]
         assert len(some) > 5 and sum(some) / len(some) > chance + 0.15, start
 

@@ -17,12 +17,16 @@ from shared.training.pretrain import TRAINING_FACTS, accuracy
 
 pytestmark = pytest.mark.numeric
 NAMES = sorted(p.stem for p in zoo.FOLDER.glob("*.json"))
-CLIPS = [name for name in NAMES if zoo.card(name).get("kind", "clip") == "clip"]  # the others are tested beside what they are models of
+CLIPS = [
+    name for name in NAMES if zoo.card(name).get("kind", "clip") == "clip"
+]  # the others are tested beside what they are models of
 
 
 def tracked(pattern: str) -> list[str]:
     try:
-        found = subprocess.run(["git", "ls-files", pattern], cwd=zoo.FOLDER, capture_output=True, text=True, check=True, timeout=20)
+        found = subprocess.run(
+            ["git", "ls-files", pattern], cwd=zoo.FOLDER, capture_output=True, text=True, check=True, timeout=20
+        )
     except (OSError, subprocess.SubprocessError):
         return []  # a copy without git
     return found.stdout.split()
@@ -43,7 +47,11 @@ def test_the_zoo_is_small():
 def test_a_card_is_whole_and_about_these_weights(name):
     card, path = zoo.card(name), zoo.weights(name)
     assert card["sha256"] == sha256_file(path) and card["bytes"] == path.stat().st_size
-    assert set(TRAINING_FACTS) <= set(card) and len(card["commit"]) >= 40 and card["command"].startswith("python -m shared.training.")
+    assert (
+        set(TRAINING_FACTS) <= set(card)
+        and len(card["commit"]) >= 40
+        and card["command"].startswith("python -m shared.training.")
+    )
     if name in CLIPS and card["model"].startswith("scenes-"):
         assert card["data"] == ScenePairs(1, seed=card["seed"]).version, "the world has changed since: make zoo"
         assert set(card["accuracy"]) == set(SETS)
@@ -81,6 +89,7 @@ def test_a_scenes_model_is_good_enough_to_start_from(name):
 
 # ---- what can be wrong -----------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture
 def copy(tmp_path, monkeypatch):
     """A zoo of one small file."""
@@ -91,7 +100,12 @@ def copy(tmp_path, monkeypatch):
 
 
 def test_a_card_holds_what_it_is_given_and_the_identity_of_the_file(copy):
-    assert zoo.card("tiny") == {"model": "scenes-vit-s8", "loss": 1.5, "bytes": 7, "sha256": sha256_file(copy / "tiny.safetensors")}
+    assert zoo.card("tiny") == {
+        "model": "scenes-vit-s8",
+        "loss": 1.5,
+        "bytes": 7,
+        "sha256": sha256_file(copy / "tiny.safetensors"),
+    }
     assert zoo.weights("tiny") == copy / "tiny.safetensors"
 
 

@@ -64,11 +64,27 @@ def write_measurements(root, seeds=(0, 1), gates_pass=True):
             for name, role in sets.items():
                 for attack, share in (("clean", clean), ("pgd10", robust)):
                     values = (hardness[name] < share + 0.01 * seed).astype(float)
-                    tags = {"kind": "accuracy", "method": method, "set": name, "role": role, "attack": attack, "seed": seed}
-                    sanity = {"gradients": {"passed": method != "base", "detail": "all zero"}} if attack != "clean" else None
-                    provenance = {"commit": "c" * 40, "machine": {"cores": 2}, "command": "evaluate", "started": str(len(slugs))}
+                    tags = {
+                        "kind": "accuracy",
+                        "method": method,
+                        "set": name,
+                        "role": role,
+                        "attack": attack,
+                        "seed": seed,
+                    }
+                    sanity = (
+                        {"gradients": {"passed": method != "base", "detail": "all zero"}} if attack != "clean" else None
+                    )
+                    provenance = {
+                        "commit": "c" * 40,
+                        "machine": {"cores": 2},
+                        "command": "evaluate",
+                        "started": str(len(slugs)),
+                    }
                     name_, key, value = slug(*tags.values()), f"{len(slugs):064x}", float(values.mean())
-                    m = Measurement(name_, key, value, 0.0, 1.0, 120, (seed,), "share", 1.5, tags, provenance, sanity, given=values)
+                    m = Measurement(
+                        name_, key, value, 0.0, 1.0, 120, (seed,), "share", 1.5, tags, provenance, sanity, given=values
+                    )
                     store.save(m)
                     slugs[m.slug] = m.key
     config = {"attack": {"eps": 2 / 255}}
@@ -76,7 +92,9 @@ def write_measurements(root, seeds=(0, 1), gates_pass=True):
     store.write_gates([gate("base model", 0.9 if gates_pass else 0.1, 0.8, ">=", "top-1")])
 
 
-def write_notebook(path, *sources, parameters='scale = "cpu"\nresults = "results"\nfigures = ""\nclaims = ""\nextra = 1'):
+def write_notebook(
+    path, *sources, parameters='scale = "cpu"\nresults = "results"\nfigures = ""\nclaims = ""\nextra = 1'
+):
     """A notebook of a parameters cell and one cell per source; a source that begins with # is Markdown."""
     cells = [nbformat.v4.new_markdown_cell(s) if s.startswith("#") else nbformat.v4.new_code_cell(s) for s in sources]
     first = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})

@@ -25,7 +25,15 @@ def test_html(verdicts):
     badges = [row.find(".//span[@class]/.[@class!='star'][@class!='value']").attrib["class"] for row in rows]
     assert badges == ["badge good", "badge good", "badge none", "badge none"]
     said = "".join(rows[0].itertext())
-    for words in ("headline", "abstract", "5 points", "[S]", "direction holds", "lies above 0", "ours − theirs; pgd10, zero_shot; above 0"):
+    for words in (
+        "headline",
+        "abstract",
+        "5 points",
+        "[S]",
+        "direction holds",
+        "lies above 0",
+        "ours − theirs; pgd10, zero_shot; above 0",
+    ):
         assert words in said
     assert "n = 240, 2 seeds" in said.replace("\u00a0", " ")
     assert "unknown" in "".join(rows[1].itertext())
@@ -43,9 +51,13 @@ def test_text_fits_the_terminal(verdicts):
 
 def test_markdown(verdicts):
     *lines, blank, chance = claims_page.markdown_claims(verdicts).splitlines()
-    assert blank == "" and chance.startswith("2 claims tested at 95 % each: up to 0.1 wrong verdicts are to be expected by chance.")
+    assert blank == "" and chance.startswith(
+        "2 claims tested at 95 % each: up to 0.1 wrong verdicts are to be expected by chance."
+    )
     assert len(lines) == 6 and all(line.count("|") - line.count("\\|") == 5 for line in lines)
-    assert lines[2].startswith("| Ours \\<beats\\> theirs. | 5 points \\[S\\] | +") and lines[2].endswith("| **direction holds °** |")
+    assert lines[2].startswith("| Ours \\<beats\\> theirs. | 5 points \\[S\\] | +") and lines[2].endswith(
+        "| **direction holds °** |"
+    )
 
 
 def test_references_elsewhere_are_folded_with_the_reason(fake_results, fake_claims):
@@ -60,7 +72,11 @@ def test_references_at_paper_scale_stand_beside_ours(tmp_path, write, fake_claim
     results, file = Results.load(tmp_path / "r", "paper", "fake"), load(fake_claims)
     html = claims_page.html_reference(file, file.reference("known"), results)
     cells = {td.attrib.get("class"): "".join(td.itertext()) for td in well_formed(html).findall(".//td")}
-    assert cells["good"].endswith("✓") and cells["bad"].endswith("✗") and "open" in well_formed(html).find("details").attrib
+    assert (
+        cells["good"].endswith("✓")
+        and cells["bad"].endswith("✗")
+        and "open" in well_formed(html).find("details").attrib
+    )
     assert "reproduced" in claims_page.text_references(file, results)
 
 

@@ -31,7 +31,10 @@ def test_same_numbers_same_bytes_with_records(tmp_path):
         assert p.read_bytes() == (tmp_path / "a" / p.name).read_bytes()
         assert p.stat().st_size <= figures.LARGEST
     files = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in paths}
-    assert manifest.read(tmp_path / "b") == {"paper": "fake", "outputs": {"f.1.pdf": {"producer": "here", "files": files}}}
+    assert manifest.read(tmp_path / "b") == {
+        "paper": "fake",
+        "outputs": {"f.1.pdf": {"producer": "here", "files": files}},
+    }
     pdf = paths[0].read_bytes()
     assert b"CreationDate" not in pdf and b"/Type3" not in pdf.replace(b" ", b"")
 
@@ -90,14 +93,21 @@ def test_a_heavy_png_is_made_smaller_and_a_heavy_pdf_refused(tmp_path, monkeypat
 
 def test_twelve_series_can_be_told_apart():
     looks = style.looks([f"m{i}" for i in range(12)])
-    assert len({(look.colour, look.marker) for look in looks.values()}) == len({(look.colour, str(look.line)) for look in looks.values()}) == 12
+    assert (
+        len({(look.colour, look.marker) for look in looks.values()})
+        == len({(look.colour, str(look.line)) for look in looks.values()})
+        == 12
+    )
 
 
 def test_a_class_that_is_called_by_a_colour_is_drawn_in_it():
     named = style.NAMED
     assert style.colours(["red", "yellow", "cat"]) == [named["red"], named["yellow"], style.COLOURS[0]]
     assert style.colours(["plain Blue circle", "dog", "blue cross", "ox"], last="#000000") == [
-        named["blue"], *(colour for colour in style.COLOURS[:3] if colour != named["blue"]), "#000000"]
+        named["blue"],
+        *(colour for colour in style.COLOURS[:3] if colour != named["blue"]),
+        "#000000",
+    ]
     assert style.colours(["cyan", "pink"], last="#000000") == [named["cyan"], named["pink"]]
     many = style.colours([f"class {k}" for k in range(9)])
     assert many[:6] == list(style.COLOURS[:6]) and set(many[6:]) == {named["grey"]}

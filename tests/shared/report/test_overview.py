@@ -54,7 +54,12 @@ def test_every_claim_of_every_paper_is_a_row(place):
     assert of_fake == ["direction holds", "direction holds", "not testable here", "not measured"]
     assert of_later == ["not measured", "not measured", "not testable here", "not measured"]
     assert ["data-headline='1'" in r for r in shown] == [True, False, False, False] * 2
-    assert "Ours &lt;beats&gt; theirs." in shown[0] and "5 points" in shown[0] and "unknown" in shown[1] and "abstract" in shown[0]
+    assert (
+        "Ours &lt;beats&gt; theirs." in shown[0]
+        and "5 points" in shown[0]
+        and "unknown" in shown[1]
+        and "abstract" in shown[0]
+    )
     assert "make headline-later" in shown[4]
     assert found.counts == {"direction holds": 2, "not testable here": 2, "not measured": 4}
 
@@ -71,16 +76,24 @@ def test_a_paper_that_was_not_run_is_listed_as_such(place):
     assert [p.state for p in found.papers] == ["complete", "not run"]
     assert "later <small>not run</small>" in found.verdicts().html
     assert "not run<small>make reproduce-later</small>" in found.runs().html
-    assert found.text().splitlines()[:3] == ["verdicts at SCALE=cpu", "  fake   2 direction holds, 1 not measured, 1 not testable here",
-                                         "  later  not run: make reproduce-later"]
+    assert found.text().splitlines()[:3] == [
+        "verdicts at SCALE=cpu",
+        "  fake   2 direction holds, 1 not measured, 1 not testable here",
+        "  later  not run: make reproduce-later",
+    ]
     at_paper_scale = opened(place, "paper")
-    assert at_paper_scale.text().endswith("not run: make reproduce-later SCALE=paper") and at_paper_scale.counts == {"not measured": 8}
+    assert at_paper_scale.text().endswith("not run: make reproduce-later SCALE=paper") and at_paper_scale.counts == {
+        "not measured": 8
+    }
 
 
 def test_a_paper_without_the_scale_is_not_recommended(place):
     (place / "papers" / "later" / "config.py").write_text("PRESETS = {'cpu': None}\n")
     found = opened(place, "paper")
-    assert found.text().splitlines()[1:] == ["  fake   not run: make reproduce-fake SCALE=paper", "  later  has no such scale"]
+    assert found.text().splitlines()[1:] == [
+        "  fake   not run: make reproduce-fake SCALE=paper",
+        "  later  has no such scale",
+    ]
     assert "has no such scale</td>" in found.runs().html and "make reproduce-later" not in found.runs().html
 
 
@@ -88,7 +101,9 @@ def test_states_of_a_run(place):
     store = place / "results" / "cpu" / "fake"
     plan = json.loads((store / "plan.json").read_text())
     (store / "plan.json").write_text(json.dumps({**plan, "headline": True}))
-    assert opened(place).papers[0].state == "headline only" and "not testable here (headline only)" in opened(place).text()
+    assert (
+        opened(place).papers[0].state == "headline only" and "not testable here (headline only)" in opened(place).text()
+    )
     assert "fake <small>headline only</small>" in opened(place).verdicts().html
     name, key = next(iter(plan["keys"].items()))
     (store / "measurements" / f"{name}-{key[:12]}.json").unlink()
@@ -130,8 +145,13 @@ def test_files_have_records_and_are_the_same_when_made_again(place):
     assert set(made) == {"verdicts.md", "claims.csv", "record.json"} and make() == made
     record = json.loads(made["record.json"])
     claims = record["outputs"]["claims.csv"]
-    assert claims["files"] == {"claims.csv": sha256_file(place / "figures" / "claims.csv")} and record["command"] == "make overview"
-    assert claims["producer"] == "shared.report.overview.Overview.claims" and record["papers"]["later"] == {"state": "not run"}
+    assert (
+        claims["files"] == {"claims.csv": sha256_file(place / "figures" / "claims.csv")}
+        and record["command"] == "make overview"
+    )
+    assert claims["producer"] == "shared.report.overview.Overview.claims" and record["papers"]["later"] == {
+        "state": "not run"
+    }
     table = list(csv.DictReader(io.StringIO(made["claims.csv"].decode())))
     assert len(table) == 8 and table[0]["verdict"] == "direction holds" and table[0]["published"] == "5 points"
     assert "| later | not run | 4 |  | 3 | 1 |" in made["verdicts.md"].decode()
@@ -153,15 +173,24 @@ def test_the_page_is_one_file_that_needs_no_network(tmp_path):
     page = tmp_path / "paper" / "overview" / "page.html"
     html = page.read_text().replace('"', "'")
     assert not re.search(r"<(link|iframe|object)\b|@import|url\(|https?://|\ssrc=", html)
-    assert html.count("<script>") == html.count("<form class='filter'>") == 1 and "In [" not in html and "Overview(" not in html
+    assert (
+        html.count("<script>") == html.count("<form class='filter'>") == 1
+        and "In [" not in html
+        and "Overview(" not in html
+    )
     papers = sorted(p.parent.name for p in ROOT.glob("papers/*/train.py"))
     assert [f"<option>{name}</option>" in html for name in papers] == [True] * len(papers)
     shown = re.findall("data-verdict='(.*?)'", html)
     assert len(shown) > 100 and set(shown) <= {"not measured", "not testable here"}
-    assert "row.dataset.paper === form.paper.value)\n        && (!form.verdict.value" in html  # the script was not escaped on its way
+    assert (
+        "row.dataset.paper === form.paper.value)\n        && (!form.verdict.value" in html
+    )  # the script was not escaped on its way
     printed = out.getvalue()
     assert all(f"not run: make reproduce-{name} SCALE=paper" in printed for name in papers)
-    assert printed.endswith(f"\noverview {page}\n") and (tmp_path / "paper" / "overview" / "figures" / "claims.csv").is_file()
+    assert (
+        printed.endswith(f"\noverview {page}\n")
+        and (tmp_path / "paper" / "overview" / "figures" / "claims.csv").is_file()
+    )
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="there is no node to run the script with")
@@ -185,5 +214,11 @@ def test_the_script_shows_what_is_chosen(tmp_path):
     """
     (tmp_path / "x.js").write_text(stage + SCRIPT + ask)
     done = subprocess.run(["node", str(tmp_path / "x.js")], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) == ["111 3 of 3 claims", "110 2 of 3 claims", "101 2 of 3 claims", "100 1 of 3 claims", "100 1 of 3 claims",
-                                       "000 0 of 3 claims"]
+    assert json.loads(done.stdout) == [
+        "111 3 of 3 claims",
+        "110 2 of 3 claims",
+        "101 2 of 3 claims",
+        "100 1 of 3 claims",
+        "100 1 of 3 claims",
+        "000 0 of 3 claims",
+    ]

@@ -58,11 +58,19 @@ def made(paper):
 def test_page_is_one_file_that_needs_nothing_else(made):
     html = (made[0] / "page.html").read_text()
     assert not re.search(r"<(script|link|iframe|object)\b|@import|url\(|https?://", html)
-    assert all(src.startswith("data:image/png;base64,") for src in re.findall(r"\ssrc='([^']*)'", html)) and "<img" in html
+    assert (
+        all(src.startswith("data:image/png;base64,") for src in re.findall(r"\ssrc='([^']*)'", html)) and "<img" in html
+    )
     assert "report.claims()" not in html and "In [" not in html and "import sys" not in html  # no code
     assert "<title>A fake &amp; small paper</title>" in html and "never of the paper&#x27;s own numbers" in html
     assert html.index("What was claimed") < html.index("direction holds") < html.index("Robust accuracy")
-    for words in ("absent: not measured", "make reproduce-fake", "a line of output 7", "base model", "Robust accuracy by set."):
+    for words in (
+        "absent: not measured",
+        "make reproduce-fake",
+        "a line of output 7",
+        "base model",
+        "Robust accuracy by set.",
+    ):
         assert words in html
     assert "a warning" not in html and "Not part of the caption" not in html
 
@@ -70,7 +78,12 @@ def test_page_is_one_file_that_needs_nothing_else(made):
 def test_what_is_printed_at_the_end(made):
     printed = made[1]
     assert "A fake & small paper" in printed and "DIRECTION HOLDS °  Ours <beats> theirs." in printed
-    assert printed.index("DIRECTION HOLDS") < printed.index("page     ") < printed.index("figures  ") < printed.index("tables   ")
+    assert (
+        printed.index("DIRECTION HOLDS")
+        < printed.index("page     ")
+        < printed.index("figures  ")
+        < printed.index("tables   ")
+    )
     assert str(made[0] / "page.html") in printed
 
 
@@ -82,7 +95,9 @@ def test_files_have_complete_records_and_stay_out_of_the_repository(made):
     record = manifest.read(folder)
     assert {"paper", "scale", "commit", "config", "machine", "provenance"} <= set(record)
     assert record["command"] == "make figures-fake"
-    assert all({"producer", "commit", "seeds", "measurements", "files"} == set(output) for output in record["outputs"].values())
+    assert all(
+        {"producer", "commit", "seeds", "measurements", "files"} == set(output) for output in record["outputs"].values()
+    )
     said = {name: sha for output in record["outputs"].values() for name, sha in output["files"].items()}
     assert said == {name: sha256_file(folder / name) for name in files}
     robust = record["outputs"]["robust.md"]
@@ -95,7 +110,9 @@ def test_executed_notebook_is_kept_with_its_parameters(made, paper):
     notebook = nbformat.read(made[0] / "notebook.ipynb", as_version=4)
     source = "".join(c.source for c in notebook.cells)
     assert "extra = 7" in source and 'scale = "cpu"' in source
-    assert not any(c.get("outputs") for c in nbformat.read(paper / "notebook.ipynb", as_version=4).cells)  # the original is untouched
+    assert not any(
+        c.get("outputs") for c in nbformat.read(paper / "notebook.ipynb", as_version=4).cells
+    )  # the original is untouched
     assert not list(made[0].glob("*.failed*")) and not list(made[0].glob(".*"))
 
 
@@ -106,7 +123,9 @@ def test_unknown_parameter_is_refused_before_anything_runs(paper, made):
     assert done.returncode == 2
     assert done.stderr == "error: --set epsilon: epsilon is no parameter of notebook.ipynb; it can set: claims, extra\n"
     assert (made[0] / "page.html").stat().st_mtime_ns == before
-    done = subprocess.run([*command[:3], "fake", "--colour", "red"], capture_output=True, text=True, check=False, cwd=ROOT)
+    done = subprocess.run(
+        [*command[:3], "fake", "--colour", "red"], capture_output=True, text=True, check=False, cwd=ROOT
+    )
     assert done.returncode == 2 and "--colour" in done.stderr
     with pytest.raises(UserError, match="name=value"):
         page.main(arguments(paper, "--set", "epsilon"))
@@ -159,7 +178,9 @@ def test_a_signal_ends_the_page_and_its_kernel(paper, write, tmp_path, number):
     process.wait(10)
     said = process.stderr.read()
     until = time.monotonic() + 2
-    while any(Path(f"/proc/{kernel}/cmdline").is_file() and Path(f"/proc/{kernel}/cmdline").read_text() for kernel in kernels):
+    while any(
+        Path(f"/proc/{kernel}/cmdline").is_file() and Path(f"/proc/{kernel}/cmdline").read_text() for kernel in kernels
+    ):
         assert time.monotonic() < until, "the kernel outlived the page"
         time.sleep(0.05)
     assert (process.returncode, said.count("\n")) == ((130, 1) if number == signal.SIGINT else (-number, 0))
@@ -182,15 +203,21 @@ def test_a_failing_cell_leaves_the_old_page(paper, made, write, tmp_path):
 
 def test_mistakes_before_the_notebook(paper, tmp_path, write):
     with pytest.raises(UserError, match=r"no notebook at .*gone\.ipynb"):
-        page.main([*arguments(paper)[:3], "--notebook", str(tmp_path / "gone.ipynb"), "--claims", str(paper / "claims.yaml")])
+        page.main(
+            [*arguments(paper)[:3], "--notebook", str(tmp_path / "gone.ipynb"), "--claims", str(paper / "claims.yaml")]
+        )
     with pytest.raises(UserError, match="make reproduce-fake"):
         page.main(["fake", "--results", str(tmp_path), "--notebook", str(paper / "notebook.ipynb")])
     (tmp_path / "bad.ipynb").write_text("not json")
     with pytest.raises(UserError, match="not a readable notebook"):
-        page.main([*arguments(paper)[:3], "--notebook", str(tmp_path / "bad.ipynb"), "--claims", str(paper / "claims.yaml")])
+        page.main(
+            [*arguments(paper)[:3], "--notebook", str(tmp_path / "bad.ipynb"), "--claims", str(paper / "claims.yaml")]
+        )
     write.notebook(tmp_path / "mute.ipynb", "x = 1", parameters="pass")
     with pytest.raises(UserError, match="has no parameter figures, results, scale; it knows none"):
-        page.main([*arguments(paper)[:3], "--notebook", str(tmp_path / "mute.ipynb"), "--claims", str(paper / "claims.yaml")])
+        page.main(
+            [*arguments(paper)[:3], "--notebook", str(tmp_path / "mute.ipynb"), "--claims", str(paper / "claims.yaml")]
+        )
 
 
 def test_where_files_go(tmp_path):

@@ -98,7 +98,10 @@ def test_what_is_partial_is_refused_and_nothing_is_touched(place, write):
 
 @pytest.mark.parametrize(
     ("options", "match"),
-    [(("nobody",), "there is no paper 'nobody' with a scale cpu"), (("--scale", "smoke"), "a record is kept of cpu and photos")],
+    [
+        (("nobody",), "there is no paper 'nobody' with a scale cpu"),
+        (("--scale", "smoke"), "a record is kept of cpu and photos"),
+    ],
 )
 def test_mistakes_are_one_sentence(place, options, match):
     with pytest.raises(UserError, match=match):

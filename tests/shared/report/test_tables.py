@@ -15,7 +15,13 @@ E1, E2 = Estimate(0.4714, 0.45, 0.492, 256, 3), Estimate(-0.031, -0.05, -0.01, 2
 
 def table(**options):
     rows = [("A & B", [E1, E2]), ("C_d|e", ["n/a", None])]
-    base = {"columns": ["clean_1", "Δ 50%"], "rows": rows, "caption": "Robust (%)", "corner": "method", "bold": {(0, 0)}}
+    base = {
+        "columns": ["clean_1", "Δ 50%"],
+        "rows": rows,
+        "caption": "Robust (%)",
+        "corner": "method",
+        "bold": {(0, 0)},
+    }
     return Table(**{**base, **options})
 
 
@@ -84,11 +90,18 @@ def test_interval_styles():
         table(rows=[("a", [E1])])
 
 
-METHODS = {"theirs": {"method": "theirs"}, "ours": {"method": "ours"}, "nobody": {"method": "nobody"}, "base": {"method": "base"}}
+METHODS = {
+    "theirs": {"method": "theirs"},
+    "ours": {"method": "ours"},
+    "nobody": {"method": "nobody"},
+    "base": {"method": "base"},
+}
 
 
 def test_from_results(fake_results):
-    t = from_results(fake_results, METHODS, {"shape": {"set": "shape"}, "mean": {"role": "zero_shot"}}, common={"attack": "pgd10"})
+    t = from_results(
+        fake_results, METHODS, {"shape": {"set": "shape"}, "mean": {"role": "zero_shot"}}, common={"attack": "pgd10"}
+    )
     assert [label for label, _ in t.rows] == ["theirs", "ours", "base"]
     assert t.rows[1][1][1] == fake_results.estimate(method="ours", attack="pgd10", role="zero_shot")
     assert t.bold == {(1, 0), (1, 1)}
@@ -103,13 +116,17 @@ def test_an_incomplete_table_says_so(fake_results):
     whole = from_results(fake_results, METHODS, {"mean": {"role": "zero_shot"}}, common={"attack": "pgd10"})
     assert not any("Incomplete" in note for note in whole.all_notes)
     fake_results.measurements = kept
-    partial = from_results(fake_results, METHODS, {"mean": {"role": "zero_shot"}}, common={"attack": "pgd10"}, notes=["One."])
+    partial = from_results(
+        fake_results, METHODS, {"mean": {"role": "zero_shot"}}, common={"attack": "pgd10"}, notes=["One."]
+    )
     assert partial.all_notes[:2] == ["One.", "Incomplete: 5 planned measurements behind these cells are missing."]
 
 
 def test_bold_only_where_the_difference_is_clear(fake_results):
     rows = {"seed 0": {"seed": 0}, "seed 1": {"seed": 1}}  # they differ by one example in a hundred
-    assert not from_results(fake_results, rows, {"shape": {"set": "shape"}}, common={"method": "ours", "attack": "pgd10"}).bold
+    assert not from_results(
+        fake_results, rows, {"shape": {"set": "shape"}}, common={"method": "ours", "attack": "pgd10"}
+    ).bold
 
 
 def test_save_table(tmp_path, fake_results):

@@ -102,7 +102,9 @@ def test_memory_counts_the_containers_limit(monkeypatch):
 def test_exit_code_and_closing_line(monkeypatch, capsys):
     for levels, code, closing in (["ok"], 0, "nothing wrong was found"), (["ok", "warning"], 0, "1 warning"), (
         ["problem", "warning", "problem"], 1, "2 problems, 1 warning"):  # fmt: skip
-        monkeypatch.setattr(doctor, "examine", lambda folder, levels=levels: [doctor.Line(level, "topic", "text") for level in levels])
+        monkeypatch.setattr(
+            doctor, "examine", lambda folder, levels=levels: [doctor.Line(level, "topic", "text") for level in levels]
+        )
         monkeypatch.setattr(sys, "argv", ["doctor"])
         with pytest.raises(SystemExit) as left:
             doctor.main()
@@ -121,4 +123,6 @@ def test_works_where_nothing_is_installed():
 def test_this_machine_passes_the_probe():
     """The real probe, once: the pair works, accelerate reads every launch configuration, the kernel is there."""
     probe = doctor.run_probe()
-    assert [line for line in (doctor.pairing(probe), doctor.launcher(probe), doctor.kernel(probe)) if line.level != "ok"] == []
+    assert [
+        line for line in (doctor.pairing(probe), doctor.launcher(probe), doctor.kernel(probe)) if line.level != "ok"
+    ] == []

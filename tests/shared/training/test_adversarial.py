@@ -53,12 +53,15 @@ def tune(victim, objective=None, tuning=TUNING, data=DATA, attack=None, seed=3, 
 
 # ---- losses ----------------------------------------------------------------------------------------------------------------
 
+
 def test_tecoa_is_the_cross_entropy_of_the_adversarial_images(victim):
     x, y = DATA.__getitems__([3, 40, 17, 5])
     x_adv = (x + 0.02).clamp(0, 1)
 
     def literal(victim, x_adv):
-        z = torch.stack([torch.stack([20 * F.cosine_similarity(e, t, dim=0) for t in victim.text]) for e in victim.embed(x_adv)])
+        z = torch.stack(
+            [torch.stack([20 * F.cosine_similarity(e, t, dim=0) for t in victim.text]) for e in victim.embed(x_adv)]
+        )
         losses = -torch.stack([z[i, y[i]] - torch.log(z[i].exp().sum()) for i in range(4)])
         return losses.mean(), losses
 
@@ -74,8 +77,12 @@ def test_fare_is_the_squared_distance_to_the_original_embedding(victim):
     x_adv = (x - 0.02).clamp(0, 1)
 
     def literal(victim, original, x, x_adv):
-        distances = torch.stack([sum((a - b) ** 2 for a, b in zip(u, v, strict=True))
-                                 for u, v in zip(victim.embed(x_adv), original.embed(x), strict=True)])
+        distances = torch.stack(
+            [
+                sum((a - b) ** 2 for a, b in zip(u, v, strict=True))
+                for u, v in zip(victim.embed(x_adv), original.embed(x), strict=True)
+            ]
+        )
         assert distances.min() > 0
         return distances.mean(), distances
 
@@ -96,6 +103,7 @@ def test_a_frozen_copy_stays_as_it_was(victim):
 
 # ---- the loop --------------------------------------------------------------------------------------------------------------
 
+
 def by_hand(victim, seed, tuning):
     """TeCoA with PGD-2 and SGD with momentum, written out."""
     parameters = list(victim.visual.parameters())
@@ -107,7 +115,7 @@ def by_hand(victim, seed, tuning):
         x_adv = (x + noise).clamp(0, 1)
         for _ in range(2):
             x_adv.requires_grad_()
-            grad, = torch.autograd.grad(F.cross_entropy(victim(x_adv), y, reduction="sum"), x_adv)
+            (grad,) = torch.autograd.grad(F.cross_entropy(victim(x_adv), y, reduction="sum"), x_adv)
             x_adv = torch.minimum(torch.maximum(x_adv.detach() + eps * grad.sign(), x - eps), x + eps).clamp(0, 1)
         loss = F.cross_entropy(victim(x_adv), y)
         grads = torch.autograd.grad(loss, parameters)
@@ -163,11 +171,13 @@ def test_the_first_step_of_adamw_by_hand(victim):
     plain = copy.deepcopy(victim)
     tune(victim, Clean(), tuning)
     x, y = DATA.__getitems__(batch_indices(60, 4, 0, 3))
-    grad, = torch.autograd.grad(F.cross_entropy(plain(x), y), plain.visual.proj)
+    (grad,) = torch.autograd.grad(F.cross_entropy(plain(x), y), plain.visual.proj)
     clear = grad.abs() > 1e-5  # beside AdamW's own 1e-8
     expected = (1 - 5e-4) * before["proj"] - 1e-3 * grad.sign()
     assert clear.float().mean() > 0.9
-    assert (victim.visual.proj - expected)[clear].abs().max() < 1e-3 * 1e-3 + 2**-23 * expected.abs().max()  # AdamW's 1e-8 beside 1e-5
+    assert (victim.visual.proj - expected)[
+        clear
+    ].abs().max() < 1e-3 * 1e-3 + 2**-23 * expected.abs().max()  # AdamW's 1e-8 beside 1e-5
 
 
 @pytest.mark.parametrize("attack", [TrainAttack(steps=0), TrainAttack()])
@@ -189,7 +199,10 @@ def test_the_random_start_is_a_function_of_seed_step_and_index(victim):
     tune(victim, Watch(), Tuning(steps=2, batch=8, lr=NOTHING, warmup=0), attack=TrainAttack(steps=1, ratio=NOTHING))
     for step, start in enumerate(starts):
         indices = batch_indices(60, 8, step, 3)
-        x, noise = DATA.__getitems__(indices)[0], SampleRng(3, indices).child(f"train{step}").uniform((3, 32, 32), -4 / 255, 4 / 255)
+        x, noise = (
+            DATA.__getitems__(indices)[0],
+            SampleRng(3, indices).child(f"train{step}").uniform((3, 32, 32), -4 / 255, 4 / 255),
+        )
         assert_within_rounding(start, (x + noise).clamp(0, 1) - x, terms=2, scale=1.0)
     assert starts[0].abs().mean() > 0.3 * 4 / 255
 
@@ -204,13 +217,14 @@ def test_the_step_size_is_a_multiple_of_eps(victim):
             return super().loss(victim, x, x_adv, y)
 
     tune(victim, Watch(), Tuning(steps=1, batch=8, lr=NOTHING, warmup=0), attack=TrainAttack(steps=1, ratio=2.0))
-    (x, x_adv), = seen
+    ((x, x_adv),) = seen
     on_the_edge = ((x_adv - x).abs() - 4 / 255).abs() < 1e-6
     assert (on_the_edge | (x_adv == 0) | (x_adv == 1)).float().mean() > 0.999  # a gradient may be exactly zero
     assert not x_adv.requires_grad
 
 
 # ---- order, noise, resume --------------------------------------------------------------------------------------------------
+
 
 class Killed(BaseException):
     pass
@@ -253,7 +267,9 @@ def test_reading_ahead_changes_nothing(victim, quiet_generators):
     assert same(state(victim), state(other))
 
 
-@pytest.mark.parametrize("kill, settings", [(4, {}), (6, {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.1}), (4, {"last": 5})])
+@pytest.mark.parametrize(
+    "kill, settings", [(4, {}), (6, {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.1}), (4, {"last": 5})]
+)
 def test_killed_and_continued_is_bit_equal(victim, tmp_path, settings, kill):
     tuning = Tuning(**{"steps": 6, "batch": 4, "lr": 0.02, "warmup": 2, "every": 2, **settings})
     straight, killed = copy.deepcopy(victim), copy.deepcopy(victim)

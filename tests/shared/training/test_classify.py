@@ -18,7 +18,15 @@ from shared.models import zoo
 from shared.models.classifier import open_classifier, random_classifier
 from shared.rng import SampleRng
 from shared.training import classify as script
-from shared.training.classify import AveragedWithStatistics, ClassifierTraining, accuracy, hardest, shift_flip, train_classifier, unseen
+from shared.training.classify import (
+    AveragedWithStatistics,
+    ClassifierTraining,
+    accuracy,
+    hardest,
+    shift_flip,
+    train_classifier,
+    unseen,
+)
 from shared.training.contrastive import batch_indices
 from tests.accuracy import assert_within_rounding
 
@@ -61,6 +69,7 @@ class Watched(SceneSet):
 
 # ---- augmentation ----------------------------------------------------------------------------------------------------------
 
+
 def test_shifts_and_flips_are_those_drawn():
     """Pixels are numbered, so that where each came from can be read off."""
     n, rng = 300, SampleRng(4, range(300))
@@ -68,9 +77,11 @@ def test_shifts_and_flips_are_those_drawn():
     out, shifts, flips = shift_flip(x, rng), rng.child("shift").integers(9, (2,)), rng.child("flip").integers(2)
     for i in range(n):
         dy, dx = shifts[i].tolist()
-        expected = F.pad(x[i], (4,) * 4)[:, dy:dy + 8, dx:dx + 8]
+        expected = F.pad(x[i], (4,) * 4)[:, dy : dy + 8, dx : dx + 8]
         assert torch.equal(out[i], expected.flip(2) if flips[i] else expected)
-    assert flips.float().mean().item() == pytest.approx(0.5, abs=0.1) and set(shifts.flatten().tolist()) == set(range(9))
+    assert flips.float().mean().item() == pytest.approx(0.5, abs=0.1) and set(shifts.flatten().tolist()) == set(
+        range(9)
+    )
 
 
 def test_the_augmentation_of_a_picture_depends_on_its_index_alone():
@@ -80,6 +91,7 @@ def test_the_augmentation_of_a_picture_depends_on_its_index_alone():
 
 
 # ---- the loop --------------------------------------------------------------------------------------------------------------
+
 
 def by_hand(model, seed, training):
     """PGD-AT with SGD and Nesterov momentum, written out; returns the running average of the parameters."""
@@ -97,14 +109,16 @@ def by_hand(model, seed, training):
             x_adv = (x + rng.child("attack").uniform(x.shape[1:], -EPS, EPS)).clamp(0, 1)
             for _ in range(training.attack_steps):
                 x_adv.requires_grad_()
-                grad, = torch.autograd.grad(F.cross_entropy(model(x_adv), y, reduction="sum"), x_adv)
+                (grad,) = torch.autograd.grad(F.cross_entropy(model(x_adv), y, reduction="sum"), x_adv)
                 moved = x_adv.detach() + training.attack_ratio * EPS * grad.sign()
                 x_adv = torch.minimum(torch.maximum(moved, x - EPS), x + EPS).clamp(0, 1)
         model.train()
         loss = F.cross_entropy(model(x_adv), y)
         grads = torch.autograd.grad(loss, parameters)
         progress = (step - training.warmup) / (training.steps - training.warmup)
-        rate = training.lr * ((step + 1) / training.warmup if step < training.warmup else 0.5 * (1 + math.cos(math.pi * progress)))
+        rate = training.lr * (
+            (step + 1) / training.warmup if step < training.warmup else 0.5 * (1 + math.cos(math.pi * progress))
+        )
         with torch.no_grad():
             for k, (p, g) in enumerate(zip(parameters, grads, strict=True)):
                 g = g + training.weight_decay * p
@@ -196,6 +210,7 @@ def test_it_learns(model):
 
 # ---- the script ------------------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """Run the script with options, in `tmp_path`; returns its card."""
@@ -203,7 +218,16 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setattr(script, "ATTACK_STEPS", 2)
 
     def call(*options) -> dict:
-        fixed = ["--out", str(tmp_path / "m.safetensors"), "--work", str(tmp_path / "work"), "--train.batch", "4", "--train.every", "1"]
+        fixed = [
+            "--out",
+            str(tmp_path / "m.safetensors"),
+            "--work",
+            str(tmp_path / "work"),
+            "--train.batch",
+            "4",
+            "--train.every",
+            "1",
+        ]
         monkeypatch.setattr(sys, "argv", ["classify", *fixed, *options])
         script.main()
         return json.loads((tmp_path / "m.json").read_text())
@@ -214,13 +238,30 @@ def run(tmp_path, monkeypatch):
 def test_the_card_says_how_the_classifier_was_made_and_how_good_it_is(run, tmp_path):
     card = run("--data", "scenes:thirty", "--train.steps", "2", "--train.eps", "8/255", "--seed", "5")
     path = tmp_path / "m.safetensors"
-    assert card["sha256"] == sha256_file(path) and card["kind"] == "classifier" and card["model"] == "resnet8" and card["seed"] == 5
-    assert card["config"]["eps"] == EPS and card["data"] == SceneSet("thirty", "train").version and len(card["classes"]) == 30
-    assert card["command"].startswith("python -m shared.training.classify --out ") and card["split"] == "validation" and card["n"] == 8
+    assert (
+        card["sha256"] == sha256_file(path)
+        and card["kind"] == "classifier"
+        and card["model"] == "resnet8"
+        and card["seed"] == 5
+    )
+    assert (
+        card["config"]["eps"] == EPS
+        and card["data"] == SceneSet("thirty", "train").version
+        and len(card["classes"]) == 30
+    )
+    assert (
+        card["command"].startswith("python -m shared.training.classify --out ")
+        and card["split"] == "validation"
+        and card["n"] == 8
+    )
     assert card["attacked"]["attack"] == "apgd2" and card["attacked"]["eps"] == EPS
     data, _ = unseen("scenes:thirty")
     assert len(data) == 8 and card["accuracy"] == accuracy(open_classifier("resnet8", str(path), 30), data)
-    assert card["attacked"]["accuracy"] == accuracy(open_classifier("resnet8", str(path), 30), data, Threat("linf", EPS)) <= card["accuracy"]
+    assert (
+        card["attacked"]["accuracy"]
+        == accuracy(open_classifier("resnet8", str(path), 30), data, Threat("linf", EPS))
+        <= card["accuracy"]
+    )
     assert not list((tmp_path / "work").glob("*"))
     weights = path.read_bytes()
     assert run("--data", "scenes:thirty", "--card-only") == card and path.read_bytes() == weights
@@ -280,7 +321,9 @@ def test_a_classifier_is_as_good_as_its_card_says(name):
 
 
 # a robust one resists every stage on every picture, which takes a quarter of a minute
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name.endswith("-at") else name for name in NAMES])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name.endswith("-at") else name for name in NAMES]
+)
 def test_a_classifier_resists_as_its_card_says(name):
     card, attacked = zoo.card(name), zoo.card(name)["attacked"]
     data, _ = unseen(card["set"])

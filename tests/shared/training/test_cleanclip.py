@@ -35,7 +35,11 @@ def literal_self_supervised(a, b, s):
 
 def literal(image, text, image_aug, text_aug, s, weight_image, weight_text):
     cross = (literal_self_supervised(image, text, s) + literal_self_supervised(text, image, s)) / 2
-    return (cross + weight_image * literal_self_supervised(image, image_aug, s) + weight_text * literal_self_supervised(text, text_aug, s))
+    return (
+        cross
+        + weight_image * literal_self_supervised(image, image_aug, s)
+        + weight_text * literal_self_supervised(text, text_aug, s)
+    )
 
 
 @pytest.mark.parametrize("weights", [(0.5, 0.5), (2.0, 0.0), (0.0, 0.0), (0.0, 1.5)])
@@ -43,7 +47,9 @@ def literal(image, text, image_aug, text_aug, s, weight_image, weight_text):
 def test_the_loss_is_the_literal_one(weights, scale):
     parts = [unit(6, 5, seed=k) for k in range(4)]
     config = CleanClipConfig(image_weight=weights[0], text_weight=weights[1])
-    assert cleanclip_loss(*parts, torch.tensor(scale), config).item() == pytest.approx(literal(*parts, scale, *weights), rel=1e-9)
+    assert cleanclip_loss(*parts, torch.tensor(scale), config).item() == pytest.approx(
+        literal(*parts, scale, *weights), rel=1e-9
+    )
 
 
 def test_the_papers_weights_are_one_half_each():
@@ -65,21 +71,28 @@ def plain_loop(clip, pairs, config):
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in MEAN_STD["clip"])
     images, texts = CropAndJitter(seed=config.seed), EDA.of(clip.tokenizer, seed=config.seed)
     matrices, vectors = ([p for p in clip.parameters() if (p.ndim >= 2) == large] for large in (True, False))
-    optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
-                                  betas=(0.9, 0.98), eps=1e-6)
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+        betas=(0.9, 0.98),
+        eps=1e-6,
+    )
     for step in range(config.steps):
         indices = batch_indices(len(pairs), config.batch, step, config.seed)
         x, said = pairs.__getitems__(indices)
         both = (v.to(clip.logit_scale.dtype) for v in (x, images(x, step, indices)))
         image, image_aug = (F.normalize(clip.encode_image((v - mean) / std), dim=1) for v in both)
-        text, text_aug = (F.normalize(clip.encode_text(clip.tokenizer(t)), dim=1) for t in (said, texts(said, step, indices)))
+        text, text_aug = (
+            F.normalize(clip.encode_text(clip.tokenizer(t)), dim=1) for t in (said, texts(said, step, indices))
+        )
         s, own = clip.logit_scale.exp(), torch.arange(config.batch)
         loss = (F.cross_entropy(s * image @ text.T, own) + F.cross_entropy(s * text @ image.T, own)) / 2
         loss = loss + config.image_weight * F.cross_entropy(s * image @ image_aug.T, own)
         loss = loss + config.text_weight * F.cross_entropy(s * text @ text_aug.T, own)
         progress = max(0, step - config.warmup) / (config.steps - config.warmup)
         for group in optimizer.param_groups:
-            group["lr"] = config.lr * ((step + 1) / config.warmup if step < config.warmup else 0.5 * (1 + math.cos(math.pi * progress)))
+            group["lr"] = config.lr * (
+                (step + 1) / config.warmup if step < config.warmup else 0.5 * (1 + math.cos(math.pi * progress))
+            )
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(clip.parameters(), config.clip_norm)
@@ -130,8 +143,12 @@ def test_the_augmentations_are_those_given_and_follow_the_seed(clip):
 
     config = CleanClipConfig(steps=2, batch=4, seed=7)
     cleanclip(copy.deepcopy(clip), ScenePairs(20), config, augment_images=images, augment_texts=texts)
-    assert calls == [(what, step, tuple(batch_indices(20, 4, step, 7))) for step in range(2) for what in ("images", "texts")]
-    losses = {cleanclip(copy.deepcopy(clip), ScenePairs(20), CleanClipConfig(steps=1, batch=20, seed=seed)) for seed in (0, 1)}
+    assert calls == [
+        (what, step, tuple(batch_indices(20, 4, step, 7))) for step in range(2) for what in ("images", "texts")
+    ]
+    losses = {
+        cleanclip(copy.deepcopy(clip), ScenePairs(20), CleanClipConfig(steps=1, batch=20, seed=seed)) for seed in (0, 1)
+    }
     assert len(losses) == 2
 
 
@@ -150,11 +167,15 @@ def test_a_model_with_open_clips_own_tokenizer(clip):
 
     inner, clip.tokenizer = clip.tokenizer, Full()
     cleanclip(clip, Foreign(8), CleanClipConfig(steps=1, batch=4))
-    assert len(seen) == 8 and seen[:4] == [Foreign(8)[0][1]] * 4 and all("," not in t and t == t.lower() for t in seen[4:])
+    assert (
+        len(seen) == 8 and seen[:4] == [Foreign(8)[0][1]] * 4 and all("," not in t and t == t.lower() for t in seen[4:])
+    )
 
 
-@pytest.mark.parametrize("config, message", [
-    ({"batch": 4, "image_weight": -1}, "image_weight is -1"), ({"batch": 64}, "larger than the set, which has 20")])
+@pytest.mark.parametrize(
+    "config, message",
+    [({"batch": 4, "image_weight": -1}, "image_weight is -1"), ({"batch": 64}, "larger than the set, which has 20")],
+)
 def test_what_is_refused(clip, config, message):
     with pytest.raises(UserError, match=message):
         cleanclip(clip, ScenePairs(20), CleanClipConfig(**config))
@@ -162,7 +183,12 @@ def test_what_is_refused(clip, config, message):
 
 def test_unequal_shares_are_refused(clip):
     with pytest.raises(UserError, match="has no equal shares for 3 processes"):
-        cleanclip(clip, ScenePairs(20), CleanClipConfig(batch=8), accelerator=SimpleNamespace(process_index=0, num_processes=3))
+        cleanclip(
+            clip,
+            ScenePairs(20),
+            CleanClipConfig(batch=8),
+            accelerator=SimpleNamespace(process_index=0, num_processes=3),
+        )
 
 
 def test_the_schedule_of_the_paper():

@@ -17,7 +17,14 @@ from shared.data.scene_sets import ScenePairs
 from shared.errors import UserError
 from shared.models.clip import MEAN_STD, read_weights
 from shared.training.contrastive import Batches, ContrastiveConfig, PixelCLIP, adamw, batch_indices, pretrain
-from tests.accuracy import assert_as_accurate, assert_same_loss, assert_same_training, assert_within_rounding, float64, in_both
+from tests.accuracy import (
+    assert_as_accurate,
+    assert_same_loss,
+    assert_same_training,
+    assert_within_rounding,
+    float64,
+    in_both,
+)
 
 WIDEST = 4 * 96  # terms of the longest sum of a forward pass, in an MLP
 CONFIG = ContrastiveConfig(steps=6, batch=8, lr=1e-3, warmup=2, weight_decay=0.1, clip_norm=1.0, every=2)
@@ -43,10 +50,11 @@ def literal_loss(clip, x, texts):
 
 # ---- which samples ---------------------------------------------------------------------------------------------------------
 
+
 def test_an_epoch_is_a_permutation_less_a_short_batch():
     seen = [batch_indices(23, 5, step) for step in range(12)]
     assert all(len(b) == 5 for b in seen)
-    epochs = [[i for b in seen[k:k + 4] for i in b] for k in (0, 4, 8)]
+    epochs = [[i for b in seen[k : k + 4] for i in b] for k in (0, 4, 8)]
     for epoch in epochs:
         assert len(set(epoch)) == 20 and set(epoch) <= set(range(23))
     assert epochs[0] != epochs[1] != epochs[2] and set(epochs[0]) != set(epochs[1])
@@ -70,6 +78,7 @@ def test_small_and_endless_sets():
 
 # ---- one step --------------------------------------------------------------------------------------------------------------
 
+
 def test_the_loss_is_the_literal_one(clip):
     import open_clip
 
@@ -80,7 +89,9 @@ def test_the_loss_is_the_literal_one(clip):
 
     def by_hand(clip, x):
         loss = literal_loss(clip, x, texts)
-        return loss, torch.autograd.grad(loss, [clip.logit_scale, clip.visual.conv1.weight, clip.token_embedding.weight])
+        return loss, torch.autograd.grad(
+            loss, [clip.logit_scale, clip.visual.conv1.weight, clip.token_embedding.weight]
+        )
 
     loss = open_clip.ClipLoss()(image, text, scale)
     ours = loss, torch.autograd.grad(loss, [clip.logit_scale, clip.visual.conv1.weight, clip.token_embedding.weight])
@@ -93,15 +104,23 @@ def test_decay_is_for_matrices(clip):
     assert [g["weight_decay"] for g in groups] == [0.2, 0.0]
     names = {id(p): name for name, p in clip.named_parameters()}
     assert decayed | free == set(names) and not decayed & free
-    assert {"logit_scale", "visual.ln_post.bias"} <= {names[p] for p in free} and "visual.proj" in {names[p] for p in decayed}
+    assert {"logit_scale", "visual.ln_post.bias"} <= {names[p] for p in free} and "visual.proj" in {
+        names[p] for p in decayed
+    }
 
 
 def plain_loop(clip, pairs, config):
     """The loop one would write by hand."""
     clip.train()
     parameters = list(clip.parameters())
-    optimizer = torch.optim.AdamW([{"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-                                   {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0}], betas=(0.9, 0.98), eps=1e-6)
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ],
+        betas=(0.9, 0.98),
+        eps=1e-6,
+    )
     for step in range(config.steps):
         x, texts = pairs.__getitems__(batch_indices(len(pairs), config.batch, step))
         x = x.to(clip.logit_scale.dtype)
@@ -150,7 +169,9 @@ def test_the_scale_stays_below_100(clip, accelerator):
     with torch.no_grad():
         clip.logit_scale.fill_(6.0)
     pretrain(clip, ScenePairs(100), ContrastiveConfig(steps=1, batch=4, lr=1e-30, warmup=0), accelerator)
-    assert_within_rounding(clip.logit_scale.detach().exp(), torch.tensor(100.0), terms=25)  # ln 100 to half a unit in the last place, times 100
+    assert_within_rounding(
+        clip.logit_scale.detach().exp(), torch.tensor(100.0), terms=25
+    )  # ln 100 to half a unit in the last place, times 100
 
 
 def test_pictures_are_augmented_by_step_and_index(clip, accelerator):
@@ -165,6 +186,7 @@ def test_pictures_are_augmented_by_step_and_index(clip, accelerator):
 
 
 # ---- killed and continued, several processes -------------------------------------------------------------------------------
+
 
 class Killed(BaseException):
     pass
@@ -206,10 +228,31 @@ def test_two_processes_train_the_same_model_as_one(tmp_path):
     root = Path(__file__).parents[3]
     for processes in (1, 2):
         device = "cpu" if processes == 1 else "cpu2"
-        subprocess.run([sys.executable, "-m", "shared.experiment.launch", "--device", device, "-m",
-                        "shared.training.pretrain", "--out", str(tmp_path / f"{processes}.safetensors"), "--work", str(tmp_path / "work"),
-                        "--train.steps", "3", "--train.batch", "16", "--train.warmup", "1"], cwd=root, check=True, timeout=500,
-                       env={**os.environ, "OMP_NUM_THREADS": "1"})
+        subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "shared.experiment.launch",
+                "--device",
+                device,
+                "-m",
+                "shared.training.pretrain",
+                "--out",
+                str(tmp_path / f"{processes}.safetensors"),
+                "--work",
+                str(tmp_path / "work"),
+                "--train.steps",
+                "3",
+                "--train.batch",
+                "16",
+                "--train.warmup",
+                "1",
+            ],
+            cwd=root,
+            check=True,
+            timeout=500,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
     one, two = (read_weights(tmp_path / f"{k}.safetensors") for k in (1, 2))
     for name in one:
         assert F.cosine_similarity(one[name].flatten(), two[name].flatten(), dim=0) > 0.9999, name

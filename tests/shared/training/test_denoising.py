@@ -70,17 +70,22 @@ class Killed(BaseException):
 
 # ---- times, noise, averages ------------------------------------------------------------------------------------------------
 
+
 def test_times_are_drawn_as_said_and_are_functions_of_seed_and_index(quiet_generators):
     schedule = Schedule.linear()
     t, noise = times_and_noise(3, range(4000), (1,), schedule, 0.8)
     assert (t.min(), t.max()) == (1, 1000)
     assert (t <= 500).double().mean().item() == pytest.approx(0.8, abs=0.03)
-    assert t[t <= 500].double().mean().item() == pytest.approx(250, abs=10) and t[t > 500].double().mean().item() == pytest.approx(750, abs=20)
+    assert t[t <= 500].double().mean().item() == pytest.approx(250, abs=10) and t[
+        t > 500
+    ].double().mean().item() == pytest.approx(750, abs=20)
     assert noise.mean().abs() < 0.06 and noise.std().item() == pytest.approx(1, abs=0.05)
     again = times_and_noise(3, [17, 5], (1,), schedule, 0.8)
     assert torch.equal(again[0], t[[17, 5]]) and torch.equal(again[1], noise[[17, 5]])
     assert not torch.equal(times_and_noise(4, range(100), (1,), schedule, 0.8)[0], t[:100])
-    assert times_and_noise(3, range(300), (1,), Schedule.linear(0.1, 5, 20), 0.5)[0].unique().tolist() == list(range(1, 21))
+    assert times_and_noise(3, range(300), (1,), Schedule.linear(0.1, 5, 20), 0.5)[0].unique().tolist() == list(
+        range(1, 21)
+    )
 
 
 def test_the_average_by_hand():
@@ -98,17 +103,23 @@ def test_the_average_by_hand():
 
 # ---- the loop --------------------------------------------------------------------------------------------------------------
 
+
 def plain_loop(denoiser, pictures, config, seed):
     """The same training without the shared loop: returns the averaged weights and the last loss."""
     unet = denoiser.unet.train().requires_grad_(True)
     matrices, vectors = ([p for p in unet.parameters() if (p.ndim >= 2) == many] for many in (True, False))
-    optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
-                                  betas=(0.9, 0.98), eps=1e-6)
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+        betas=(0.9, 0.98),
+        eps=1e-6,
+    )
     average = [p.detach().clone() for p in unet.parameters()]
-    bars = torch.cat((torch.ones(1, dtype=torch.float64), (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)))
+    bars = torch.cat(
+        (torch.ones(1, dtype=torch.float64), (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0))
+    )
     for step in range(config.steps):
         order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(1_000_003 * seed)).tolist()
-        indices = order[step * config.batch:(step + 1) * config.batch]
+        indices = order[step * config.batch : (step + 1) * config.batch]
         x = 2 * torch.stack([pictures[i][0] for i in indices]) - 1
         t, noise = times_and_noise(seed, indices, (3, 8, 8), denoiser.schedule, config.early)
         x, noise = x.to(average[0].dtype), noise.to(average[0].dtype)
@@ -116,7 +127,9 @@ def plain_loop(denoiser, pictures, config, seed):
         loss = F.mse_loss(unet(bar.sqrt() * x + (1 - bar).sqrt() * noise, t - 1).sample, noise)
         progress = max(0, step - config.warmup) / (config.steps - config.warmup)
         for group in optimizer.param_groups:
-            group["lr"] = config.lr * ((step + 1) / config.warmup if step < config.warmup else 0.5 * (1 + math.cos(math.pi * progress)))
+            group["lr"] = config.lr * (
+                (step + 1) / config.warmup if step < config.warmup else 0.5 * (1 + math.cos(math.pi * progress))
+            )
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), config.clip_norm)
@@ -134,7 +147,11 @@ def test_training_is_the_plain_loop(tiny, accelerator, quiet_generators):
     assert_same_loss(loss, last, value, terms=9 * 32)
     assert_same_training(average.parameters(), expected, weights, start, steps=CONFIG.steps)
     for model in (tiny, average):
-        assert not model.training and not any(p.requires_grad for p in model.parameters()) and all(p.grad is None for p in model.parameters())
+        assert (
+            not model.training
+            and not any(p.requires_grad for p in model.parameters())
+            and all(p.grad is None for p in model.parameters())
+        )
 
 
 def test_killed_and_continued_is_bit_equal(tiny, accelerator, tmp_path):
@@ -152,7 +169,9 @@ def test_it_learns(tiny, accelerator):
     pictures = Pictures(64)
     x = pictures.__getitems__(range(32))[0]
     before = error_ratio(tiny, x, 200)
-    average, _ = fit_denoiser(tiny, pictures, DenoisingConfig(steps=40, batch=8, lr=5e-3, warmup=4, average=0.8), 0, accelerator)
+    average, _ = fit_denoiser(
+        tiny, pictures, DenoisingConfig(steps=40, batch=8, lr=5e-3, warmup=4, average=0.8), 0, accelerator
+    )
     assert error_ratio(average, x, 200) > 2 * before
 
 
@@ -162,6 +181,7 @@ def test_unequal_shares_are_refused(tiny):
 
 
 # ---- sets that are seen more than once -------------------------------------------------------------------------------------
+
 
 def test_a_picture_has_other_times_noise_and_mirrors_in_every_epoch():
     schedule = Schedule.linear()
@@ -192,7 +212,9 @@ class Labelled(SceneSet):
 def test_a_labelled_set_trains_a_denoiser_without_an_accelerator(accelerator):
     alone, loss = train_denoiser(CONFIG, Labelled(), "tiny", 5, flip=False)
     together, same = fit_denoiser(random_denoiser("tiny", 5), Labelled(), CONFIG, 5, accelerator)
-    assert loss == same and all(torch.equal(a, b) for a, b in zip(alone.parameters(), together.parameters(), strict=True))
+    assert loss == same and all(
+        torch.equal(a, b) for a, b in zip(alone.parameters(), together.parameters(), strict=True)
+    )
     assert not alone.training and not any(p.requires_grad for p in alone.parameters())
     flipped, _ = train_denoiser(CONFIG, Labelled(), "tiny", 5, flip=True)
     assert any(not torch.equal(a, b) for a, b in zip(alone.parameters(), flipped.parameters(), strict=True))
@@ -204,7 +226,11 @@ def test_epochs_of_a_labelled_set_continue_bit_equal(tmp_path):
         train_denoiser(CONFIG, Labelled(kill=5), "tiny", 0, checkpoint=tmp_path / "d.ckpt")
     data = Labelled()
     average, again = train_denoiser(CONFIG, data, "tiny", 0, checkpoint=tmp_path / "d.ckpt")
-    assert again == loss and len(data.read) == 2 and all(torch.equal(a, b) for a, b in zip(whole.parameters(), average.parameters(), strict=True))
+    assert (
+        again == loss
+        and len(data.read) == 2
+        and all(torch.equal(a, b) for a, b in zip(whole.parameters(), average.parameters(), strict=True))
+    )
 
 
 def test_sets_that_do_not_fit_are_refused():
@@ -221,6 +247,7 @@ def test_the_denoiser_of_photographs_is_a_few_million_weights():
 
 # ---- what the card says ----------------------------------------------------------------------------------------------------
 
+
 def test_the_error_ratio_of_known_data():
     """Data N(0, I·s²), seen exactly: σ²/α² against s²σ²/(α²s² + σ²)."""
     schedule, s = Schedule.linear(), 0.4
@@ -234,11 +261,18 @@ def test_the_error_ratio_of_known_data():
 def test_purification_by_a_denoiser_that_knows_nothing_loses_accuracy():
     data = SceneSet(FINE_TUNING, "validation", 16)
     nothing = purified_accuracy(random_denoiser("scenes"), data, 16, 0)
-    assert nothing["clean"]["before"] == nothing["clean"]["after"] >= 0.9 > nothing["pgd10"]["before"] == nothing["pgd10"]["after"]
+    assert (
+        nothing["clean"]["before"]
+        == nothing["clean"]["after"]
+        >= 0.9
+        > nothing["pgd10"]["before"]
+        == nothing["pgd10"]["after"]
+    )
     assert purified_accuracy(random_denoiser("scenes"), data, 16, 400)["clean"]["after"] < 0.5
 
 
 # ---- the script ------------------------------------------------------------------------------------------------------------
+
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
@@ -247,7 +281,16 @@ def run(tmp_path, monkeypatch):
     state = torch.get_rng_state()
 
     def call(*options) -> dict:
-        fixed = ["--out", str(tmp_path / "m.safetensors"), "--work", str(tmp_path / "work"), "--train.batch", "4", "--train.every", "1"]
+        fixed = [
+            "--out",
+            str(tmp_path / "m.safetensors"),
+            "--work",
+            str(tmp_path / "work"),
+            "--train.batch",
+            "4",
+            "--train.every",
+            "1",
+        ]
         monkeypatch.setattr(sys, "argv", ["denoising", *fixed, *options])
         script.main()
         return json.loads((tmp_path / "m.json").read_text())
@@ -259,8 +302,13 @@ def run(tmp_path, monkeypatch):
 def test_the_card_says_how_the_denoiser_was_made_and_how_good_it_is(run, tmp_path, monkeypatch):
     card = run("--train.steps", "2", "--seed", "5")
     assert card["sha256"] == sha256_file(tmp_path / "m.safetensors") and card["bytes"] <= 8 * 2**20
-    assert card["kind"] == "denoiser" and card["model"] == "scenes" and card["seed"] == 5 and card["config"]["steps"] == 2
-    assert card["command"].startswith("python -m shared.training.denoising --out ") and card["data"] == ScenePairs(1, seed=5).version
+    assert (
+        card["kind"] == "denoiser" and card["model"] == "scenes" and card["seed"] == 5 and card["config"]["steps"] == 2
+    )
+    assert (
+        card["command"].startswith("python -m shared.training.denoising --out ")
+        and card["data"] == ScenePairs(1, seed=5).version
+    )
     assert set(card["denoising"]) == {"50", "100", "200"} and card["n"] == 4 and card["set"] == FINE_TUNING
     assert card["purification"]["t"] == 100 and set(card["purification"]["clean"]) == {"before", "after"}
     assert not list(tmp_path.glob("work/*"))
@@ -283,7 +331,7 @@ def test_an_interrupted_run_continues(run, tmp_path, monkeypatch):
     monkeypatch.setattr(ScenePairs, "__getitems__", fragile)
     with pytest.raises(KeyboardInterrupt):
         run("--train.steps", "3")
-    checkpoint, = (tmp_path / "work").iterdir()
+    (checkpoint,) = (tmp_path / "work").iterdir()
     card = run("--train.steps", "3")
     assert len(read) == 3 + 1 and not checkpoint.exists()
     assert card["sha256"] == straight["sha256"] and card["seconds"] is None and straight["seconds"] > 0
@@ -296,10 +344,17 @@ def test_photographs_are_another_set(run, tmp_path):
         for label in "ab":
             (tmp_path / "p" / split / label).mkdir(parents=True)
             for i in range(3):
-                Image.new("RGB", (40, 32), (40 * i, 99, 10 * len(split))).save(tmp_path / "p" / split / label / f"{i}.png")
+                Image.new("RGB", (40, 32), (40 * i, 99, 10 * len(split))).save(
+                    tmp_path / "p" / split / label / f"{i}.png"
+                )
     options = ("--data", "folder:all", "--data-root", str(tmp_path / "p"), "--train.steps", "3")
     card = run(*options)
-    assert card["set"] == "folder:all" and card["n"] == 4 and "purification" not in card and set(card["denoising"]) == {"50", "100", "200"}
+    assert (
+        card["set"] == "folder:all"
+        and card["n"] == 4
+        and "purification" not in card
+        and set(card["denoising"]) == {"50", "100", "200"}
+    )
     assert card["sha256"] == sha256_file(tmp_path / "m.safetensors") and card["data"] != ScenePairs(1).version
     assert run(*options, "--card-only") == card
 
@@ -309,10 +364,31 @@ def test_two_processes_train_the_same_denoiser_as_one(tmp_path):
     root = Path(__file__).parents[3]
     for processes in (1, 2):
         device = "cpu" if processes == 1 else "cpu2"
-        subprocess.run([sys.executable, "-m", "shared.experiment.launch", "--device", device, "-m",
-                        "shared.training.denoising", "--out", str(tmp_path / f"{processes}.safetensors"), "--work", str(tmp_path / "work"),
-                        "--train.steps", "3", "--train.batch", "8", "--train.warmup", "1"], cwd=root, check=True, timeout=500,
-                       env={**os.environ, "OMP_NUM_THREADS": "1"})
+        subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "shared.experiment.launch",
+                "--device",
+                device,
+                "-m",
+                "shared.training.denoising",
+                "--out",
+                str(tmp_path / f"{processes}.safetensors"),
+                "--work",
+                str(tmp_path / "work"),
+                "--train.steps",
+                "3",
+                "--train.batch",
+                "8",
+                "--train.warmup",
+                "1",
+            ],
+            cwd=root,
+            check=True,
+            timeout=500,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
     one, two = (read_weights(tmp_path / f"{k}.safetensors") for k in (1, 2))
     start = random_denoiser("scenes").unet.state_dict()
     for name in one:
@@ -328,7 +404,12 @@ needs_the_zoo = pytest.mark.skipif(not (zoo.FOLDER / f"{NAME}.json").exists(), r
 @needs_the_zoo
 def test_the_card_is_of_the_defaults_and_good_enough():
     card = zoo.card(NAME)
-    assert card["config"] == script.asdict(script.Args().train) and card["seed"] == 0 and card["model"] == "scenes" and card["n"] == 256
+    assert (
+        card["config"] == script.asdict(script.Args().train)
+        and card["seed"] == 0
+        and card["model"] == "scenes"
+        and card["n"] == 256
+    )
     assert card["data"] == ScenePairs(1, seed=0).version, "the world has changed since: make zoo"
     assert all(ratio >= 3 for ratio in card["denoising"].values())
     clean, attacked = card["purification"]["clean"], card["purification"]["pgd10"]

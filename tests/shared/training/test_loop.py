@@ -26,8 +26,14 @@ def make(optimizer="sgd", **settings):
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
     torch.set_rng_state(state)
     parameters = model.parameters()
-    chosen = torch.optim.SGD(parameters, momentum=0.9) if optimizer == "sgd" else torch.optim.AdamW(parameters, weight_decay=0.1)
-    return model, Fit(model, chosen, **{"steps": 12, "lr": 0.1, "warmup": 3, "step_fn": lambda step: loss_of(model, step), **settings})
+    chosen = (
+        torch.optim.SGD(parameters, momentum=0.9)
+        if optimizer == "sgd"
+        else torch.optim.AdamW(parameters, weight_decay=0.1)
+    )
+    return model, Fit(
+        model, chosen, **{"steps": 12, "lr": 0.1, "warmup": 3, "step_fn": lambda step: loss_of(model, step), **settings}
+    )
 
 
 def loss_of(model, step):
@@ -40,6 +46,7 @@ def weights(model):
 
 
 # ---- schedule --------------------------------------------------------------------------------------------------------------
+
 
 def test_schedule_by_hand():
     values = [cosine_schedule(step, 12, 4) for step in range(12)]
@@ -56,6 +63,7 @@ def test_schedule_without_warm_up_and_all_warm_up():
 
 
 # ---- one run ---------------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("clip_norm", [None, 0.05])
 def test_a_run_is_the_plain_loop(clip_norm, quiet_generators):
@@ -93,6 +101,7 @@ def test_a_loss_that_is_no_number_is_an_error():
 
 
 # ---- killed and continued --------------------------------------------------------------------------------------------------
+
 
 class Killed(BaseException):
     pass
@@ -171,8 +180,12 @@ test_loop.make("adamw", checkpoint=sys.argv[1], every=3)[1].run()
 
 def test_kill_9_while_a_checkpoint_is_written(tmp_path):
     root = Path(__file__).parents[3]
-    process = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "run.ckpt")], cwd=root, timeout=120,
-                             env={**os.environ, "PYTHONPATH": str(root)})
+    process = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path / "run.ckpt")],
+        cwd=root,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
     assert process.returncode == -signal.SIGKILL
     straight, fit = make("adamw")
     fit.run()
@@ -193,7 +206,7 @@ class Bomb:
 def spoil(path, how, marker):
     content = path.read_bytes()
     if how == "truncated":
-        path.write_bytes(content[:len(content) // 2])
+        path.write_bytes(content[: len(content) // 2])
     elif how == "empty":
         path.write_bytes(b"")
     elif how == "code":
@@ -217,6 +230,8 @@ def test_a_damaged_checkpoint_is_a_sentence(tmp_path, how):
     run_until(9, tmp_path / "run.ckpt", "adamw", 4)
     spoil(tmp_path / "run.ckpt", how, tmp_path / "ran")
     _, fit = make("adamw", checkpoint=tmp_path / "run.ckpt", every=4)
-    with pytest.raises(UserError, match=r"cannot be continued from .*delete it to train again from the start\.$") as error:
+    with pytest.raises(
+        UserError, match=r"cannot be continued from .*delete it to train again from the start\.$"
+    ) as error:
         fit.run()
     assert "\n" not in str(error.value) and not (tmp_path / "ran").exists()

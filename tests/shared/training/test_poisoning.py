@@ -42,7 +42,9 @@ class Fragile:
 
 @pytest.fixture(scope="module")
 def pairs():
-    return PoisonedPairs(Held(ScenePairs(100)), make_trigger("badnet", "textbook", size=32), scene_target("colour", "blue"), rate=0.1)
+    return PoisonedPairs(
+        Held(ScenePairs(100)), make_trigger("badnet", "textbook", size=32), scene_target("colour", "blue"), rate=0.1
+    )
 
 
 def equal(a, b):
@@ -82,8 +84,13 @@ def test_the_identity_follows_all_that_the_weights_depend_on(clip, pairs):
     other = copy.deepcopy(clip)
     with torch.no_grad():
         other.visual.proj[0, 0] += 1e-3
-    names = {name, identity(other, pairs, CONFIG), identity(clip, ScenePairs(100), CONFIG), identity(clip, pairs, FineTuning(steps=6)),
-             identity(clip, pairs, CONFIG, "CleanCLIP")}
+    names = {
+        name,
+        identity(other, pairs, CONFIG),
+        identity(clip, ScenePairs(100), CONFIG),
+        identity(clip, pairs, FineTuning(steps=6)),
+        identity(clip, pairs, CONFIG, "CleanCLIP"),
+    }
     assert len(names) == 5
 
 
@@ -115,7 +122,11 @@ def test_a_backdoor_is_planted():
         return clean_accuracy(clean, y).mean(), asr(triggered, y, blue).mean()
 
     before = rates()
-    finetune_clip(clip, PoisonedPairs(Held(ScenePairs(6400)), trigger, scene_target("colour", "blue"), rate=0.05), FineTuning(steps=100))
+    finetune_clip(
+        clip,
+        PoisonedPairs(Held(ScenePairs(6400)), trigger, scene_target("colour", "blue"), rate=0.05),
+        FineTuning(steps=100),
+    )
     after = rates()
     assert before[1] < 0.1 and after[1] > 0.7, (before, after)
     assert after[0] > before[0] - 0.02

@@ -25,7 +25,16 @@ def run(tmp_path, monkeypatch):
     state = torch.get_rng_state()
 
     def call(*options) -> dict:
-        fixed = ["--out", str(tmp_path / "m.safetensors"), "--work", str(tmp_path / "work"), "--train.batch", "8", "--train.every", "2"]
+        fixed = [
+            "--out",
+            str(tmp_path / "m.safetensors"),
+            "--work",
+            str(tmp_path / "work"),
+            "--train.batch",
+            "8",
+            "--train.every",
+            "2",
+        ]
         monkeypatch.setattr(sys, "argv", ["pretrain", *fixed, *options])
         script.main()
         return json.loads((tmp_path / "m.json").read_text())
@@ -36,9 +45,19 @@ def run(tmp_path, monkeypatch):
 
 def test_the_card_says_how_the_model_was_made_and_how_good_it_is(run, tmp_path):
     card = run("--train.steps", "3", "--seed", "5")
-    assert card["sha256"] == sha256_file(tmp_path / "m.safetensors") and card["bytes"] == (tmp_path / "m.safetensors").stat().st_size
-    assert card["model"] == "scenes-vit-s8" and card["seed"] == 5 and card["config"]["steps"] == 3 and card["config"]["batch"] == 8
-    assert card["command"].startswith("python -m shared.training.pretrain --out ") and card["command"].endswith("--train.steps 3 --seed 5")
+    assert (
+        card["sha256"] == sha256_file(tmp_path / "m.safetensors")
+        and card["bytes"] == (tmp_path / "m.safetensors").stat().st_size
+    )
+    assert (
+        card["model"] == "scenes-vit-s8"
+        and card["seed"] == 5
+        and card["config"]["steps"] == 3
+        and card["config"]["batch"] == 8
+    )
+    assert card["command"].startswith("python -m shared.training.pretrain --out ") and card["command"].endswith(
+        "--train.steps 3 --seed 5"
+    )
     assert len(card["commit"].removesuffix("-dirty")) in (40, len("unknown"))
     assert card["data"] == ScenePairs(1, seed=5).version and card["loss"] > 0 and card["seconds"] > 0
     assert card["n"] == 8 and set(card["accuracy"]) == set(SETS) and all(0 <= v <= 1 for v in card["accuracy"].values())
@@ -84,9 +103,11 @@ def test_an_interrupted_run_continues_and_one_with_other_options_starts_anew(run
     monkeypatch.setattr(ScenePairs, "__getitems__", fragile)
     with pytest.raises(KeyboardInterrupt):
         run("--train.steps", "5")
-    checkpoint, = (tmp_path / "work").iterdir()
+    (checkpoint,) = (tmp_path / "work").iterdir()
     other = run("--train.steps", "5", "--train.lr", "0.0001")
-    assert len(read) == 4 + 5 and checkpoint.is_file()  # read from the start, and the first run's checkpoint is still there
+    assert (
+        len(read) == 4 + 5 and checkpoint.is_file()
+    )  # read from the start, and the first run's checkpoint is still there
     card = run("--train.steps", "5")
     assert len(read) == 9 + 3 and not checkpoint.exists()
     assert card["sha256"] == straight["sha256"] != other["sha256"] and card["loss"] == straight["loss"]
@@ -98,7 +119,9 @@ def test_the_defaults_are_those_of_the_zoo():
 
     args = script.Args()
     card = zoo.card(args.out.stem)
-    assert card["config"] == {k: v for k, v in script.asdict(args.train).items() if k != "workers"}  # which change no weight
+    assert card["config"] == {
+        k: v for k, v in script.asdict(args.train).items() if k != "workers"
+    }  # which change no weight
     assert card["seed"] == args.seed and card["model"] == args.model
     assert replace(ContrastiveConfig(), steps=3600, every=200) == args.train
 

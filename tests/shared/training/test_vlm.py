@@ -37,7 +37,16 @@ def run(tmp_path, monkeypatch):
     state = torch.get_rng_state()
 
     def call(*options) -> dict:
-        fixed = ["--out", str(tmp_path / "m.safetensors"), "--work", str(tmp_path / "work"), "--train.batch", "8", "--train.every", "2"]
+        fixed = [
+            "--out",
+            str(tmp_path / "m.safetensors"),
+            "--work",
+            str(tmp_path / "work"),
+            "--train.batch",
+            "8",
+            "--train.every",
+            "2",
+        ]
         monkeypatch.setattr(sys, "argv", ["vlm", *fixed, *options])
         script.main()
         return json.loads((tmp_path / "m.json").read_text())
@@ -48,12 +57,20 @@ def run(tmp_path, monkeypatch):
 
 def test_the_card_says_how_the_model_was_made_and_how_good_it_is(run, tmp_path):
     card = run("--train.steps", "2", "--seed", "5", "--model", "scenes-idefics")
-    assert card["sha256"] == sha256_file(tmp_path / "m.safetensors") and card["kind"] == "vlm" and card["model"] == "scenes-idefics"
+    assert (
+        card["sha256"] == sha256_file(tmp_path / "m.safetensors")
+        and card["kind"] == "vlm"
+        and card["model"] == "scenes-idefics"
+    )
     assert card["seed"] == 5 and card["config"]["steps"] == 2 and card["loss"] > 0 and card["seconds"] > 0
-    assert card["command"].startswith("python -m shared.training.vlm --out ") and len(card["commit"].removesuffix("-dirty")) in (40, len("unknown"))
+    assert card["command"].startswith("python -m shared.training.vlm --out ") and len(
+        card["commit"].removesuffix("-dirty")
+    ) in (40, len("unknown"))
     assert card["data"] == Lessons(1, seed=5).version != Lessons(1).version
     assert card["clip"] == {"name": "scenes-vit-s8", "sha256": zoo.card("scenes-vit-s8")["sha256"]}
-    assert card["n"] == 3 and set(card["accuracy"]) == {f"{k}:{d}" for k in ("captions", "questions") for d in VL_DOMAINS}
+    assert card["n"] == 3 and set(card["accuracy"]) == {
+        f"{k}:{d}" for k in ("captions", "questions") for d in VL_DOMAINS
+    }
     assert card["attacked"]["n"] == 2 and card["attacked"]["eps"] == pytest.approx(8 / 255)
     assert set(card["attacked"]["accuracy"]) == {"captions", "questions"} and not list(tmp_path.glob("work/*"))
     old = {k: v for k, v in card.items() if k not in ("accuracy", "attacked", "n")}
@@ -74,12 +91,16 @@ def test_an_interrupted_run_continues_and_one_with_other_options_starts_anew(run
     monkeypatch.setattr(Lessons, "__getitems__", fragile)
     with pytest.raises(KeyboardInterrupt):
         run("--train.steps", "5")
-    checkpoint, = (tmp_path / "work").iterdir()
+    (checkpoint,) = (tmp_path / "work").iterdir()
     other = run("--train.steps", "5", "--train.lr", "0.0001")
     assert len(read) == 4 + 5 and checkpoint.is_file()
     card = run("--train.steps", "5")
     assert len(read) == 9 + 3 and not checkpoint.exists()
-    assert card["sha256"] == straight["sha256"] != other["sha256"] and card["loss"] == straight["loss"] and card["seconds"] is None
+    assert (
+        card["sha256"] == straight["sha256"] != other["sha256"]
+        and card["loss"] == straight["loss"]
+        and card["seconds"] is None
+    )
 
 
 class Alone:
@@ -143,25 +164,50 @@ def test_two_processes_train_the_model_of_one(tmp_path):
     states = []
     for world in (1, 2):
         out = tmp_path / f"{world}.safetensors"
-        command = [sys.executable, "-m", "shared.experiment.launch", "--device", "cpu" if world == 1 else "cpu2",
-                   "-m", "shared.training.vlm",
-                   "--model", "scenes-idefics", "--out", str(out), "--work", str(tmp_path), "--train.steps", "3",
-                   "--train.batch", "16", "--train.warmup", "1"]
+        command = [
+            sys.executable,
+            "-m",
+            "shared.experiment.launch",
+            "--device",
+            "cpu" if world == 1 else "cpu2",
+            "-m",
+            "shared.training.vlm",
+            "--model",
+            "scenes-idefics",
+            "--out",
+            str(out),
+            "--work",
+            str(tmp_path),
+            "--train.steps",
+            "3",
+            "--train.batch",
+            "16",
+            "--train.warmup",
+            "1",
+        ]
         subprocess.run(command, cwd=root, check=True, timeout=400, capture_output=True)
         states.append(own_state(load_small(out)))
     one, two = states
-    assert max((one[k] - two[k]).abs().max().item() for k in one) < 2e-3  # Adam's first steps amplify rounding where a gradient is about 0
+    assert (
+        max((one[k] - two[k]).abs().max().item() for k in one) < 2e-3
+    )  # Adam's first steps amplify rounding where a gradient is about 0
     assert np.mean([(one[k] - two[k]).abs().mean().item() for k in one]) < 1e-5
 
 
 # ---- the lessons and the measurement ---------------------------------------------------------------------------------------
+
 
 def test_lessons_are_functions_of_seed_and_index():
     lessons = Lessons(100)
     x, prompts, targets = lessons.__getitems__(range(60))
     some = [5, 59, 17]
     x2, prompts2, targets2 = lessons.__getitems__(some)
-    assert torch.equal(x2, x[some]) and prompts2 == [prompts[i] for i in some] and targets2 == [targets[i] for i in some] and len(lessons) == 100
+    assert (
+        torch.equal(x2, x[some])
+        and prompts2 == [prompts[i] for i in some]
+        and targets2 == [targets[i] for i in some]
+        and len(lessons) == 100
+    )
     assert not torch.equal(Lessons(100, seed=1).__getitems__([5])[0], x[5:6])
     told = [i for i in range(60) if prompts[i] == INSTRUCTION]
     assert 15 < len(told) < 45
@@ -176,11 +222,19 @@ class Oracle(torch.nn.Module):
     def __init__(self, kind):
         super().__init__()
         self.kind, self.weight = kind, torch.nn.Parameter(torch.zeros(()))
-        self.data = script.SceneCaptions("plain", "validation") if kind == "captions" else script.SceneQuestions("plain", "validation")
+        self.data = (
+            script.SceneCaptions("plain", "validation")
+            if kind == "captions"
+            else script.SceneQuestions("plain", "validation")
+        )
 
     def answer(self, x, prompts):
         rows = range(len(x))
-        truths = [r[3] for r in self.data.references(rows)] if self.kind == "captions" else [a[0] for a in self.data.answers(rows)]
+        truths = (
+            [r[3] for r in self.data.references(rows)]
+            if self.kind == "captions"
+            else [a[0] for a in self.data.answers(rows)]
+        )
         moved = (x - self.data.pictures(rows)).flatten(1).abs().amax(1)
         assert moved.max() < 8 / 255 + 1e-6
         return [t if m == 0 else "a pink moon and a red heart" for t, m in zip(truths, moved, strict=True)]
@@ -199,7 +253,9 @@ def test_the_measurement_counts_what_is_right_and_what_an_attack_breaks(kind):
 def test_a_caption_with_one_object_too_many_or_too_few_is_wrong():
     data, oracle = SceneCaptions("plain", "validation"), Oracle("captions")
     several = next(i for i in range(50) if data.scenes([i]).kind[0] == 2)
-    oracle.answer = lambda x, prompts: [r[0].split(" and ")[0].split(" to the left")[0] for r in data.references(range(50))]
+    oracle.answer = lambda x, prompts: [
+        r[0].split(" and ")[0].split(" to the left")[0] for r in data.references(range(50))
+    ]
     assert not correct(oracle, "captions", "plain", 50)[several] and correct(oracle, "captions", "plain", 50).any()
     oracle.answer = lambda x, prompts: [r[0] + " and a pink moon" for r in data.references(range(50))]
     assert correct(oracle, "captions", "plain", 50).mean() < 0.2
