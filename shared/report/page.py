@@ -165,6 +165,8 @@ def _this_interpreter():
     from jupyter_client.manager import AsyncKernelManager
 
     class Manager(AsyncKernelManager):
+        shutdown_wait_time = 1.0  # seconds that a kernel has to end by itself, also after an interrupt
+
         @property
         def kernel_spec(self):
             argv = [sys.executable, "-c", _KERNEL, "-f", "{connection_file}", *_QUIET]
