@@ -120,10 +120,18 @@ def having(wanted) -> set[str]:
     return {n.name for n in PAPER.plan(SMOKE) if wanted(n.tags.get("attack", ""), n.tags)}
 
 
-@pytest.mark.parametrize(("change", "where"), [
-    ({"kappa": 3.0}, lambda a, t: a == "cw"), ({"auto_steps": 7}, lambda a, t: a == "auto"), ({"auto_queries": 7}, lambda a, t: a == "auto"),
-    ({"auto_n": 6}, lambda a, t: a in ("auto", "pgd_paired")), ({"strong_steps": 5}, lambda a, t: t["kind"] == "gate"),
-    ({"sanity_n": 3}, lambda a, t: t["kind"] == "accuracy" and a != "clean")], ids=lambda x: next(iter(x)) if isinstance(x, dict) else "")  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ({"kappa": 3.0}, lambda a, t: a == "cw"),
+        ({"auto_steps": 7}, lambda a, t: a == "auto"),
+        ({"auto_queries": 7}, lambda a, t: a == "auto"),
+        ({"auto_n": 6}, lambda a, t: a in ("auto", "pgd_paired")),
+        ({"strong_steps": 5}, lambda a, t: t["kind"] == "gate"),
+        ({"sanity_n": 3}, lambda a, t: t["kind"] == "accuracy" and a != "clean"),
+    ],
+    ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
+)
 def test_one_number_measures_only_what_depends_on_it_again(change, where):
     assert changed(with_attack(SMOKE, **change)) == having(where)
 
