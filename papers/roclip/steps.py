@@ -53,7 +53,7 @@ from shared.metrics import backdoor
 from shared.metrics.costs import clock
 from shared.models.clip import create_clip
 from shared.models.sources import locate
-from shared.models.victim import ZeroShot, text_matrix
+from shared.models.victim import ZeroShot, tell_apart, text_matrix
 from shared.steps.backdoor import Aim, Pairs, Poison, Seen, Stamp, side
 from shared.training.cleanclip import CleanClipConfig, cleanclip
 
@@ -373,8 +373,9 @@ class Snapshot:
         """The zero-shot classifier of a set."""
 
         def make() -> ZeroShot:
-            clip = self.open(lab)
-            return classifier(clip, ensemble(clip, sentences(lab, spec)))
+            clip, said = self.open(lab), sentences(lab, spec)
+            tell_apart(clip, lab.data(spec), [first for first, *_ in said])
+            return classifier(clip, ensemble(clip, said))
 
         return lab.once(("victim", self, spec), make)
 

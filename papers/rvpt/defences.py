@@ -34,7 +34,7 @@ from shared.data.base import ClassSubset, LabelledImages
 from shared.experiment.leaves import Backbone, Pictures
 from shared.experiment.step import Lab, Tensors, Trained, free
 from shared.metrics import backdoor
-from shared.models.victim import ZeroShot, predicted, text_matrix
+from shared.models.victim import ZeroShot, predicted, tell_apart, text_matrix
 from shared.steps.backdoor import Aim, Pairs, Poison, prompts_of
 from shared.training.adversarial import TrainAttack
 from shared.training.cleanclip import CleanClipConfig, cleanclip
@@ -107,6 +107,8 @@ class Poisoned(Trained):
 
     def make(self, lab: Lab) -> tuple[Tensors, dict[str, str]]:
         pairs, partial = self.poison.pairs(lab, self.pairs, self.seed), lab.partial(self)
+        aim = self.poison.aim
+        tell_apart(self.clip.open(lab), lab.data(aim.spec), prompts_of(lab, aim.spec, aim.template))
         before, _ = self._validated(lab, self.clip.open(lab))
         for k, lr in enumerate(self.lrs):
             clip = copy.deepcopy(self.clip.open(lab))

@@ -15,7 +15,7 @@ from shared.attacks.triggers.optimised import PatchConfig
 from shared.experiment.leaves import Backbone
 from shared.experiment.step import Kept, Lab, Measured, Tensors, Values, free
 from shared.metrics import backdoor
-from shared.models.victim import Pixels, predicted
+from shared.models.victim import Pixels, predicted, tell_apart
 from shared.rng import SampleRng
 from shared.steps.backdoor import Aim, Pairs, Seen, Stamp, badclip, described, prompts_of
 
@@ -40,6 +40,8 @@ class Said:
         if model.probe is not None:
             return model.probe
         prompts = prompts_of(lab, self.seen.data.spec, self.template)
+        if model.words is None:
+            tell_apart(model.clip, data, prompts)
         return model.zero_shot(self.seen.say(lab, prompts), data.classes)
 
     def labels(self, lab: Lab) -> np.ndarray:

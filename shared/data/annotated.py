@@ -25,6 +25,7 @@ from torch import Tensor
 
 from shared.data.base import stack
 from shared.data.files import FileImages, ImageSize
+from shared.data.skipped import say
 from shared.data.vision_language import CaptionSet, QuestionSet, VisionLanguageSet
 from shared.errors import UserError
 from shared.files import digest
@@ -105,6 +106,9 @@ def coco(root: str | os.PathLike, split: str, size: ImageSize, skip_corrupt: boo
         captions: dict[int, list[str]] = {}
         for entry in content["annotations"]:
             captions.setdefault(entry["image_id"], []).append(entry["caption"].strip())
+        bare = [image["file_name"] for image in content["images"] if image["id"] not in captions]
+        if bare:
+            say("coco", f"{len(bare)} pictures of {path.name} have no caption and are left out", bare)
         return [
             (f"{year}/{image['file_name']}", captions[image["id"]])
             for image in content["images"]

@@ -80,13 +80,19 @@ def text_matrix(model: nn.Module, prompts: Sequence[str]) -> Tensor:
 
 
 def class_matrix(model: nn.Module, data: LabelledImages) -> Tensor:
-    """T (K, D) of the prompts of a set's K classes.
+    """T (K, D) of the prompts of a set's K classes; see `tell_apart`."""
+    tell_apart(model, data)
+    return text_matrix(model, data.prompts)
 
-    Classes whose prompts are the same tokens have one embedding, bit for bit, and nothing can tell them apart. Raises
-    UserError with their names where they are the user's folders; those of a published set are said on stderr.
+
+def tell_apart(model: nn.Module, data: LabelledImages, prompts: Sequence[str] | None = None) -> None:
+    """Look for classes of a set whose prompts (default: the set's own) are the same tokens.
+
+    They have one embedding, bit for bit, and nothing can tell them apart. Raises UserError with their names where they are the
+    user's folders; those of a published set are said on stderr.
     """
     alike: dict[tuple[int, ...], list[str]] = {}
-    for name, row in zip(data.classes, model.tokenizer(list(data.prompts)).tolist(), strict=True):
+    for name, row in zip(data.classes, model.tokenizer(list(prompts or data.prompts)).tolist(), strict=True):
         alike.setdefault(tuple(row), []).append(name)
     same = [" = ".join(names) for names in alike.values() if len(names) > 1]
     if same and data.renameable:
@@ -96,7 +102,6 @@ def class_matrix(model: nn.Module, data: LabelledImages) -> Tensor:
         )
     if same:
         say(data.name, f"{len(same)} prompts have several classes, which the model cannot tell apart", same)
-    return text_matrix(model, data.prompts)
 
 
 def predicted(logits: Tensor) -> Tensor:

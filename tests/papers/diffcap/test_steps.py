@@ -198,10 +198,8 @@ def test_the_probe_knows_its_digits(tmp_path):
 @pytest.mark.parametrize(("changes", "message"), [
     ({"seeds": ()}, "--seeds must be"), ({"seeds": (1, 1)}, "--seeds must be"),
     ({"attack": replace(CPU.attack, eps=(0.1, 0.05))}, "growing strengths"), ({"attack": replace(CPU.attack, eps=())}, "growing strengths"),
-    ({"attack": replace(CPU.attack, steps=0)}, "--attack.steps must be at least 1"),
-    ({"method": replace(CPU.method, dt=7)}, "a multiple of dt"), ({"method": replace(CPU.method, dt=500)}, "a multiple of dt"),
-    ({"method": replace(CPU.method, tau=1.5)}, "a cosine"), ({"data": replace(CPU.data, n=-1)}, "--data.n must be at least 0"),
-    ({"data": replace(CPU.data, classes=())}, "--data.classes needs"), ({"adaptive": replace(CPU.adaptive, eot=0)}, "--adaptive.eot"),
+    ({"method": replace(CPU.method, dt=7)}, "a multiple of --method.dt"), ({"method": replace(CPU.method, dt=500)}, "a multiple of --method.dt"),
+    ({"data": replace(CPU.data, classes=())}, "--data.classes needs"),
 ])  # fmt: skip
 def test_settings_that_cannot_work_are_refused(changes, message):
     with pytest.raises(UserError, match=message):

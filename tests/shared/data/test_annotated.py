@@ -151,6 +151,18 @@ def test_coco_without_karpathys_file(tmp_path, picture):
     assert len(coco(tmp_path, "train", ImageSize(8, 8))) + len(coco(tmp_path, "validation", ImageSize(8, 8))) == 20
 
 
+def test_coco_pictures_without_a_caption_are_counted_and_named(tmp_path, picture, capsys):
+    build_coco(tmp_path, picture, karpathy=False)
+    path = tmp_path / "coco" / "annotations" / "captions_val2014.json"
+    content = json.loads(path.read_text())
+    first = content["images"][0]
+    content["annotations"] = [entry for entry in content["annotations"] if entry["image_id"] != first["id"]]
+    path.write_text(json.dumps(content))
+    assert len(coco(tmp_path, "test", ImageSize(8, 8))) == 19
+    said = "1 pictures of captions_val2014.json have no caption and are left out"
+    assert f"coco: {said}: {first['file_name']}" in capsys.readouterr().err
+
+
 def test_questions(root):
     data = open_vl("vqav2", "test", Source(str(root)), 8)
     assert isinstance(data, QuestionSet) and len(data) == 40 and len(data.images) == 20
