@@ -161,7 +161,7 @@ def test_damage_is_mended(copy, script, measured, reference):
 
 
 def test_a_failed_gate_stops_before_any_defence(script, tmp_path):
-    options = ("--headline", "--results", tmp_path, "--gates.enforce", "--gates.psr", 1.1)
+    options = ("--headline", "--results", tmp_path, "--gates.enforce", "--gates.psr", 1)
     outcome = script("train", *SMALL, *options)
     assert outcome.code == 2
     assert "CLIP without augmentation: poison success (targets) is" in outcome.err

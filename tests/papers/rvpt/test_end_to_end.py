@@ -167,7 +167,7 @@ def test_what_cannot_work_is_one_sentence(script, tmp_path):
     for name, options, said in (
         ("train", ("--method.shots", 3), "--sweeps.shots"),
         ("evaluate", ("--data.main.target", ""), "--data.main.target"),
-        ("train", ("--attacks.badnet.rate", 1.5), "--attacks.<name>.rate"),
+        ("train", ("--attacks.badnet.rate", 1.5), "--attacks.badnet.rate"),
         ("evaluate", ("--seeds", 1, 1), "--seeds"),
     ):
         one_sentence(script(name, *SMALL, "--results", tmp_path, *options), said)
