@@ -6,7 +6,6 @@ model (the paper's gray box), for TeCoA and FARE the model with that encoder.
 """
 
 import copy
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -36,12 +35,13 @@ from shared.experiment.store import slug
 from shared.metrics.costs import clock
 from shared.metrics.perceptual import embedding_similarity
 from shared.models.preprocess import ResizeOnly
-from shared.models.victim import ZeroShot, class_matrix, predicted
+from shared.models.victim import ZeroShot, class_matrix, labels_of, predicted
 from shared.models.vlm import open_vlm
 from shared.rng import SampleRng
 from shared.steps.purification import (
     STREAM,
     Attacked,
+    Behind,
     Checked,
     Defence,
     Diffusion,
@@ -466,21 +466,8 @@ class Spread(Measured):
 
 
 @dataclass(frozen=True)
-class Score(Measured):
+class Score(Behind):
     """What a victim makes of pictures behind a defence: correct or not, or the score of its answers, which are kept."""
-
-    victim: Victim
-    seen: Seen
-    defence: Defence
-    seed: int
-    checks: Checked | None = None
-    batch: int = free(64)
-    answers: int = free(64)
-
-    @property
-    def group(self) -> "Score":
-        """Nothing but models is shared with others."""
-        return self
 
     @property
     def weight(self) -> float:
@@ -488,16 +475,12 @@ class Score(Measured):
         return passes(self.defence) + (1.0 if isinstance(self.victim, Speaker) else 0.05)
 
     def make(self, lab: Lab) -> Values:
-        x, y = self.seen.behind(lab, self.defence, self.seed, self.batch), self.seen.clean(lab)[1]
-        sanity = None if self.checks is None else json.loads(lab.facts(self.checks)["sanity"])
-        more = {"sanity": sanity, "skipped": self.seen.skipped(lab)}
+        x, y = self.pictures(lab), self.seen.clean(lab)[1]
         if isinstance(y, Answers):
             said = self.victim.says(lab, x, y, self.answers)
-            return Values(y.scores(said), y.unit, {"answers": np.array(said)}, **more)
-        victim = self.victim.open(lab)
-        with torch.no_grad():
-            labels = torch.cat([predicted(victim(part)) for part in x.split(self.answers)])
-        return Values((labels == y).double().cpu().numpy(), "share", {"labels": labels.cpu().numpy()}, **more)
+            return Values(y.scores(said), y.unit, {"answers": np.array(said)}, **self.beside(lab))
+        said = labels_of(self.victim.open(lab), x, self.answers)
+        return Values((said == y).double().cpu().numpy(), "share", {"labels": said.cpu().numpy()}, **self.beside(lab))
 
 
 def passes(defence: Defence) -> float:

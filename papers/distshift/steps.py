@@ -4,7 +4,6 @@
 of it, the adversarially trained victim for itself.
 """
 
-import json
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
@@ -30,10 +29,12 @@ from shared.experiment.store import slug
 from shared.metrics.costs import clock
 from shared.metrics.two_sample import median_distance, mmd2, permutation_test
 from shared.models.classifier import Classifier, open_classifier, random_classifier
+from shared.models.victim import labels_of
 from shared.rng import SampleRng
 from shared.steps.purification import (
     STREAM,
     Attacked,
+    Behind,
     Checked,
     Defence,
     Denoising,
@@ -92,8 +93,7 @@ class Victim:
 
         def make() -> Classifier:
             if isinstance(self.weights, Network):
-                lab.weights(self.weights)  # refuses what is missing or damaged
-                source = str(lab.path(self.weights))
+                source = str(lab.file(self.weights))
             else:
                 source = self.weights.spec
             keep = list(LOGITS) if self.restrict and isinstance(self.weights, Weights) and source != "random" else None
@@ -103,9 +103,7 @@ class Victim:
 
     def says(self, lab: Lab, x: Tensor, batch: int) -> Tensor:
         """(N,) its labels for pictures, `batch` at a time."""
-        victim = self.open(lab)
-        with torch.no_grad():
-            return torch.cat([victim(part).argmax(1) for part in x.split(batch)])
+        return labels_of(self.open(lab), x, batch)
 
 
 @dataclass(frozen=True)
@@ -207,21 +205,8 @@ class Adversary:
 
 
 @dataclass(frozen=True)
-class Accuracy(Measured):
+class Accuracy(Behind):
     """Whether a victim is right about a picture behind a defence."""
-
-    victim: Victim
-    seen: Seen
-    defence: Defence
-    seed: int
-    checks: Checked | None = None
-    batch: int = free(64)
-    answers: int = free(64)
-
-    @property
-    def group(self) -> "Accuracy":
-        """Nothing but models is shared with others."""
-        return self
 
     @property
     def weight(self) -> float:
@@ -229,10 +214,9 @@ class Accuracy(Measured):
         return passes(self.defence)
 
     def make(self, lab: Lab) -> Values:
-        labels = self.victim.says(lab, self.seen.behind(lab, self.defence, self.seed, self.batch), self.answers)
-        right = labels.eq(self.seen.clean(lab)[1]).double().cpu().numpy()
-        sanity = None if self.checks is None else json.loads(lab.facts(self.checks)["sanity"])
-        return Values(right, "share", {"labels": labels.cpu().numpy()}, sanity, self.seen.skipped(lab))
+        said = self.victim.says(lab, self.pictures(lab), self.answers)
+        right = said.eq(self.seen.clean(lab)[1]).double().cpu().numpy()
+        return Values(right, "share", {"labels": said.cpu().numpy()}, **self.beside(lab))
 
 
 def passes(defence: Defence) -> float:

@@ -26,7 +26,7 @@ from shared.experiment.step import Lab, Measured, Trained, Values, free
 from shared.metrics.costs import activation_megabytes, step_seconds
 from shared.models.clip import create_clip
 from shared.models.sources import open_clip_model
-from shared.models.victim import ZeroShot, class_matrix, predicted
+from shared.models.victim import ZeroShot, class_matrix, labels_of
 from shared.rng import SampleRng
 from shared.training.adversarial import FARE, TeCoA, TrainAttack, Tuning, finetune, frozen
 from shared.training.contrastive import ContrastiveConfig, pretrain
@@ -59,8 +59,7 @@ class Pretrained(Trained):
 
     def open(self, lab: Lab) -> nn.Module:
         """Never trained again."""
-        lab.weights(self)  # refuses what is missing or damaged
-        return lab.once(self, lambda: open_clip_model(self.architecture, lab.path(self), lab.device))
+        return lab.once(self, lambda: open_clip_model(self.architecture, lab.file(self), lab.device))
 
 
 @dataclass(frozen=True)
@@ -312,10 +311,7 @@ class Accuracy(Measured):
         for part in (rows[k : k + size] for k in range(0, len(rows), size)):
             x, y = self.data.read(lab, part)
             x_adv = self.attacked(lab, victim, x, y, part)
-            with torch.no_grad():
-                out.append(
-                    torch.cat([predicted(victim(b)) for b in x_adv.split(self.attack.batch)]).eq(y).float().cpu()
-                )
+            out.append(labels_of(victim, x_adv, self.attack.batch).eq(y).float().cpu())
         sanity = None if self.checks is None else self.checks.record(lab, self.tower)
         return Values(torch.cat(out).numpy(), "share", sanity=sanity, skipped=self.data.open(lab).skipped)
 

@@ -8,6 +8,7 @@ from papers.roclip.augment import ImageAugmentation
 from papers.roclip.method import AS_RELEASED, TWO_SIDED, Matching
 from papers.roclip.probe import Probing
 from papers.roclip.safeclip import SafeClip
+from papers.roclip.tables import ATTACKS
 from papers.roclip.training import RELEASED as RELEASED_TRAINING
 from papers.roclip.training import Training
 from shared.attacks.triggers import check_fields
@@ -17,7 +18,7 @@ from shared.experiment.scale import Options, check_seeds
 from shared.options import Count, Decay, Pairs, Part, Range, Seed, Share, Whole
 from shared.training.cleanclip import CleanClipConfig
 
-BACKDOORS = ("badnet", "blended", "wanet", "sig", "label_consistent")
+BACKDOORS = tuple(ATTACKS)
 
 
 @dataclass(frozen=True)

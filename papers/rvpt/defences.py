@@ -231,8 +231,7 @@ class Prompts(Defence):
 
     def model(self, lab: Lab) -> Model:
         clip = self.clip.open(lab)
-        lab.weights(self)  # refuses what is missing or damaged
-        return Model(clip, load_prompts(lab.path(self), clip.visual).to(lab.device))
+        return Model(clip, load_prompts(lab.file(self), clip.visual).to(lab.device))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from shared.attacks.triggers.optimised import PatchConfig
 from shared.experiment.leaves import Backbone
 from shared.experiment.step import Kept, Lab, Measured, Tensors, Values, free
 from shared.metrics import backdoor
-from shared.models.victim import Pixels, predicted, tell_apart
+from shared.models.victim import Pixels, labels_of, tell_apart
 from shared.rng import SampleRng
 from shared.steps.backdoor import Aim, Pairs, Seen, Stamp, badclip, described, prompts_of
 
@@ -48,10 +48,9 @@ class Said:
         """(N,), one per picture."""
         return lab.once(self, lambda: self.of(self.classifier(lab), self.seen.pictures(lab)))
 
-    @torch.no_grad()
     def of(self, classifier: nn.Module, x: Tensor) -> np.ndarray:
         """The labels of other pictures."""
-        return np.concatenate([predicted(classifier(part)).cpu().numpy() for part in x.split(self.batch)])
+        return labels_of(classifier, x, self.batch).cpu().numpy()
 
 
 @dataclass(frozen=True)

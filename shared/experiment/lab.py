@@ -87,9 +87,8 @@ class Lab:
     def open_leaves(self, found: Iterable[object]) -> None:
         """Look at what is given among these parts of steps, so that what is to be downloaded is there."""
         for leaf in found:
-            if hasattr(leaf, "identity") and not any(
-                needs(leaf)
-            ):  # it is known without anything that is yet to be made
+            # what is known without anything that is yet to be made
+            if hasattr(leaf, "identity") and not any(needs(leaf)):
                 self.identity(leaf)
 
     def identity(self, leaf: Hashable) -> object:
@@ -175,14 +174,18 @@ class Lab:
             path.with_suffix(".json"), {"key": self.key(step), "sha256": sha256_file(path), "facts": facts or {}}
         )
 
-    def weights(self, step: Kept, part: str = "") -> dict[str, Tensor]:
-        """What a step has left. Raises UserError where it is missing, or not as it was written."""
+    def file(self, step: Kept, part: str = "") -> Path:
+        """The file of what a step has left. Raises UserError where it is missing, or not as it was written."""
         path, record = self.path(step, part), self._record(step, part)
         if not path.is_file() or record.get("key") != self.key(step):
             raise UserError(f"{path} is missing: run the training with the same options first.")
         if sha256_bytes(path.read_bytes()) != record["sha256"]:
             raise UserError(f"{path} is not as it was written (damaged or changed by hand): delete it and run again.")
-        return read_weights(path)
+        return path
+
+    def weights(self, step: Kept, part: str = "") -> dict[str, Tensor]:
+        """The tensors of that file, under the same conditions."""
+        return read_weights(self.file(step, part))
 
     def facts(self, step: Kept, part: str = "") -> dict[str, str]:
         """The texts that stand beside its tensors."""
@@ -200,9 +203,8 @@ class Lab:
             self.keep(step, tensors, facts=facts)
             self.partial(step).unlink(missing_ok=True)
 
-        for _, level in itertools.groupby(
-            sorted(found, key=depth), key=depth
-        ):  # what is needed is there before what needs it
+        # what is needed is there before what needs it
+        for _, level in itertools.groupby(sorted(found, key=depth), key=depth):
             todo = [step for step in level if not self.is_made(step)]
             self.accelerator.wait_for_everyone()  # all have looked before anybody makes something
             what = "training" if any(isinstance(step, Trained) for step in todo) else "preparation"

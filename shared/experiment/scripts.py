@@ -38,9 +38,8 @@ def start(paper: str, script: str, doc: str) -> None:
 def run(paper: str, script: str, doc: str, argv: Sequence[str] | None = None) -> None:
     """The same in a process that goes on. argv: the options, by default those of the command line."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    if os.environ.get("WORLD_SIZE", "1") == "1" and (
-        text := finished.said(paper, script, argv)
-    ):  # of several, the launcher has looked
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"  # of several, the launcher has looked
+    if alone and (text := finished.said(paper, script, argv)):
         print(text, flush=True)
         return
     looked_at.clear()
@@ -61,10 +60,8 @@ def run(paper: str, script: str, doc: str, argv: Sequence[str] | None = None) ->
     numbers = found.plan(config)
     for kind in {type(part) for n in numbers for part in parts(n.step)}:
         source.of(kind)  # the source that runs is the one of now, whoever edits a file while it runs
-    first = lab.accelerator.main_process_first() if config.source.download else contextlib.nullcontext()
-    with (
-        first
-    ):  # what is missing is said before anything is made, or downloaded by one process before the others read it
+    # what is missing is said before anything is made, or downloaded by one process before the others read it
+    with lab.accelerator.main_process_first() if config.source.download else contextlib.nullcontext():
         lab.open_leaves(part for n in numbers for part in parts(n.step))
     with locked(lab.root) if lab.accelerator.is_main_process else contextlib.nullcontext():
         text = {"train": train, "evaluate": evaluate}[script](found, scale, config, lab, numbers)
@@ -245,7 +242,7 @@ def say_times(lab: "Lab", numbers: "list[Number]", seconds: float) -> None:
     """Say how long it took, and which kinds of number took it, as recorded by all processes."""
     total: dict[str, float] = {}
     for n in numbers:
-        found, kind = lab.store.read(n.name, lab.key(n.step)), str(n.tags.get("kind"))
-        total[kind] = total.get(kind, 0.0) + (found.seconds if found else 0.0)
+        kind = str(n.tags.get("kind"))
+        total[kind] = total.get(kind, 0.0) + lab.store.read(n.name, lab.key(n.step)).seconds
     split = ", ".join(f"{kind} {spent:.0f}" for kind, spent in total.items())
     print(f"evaluation: done in {seconds:.0f} s; seconds by kind, over all processes: {split}", flush=True)

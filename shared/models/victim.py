@@ -119,6 +119,12 @@ def predicted(logits: Tensor) -> Tensor:
     return logits.argmax(dim=1)
 
 
+@torch.no_grad()
+def labels_of(victim: nn.Module, x: Tensor, batch: int) -> Tensor:
+    """The classes that a victim names in pictures (N, 3, H, W), `batch` at a time: (N,) int64; see `predicted`."""
+    return torch.cat([predicted(victim(part)) for part in x.split(batch)])
+
+
 class ZeroShot(nn.Module):
     """The zero-shot classifier of a CLIP: logits z_k = s·cos(F(x), t_k), with F the vision tower and s the logit scale.
 

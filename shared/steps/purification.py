@@ -103,8 +103,7 @@ class Diffusion:
         def make() -> Denoiser:
             if isinstance(self.weights, Weights):
                 return open_denoiser(self.weights.spec).to(lab.device)
-            lab.weights(self.weights)  # refuses what is missing or damaged
-            return read_denoiser(lab.path(self.weights)).to(lab.device)
+            return read_denoiser(lab.file(self.weights)).to(lab.device)
 
         return lab.once(self, make)
 
@@ -302,6 +301,38 @@ class Checked(Kept):
     def make(self, lab: Lab) -> tuple[Tensors, dict[str, str]]:
         rng = SampleRng(self.attack.seed, self.seen.rows(lab), "sanity")
         return {}, {"sanity": json.dumps(self.attack.check(self.victim.open(lab), *self.seen.clean(lab), rng))}
+
+
+@dataclass(frozen=True)
+class Behind(Measured):
+    """What a victim makes of pictures behind a defence; a paper says what that is.
+
+    checks: of the attack on the pictures.
+
+    batch: pictures at a time through the defence; answers: through the victim.
+    """
+
+    victim: Victim
+    seen: Seen
+    defence: Defence
+    seed: int
+    checks: Checked | None = None
+    batch: int = free(64)
+    answers: int = free(64)
+
+    @property
+    def group(self) -> "Behind":
+        """Nothing but models is shared with others."""
+        return self
+
+    def pictures(self, lab: Lab) -> Tensor:
+        """What comes out of the defence."""
+        return self.seen.behind(lab, self.defence, self.seed, self.batch)
+
+    def beside(self, lab: Lab) -> dict[str, object]:
+        """What stands beside the values: the attack's sanity checks, and files that could not be read."""
+        sanity = None if self.checks is None else json.loads(lab.facts(self.checks)["sanity"])
+        return {"sanity": sanity, "skipped": self.seen.skipped(lab)}
 
 
 # ---- attackers who know the defence ------------------------------------------------------------------------------------
