@@ -55,6 +55,8 @@ class Round:
                 stdout=out,
                 stderr=out,
                 start_new_session=True,
+                # a shell's background job ignores it, and so would all that it starts
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
 
     def stop(self, number: int, everybody: bool) -> float:
