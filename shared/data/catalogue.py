@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.data.annotated import FILES
-from shared.data.base import ClassSubset, LabelledImages, halves
+from shared.data.base import ClassSubset, LabelledImages, halves, held_out
 from shared.data.digits import digits
 from shared.data.files import ImageSize
 from shared.data.folders import image_folder
@@ -42,13 +42,18 @@ class Source:
 
 
 def open_set(spec: str, split: str, source: Source, n: int = 100_000) -> LabelledImages:
-    """The data set `spec` ("scenes:shape", "folder:seen", "named:cifar10"), split "train" or "test"; n: length of a scenes set.
+    """The data set `spec` ("scenes:shape", "folder:seen", "named:cifar10"); n: length of a scenes set.
+
+    split: "train" or "test"; or "validation", which settings are chosen on, and "fit", the training pictures less those of the
+    validation. Scenes have validation pictures of their own; of other sets, a tenth of the training pictures.
 
     Raises UserError for an unknown kind or set, and where DATA_ROOT is needed and missing.
     """
     kind, _, name = spec.partition(":")
     if kind == "scenes":
-        return SceneSet(name, split, n)
+        return SceneSet(name, "train" if split == "fit" else split, n)
+    if split in ("validation", "fit"):
+        return held_out(open_set(spec, "train", source), split == "validation")
     if spec == "digits:all":
         return digits(split, ImageSize.parse(source.size))
     if kind not in ("folder", "named") or not name:
