@@ -169,21 +169,24 @@ class Tuned(Trained):
 
 @cache
 def methods(c: Config, seed: int = 0) -> dict[str, Tuned]:
-    """What is trained for each row, by its name. Rows of `CHOSEN` have a learning rate chosen for themselves, those that vary one
-    thing of such a row have its."""
+    """What is trained for each row, by its name. Rows of `CHOSEN` have a learning rate chosen for themselves, those that
+    vary one thing of such a row have its."""
     rows = _rows(c, seed)
     return {name: replace(step, lr=choice(c, chosen_for(name))) for name, step in rows.items()}
 
 
 @cache
-def choice(c: Config, name: str) -> Choice | None:
-    """The choice of a row's learning rate among the multiples of its preset; None where there is but one."""
-    if len(c.choosing.multiples) < 2:
-        return None
+def choice(c: Config, name: str) -> Choice:
+    """The choice of a row's learning rate among the multiples of its preset."""
     step = _rows(c, c.seeds[0])[name]
     validation = Pictures(c.data.train, "validation", c.choosing.n)
     kind = "clean" if name == "ft_clean" else "pgd"
-    fitted = replace(step.data, split="fit" if _apart(c.data.train) else "train")
+    # scenes have validation pictures of their own; with one candidate nothing is chosen
+    fitted = (
+        step.data
+        if len(c.choosing.multiples) == 1 or c.data.train.startswith("scenes:")
+        else replace(step.data, split="fit")
+    )
     tried = tuple(
         replace(
             step,
@@ -195,11 +198,6 @@ def choice(c: Config, name: str) -> Choice | None:
         for m in c.choosing.multiples
     )
     return Choice(tried, SeenAccuracy(validation, adversary(c, kind)), name)
-
-
-def _apart(spec: str) -> bool:
-    """Whether validation pictures have to be taken from those of the training."""
-    return not spec.startswith("scenes:")
 
 
 def chosen_for(name: str) -> str:
@@ -394,9 +392,9 @@ class Accuracy(Measured):
 
 @dataclass(frozen=True)
 class SeenAccuracy:
-    """The rule of every choice: accuracy on validation pictures of the training classes, under the attack of the evaluation (clean for
-    FT-Clean, which knows no attack). Pictures of the test and classes of the zero-shot sets play no part. A training that diverged
-    scores 0.
+    """The rule of every choice: accuracy on validation pictures of the training classes, under the attack of the
+    evaluation (clean for FT-Clean, which knows no attack). Pictures of the test and classes of the zero-shot sets play
+    no part. A training that diverged scores 0.
 
     The attack sees every model with the pre-trained temperature, as in the evaluation.
     """
@@ -467,9 +465,7 @@ def number(
 ) -> Measured | None:
     """The step behind a number, from its tags; None: there is none."""
     if kind == "choice":
-        if (made := choice(c, method)) is None:
-            return None
-        return CandidateScore(made, c.choosing.multiples.index(point), "share", chosen=attack == "taken")
+        return CandidateScore(choice(c, method), c.choosing.multiples.index(point), "share", chosen=attack == "taken")
     if attack in ("auto", "pgd_paired") and method not in (CLIP, *CHOSEN):
         return None
     tuned = None if method == CLIP else methods(c, seed)[method]

@@ -202,9 +202,10 @@ def faces(c: "Config") -> Shown:
         {"kind": "accuracy"},
         c.seeds,
         best=None,
-        caption="Text and released code: accuracy (%). All rows are attacked in single precision with a summed loss and the model's own "
-        'temperature; "temperature 1" differs in the training\'s logits, "released" also in how the training attacks (half precision, mean '
-        "over the batch) and in the mean/std of the pixels. Each pair has its own learning rates.",
+        caption="Text and released code: accuracy (%). All rows are attacked in single precision with a summed loss and "
+        'the model\'s own temperature; "temperature 1" differs in the training\'s logits, "released" also in how the '
+        "training attacks (half precision, mean over the batch) and in the mean/std of the pixels. Each pair has its "
+        "own learning rates.",
     )
 
 
@@ -269,7 +270,7 @@ def cost(c: "Config") -> Shown:
 
 def candidates(c: "Config", attack: str) -> Grid:
     chosen = {label: {"method": name} for name, label in CHOSEN.items()}
-    grid = {f"lr × {m:g}": {"point": m} for m in c.choosing.multiples} if len(c.choosing.multiples) > 1 else {}
+    grid = {f"lr × {m:g}": {"point": m} for m in c.choosing.multiples}
     return Grid(chosen, grid, {"kind": "choice", "attack": attack}, c.seeds[:1])
 
 
@@ -280,9 +281,10 @@ def settings(scores: Filled, taken: Filled) -> Table:
     return choices(
         scores,
         taken,
-        f"How settings were chosen: accuracy (%) on {n} validation pictures of the training classes, under PGD-{scores.config.attack.steps} "
-        f"(FT-Clean: clean), by multiple of the preset's learning rate ({t.lr:g}; FARE {scores.config.fare.lr:g}), {t.steps} updates, one "
-        "seed; the best is taken for all seeds. Ablations, sweeps and partial fine-tuning have the rate of PMG-AFT.",
+        f"How settings were chosen: accuracy (%) on {n} validation pictures of the training classes, under "
+        f"PGD-{scores.config.attack.steps} (FT-Clean: clean), by multiple of the preset's learning rate ({t.lr:g}; "
+        f"FARE {scores.config.fare.lr:g}), {t.steps} updates, one seed; the best is taken for all seeds. Ablations, "
+        "sweeps and partial fine-tuning have the rate of PMG-AFT.",
     )
 
 
@@ -423,4 +425,5 @@ def long(c: "Config") -> list[Grid]:
 def headline(c: "Config") -> list[Grid]:
     """What the headline claims read, under every reading."""
     pairs = {label: {"method": name} for name, label in CHOSEN.items() if name.startswith(("tecoa", "pmg"))}
-    return [Grid(rows([CLIP]) | pairs, by_name(c), {"kind": "accuracy", "attack": a}, c.seeds) for a in BOTH]
+    written = [Grid(rows((CLIP, *FIRST)), by_name(c), {"kind": "accuracy", "attack": a}, c.seeds) for a in BOTH]
+    return [*written, Grid(pairs, both(c), {"kind": "accuracy"}, c.seeds)]

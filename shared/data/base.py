@@ -183,7 +183,7 @@ class ClassSubset(View):
 
 
 def held_out(data: LabelledImages, kept: bool) -> Subset:
-    """A tenth of every class, by an order that its examples and the seed 0 fix (at least one of each), or (not `kept`) the rest."""
+    """A tenth of every class (at least one), by an order that its examples and the seed 0 fix; not `kept`: the rest."""
     members = [np.flatnonzero(np.asarray(data.labels) == label) for label in range(data.num_classes)]
     mixed = [np.random.default_rng([0, label]).permutation(rows) for label, rows in enumerate(members)]
     cut = [-(-len(rows) // 10) for rows in mixed]

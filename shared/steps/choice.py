@@ -2,11 +2,12 @@
 
     k* = argmax_k  1/n Σ_i score(candidate k, example i),      the earlier one where several are best
 
-So the grid, the rule, every score and the outcome have keys, and are drawn. Two things are up to the paper: the grid holds the setting
-of the paper itself, with as many candidates for every method; and the rule reads validation examples that the method may see.
+So the grid, the rule, every score and the outcome have keys, and are drawn. Two things are up to the paper: the grid
+holds the setting of the paper itself, with as many candidates for every method; and the rule reads validation examples
+that the method may see.
 
-What is trained over several seeds is chosen on one of them: steps hold the choice in place of a setting, so other seeds train only
-what it has settled on.
+What is trained over several seeds is chosen on one of them: steps hold the choice in place of a setting, so other seeds
+train only what it has settled on.
 """
 
 from dataclasses import dataclass

@@ -429,7 +429,8 @@ def test_rows_that_vary_one_thing_have_the_rate_of_the_row_they_vary():
     assert rows["pmg_released_april"].lr == rows["pmg_released"].lr
     assert rows["tecoa_on_colour_shape"].lr == rows["tecoa"].lr
     assert rows["pmg_general"].lr == rows["pmg_last2"].lr == rows[SWEPT(4, 4)].lr == rows["pmg_aft"].lr
-    assert all(row.lr is None for row in methods(PRESETS["paper"]).values())  # one candidate is no choice
+    one = steps.choice(PRESETS["paper"], "pmg_aft").candidates  # nothing to choose: it is what the row would be
+    assert [(x.data.split, x.tuning) for x in one] == [("train", PRESETS["paper"].tuning)]
 
 
 def test_the_seed_that_chose_keeps_the_candidate_and_others_train_with_its_rate(lab):
