@@ -3,8 +3,10 @@
 A predicate holds when the interval lies beyond the bar, fails when it lies on the other side, and is undecided otherwise; an end that is the bar
 itself, up to rounding, decides nothing. So a verdict is a two-sided test, and `Verdict.p` its p-value: p <= 0.05 where there is a decision.
 
-* `within`, `equal_within`: two one-sided tests at 5 % each (Schuirmann 1987, J. Pharmacokinet. Biopharm. 15, 657-680), that is, the 90 % interval
-  lies inside; they fail when the 95 % interval lies outside. A declared `equivalence` δ is tested so too, where the direction stays open.
+* `within`, `equal_within`: two one-sided tests at 5 % each (Schuirmann 1987, J. Pharmacokinet. Biopharm. 15, 657-680):
+  they hold when the 90 % interval lies inside, and fail when the 95 % interval lies outside. A declared `equivalence` δ
+  is tested so too, where the direction stays open: "no difference" is decided, and says that there is none of δ or more.
+  Of R rivals none may be ahead by δ, each at 5 %, and one must be behind by less, at 5 %/R.
 * `exceeds_all` holds when every difference is above the bar, each at 95 % (an intersection-union test), and fails when one of R is below it at
   1 − 5 %/R (Bonferroni). `monotone` holds when one of R steps supports the order and fails when one contradicts it, each at 1 − 5 %/R.
 * Over all tested claims of a paper, `Verdict.survives` says which decisions remain when 5 % of the decisions may be wrong (Benjamini & Hochberg
@@ -178,8 +180,8 @@ def _test_bar(claim: Claim, e: Estimate) -> _Outcome:
     holds = (below if claim.predicate == "at_most" else above) if above or below else None
     where = f"lies {'above' if above else 'below'}" if above or below else "includes"
     sentence = f"The interval {where} {bar:g}."
-    if holds is None and _equivalent(claim, e):
-        return _Outcome(None, _near_p(e, bar, claim.equivalence), f"{sentence} {_small(claim, e)}", True)
+    if holds is None and (p := _equivalent(claim, [e])) is not None:
+        return _Outcome(None, p, f"{sentence} {_small(claim, e)}", True)
     if holds is None and claim.predicate == "greater":
         sentence += f" {detectable(e, claim)}"
     return _Outcome(holds, e.p_value(bar), sentence)
@@ -233,8 +235,8 @@ def _test_rivals(claim: Claim, estimates: tuple[Estimate, ...]) -> _Outcome:
     if below:
         return _Outcome(False, p_below, sentence)
     closest = min(estimates, key=lambda e: e.value)
-    if _equivalent(claim, closest):
-        return _Outcome(None, _near_p(closest, bar, claim.equivalence), f"{sentence} {_small(claim, closest)}", True)
+    if (p := _equivalent(claim, estimates)) is not None:
+        return _Outcome(None, p, f"{sentence} {_small(claim, closest)}", True)
     p_above = max(e.p_value(bar) for e in estimates) if closest.value > bar else 1.0
     return _Outcome(None, min(p_below, p_above), sentence)
 
@@ -289,8 +291,15 @@ def _near_p(e: Estimate, centre: float, tolerance: float) -> float:
     return max(e.p_value(centre - tolerance), e.p_value(centre + tolerance)) / 2
 
 
-def _equivalent(claim: Claim, e: Estimate) -> bool:
-    return claim.equivalence is not None and _near(e, margin(claim), claim.equivalence)[0]
+def _equivalent(claim: Claim, estimates: Sequence[Estimate]) -> float | None:
+    """p of "the smallest of these differences is the bar ± δ"; None where that is not shown, or no δ is declared."""
+    if claim.equivalence is None:
+        return None
+    least, most, count = margin(claim) - claim.equivalence, margin(claim) + claim.equivalence, len(estimates)
+    small = [e for e in estimates if _beyond(e, most, 1 - 2 * ERROR / count)[1]]
+    if not small or not all(_beyond(e, least, 1 - 2 * ERROR)[0] for e in estimates):
+        return None
+    return max(*(e.p_value(least) for e in estimates), count * min(e.p_value(most) for e in small)) / 2
 
 
 def _small(claim: Claim, e: Estimate) -> str:

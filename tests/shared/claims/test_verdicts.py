@@ -303,6 +303,21 @@ def test_a_declared_equivalence_decides_what_the_direction_leaves_open():
     assert verdict(claim(equivalence=9), results(*UP)).status == "direction holds"  # a direction that is clear stays
 
 
+@pytest.mark.parametrize(("shares", "status"), [
+    ((0.5, 0.5, 0.4), "no difference"),  # none is ahead, and one is as good
+    ((0.5, 0.5, 0.52), "inconclusive"),  # one may be ahead by δ
+    ((0.5, 0.48, 0.46), "direction holds"),
+])  # fmt: skip
+def test_equivalence_to_the_strongest_rival(shares, status):
+    rivals = ({"method": "r1"}, {"method": "r2"})
+    one = claim("exceeds_all", minus=None, value="unknown", rivals=rivals, equivalence=2)
+    cells = [cell(m, 0, values=np.roll(np.arange(N) < round(s * N), 40 * (m == "r2" and s > 0.5)))
+             for m, s in zip(("a", "r1", "r2"), shares, strict=True)]  # fmt: skip
+    v = verdict(one, results(*cells))
+    assert v.status == status, v.sentence
+    assert status != "no difference" or (v.p <= 0.05 and "No difference of 2 points or more" in v.sentence)
+
+
 def test_several_steps_are_corrected_for_their_number():
     values = [np.arange(N) < 200, (np.arange(N) < 200) | (np.arange(N) >= N - 5)]  # 5 of 400 more: p = 0.025
     for steps, status in ((2, "direction holds"), (4, "inconclusive")):
