@@ -37,6 +37,7 @@ GOOD, BAD, UNSURE, NONE = "good", "bad", "unsure", "none"  # tone of a status: w
 FRACTIONS = ("share", "fraction", "rate")  # units of numbers in [0, 1]
 ERROR = 0.05  # of each verdict, and the share of wrong decisions that `survives` allows
 EQUIVALENT = "no difference"
+LEAST_N, LEAST_SEEDS = 96, 3  # behind a headline claim
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,24 @@ class Verdict:
     slugs: tuple[str, ...] = ()
     p: float | None = None
     survives: bool = False
+
+    @property
+    def estimate(self) -> Estimate | None:
+        """The one that stands for all: of rivals the smallest difference, of a sequence the most precise step."""
+        rank = "half_width" if self.claim.sequence else "value"
+        return min(self.estimates, key=lambda e: getattr(e, rank), default=None)
+
+    @property
+    def seen(self) -> str:
+        """The smallest difference that could have been seen with 80 % power, with its unit; "" where that is not known."""
+        return detectable(self.estimate, self.claim) if self.estimate else ""
+
+    @property
+    def short_of(self) -> str:
+        """What a headline claim that was tested falls short of; "" where its evidence is enough."""
+        if self.p is None or not self.claim.headline:
+            return ""
+        return shortfall(self.estimate.n, self.estimate.seeds)
 
 
 @dataclass(frozen=True)
@@ -79,6 +98,12 @@ def judge(file: ClaimsFile, results, claims: Sequence[Claim] | None = None) -> l
     return [replace(v, survives=v.p is not None and v.p <= largest and v.tone != UNSURE) for v in verdicts]
 
 
+def shortfall(n: int, seeds: int) -> str:
+    """Whether n examples and so many seeds are too few for a headline claim: "n < 96, one seed", "2 seeds", ""."""
+    few = f"{seeds} seeds" if seeds > 1 else "one seed"
+    return ", ".join([f"n < {LEAST_N}"] * (n < LEAST_N) + [few] * (seeds < LEAST_SEEDS))
+
+
 def by_chance(verdicts: Sequence[Verdict]) -> str:
     """How many verdicts may be wrong by chance, and how many are left when that is accounted for; "" if none was tested."""
     tested = [verdict for verdict in verdicts if verdict.p is not None]
@@ -86,9 +111,13 @@ def by_chance(verdicts: Sequence[Verdict]) -> str:
         return ""
     decided = sum(verdict.tone != UNSURE for verdict in tested)
     wrong, left = number(ERROR * len(tested), 1), sum(verdict.survives for verdict in tested)
+    short = sum(bool(verdict.short_of) for verdict in tested)
+    thin = f"{short} headline claims rest on fewer than {LEAST_N} examples or {LEAST_SEEDS} seeds. " if short else ""
     return (
         f"{len(tested)} claims tested at 95 % each: up to {wrong} wrong verdicts are to be expected by chance. "
-        f"{decided} are decided; {left} of them survive Benjamini-Hochberg at 5 % over the claims of their paper (marked °)."
+        f"{decided} are decided; {left} of them survive Benjamini-Hochberg at 5 % over the claims of their paper "
+        "(marked °). "
+        f'{thin}"Would show" is the smallest difference that would have been seen in four runs of five.'
     )
 
 
@@ -182,8 +211,6 @@ def _test_bar(claim: Claim, e: Estimate) -> _Outcome:
     sentence = f"The interval {where} {bar:g}."
     if holds is None and (p := _equivalent(claim, [e])) is not None:
         return _Outcome(None, p, f"{sentence} {_small(claim, e)}", True)
-    if holds is None and claim.predicate == "greater":
-        sentence += f" {detectable(e, claim)}"
     return _Outcome(holds, e.p_value(bar), sentence)
 
 

@@ -39,21 +39,24 @@ def paper_value(claim: Claim) -> str:
 
 
 def measured(verdict: Verdict) -> tuple[str, str]:
-    """(the estimate, its interval and what is behind it); for a sequence, its steps."""
-    claim, estimates = verdict.claim, verdict.estimates
-    if not estimates:
+    """(the estimate, its interval and what is behind it); for a sequence, its steps. "would show": `Verdict.seen`."""
+    claim, estimates, e = verdict.claim, verdict.estimates, verdict.estimate
+    if e is None:
         return "–", ""
-    n, seeds = f"{estimates[0].n:,}".replace(",", _NB), estimates[0].seeds
-    behind = f"n{_NB}={_NB}{n}, {seeds}{_NB}seed{'s' if seeds > 1 else ''}"
+    n = f"{e.n:,}".replace(",", _NB)
+    behind = f"n{_NB}={_NB}{n}, {e.seeds}{_NB}seed{'s' if e.seeds > 1 else ''}"
+    if verdict.seen:
+        behind += f"; would show {verdict.seen.replace(' ', _NB)}"
+    if verdict.short_of:
+        behind += f"; too little for a headline: {verdict.short_of.replace(' ', _NB)}"
     if claim.sequence:
         digits = decimals(max(abs(e.value) for e in estimates), claim.unit)
         steps = ", ".join(number(e.value, digits, plus=True) for e in estimates)
         return with_unit(steps, claim.unit), f"step by step; {behind}"
     if claim.rivals:  # the difference to the strongest rival
-        closest = min(range(len(estimates)), key=lambda k: estimates[k].value)
-        value, interval = show(estimates[closest], claim)
-        return value, f"{interval} over {words(claim.rivals[closest])}; {behind}"
-    value, interval = show(estimates[0], claim)
+        value, interval = show(e, claim)
+        return value, f"{interval} over {words(claim.rivals[estimates.index(e)])}; {behind}"
+    value, interval = show(e, claim)
     return value, f"{interval}; {behind}"
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from shared.claims.claims import Claim, ClaimsFile
-from shared.claims.verdicts import by_chance, judge
+from shared.claims.verdicts import by_chance, judge, shortfall
 from shared.claims.wording import decimals, how_tested, number
 from shared.errors import UserError
 from shared.metrics.intervals import Estimate
@@ -292,7 +292,6 @@ def test_within_is_two_one_sided_tests():
 
 
 def test_a_declared_equivalence_decides_what_the_direction_leaves_open():
-    assert "would be seen with 80 % power" in verdict(claim(), results(*SAME)).sentence
     v = verdict(claim(equivalence=2), results(*SAME))
     assert (
         (v.status, v.tone) == ("no difference", "bad")
@@ -301,6 +300,21 @@ def test_a_declared_equivalence_decides_what_the_direction_leaves_open():
     )
     assert verdict(claim(equivalence=0.1), results(*SAME)).status == "inconclusive"
     assert verdict(claim(equivalence=9), results(*UP)).status == "direction holds"  # a direction that is clear stays
+
+
+def test_what_could_have_been_seen_and_what_a_headline_falls_short_of():
+    thin = [cell(m, 0, values=np.arange(40) < k) for m, k in (("a", 20), ("b", 18))]
+    v = verdict(claim(headline=True), results(*thin))
+    assert v.seen.endswith(" points") and float(v.seen.split()[0]) == pytest.approx(
+        v.estimate.half_width * (1 + 0.8416 / 1.96), abs=0.01
+    )
+    assert v.short_of == "n < 96, one seed" and "1 headline claims rest on fewer than 96" in by_chance([v])
+    assert v.seen.replace(" ", "\u00a0") in measured(v)[1] and "too little for a headline" in measured(v)[1]
+    assert verdict(claim(), results(*thin)).short_of == ""
+    assert [shortfall(*x) for x in ((96, 3), (95, 3), (500, 2))] == ["", "n < 96", "2 seeds"]
+    times = [cell(m, 0, unit="s", values=t + 0.1 * np.arange(30) / 30) for m, t in (("a", 3), ("b", 2))]
+    one = claim(minus=None, ratio={"method": "b"}, unit="ratio", value=1.5)
+    assert 1 < float(verdict(one, results(*times)).seen.rstrip("×")) < 1.1
 
 
 @pytest.mark.parametrize(("shares", "status"), [
