@@ -53,6 +53,9 @@ derived from the paper, never from what was measured here: half of the smallest 
 (the `value` of a claim, else a gap in a reference table), leaving out those below the tolerance at which their number
 counts as reproduced; `why` says which that is. Where there is none, a kind may have no δ, and its claims stay open.
 
+`readings: {as_written: {method: a}, as_released: {method: b}}` names several readings of a statement: wherever the claim
+names the tags of the first, those of another stand instead. Each has a verdict; the first is the one that counts.
+
 Every mistake is a UserError of one sentence that names the file and the claim.
 """
 
@@ -154,6 +157,7 @@ class Claim(_Entry):
     equivalence: Annotated[Number, Field(gt=0)] | None = None
     why_not: str | dict[str, str] = ""
     how: str = ""
+    readings: dict[str, Tags] = {}
 
     @model_validator(mode="after")
     def _consistent(self) -> "Claim":
@@ -175,6 +179,9 @@ class Claim(_Entry):
              "`margin` belongs to predicates greater and exceeds_all"),
             (self.equivalence is not None and predicate not in COMPARED,
              "`equivalence` belongs to predicates greater and exceeds_all"),
+            (len(self.readings) == 1, "`readings` must name at least two"),
+            (self.readings and any(reading == self for reading in list(self.variants.values())[1:]),
+             "the claim must name the tags of the first of `readings`, and the others must have other values"),
             (missing, f"not testable at {', '.join(missing)}, so `why_not` must say why"),
         ):  # fmt: skip
             if wrong:
@@ -190,6 +197,23 @@ class Claim(_Entry):
             return (self.quantity, *({**self.quantity, **rival} for rival in self.rivals))
         other = self.minus if self.minus is not None else self.ratio
         return (self.quantity,) if other is None else (self.quantity, {**self.quantity, **other})
+
+    @property
+    def variants(self) -> dict[str, "Claim"]:
+        """The claim under each of its readings, by name; by "" where it has only one."""
+        first = next(iter(self.readings.values()), {})
+
+        def read(tags: dict, instead: dict) -> dict:
+            return {**tags, **instead} if first.items() <= tags.items() else tags
+
+        def under(instead: dict) -> "Claim":
+            sides = {"quantity": self.quantity, "minus": self.minus, "ratio": self.ratio}
+            changed = {side: tags and read(tags, instead) for side, tags in sides.items()}
+            lists = {"sequence": self.sequence, "rivals": self.rivals}
+            changed |= {side: tuple(read(tags, instead) for tags in several) for side, several in lists.items()}
+            return self.model_copy(update=changed)
+
+        return {name: under(instead) for name, instead in self.readings.items()} or {"": self}
 
     def reason_against(self, scale: str) -> str:
         """Why the claim is not tested at `scale`."""
@@ -291,7 +315,8 @@ class ClaimsFile:
             raise UserError(f"{self.path}: nothing that is measured at scale {scale} fits {'; '.join(lost)}")
 
     def _of(self, headline: bool) -> list[Claim]:
-        return [claim for claim in self.claims if claim.headline or not headline]
+        """Each claim under each of its readings."""
+        return [one for claim in self.claims if claim.headline or not headline for one in claim.variants.values()]
 
 
 class _Top(_Entry):

@@ -23,9 +23,10 @@ differs when the interval lies outside. A number that nobody has read (`unknown`
 Otherwise: `not testable here`, `not measured` (with the command), `gate failed: <name>`.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from typing import Any
 
 from shared.claims.claims import UNKNOWN, Claim, ClaimsFile
 from shared.claims.selection import Selected
@@ -44,7 +45,8 @@ LEAST_N, LEAST_SEEDS = 96, 3  # behind a headline claim
 class Verdict:
     """The outcome for one claim. `estimates` are in the claim's unit: one, or one per consecutive difference of a sequence.
 
-    `p`: of the test behind it, None where nothing was tested. `survives`: whether the decision remains among all those of its paper.
+    `p`: of the test behind it, None where nothing was tested. `survives`: whether the decision remains among all those
+    of its paper. `readings`: the verdicts under each reading, by name, where the claim has several; the first is this.
     """
 
     claim: Claim
@@ -55,6 +57,14 @@ class Verdict:
     slugs: tuple[str, ...] = ()
     p: float | None = None
     survives: bool = False
+    readings: Mapping[str, "Verdict"] = field(default_factory=dict)
+
+    @property
+    def depends(self) -> str:
+        """In words, which reading says what, where they do not agree; "" where they do (or only one was tested)."""
+        tested = {name.replace("_", " "): v.status for name, v in self.readings.items() if v.p is not None}
+        said = ", ".join(f"{name}: {status}" for name, status in tested.items())
+        return f"Depends on the reading ({said})." if len(set(tested.values())) > 1 else ""
 
     @property
     def estimate(self) -> Estimate | None:
@@ -85,12 +95,12 @@ class _Outcome:
     equivalent: bool = False
 
 
-def judge(file: ClaimsFile, results, claims: Sequence[Claim] | None = None) -> list[Verdict]:
+def judge(file: ClaimsFile, results: Any, claims: Sequence[Claim] | None = None) -> list[Verdict]:
     """A verdict per claim of `file` (or per claim of `claims`, e.g. `table.claims()`).
 
     `results` has `.paper`, `.scale`, `.failed_gates() -> names` and `.values(selector) -> Selected | None` (shared.report.data.Results).
     """
-    verdicts = [_judge(claim, results) for claim in (file.claims if claims is None else claims)]
+    verdicts = [_read(claim, results) for claim in (file.claims if claims is None else claims)]
     ps = sorted(verdict.p for verdict in verdicts if verdict.p is not None)
     largest = max(
         (p for rank, p in enumerate(ps, 1) if p <= ERROR * rank / len(ps)), default=-1.0
@@ -121,7 +131,17 @@ def by_chance(verdicts: Sequence[Verdict]) -> str:
     )
 
 
-def _judge(claim: Claim, results) -> Verdict:
+def _read(claim: Claim, results: Any) -> Verdict:
+    """The verdict under the first reading, with those under all."""
+    readings = {name: _judge(one, results) for name, one in claim.variants.items()}
+    first = next(iter(readings.values()))
+    if len(readings) == 1:
+        return first
+    first = replace(first, readings=readings)
+    return replace(first, sentence=" ".join(filter(None, [first.sentence, first.depends])))
+
+
+def _judge(claim: Claim, results: Any) -> Verdict:
     scale = results.scale
     if scale == "smoke":
         return Verdict(claim, "no verdict (smoke)", NONE, "The smoke scale only shows that the code runs.")

@@ -25,7 +25,10 @@ TABLE = {
 def read(tmp_path, claims=(), tables=(), **top):
     path = tmp_path / "claims.yaml"
     path.write_text(
-        yaml.safe_dump({"paper": "p", "title": "P", "claims": list(claims), "reference_tables": list(tables), **top})
+        yaml.safe_dump(
+            {"paper": "p", "title": "P", "claims": list(claims), "reference_tables": list(tables), **top},
+            sort_keys=False,
+        )
     )
     return load(path)
 
@@ -218,12 +221,35 @@ def test_a_selector_that_fits_nothing_in_the_plan_is_refused(tmp_path):
     file.check_plan("cpu", [a, b])
     with pytest.raises(
         UserError,
-        match=r"nothing that is measured at scale cpu fits claim gain: \{attack: pgd10, group: main, method: b\}",
+        match=r"nothing that is measured at scale cpu fits claim gain: \{method: b, attack: pgd10, group: main\}",
     ):
         file.check_plan("cpu", [a])
     with pytest.raises(UserError, match="scale paper fits claim far"):
         file.check_plan("paper", iter([a, b]))
     file.check_plan("paper", [a, b], headline=True)
+
+
+def test_readings_replace_tags_wherever_the_first_stands(tmp_path):
+    readings = {"as_written": {"method": "b"}, "as_released": {"method": "r", "version": 2}}
+    file = read(tmp_path, [changed(CLAIM, readings=readings)])
+    written, released = file.claim("gain").variants.values()
+    assert written == file.claim("gain") and released.minus == readings["as_released"]
+    assert released.selectors == (CLAIM["quantity"], {**CLAIM["quantity"], **readings["as_released"]})
+    assert file.wants({**CLAIM["quantity"], "method": "r", "version": 2})
+    with pytest.raises(UserError, match="method: r"):
+        file.check_plan("cpu", [{**CLAIM["quantity"], "method": m} for m in "ab"])
+    rivals = changed(CLAIM, minus=None, predicate="exceeds_all", rivals=[{"method": "b"}, {"method": "c"}])
+    assert [
+        one.rivals for one in read(tmp_path, [changed(rivals, readings=readings)]).claim("gain").variants.values()
+    ] == [({"method": "b"}, {"method": "c"}), ({"method": "r", "version": 2}, {"method": "c"})]
+    for wrong, message in (
+        ({"as_written": {"method": "b"}}, "at least two"),
+        ({"x": {"method": "z"}, "y": {"method": "b"}}, "must name the tags of the first"),
+        ({"x": {"method": "b"}, "y": {"method": "b"}}, "must name the tags of the first"),
+        ({"x": "b", "y": {}}, "readings"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read(tmp_path, [changed(CLAIM, readings=wrong)])
 
 
 def test_the_first_margin_that_fits_is_that_of_a_claim(tmp_path):

@@ -302,6 +302,20 @@ def test_a_declared_equivalence_decides_what_the_direction_leaves_open():
     assert verdict(claim(equivalence=9), results(*UP)).status == "direction holds"  # a direction that is clear stays
 
 
+def test_each_reading_has_a_verdict_and_the_first_counts():
+    readings = {"as_written": {"method": "a"}, "as_released": {"method": "r"}}
+    v = verdict(claim(readings=readings), results(*DOWN, cell("r", 0.55)))
+    assert v.status == "direction fails" and [one.status for one in v.readings.values()] == [
+        v.status,
+        "direction holds",
+    ]
+    assert v.sentence.endswith("Depends on the reading (as written: direction fails, as released: direction holds).")
+    assert "Depends" not in verdict(claim(readings=readings), results(*DOWN, cell("r", 0.4))).sentence
+    partly = verdict(claim(readings=readings), results(*DOWN))  # the headline may leave one out
+    assert partly.status == "direction fails" and partly.readings["as_released"].status == "not measured"
+    assert "Depends" not in partly.sentence
+
+
 def test_what_could_have_been_seen_and_what_a_headline_falls_short_of():
     thin = [cell(m, 0, values=np.arange(40) < k) for m, k in (("a", 20), ("b", 18))]
     v = verdict(claim(headline=True), results(*thin))
