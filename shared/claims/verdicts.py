@@ -9,6 +9,8 @@ itself, up to rounding, decides nothing. So a verdict is a two-sided test, and `
   Of R rivals none may be ahead by δ, each at 5 %, and one must be behind by less, at 5 %/R.
 * `exceeds_all` holds when every difference is above the bar, each at 95 % (an intersection-union test), and fails when one of R is below it at
   1 − 5 %/R (Bonferroni). `monotone` holds when one of R steps supports the order and fails when one contradicts it, each at 1 − 5 %/R.
+* Where a run goes on at open claims (`BUDGET=`), every interval is as wide as all looks need together (`looks`). The
+  first look that decides a claim is the one that counts, whatever is measured later.
 * Over all tested claims of a paper, `Verdict.survives` says which decisions remain when 5 % of the decisions may be wrong (Benjamini & Hochberg
   1995, J. R. Stat. Soc. B 57, 289-300).
 
@@ -29,6 +31,7 @@ from itertools import pairwise
 from typing import Any
 
 from shared.claims.claims import UNKNOWN, Claim, ClaimsFile
+from shared.claims.looks import repeated
 from shared.claims.selection import Selected
 from shared.claims.wording import detectable, margin, number, words
 from shared.errors import UserError
@@ -47,6 +50,7 @@ class Verdict:
 
     `p`: of the test behind it, None where nothing was tested. `survives`: whether the decision remains among all those
     of its paper. `readings`: the verdicts under each reading, by name, where the claim has several; the first is this.
+    `look`: which of `looks` this is.
     """
 
     claim: Claim
@@ -58,6 +62,13 @@ class Verdict:
     p: float | None = None
     survives: bool = False
     readings: Mapping[str, "Verdict"] = field(default_factory=dict)
+    look: int = 1
+    looks: int = 1
+
+    @property
+    def decided(self) -> bool:
+        """Whether it was tested, and is no longer open."""
+        return self.p is not None and self.tone != UNSURE
 
     @property
     def depends(self) -> str:
@@ -98,14 +109,15 @@ class _Outcome:
 def judge(file: ClaimsFile, results: Any, claims: Sequence[Claim] | None = None) -> list[Verdict]:
     """A verdict per claim of `file` (or per claim of `claims`, e.g. `table.claims()`).
 
-    `results` has `.paper`, `.scale`, `.failed_gates() -> names` and `.values(selector) -> Selected | None` (shared.report.data.Results).
+    `results` has `.paper`, `.scale`, `.failed_gates() -> names`, `.values(selector) -> Selected | None`, `.looks`, how
+    many there are at most, and `.views(claim.id)`, the results at each of them (shared.report.data.Results).
     """
     verdicts = [_read(claim, results) for claim in (file.claims if claims is None else claims)]
     ps = sorted(verdict.p for verdict in verdicts if verdict.p is not None)
     largest = max(
         (p for rank, p in enumerate(ps, 1) if p <= ERROR * rank / len(ps)), default=-1.0
     )  # Benjamini & Hochberg's
-    return [replace(v, survives=v.p is not None and v.p <= largest and v.tone != UNSURE) for v in verdicts]
+    return [replace(v, survives=v.p is not None and v.p <= largest and v.decided) for v in verdicts]
 
 
 def shortfall(n: int, seeds: int) -> str:
@@ -119,7 +131,7 @@ def by_chance(verdicts: Sequence[Verdict]) -> str:
     tested = [verdict for verdict in verdicts if verdict.p is not None]
     if not tested:
         return ""
-    decided = sum(verdict.tone != UNSURE for verdict in tested)
+    decided = sum(verdict.decided for verdict in tested)
     wrong, left = number(ERROR * len(tested), 1), sum(verdict.survives for verdict in tested)
     short = sum(bool(verdict.short_of) for verdict in tested)
     thin = f"{short} headline claims rest on fewer than {LEAST_N} examples or {LEAST_SEEDS} seeds. " if short else ""
@@ -132,9 +144,12 @@ def by_chance(verdicts: Sequence[Verdict]) -> str:
 
 
 def _read(claim: Claim, results: Any) -> Verdict:
-    """The verdict under the first reading, with those under all."""
-    readings = {name: _judge(one, results) for name, one in claim.variants.items()}
-    first = next(iter(readings.values()))
+    """The verdict under the first reading, with those under all, at the first look that decides it or the last."""
+    for look, view in enumerate(results.views(claim.id), 1):
+        readings = {name: _judge(one, view) for name, one in claim.variants.items()}
+        first = replace(next(iter(readings.values())), look=look, looks=results.looks)
+        if first.decided:
+            break
     if len(readings) == 1:
         return first
     first = replace(first, readings=readings)
@@ -165,7 +180,7 @@ def _judge(claim: Claim, results: Any) -> Verdict:
         return Verdict(
             claim, "inconclusive", UNSURE, "There is no ratio: what would be divided by is not above zero.", (), slugs
         )
-    estimates = _estimates(claim, found)
+    estimates = tuple(repeated(e, results.looks) for e in _estimates(claim, found))
     failed = results.failed_gates()
     if failed:
         sentence = "The measurement stands, but a gate of the experiment failed, so it is no evidence for or against the paper."

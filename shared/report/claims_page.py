@@ -45,6 +45,8 @@ def measured(verdict: Verdict) -> tuple[str, str]:
         return "–", ""
     n = f"{e.n:,}".replace(",", _NB)
     behind = f"n{_NB}={_NB}{n}, {e.seeds}{_NB}seed{'s' if e.seeds > 1 else ''}"
+    if verdict.looks > 1:
+        behind += f"; {'decided' if verdict.decided else 'open'} at look {verdict.look} of {verdict.looks}"
     if verdict.seen:
         behind += f"; would show {verdict.seen.replace(' ', _NB)}"
     if verdict.short_of:

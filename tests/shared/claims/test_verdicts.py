@@ -302,6 +302,30 @@ def test_a_declared_equivalence_decides_what_the_direction_leaves_open():
     assert verdict(claim(equivalence=9), results(*UP)).status == "direction holds"  # a direction that is clear stays
 
 
+def test_the_first_look_that_decides_counts():
+    """The planned run, then twice the pictures, then further seeds."""
+
+    def looked(path, *more):
+        return Results("p", "cpu", [cell("a", 0.51), cell("b", 0.50)], paths={"c": path}, more=more)
+
+    def wide(share, seed=0, n=2 * N):
+        return cell("a", 0, seed, values=np.arange(n) < round(share * n))
+
+    first = verdict(claim(), looked([]))
+    assert (first.status, first.look, first.looks) == ("inconclusive", 1, 4)
+    assert first.estimate.half_width > verdict(claim(), results(cell("a", 0.51), cell("b", 0.50))).estimate.half_width
+    rival = cell("b", 0, values=np.arange(2 * N) < N)
+    up, down = (1, 0, wide(0.55)), (1, 1, wide(0.40, seed=1))
+    second = verdict(claim(), looked(["pictures"], up, (1, 0, rival)))
+    assert (second.status, second.look, second.estimate.n) == ("direction holds", 2, 2 * N)
+    assert "decided at look 2 of 4" in measured(second)[1]
+    later = verdict(claim(), looked(["pictures", "seeds"], up, (1, 0, rival), down))
+    assert (later.status, later.look, later.estimate.seeds) == ("direction holds", 2, 1)
+    open_ = verdict(claim(), looked(["pictures", "seeds"], (1, 0, wide(0.505)), (1, 0, rival), (1, 1, wide(0.5, 1))))
+    assert (open_.status, open_.look, open_.estimate.seeds) == ("inconclusive", 3, 2)
+    assert "open at look 3 of 4" in measured(open_)[1]
+
+
 def test_each_reading_has_a_verdict_and_the_first_counts():
     readings = {"as_written": {"method": "a"}, "as_released": {"method": "r"}}
     v = verdict(claim(readings=readings), results(*DOWN, cell("r", 0.55)))
