@@ -64,9 +64,10 @@ def test_everything_planned_is_there(reference, measured):
         assert (m.sanity is not None) == (m.tags["measure"] == "bsr" and m.tags["kind"] != "epoch")
         if m.sanity:
             assert m.sanity["independent of the batch"]["passed"]
-        assert m.tags["measure"] != "psr" or m.n == 4
-    assert {m.tags["kind"] for m in found} == {"score", "epoch", "downstream", "strong", "ablation", "returned", "cost"}
-    assert len(store.gates()) == 4 * 7
+        assert m.tags["measure"] != "psr" or m.n == (2 if m.tags["regime"] == "few" else 4)
+    kinds = {"score", "epoch", "downstream", "strong", "ablation", "returned", "cost", "few", "dose"}
+    assert {m.tags["kind"] for m in found} == kinds
+    assert len(store.gates()) == 4 * 7 + 2 * 2
 
 
 def test_history_and_tables_agree_on_the_last_epochs(reference):
