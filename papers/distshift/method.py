@@ -16,19 +16,20 @@ The paper says "guided by the output of the victim" and no more is known to us, 
          + c ‖x_t − x_{t*}‖²/D ]           after more noise (b = 1), and the pixels near the noised start (c = 0)
 
 G5: xaddwell/adversarial_robustness@8be7d72, diffusion_defense/cifar10/DRM.py (`cond_fn`) and
-improved_diffusion/gaussian_diffusion.py (`p_sample`). f: logits, K of them; D pixels; x_t⁺ = α(2) x_t + σ(2) ε with the ε of
-the forward process (the release diffuses x_t "to index 1", which is two noising steps). The victim is shown x_t and x_adv in
-[−1, 1] as they are (rescale "native"), although it was trained on [0, 1]; −∇ of the sum is added to the sample of the reverse
-step (unit "sample"), with no variance and no other scale. Its mean squared errors run over the batch too, so that the pull on
-a picture was 1/128 of this in its batches of 128: w = 1/128 is that; here errors are per picture, whatever the batch.
-That the paper used just this is inferred. In one-step mode (the sampler one_step, its default) no guide has any effect.
+improved_diffusion/gaussian_diffusion.py (`p_sample`). f: logits, K of them; D pixels; x_t⁺ = α(2) x_t + σ(2) ε with
+the ε of the forward process (the release diffuses x_t "to index 1", which is two noising steps). The victim is shown
+x_t and x_adv in [−1, 1] as they are (rescale "native"), although it was trained on [0, 1]; −∇ of the sum is added to
+the sample of the reverse step (unit "sample"), with no variance and no other scale. Its mean squared errors run over
+the batch too, so that the pull on a picture fell with the size of the batch: w = 1/128 (`RELEASED`) is its pull in
+the batches of 128 of its configuration; here errors are per picture, whatever the batch. That the paper used just
+this is inferred. In one-step mode (the sampler one_step, its default) no guide has any effect.
 
 `in` is x_t, x_t/α(t) or x̂₀ = (x_t − σ ε̂)/α, as a picture ((· + 1)/2 at the image's size). The victim never saw noise in training (openai's guide
 did). With s the next time, β = 1 − ᾱ_t/ᾱ_s and V = β̃ = β σ_s²/σ_t² ("small") or β ("large"), the scale w means
 
     ratio  δ = −w ‖ε̂‖ g/‖g‖              guidance norm over score norm is w, in every sample and step; 0 where g = 0
     score  δ = −w σ_t g                   score + w g, since score = −ε̂/σ_t (`condition_score`; COUP's λ)
-    sample x_s + w g in place of δ        the sample that a step comes to is moved, after noise and clipping (G5 as released)
+    sample x_s + w g in place of δ        the sample that a step comes to is moved, after noise and clipping (G5)
     mean   δ = −w V (α_t σ_t)/(α_s β) g   the mean of a ddpm step moves by w V g (`condition_mean`): that mean is (α_s β/σ_t²) x̂₀ + … with
                                           x̂₀ = (x_t − σ_t ε̂)/α_t, so its derivative by ε̂ is −α_s β/(α_t σ_t). V = β: "score" times α_t/α_s
 
@@ -80,8 +81,8 @@ class Guidance(Bounded):
     domain: Literal["x_t", "x0_hat"] = "x_t"
     """`in`. G3 is G1 with x0_hat, and is refused with x_t. x̂₀ is the unguided estimate, not clipped."""
     rescale: Literal["none", "x_t/alpha", "native"] = "none"
-    """Whether x_t is divided by α(t) first, so that the picture keeps its contrast (x̂₀ has none to regain), or shown in
-    [−1, 1] as it is (native)."""
+    """Whether x_t is divided by α(t) first, so that the picture keeps its contrast (x̂₀ has none to regain), or shown
+    in [−1, 1] as it is (native)."""
     clamp: bool = False
     """Cut the victim's picture to [0, 1]. By the clamp's own derivative, g is zero where it cuts."""
     scale: Weight = 0.1
@@ -103,7 +104,7 @@ class Guidance(Bounded):
             raise UserError("G3 is G1 at the predicted clean image: use it with domain 'x0_hat', or G1 with 'x_t'.")
         if self.rescale != "none" and self.domain != "x_t":
             raise UserError(
-                f"rescale {self.rescale!r} is for domain 'x_t': the predicted clean image has its contrast and its range."
+                f"rescale {self.rescale!r} is for domain 'x_t': the predicted clean image has its contrast and range."
             )
         if self.domain != "x_t" and (self.kind == "G5" or self.unit == "sample"):
             raise UserError("G5 and the unit 'sample' are about x_t: use them with domain 'x_t'.")
@@ -119,8 +120,8 @@ class Guidance(Bounded):
         return 1 + (self.kind in ("G4", "G5") or (self.labelled and self.label == "running" and self.domain == "x_t"))
 
 
-RELEASED = Guidance("G5", rescale="native", scale=1.0, unit="sample")
-"""The guidance of the first author's code, errors per picture; see the module docstring."""
+RELEASED = Guidance("G5", rescale="native", scale=1 / 128, unit="sample")
+"""The guidance of the first author's code in its batches of 128; see the module docstring."""
 
 
 class Calls(NamedTuple):

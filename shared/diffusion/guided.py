@@ -9,8 +9,8 @@ Every operation has its exact counterpart in `UNet2DModel`:
     attention               heads of 64 channels; also in the middle, with a norm     attention_head_dim, attn_norm_num_groups
     out                     ε and v, three channels each                              out_channels 6
 
-improved-diffusion's has strided convolutions and nearest ×2 with a convolution in the place of up and down ("conv"), the
-cosine schedule, and times told as shares of 1,000.
+improved-diffusion's has strided convolutions and nearest ×2 with a convolution in the place of up and down ("conv"),
+the cosine schedule, and times told as shares of 1,000.
 
 What differs is where the weights stand. The blocks of the original are numbered through, the first of `input_blocks` being the convolution;
 and its q, k and v are one 1×1 convolution whose output is split into heads first, then into q, k and v ("legacy order").

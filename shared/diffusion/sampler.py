@@ -7,15 +7,15 @@ Sample n, which starts at t_n, visits the times round(t_n·(K − k)/K), k = 0 �
     ddpm   x_s = (α_s β/σ_t²) x̂₀ + (α_t/α_s)(σ_s²/σ_t²) x_t + √V z                                  Ho et al. 2020, eq. 7
            V = β̃ = (σ_s²/σ_t²) β ("small"), β ("large"), or exp(v log β + (1 − v) log β̃) ("learned")  Nichol & Dhariwal 2021, eq. 15
     dpm++  DPM-Solver++(2M), diffusers' DPMSolverMultistepScheduler                                   Lu et al. 2022
-    one_step   x̂₀ at the start itself, after one call of the denoiser; no guide is asked                Carlini et al. 2023
+    one_step   x̂₀ at the start itself, after one call of the denoiser; no guide is asked          Carlini et al. 2023
 
 z ~ N(0, I) comes from the stream `step{k}` of the sample, and there is none in the step to s = 0. ddpm with "small" is ddim with η = 1.
 Where x̂₀ is clipped to [−1, 1], ε̂ is made consistent with it again, as guided-diffusion does. (diffusers' DDIM: use_clipped_model_output.)
 
 With K = 0 every time between the start and 0 is visited (the full chain, no respacing).
 
-A guide adds to ε̂ before x̂₀ is taken from it: classifier guidance is ε̂ − w σ_t ∇_{x_t} log p(y | x_t), Dhariwal & Nichol
-2021, algorithm 2. One whose attribute `on_sample` is true adds to x_s instead, after the step; not with dpm++.
+A guide adds to ε̂ before x̂₀ is taken from it: classifier guidance is ε̂ − w σ_t ∇_{x_t} log p(y | x_t), Dhariwal &
+Nichol 2021, algorithm 2. One whose attribute `on_sample` is true adds to x_s instead, after the step; not with dpm++.
 """
 
 from collections.abc import Callable
@@ -33,9 +33,10 @@ from shared.options import Bounded, ChainSteps, Share
 from shared.rng import SampleRng
 
 Guide = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""guide(x_t, t, x0_hat, eps) -> what to add to ε̂ (or to x_s, see above), (N, 3, H, W). Gradients are on, x0_hat and eps are functions of x_t; use
-`torch.autograd.grad(..., x_t, create_graph=True)` for a guide that is itself to be differentiated. A guide whose attribute `at_x_t` is true
-differentiates nothing through x0_hat and eps; where nobody else wants gradients, the denoiser then runs without them."""
+"""guide(x_t, t, x0_hat, eps) -> what to add to ε̂ (or to x_s, see above), (N, 3, H, W). Gradients are on, x0_hat
+and eps are functions of x_t (not for one on_sample); use `torch.autograd.grad(..., x_t, create_graph=True)` for a
+guide that is itself to be differentiated. A guide whose attribute `at_x_t` is true differentiates nothing through
+x0_hat and eps; where nobody else wants gradients, the denoiser then runs without them."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,9 @@ class Sampler(Bounded):
     def _solve(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, recomputed: bool, guide: Guide | None) -> Tensor:
         """dpm++: samples that start at the same time share a solver."""
         if getattr(guide, "on_sample", False):
-            raise UserError("dpm++ has no sample of a single step that a guide could move: use the sampler ddim or ddpm.")
+            raise UserError(
+                "dpm++ has no sample of a single step that a guide could move: use the sampler ddim or ddpm."
+            )
         times = self.times(t)
         for start in times[:, 0].unique().tolist():
             rows = (times[:, 0] == start).nonzero().flatten()

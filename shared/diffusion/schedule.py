@@ -5,10 +5,11 @@
 Time is the integer number t of noising steps taken: t = 0 is the clean image and t = T pure noise to the eye.
 
     discrete    ᾱ_t = Π_{i ≤ t} (1 − β_i),      β_1 … β_T = linspace(β_min/T, β_max/T)            Ho et al. 2020
-    cosine      ᾱ_t = f(t)/f(0),  f(t) = cos²(π/2 (t/T + s)/(1 + s)),  s = .008,  β_t ≤ .999            Nichol & Dhariwal 2021, eq. 17
+    cosine      ᾱ_t = f(t)/f(0),  f(t) = cos²(π/2 (t/T + s)/(1 + s)),  s = .008,  β_t ≤ .999  Nichol & Dhariwal 2021
     continuous  ᾱ(s) = exp(−∫₀ˢ β),  s = t/T,   β(s) = β_min + s (β_max − β_min)                  Song et al. 2021, VP-SDE
 
-The discrete and the continuous one differ by O(1/T). Everything here uses the discrete one, on which the networks were trained.
+The discrete and the continuous one differ by O(1/T). Everything here uses the discrete one, on which the networks were
+trained.
 """
 
 from dataclasses import dataclass, field

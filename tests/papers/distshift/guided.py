@@ -50,7 +50,7 @@ def streams(n=N, seed=11):
 
 
 def of_the_release(guidance, victim, x_t, x_adv, noise, start=300):
-    """The sum of three mean squared errors of one sample as the first author's code has it, x_t in [−1, 1]."""
+    """The sum of three mean squared errors as the first author's code has it (means over the batch), x_t in [−1, 1]."""
     shown = (lambda z: z) if guidance.rescale == "native" else (lambda z: (z + 1) / 2)
     x_start = 2 * x_adv - 1
     x_t_1 = math.sqrt(BAR[2]) * x_t + math.sqrt(1 - BAR[2]) * noise  # index 1 of a table from 0

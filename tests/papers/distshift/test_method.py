@@ -165,8 +165,9 @@ def test_label_sources_differ_and_the_attackers_class_is_what_x_adv_guides_to():
 
 @pytest.mark.parametrize("last", [False, True])
 def test_the_release_adds_the_negative_gradient_to_the_sample_of_the_step(last):
-    """p_sample with cond_fn, transcribed: mean + √V z, then −(a grad1 + b grad2 + c grad3) of x_t; the last step adds it too."""
-    guidance, t, s = replace(RELEASED, weights=(0.01, 1.0, 0.5)), 100, 0 if last else 99
+    """p_sample with cond_fn, transcribed for a batch: mean + √V z, then −(c grad3 + a grad1 + grad2) of x_t, with errors that
+    are means over the batch; w = 1/N is that. The last step adds it too."""
+    guidance, t, s = replace(RELEASED, weights=(0.01, 1.0, 0.5), scale=1 / N), 100, 0 if last else 99
     sampler = Sampler("ddpm", 0, clip=False)
     defence, x, rng = make(guidance, sampler=sampler), pictures(), streams()
     noise = rng.child("noise").normal((3, SIZE, SIZE)).double()
@@ -174,13 +175,12 @@ def test_the_release_adds_the_negative_gradient_to_the_sample_of_the_step(last):
     z = None if last else torch.randn(x.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     step = (defence.purifier.denoiser, x_t, torch.full((N,), t), torch.full((N,), s), z)
     guided = sampler._step(*step, defence.guide(x, 2 * x - 1, rng, exact=False))
-    for i in range(N):
-        one = x_t[i : i + 1].detach().requires_grad_()
-        summed = of_the_release(guidance, defence.victim, one, x[i : i + 1], noise[i : i + 1])
-        (gradient,) = torch.autograd.grad(summed, one)
-        expected = sampler._step(*step, None)[i : i + 1] - gradient
-        torch.testing.assert_close(guided[i : i + 1], expected, rtol=1e-9, atol=1e-12)
-        assert gradient.abs().max() > 1e-4
+    x_0 = x_t.detach().requires_grad_()
+    summed = of_the_release(guidance, defence.victim, x_0, x, noise)
+    (gradient,) = torch.autograd.grad(summed, x_0)
+    torch.testing.assert_close(guided, sampler._step(*step, None) - gradient, rtol=1e-9, atol=1e-12)
+    assert gradient.flatten(1).abs().amax(1).min() > 1e-4
+    assert RELEASED.scale == 1 / 128 and RELEASED.weights == (1 / 100, 1, 0)
 
 
 @pytest.mark.parametrize("guidance", [RELEASED, replace(RELEASED, scale=1e6), Guidance("G1", scale=3.0)], ids=name)

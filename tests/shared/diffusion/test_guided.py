@@ -13,7 +13,9 @@ from tests.accuracy import assert_within_rounding
 
 SMALL = GuidedConfig(size=16, channels=32, multipliers=(1, 2), blocks=1, attention=(8,), head=16)
 DEEPER = GuidedConfig(size=16, channels=32, multipliers=(1, 1, 2), blocks=2, attention=(8, 4), head=32)
-IMPROVED = GuidedConfig(size=16, channels=32, multipliers=(1, 2), blocks=2, attention=(8,), head=16, steps=4000, improved=True)
+IMPROVED = GuidedConfig(
+    size=16, channels=32, multipliers=(1, 2), blocks=2, attention=(8,), head=16, steps=4000, improved=True
+)
 WIDEST = 9 * 128  # terms of the longest sum, a convolution where the U joins
 EVERYWHERE = GuidedConfig(size=8, channels=32, multipliers=(1, 1), blocks=1, attention=(8, 4), head=8)
 
@@ -158,7 +160,9 @@ def random_checkpoint(config, legacy=True):
     return stored, x, t, out
 
 
-@pytest.mark.parametrize("config", [SMALL, DEEPER, EVERYWHERE, IMPROVED], ids=["small", "deeper", "everywhere", "improved"])
+@pytest.mark.parametrize(
+    "config", [SMALL, DEEPER, EVERYWHERE, IMPROVED], ids=["small", "deeper", "everywhere", "improved"]
+)
 def test_the_converted_model_is_the_published_one(config):
     weights, x, t, expected = random_checkpoint(config)
     denoiser = convert(weights, config)
