@@ -36,6 +36,8 @@ class Source:
     """Size of the pictures of an image folder (and of digits and captioned pictures): native, 224, 256:224 (short side, centre crop)."""
     wording: str = "released"
     """Prompts of the named sets: released, or corrected (without the known slips)."""
+    wnids: str | None = None
+    """A text file with the classes of ImageNet30, one WNID a line in the order of labels; default: Hendrycks's."""
 
     def __post_init__(self):
         check_bounds(ImageSize.parse(self.size), "the image size's ")
@@ -65,9 +67,8 @@ def open_set(spec: str, split: str, source: Source, n: int = 100_000) -> Labelle
             f"the data set {spec!r} is read from files: set DATA_ROOT (or --data.source.root) to the folder that holds them."
         )
     if kind == "named":
-        return named(
-            name, source.root, split, wording=source.wording, download=source.download, skip_corrupt=source.skip_corrupt
-        )
+        how = {"wording": source.wording, "download": source.download, "wnids": source.wnids}
+        return named(name, source.root, split, skip_corrupt=source.skip_corrupt, **how)
     return _folder(name, split, source)
 
 

@@ -53,6 +53,11 @@ class Choice(Trained):
         return self.candidates[self.place(lab)]
 
 
+def settled(lab: Lab, setting: object) -> object:
+    """A setting; one that holds a choice, or anything else that only a Lab can tell, as it has settled."""
+    return setting.settle(lab) if hasattr(setting, "settle") else setting
+
+
 @dataclass(frozen=True)
 class CandidateScore(Measured):
     """The scores of one candidate, or (`chosen`) whether it was taken."""
