@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from papers.pmg_aft.baselines import Contrastive
 from papers.pmg_aft.config import Config
 from papers.pmg_aft.method import PMGAFT, PMGLoss
-from papers.pmg_aft.tables import CHOSEN, CLIP, SWEPT, name_of, set_names
+from papers.pmg_aft.tables import CHOSEN, CLIP, READ, SWEPT, name_of, set_names
 from shared.attacks import Threat, cascade, check_attack, pgd
 from shared.data.captioned import Captioned, flip_and_shift, vocabulary_of
 from shared.experiment.leaves import Backbone, Pictures
@@ -516,6 +516,8 @@ def describe(
 ) -> dict:
     """Tags by which claims and tables select beside the name: the role of a set, ε, the place of a batch size among those measured."""
     more: dict = {"seed": c.seeds[0]} if method == CLIP else {}
+    if method in READ:
+        more |= dict(zip(("objective", "reading"), READ[method], strict=True))
     if kind in ("cost", "choice"):
         more["set"] = "none"
     if set:
