@@ -176,7 +176,7 @@ class Judged:
     answers: int = free(64)
 
     def score(self, lab: Lab, candidate: object) -> Tensor:
-        """(n of all sets,)."""
+        """(Σ n,), the pictures of one set after another."""
         parts = []
         for defence, victim, pictures in zip(self.defences, self.victims, self.seen, strict=True):
             clean, linf, l2 = (self._right(lab, placed(defence, candidate), victim, seen) for seen in pictures)
@@ -692,8 +692,9 @@ def number(
     if kind == "score":
         return Accuracy(victim, seen, defence_of(c, method, data), seed, checks, **batches)
     if kind.startswith("released"):
-        return Accuracy(victim, replace(seen, n=s.n if method.startswith("chain") else c.released.n),
-                        released_defence(c, method, data, point.get("t")), seed, **batches)  # fmt: skip
+        defence = released_defence(c, method, data, point.get("t"))
+        n = s.n if method.startswith("chain") else c.released.n
+        return Accuracy(victim, replace(seen, n=n), defence, seed, **batches)
     changes = {k: point[k] for k in ("t", "rounds", "scale") if k in point}
     if kind == "variant":
         changes = {"guidance": guidance_named(c, point["variant"])}
@@ -722,10 +723,11 @@ def changed(variant: str) -> dict:
 
 def known_of(c: Config, method: str, spec: str, norm: str, eps: float, seed: int, against: str) -> Adaptive:
     """Someone who knows the defence of a row."""
-    a, steps, eot = c.adaptive, c.adaptive.steps, c.adaptive.eot
+    a = c.adaptive
     which, search = "at" if method == "pgd_at" else "base", against == "square"
-    if against == "bpda_released":
-        steps, eot = c.released.bpda_steps, c.released.bpda_draws
+    released = against == "bpda_released"
+    steps = c.released.bpda_steps if released else a.steps
+    eot = c.released.bpda_draws if released else a.eot
     seen = Seen(Pictures(spec, "test", c.data.n, c.data.seed), n=a.square_n if search else a.n)
     checked = a.sanity_n if against == "exact" and method in (BASELINE, *GUIDED) else 0
     budget = (steps, eot, a.draws, checked, c.attack.seed, seed)

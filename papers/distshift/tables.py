@@ -314,23 +314,21 @@ def tried(c: object) -> Grid:
 @table_of(tried)
 def choices(grid: Filled):
     """How settings were chosen."""
-    c, lines, bold = grid.config, [], set()
+    c = grid.config
+    lines: list[tuple[str, list]] = []
     for title, name in GRIDS.items():
         for k, candidate in enumerate(getattr(c.choosing, name)):
             score, taken = grid.row(f"{title} {k}")
             if score is None:
                 continue
-            bold |= {(len(lines), 0)} if taken.value else set()
             said = VARIANT_NAMES.get(candidate) or f"{candidate:g}"
             lines.append((f"{CHOSEN[title]}: {said}", [score, "chosen" if taken.value else ""]))
-    if not lines:
-        return None
     caption = (
         "How settings were chosen: mean of the accuracy (%) on clean pictures and under PGD on the bare victim (both "
         f"balls), {c.choosing.n} pictures of every set, of its {c.choosing.split} part; no test picture. The highest "
         "counts, and of equal ones the first."
     )
-    return tables.Table(["score", ""], lines, caption=caption, bold=bold)
+    return tables.Table(["score", "outcome"], lines, caption=caption)
 
 
 # ---- as released -----------------------------------------------------------------------------------------------------
