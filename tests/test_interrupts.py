@@ -40,6 +40,11 @@ def contents(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
 
 
+def heed() -> None:
+    for number, _ in DEATHS:
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Round:
     """make with its one command, in a process group of its own as a shell would have it."""
 
@@ -55,8 +60,8 @@ class Round:
                 stdout=out,
                 stderr=out,
                 start_new_session=True,
-                # a shell's background job ignores it, and so would all that it starts
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+                # a job in the background or under nohup ignores some of them, and so would all that it starts
+                preexec_fn=heed,
             )
 
     def stop(self, number: int, everybody: bool) -> float:
