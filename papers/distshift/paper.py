@@ -47,4 +47,5 @@ def facts(lab: Lab, c: Config) -> dict:
     return {"names": {spec: lab.data(spec).name for spec in tables.sets(c)}}
 
 
-PAPER = Paper("distshift", PRESETS, check, [tables, figures], number, name, describe, gates, facts)
+EXAMPLES = ("data.n", "adaptive.n", "adaptive.square_n", "sweeps.n", "sweeps.features_n", "sweeps.quality_n")
+PAPER = Paper("distshift", PRESETS, check, [tables, figures], number, name, describe, gates, facts, examples=EXAMPLES)
