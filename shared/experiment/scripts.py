@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from shared.errors import UserError, run_main
 from shared.experiment import finished
-from shared.files import looked_at, note_digests, remember_digests, remove_leftovers
+from shared.files import look_at, looked_at, note_digests, remember_digests, remove_leftovers
 from shared.lifeline import tie_to_launcher
 
 if TYPE_CHECKING:
@@ -69,7 +69,8 @@ def run(paper: str, script: str, doc: str, argv: Sequence[str] | None = None) ->
     numbers = found.plan(config)
     looks, wanted = None, asked(lab.root)
     if wanted is not None:
-        looks = beyond(found, config, load(source.ROOT / "papers" / paper / "claims.yaml").claims, wanted)
+        claims = load(look_at(source.ROOT / "papers" / paper / "claims.yaml")).claims
+        looks = beyond(found, config, claims, wanted)
     everything = [*numbers, *further(looks)]
     for kind in {type(part) for n in everything for part in parts(n.step)}:
         source.of(kind)  # the source that runs is the one of now, whoever edits a file while it runs
