@@ -61,4 +61,5 @@ def facts(lab: Lab, c: Config) -> dict:
     }
 
 
-PAPER = Paper("distshift", PRESETS, check, [tables, figures], number, name, describe, gates, facts)
+EXAMPLES = ("data.n", "adaptive.n", "adaptive.square_n", "sweeps.n", "sweeps.features_n", "sweeps.quality_n")
+PAPER = Paper("distshift", PRESETS, check, [tables, figures], number, name, describe, gates, facts, examples=EXAMPLES)

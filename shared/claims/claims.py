@@ -53,8 +53,8 @@ derived from the paper, never from what was measured here: half of the smallest 
 (the `value` of a claim, else a gap in a reference table), leaving out those below the tolerance at which their number
 counts as reproduced; `why` says which that is. Where there is none, a kind may have no δ, and its claims stay open.
 
-`readings: {as_written: {method: a}, as_released: {method: b}}` names several readings of a statement: wherever the claim
-names the tags of the first, those of another stand instead. Each has a verdict; the first is the one that counts.
+`readings: {as_written: {method: a}, as_released: {method: b}}` names several readings of a statement: wherever the
+claim names the tags of the first, those of another stand instead. Each has a verdict; the first is the one that counts.
 
 Every mistake is a UserError of one sentence that names the file and the claim.
 """

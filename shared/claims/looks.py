@@ -1,4 +1,4 @@
-"""Looks at growing evidence that leave the error of a verdict where it is, however often one looks: a group-sequential test.
+"""Looks at growing evidence that leave the error of a verdict where it is: a group-sequential test.
 
 Where a claim is open, twice the examples or seeds are measured and it is judged again, at most LOOKS times in all. The
 z-statistics of these looks are jointly normal under the null, and corr(Z_j, Z_k) = sqrt(t_j / t_k) where t is the
@@ -8,8 +8,8 @@ evidence at a look (Jennison & Turnbull 2000, Group Sequential Methods, section 
 
 so that c = 1.96 becomes 2.41 for four looks that double. Pocock's bound and not O'Brien and Fleming's, which grows like
 sqrt(t_K / t_k): the first look here is the whole of the planned run and an eighth of what may come, so theirs would be
-5.6 there, and a run that nobody prolongs would decide next to nothing. A bound that is the same at every look also needs
-no exact doubling, as where a set has no more pictures.
+5.6 there, and a run that nobody prolongs would decide next to nothing. A bound that is the same at every look also
+needs no exact doubling, as where a set has no more pictures.
 
 `repeated` puts the bound into an estimate: its intervals then hold at all looks together, and its p-value is the error
 of the looks at which it would just be rejected (repeated confidence intervals, same book, chapter 9).
@@ -62,7 +62,7 @@ def repeated(e: Estimate, looks: int = LOOKS) -> Estimate:
     if looks == 1:
         return e
     low, high = e.at(bound(Z, looks))
-    return Estimate(e.value, low, high, e.n, e.seeds, lambda z: e.at(bound(z, looks)))
+    return Estimate(e.value, low, high, e.n, e.seeds, lambda z: e.at(bound(z, looks)), e.of_seeds)
 
 
 @lru_cache

@@ -5,8 +5,8 @@ itself, up to rounding, decides nothing. So a verdict is a two-sided test, and `
 
 * `within`, `equal_within`: two one-sided tests at 5 % each (Schuirmann 1987, J. Pharmacokinet. Biopharm. 15, 657-680):
   they hold when the 90 % interval lies inside, and fail when the 95 % interval lies outside. A declared `equivalence` δ
-  is tested so too, where the direction stays open: "no difference" is decided, and says that there is none of δ or more.
-  Of R rivals none may be ahead by δ, each at 5 %, and one must be behind by less, at 5 %/R.
+  is tested so too, where the direction stays open: "no difference" is decided, and says that there is none of δ or
+  more. Of R rivals none may be ahead by δ, each at 5 %, and one must be behind by less, at 5 %/R.
 * `exceeds_all` holds when every difference is above the bar, each at 95 % (an intersection-union test), and fails when one of R is below it at
   1 − 5 %/R (Bonferroni). `monotone` holds when one of R steps supports the order and fails when one contradicts it, each at 1 − 5 %/R.
 * Where a run goes on at open claims (`BUDGET=`), every interval is as wide as all looks need together (`looks`). The
@@ -85,7 +85,7 @@ class Verdict:
 
     @property
     def seen(self) -> str:
-        """The smallest difference that could have been seen with 80 % power, with its unit; "" where that is not known."""
+        """The smallest difference that could have been seen with 80 % power, with its unit; "" if not known."""
         return detectable(self.estimate, self.claim) if self.estimate else ""
 
     @property

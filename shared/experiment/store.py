@@ -2,7 +2,7 @@
 
     <root>/measurements/<slug>-<key>.json + .npz    root = results/<scale>/<paper>; of the key, the first 12 digits
     <root>/plan.json                                what is shown: {"paper", "scale", "config", "headline", "keys": {slug: key}, "tags", "asked"}
-                                                    and, after looks at open claims (`shared.experiment.looks`), "looks", "more"
+                                                    and, after looks at open claims, "looks" and "more"
     <root>/gates.json                               what had to hold before any defence was measured
 
 A measurement whose key is the wanted one is not measured again; so a run continues where it was, and a changed number re-measures only what

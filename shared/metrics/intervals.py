@@ -58,7 +58,8 @@ Ends = Callable[[float], tuple[float, float]]  # two numbers for a quantile z of
 class Estimate:
     """A number, its 95 % interval [low, high], the examples `n` (all sets together) and the number of `seeds` behind it.
 
-    `ends` gives the interval for other levels, by z; without it the two distances from `value` are taken to grow in proportion to z.
+    `of_seeds`: the share of the variance that is between seeds. `ends` gives the interval for other levels, by z;
+    without it the two distances from `value` are taken to grow in proportion to z.
     """
 
     value: float
@@ -67,6 +68,7 @@ class Estimate:
     n: int
     seeds: int = 1
     ends: Ends | None = field(default=None, compare=False, repr=False)
+    of_seeds: float = field(default=0.0, compare=False)
 
     def scaled(self, factor: float) -> "Estimate":
         """The same estimate in another unit, e.g. `scaled(100)` for percent. A negative factor swaps the ends."""
@@ -78,6 +80,7 @@ class Estimate:
             self.n,
             self.seeds,
             lambda z: tuple(sorted(end * factor for end in self.at(z))),
+            self.of_seeds,
         )
 
     def interval(self, level: float) -> tuple[float, float]:
@@ -204,7 +207,9 @@ def _estimate(
         return (low, high) if limits is None else (max(low, limits[0]), min(high, limits[1]))
 
     low, high = ends(Z)
-    return Estimate(value, low, high, sum(matrix.shape[1] for _, matrix in terms), seeds, ends)
+    squared = [(d / Z) ** 2 for d in distances(Z)]
+    of_seeds = from_seeds / (from_seeds + sum(squared) / 2) if from_seeds else 0.0
+    return Estimate(value, low, high, sum(matrix.shape[1] for _, matrix in terms), seeds, ends, of_seeds)
 
 
 def _with_seeds(distance: float, from_seeds: float, seeds: int, z: float) -> float:
