@@ -181,12 +181,8 @@ def choice(c: Config, name: str) -> Choice:
     step = _rows(c, c.seeds[0])[name]
     validation = Pictures(c.data.train, "validation", c.choosing.n)
     kind = "clean" if name == "ft_clean" else "pgd"
-    # scenes have validation pictures of their own; with one candidate nothing is chosen
-    fitted = (
-        step.data
-        if len(c.choosing.multiples) == 1 or c.data.train.startswith("scenes:")
-        else replace(step.data, split="fit")
-    )
+    # with one candidate nothing is chosen
+    fitted = step.data if len(c.choosing.multiples) == 1 else replace(step.data, split="fit")
     tried = tuple(
         replace(
             step,

@@ -55,7 +55,7 @@ from shared.models.clip import create_clip
 from shared.models.sources import locate
 from shared.models.victim import ZeroShot, tell_apart, text_matrix
 from shared.steps.backdoor import Aim, Pairs, Poison, Seen, Stamp, side
-from shared.steps.choice import CandidateScore, Choice
+from shared.steps.choice import CandidateScore, Choice, settled
 from shared.training.cleanclip import CleanClipConfig, cleanclip
 
 ONE_TEMPLATE = "a photo of a {}."
@@ -132,16 +132,9 @@ class Validation:
 
 @dataclass(frozen=True)
 class DoseChoice(Choice):
-    """Which `Dosage` target images are given, by `Takes`."""
+    """How many captions each target image is given, by `Takes`."""
 
     weight: ClassVar[float] = 1e9  # begun first: a whole world waits for it
-
-
-@dataclass(frozen=True)
-class Dosage:
-    """m captions for each target image."""
-
-    m: int
 
 
 @dataclass(frozen=True)
@@ -165,7 +158,7 @@ class Poisons:
 
     def dose(self, lab: Lab) -> int:
         """Captions of each target image."""
-        return self.m.settle(lab).m if isinstance(self.m, Choice) else self.m
+        return settled(lab, self.m)
 
     def size(self, lab: Lab) -> int:
         """How many pairs there are."""
@@ -241,12 +234,12 @@ class Takes:
     doses: tuple[int, ...]
     least: float
 
-    def score(self, lab: Lab, candidate: Dosage) -> Tensor:
+    def score(self, lab: Lab, candidate: int) -> Tensor:
         """(n,) of the target images."""
-        before = self.doses[: self.doses.index(candidate.m)]
+        before = self.doses[: self.doses.index(candidate)]
         if any(self._fewest(lab, m).mean() >= self.least for m in before):
             return torch.zeros(self.poisons.n)
-        return self._fewest(lab, candidate.m)
+        return self._fewest(lab, candidate)
 
     def _fewest(self, lab: Lab, m: int) -> Tensor:
         return lab.once(("fewest", self, m), lambda: self._train(lab, replace(self.poisons, m=m)))
@@ -709,7 +702,7 @@ def dose_of(c: Config) -> DoseChoice:
     training = replace(few.training, seed=seed)
     poisons = poisons_of(c, "few", seed, few.doses[0])
     rule = Takes(Backbone(c.models.name, "random"), poisons, plain, training, few.doses, c.gates.psr + few.margin)
-    return DoseChoice(tuple(map(Dosage, few.doses)), rule, "captions per target image")
+    return DoseChoice(few.doses, rule, "captions per target image")
 
 
 def few_method(c: Config, method: str, seed: int) -> Method:

@@ -117,7 +117,7 @@ def judge(file: ClaimsFile, results: Any, claims: Sequence[Claim] | None = None)
     largest = max(
         (p for rank, p in enumerate(ps, 1) if p <= ERROR * rank / len(ps)), default=-1.0
     )  # Benjamini & Hochberg's
-    return [replace(v, survives=v.p is not None and v.p <= largest and v.decided) for v in verdicts]
+    return [replace(v, survives=v.decided and v.p <= largest) for v in verdicts]
 
 
 def shortfall(n: int, seeds: int) -> str:

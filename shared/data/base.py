@@ -88,14 +88,20 @@ def subset(data: LabelledImages, n: int | None, seed: int) -> list[int]:
     labels = np.asarray(data.labels)
     if n is None:
         return data.usable(range(len(labels)))
-    rank = np.empty(len(labels), np.int64)  # how many of its class come before an example
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        rank[np.random.default_rng([seed, int(label)]).permutation(members)] = np.arange(len(members))
+    rank = _ranks(labels, seed)
     turn = np.random.default_rng([seed, -1 % 2**32]).permutation(
         data.num_classes
     )  # who goes first when a round is cut short
     return data.usable(np.lexsort((turn[labels], rank))[:n].tolist())
+
+
+def _ranks(labels: np.ndarray, seed: int) -> np.ndarray:
+    """(len,) how many of its class come before an example, where each class is put in an order of its own."""
+    rank = np.empty(len(labels), np.int64)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        rank[np.random.default_rng([seed, int(label)]).permutation(members)] = np.arange(len(members))
+    return rank
 
 
 class View(LabelledImages):
@@ -184,11 +190,9 @@ class ClassSubset(View):
 
 def held_out(data: LabelledImages, kept: bool) -> Subset:
     """A tenth of every class (at least one), by an order that its examples and the seed 0 fix; not `kept`: the rest."""
-    members = [np.flatnonzero(np.asarray(data.labels) == label) for label in range(data.num_classes)]
-    mixed = [np.random.default_rng([0, label]).permutation(rows) for label, rows in enumerate(members)]
-    cut = [-(-len(rows) // 10) for rows in mixed]
-    parts = [rows[:k] if kept else rows[k:] for rows, k in zip(mixed, cut, strict=True)]
-    return Subset(data, np.sort(np.concatenate(parts)))
+    labels = np.asarray(data.labels)
+    tenth = 10 * _ranks(labels, seed=0) < np.bincount(labels)[labels]
+    return Subset(data, np.flatnonzero(tenth == kept))
 
 
 def halves(num_classes: int) -> tuple[list[int], list[int]]:

@@ -29,7 +29,7 @@ class Rule(Protocol):
 
 @dataclass(frozen=True)
 class Choice(Trained):
-    """See the module docstring. candidates: steps, which are then made first, or settings (dataclasses)."""
+    """See the module docstring. candidates: steps, which are then made first, or settings (numbers, dataclasses)."""
 
     candidates: tuple[object, ...]
     rule: Rule

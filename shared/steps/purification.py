@@ -323,9 +323,7 @@ class Checked(Kept):
 class Behind(Measured):
     """What a victim makes of pictures behind a defence; a paper says what that is.
 
-    checks: of the attack on the pictures.
-
-    batch: pictures at a time through the defence; answers: through the victim.
+    checks: of the attack on the pictures. batch: pictures at a time through the defence; answers: through the victim.
     """
 
     victim: Victim
