@@ -1,17 +1,14 @@
 """What looks at open claims measure beyond the plan (`BUDGET=`).
 
-    <root>/looks.json     claim -> what each of its looks after the first doubles, in turn: ["pictures", "seeds", …]
-
-`shared.report.looks`, which judges, writes it; the scripts of a paper read it and measure what it asks for. A number at a
-look is the paper's own number under a configuration with twice the pictures (`Paper.examples`), or of further seeds: one
-more step, with a key of its own. What was planned stays as it is, and so do tables and figures; claims alone see more.
+`shared.report.looks`, which judges, asks for them in the store; the scripts of a paper measure what is asked for. A
+number at a look is the paper's own number under a configuration with twice the pictures (`Paper.examples`), or of further
+seeds: one more step, with a key of its own. What was planned stays as it is, and so do tables and figures; claims alone
+see more.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shared.claims.claims import Claim
@@ -19,26 +16,12 @@ from shared.claims.looks import LOOKS
 from shared.claims.selection import matches
 from shared.experiment.paper import Number, Paper
 from shared.experiment.store import DOUBLED
-from shared.files import look_at, write_changed
 
 if TYPE_CHECKING:
     from shared.experiment.scale import Options
 
 Paths = dict[str, list[str]]
 More = dict[tuple[int, int], dict[str, Number]]  # how often pictures and seeds are doubled -> what is new then, by name
-
-
-def asked(root: Path) -> Paths | None:
-    """What looks are asked for; None where no budget was ever given."""
-    try:
-        return json.loads(Path(look_at(root / "looks.json")).read_text())
-    except (OSError, ValueError):
-        return None
-
-
-def ask(root: Path, paths: Paths) -> None:
-    """Ask for looks, of an empty mapping for none yet: from then on verdicts are judged as at one of several looks."""
-    write_changed(root / "looks.json", paths)
 
 
 def doubled(config: "Options", options: Sequence[str], pictures: int, seeds: int) -> "Options":

@@ -55,11 +55,8 @@ def run(paper: str, script: str, doc: str, argv: Sequence[str] | None = None) ->
     found: Paper = importlib.import_module(f"papers.{paper}.paper").PAPER
     scale, config = parse(found.presets, doc, argv, check=found.check)
 
-    from shared.claims.claims import load
     from shared.experiment import source
     from shared.experiment.lab import Lab
-    from shared.experiment.looks import asked
-    from shared.experiment.looks import numbers as beyond
     from shared.experiment.step import parts
     from shared.processes import accelerator
 
@@ -67,8 +64,11 @@ def run(paper: str, script: str, doc: str, argv: Sequence[str] | None = None) ->
     remember_digests(digests)
     lab = Lab(config.results / scale / paper, config.source, accelerator())
     numbers = found.plan(config)
-    looks, wanted = None, asked(lab.root)
+    looks, wanted = None, lab.store.asked()
     if wanted is not None:
+        from shared.claims.claims import load
+        from shared.experiment.looks import numbers as beyond
+
         claims = load(look_at(source.ROOT / "papers" / paper / "claims.yaml")).claims
         looks = beyond(found, config, claims, wanted)
     everything = [*numbers, *further(looks)]

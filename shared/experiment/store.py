@@ -3,6 +3,7 @@
     <root>/measurements/<slug>-<key>.json + .npz    root = results/<scale>/<paper>; of the key, the first 12 digits
     <root>/plan.json                                what is shown: {"paper", "scale", "config", "headline", "keys": {slug: key}, "tags", "asked"}
                                                     and, after looks at open claims, "looks" and "more"
+    <root>/looks.json                               claim -> what each of its looks after the first doubles, in turn: ["pictures", "seeds", …]
     <root>/gates.json                               what had to hold before any defence was measured
 
 A measurement whose key is the wanted one is not measured again; so a run continues where it was, and a changed number re-measures only what
@@ -175,6 +176,17 @@ class Store:
         tags = plan.get("tags", {})
         found = {name: self.load(name, key) for name, key in plan["keys"].items() if key}
         return [replace(m, slug=name, tags=tags.get(name, m.tags)) for name, m in found.items() if m is not None]
+
+    def asked(self) -> dict[str, list[str]] | None:
+        """What looks at open claims are asked for; None where no budget was ever given."""
+        try:
+            return json.loads(Path(look_at(self.root / "looks.json")).read_text())
+        except (OSError, ValueError):
+            return None
+
+    def ask(self, paths: dict[str, list[str]]) -> None:
+        """Ask for looks, of an empty mapping for none yet: from then on verdicts are judged as at one of several."""
+        write_changed(self.root / "looks.json", paths)
 
     def looked(self) -> list[Look]:
         """What was measured beyond the plan, at open claims, the least first."""

@@ -15,7 +15,8 @@ from shared.claims.claims import load
 from shared.claims.looks import LOOKS
 from shared.claims.verdicts import Verdict, judge
 from shared.errors import run_main
-from shared.experiment.looks import Paths, ask, asked
+from shared.experiment.looks import Paths
+from shared.experiment.store import Store
 from shared.report.data import Results
 from shared.report.notebook import ROOT
 
@@ -57,8 +58,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", default="results", help="the folder of all results")
     parser.add_argument("--seconds", type=float, default=0.0, help="that looks may take")
     args = parser.parse_args(argv)
-    root = Path(args.results) / args.scale / args.paper
-    wanted = asked(root) or {}
+    store = Store(Path(args.results) / args.scale / args.paper)
+    wanted = store.asked() or {}
     paths = wanted
     if args.seconds > 0:
         results = Results.load(args.results, args.scale, args.paper)
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         paths = chosen(verdicts, results, wanted, args.seconds)
         further = [claim for claim, path in paths.items() if path != wanted.get(claim)]
         print(f"{args.paper}: further looks at {len(further)} open claims, {args.seconds:.0f} s are left", flush=True)
-    ask(root, paths)
+    store.ask(paths)
 
 
 if __name__ == "__main__":

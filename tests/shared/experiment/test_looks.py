@@ -12,6 +12,7 @@ from shared.experiment import looks
 from shared.experiment.paper import Grid, Number, Paper, named
 from shared.experiment.scale import Options
 from shared.experiment.step import Measured, Trained, closure
+from shared.experiment.store import Store
 
 PAPERS = sorted(path.parent.name for path in Path("papers").glob("*/paper.py"))
 
@@ -92,11 +93,12 @@ def test_what_brings_nothing_new_is_replaced_and_ends():
 
 
 def test_what_is_asked_for_is_kept(tmp_path):
-    assert looks.asked(tmp_path) is None
-    looks.ask(tmp_path, {})
-    assert looks.asked(tmp_path) == {}
-    looks.ask(tmp_path, {"two": ["seeds"]})
-    assert looks.asked(tmp_path) == {"two": ["seeds"]}
+    store = Store(tmp_path)
+    assert store.asked() is None
+    store.ask({})
+    assert store.asked() == {}
+    store.ask({"two": ["seeds"]})
+    assert store.asked() == {"two": ["seeds"]}
 
 
 @pytest.mark.parametrize("name", PAPERS)

@@ -7,7 +7,7 @@ import pytest
 
 from shared.claims.claims import Claim, ClaimsFile
 from shared.claims.verdicts import judge
-from shared.experiment import looks as asking
+from shared.experiment.store import Measurement, Store
 from shared.report import looks
 from shared.report.data import Results
 
@@ -57,7 +57,7 @@ def test_a_path_goes_on_from_where_it_is_and_ends():
 
 def test_with_no_time_it_is_only_said_that_there_are_looks(tmp_path):
     looks.main(["p", "--results", str(tmp_path)])
-    assert asking.asked(tmp_path / "cpu" / "p") == {}
+    assert Store(tmp_path / "cpu" / "p").asked() == {}
 
 
 def test_it_judges_what_is_measured(tmp_path, write, monkeypatch, capsys):
@@ -67,13 +67,11 @@ def test_it_judges_what_is_measured(tmp_path, write, monkeypatch, capsys):
     monkeypatch.setattr(looks, "ROOT", tmp_path)
     write.measurements(tmp_path / "r" / "cpu" / "fake")
     looks.main(["fake", "--results", str(tmp_path / "r"), "--seconds", "600"])
-    assert asking.asked(tmp_path / "r" / "cpu" / "fake").keys() == {"unread"}
+    assert Store(tmp_path / "r" / "cpu" / "fake").asked().keys() == {"unread"}
     assert "further looks at 1 open claims" in capsys.readouterr().out
 
 
 def test_what_the_store_noted_of_looks_is_read(tmp_path, write):
-    from shared.experiment.store import Measurement, Store
-
     root = tmp_path / "r" / "cpu" / "fake"
     write.measurements(root)
     store = Store(root)
