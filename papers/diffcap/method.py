@@ -2,11 +2,14 @@
 
     x_0 = x (the image that came in),   x_{t+Δt} = (α(t+Δt)/α(t)) x_t + √(1 − (α(t+Δt)/α(t))²) ε          "cumulative": one chain
                                         x_{t+Δt} = α(t+Δt) x_0 + σ(t+Δt) ε                              "redraw": fresh noise around x_0 every time
-    s_k = cos( φ(x_{(k−1)Δt}), φ(x_{kΔt}) ),   t* = Δt·min{ k : s_k > τ },   x' = reverse(x_{t*}, t*)
+    s_k = cos( φ(x_{(k−1)Δt}), φ(x_{kΔt}) ),   t* = Δt·min{ k : s_k ≥ τ },   x' = reverse(x_{t*}, t*)
 
-The similarity that stops the loop belongs to the pair of the last two states, and the later one is denoised. Where s_k never exceeds τ up to T_max,
-`fallback` says what happens; the paper's own rule is not known to us. τ has a meaning only together with Δt, the coupling, φ and what φ sees, so all
-are fields. Noise of step k is the child stream "step{k}" of each image: its chain is the same in any batch.
+Known from the authors' method figure (github yhangchen/yhangchen.github.io@5715a80, images/25_preprint_diffcap.png): the chain is
+cumulative (the noisy picture re-enters where the incoming one came in), the first pair is the picture as it came in and its first
+noisy state, the loop goes on while s < τ, the later state of the last pair is denoised, and φ is one frozen encoder apart from the
+model, fed with the noisy picture. "redraw", which the formula that reviews quote would fit as well, is a control. Not drawn, so
+ours: T_max and, where s_k stays below τ up to it, `fallback`. τ has a meaning only together with Δt, the coupling, φ and what φ
+sees, so all are fields. Noise of step k is the child stream "step{k}" of each image: its chain is the same in any batch.
 
 Gradient (for attacks): t* is found without one. Given t* and the noise, x_{t*} = α(t*) x_0 + noise for either coupling, so the path through noising
 and reverse process is differentiated exactly, the stop index straight through. What is unknown: papers/diffcap/README.md, "Differences".
@@ -35,19 +38,19 @@ class StopRule(Bounded):
     """When the noising stops, in the paper's symbols."""
 
     tau: Finite = 0.96
-    """τ, the similarity to exceed (the paper's value, for its own φ, Δt and noise)."""
+    """τ, the similarity to reach (the paper's value, for its own φ, Δt and noise)."""
     dt: Count = 10
     """Δt in steps of the schedule. Unknown; the paper calls its choice a practical trade-off."""
     t_max: Count = 400
     """T_max in steps, a multiple of Δt: the last time that is tried."""
     coupling: Literal["cumulative", "redraw"] = "cumulative"
-    """How x_{t+Δt} comes from what is there; see the module docstring."""
+    """How x_{t+Δt} comes from what is there: as in the authors' figure, or the control; see the module docstring."""
     encode: Literal["x_t", "x_t/alpha"] = "x_t"
     """What φ sees: x_t as it is (its mean is α(t) x, so contrast fades), or rescaled to the mean x."""
     clamp: bool = True
     """Whether what φ sees is cut to the pixel range first."""
     fallback: Literal["t_max", "max_similarity", "none"] = "t_max"
-    """Where τ is never exceeded: denoise from T_max, from the time of the highest s_k, or return the image as it came."""
+    """Where τ is never reached: denoise from T_max, from the time of the highest s_k, or return the image as it came."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -75,7 +78,7 @@ class Stopped:
     t: Tensor
     """t* in steps, (N,) int64; 0 for an image that the fallback "none" leaves alone."""
     reached: Tensor
-    """Whether τ was exceeded, (N,) bool."""
+    """Whether τ was reached, (N,) bool."""
     similarity: Tensor
     """s_1 … s_K, (N, K), K = T_max/Δt; nan after the stop."""
     state: Tensor
@@ -143,7 +146,7 @@ class DiffCAP(nn.Module):
             now = self.look(x_t, time)
             s = F.cosine_similarity(before.float(), now.float(), dim=1)
             similarity[rows, k - 1] = s
-            done = s > rule.tau
+            done = s >= rule.tau
             keep = done | (s > highest[rows]) if rule.fallback == "max_similarity" else done | (time == rule.t_max)
             state[rows[keep]], t[rows[keep]], highest[rows] = x_t[keep], time, torch.maximum(highest[rows], s)
             reached[rows[done]] = True

@@ -91,7 +91,7 @@ def literally(image, index, seed, rule, sampler, denoiser, phi):
         trace.append(similarity)
         states.append((t, x_t))
         last = now
-        if similarity > rule.tau:
+        if similarity >= rule.tau:
             break
         if t == rule.t_max:
             if rule.fallback == "max_similarity":
@@ -124,11 +124,29 @@ def test_the_batch_is_the_literal_loop_over_images(x, rng, unet, coupling, encod
         assert_within_rounding(stop.similarity[i, : len(trace)], torch.tensor(trace), terms=DEEP)
         assert (
             stop.similarity[i, len(trace) :].isnan().all()
-            and stop.reached[i] == (trace[-1] > tau)
+            and stop.reached[i] == (trace[-1] >= tau)
             and stop.encoded[i] == 1 + len(trace)
         )
         assert_within_rounding(out[i], purified, terms=DEEP)
     assert out.shape == x.shape and out.min() >= 0 and out.max() <= 1
+
+
+def test_a_similarity_of_just_tau_stops(x, rng):
+    """As drawn, the loop goes on while s < τ."""
+    seen = make(rule=StopRule(tau=2.0, dt=60, t_max=600)).stop_times(x, rng).similarity
+    first = seen[0, 0].item()
+    assert make(rule=StopRule(tau=first, dt=60, t_max=600)).stop_times(x, rng).t[0] == 60
+    above = torch.nextafter(seen[0, 0], torch.tensor(2.0)).item()
+    assert make(rule=StopRule(tau=above, dt=60, t_max=600)).stop_times(x, rng).t[0] > 60
+
+
+def test_the_first_pair_is_the_picture_as_it_came_in_and_its_first_noisy_state(x, rng):
+    diffcap = make(rule=StopRule(tau=2.0, dt=60, t_max=600))
+    x_0 = diffcap.purifier.to_native(x)
+    (_, first), (time, second), *_ = diffcap.chain(x, diffcap.rule.times, rng)
+    assert torch.equal(first, x_0) and time == 60
+    wanted = F.cosine_similarity(diffcap.look(x_0, 0), diffcap.look(second, 60), dim=1)
+    assert_within_rounding(diffcap.stop_times(x, rng).similarity[:, 0], wanted, terms=DEEP)
 
 
 def test_stop_times_differ_and_an_image_stops_where_it_would_alone(x, rng):
