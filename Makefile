@@ -12,6 +12,7 @@ SCALE ?= cpu##         smoke (seconds, proves that it runs) | cpu (minutes, no G
 SEEDS ?=##             seeds instead of the preset's, as in SEEDS="0 1 2 3"
 ARGS ?=##              further options of train and evaluate, as in ARGS="--attack.eps 2/255"
 DATA_ROOT ?=##         folder with the images (SCALE=photos and paper)
+BUDGET ?=##            minutes in all; what the plan leaves of them goes to open claims, cheapest first: more pictures, more seeds
 RESULTS ?= results##   where measurements and checkpoints go
 SET ?=##               parameters of the notebook, as in SET="name=value name=value"
 DEVICE ?=##            cpus (a process per core) | cpu | cpu2 | gpu | gpus (a process each); gpu where one is seen, else cpus
@@ -23,7 +24,7 @@ VENV ?= .venv##        another environment with the same pins, as in VENV="$COND
 SURE ?=##              yes: `make clean-results` may delete
 
 # The text of a variable's help ends its line, so the blanks before it would belong to the value.
-KNOBS := SCALE SEEDS ARGS DATA_ROOT RESULTS SET DEVICE GPUS LAUNCH PYTHON TORCH VENV SURE
+KNOBS := SCALE SEEDS ARGS DATA_ROOT BUDGET RESULTS SET DEVICE GPUS LAUNCH PYTHON TORCH VENV SURE
 $(foreach v,$(KNOBS),$(if $(filter file,$(origin $v)),$(eval $v := $(strip $(value $v)))))
 
 PAPERS := $(patsubst papers/%/train.py,%,$(sort $(wildcard papers/*/train.py)))

@@ -101,8 +101,10 @@ Workers = Annotated[int, Range(0, 1024)]
 """Processes that read ahead."""
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 """What every generator takes; NumPy's older one takes no more, and streams are put together as multiples of it."""
-Time = Annotated[int, Range(1, 1000)]
+Time = Annotated[int, Range(1, 4000)]
 """A step of a diffusion model's schedule."""
+ChainSteps = Annotated[int, Range(0, 4000)]
+"""Of a reverse process; 0: one for every step of the schedule."""
 Share = Annotated[float, Range(0, 1)]
 """Also a probability, an accuracy."""
 Part = Annotated[float, Range(0, 1, above=True)]

@@ -1,6 +1,5 @@
 """Every file kept in figures/ says where it comes from, is what it says, and fits the repository."""
 
-import importlib
 from pathlib import Path
 
 import pytest
@@ -23,11 +22,5 @@ def test_a_folder_is_what_its_record_says(folder):
     said = {name: sha for output in outputs.values() for name, sha in output["files"].items()}
     assert said == {p.name: sha256_file(p) for p in FILES if p.parent == folder}
     assert all(p.stat().st_size <= 300_000 for p in FILES if p.parent == folder)
-    for output in outputs.values():
-        module, _, name = output["producer"].rpartition(".")
-        try:
-            target = importlib.import_module(module)
-        except ModuleNotFoundError:  # a method of a class
-            module, _, owner = module.rpartition(".")
-            target = getattr(importlib.import_module(module), owner)
-        assert callable(getattr(target, name))
+    # what drew it is named in the code of the commit that it names: since then a function may have gone
+    assert all(output["producer"].startswith(("papers.", "shared.")) for output in outputs.values())

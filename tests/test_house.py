@@ -55,10 +55,10 @@ def untyped_parameters() -> int:
 @pytest.mark.parametrize(
     ("count", "limit"),
     [
-        (tokens, 264_000),  # the goal is 205,000
-        (wide_lines, 1_321),  # 0
+        (tokens, 276_000),  # the goal is 205,000
+        (wide_lines, 1_300),  # 0
         (inner_imports, 60),
-        (untyped_parameters, 529),  # 400
+        (untyped_parameters, 523),  # 400
     ],
     ids=lambda x: getattr(x, "__name__", ""),
 )

@@ -74,7 +74,7 @@ def place(tmp_path):
 
 CORES = min(8, os.cpu_count())
 SPREAD = f" -n {min(4, CORES)} --dist loadfile --no-loadscope-reorder" if CORES > 1 else ""
-DIALS = {"SCALE": "cpu", **dict.fromkeys(("SEEDS", "ARGS", "DATA_ROOT"), ""), "RESULTS": "results",
+DIALS = {"SCALE": "cpu", **dict.fromkeys(("SEEDS", "ARGS", "DATA_ROOT", "BUDGET"), ""), "RESULTS": "results",
          **dict.fromkeys(("SET", "DEVICE", "GPUS", "LAUNCH", "TORCH"), "")}  # fmt: skip
 
 
@@ -113,7 +113,7 @@ def test_a_target_is_one_command(place, target):
 
 
 def test_the_dials_reach_it_as_they_were_written(place):
-    given = {"SCALE": "photos", "SEEDS": "0 1 2", "ARGS": "--attack.eps 2/255", "DATA_ROOT": "/my pictures/it's", "RESULTS": "/tmp/r",
+    given = {"SCALE": "photos", "SEEDS": "0 1 2", "ARGS": "--attack.eps 2/255", "DATA_ROOT": "/my pictures/it's", "BUDGET": "90", "RESULTS": "/tmp/r",
              "SET": "digits=1 style=dark", "DEVICE": "gpus", "GPUS": "2"}  # fmt: skip
     place.make("reproduce-alpha", *(f"{name}={value}" for name, value in given.items()))
     assert place.calls == [do("reproduce-alpha", **given)]

@@ -4,12 +4,14 @@
                                         x_{t+Δt} = α(t+Δt) x_0 + σ(t+Δt) ε                              "redraw": fresh noise around x_0 every time
     s_k = cos( φ(x_{(k−1)Δt}), φ(x_{kΔt}) ),   t* = Δt·min{ k : s_k ≥ τ },   x' = reverse(x_{t*}, t*)
 
-Known from the authors' method figure (github yhangchen/yhangchen.github.io@5715a80, images/25_preprint_diffcap.png): the chain is
-cumulative (the noisy picture re-enters where the incoming one came in), the first pair is the picture as it came in and its first
-noisy state, the loop goes on while s < τ, the later state of the last pair is denoised, and φ is one frozen encoder apart from the
-model, fed with the noisy picture. "redraw", which the formula that reviews quote would fit as well, is a control. Not drawn, so
-ours: T_max and, where s_k stays below τ up to it, `fallback`. τ has a meaning only together with Δt, the coupling, φ and what φ
-sees, so all are fields. Noise of step k is the child stream "step{k}" of each image: its chain is the same in any batch.
+Known from the authors' method figure (github yhangchen/yhangchen.github.io @5715a80, images/25_preprint_diffcap.png):
+the chain is cumulative (the noisy picture goes in again where the attacked one came in), the first pair is the picture as
+it came in and its first noisy state, the loop goes on while s < τ, the later state of the last pair is denoised, and φ is
+one frozen encoder apart from the model, fed with the noisy picture. "redraw", which a formula that reviews quote would
+fit as well, is a control. Not drawn, so ours: T_max and, where s_k stays below τ up to it, `fallback`.
+
+τ has a meaning only together with Δt, the coupling, φ and what φ sees, so all are fields. Noise of step k is the child
+stream "step{k}" of each image: its chain is the same in any batch.
 
 Gradient (for attacks): t* is found without one. Given t* and the noise, x_{t*} = α(t*) x_0 + noise for either coupling, so the path through noising
 and reverse process is differentiated exactly, the stop index straight through. What is unknown: papers/diffcap/README.md, "Differences".

@@ -45,4 +45,8 @@ def gates(c: Config) -> list[Gate]:
     return [*found, Gate("clean top-1 lost to DiffPure", of(0.0, tables.CLIP, first), "<=", c.gates.purified, **lost)]
 
 
-PAPER = Paper("diffcap", PRESETS, check, [tables, figures], number, name, describe, gates)
+EXAMPLES = (
+    *("data.n", "attack.target_n", "adaptive.n", "adaptive.caption_n"),
+    *("sweeps.n", "sweeps.digits_n", "sweeps.quality_n"),
+)
+PAPER = Paper("diffcap", PRESETS, check, [tables, figures], number, name, describe, gates, examples=EXAMPLES)

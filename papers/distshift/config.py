@@ -5,12 +5,14 @@ from typing import Annotated, Literal
 
 from papers.distshift.baselines import Pull
 from papers.distshift.method import Guidance
+from papers.distshift.tables import VARIANTS
 from shared.data.catalogue import Source
 from shared.errors import UserError
 from shared.experiment.scale import Options, check_seeds
 from shared.options import (
     Batch,
     Bits,
+    ChainSteps,
     Count,
     Draws,
     Eps,
@@ -41,9 +43,9 @@ class Protected:
     at_weights: str = "random"
     """The adversarially trained victim, written the same way."""
     denoiser: str = "zoo:scenes-ddpm"
-    """zoo:<name>, diffusers:<folder or name>, guided:<path>, random:<configuration>, or `train`."""
-    t: Annotated[int, Range(0, 1000)] = 0
-    """t* of this set (0: --method.t)."""
+    """zoo:<name>, diffusers:<folder or name>, guided:<path>, improved:<path>, random:<configuration>, or `train`."""
+    t: Annotated[int, Range(0, 4000)] = 0
+    """t* of this set, in steps of its schedule (0: chosen, see --choosing)."""
     restrict: bool = False
     """The weights are of 1,000-way ImageNet classifiers: only the logits of the set's classes are kept (ImageNet30). Not for what is trained here."""
 
@@ -111,14 +113,12 @@ class Attack:
 class Method:
     """What all diffusion defences share."""
 
-    t: Time = 75
-    """t*, in steps of the schedule (T = 1000)."""
     rounds: Draws = 1
     """Purifications one after the other, of distshift."""
     sampler: Literal["ddim", "ddpm"] = "ddim"
     """The reverse process of distshift, DiffPure and GDMP."""
-    sampler_steps: Time = 5
-    """Denoiser calls of one reverse pass."""
+    sampler_steps: ChainSteps = 5
+    """Denoiser calls of one reverse pass (0: one for every step of the schedule)."""
     eta: Share = 0.0
     """η of ddim: 0 is deterministic, 1 is ancestral."""
     recompute: bool = False
@@ -139,10 +139,51 @@ class Baselines:
     """Weight of total variation."""
     pad: Share = 0.15
     """Share of the side that random resize-and-pad may add."""
-    gdmp: Pull = field(default_factory=lambda: Pull(scale=600.0))
-    """What GDMP's guidance pulls towards, and how strongly."""
+    gdmp: Pull = field(default_factory=Pull)
+    """What GDMP's guidance pulls towards; how strongly is chosen, see --choosing."""
     gdmp_rounds: Draws = 2
     """Rounds of GDMP (published: 4 on CIFAR-10)."""
+
+
+@dataclass(frozen=True)
+class Choosing:
+    """What nobody states is chosen on validation pictures: `Judged` in steps.py has the rule. Grids of one size, so
+    that no method has more tries; equal candidates: the first, which is the published one."""
+
+    n: Count = 24
+    """Pictures of every set."""
+    split: Literal["validation", "train"] = "validation"
+    """Where from; only the generated sets have pictures for validation."""
+    times: tuple[Time, ...] = (58, 40, 75, 100, 150, 200)
+    """t*, by DiffPure. Of 1,000 linear steps 58 has the noise of the first author's 470 of 4,000; DiffPure's is 100."""
+    guidances: tuple[str, ...] = ("g5-released", "g5-picture", "g5-ratio", "g1-running", "g1-strong", "coup")
+    """The guidance of distshift at that t*, by the names of tables.py (what they leave open: --guidance)."""
+    pulls: tuple[Positive, ...] = (600.0, 1000.0, 300.0, 100.0, 30.0, 10.0)
+    """The scale of GDMP at that t*."""
+
+
+@dataclass(frozen=True)
+class Released:
+    """Rows "as released": the state of the first author's code before the paper; see method.py. On the first set."""
+
+    n: Count = 48
+    """Pictures (of the full chain: --sweeps.n)."""
+    t: Time = 470
+    """t* of 4,000 cosine steps; a diffusion model with another schedule takes its time of the same noise."""
+    times: tuple[Time, ...] = (300, 350, 400, 450, 470, 500, 550, 600)
+    """t* of the sweep, likewise."""
+    second_times: tuple[Time, ...] = ()
+    """The sweep on the second set, in its own steps."""
+    eps: tuple[Annotated[float, Range(0, 255)], ...] = (0, 5, 10, 15, 20, 25, 30, 40, 50, 75)
+    """ε of the other sweep, in 1/255."""
+    steps: Count = 5
+    """Steps of PGD, from a random start, along the sign; the last iterate counts."""
+    step_size: Eps = 3 / 255
+    """Each so long."""
+    bpda_steps: Count = 20
+    """Steps of BPDA+EOT, a quarter of ε each (released: 50 of 2/255)."""
+    bpda_draws: Draws = 5
+    """Draws behind each of its gradients (released: 15)."""
 
 
 @dataclass(frozen=True)
@@ -181,8 +222,8 @@ class Sweeps:
     """Diffusion times t*."""
     rounds: tuple[Draws, ...] = (1, 2, 4)
     """Numbers of rounds."""
-    scales: tuple[Weight, ...] = (0.0, 0.1, 0.3, 1.0, 3.0)
-    """Scales of the guidance, as shares of the norm of the score."""
+    scales: tuple[Weight, ...] = (0.0, 0.3, 1.0, 3.0, 10.0)
+    """Scales of the guidance, as multiples of the chosen one; 0 and 1 are among them, which are rows elsewhere."""
     features_n: Count = 64
     """Pictures on either side of the two-sample tests."""
     block: Annotated[int, Range(2, 65_536)] = 8
@@ -222,8 +263,10 @@ class Config(Options):
     models: Models = field(default_factory=Models)
     data: Data = field(default_factory=Data)
     attack: Attack = field(default_factory=Attack)
-    guidance: Guidance = field(default_factory=lambda: GUIDANCE)
-    """The guide of the reverse process; which one the paper has is unknown, see README."""
+    guidance: Guidance = field(default_factory=lambda: Guidance(rescale="x_t/alpha"))
+    """What the candidates for the guide of the reverse process leave open; which the paper has is unknown."""
+    choosing: Choosing = field(default_factory=Choosing)
+    released: Released = field(default_factory=Released)
     method: Method = field(default_factory=Method)
     baselines: Baselines = field(default_factory=Baselines)
     training: ClassifierTraining = field(default_factory=ClassifierTraining)
@@ -237,8 +280,6 @@ class Config(Options):
     gates: Gates = field(default_factory=Gates)
 
 
-# chosen on validation pictures by `python -m papers.distshift.choose`; the paper's own is unknown
-GUIDANCE = Guidance(kind="G1", label="running", domain="x_t", rescale="x_t/alpha", clamp=False, scale=0.1, unit="ratio")
 _CPU = Config()
 _NONE = Protected(weights="random")
 _PHOTO = ClassifierTraining(
@@ -251,14 +292,16 @@ PRESETS = {
         seeds=(0, 1),
         data=Data(n=8),
         attack=Attack(steps=2, auto_steps=2, targets=1, queries=3, sanity_n=4, batch=8),
-        method=Method(t=100, sampler_steps=2, batch=16),
+        choosing=Choosing(n=2, times=(58, 100), guidances=("g5-released", "g1-running"), pulls=(600.0, 100.0)),
+        released=Released(n=4, times=(400, 470), eps=(0, 8), bpda_steps=1, bpda_draws=1),
+        method=Method(sampler_steps=2, batch=16),
         adaptive=Adaptive(n=2, steps=1, eot=1, draws=2, square_n=2, square_queries=2, sanity_n=2),
         sweeps=Sweeps(
             n=4,
             times=(1.0, 2.0),
             t=(50, 100),
             rounds=(1, 2),
-            scales=(0.0, 0.3),
+            scales=(0.0, 1.0),
             features_n=8,
             block=4,
             permutations=20,
@@ -275,7 +318,9 @@ PRESETS = {
         models=Models(Protected("folder:all", "resnet8", "train", "train", "train"), _NONE),
         data=Data(Source(size="32"), n=256),
         attack=Attack(steps=20, auto_steps=50, targets=9, queries=1000, batch=256),
-        method=Method(t=100, recompute=True, batch=128),
+        choosing=Choosing(n=64, split="train"),
+        released=Released(n=256),
+        method=Method(recompute=True, batch=128),
         training=_PHOTO,
         at_training=replace(_PHOTO, steps=2000, eps=8 / 255, attack_steps=4, attack_ratio=0.4),
         denoising=DenoisingConfig(steps=3000, batch=64, lr=1e-3, warmup=300, average=0.999),
@@ -287,7 +332,11 @@ PRESETS = {
         _CPU,
         models=Models(
             Protected(
-                "named:cifar10", "wrn-28-10", "models/cifar10/Standard.pt", "train", "diffusers:google/ddpm-cifar10-32"
+                "named:cifar10",
+                "wrn-28-10",
+                "models/cifar10/Standard.pt",
+                "train",
+                "improved:cifar10_uncond_50M_500K.pt",
             ),
             Protected(
                 "named:ImageNet30",
@@ -300,7 +349,17 @@ PRESETS = {
         ),
         data=Data(n=512),
         attack=Attack(steps=20, auto_steps=100, targets=9, queries=5000, sanity_n=64, batch=64),
-        method=Method(t=100, sampler="ddpm", sampler_steps=100, recompute=True, batch=16),
+        # t* as the first author's code has it, and its guidance: nothing is left to choose
+        choosing=Choosing(split="train", times=(470,), guidances=("g5-released",), pulls=(600.0,)),
+        released=Released(
+            n=512,
+            times=tuple(range(300, 601, 10)),
+            second_times=tuple(range(50, 491, 10)),
+            eps=tuple(range(0, 80, 5)),
+            bpda_steps=50,
+            bpda_draws=15,
+        ),
+        method=Method(sampler="ddpm", sampler_steps=100, recompute=True, batch=16),
         training=replace(_PHOTO, steps=20_000, batch=256, every=500, workers=12),
         at_training=replace(
             _PHOTO, steps=40_000, batch=256, eps=8 / 255, attack_steps=10, attack_ratio=0.25, every=500, workers=12
@@ -316,7 +375,7 @@ PRESETS = {
             square_queries=2000,
             sanity_n=8,
         ),
-        sweeps=Sweeps(n=256, features_n=512, block=32, quality_n=256, cost_n=16),
+        sweeps=Sweeps(n=256, t=tuple(range(300, 601, 50)), features_n=512, block=32, quality_n=256, cost_n=16),
         gates=Gates(purified=0.10),
     ),
 }
@@ -336,12 +395,25 @@ def check(config: Config) -> None:
             raise UserError(
                 f"only ImageNet30 is a part of ImageNet's 1,000 classes, so `restrict` cannot hold for {p.data}."
             )
+        if p.restrict and config.data.source.wnids:
+            raise UserError("`restrict` knows the logits of Hendrycks's classes only: leave out --data.source.wnids.")
     times = config.sweeps.times
     if list(times) != sorted(set(times)) or not times or 2.0 not in times or times[-1] * config.attack.linf > 1:
         raise UserError(
             "--sweeps.times takes growing multiples of ε, 2 among them, none beyond the pixel range; got "
             f"{' '.join(map(str, times)) or 'nothing'}."
         )
+    lengths = {len(getattr(config.choosing, grid)) for grid in ("times", "guidances", "pulls")}
+    if len(lengths) > 1 or 0 in lengths:
+        raise UserError(
+            "--choosing.times, --choosing.guidances and --choosing.pulls are grids of one size, so that no method has "
+            "more tries than another."
+        )
+    unknown = [name for name in config.choosing.guidances if name not in VARIANTS]
+    if unknown:
+        raise UserError(f"there is no guidance {unknown[0]!r}: choose from {', '.join(VARIANTS)}.")
+    if not {0.0, 1.0} <= set(config.sweeps.scales):
+        raise UserError("--sweeps.scales has 0 (no guidance) and 1 (the chosen scale) among its multiples.")
     if config.sweeps.features_n % config.sweeps.block:
         got = f"{config.sweeps.features_n} and {config.sweeps.block}"
         raise UserError(f"--sweeps.features-n is a multiple of --sweeps.block; got {got}.")

@@ -1,7 +1,9 @@
 """What each figure of distshift shows, by the tags of its numbers. No model is loaded here."""
 
+import csv
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -35,7 +37,8 @@ from shared.report import figures, style
 from shared.report.shown import Filled, figure
 
 # the first seven have colours of their own
-ORDER = ("diffpure", "pgd_at", "distshift", "gdmp", "none", "jpeg", "tv", "bits", "resize_pad", "noise")
+ORDER = ("diffpure", "pgd_at", "distshift", "gdmp", "none", "jpeg", "tv", "bits", "resize_pad", "noise", "one_step")
+REFERENCE = Path(__file__).with_name("released.csv")
 FULL = (-4, 104)  # limits of an axis of per cents
 
 
@@ -154,29 +157,105 @@ def fig_rounds(*grids: Filled) -> Figure:
 
 @figure(*_swept("scale", lambda c: c.sweeps.scales, ("distshift",)))
 def fig_scale(*grids: Filled) -> Figure:
-    """Accuracy against the scale of the guidance (ratio: guidance norm over score norm); 0 is no guidance, the dashed line the default. One seed."""
+    """Accuracy against the scale of the guidance as a multiple of the chosen one (dashed); 0: none. One seed."""
     c = grids[0].config
     series = _measured(
         {name: grid.row(METHODS["distshift"]) for name, grid in zip(conditions(c, ("pgd",)), grids, strict=True)}
     )
     fig, ax = style.figure(style.COLUMN)
     scales = [float(v) for v in grids[0].columns]
-    figures.lines(ax, scales, series, xlabel=f"scale ({c.guidance.unit})", ylabel="accuracy (%)", categorical=True)
+    figures.lines(ax, scales, series, xlabel="scale, times the chosen one", ylabel="accuracy (%)", categorical=True)
     ax.set(ylim=FULL)
-    if c.guidance.scale in scales:
-        _dashed(ax.axvline, scales.index(c.guidance.scale))
+    _dashed(ax.axvline, scales.index(1.0))
     figures.legend(fig, ax, 1)
     return fig
 
 
-def _compared(c) -> Grid:
+def stored(figure: str) -> dict[str, list[tuple[float, float, float]]]:
+    """The first author's own curves of one figure, of released.csv: victim -> (x, clean, robust), in shares."""
+    lines = [line for line in REFERENCE.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    found: dict[str, list[tuple[float, float, float]]] = {}
+    for row in csv.DictReader(lines):
+        if row["figure"] == figure:
+            found.setdefault(row["victim"], []).append((float(row["x"]), float(row["clean"]), float(row["robust"])))
+    return found
+
+
+def _released(ax: Axes, x: Sequence[float], series: dict[str, Sequence], figure: str, column: int, xlabel: str) -> None:
+    """Ours in colours, his in grey."""
+    figures.lines(ax, x, series, xlabel=xlabel, ylabel="accuracy (%)")
+    for line, (victim, points) in zip(style.LINES, stored(figure).items(), strict=False):
+        values = [100 * point[column] for point in points]
+        ax.plot([p[0] for p in points], values, color="#888888", linestyle=line, linewidth=0.8, label=f"{victim} (his)")
+    ax.set(ylim=FULL)
+
+
+def _released_eps(c: object) -> Grid:
+    columns = {
+        f"{e:g}": {"attack": "pgd_released", "norm": "linf", "eps": e / 255} if e else CLEAN for e in c.released.eps
+    }
+    return Grid(
+        {"no defence": {"method": "none"}, "one step": {"method": "one_step"}}, columns, on_first(c, "released_eps")
+    )
+
+
+@figure(_released_eps)
+def fig_released_eps(grid: Filled) -> Figure:
+    """Accuracy against ε, as the first author's code attacks (PGD-5, ℓ∞, on the bare victim) and purifies (one step, no
+    guide); grey: the curves stored there, of his CIFAR-10 victims. Five steps of 3/255 go no farther than 15/255 from a
+    random start: beyond that ε is mostly noise."""
+    fig, ax = style.figure(style.PAGE, 2.6)
+    _released(ax, [float(e) for e in grid.columns], grid.series(), "eps", 2, "ε (1/255)")
+    figures.legend(fig, ax, 3)
+    return fig
+
+
+def _released_time(attack: int) -> Callable[[object], Grid]:
+    def grid(c: object) -> Grid:
+        condition = (CLEAN, under(c, "linf", "pgd_released"))[attack]
+        points = {f"{t:g}": {"t": t, **condition} for t in c.released.times}
+        return Grid({("clean", "PGD-5, ℓ∞")[attack]: {"method": "one_step"}}, points, on_first(c, "released_time"))
+
+    return grid
+
+
+def _second_time(c: object) -> Grid:
+    if len(sets(c)) < 2 or not c.released.second_times:
+        return Grid({}, {})
+    where = {**on_first(c, "released_time"), "data": sets(c)[1]}
+    rows_ = {
+        "clean": {"method": "one_step", **CLEAN},
+        "PGD-5, ℓ∞": {"method": "one_step", **under(c, "linf", "pgd_released")},
+    }
+    return Grid(rows_, {f"{t:g}": {"t": t} for t in c.released.second_times}, where)
+
+
+@figure(_released_time(0), _released_time(1), _second_time)
+def fig_released_time(clean: Filled, attacked: Filled, second: Filled) -> Figure:
+    """Accuracy against t* (of 4,000 cosine steps; ours at the same noise) of one-step denoising without a guide, clean
+    and under PGD-5; grey: the curves stored in the first author's code. A sweep on a second set is in its own steps."""
+    there = any(second)
+    fig, axes = style.figure(style.PAGE, 2.4, columns=3 if there else 2, sharey=True)
+    for ax, grid, column in zip(axes, (clean, attacked), (1, 2), strict=False):
+        series = grid.series()
+        _released(ax, [float(t) for t in grid.columns], series, "time", column, "t* of 4,000")
+        ax.set_title(grid.rows[0])
+    if there:
+        figures.lines(axes[2], [float(t) for t in second.columns], second.series(), xlabel="t*")
+        axes[2].set_title(short(second.config, sets(second.config)[1]))
+    figures.legend(fig, axes, 4)
+    return fig
+
+
+def _compared(c: object) -> Grid:
     common = {"method": "distshift", "data": sets(c)[0], "seed": c.seeds[0]}
-    return Grid(candidates(c, "default: {}"), conditions(c, ("pgd",)), common)
+    return Grid(candidates(c, "chosen: {}"), conditions(c, ("pgd",)), common)
 
 
 @figure(_compared)
 def fig_variants(grid: Filled) -> Figure:
-    """Candidates for the guidance: accuracy clean and under PGD; first the default and no guidance. One seed. Whiskers: 95 % intervals."""
+    """Candidates for the guidance: accuracy clean and under PGD; first the chosen one and none. One seed. Whiskers:
+    95 % intervals."""
     fig, ax = style.figure(style.PAGE, 3.6)
     at = np.arange(len(grid.rows))[::-1]
     width = 0.8 / len(grid.columns)
@@ -205,10 +284,11 @@ def fig_variants(grid: Filled) -> Figure:
 
 
 def _in_first_ball(c) -> Grid:
-    """Every attacker of every defence, mean and worst, in the first ball; PGD-AT as it is."""
+    """Every attacker of every defence (not of the row "as released"), mean and worst, in the first ball; PGD-AT as it
+    is."""
     norm = c.adaptive.norms[0]
     everyone = adversaries(c)
-    lines = {m: {"method": m} for m in everyone}
+    lines = {m: {"method": m} for m in everyone if m != "one_step"}
     columns = {
         f"{a} {how}": {"against": a, "judged": how, **under(c, norm, "adaptive")}
         for a in AGAINST

@@ -11,12 +11,25 @@ The paper says "guided by the output of the victim" and no more is known to us, 
     G4  −‖f(in) − f(in_ref)‖²              outputs stay near those of the diffused input; JinyiW/GuidedDiffusionPur has the version in pixels.
                                            ref = α(t) x_adv + σ(t) ε, with the ε of the forward process, treated like x_t: so g = 0 in the first step
                                            (of the first round; also wherever the two outputs agree to SAME)
+    G5  −[ a ‖f(x_t) − f(x_adv)‖²/K        the first author's own code eight months before the paper (`RELEASED`): the
+         + b ‖f(x_t) − f(x_t⁺)‖²/K         logits at x_t stay near those of the incoming picture (a = 1/100), near those
+         + c ‖x_t − x_{t*}‖²/D ]           after more noise (b = 1), and the pixels near the noised start (c = 0)
+
+G5: xaddwell/adversarial_robustness@8be7d72, diffusion_defense/cifar10/DRM.py (`cond_fn`) and
+improved_diffusion/gaussian_diffusion.py (`p_sample`). f: logits, K of them; D pixels; x_t⁺ = α(2) x_t + σ(2) ε with
+the ε of the forward process (the release diffuses x_t "to index 1", which is two noising steps). The victim is shown
+x_t and x_adv in [−1, 1] as they are (rescale "native"), although it was trained on [0, 1]; −∇ of the sum is added to
+the sample of the reverse step (unit "sample"), with no variance and no other scale. Its mean squared errors run over
+the batch too, so that the pull on a picture fell with the size of the batch: w = 1/128 (`RELEASED`) is its pull in
+the batches of 128 of its configuration; here errors are per picture, whatever the batch. That the paper used just
+this is inferred. In one-step mode (the sampler one_step, its default) no guide has any effect.
 
 `in` is x_t, x_t/α(t) or x̂₀ = (x_t − σ ε̂)/α, as a picture ((· + 1)/2 at the image's size). The victim never saw noise in training (openai's guide
 did). With s the next time, β = 1 − ᾱ_t/ᾱ_s and V = β̃ = β σ_s²/σ_t² ("small") or β ("large"), the scale w means
 
     ratio  δ = −w ‖ε̂‖ g/‖g‖              guidance norm over score norm is w, in every sample and step; 0 where g = 0
     score  δ = −w σ_t g                   score + w g, since score = −ε̂/σ_t (`condition_score`; COUP's λ)
+    sample x_s + w g in place of δ        the sample that a step comes to is moved, after noise and clipping (G5)
     mean   δ = −w V (α_t σ_t)/(α_s β) g   the mean of a ddpm step moves by w V g (`condition_mean`): that mean is (α_s β/σ_t²) x̂₀ + … with
                                           x̂₀ = (x_t − σ_t ε̂)/α_t, so its derivative by ε̂ is −α_s β/(α_t σ_t). V = β: "score" times α_t/α_s
 
@@ -45,14 +58,15 @@ from shared.options import Bounded, Weight
 from shared.rng import SampleRng
 
 FLOOR = 1e-30  # largest entry of a gradient that counts as zero: its inverse, which "ratio" needs, is not a float32 far below
+MORE = 2  # noising steps between x_t and x_t⁺
 SAME = 1e-4  # outputs of the victim that differ by less, relative to their size, are the same: float32 networks are exact to about 1e-6
 
 _CHOICES = {
-    "kind": ("G1", "G2", "G3", "G4"),
+    "kind": ("G1", "G2", "G3", "G4", "G5"),
     "label": ("x_adv", "running", "moving"),
     "domain": ("x_t", "x0_hat"),
-    "rescale": ("none", "x_t/alpha"),
-    "unit": ("ratio", "score", "mean"),
+    "rescale": ("none", "x_t/alpha", "native"),
+    "unit": ("ratio", "score", "mean", "sample"),
     "output": ("logits", "features"),
 }
 
@@ -61,18 +75,21 @@ _CHOICES = {
 class Guidance(Bounded):
     """Which L, where, and how strongly; see the module docstring."""
 
-    kind: Literal["G1", "G2", "G3", "G4"] = "G1"
+    kind: Literal["G1", "G2", "G3", "G4", "G5"] = "G1"
     label: Literal["x_adv", "running", "moving"] = "running"
     """ŷ of G1 and G3: argmax of the victim on the image that came in (once), on x̂₀ at each step, or on `in` at each step."""
     domain: Literal["x_t", "x0_hat"] = "x_t"
     """`in`. G3 is G1 with x0_hat, and is refused with x_t. x̂₀ is the unguided estimate, not clipped."""
-    rescale: Literal["none", "x_t/alpha"] = "none"
-    """Whether x_t is divided by α(t) first, so that the picture keeps its contrast. x̂₀ has none to regain."""
+    rescale: Literal["none", "x_t/alpha", "native"] = "none"
+    """Whether x_t is divided by α(t) first, so that the picture keeps its contrast (x̂₀ has none to regain), or shown
+    in [−1, 1] as it is (native)."""
     clamp: bool = False
     """Cut the victim's picture to [0, 1]. By the clamp's own derivative, g is zero where it cuts."""
     scale: Weight = 0.1
     """w ≥ 0."""
-    unit: Literal["ratio", "score", "mean"] = "ratio"
+    unit: Literal["ratio", "score", "mean", "sample"] = "ratio"
+    weights: tuple[Weight, Weight, Weight] = (0.01, 1.0, 0.0)
+    """a, b and c of G5."""
     output: Literal["logits", "features"] = "logits"
     """f of G4."""
 
@@ -86,7 +103,11 @@ class Guidance(Bounded):
         if self.kind == "G3" and self.domain != "x0_hat":
             raise UserError("G3 is G1 at the predicted clean image: use it with domain 'x0_hat', or G1 with 'x_t'.")
         if self.rescale != "none" and self.domain != "x_t":
-            raise UserError("rescale 'x_t/alpha' is for domain 'x_t': the predicted clean image has its contrast.")
+            raise UserError(
+                f"rescale {self.rescale!r} is for domain 'x_t': the predicted clean image has its contrast and range."
+            )
+        if self.domain != "x_t" and (self.kind == "G5" or self.unit == "sample"):
+            raise UserError("G5 and the unit 'sample' are about x_t: use them with domain 'x_t'.")
 
     @property
     def labelled(self) -> bool:
@@ -96,7 +117,11 @@ class Guidance(Bounded):
     @property
     def looks(self) -> int:
         """Pictures that the victim sees in each reverse step, one of them with a gradient."""
-        return 1 + (self.kind == "G4" or (self.labelled and self.label == "running" and self.domain == "x_t"))
+        return 1 + (self.kind in ("G4", "G5") or (self.labelled and self.label == "running" and self.domain == "x_t"))
+
+
+RELEASED = Guidance("G5", rescale="native", scale=1 / 128, unit="sample")
+"""The guidance of the first author's code in its batches of 128; see the module docstring."""
 
 
 class Calls(NamedTuple):
@@ -121,6 +146,11 @@ def distance(a: Tensor, b: Tensor) -> Tensor:
     """‖a − b‖² per sample, (N,); 0, with gradient 0, where ‖a − b‖ ≤ SAME·‖b‖, since "ratio" would make a full step of rounding errors."""
     square, size = (a - b).flatten(1).square().sum(dim=1), b.detach().flatten(1).square().sum(dim=1)
     return torch.where(square.detach() > SAME**2 * size, square, 0)
+
+
+def mean_square(a: Tensor, b: Tensor) -> Tensor:
+    """‖a − b‖² over the numbers of a sample, (N,)."""
+    return (a - b).square().flatten(1).mean(dim=1)
 
 
 def unit_vectors(g: Tensor) -> Tensor:
@@ -241,31 +271,35 @@ class Distshift(Guided):
     @property
     def calls(self) -> Calls:
         steps = self.rounds * len(self.next_time)
-        if not self.guided or not steps:
+        if not self.guided or not steps or self.purifier.sampler.kind == "one_step":
             return Calls(steps, 0, 0)
         g = self.guidance
         twice = g.kind == "G4" and g.domain == "x0_hat"  # the reference is denoised as well
-        return Calls(steps * (1 + twice), steps * g.looks + self.rounds * (g.labelled and g.label == "x_adv"), steps)
+        before = self.rounds * (g.kind == "G5" or (g.labelled and g.label == "x_adv"))
+        return Calls(steps * (1 + twice), steps * g.looks + before, steps)
 
     def picture(self, native: Tensor, size: tuple[int, int], t: int | None = None) -> Tensor:
         """What the victim is shown of a native image; t: the time of an x_t, None for an x̂₀."""
         if t is not None and self.guidance.rescale == "x_t/alpha":
             native = native / self.purifier.denoiser.schedule.alpha_bar(t).sqrt().item()
-        picture = resize((native + 1) / 2, size)
+        picture = resize(native if self.guidance.rescale == "native" else (native + 1) / 2, size)
         return picture.clamp(0, 1) if self.guidance.clamp else picture
 
     def guide(self, x: Tensor, x_0: Tensor, rng: SampleRng, exact: bool) -> Guide | None:
-        if not self.guided:
+        if not self.guided or self.purifier.sampler.kind == "one_step":
             return None
         g, size, rows, follows = self.guidance, (int(x.shape[-2]), int(x.shape[-1])), len(x), self.next_time
         given = self._argmax(x) if g.labelled and g.label == "x_adv" else None
-        noise = rng.child("noise").normal(x_0.shape[1:]).to(x_0) if g.kind == "G4" else None
+        noise = rng.child("noise").normal(x_0.shape[1:]).to(x_0) if g.kind in ("G4", "G5") else None
+        wanted = self._output(self.picture(x_0, size)) if g.kind == "G5" else None
 
         def delta(x_t: Tensor, t: Tensor, x0_hat: Tensor, eps: Tensor) -> Tensor:
             time = self.together(t, rows)
             with _kept() if g.domain == "x_t" else contextlib.nullcontext():
                 shown = self.picture(x0_hat, size) if g.domain == "x0_hat" else self.picture(x_t, size, time)
-                if g.kind == "G4":
+                if g.kind == "G5":
+                    value = -self._errors(x_t, self._output(shown), wanted, x_0, noise, size)
+                elif g.kind == "G4":
                     value = -distance(self._output(shown), self._output(self._reference(x_0, noise, t, time, size)))
                 else:
                     logits = self.victim(shown)
@@ -274,11 +308,26 @@ class Distshift(Guided):
                         y = self._argmax(self.picture(x0_hat, size))
                     value = log_prob(logits, logits.detach().argmax(dim=1) if y is None else y)
             grad = torch.autograd.grad(value.sum(), x_t, create_graph=exact, retain_graph=True)[0]
-            out = -g.scale * self._scaled(grad, eps, time, follows[time])
+            out = g.scale * grad if g.unit == "sample" else -g.scale * self._scaled(grad, eps, time, follows[time])
             return out if exact else out.detach()
 
         delta.at_x_t = g.domain == "x_t"
+        delta.on_sample = g.unit == "sample"
         return delta
+
+    def _errors(
+        self, x_t: Tensor, logits: Tensor, wanted: Tensor, x_0: Tensor, noise: Tensor, size: tuple[int, int]
+    ) -> Tensor:
+        """The sum in G5's brackets, (N,); wanted: the logits of the incoming picture."""
+        schedule = self.purifier.denoiser.schedule
+        noisier = self._output(self.picture(schedule.diffuse(x_t, MORE, noise), size))
+        start = schedule.diffuse(x_0, self.purifier.t, noise)
+        of_input, of_noise, of_pixels = self.guidance.weights
+        return (
+            of_input * mean_square(logits, wanted)
+            + of_noise * mean_square(logits, noisier)
+            + of_pixels * mean_square(x_t, start)
+        )
 
     def _scaled(self, grad: Tensor, eps: Tensor, t: int, s: int) -> Tensor:
         """−δ/w."""

@@ -1,14 +1,17 @@
 """distshift as the scripts, the page and the tests see it."""
 
+from functools import partial
+
 from papers.distshift import figures, tables
 from papers.distshift.config import PRESETS, Config, check
-from papers.distshift.steps import describe, number, protected
+from papers.distshift.steps import describe, guidance_of, number, protected, time_of
 from shared.experiment.paper import Gate, Grid, Paper, Tags
 from shared.experiment.scale import show_eps
 from shared.experiment.step import Lab
 from shared.experiment.store import slug
+from shared.steps.choice import settled
 
-POINTS = ("against", "judged", "measure", "quantity", "t", "rounds", "scale", "variant")
+POINTS = ("against", "judged", "measure", "quantity", "t", "rounds", "scale", "variant", "candidate")
 
 
 def name(tags: Tags) -> str:
@@ -35,16 +38,28 @@ def gates(c: Config) -> list[Gate]:
         for norm, bar in (("linf", c.gates.linf), ("l2", c.gates.l2)):
             title = f"{spec}: accuracy under the cascade, {norm} {show_eps(tables.radius(c, norm))}"
             found.append(Gate(title, of("none", tables.under(c, norm, "autoattack")), "<=", bar, source))
-        lost = {"minus": of("diffpure", tables.CLEAN), "detail": f"t* = {protected(c, spec).t or c.method.t}"}
+        lost = {"minus": of("diffpure", tables.CLEAN), "detail": partial(time_in_words, c, spec)}
         found.append(
             Gate(f"{spec}: clean accuracy lost to DiffPure", of("none", tables.CLEAN), "<=", c.gates.purified, **lost)
         )
     return found
 
 
+def time_in_words(c: Config, spec: str, lab: Lab) -> str:
+    """t* of a set, once it is chosen."""
+    return f"t* = {settled(lab, time_of(c, spec))}"
+
+
 def facts(lab: Lab, c: Config) -> dict:
-    """What the page says of the sets: which pictures they are (ImageNet30)."""
-    return {"names": {spec: lab.data(spec).name for spec in tables.sets(c)}}
+    """What the page says of the sets: which pictures they are (ImageNet30). And what was chosen."""
+    return {
+        "names": {spec: lab.data(spec).name for spec in tables.sets(c)},
+        "chosen": {
+            "t": settled(lab, time_of(c, tables.sets(c)[0])),
+            "guidance": tables.in_words(settled(lab, guidance_of(c))),
+        },
+    }
 
 
-PAPER = Paper("distshift", PRESETS, check, [tables, figures], number, name, describe, gates, facts)
+EXAMPLES = ("data.n", "adaptive.n", "adaptive.square_n", "sweeps.n", "sweeps.features_n", "sweeps.quality_n")
+PAPER = Paper("distshift", PRESETS, check, [tables, figures], number, name, describe, gates, facts, examples=EXAMPLES)

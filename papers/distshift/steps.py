@@ -17,7 +17,7 @@ from papers.distshift import adaptive
 from papers.distshift.baselines import GDMP, Pull
 from papers.distshift.config import Config, Protected
 from papers.distshift.method import Distshift, Guidance
-from papers.distshift.tables import BASELINE, GUIDED, VARIANTS, radius, sets
+from papers.distshift.tables import BASELINE, GUIDED, NORMS, VARIANTS, radius, sets
 from shared.attacks import Threat, cascade, check_attack, pgd, square
 from shared.attacks.adaptive import Defended
 from shared.attacks.gradient import input_gradient
@@ -31,6 +31,7 @@ from shared.metrics.two_sample import median_distance, mmd2, permutation_test
 from shared.models.classifier import Classifier, open_classifier, random_classifier
 from shared.models.victim import labels_of
 from shared.rng import SampleRng
+from shared.steps.choice import CandidateScore, Choice, settled
 from shared.steps.purification import (
     STREAM,
     Attacked,
@@ -44,6 +45,7 @@ from shared.steps.purification import (
     NoiseAlone,
     Purification,
     Quality,
+    SameNoise,
     Seen,
     Transform,
     as_bytes,
@@ -108,16 +110,22 @@ class Victim:
 
 @dataclass(frozen=True)
 class Shift:
-    """Purification that the victim guides, in rounds; guidance None: DiffPure in its form with one DDPM and fixed times."""
+    """Purification that the victim guides, in rounds; guidance None: DiffPure as one DDPM with fixed times.
+
+    times: of the guidance's scale."""
 
     purification: Purification
     victim: Victim
-    guidance: Guidance | None
+    guidance: Guidance | Choice | None
     rounds: int
+    times: float = 1.0
 
     def open(self, lab: Lab) -> Distshift:
         """The defence."""
-        return Distshift(self.purification.open(lab), self.victim.open(lab), self.guidance, self.rounds)
+        guidance = settled(lab, self.guidance)
+        if guidance is not None:
+            guidance = replace(guidance, scale=self.times * guidance.scale)
+        return Distshift(self.purification.open(lab), self.victim.open(lab), guidance, self.rounds)
 
 
 @dataclass(frozen=True)
@@ -125,14 +133,59 @@ class Pulled:
     """GDMP: guided towards the diffused input, in pixels."""
 
     purification: Purification
-    pull: Pull
+    pull: Pull | Choice
     rounds: int
 
     def open(self, lab: Lab) -> GDMP:
         """The defence."""
         purifier = self.purification.open(lab)
         purifier.sampler = replace(purifier.sampler, variance="large")  # V = β, as published
-        return GDMP(purifier, self.pull, self.rounds)
+        return GDMP(purifier, settled(lab, self.pull), self.rounds)
+
+
+# ---- how settings are chosen -----------------------------------------------------------------------------------------
+
+
+def placed(defence: Shift | Pulled, candidate: int | Guidance | Pull) -> Shift | Pulled:
+    """A defence with a candidate in its place: a time, a guidance, or what GDMP pulls with."""
+    if isinstance(candidate, Guidance):
+        return replace(defence, guidance=candidate)
+    if isinstance(candidate, Pull):
+        return replace(defence, pull=candidate)
+    return replace(defence, purification=replace(defence.purification, t=candidate))
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Accuracy on validation pictures of every set, clean and attacked alike: of each picture, with 1 where the bare
+    victim is right about what the candidate makes of it,
+
+        1/2 [ clean + 1/2 (PGD in the ℓ∞ ball + PGD in the ℓ2 ball) ]
+
+    This was written down before any score was looked at. A defence in front of a classifier may see the classifier, and
+    pictures that it is right or wrong about; the attack is on the bare victim, as in the main tables, and knows no
+    candidate. No test picture is read. defences, seen: one for each set; of the latter the pictures clean and under
+    both attacks.
+    """
+
+    defences: tuple[Shift | Pulled, ...]
+    victims: tuple[Victim, ...]
+    seen: tuple[tuple[Seen, Seen, Seen], ...]
+    seed: int
+    batch: int = free(64)
+    answers: int = free(64)
+
+    def score(self, lab: Lab, candidate: object) -> Tensor:
+        """(Σ n,), the pictures of one set after another."""
+        parts = []
+        for defence, victim, pictures in zip(self.defences, self.victims, self.seen, strict=True):
+            clean, linf, l2 = (self._right(lab, placed(defence, candidate), victim, seen) for seen in pictures)
+            parts.append((clean + (linf + l2) / 2) / 2)
+        return torch.cat(parts)
+
+    def _right(self, lab: Lab, defence: Shift | Pulled, victim: Victim, seen: Seen) -> Tensor:
+        said = victim.says(lab, seen.behind(lab, defence, self.seed, self.batch), self.answers)
+        return said.eq(seen.clean(lab)[1]).double()
 
 
 # ---- pictures under attack ---------------------------------------------------------------------------------------------
@@ -140,7 +193,10 @@ class Pulled:
 
 @dataclass(frozen=True)
 class Adversary:
-    """An attack of the main tables: PGD with steps of 2.5·ε/steps, or the cascade that stands for AutoAttack."""
+    """An attack on the bare victim: PGD with steps of 2.5·ε/steps, or the cascade that stands for AutoAttack.
+
+    step: of PGD in place of that, in pixels, and then the last iterate counts: the first author's attack is 5 steps of
+    3/255 in torchattacks (diffusion_defense/cifar10/attack.py)."""
 
     kind: Literal["pgd", "autoattack"]
     norm: Literal["linf", "l2"]
@@ -149,13 +205,14 @@ class Adversary:
     stages: tuple[str, ...] = ()
     targets: int = 0
     queries: int = 0
+    step: float = 0.0
     seed: int = 0
     batch: int = free(64)
 
     @property
     def name(self) -> str:
         """For people."""
-        return slug(self.kind, self.norm, f"{self.eps * 255:g}")
+        return slug(f"{self.kind}{self.steps if self.step else ''}", self.norm, f"{self.eps * 255:g}")
 
     @property
     def weight(self) -> float:
@@ -183,14 +240,11 @@ class Adversary:
             return cascade(victim, x, y, threat, rng=rng, steps=steps, **settings).x_adv
         # the iterate of highest loss among those that succeed; nothing leaves early, for a picture just over the boundary
         # says little behind a defence
-        size = 2.5 * threat.eps / steps
+        how = {"steps": steps, "step_size": 2.5 * threat.eps / steps, "drop": False}
+        if self.step:
+            how |= {"step_size": self.step, "keep": "last"}
         parts = torch.arange(len(x), device=x.device).split(self.batch)
-        return torch.cat(
-            [
-                pgd(victim, x[at], y[at], threat, steps=steps, step_size=size, drop=False, rng=rng.subset(at.cpu()))
-                for at in parts
-            ]
-        )
+        return torch.cat([pgd(victim, x[at], y[at], threat, rng=rng.subset(at.cpu()), **how) for at in parts])
 
     def check(self, victim: Classifier, x: Tensor, y: Tensor, rng: SampleRng) -> dict:
         """The record of the sanity checks of this attack on a victim."""
@@ -473,16 +527,81 @@ def diffusion_of(c: Config, spec: str) -> Diffusion:
     return Diffusion(Weights(p.denoiser))
 
 
+def chosen(c: Config, title: str, candidates: tuple, defences: dict[str, Shift | Pulled]) -> Choice:
+    """The choice among candidates by `Judged`, for these defences by set."""
+    seen = []
+    for spec in defences:
+        data = Pictures(spec, c.choosing.split, c.choosing.n, c.data.seed)
+        attacks = [adversary_of(c, "pgd", norm, radius(c, norm)) for norm in NORMS]
+        attacked = [Attacked(victim_of(c, spec, "base"), data, attack, row="validation") for attack in attacks]
+        seen.append((Seen(data), *(Seen(data, step) for step in attacked)))
+    victims = tuple(victim_of(c, spec, "base") for spec in defences)
+    rule = Judged(tuple(defences.values()), victims, tuple(seen), c.seeds[0], c.method.batch, c.attack.batch)
+    return Choice(candidates, rule, title)
+
+
+@cache
+def time_of(c: Config, spec: str) -> int | Choice:
+    """t* of a set: its own, or one that is chosen for all sets that have none."""
+    if protected(c, spec).t:
+        return protected(c, spec).t
+    mine = [s for s in sets(c) if not protected(c, s).t]
+    return chosen(c, "time", c.choosing.times, {s: diffpure_of(c, s, c.choosing.times[0]) for s in mine})
+
+
+def guidance_named(c: Config, name: str) -> Guidance:
+    """A guidance of `VARIANTS`."""
+    return replace(c.guidance, **changed(name))
+
+
+@cache
+def guidance_of(c: Config) -> Choice:
+    """The guidance of distshift, one for all sets."""
+    candidates = tuple(guidance_named(c, name) for name in c.choosing.guidances)
+    defences = {s: Shift(purification_of(c, s), victim_of(c, s, "base"), None, c.method.rounds) for s in sets(c)}
+    return chosen(c, "guidance", candidates, defences)
+
+
+@cache
+def pull_of(c: Config) -> Choice:
+    """What GDMP pulls with, one for all sets."""
+    candidates = tuple(replace(c.baselines.gdmp, scale=w) for w in c.choosing.pulls)
+    defences = {s: Pulled(purification_of(c, s), candidates[0], c.baselines.gdmp_rounds) for s in sets(c)}
+    return chosen(c, "pull", candidates, defences)
+
+
+def choice_of(c: Config, title: str) -> int | Choice:
+    """A choice by its title; t* of a configuration that gives it for every set."""
+    if title == "time":
+        return time_of(c, next((s for s in sets(c) if not protected(c, s).t), sets(c)[0]))
+    return guidance_of(c) if title == "guidance" else pull_of(c)
+
+
 def purification_of(c: Config, spec: str, t: int | None = None) -> Purification:
     """Noising to t* (that of the set) and the reverse process."""
-    m, at = c.method, t or protected(c, spec).t or c.method.t
+    m, at = c.method, t or time_of(c, spec)
     return Purification(diffusion_of(c, spec), at, m.sampler, m.sampler_steps, m.eta, m.recompute)
 
 
-def shift_of(c: Config, spec: str, t: int | None = None, rounds: int | None = None, **changes: object) -> Shift:
-    """distshift as configured; changes: fields of Guidance."""
-    guidance = replace(c.guidance, **changes)
-    return Shift(purification_of(c, spec, t), victim_of(c, spec, "base"), guidance, rounds or c.method.rounds)
+def released_of(c: Config, spec: str, sampler: str, t: int | SameNoise | None = None, guided: bool = False) -> Shift:
+    """The first author's purifier: "one_step", or "ddpm" through every step; t: by default his own t*."""
+    diffusion = diffusion_of(c, spec)
+    at = SameNoise(diffusion, c.released.t) if t is None else t
+    purification = Purification(diffusion, at, sampler, 0, 0.0, c.method.recompute)
+    return Shift(purification, victim_of(c, spec, "base"), guidance_named(c, "g5-released") if guided else None, 1)
+
+
+def shift_of(
+    c: Config,
+    spec: str,
+    t: int | None = None,
+    rounds: int | None = None,
+    scale: float = 1.0,
+    guidance: Guidance | None = None,
+) -> Shift:
+    """distshift as configured, or with another guidance; scale: times its own."""
+    guide = guidance or guidance_of(c)
+    return Shift(purification_of(c, spec, t), victim_of(c, spec, "base"), guide, rounds or c.method.rounds, scale)
 
 
 def diffpure_of(c: Config, spec: str, t: int | None = None, rounds: int | None = None) -> Shift:
@@ -500,9 +619,13 @@ def defence_of(c: Config, method: str, spec: str) -> Defence:
         "bits": lambda: Transform("bits", b.bits),
         "tv": lambda: Transform("tv", b.tv),
         "resize_pad": lambda: Transform("resize_pad", b.pad),
-        "noise": lambda: NoiseAlone(diffusion_of(c, spec), purification_of(c, spec).t),
+        "noise": lambda: NoiseAlone(diffusion_of(c, spec), time_of(c, spec)),
+        "one_step": lambda: released_of(c, spec, "one_step"),
+        "one_step_guided": lambda: released_of(c, spec, "one_step", guided=True),
+        "chain": lambda: released_of(c, spec, "ddpm"),
+        "chain_guided": lambda: released_of(c, spec, "ddpm", guided=True),
         "diffpure": lambda: diffpure_of(c, spec),
-        "gdmp": lambda: Pulled(purification_of(c, spec), b.gdmp, b.gdmp_rounds),
+        "gdmp": lambda: Pulled(purification_of(c, spec), pull_of(c), b.gdmp_rounds),
         "distshift": lambda: shift_of(c, spec),
     }[method]()
 
@@ -512,7 +635,9 @@ def adversary_of(c: Config, attack: str, norm: str, eps: float) -> Adversary:
     a = c.attack
     if attack == "pgd":
         return Adversary("pgd", norm, eps, a.steps, seed=a.seed, batch=a.batch)
-    return Adversary("autoattack", norm, eps, a.auto_steps, a.stages, a.targets, a.queries, a.seed, a.batch)
+    if attack == "pgd_released":
+        return Adversary("pgd", norm, eps, c.released.steps, step=c.released.step_size, seed=a.seed, batch=a.batch)
+    return Adversary("autoattack", norm, eps, a.auto_steps, a.stages, a.targets, a.queries, seed=a.seed, batch=a.batch)
 
 
 @cache
@@ -537,6 +662,11 @@ def number(
 ) -> Measured | None:
     """The step behind a number, from its tags."""
     s, batches = c.sweeps, {"batch": c.method.batch, "answers": c.attack.batch}
+    if kind == "choice":
+        choice = choice_of(c, method)
+        if not isinstance(choice, Choice):
+            return None
+        return CandidateScore(choice, point["candidate"], "share", point["quantity"] == "chosen")
     victim = victim_of(c, data, "at" if method == "pgd_at" else "base")
     if kind == "adaptive":
         return KnownAccuracy(known_of(c, method, data, norm, eps, seed, point["against"]), point["judged"])
@@ -561,16 +691,26 @@ def number(
         )
     if kind == "score":
         return Accuracy(victim, seen, defence_of(c, method, data), seed, checks, **batches)
-    changes = (
-        changed(point["variant"])
-        if kind == "variant"
-        else {k: point[k] for k in ("t", "rounds", "scale") if k in point}
-    )
+    if kind.startswith("released"):
+        defence = released_defence(c, method, data, point.get("t"))
+        n = s.n if method.startswith("chain") else c.released.n
+        return Accuracy(victim, replace(seen, n=n), defence, seed, **batches)
+    changes = {k: point[k] for k in ("t", "rounds", "scale") if k in point}
+    if kind == "variant":
+        changes = {"guidance": guidance_named(c, point["variant"])}
     if kind == "eps":
         defence = defence_of(c, method, data)
     else:
         defence = diffpure_of(c, data, **changes) if method == BASELINE else shift_of(c, data, **changes)
     return Accuracy(victim, replace(seen, n=s.n), defence, seed, **batches)
+
+
+def released_defence(c: Config, method: str, spec: str, t: int | None) -> Defence:
+    """What stands in front of the victim in a row "as released"; t: of `Released.times` or `second_times`."""
+    if t is None:
+        return defence_of(c, method, spec)
+    own = spec != sets(c)[0]
+    return released_of(c, spec, method, t if own else SameNoise(diffusion_of(c, spec), t))
 
 
 def changed(variant: str) -> dict:
@@ -585,9 +725,12 @@ def known_of(c: Config, method: str, spec: str, norm: str, eps: float, seed: int
     """Someone who knows the defence of a row."""
     a = c.adaptive
     which, search = "at" if method == "pgd_at" else "base", against == "square"
+    released = against == "bpda_released"
+    steps = c.released.bpda_steps if released else a.steps
+    eot = c.released.bpda_draws if released else a.eot
     seen = Seen(Pictures(spec, "test", c.data.n, c.data.seed), n=a.square_n if search else a.n)
     checked = a.sanity_n if against == "exact" and method in (BASELINE, *GUIDED) else 0
-    budget = (a.steps, a.eot, a.draws, checked, c.attack.seed, seed)
+    budget = (steps, eot, a.draws, checked, c.attack.seed, seed)
     options = {
         "batch": c.method.batch,
         "row": method,

@@ -17,13 +17,14 @@ METHODS = {
     "tv": "total variation",
     "resize_pad": "resize and pad",
     "noise": "noise only",
+    "one_step": "one step, as released",
     "diffpure": "DiffPure",
     "gdmp": "GDMP",
     "distshift": "distshift",
 }
 BASELINE = "diffpure"
 GUIDED = ("gdmp", "distshift")
-RANDOM = ("resize_pad", "noise", BASELINE, *GUIDED)  # measured once per seed
+RANDOM = ("resize_pad", "noise", "one_step", BASELINE, *GUIDED)  # measured once per seed
 NORMS = {"linf": "ℓ∞", "l2": "ℓ2"}
 ATTACKS = {"pgd": "PGD", "autoattack": "AutoAttack-type"}
 CLEAN = {"attack": "clean", "norm": "none", "eps": 0.0}
@@ -33,6 +34,7 @@ AGAINST = {
     "square": "Square, black box",
     "bpda": "BPDA",
     "bpda_eot": "BPDA+EOT",
+    "bpda_released": "BPDA+EOT, as released",
     "guide": "the guidance alone",
     "exact_first_order": "exact + EOT, guidance constant",
     "exact": "exact + EOT",
@@ -40,6 +42,7 @@ AGAINST = {
 }
 ADAPTIVE = {
     "pgd_at": ("exact",),
+    "one_step": ("control", "bpda_released"),
     "diffpure": ("control", "transfer", "bpda", "bpda_eot", "exact", "square"),
     "gdmp": ("control", "transfer", "bpda_eot", "exact"),
     "distshift": ("control", "transfer", "bpda", "bpda_eot", "exact", "exact_first_order", "guide", "square"),
@@ -52,10 +55,15 @@ STATES = {
     "purified": "adversarial, distshift",
     "purified_clean": "clean, distshift",
 }
-# Guidance with some fields changed; everything else as configured. "coup": as COUP released it (scale 1 on the score, x_t as it is).
+# Guidance with some fields changed; everything else as configured. "coup": as COUP released it (scale 1 on the score,
+# x_t as it is); "g5-released": as the first author's code has it.
 VARIANTS: dict[str, dict] = {
+    "g5-released": {"kind": "G5", "domain": "x_t", "rescale": "native", "unit": "sample", "scale": 1 / 128},
+    "g5-picture": {"kind": "G5", "domain": "x_t", "rescale": "native", "unit": "sample", "scale": 1.0},
+    "g5-ratio": {"kind": "G5", "domain": "x_t"},
     "g1-x_adv": {"kind": "G1", "label": "x_adv", "domain": "x_t"},
     "g1-running": {"kind": "G1", "label": "running", "domain": "x_t"},
+    "g1-strong": {"kind": "G1", "label": "running", "domain": "x_t", "scale": 0.3},
     "g1-moving": {"kind": "G1", "label": "moving", "domain": "x_t"},
     "g3-x_adv": {"kind": "G3", "label": "x_adv", "domain": "x0_hat"},
     "g3-running": {"kind": "G3", "label": "running", "domain": "x0_hat"},
@@ -63,12 +71,16 @@ VARIANTS: dict[str, dict] = {
     "g2-x0_hat": {"kind": "G2", "domain": "x0_hat"},
     "g4-x_t": {"kind": "G4", "domain": "x_t"},
     "g4-x0_hat": {"kind": "G4", "domain": "x0_hat"},
-    "unscaled": {"rescale": "none"},
+    "unscaled": {"kind": "G1", "label": "running", "domain": "x_t", "rescale": "none"},
     "coup": {"kind": "G2", "domain": "x_t", "rescale": "none", "unit": "score", "scale": 1.0},
 }
 VARIANT_NAMES = {
+    "g5-released": "G5, as released",
+    "g5-picture": "G5, as released but for its batch (w = 1)",
+    "g5-ratio": "G5 at x_t",
     "g1-x_adv": "G1, label of x_adv",
     "g1-running": "G1, label of x̂₀",
+    "g1-strong": "G1, label of x̂₀, ratio 0.3",
     "g1-moving": "G1, label of x_t",
     "g3-x_adv": "G3 (G1 at x̂₀), label of x_adv",
     "g3-running": "G3 (G1 at x̂₀), label of x̂₀",
@@ -76,7 +88,7 @@ VARIANT_NAMES = {
     "g2-x0_hat": "G2 at x̂₀",
     "g4-x_t": "G4 at x_t",
     "g4-x0_hat": "G4 at x̂₀",
-    "unscaled": "default, x_t not rescaled",
+    "unscaled": "G1, label of x̂₀, x_t not rescaled",
     "coup": "G2 as COUP released it (scale 1 on the score)",
 }
 
@@ -107,9 +119,14 @@ def short(c, spec: str) -> str:
     return label or getattr(getattr(c, "names", None), spec, None) or spec
 
 
+def outcome(c: object, what: str, default: object) -> object:
+    """What was chosen, once the plan has recorded it."""
+    return getattr(getattr(c, "chosen", None), what, default)
+
+
 def time(c) -> int:
     """t* of the first set."""
-    return c.models.first.t or c.method.t
+    return outcome(c, "t", c.models.first.t or c.choosing.times[0])
 
 
 def victim(c, place: int) -> str:
@@ -125,7 +142,8 @@ def in_words(guidance) -> str:
     label = {"x_adv": ", label of x_adv", "running": ", label of x̂₀", "moving": ", label of its own input"}[
         guidance.label
     ]
-    where = {"x_t": "x_t", "x0_hat": "x̂₀"}[guidance.domain] + ("/α" if guidance.rescale == "x_t/alpha" else "")
+    shown = {"none": "", "x_t/alpha": "/α", "native": " in [−1, 1]"}[guidance.rescale]
+    where = {"x_t": "x_t", "x0_hat": "x̂₀"}[guidance.domain] + shown
     return f"{guidance.kind} at {where}{label if guidance.kind in ('G1', 'G3') else ''}, {guidance.unit} {guidance.scale:g}"
 
 
@@ -259,10 +277,10 @@ def adaptive(c):
     return Shown(grid.rows, grid.columns, grid.common, caption=caption, best=None)
 
 
-def candidates(c, default: str = "default ({})") -> dict[str, dict]:
-    """Rows of what compares guidances: the default and none, which the sweep of the scale has measured, and the others."""
+def candidates(c: object, default: str = "chosen ({})") -> dict[str, dict]:
+    """Rows of what compares guidances: the chosen and none, which the sweep of the scale has measured, and others."""
     return {
-        default.format(in_words(c.guidance)): {"kind": "scale", "scale": c.guidance.scale},
+        default.format(outcome(c, "guidance", "")): {"kind": "scale", "scale": 1.0},
         "no guidance": {"kind": "scale", "scale": 0.0},
         **{VARIANT_NAMES[v]: {"kind": "variant", "variant": v} for v in VARIANTS},
     }
@@ -278,7 +296,75 @@ def variants(c):
     return Shown(candidates(c), conditions(c, ("pgd",)), common, caption=caption, best=None)
 
 
-def states(c) -> Grid:
+GRIDS = {"time": "times", "guidance": "guidances", "pull": "pulls"}
+CHOSEN = {"time": "t* (by DiffPure)", "guidance": "guidance of distshift", "pull": "scale of GDMP"}
+
+
+def tried(c: object) -> Grid:
+    """Every candidate of every choice: its score, and whether it was taken."""
+    lines = {
+        f"{title} {k}": {"method": title, "candidate": k}
+        for title, grid in GRIDS.items()
+        for k in range(len(getattr(c.choosing, grid)))
+    }
+    where = {**on_first(c, "choice"), "attack": "validation", "norm": "none", "eps": 0.0}
+    return Grid(lines, {q: {"quantity": q} for q in ("score", "chosen")}, where)
+
+
+@table_of(tried)
+def choices(grid: Filled):
+    """How settings were chosen."""
+    c = grid.config
+    lines: list[tuple[str, list]] = []
+    for title, name in GRIDS.items():
+        for k, candidate in enumerate(getattr(c.choosing, name)):
+            score, taken = grid.row(f"{title} {k}")
+            if score is None:
+                continue
+            said = VARIANT_NAMES.get(candidate) or f"{candidate:g}"
+            lines.append((f"{CHOSEN[title]}: {said}", [score, "chosen" if taken.value else ""]))
+    caption = (
+        "How settings were chosen: mean of the accuracy (%) on clean pictures and under PGD on the bare victim (both "
+        f"balls), {c.choosing.n} pictures of every set, of its {c.choosing.split} part; no test picture. The highest "
+        "counts, and of equal ones the first."
+    )
+    return tables.Table(["score", "outcome"], lines, caption=caption)
+
+
+# ---- as released -----------------------------------------------------------------------------------------------------
+
+
+def released_conditions(c: object) -> dict[str, dict]:
+    """Clean, the first author's PGD, and the cascade in both balls."""
+    five = {f"PGD-{c.released.steps}, ℓ∞ {written(radius(c, 'linf'))}": under(c, "linf", "pgd_released")}
+    cascade = {f"{ATTACKS['autoattack']}, {NORMS[n]} {written(radius(c, n))}": under(c, n, "autoattack") for n in NORMS}
+    return {"clean": CLEAN, **five, **cascade}
+
+
+@table
+def released(c: object):
+    """As the first author's code has it, before the paper."""
+    lines = {
+        "no defence": {"method": "none"},
+        "one step": {"method": "one_step"},
+        "one step, guided by G5": {"method": "one_step_guided"},
+        "every step": {"method": "chain"},
+        "every step, guided by G5": {"method": "chain_guided"},
+    }
+
+    def joined(row: Mapping, column: Mapping) -> dict | None:
+        slow = row["method"].startswith("chain") and column["attack"] == "autoattack"
+        return None if slow else {**row, **column}
+
+    caption = (
+        f"As the first author's code has it before the paper (t* = {c.released.t} of 4,000): accuracy (%) on "
+        f"{c.released.n} pictures of {short(c, sets(c)[0])} (every step: {c.sweeps.n}). Its ℓ∞ attack is PGD with "
+        f"{c.released.steps} steps of {written(c.released.step_size)}, its ℓ2 attack AutoAttack, on the bare victim."
+    )
+    return Shown(lines, released_conditions(c), on_first(c, "released"), caption=caption, best=None, joined=joined)
+
+
+def states(c: object) -> Grid:
     """Both two-sample tests of every state."""
     where = {**on_first(c, "distribution"), **under(c, "linf")}
     return Grid({s: {"method": s} for s in STATES}, {q: {"quantity": q} for q in ("mmd2", "p")}, where)

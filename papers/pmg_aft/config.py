@@ -81,6 +81,16 @@ class Attack:
 
 
 @dataclass(frozen=True)
+class Choosing:
+    """How the peak learning rate of every method and reading is chosen: `steps.SeenAccuracy`, on the first seed."""
+
+    multiples: tuple[Positive, ...] = (1.0, 3.0, 10.0, 30.0)
+    """The grid: multiples of `tuning.lr` (of `fare.lr` for FARE), growing; with one there is no choice."""
+    n: Whole = 128
+    """Validation pictures of the seen classes (0: all)."""
+
+
+@dataclass(frozen=True)
 class Sweeps:
     """What `make reproduce-pmg_aft` varies beyond the main comparison; nothing here is needed for the headline."""
 
@@ -88,7 +98,7 @@ class Sweeps:
     betas: tuple[Weight, ...] = (0.0, 1.0, 4.0)
     last: tuple[Count, ...] = (2, 14)
     """Numbers of trained parameter tensors in the table on partial fine-tuning."""
-    curve: tuple[Whole, ...] = (0, 5, 10, 20)
+    curve: tuple[Whole, ...] = (0, 10, 40, 80)
     """Updates after which the curve along training is taken, besides the last."""
     curve_n: Count = 32
     """Pictures per set on the curve."""
@@ -127,11 +137,12 @@ class Config(Options):
     """Optimiser and schedule of all methods but FARE."""
     fare: Tuning = field(default_factory=Tuning)
     """Optimiser and schedule of FARE, which has a recipe of its own."""
+    choosing: Choosing = field(default_factory=Choosing)
     sweeps: Sweeps = field(default_factory=Sweeps)
     gates: Gates = field(default_factory=Gates)
 
 
-_SMALL = Tuning(steps=40, batch=64, lr=1e-3, warmup=5)
+_SMALL = Tuning(steps=160, batch=64, lr=1e-3, warmup=5)
 _CPU = Config(tuning=_SMALL, fare=replace(_SMALL, optimizer="adamw", lr=1e-3, weight_decay=1e-4))
 _PHOTO_TUNING = Tuning(steps=100, batch=64, lr=1e-3, warmup=10)
 
@@ -144,6 +155,7 @@ PRESETS = {
             steps=3, auto_n=4, auto_steps=3, auto_targets=2, auto_queries=3, sanity_n=4, strong_steps=4, batch=16
         ),
         tuning=replace(_SMALL, steps=3, batch=8, warmup=1),
+        choosing=Choosing((1.0, 3.0), n=8),
         fare=replace(_SMALL, steps=3, batch=8, warmup=1, optimizer="adamw", lr=1e-4),
         sweeps=Sweeps(
             alphas=(0.0, 1.0),
@@ -215,6 +227,7 @@ PRESETS = {
         fare=Tuning(
             steps=3910, batch=256, lr=1e-5, warmup=274, optimizer="adamw", weight_decay=1e-4, every=100, workers=12
         ),
+        choosing=Choosing((1.0,)),
         sweeps=Sweeps(
             alphas=(0.0, 0.5, 1.0, 2.0, 4.0),
             betas=(0.0, 0.5, 1.0, 2.0, 4.0),
@@ -233,6 +246,9 @@ PRESETS = {
 def check(config: Config) -> None:
     """Refuse combinations that cannot work, in one sentence each."""
     check_seeds(config.seeds)
+    grid = config.choosing.multiples
+    if list(grid) != sorted(set(grid)) or not grid:
+        raise UserError("--choosing.multiples must be one or more different numbers in growing order.")
     if (largest := config.attack.eps * max(config.attack.multiples, default=1)) > 1:
         said = f"--attack.multiples of --attack.eps go up to {show_eps(largest)}"
         raise UserError(f"{said}, beyond the pixel range: make them smaller.")

@@ -47,4 +47,5 @@ def gates(c: Config) -> list[Gate]:
 
 
 NAMES = named("kind", "method", "seed{}", "attack", "set", "step{}", "point")
-PAPER = Paper("pmg_aft", PRESETS, check, [tables], number, NAMES, describe, gates)
+EXAMPLES = ("data.n", "attack.auto_n", "sweeps.curve_n", "sweeps.test_batch_n")
+PAPER = Paper("pmg_aft", PRESETS, check, [tables], number, NAMES, describe, gates, examples=EXAMPLES)

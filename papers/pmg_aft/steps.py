@@ -18,18 +18,20 @@ from torch import Tensor, nn
 from papers.pmg_aft.baselines import Contrastive
 from papers.pmg_aft.config import Config
 from papers.pmg_aft.method import PMGAFT, PMGLoss
-from papers.pmg_aft.tables import CLIP, METHODS, SWEPT, name_of, set_names
+from papers.pmg_aft.tables import CHOSEN, CLIP, READ, SWEPT, name_of, set_names
 from shared.attacks import Threat, cascade, check_attack, pgd
 from shared.data.captioned import Captioned, flip_and_shift, vocabulary_of
 from shared.experiment.leaves import Backbone, Pictures
-from shared.experiment.step import Lab, Measured, Trained, Values, free
+from shared.experiment.step import Lab, Measured, Tensors, Trained, Values, free
 from shared.metrics.costs import activation_megabytes, step_seconds
 from shared.models.clip import create_clip
 from shared.models.sources import open_clip_model
 from shared.models.victim import ZeroShot, class_matrix, labels_of
 from shared.rng import SampleRng
+from shared.steps.choice import CandidateScore, Choice
 from shared.training.adversarial import FARE, TeCoA, TrainAttack, Tuning, finetune, frozen
 from shared.training.contrastive import ContrastiveConfig, pretrain
+from shared.training.loop import Diverged
 
 HEADLINE = ("tecoa", "pmg_aft")  # what a curve is taken of
 
@@ -76,6 +78,8 @@ class Face:
 
 
 RELEASED = Face("one", "imagenet", "mean", "fp16")
+ONE = Face("one")
+"""The released temperature with a sound attack in training: a third reading, between the two."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +95,12 @@ class Tuned(Trained):
     attack: TrainAttack
     eps: float
     seed: int
+    lr: Choice | None = None
+    """Where the peak learning rate comes from; None: from `tuning`."""
     row: str = free("")
     curve: tuple[int, ...] = free(())
+    candidate: bool = free(False)
+    """One of several that are tried: a training that diverges then leaves the pre-trained tower, and says so."""
 
     @property
     def name(self) -> str:
@@ -102,12 +110,32 @@ class Tuned(Trained):
     def parts(self) -> tuple[str, ...]:
         return ("", *(f"step{s}" for s in self.curve if 0 < s < self.tuning.steps))
 
-    def make(self, lab: Lab) -> dict[str, Tensor]:
+    def make(self, lab: Lab) -> Tensors | tuple[Tensors, dict[str, str]]:
         def snapshot(step: int, visual: nn.Module) -> None:
             if f"step{step}" in self.parts:
                 lab.keep(self, visual.state_dict(), f"step{step}")
 
-        return self.run(lab, snapshot, lab.partial(self)).state_dict()
+        if self.lr is not None:
+            best = self.lr.settle(lab)
+            settled = replace(self, tuning=replace(self.tuning, lr=best.tuning.lr), lr=None)
+            if lab.key(settled) == lab.key(best):
+                return self._copy(lab, best)
+            return settled.run(lab, snapshot, lab.partial(self)).state_dict()
+        try:
+            return self.run(lab, snapshot, lab.partial(self)).state_dict()
+        except Diverged:
+            if not self.candidate:
+                raise
+            untouched = self.clip.open(lab).visual.state_dict()
+            for part in self.parts[1:]:
+                lab.keep(self, untouched, part)
+            return untouched, {"diverged": "yes"}
+
+    def _copy(self, lab: Lab, best: "Tuned") -> Tensors:
+        """What the candidate has left that was trained so."""
+        for part in self.parts[1:]:
+            lab.keep(self, lab.weights(best, part), part)
+        return lab.weights(best)
 
     def run(self, lab: Lab, after_step: Callable[[int, nn.Module], None], partial: Path | None = None) -> nn.Module:
         """Fine-tune a copy of the tower; returns it."""
@@ -141,7 +169,48 @@ class Tuned(Trained):
 
 @cache
 def methods(c: Config, seed: int = 0) -> dict[str, Tuned]:
-    """What is trained for each row, by its name."""
+    """What is trained for each row, by its name. Rows of `CHOSEN` have a learning rate chosen for themselves, those that
+    vary one thing of such a row have its."""
+    rows = _rows(c, seed)
+    return {name: replace(step, lr=choice(c, chosen_for(name))) for name, step in rows.items()}
+
+
+@cache
+def choice(c: Config, name: str) -> Choice:
+    """The choice of a row's learning rate among the multiples of its preset."""
+    step = _rows(c, c.seeds[0])[name]
+    validation = Pictures(c.data.train, "validation", c.choosing.n)
+    kind = "clean" if name == "ft_clean" else "pgd"
+    # scenes have validation pictures of their own; with one candidate nothing is chosen
+    fitted = (
+        step.data
+        if len(c.choosing.multiples) == 1 or c.data.train.startswith("scenes:")
+        else replace(step.data, split="fit")
+    )
+    tried = tuple(
+        replace(
+            step,
+            data=fitted,
+            tuning=replace(step.tuning, lr=step.tuning.lr * m),
+            row=f"{name}_lr_x{m:g}",
+            candidate=True,
+        )
+        for m in c.choosing.multiples
+    )
+    return Choice(tried, SeenAccuracy(validation, adversary(c, kind)), name)
+
+
+def chosen_for(name: str) -> str:
+    """The row whose learning rate a row has."""
+    if name == "pmg_released_april":
+        return "pmg_released"
+    row = name.partition("_on_")[0]
+    return row if row in CHOSEN else "pmg_aft"
+
+
+@cache
+def _rows(c: Config, seed: int) -> dict[str, Tuned]:
+    """What is trained for each row, with the preset's learning rate."""
 
     def tuned(
         objective: str, loss: PMGLoss | None = None, face: Face = Face(), train: str = c.data.train, **changes
@@ -154,12 +223,14 @@ def methods(c: Config, seed: int = 0) -> dict[str, Tuned]:
         return tuned("pmg_aft", PMGLoss(**changes), face)
 
     out = {name: tuned(name) for name in ("ft_clean", "ft_adv", "tecoa", "fare")}
+    out |= {"tecoa_one": tuned("tecoa", face=ONE), "tecoa_released": tuned("tecoa", face=RELEASED)}
     out |= {
         "pmg_aft": pmg(),
         "pmg_general": pmg(beta=0.0),
         "pmg_clean": pmg(alpha=0.0),
         "pmg_detached": pmg(detach_clean=True),
         "pmg_adversarial_first": pmg(direction="adversarial_first"),
+        "pmg_one": pmg(ONE, reduction="sum"),
         "pmg_released": pmg(RELEASED, reduction="sum"),
         "pmg_released_april": pmg(RELEASED, direction="adversarial_first", reduction="sum"),
     }
@@ -320,6 +391,23 @@ class Accuracy(Measured):
 
 
 @dataclass(frozen=True)
+class SeenAccuracy:
+    """The rule of every choice: accuracy on validation pictures of the training classes, under the attack of the
+    evaluation (clean for FT-Clean, which knows no attack). Pictures of the test and classes of the zero-shot sets play
+    no part. A training that diverged scores 0.
+
+    The attack sees every model with the pre-trained temperature, as in the evaluation.
+    """
+
+    data: Pictures
+    attack: Adversary
+
+    def score(self, lab: Lab, candidate: Tuned) -> Tensor:
+        right = Accuracy(Tower(candidate.clip, candidate), self.data, self.attack, stream="validation").make(lab).values
+        return torch.from_numpy(right) * (0.0 if lab.facts(candidate).get("diverged") else 1.0)
+
+
+@dataclass(frozen=True)
 class TestBatch(Accuracy):
     """PGD as the released code runs it on a test batch of `size` pictures: half precision, loss averaged over the batch, last iterate.
 
@@ -376,7 +464,9 @@ def number(
     point: float | str | None = None,
 ) -> Measured | None:
     """The step behind a number, from its tags; None: there is none."""
-    if attack in ("auto", "pgd_paired") and method not in (*METHODS, "pmg_released"):
+    if kind == "choice":
+        return CandidateScore(choice(c, method), c.choosing.multiples.index(point), "share", chosen=attack == "taken")
+    if attack in ("auto", "pgd_paired") and method not in (CLIP, *CHOSEN):
         return None
     tuned = None if method == CLIP else methods(c, seed)[method]
     if kind == "cost":
@@ -426,7 +516,9 @@ def describe(
 ) -> dict:
     """Tags by which claims and tables select beside the name: the role of a set, ε, the place of a batch size among those measured."""
     more: dict = {"seed": c.seeds[0]} if method == CLIP else {}
-    if kind == "cost":
+    if method in READ:
+        more |= dict(zip(("objective", "reading"), READ[method], strict=True))
+    if kind in ("cost", "choice"):
         more["set"] = "none"
     if set:
         spec = set_names(c)[set]
@@ -434,7 +526,7 @@ def describe(
         more["role"] = (
             "seen" if role == "zero_shot" and method != CLIP and methods(c)[method].data.spec == spec else role
         )
-    if attack:
+    if attack and kind != "choice":
         multiple = float(attack[5:]) if attack.startswith("pgd_x") else 1.0
         more |= {"eps": 0.0 if attack == "clean" else multiple * c.attack.eps, "multiple": multiple}
     if kind == "test_batch":

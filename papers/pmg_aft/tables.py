@@ -10,7 +10,9 @@ from matplotlib.figure import Figure
 
 from shared.experiment.paper import Grid
 from shared.report import figures, style
-from shared.report.shown import Filled, Shown, claimed, figure, table
+from shared.report.choices import choices
+from shared.report.shown import Filled, Shown, claimed, figure, table, table_of
+from shared.report.tables import Table
 
 if TYPE_CHECKING:
     from papers.pmg_aft.config import Config
@@ -23,6 +25,25 @@ METHODS = {
     "tecoa": "TeCoA",
     "fare": "FARE",
     "pmg_aft": "PMG-AFT",
+}
+CHOSEN = {  # rows whose learning rate is chosen for themselves
+    "ft_clean": "FT-Clean",
+    "ft_adv": "FT-Adv",
+    "fare": "FARE",
+    "tecoa": "TeCoA",
+    "tecoa_one": "TeCoA, temperature 1",
+    "tecoa_released": "TeCoA, as released",
+    "pmg_aft": "PMG-AFT",
+    "pmg_one": "PMG-AFT, temperature 1",
+    "pmg_released": "PMG-AFT, as released",
+}
+READ = {  # row -> its objective, and the reading of text and released code that it is trained by
+    "tecoa": ("tecoa", "as_written"),
+    "tecoa_one": ("tecoa", "temperature_1"),
+    "tecoa_released": ("tecoa", "as_released"),
+    "pmg_aft": ("pmg_aft", "as_written"),
+    "pmg_one": ("pmg_aft", "temperature_1"),
+    "pmg_released": ("pmg_aft", "as_released"),
 }
 BOTH = {"clean": "clean accuracy (%)", "pgd": "robust accuracy (%)"}
 FIRST = ("tecoa", "pmg_aft")  # of the headline
@@ -172,12 +193,15 @@ def ablation(c: "Config") -> Shown:
 def faces(c: "Config") -> Shown:
     few = {"seed": c.seeds[0]}
     readings = {
-        "as written": {"method": "pmg_aft"},
-        "as written, KL(P_θ(x_a) ‖ ·)": {"method": "pmg_adversarial_first", **few},
-        "as written, clean branch detached": {"method": "pmg_detached", **few},
-        "as released (May 2024)": {"method": "pmg_released"},
-        "as released (April 2024)": {"method": "pmg_released_april", **few},
-        "TeCoA, for comparison": {"method": "tecoa"},
+        "TeCoA, as written": {"method": "tecoa"},
+        "PMG-AFT, as written": {"method": "pmg_aft"},
+        "PMG-AFT, KL(P_θ(x_a) ‖ ·)": {"method": "pmg_adversarial_first", **few},
+        "PMG-AFT, clean branch detached": {"method": "pmg_detached", **few},
+        "TeCoA, temperature 1": {"method": "tecoa_one"},
+        "PMG-AFT, temperature 1, KL summed": {"method": "pmg_one"},
+        "TeCoA, as released": {"method": "tecoa_released"},
+        "PMG-AFT, as released (May 2024)": {"method": "pmg_released"},
+        "PMG-AFT, as released (April 2024)": {"method": "pmg_released_april", **few},
     }
     columns = {**both(c), "cascade, zero-shot": [{"attack": "auto", "seed": c.seeds[0], **s} for s in unseen(c)]}
     return Shown(
@@ -186,8 +210,10 @@ def faces(c: "Config") -> Shown:
         {"kind": "accuracy"},
         c.seeds,
         best=None,
-        caption="Text and released code: accuracy (%). All rows are attacked in single precision with a summed loss and the model's own "
-        'temperature; "released" differs in how it was trained and in the mean/std of its pixels.',
+        caption="Text and released code: accuracy (%). All rows are attacked in single precision with a summed loss and "
+        'the model\'s own temperature; "temperature 1" differs in the training\'s logits, "released" also in how the '
+        "training attacks (half precision, mean over the batch) and in the mean/std of the pixels. Each pair has its "
+        "own learning rates.",
     )
 
 
@@ -247,6 +273,26 @@ def cost(c: "Config") -> Shown:
         digits={"processor seconds per update": 3},
         over={"time over TeCoA": ("processor seconds per update", METHODS["tecoa"])},
         caption=f"What one update of {c.tuning.batch} images costs, attack included, on one process.",
+    )
+
+
+def candidates(c: "Config", attack: str) -> Grid:
+    chosen = {label: {"method": name} for name, label in CHOSEN.items()}
+    grid = {f"lr × {m:g}": {"point": m} for m in c.choosing.multiples}
+    return Grid(chosen, grid, {"kind": "choice", "attack": attack}, c.seeds[:1])
+
+
+@table_of(lambda c: candidates(c, "pgd"), lambda c: candidates(c, "taken"))
+def settings(scores: Filled, taken: Filled) -> Table:
+    """How settings were chosen."""
+    t, n = scores.config.tuning, scores.config.choosing.n or "all"
+    return choices(
+        scores,
+        taken,
+        f"How settings were chosen: accuracy (%) on {n} validation pictures of the training classes, under "
+        f"PGD-{scores.config.attack.steps} (FT-Clean: clean), by multiple of the preset's learning rate ({t.lr:g}; "
+        f"FARE {scores.config.fare.lr:g}), {t.steps} updates, one seed; the best is taken for all seeds. Ablations, "
+        "sweeps and partial fine-tuning have the rate of PMG-AFT.",
     )
 
 
@@ -385,5 +431,7 @@ def long(c: "Config") -> list[Grid]:
 
 
 def headline(c: "Config") -> list[Grid]:
-    """What the headline claims read."""
-    return [Grid(rows((CLIP, *FIRST)), by_name(c), {"kind": "accuracy", "attack": a}, c.seeds) for a in BOTH]
+    """What the headline claims read, under every reading."""
+    pairs = {CHOSEN[name]: {"method": name} for name in READ}
+    written = [Grid(rows((CLIP, *FIRST)), by_name(c), {"kind": "accuracy", "attack": a}, c.seeds) for a in BOTH]
+    return [*written, Grid(pairs, both(c), {"kind": "accuracy"}, c.seeds)]

@@ -5,12 +5,12 @@ from typing import Annotated, Literal
 
 from papers.roclip.augment import RELEASED as RELEASED_PICTURES
 from papers.roclip.augment import ImageAugmentation
-from papers.roclip.method import AS_RELEASED, TWO_SIDED, Matching
+from papers.roclip.method import AS_RELEASED, BEFORE_V1, CROSS_MODAL, TWO_SIDED, Matching
 from papers.roclip.probe import Probing
 from papers.roclip.safeclip import SafeClip
 from papers.roclip.tables import ATTACKS
 from papers.roclip.training import RELEASED as RELEASED_TRAINING
-from papers.roclip.training import Training
+from papers.roclip.training import EarlyStop, Training
 from shared.attacks.triggers import check_fields
 from shared.data.catalogue import Source
 from shared.errors import UserError
@@ -132,6 +132,10 @@ class Methods:
     """First version, of the abstract."""
     released: Matching = field(default_factory=lambda: replace(AS_RELEASED, share=0.02, size=None))
     """Second version, of the released code."""
+    before_v1: Matching = field(default_factory=lambda: BEFORE_V1)
+    """The authors' repository before the first version; in the world of few targets, as the next."""
+    cross_modal: Matching = field(default_factory=lambda: CROSS_MODAL)
+    """Its cross-modal variant."""
     safeclip: SafeClip = field(default_factory=lambda: SafeClip(images=ImageAugmentation(shift=1, brightness=0.2)))
     """Later work."""
     cleanclip: CleanClipConfig = field(default_factory=lambda: CleanClipConfig(steps=80, batch=128, lr=1e-3, warmup=10))
@@ -141,8 +145,30 @@ class Methods:
 
 
 @dataclass(frozen=True)
+class Few:
+    """A world with few target images and no backdoor, in which the readings of the first version stand side by side."""
+
+    pairs: Pairs = 5760
+    """Clean pairs."""
+    targets: Count = 32
+    """Target images."""
+    doses: tuple[Count, ...] = (8, 16, 24, 32, 64)
+    """Captions of each that are tried, fewest first. Taken is the first with which plain CLIP learns the poison on the
+    first seed, with augmentation and without."""
+    margin: Share = 0.05
+    """How far above the gate's bar (--gates.psr) its success has to be then: the gate is a mean over all seeds."""
+    large: Pairs = 2048
+    """Entries of the larger bank of `before_v1`."""
+    sets: tuple[str, ...] = ("scenes:surface", "scenes:shape")
+    """Sets of which zero-shot accuracy stands beside that of the main set."""
+    training: Training = field(default_factory=lambda: Training(epochs=16, batch=128, lr=2e-3, warmup=50))
+    stop: EarlyStop = field(default_factory=EarlyStop)
+    """Of plain CLIP stopped early, a control."""
+
+
+@dataclass(frozen=True)
 class Sweeps:
-    """Ablations of the first version in pre-training, and strong poisoning; first seed."""
+    """Ablations of the first version in pre-training, and strong poisoning of the second; first seed."""
 
     pool: tuple[Part, ...] = (0.005, 0.02, 0.1)
     """Pool sizes as shares of the pairs."""
@@ -161,7 +187,7 @@ class Sweeps:
     strong: tuple[Count, ...] = (33, 66)
     """Captions per target image of strong poisoning."""
     strong_every: tuple[Count, ...] = (2, 1)
-    """K of both versions under strong poisoning."""
+    """K under strong poisoning."""
     cost_steps: Count = 12
     """Updates timed for the cost of a step."""
     strip: Count = 6
@@ -192,6 +218,7 @@ class Config(Options):
     models: Models = field(default_factory=Models)
     data: Data = field(default_factory=Data)
     attacks: Attacks = field(default_factory=Attacks)
+    few: Few = field(default_factory=Few)
     methods: Methods = field(default_factory=Methods)
     pretraining: Training = field(default_factory=lambda: Training(epochs=6, batch=128, lr=2e-3, warmup=50))
     finetuning: Training = field(default_factory=lambda: Training(epochs=6, batch=128, lr=1e-3, warmup=20))
@@ -206,11 +233,12 @@ class Config(Options):
     """All processes train one CLIP together; otherwise each takes whole trainings, and SafeCLIP is always trained by one."""
 
     def training(self, regime: str) -> Training:
-        """Of pretrain or finetune."""
-        return self.pretraining if regime == "pretrain" else self.finetuning
+        """Of pretrain, finetune or few."""
+        return {"pretrain": self.pretraining, "finetune": self.finetuning, "few": self.few.training}[regime]
 
 
-_CPU = Config()
+_ALL = Sweeps(start=("pairs", "gaussian"), refresh=("matched", "always"))
+_CPU = Config(sweeps=Sweeps((), (), (), (), (), strong=(66,)))  # the world of few targets shows what ablations would
 _MUSHROOM = {"preset": "cleanclip", "fields": (), "rate": 0.0003}
 
 PRESETS = {
@@ -235,18 +263,19 @@ PRESETS = {
             safeclip=replace(_CPU.methods.safeclip, alone=1, slow=1, share=0.1),
             roclip=replace(TWO_SIDED, share=0.1),
             released=replace(_CPU.methods.released, share=0.1),
+            before_v1=replace(BEFORE_V1, size=64),
+            cross_modal=replace(CROSS_MODAL, size=32, offset=1),
             cleanclip=CleanClipConfig(steps=2, batch=16, lr=1e-3, warmup=1),
             cleanclip_n=32,
         ),
         pretraining=Training(epochs=4, batch=32, lr=1e-3, warmup=1),
         finetuning=Training(epochs=2, batch=32, lr=1e-3, warmup=1),
         probing=Probing(epochs=1),
+        few=Few(64, 2, (2, 3), large=96, training=Training(epochs=2, batch=32, lr=1e-3, warmup=1)),
         sweeps=replace(
-            _CPU.sweeps,
+            _ALL,
             pool=(0.1, 0.2),
             augment=("none", "images", "both"),
-            start=("pairs", "gaussian"),
-            refresh=("matched", "always"),
             strong=(2, 3),
             cost_steps=1,
             strip=2,
@@ -295,19 +324,20 @@ PRESETS = {
             0.1,
             replace(TWO_SIDED, share=None, size=21_845),
             AS_RELEASED,
-            SafeClip(images=RELEASED_PICTURES),
-            CleanClipConfig(steps=10 * (100_000 // 64), batch=64, lr=5e-6, warmup=50, every=1000, workers=8),
-            100_000,
+            safeclip=SafeClip(images=RELEASED_PICTURES),
+            cleanclip=CleanClipConfig(steps=10 * (100_000 // 64), batch=64, lr=5e-6, warmup=50, every=1000, workers=8),
+            cleanclip_n=100_000,
         ),
         pretraining=RELEASED_TRAINING,
         finetuning=replace(RELEASED_TRAINING, epochs=10, lr=1e-5, warmup=50, ahead=False),
+        few=Few(
+            1_000_000, 16, (35, 100, 625), sets=("named:cifar10", "named:Caltech101Split"), training=RELEASED_TRAINING
+        ),
         sweeps=replace(
-            _CPU.sweeps,
+            _ALL,
             pool=(0.002, 21_845 / 1_000_000, 0.065),
             every=(1, 2, 3, 5),
             augment=("none", "images", "both"),
-            start=("pairs", "gaussian"),
-            refresh=("matched", "always"),
             strong=(35, 100, 625),
             cost_steps=50,
         ),
@@ -321,7 +351,7 @@ PRESETS = {
 def check(config: Config) -> None:
     """Refuse combinations that cannot work, in one sentence each."""
     check_seeds(config.seeds)
-    a, s, t = config.attacks, config.sweeps, config.attacks.targets
+    a, few, every = config.attacks, config.few, config.sweeps.every
     if not config.data.main or not config.data.downstream:
         raise UserError(
             "--data.main names the set whose classes attackers use, and --data.downstream one set or more, e.g. scenes:colour."
@@ -338,9 +368,14 @@ def check(config: Config) -> None:
     missing = [name for name in config.gates.attacks if name not in BACKDOORS]
     if missing:
         raise UserError(f"--gates.attacks has no attack {missing[0]!r}: choose of {', '.join(BACKDOORS)}.")
-    if t.m not in s.strong or config.methods.roclip.every not in s.every:
+    if every and config.methods.roclip.every not in every:
+        raise UserError("the sweeps go through the defaults: --sweeps.every contains K of --methods.roclip.")
+    if not few.doses or list(few.doses) != sorted(set(few.doses)):
+        raise UserError("--few.doses are numbers of captions, one or more, each larger than the one before.")
+    if config.methods.cross_modal.offset >= few.training.epochs or config.methods.roclip.every > few.training.epochs:
         raise UserError(
-            "the sweeps go through the defaults: --sweeps.strong contains --attacks.targets.m, and --sweeps.every K of --methods.roclip."
+            f"of {few.training.epochs} epochs in the world of few targets none would be a RoCLIP epoch: raise "
+            "--few.training.epochs."
         )
     for regime in ("pretrain", "finetune"):
         for name in ("roclip", "released"):

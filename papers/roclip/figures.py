@@ -17,7 +17,6 @@ from papers.roclip.tables import (
     PSR,
     REGIMES,
     SCORED,
-    STRONG,
     SWEEPS,
     TRAINED,
     after,
@@ -25,15 +24,12 @@ from papers.roclip.tables import (
     by_epochs,
     default,
     downstream,
-    frequencies,
+    few_grid,
     points,
     poisoning,
-    rate,
     runs,
     sets,
-    share,
     short,
-    strengths,
     value,
 )
 from shared.experiment.paper import Grid
@@ -108,8 +104,9 @@ def _similar(regime: str, attack: str) -> Callable[[object], Grid]:
 
 @figure(*(_similar(regime, attack) for regime in REGIMES for attack in ("none", "targets")))
 def fig_similarity(*grids: Filled) -> Figure:
-    """Cosine of a picture with its caption after every epoch: poisoned pairs (full lines) and clean pairs (thin dotted
-    lines). Large markers: RoCLIP epochs. Bands: 95 % intervals of poisoned pairs."""
+    """Cosine of a picture with its caption over that with other captions, after every epoch: poisoned pairs (full
+    lines) and clean pairs (thin dotted lines). Large markers: RoCLIP epochs. Bands: 95 % intervals of poisoned
+    pairs."""
     found = [part for part in (grids[:2], grids[2:]) if any(any(grid) for grid in part)]
     fig, axes = style.figure(style.PAGE, 2.6, columns=len(found), sharey=True, squeeze=False)
     for k, (ax, (clean, poisoned)) in enumerate(zip(axes[0], found, strict=True)):
@@ -149,31 +146,24 @@ def _by_epoch(ax: Axes, grid: Filled, *, factor: float = 100, thin: bool = False
         ax.set_xticks(epochs[step - 1 :: step])
 
 
-def _strong(asked: dict) -> Callable[[object], Grid]:
-    def grid(c) -> Grid:
-        columns = {dose: {**tags, **asked} for dose, tags in strengths(c).items()}
-        return Grid(frequencies(c), columns, STRONG, c.seeds[:1])
-
-    return grid
+FEW_COLUMNS = {"accuracy": ACCURACY, "PSR": PSR}
 
 
-@figure(_strong(PSR), _strong(ACCURACY))
-def fig_strong(*measures: Filled) -> Figure:
-    """Strong poisoning in pre-training, by the share of target pairs: success, and zero-shot accuracy. K: every so many
-    epochs is a RoCLIP epoch; dashed: after the last plain epoch. One seed. Bands: 95 % intervals."""
-    c = measures[0].config
-    rows = [label for label in measures[0].rows if any(any(grid.row(label)) for grid in measures)]
-    names = {label: label.removesuffix(SCORED["roclip_epoch"]) for label in rows}
-    look = {}
-    for name, one in style.looks(list(names.values())).items():
-        look[name] = replace(one, line="--" if name.endswith(SCORED["plain_epoch"]) else "-")
-    fig, axes = style.figure(style.PAGE, 2.5, columns=2)
-    doses = [share(rate(c, m)) for m in sorted(c.sweeps.strong)]
-    for ax, grid, ylabel in zip(axes, measures, ("PSR (%)", "accuracy (%)"), strict=True):
-        series = {name: grid.row(label) for label, name in names.items()}
-        figures.lines(ax, doses, series, xlabel="target pairs among all", ylabel=ylabel, look=look, categorical=True)
-        ax.set(ylim=FULL)
-    figures.legend(fig, axes, 3)
+@figure(lambda c: few_grid(c, FEW_COLUMNS))
+def fig_few(filled: Filled) -> Figure:
+    """The world of few targets: success of targeted poisoning against zero-shot accuracy at the end of training. Small
+    markers: every seed; large ones: their mean. Below and to the right is better."""
+    fig, ax = style.figure(style.COLUMN, 3.2)
+    for name, look in style.looks(filled.rows).items():
+        at = [[100 * m.value for m in filled.measurements(name, column)] for column in FEW_COLUMNS]
+        if not all(at):
+            continue
+        marker = {"linestyle": "none", "marker": look.marker, "color": look.colour}
+        ax.plot(*at, markersize=3, alpha=0.5, label="_", **marker)
+        ax.plot(*np.mean(at, axis=1, keepdims=True), markersize=6, label=name, **marker)
+    ax.grid(True, axis="both")
+    ax.set(xlabel="accuracy (%)", ylabel="PSR (%)", xlim=FULL, ylim=FULL)
+    figures.legend(fig, ax, 2)
     return fig
 
 

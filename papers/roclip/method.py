@@ -8,25 +8,35 @@
     RoCLIP epochs      L = mean of the terms of the matched sides
         image side     L_CLIP(z^I, n(q, P^T))     q = z^T (own modality: the pool text most similar to the caption) or z^I (cross-modal)
         text side      L_CLIP(z^T, n(q, P^I))     q = z^I (own modality: the pool image most similar to the image) or z^T (cross-modal)
+    directions "one"   CE(s·N Zᵀ, diagonal) in place of L_CLIP(Z, N): rows are neighbours, columns the true side
 
 TWO_SIDED is the first version (arXiv v1, abstract): both sides, own modality; pre-training and fine-tuning. AS_RELEASED is the second (NeurIPS, its
 released code): the image side alone, queried by the image. Both directions of its cross-entropy have the neighbours, so in a RoCLIP epoch the text
 tower has gradients of exactly 0 (not None: weight decay and momentum still move it). The pool is asked before the batch enters it.
+
+BEFORE_V1 and CROSS_MODAL are what the authors' repository had three months before arXiv v1 (HangerYang/deadclip,
+states 7fef8d6 of December 2022, and 57f99c1); whether v1 printed either is not known. B: one bank for both kinds, asked
+with the images, which then enter it, and after that with the captions:
+
+    before v1          L = ½·(CE(s·n(z^I, B) (z^T)ᵀ) + CE(s·n(z^T, B) (z^I)ᵀ))        every epoch
+    cross-modal        L = ½·(CE(s·n(z^T, P^I) (z^T)ᵀ) + CE(s·n(z^I, P^T) (z^I)ᵀ))    after five plain epochs,
+                                                                                      in which the banks fill
 
 The text of neither version could be read beyond its first page: the equations of the second are those of its released code, those of the first are
 our reading of its abstract, which gives neither loss nor pool. Augmentation belongs to the second version, is the same for the plain CLIP it is
 compared with, and is therefore no part of `Matching` (see `papers.roclip.training.Method`).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from papers.roclip.pool import Found
+from papers.roclip.pool import NOISE, Found, Pool
 from shared.errors import UserError
 from shared.options import Bounded, Count, Pairs, Part, Seed, Whole
 
@@ -39,6 +49,10 @@ class Matching(Bounded):
     """Which of the two terms there are."""
     query: Literal["own", "cross"] = "own"
     """Which similarity a pool is asked with: within its own modality, or across (a text pool by an image)."""
+    directions: Literal["both", "one"] = "both"
+    """Of a side's cross-entropy: neighbours against the true other side and back, or that alone."""
+    bank: Literal["apart", "joint"] = "apart"
+    """A pool for each kind, or one that both enter."""
     share: Part | None = 0.02
     """Entries of a pool as a share of the pairs (None: `size`)."""
     size: Pairs | None = None
@@ -64,6 +78,8 @@ class Matching(Bounded):
         choices = {
             "sides": ("both", "image", "text"),
             "query": ("own", "cross"),
+            "directions": ("both", "one"),
+            "bank": ("apart", "joint"),
             "refresh": ("matched", "always"),
             "start": ("gaussian", "unit", "pairs"),
             "wrap": ("drop", "ring"),
@@ -74,6 +90,10 @@ class Matching(Bounded):
                 raise UserError(f"RoCLIP's {field} is {getattr(self, field)!r}: choose one of {', '.join(allowed)}.")
         if (self.share is None) == (self.size is None):
             raise UserError("say how large a pool is either by a share of the pairs or by a number of entries.")
+        if self.bank == "joint" and (self.query == "cross" or self.start == "pairs"):
+            raise UserError(
+                "a joint bank is asked with the own modality and begins with noise: use query own, and start gaussian."
+            )
 
     def entries(self, pairs: int) -> int:
         """How many entries a pool has for so many pairs, at least 1."""
@@ -94,6 +114,11 @@ TWO_SIDED = Matching()
 AS_RELEASED = Matching(sides="image", query="cross", share=None, size=21_845, start="gaussian", wrap="drop")
 """Second version, defaults of the released code: K = 2, 21,845 entries for about 1,000,000 pairs (use `share` for other sets)."""
 
+BEFORE_V1 = Matching(directions="one", bank="joint", share=None, size=256, every=1, start="gaussian", wrap="drop")
+"""The authors' repository before the first version: 256 entries at a batch of 128, in every epoch."""
+CROSS_MODAL = replace(BEFORE_V1, bank="apart", query="cross", size=128, offset=5, refresh="always")
+"""Its other variant: two banks of half the size."""
+
 
 def clip_loss(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
     """L_CLIP of (N, D) and (N, D), row i of one belonging to row i of the other."""
@@ -102,14 +127,18 @@ def clip_loss(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
 
 
 def neighbours(
-    image: Tensor, text: Tensor, pools: dict, matching: Matching, ids: Sequence[int] | None = None
+    image: Tensor, text: Tensor, pools: Mapping[str, Pool], matching: Matching, ids: Sequence[int] | None = None
 ) -> dict[str, Found]:
     """What the pools return for N pairs, by matched side: "image" -> from the text pool, "text" -> from the image pool. No gradient.
 
-    image, text: unit embeddings (N, D). pools: "text" and/or "image" -> Pool, those that the sides need; they are not changed. ids: of the pairs,
-    wanted where their own entries are excluded.
+    image, text: unit embeddings (N, D). pools: those that `pools_of` names, which are not changed; captions ask a joint
+    bank as it will be when the images are in. ids: of the pairs, wanted where their own entries are excluded.
     """
     embedded, found = {"image": image.detach(), "text": text.detach()}, {}
+    if matching.bank == "joint":
+        filled = copy.deepcopy(pools["joint"])
+        filled.add(embedded["image"], ids or [NOISE] * len(image))
+        pools = {"image": pools["joint"], "text": filled}
     for side, other in (("image", "text"), ("text", "image")):
         if matching.sides in (side, "both"):
             found[side] = pools[other].nearest(
@@ -119,12 +148,23 @@ def neighbours(
 
 
 def matched_loss(
-    image: Tensor, text: Tensor, scale: Tensor, pools: dict, matching: Matching, ids: Sequence[int] | None = None
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor,
+    pools: Mapping[str, Pool],
+    matching: Matching,
+    ids: Sequence[int] | None = None,
 ) -> Tensor:
     """L of a RoCLIP epoch, from unit embeddings (N, D) of a whole batch. Arguments as in `neighbours`."""
     embedded = {"image": image, "text": text}
     found = neighbours(image, text, pools, matching, ids)
-    return torch.stack([clip_loss(embedded[side], one.vectors, scale) for side, one in found.items()]).mean()
+    loss = clip_loss if matching.directions == "both" else neighbour_loss
+    return torch.stack([loss(embedded[side], one.vectors, scale) for side, one in found.items()]).mean()
+
+
+def neighbour_loss(true: Tensor, near: Tensor, scale: Tensor) -> Tensor:
+    """CE(s·near trueᵀ, diagonal) of (N, D) and (N, D)."""
+    return F.cross_entropy(scale * near @ true.T, torch.arange(len(true), device=true.device))
 
 
 def asked_with(side: str, query: str) -> str:
@@ -133,5 +173,7 @@ def asked_with(side: str, query: str) -> str:
 
 
 def pools_of(matching: Matching) -> tuple[str, ...]:
-    """The modalities of the pools that a matching needs."""
+    """The pools that a matching needs: by their modality, or "joint"."""
+    if matching.bank == "joint":
+        return ("joint",)
     return {"both": ("text", "image"), "image": ("text",), "text": ("image",)}[matching.sides]

@@ -16,8 +16,8 @@ def name(tags: Tags) -> str:
 
 
 def gates(c: Config) -> list[Gate]:
-    """What must hold of plain CLIP, in both regimes; backdoors that need not take are recorded too, with a threshold of
-    0."""
+    """What must hold of plain CLIP, in both regimes and in the world of few targets (which the headline does not read);
+    backdoors that need not take are recorded too, with a threshold of 0."""
     g = c.gates
     asked = [("poison success (targets)", tables.PSR, g.psr)]
     for attack in c.attacks.planted:
@@ -32,6 +32,11 @@ def gates(c: Config) -> list[Gate]:
                 grid = Grid({row: tags}, {what: column}, {"kind": "score", "regime": regime}, c.seeds)
                 title = f"{training}, CLIP {augmented} augmentation: {what}"
                 found.append(Gate(title, grid, ">=", threshold, "" if threshold else "not asked of this backdoor"))
+    for method in () if c.headline else tables.PLAIN:
+        row = tables.FEW[method]
+        for what, column, threshold in (asked[0], asked[-1]):
+            grid = Grid({row: tables.few_runs(c)[row]}, {what: column}, tables.FEWER, c.seeds)
+            found.append(Gate(f"few targets, {row}: {what}", grid, ">=", threshold))
     return found
 
 

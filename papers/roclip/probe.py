@@ -127,9 +127,14 @@ class Watch:
 
 @torch.no_grad()
 def similarity(clip: nn.Module, x: Tensor, texts: Sequence[str], norm: str = "clip") -> Tensor:
-    """cos(z^I, z^T) (N,) of N pairs."""
+    """cos(z_i^I, z_i^T) − mean_{j≠i} cos(z_i^I, z_j^T) (N,) of N pairs: how much nearer a picture is to its caption.
+
+    The cosine alone says little: where everything is close, it is large for any caption. Of one pair it is the cosine.
+    """
     image = F.normalize(embedded(clip, x, norm), dim=-1)
-    return (image * text_matrix(clip, texts).to(image)).sum(1).cpu()
+    cosine = image @ text_matrix(clip, texts).to(image).T
+    own = cosine.diagonal()
+    return (own - (cosine.sum(1) - own) / max(1, len(x) - 1)).cpu()
 
 
 def sentences_of(targets: Sequence[Target], templates: Sequence[str]) -> list[list[str]]:

@@ -37,7 +37,7 @@ from papers.roclip.probe import (
 )
 from papers.roclip.safeclip import SafeClip, safeclip
 from papers.roclip.tables import COSTED, MATCHED, default, in_name, rate
-from papers.roclip.training import Method, Training, make_pools, train
+from papers.roclip.training import EarlyStop, Method, Training, make_pools, train
 from shared.attacks.triggers import at_test
 from shared.data.base import LabelledImages, Subset
 from shared.data.language import TEMPLATES
@@ -55,11 +55,14 @@ from shared.models.clip import create_clip
 from shared.models.sources import locate
 from shared.models.victim import ZeroShot, tell_apart, text_matrix
 from shared.steps.backdoor import Aim, Pairs, Poison, Seen, Stamp, side
+from shared.steps.choice import CandidateScore, Choice
 from shared.training.cleanclip import CleanClipConfig, cleanclip
 
 ONE_TEMPLATE = "a photo of a {}."
 TUNING = 1000  # seeds of the pairs to fine-tune on begin here; those to pre-train on at 0
 CLEANING = 2000  # … and those of CleanCLIP's pairs
+FEWER = 3000  # … and those of the world of few targets
+STOPPED = "stopped"  # the part, and the tag, of what early stopping has left
 REPEATS = 5  # of a timed training
 IN_MEMORY = 4096  # pictures of a set that are read once
 
@@ -128,11 +131,26 @@ class Validation:
 
 
 @dataclass(frozen=True)
+class DoseChoice(Choice):
+    """Which `Dosage` target images are given, by `Takes`."""
+
+    weight: ClassVar[float] = 1e9  # begun first: a whole world waits for it
+
+
+@dataclass(frozen=True)
+class Dosage:
+    """m captions for each target image."""
+
+    m: int
+
+
+@dataclass(frozen=True)
 class Poisons:
     """The pairs of a training: clean ones with backdoors among them, and after them target images.
 
     spec: the set whose classes attackers name. images: what n target images are chosen from, each with m captions of
-    another class; captions are searched in the first `scan` pairs (0: all). seed: of all choices.
+    another class, or with as many as a choice has settled on; captions are searched in the first `scan` pairs (0: all).
+    seed: of all choices.
     """
 
     clean: Pairs
@@ -140,15 +158,18 @@ class Poisons:
     spec: str
     images: Validation | Pairs
     n: int
-    m: int
+    m: int | DoseChoice
     scan: int
     seed: int
     row: str = free("")
 
-    @property
-    def size(self) -> int:
+    def dose(self, lab: Lab) -> int:
+        """Captions of each target image."""
+        return self.m.settle(lab).m if isinstance(self.m, Choice) else self.m
+
+    def size(self, lab: Lab) -> int:
         """How many pairs there are."""
-        return self.clean.n + self.n * self.m
+        return self.clean.n + self.n * self.dose(lab)
 
     def open(self, lab: Lab) -> Poisoned:
         """The pairs with their manifests, drawn when they are asked for."""
@@ -158,15 +179,15 @@ class Poisons:
         clean = self.clean.open(lab)
         images = self.images.open(lab)
         said = targets(lab, self.spec)
-        scan = self.scan or None
+        scan, m = self.scan or None, self.dose(lab)
         if isinstance(images, LabelledImages):
             found, classes = labelled_targets(images, self.n, self.seed)
         else:
-            found, classes = unlabelled_targets(clean, len(images), said, self.m, self.n, self.seed, scan)
+            found, classes = unlabelled_targets(clean, len(images), said, m, self.n, self.seed, scan)
         planted = {}
         for one in self.backdoors:
             planted[one.stamp.attack] = (one.stamp.open(lab), said[one.aim.label(lab)], one.rate, one.captions)
-        return Poisoned(clean, planted, images, found, [said[k] for k in classes], self.m, self.seed, scan)
+        return Poisoned(clean, planted, images, found, [said[k] for k in classes], m, self.seed, scan)
 
     def held(self, lab: Lab) -> Poisoned | Held:
         """The pairs; those that are drawn on the spot are drawn once."""
@@ -205,11 +226,52 @@ def start(lab: Lab, clip: Backbone, seed: int) -> nn.Module:
 
 
 @dataclass(frozen=True)
+class Takes:
+    """Whether a dose takes in plain CLIP, however it is trained: for each target image whether it is taken for its
+    adversarial class by the CLIP, of those of all `methods`, that takes the fewest so.
+
+    A dose takes where that share is at least `least`. The choice is the first that does: those after it are not tried
+    and score 0, and of one that a method withstands no other method is tried. No defence has any part in it.
+    """
+
+    clip: Backbone
+    poisons: Poisons
+    methods: tuple[Method, ...]
+    training: Training
+    doses: tuple[int, ...]
+    least: float
+
+    def score(self, lab: Lab, candidate: Dosage) -> Tensor:
+        """(n,) of the target images."""
+        before = self.doses[: self.doses.index(candidate.m)]
+        if any(self._fewest(lab, m).mean() >= self.least for m in before):
+            return torch.zeros(self.poisons.n)
+        return self._fewest(lab, candidate.m)
+
+    def _fewest(self, lab: Lab, m: int) -> Tensor:
+        return lab.once(("fewest", self, m), lambda: self._train(lab, replace(self.poisons, m=m)))
+
+    def _train(self, lab: Lab, poisons: Poisons) -> Tensor:
+        fewest = torch.ones(poisons.n)
+        x, classes, _ = poisons.target_images(lab)
+        for method in self.methods:
+            clip = start(lab, self.clip, self.training.seed)
+            train(clip, poisons.held(lab), method, self.training, name=f"{poisons.m} captions per target image")
+            said = predict(classifier(clip, ensemble(clip, sentences(lab, poisons.spec))), x)
+            hits = torch.from_numpy(backdoor.clean_accuracy(said, classes)).float()
+            fewest = min(fewest, hits, key=lambda taken: float(taken.mean()))
+            if fewest.mean() < self.least:
+                break
+        return fewest
+
+
+@dataclass(frozen=True)
 class Contrastive(Trained):
     """A CLIP, pre-trained or fine-tuned on poisoned pairs.
 
     It leaves its weights after the last epoch and, of RoCLIP, after the last epoch of the other kind, its pools, and
-    what was measured at the end of every epoch: on `watched` pictures, and on as many clean pairs.
+    what was measured at the end of every epoch: on `watched` pictures, and on as many clean pairs. stop: also those
+    after the epoch at which early stopping by `watched` pictures would have ended.
     """
 
     clip: Backbone
@@ -218,6 +280,7 @@ class Contrastive(Trained):
     training: Training
     watched: Pictures
     seed: int
+    stop: EarlyStop | None = None
     row: str = free("")
     _: KW_ONLY  # else it would stand first, where the base class has it
     together: bool = free(False)
@@ -228,9 +291,9 @@ class Contrastive(Trained):
 
     @property
     def weight(self) -> float:
-        """Pairs that pass through both towers."""
+        """Clean pairs that pass through both towers."""
         passes = 2.2 if isinstance(self.method, SafeClip) else 1.0
-        return passes * self.training.epochs * self.poisons.size
+        return passes * self.training.epochs * self.poisons.clean.n
 
     @property
     def matching(self) -> Matching | None:
@@ -250,6 +313,10 @@ class Contrastive(Trained):
 
     def part(self, scored: str) -> str | None:
         """The part that has the weights after an epoch, by name; None where there is no such epoch."""
+        if scored == "last":
+            return ""
+        if scored == STOPPED and self.stop is not None:
+            return STOPPED
         if scored not in self.epochs:
             return None
         return "" if self.epochs[scored] == self.training.epochs else scored
@@ -257,12 +324,14 @@ class Contrastive(Trained):
     @property
     def parts(self) -> tuple[str, ...]:
         pools = () if self.matching is None else ("pools",)
-        return ("", *(scored for scored in self.epochs if self.part(scored)), *pools)
+        stopped = () if self.stop is None else (STOPPED,)
+        return ("", *(scored for scored in self.epochs if self.part(scored)), *stopped, *pools)
 
     def make(self, lab: Lab) -> tuple[Tensors, dict[str, str]]:
         poisoned, pairs = self.poisons.open(lab), self.poisons.held(lab)
         accelerator = lab.accelerator if self.together else None
-        if accelerator is None or accelerator.is_main_process:
+        first = accelerator is None or accelerator.is_main_process
+        if first:
             folder = lab.path(self).parents[1] / "poison"
             poisoned.write_manifests(folder, f"{self.poisons.row}-{poisoned.version[:12]}")
         clip = start(lab, self.clip, self.seed)
@@ -272,7 +341,10 @@ class Contrastive(Trained):
         def after_epoch(epoch: int, clip: nn.Module, pools: dict[str, Pool]) -> dict:
             if epoch in kept:
                 lab.keep(self, clip.state_dict(), kept[epoch])
-            return watch(epoch, clip, pools)
+            row = watch(epoch, clip, pools)
+            if first and self.stop is not None:
+                self._stop(lab, epoch, clip, sum(row["accuracy"]) / len(row["accuracy"]))
+            return row
 
         options = {"checkpoint": lab.partial(self), "after_epoch": after_epoch, "name": self.name}
         if isinstance(self.method, SafeClip):
@@ -284,6 +356,16 @@ class Contrastive(Trained):
         if accelerator is not None:
             accelerator.free_memory()
         return clip.state_dict(), {"history": json.dumps(found.history)}
+
+    def _stop(self, lab: Lab, epoch: int, clip: nn.Module, accuracy: float) -> None:
+        if epoch == 1 or self.stop.better(epoch, accuracy, *json.loads(lab.facts(self, STOPPED)["best"])):
+            lab.keep(self, clip.state_dict(), STOPPED, {"best": json.dumps([epoch, accuracy])})
+
+    def ended(self, lab: Lab, part: str) -> int:
+        """The epoch after which it was as a part has it."""
+        if part == STOPPED:
+            return json.loads(lab.facts(self, STOPPED)["best"])[0]
+        return self.epochs[part] if part else self.training.epochs
 
     def _watch(self, lab: Lab) -> Watch:
         """What is measured at the end of every epoch: on training pictures of the main set, which train no CLIP."""
@@ -306,7 +388,7 @@ class Contrastive(Trained):
 
     def pools(self, lab: Lab) -> dict[str, Pool]:
         """The pools at the end, by modality."""
-        pools = make_pools(self.open(lab), self.matching, self.poisons.size, lab.device)
+        pools = make_pools(self.open(lab), self.matching, self.poisons.size(lab), lab.device)
         nn.ModuleDict(pools).load_state_dict(lab.weights(self, "pools"))
         return pools
 
@@ -440,8 +522,19 @@ class BackdoorSuccess(Measured):
 
 
 @dataclass(frozen=True)
+class Epochs(Measured):
+    """After how many epochs a training ended."""
+
+    snapshot: Snapshot
+
+    def make(self, lab: Lab) -> Values:
+        return Values(np.array([self.snapshot.model.ended(lab, self.snapshot.part)], np.float64), "epochs")
+
+
+@dataclass(frozen=True)
 class Similarity(Measured):
-    """Cosine of picture and caption, of the poisoned pairs or of n clean ones."""
+    """Cosine of picture and caption over that with other captions (`probe.similarity`), of the poisoned pairs or of n
+    clean ones."""
 
     snapshot: Snapshot
     pairs: Literal["targets", "none"]
@@ -576,8 +669,12 @@ class StepSeconds(Measured):
 
 def clean_of(c: Config, regime: str, seed: int) -> Pairs:
     """Clean pairs of a regime."""
-    n = c.data.pretrain_n if regime == "pretrain" else c.data.finetune_n
-    return Pairs(c.data.pairs, n, (TUNING if regime == "finetune" else 0) + seed, c.data.main)
+    n, first = {
+        "pretrain": (c.data.pretrain_n, 0),
+        "finetune": (c.data.finetune_n, TUNING),
+        "few": (c.few.pairs, FEWER),
+    }[regime]
+    return Pairs(c.data.pairs, n, first + seed, c.data.main)
 
 
 def backdoor_of(c: Config, attack: str) -> Poison:
@@ -595,10 +692,40 @@ def poisons_of(c: Config, regime: str, seed: int, m: int = 0) -> Poisons:
     images: Validation | Pairs = Validation(data.main, data.images_n)
     if data.images != "validation":
         images = Pairs(data.images, data.images_n, 0, data.main)
+    clean, row = clean_of(c, regime, seed), slug(regime, f"seed{seed}", *([f"m{m}"] if m else []))
+    if regime == "few":
+        return Poisons(clean, (), data.main, images, c.few.targets, m or dose_of(c), t.scan, seed, row)
     planted = tuple(backdoor_of(c, attack) for attack in c.attacks.planted)
     usual = t.m if regime == "pretrain" else t.finetune_m
-    row = slug(regime, f"seed{seed}", *([f"m{m}"] if m else []))
-    return Poisons(clean_of(c, regime, seed), planted, data.main, images, t.n, m or usual, t.scan, seed, row)
+    return Poisons(clean, planted, data.main, images, t.n, m or usual, t.scan, seed, row)
+
+
+@cache
+def dose_of(c: Config) -> DoseChoice:
+    """How many captions a target image has in the world of few targets: settled on the first seed, by plain CLIP with
+    augmentation, which withstands more, and without."""
+    seed, few = c.seeds[0], c.few
+    plain = tuple(few_method(c, method, seed) for method in ("clip_aug", "clip"))
+    training = replace(few.training, seed=seed)
+    poisons = poisons_of(c, "few", seed, few.doses[0])
+    rule = Takes(Backbone(c.models.name, "random"), poisons, plain, training, few.doses, c.gates.psr + few.margin)
+    return DoseChoice(tuple(map(Dosage, few.doses)), rule, "captions per target image")
+
+
+def few_method(c: Config, method: str, seed: int) -> Method:
+    """What is done with pairs in the world of few targets. Pools stand alone there: the first version's abstract has no
+    augmentation."""
+    if method == "clip_aug":
+        return method_of(c, method, seed, "", "")
+    m = c.methods
+    matchings = {
+        "roclip": m.roclip,
+        "roclip_always": replace(m.roclip, every=1),
+        "before_v1": m.before_v1,
+        "before_v1_large": replace(m.before_v1, size=c.few.large),
+        "cross_modal": m.cross_modal,
+    }
+    return Method(replace(matchings[method], seed=seed) if method in matchings else None)
 
 
 @cache
@@ -615,11 +742,16 @@ def model(
     begin = Backbone(c.models.name, "random")
     if regime == "finetune":
         begin = Backbone(c.models.tuned, c.models.tuned_weights, "--models.tuned-weights")
-    how = c.methods.safeclip if method == "safeclip" else method_of(c, method, seed, sweep, value)
+    if regime == "few":
+        how = few_method(c, method, seed)
+    else:
+        how = c.methods.safeclip if method == "safeclip" else method_of(c, method, seed, sweep, value)
+    stop = c.few.stop if (regime, method) == ("few", "clip") else None
     watched = Pictures(c.data.main, "train", c.watch_n, c.data.seed)
     together = c.together and method != "safeclip"
     training = replace(c.training(regime), seed=seed)
-    return Contrastive(begin, poisons_of(c, regime, seed, m), how, training, watched, seed, row, together=together)
+    poisons = poisons_of(c, regime, seed, m)
+    return Contrastive(begin, poisons, how, training, watched, seed, stop, row, together=together)
 
 
 def method_of(c: Config, method: str, seed: int, sweep: str, value: float | str) -> Method:
@@ -658,6 +790,10 @@ def number(
     """The step behind a number; None where a training has no such epoch."""
     if kind == "cost":
         return seconds(c, method, seed)
+    if kind == "dose":
+        return CandidateScore(dose_of(c), c.few.doses.index(m), "share", measure == "chosen")
+    if method == "clip_stopped":
+        method = "clip"
     if sweep and value == default(c, sweep):
         sweep, value = "", ""  # not trained again
     elif every:
@@ -673,6 +809,8 @@ def number(
         return None
     snapshot = Snapshot(trained, part)
     pictures = Pictures(data or c.data.main, "test", c.data.n, c.data.seed)
+    if measure == "epochs":
+        return Epochs(snapshot)
     if measure == "psr":
         return PoisonSuccess(snapshot)
     if measure == "bsr":
@@ -725,6 +863,8 @@ def describe(
         varied = [epoch]
     if sweep == "pool":
         varied = [value]
+    if kind == "dose":
+        varied = [m]
     if kind == "strong":
         m = m or c.attacks.targets.m
         usual = getattr(c.methods, method).every if method in MATCHED else 0

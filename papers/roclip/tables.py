@@ -6,11 +6,15 @@ after its last RoCLIP epoch, and after its last plain epoch.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from shared.claims.selection import Selected
 from shared.experiment.paper import Grid
 from shared.report import tables
 from shared.report.shown import Filled, Shown, table, table_of
+
+if TYPE_CHECKING:
+    from papers.roclip.config import Config
 
 METHODS = {
     "clip": "CLIP",
@@ -20,6 +24,17 @@ METHODS = {
     "cleanclip": "CLIP, then CleanCLIP",
     "safeclip": "SafeCLIP (later; inferred)",
 }
+FEW = {
+    "clip": "CLIP",
+    "clip_aug": "CLIP + augmentation",
+    "clip_stopped": "CLIP, stopped early",
+    "roclip": "two-sided, K = 2",
+    "roclip_always": "two-sided, K = 1",
+    "before_v1": "before v1",
+    "before_v1_large": "before v1, larger bank",
+    "cross_modal": "cross-modal, two banks",
+}
+FEWER = {"kind": "few", "regime": "few"}
 PLAIN = ("clip", "clip_aug")  # what gates read
 MATCHED = ("roclip", "released")
 HEADLINE = ("clip", "clip_aug", "roclip")
@@ -204,15 +219,31 @@ def strengths(c) -> dict[str, dict]:
 
 
 def frequencies(c) -> dict[str, dict]:
-    """The rows of strong poisoning: RoCLIP with every K and kind of epoch. The usual K is not said."""
+    """The rows of strong poisoning: the released version with every K and kind of epoch. The usual K is not said."""
     rows = {METHODS["clip_aug"]: {"method": "clip_aug", "scored": "last"}}
-    for method in MATCHED:
-        usual = getattr(c.methods, method).every
-        for every in sorted(c.sweeps.strong_every):
-            tags = {"method": method} if every == usual else {"method": method, "every": every}
-            for scored in EITHER:
-                rows[f"{METHODS[method]}, K = {every}{SCORED[scored]}"] = {**tags, "scored": scored}
+    for every in sorted(c.sweeps.strong_every):
+        tags = {"method": "released"} if every == c.methods.released.every else {"method": "released", "every": every}
+        for scored in EITHER:
+            rows[f"{METHODS['released']}, K = {every}{SCORED[scored]}"] = {**tags, "scored": scored}
     return rows
+
+
+def few_runs(c: "Config") -> dict[str, dict | list[dict]]:
+    """A row per reading of the first version, and per control, in the world of few targets, at the end of training."""
+    names = {**FEW, "roclip": f"two-sided, K = {c.methods.roclip.every}"}
+    names["before_v1"] += f", bank of {c.methods.before_v1.size:,}"
+    names["before_v1_large"] = f"before v1, bank of {c.few.large:,}"
+    names["cross_modal"] = f"cross-modal, two banks of {c.methods.cross_modal.size:,}"
+    rows: dict[str, dict | list[dict]] = {}
+    for method, name in names.items():
+        tags = {"method": method, "scored": "stopped" if method == "clip_stopped" else "last"}
+        rows[name] = [{**tags, "seed": s} for s in further(c)] if method == "cross_modal" else tags
+    return rows
+
+
+def few_grid(c: "Config", columns: dict[str, dict]) -> Grid:
+    """Numbers of that world."""
+    return Grid(few_runs(c), columns, FEWER, c.seeds)
 
 
 STRONG = {"kind": "strong", "regime": "pretrain"}
@@ -233,8 +264,8 @@ def main_table(c, regime: str) -> Shown:
     taken = ", ".join(ATTACKS[a] for a in demanded(c))
     caption = (
         f"{REGIMES[regime].capitalize()} on {poison(c, regime)}: zero-shot accuracy, success of targeted poisoning "
-        f"(PSR) and of backdoors (BSR) in %; cosine of pairs. The mean is over the backdoors that the gates demand "
-        f"({taken}). {EPOCHS}"
+        "(PSR) and of backdoors (BSR) in %; cosine of pairs over that with other captions. The mean is over the "
+        f"backdoors that the gates demand ({taken}). {EPOCHS}"
     )
     look = {"factor": dict.fromkeys(cosine, 1), "digits": dict.fromkeys(cosine, 2), "interval": "pm"}
     return Shown(grid.rows, grid.columns, grid.common, grid.seeds, caption, None, **look)
@@ -297,6 +328,44 @@ def by_epoch(filled: Filled):
 
 def _nth(k: int) -> str:
     return {1: "one", 2: "second", 3: "third"}.get(k, f"{k}th")
+
+
+@table
+def few(c: "Config"):
+    columns = {"epochs": {"measure": "epochs", "attack": "none"}, "PSR": PSR, "accuracy": ACCURACY}
+    columns |= {short(spec): {**ACCURACY, "data": spec} for spec in c.few.sets}
+    pairs = {"targets": "poisoned", "none": "clean"}
+    cosines = {f"cosine, {name} pairs": {"measure": "similarity", "attack": a} for a, name in pairs.items()}
+    grid = few_grid(c, columns | cosines)
+    caption = (
+        f"The world of few targets: {c.few.pairs:,} clean pairs and {c.few.targets} target images, each with as many "
+        "captions as plain CLIP with and without augmentation had to be given (see how the dose was chosen); no "
+        "backdoors. Success (PSR) and zero-shot accuracy in % at the end of training; cosine of pairs over that with "
+        "other captions. Pools without augmentation. Stopped early: by validation accuracy alone, "
+        f"{100 * c.few.stop.least:g} point or more within {c.few.stop.patience} epochs."
+    )
+    factor = {"epochs": 1, **dict.fromkeys(cosines, 1)}
+    look = {"factor": factor, "digits": dict.fromkeys(cosines, 2), "interval": "pm"}
+    return Shown(grid.rows, grid.columns, grid.common, grid.seeds, caption, None, **look)
+
+
+@table
+def dose(c: "Config"):
+    columns = {"PSR": {"measure": "psr"}, "chosen": {"measure": "chosen"}}
+    caption = (
+        "How the dose of the world of few targets was chosen: captions per target image, in their order; PSR (%) of "
+        "plain CLIP with augmentation or without, whichever is lower, on the first seed (of one that fails with "
+        f"augmentation the other is not tried). Chosen (1): the first of {100 * (c.gates.psr + c.few.margin):g} % or "
+        "more; those after it are not tried (0)."
+    )
+    common = {"kind": "dose", "regime": "few", "method": "clip", "attack": "targets", "scored": "last"}
+    rows = {f"{m} captions ({share(few_rate(c, m))} of all pairs)": {"m": m} for m in c.few.doses}
+    return Shown(rows, columns, common, c.seeds[:1], caption, None, factor={"chosen": 1}, digits={"chosen": 0})
+
+
+def few_rate(c: "Config", m: int) -> float:
+    """The share of target pairs among all pairs of that world, with m captions per target image."""
+    return c.few.targets * m / (c.few.targets * m + c.few.pairs)
 
 
 @table

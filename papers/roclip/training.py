@@ -21,7 +21,7 @@ from papers.roclip.method import Matching, clip_loss, matched_loss, pools_of
 from papers.roclip.pool import Pool
 from shared.errors import UserError
 from shared.models.victim import Pixels
-from shared.options import Bounded, Count, Decay, Positive, Range, Seed, Weight, Whole, Workers, free
+from shared.options import Bounded, Count, Decay, Positive, Range, Seed, Share, Weight, Whole, Workers, free
 from shared.training.contrastive import Batches, adamw, batch_indices
 from shared.training.loop import Fit, cosine_schedule
 from shared.training.poisoning import OneProcess
@@ -76,6 +76,19 @@ class Training(Bounded):
         """The learning rate at update `step` = 0, 1, … of a training on so many pairs."""
         per_epoch = self.per_epoch(pairs)
         return self.lr * cosine_schedule(step + (per_epoch if self.ahead else 0), self.epochs * per_epoch, self.warmup)
+
+
+@dataclass(frozen=True)
+class EarlyStop(Bounded):
+    """Early stopping by clean accuracy on validation pictures alone: the weights of the last epoch that was better, by
+    more than `least` and at most `patience` epochs later, than the last such epoch before it."""
+
+    least: Share = 0.01
+    patience: Count = 2
+
+    def better(self, epoch: int, accuracy: float, best: int, highest: float) -> bool:
+        """Whether an epoch takes the place of the best so far, which had the highest accuracy."""
+        return epoch - best <= self.patience and accuracy > highest + self.least
 
 
 RELEASED = Training(
@@ -199,7 +212,8 @@ def train(
         loss = matched_loss(image, text, scale, pools, matching, everyone) if on else clip_loss(image, text, scale)
         if taken_in:
             for modality, pool in pools.items():
-                pool.add({"image": image, "text": text}[modality], everyone)
+                for embeddings in {"image": (image,), "text": (text,), "joint": (image, text)}[modality]:
+                    pool.add(embeddings, everyone)
         last["loss"] = loss.detach()
         return loss
 
@@ -264,7 +278,7 @@ class _Reader:
 
 
 def make_pools(clip: nn.Module, matching: Matching | None, pairs: int, device="cpu") -> dict[str, Pool]:
-    """The pools of a matching at their start, by modality ({} for none)."""
+    """The pools of a matching at their start, as `pools_of` names them ({} for none)."""
     if matching is None:
         return {}
     dim, size = embedding_width(clip), matching.entries(pairs)

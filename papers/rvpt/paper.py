@@ -92,4 +92,5 @@ def gates(c: Config) -> list[Gate]:
     return found
 
 
-PAPER = Paper("rvpt", PRESETS, check, [tables, figures], number, name, describe, gates)
+EXAMPLES = ("data.n", "adversary.n", "sweeps.resistivity_n", "sweeps.captions_n", "sweeps.candidates")
+PAPER = Paper("rvpt", PRESETS, check, [tables, figures], number, name, describe, gates, examples=EXAMPLES)

@@ -2,6 +2,8 @@
 
     paper: pmg_aft
     title: "Pre-trained model guided fine-tuning (CVPR 2024)"
+    equivalence:             # optional: δ of each kind of quantity
+    - {unit: points, quantity: {kind: accuracy}, delta: 2.495, why: "half of 4.99 (abstract)"}
     claims:
     - id: abstract-robust
       text: Guidance by the pre-trained model adds robust accuracy over the previous best, on average over 15 zero-shot sets.   # our words
@@ -44,8 +46,17 @@ for the mean over the matching sets of the mean over examples and seeds. Predica
     monotone      `sequence: [{eps: 1}, {eps: 2}, …]` (each laid over `quantity`), `order: increasing | decreasing`
     exceeds_all   quantity − rival > margin for every one of `rivals: [{method: a}, {method: b}, …]` (each laid over `quantity`)
 
-`equivalence: δ` (greater and exceeds_all) is the difference that would matter, declared before the run: a claim whose difference is shown to
-be smaller than δ either way is decided, as "no difference". Every mistake is a UserError of one sentence that names the file and the claim.
+`equivalence: δ` (greater and exceeds_all) is the difference that would matter, declared before the run: a claim whose
+difference is shown to be smaller than δ either way is decided, as "no difference". A claim has the δ of the first entry
+of the file's `equivalence` with its unit whose tags are among those of its `quantity`, unless it states its own. δ is
+derived from the paper, never from what was measured here: half of the smallest difference of that kind that is printed
+(the `value` of a claim, else a gap in a reference table), leaving out those below the tolerance at which their number
+counts as reproduced; `why` says which that is. Where there is none, a kind may have no δ, and its claims stay open.
+
+`readings: {as_written: {method: a}, as_released: {method: b}}` names several readings of a statement: wherever the
+claim names the tags of the first, those of another stand instead. Each has a verdict; the first is the one that counts.
+
+Every mistake is a UserError of one sentence that names the file and the claim.
 """
 
 import math
@@ -65,6 +76,7 @@ Where = Literal["abstract", "table", "figure", "text", "mechanism", "code", "thi
 Mark = Literal["S", "S2", "M", "I", "L", "D", "U"]
 Scale = Literal["cpu", "photos", "paper"]
 Predicate = Literal["greater", "at_least", "at_most", "within", "equal_within", "monotone", "exceeds_all"]
+COMPARED = ("greater", "exceeds_all")  # the predicates of a direction, which may turn out to be no difference
 NEEDS = {
     "at_least": "threshold",
     "at_most": "threshold",
@@ -111,6 +123,15 @@ class _Entry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Margin(_Entry):
+    """The difference δ of one kind of quantity that would matter, and what it is derived from."""
+
+    unit: str
+    quantity: Tags = {}
+    delta: Annotated[Number, Field(gt=0)]
+    why: Annotated[str, Field(min_length=1)]
+
+
 class Claim(_Entry):
     """One statement of the paper (module docstring). `value`: a number, "unknown", or None for a statement without a number."""
 
@@ -136,6 +157,7 @@ class Claim(_Entry):
     equivalence: Annotated[Number, Field(gt=0)] | None = None
     why_not: str | dict[str, str] = ""
     how: str = ""
+    readings: dict[str, Tags] = {}
 
     @model_validator(mode="after")
     def _consistent(self) -> "Claim":
@@ -153,9 +175,13 @@ class Claim(_Entry):
             (len(self.sequence) == 1, "`sequence` must be a list of at least two selectors"),
             ((predicate == "exceeds_all") != bool(self.rivals), "`rivals` belongs to predicate exceeds_all, and exceeds_all needs it"),
             (self.rivals and compared, "`rivals` must be a list of selectors, without `minus` or `ratio` beside it"),
-            (self.margin is not None and predicate not in ("greater", "exceeds_all"), "`margin` belongs to predicates greater and exceeds_all"),
-            (self.equivalence is not None and predicate not in ("greater", "exceeds_all"),
+            (self.margin is not None and predicate not in COMPARED,
+             "`margin` belongs to predicates greater and exceeds_all"),
+            (self.equivalence is not None and predicate not in COMPARED,
              "`equivalence` belongs to predicates greater and exceeds_all"),
+            (len(self.readings) == 1, "`readings` must name at least two"),
+            (self.readings and any(reading == self for reading in list(self.variants.values())[1:]),
+             "the claim must name the tags of the first of `readings`, and the others must have other values"),
             (missing, f"not testable at {', '.join(missing)}, so `why_not` must say why"),
         ):  # fmt: skip
             if wrong:
@@ -171,6 +197,23 @@ class Claim(_Entry):
             return (self.quantity, *({**self.quantity, **rival} for rival in self.rivals))
         other = self.minus if self.minus is not None else self.ratio
         return (self.quantity,) if other is None else (self.quantity, {**self.quantity, **other})
+
+    @property
+    def variants(self) -> dict[str, "Claim"]:
+        """The claim under each of its readings, by name; by "" where it has only one."""
+        first = next(iter(self.readings.values()), {})
+
+        def read(tags: dict, instead: dict) -> dict:
+            return {**tags, **instead} if first.items() <= tags.items() else tags
+
+        def under(instead: dict) -> "Claim":
+            sides = {"quantity": self.quantity, "minus": self.minus, "ratio": self.ratio}
+            changed = {side: tags and read(tags, instead) for side, tags in sides.items()}
+            lists = {"sequence": self.sequence, "rivals": self.rivals}
+            changed |= {side: tuple(read(tags, instead) for tags in several) for side, several in lists.items()}
+            return self.model_copy(update=changed)
+
+        return {name: under(instead) for name, instead in self.readings.items()} or {"": self}
 
     def reason_against(self, scale: str) -> str:
         """Why the claim is not tested at `scale`."""
@@ -246,6 +289,7 @@ class ClaimsFile:
     title: str
     claims: tuple[Claim, ...]
     reference_tables: tuple[ReferenceTable, ...] = ()
+    margins: tuple[Margin, ...] = ()
 
     def claim(self, id: str) -> Claim:
         """The claim of that id; UserError if there is none."""
@@ -271,7 +315,8 @@ class ClaimsFile:
             raise UserError(f"{self.path}: nothing that is measured at scale {scale} fits {'; '.join(lost)}")
 
     def _of(self, headline: bool) -> list[Claim]:
-        return [claim for claim in self.claims if claim.headline or not headline]
+        """Each claim under each of its readings."""
+        return [one for claim in self.claims if claim.headline or not headline for one in claim.variants.values()]
 
 
 class _Top(_Entry):
@@ -279,6 +324,7 @@ class _Top(_Entry):
     title: str
     claims: list
     reference_tables: list = []
+    equivalence: list = []
 
 
 def load(path: str | Path) -> ClaimsFile:
@@ -291,7 +337,10 @@ def load(path: str | Path) -> ClaimsFile:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     top = _checked(_Top, raw, f"{path}")
-    claims = tuple(_checked(Claim, entry, where) for entry, where in _entries(top.claims, path, "claim"))
+    margins = tuple(_checked(Margin, entry, where) for entry, where in _entries(top.equivalence, path, "equivalence"))
+    claims = tuple(
+        _with_margin(_checked(Claim, entry, where), margins) for entry, where in _entries(top.claims, path, "claim")
+    )
     tables = tuple(
         _checked(ReferenceTable, entry, where)
         for entry, where in _entries(top.reference_tables, path, "reference table")
@@ -300,7 +349,14 @@ def load(path: str | Path) -> ClaimsFile:
     for id in ids:
         if ids.count(id) > 1:
             raise UserError(f"{path}: claim {id}: the id occurs {ids.count(id)} times; ids must be unique")
-    return ClaimsFile(path, top.paper, top.title, claims, tables)
+    return ClaimsFile(path, top.paper, top.title, claims, tables, margins)
+
+
+def _with_margin(claim: Claim, margins: tuple[Margin, ...]) -> Claim:
+    if claim.predicate not in COMPARED or claim.equivalence is not None:
+        return claim
+    found = (m.delta for m in margins if m.unit == claim.unit and matches(m.quantity, claim.quantity))
+    return claim.model_copy(update={"equivalence": next(found, None)})
 
 
 def _entries(raw: list, path: Path, noun: str) -> Iterator[tuple[object, str]]:

@@ -3,10 +3,14 @@
 A predicate holds when the interval lies beyond the bar, fails when it lies on the other side, and is undecided otherwise; an end that is the bar
 itself, up to rounding, decides nothing. So a verdict is a two-sided test, and `Verdict.p` its p-value: p <= 0.05 where there is a decision.
 
-* `within`, `equal_within`: two one-sided tests at 5 % each (Schuirmann 1987, J. Pharmacokinet. Biopharm. 15, 657-680), that is, the 90 % interval
-  lies inside; they fail when the 95 % interval lies outside. A declared `equivalence` δ is tested so too, where the direction stays open.
+* `within`, `equal_within`: two one-sided tests at 5 % each (Schuirmann 1987, J. Pharmacokinet. Biopharm. 15, 657-680):
+  they hold when the 90 % interval lies inside, and fail when the 95 % interval lies outside. A declared `equivalence` δ
+  is tested so too, where the direction stays open: "no difference" is decided, and says that there is none of δ or
+  more. Of R rivals none may be ahead by δ, each at 5 %, and one must be behind by less, at 5 %/R.
 * `exceeds_all` holds when every difference is above the bar, each at 95 % (an intersection-union test), and fails when one of R is below it at
   1 − 5 %/R (Bonferroni). `monotone` holds when one of R steps supports the order and fails when one contradicts it, each at 1 − 5 %/R.
+* Where a run goes on at open claims (`BUDGET=`), every interval is as wide as all looks need together (`looks`). The
+  first look that decides a claim is the one that counts, whatever is measured later.
 * Over all tested claims of a paper, `Verdict.survives` says which decisions remain when 5 % of the decisions may be wrong (Benjamini & Hochberg
   1995, J. R. Stat. Soc. B 57, 289-300).
 
@@ -21,11 +25,13 @@ differs when the interval lies outside. A number that nobody has read (`unknown`
 Otherwise: `not testable here`, `not measured` (with the command), `gate failed: <name>`.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from typing import Any
 
 from shared.claims.claims import UNKNOWN, Claim, ClaimsFile
+from shared.claims.looks import repeated
 from shared.claims.selection import Selected
 from shared.claims.wording import detectable, margin, number, words
 from shared.errors import UserError
@@ -35,13 +41,16 @@ GOOD, BAD, UNSURE, NONE = "good", "bad", "unsure", "none"  # tone of a status: w
 FRACTIONS = ("share", "fraction", "rate")  # units of numbers in [0, 1]
 ERROR = 0.05  # of each verdict, and the share of wrong decisions that `survives` allows
 EQUIVALENT = "no difference"
+LEAST_N, LEAST_SEEDS = 96, 3  # behind a headline claim
 
 
 @dataclass(frozen=True)
 class Verdict:
     """The outcome for one claim. `estimates` are in the claim's unit: one, or one per consecutive difference of a sequence.
 
-    `p`: of the test behind it, None where nothing was tested. `survives`: whether the decision remains among all those of its paper.
+    `p`: of the test behind it, None where nothing was tested. `survives`: whether the decision remains among all those
+    of its paper. `readings`: the verdicts under each reading, by name, where the claim has several; the first is this.
+    `look`: which of `looks` this is.
     """
 
     claim: Claim
@@ -52,6 +61,39 @@ class Verdict:
     slugs: tuple[str, ...] = ()
     p: float | None = None
     survives: bool = False
+    readings: Mapping[str, "Verdict"] = field(default_factory=dict)
+    look: int = 1
+    looks: int = 1
+
+    @property
+    def decided(self) -> bool:
+        """Whether it was tested, and is no longer open."""
+        return self.p is not None and self.tone != UNSURE
+
+    @property
+    def depends(self) -> str:
+        """In words, which reading says what, where they do not agree; "" where they do (or only one was tested)."""
+        tested = {name.replace("_", " "): v.status for name, v in self.readings.items() if v.p is not None}
+        said = ", ".join(f"{name}: {status}" for name, status in tested.items())
+        return f"Depends on the reading ({said})." if len(set(tested.values())) > 1 else ""
+
+    @property
+    def estimate(self) -> Estimate | None:
+        """The one that stands for all: of rivals the smallest difference, of a sequence the most precise step."""
+        rank = "half_width" if self.claim.sequence else "value"
+        return min(self.estimates, key=lambda e: getattr(e, rank), default=None)
+
+    @property
+    def seen(self) -> str:
+        """The smallest difference that could have been seen with 80 % power, with its unit; "" if not known."""
+        return detectable(self.estimate, self.claim) if self.estimate else ""
+
+    @property
+    def short_of(self) -> str:
+        """What a headline claim that was tested falls short of; "" where its evidence is enough."""
+        if self.p is None or not self.claim.headline:
+            return ""
+        return shortfall(self.estimate.n, self.estimate.seeds)
 
 
 @dataclass(frozen=True)
@@ -64,17 +106,24 @@ class _Outcome:
     equivalent: bool = False
 
 
-def judge(file: ClaimsFile, results, claims: Sequence[Claim] | None = None) -> list[Verdict]:
+def judge(file: ClaimsFile, results: Any, claims: Sequence[Claim] | None = None) -> list[Verdict]:
     """A verdict per claim of `file` (or per claim of `claims`, e.g. `table.claims()`).
 
-    `results` has `.paper`, `.scale`, `.failed_gates() -> names` and `.values(selector) -> Selected | None` (shared.report.data.Results).
+    `results` has `.paper`, `.scale`, `.failed_gates() -> names`, `.values(selector) -> Selected | None`, `.looks`, how
+    many there are at most, and `.views(claim.id)`, the results at each of them (shared.report.data.Results).
     """
-    verdicts = [_judge(claim, results) for claim in (file.claims if claims is None else claims)]
+    verdicts = [_read(claim, results) for claim in (file.claims if claims is None else claims)]
     ps = sorted(verdict.p for verdict in verdicts if verdict.p is not None)
     largest = max(
         (p for rank, p in enumerate(ps, 1) if p <= ERROR * rank / len(ps)), default=-1.0
     )  # Benjamini & Hochberg's
-    return [replace(v, survives=v.p is not None and v.p <= largest and v.tone != UNSURE) for v in verdicts]
+    return [replace(v, survives=v.p is not None and v.p <= largest and v.decided) for v in verdicts]
+
+
+def shortfall(n: int, seeds: int) -> str:
+    """Whether n examples and so many seeds are too few for a headline claim: "n < 96, one seed", "2 seeds", ""."""
+    few = f"{seeds} seeds" if seeds > 1 else "one seed"
+    return ", ".join([f"n < {LEAST_N}"] * (n < LEAST_N) + [few] * (seeds < LEAST_SEEDS))
 
 
 def by_chance(verdicts: Sequence[Verdict]) -> str:
@@ -82,15 +131,32 @@ def by_chance(verdicts: Sequence[Verdict]) -> str:
     tested = [verdict for verdict in verdicts if verdict.p is not None]
     if not tested:
         return ""
-    decided = sum(verdict.tone != UNSURE for verdict in tested)
+    decided = sum(verdict.decided for verdict in tested)
     wrong, left = number(ERROR * len(tested), 1), sum(verdict.survives for verdict in tested)
+    short = sum(bool(verdict.short_of) for verdict in tested)
+    thin = f"{short} headline claims rest on fewer than {LEAST_N} examples or {LEAST_SEEDS} seeds. " if short else ""
     return (
         f"{len(tested)} claims tested at 95 % each: up to {wrong} wrong verdicts are to be expected by chance. "
-        f"{decided} are decided; {left} of them survive Benjamini-Hochberg at 5 % over the claims of their paper (marked °)."
+        f"{decided} are decided; {left} of them survive Benjamini-Hochberg at 5 % over the claims of their paper "
+        "(marked °). "
+        f'{thin}"Would show" is the smallest difference that would have been seen in four runs of five.'
     )
 
 
-def _judge(claim: Claim, results) -> Verdict:
+def _read(claim: Claim, results: Any) -> Verdict:
+    """The verdict under the first reading, with those under all, at the first look that decides it or the last."""
+    for look, view in enumerate(results.views(claim.id), 1):
+        readings = {name: _judge(one, view) for name, one in claim.variants.items()}
+        first = replace(next(iter(readings.values())), look=look, looks=results.looks)
+        if first.decided:
+            break
+    if len(readings) == 1:
+        return first
+    first = replace(first, readings=readings)
+    return replace(first, sentence=" ".join(filter(None, [first.sentence, first.depends])))
+
+
+def _judge(claim: Claim, results: Any) -> Verdict:
     scale = results.scale
     if scale == "smoke":
         return Verdict(claim, "no verdict (smoke)", NONE, "The smoke scale only shows that the code runs.")
@@ -114,7 +180,7 @@ def _judge(claim: Claim, results) -> Verdict:
         return Verdict(
             claim, "inconclusive", UNSURE, "There is no ratio: what would be divided by is not above zero.", (), slugs
         )
-    estimates = _estimates(claim, found)
+    estimates = tuple(repeated(e, results.looks) for e in _estimates(claim, found))
     failed = results.failed_gates()
     if failed:
         sentence = "The measurement stands, but a gate of the experiment failed, so it is no evidence for or against the paper."
@@ -178,10 +244,8 @@ def _test_bar(claim: Claim, e: Estimate) -> _Outcome:
     holds = (below if claim.predicate == "at_most" else above) if above or below else None
     where = f"lies {'above' if above else 'below'}" if above or below else "includes"
     sentence = f"The interval {where} {bar:g}."
-    if holds is None and _equivalent(claim, e):
-        return _Outcome(None, _near_p(e, bar, claim.equivalence), f"{sentence} {_small(claim, e)}", True)
-    if holds is None and claim.predicate == "greater":
-        sentence += f" {detectable(e, claim)}"
+    if holds is None and (p := _equivalent(claim, [e])) is not None:
+        return _Outcome(None, p, f"{sentence} {_small(claim, e)}", True)
     return _Outcome(holds, e.p_value(bar), sentence)
 
 
@@ -233,8 +297,8 @@ def _test_rivals(claim: Claim, estimates: tuple[Estimate, ...]) -> _Outcome:
     if below:
         return _Outcome(False, p_below, sentence)
     closest = min(estimates, key=lambda e: e.value)
-    if _equivalent(claim, closest):
-        return _Outcome(None, _near_p(closest, bar, claim.equivalence), f"{sentence} {_small(claim, closest)}", True)
+    if (p := _equivalent(claim, estimates)) is not None:
+        return _Outcome(None, p, f"{sentence} {_small(claim, closest)}", True)
     p_above = max(e.p_value(bar) for e in estimates) if closest.value > bar else 1.0
     return _Outcome(None, min(p_below, p_above), sentence)
 
@@ -289,8 +353,15 @@ def _near_p(e: Estimate, centre: float, tolerance: float) -> float:
     return max(e.p_value(centre - tolerance), e.p_value(centre + tolerance)) / 2
 
 
-def _equivalent(claim: Claim, e: Estimate) -> bool:
-    return claim.equivalence is not None and _near(e, margin(claim), claim.equivalence)[0]
+def _equivalent(claim: Claim, estimates: Sequence[Estimate]) -> float | None:
+    """p of "the smallest of these differences is the bar ± δ"; None where that is not shown, or no δ is declared."""
+    if claim.equivalence is None:
+        return None
+    least, most, count = margin(claim) - claim.equivalence, margin(claim) + claim.equivalence, len(estimates)
+    small = [e for e in estimates if _beyond(e, most, 1 - 2 * ERROR / count)[1]]
+    if not small or not all(_beyond(e, least, 1 - 2 * ERROR)[0] for e in estimates):
+        return None
+    return max(*(e.p_value(least) for e in estimates), count * min(e.p_value(most) for e in small)) / 2
 
 
 def _small(claim: Claim, e: Estimate) -> str:

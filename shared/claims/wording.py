@@ -3,9 +3,8 @@
 import math
 
 from shared.claims.claims import Claim
-from shared.metrics.intervals import Estimate, Z
+from shared.metrics.intervals import Estimate
 
-_POWER = 0.8416212335729143  # standard normal quantile at 0.8
 _NAMED = {"method", "attack", "role", "set", "group", "variant"}  # tags whose value says what it is
 
 
@@ -29,7 +28,8 @@ def how_tested(claim: Claim) -> str:
             f"above each of {', '.join(map(words, claim.rivals))}{f' by {claim.margin:g}' if claim.margin else ''}"
         ),
     }[claim.predicate]()
-    return "; ".join([*sides, *([rest] if rest else []), test])
+    matters = f"no difference: within ± {claim.equivalence:g}{unit}" if claim.equivalence else ""
+    return "; ".join(filter(None, [*sides, rest, test, matters]))
 
 
 def _steps(claim: Claim) -> str:
@@ -53,11 +53,14 @@ def show(e: Estimate, claim: Claim) -> tuple[str, str]:
 
 
 def detectable(e: Estimate, claim: Claim) -> str:
-    """The smallest difference that such an interval excludes zero for in four cases of five; "" for a ratio, whose width depends on its size."""
-    if claim.ratio is not None:
+    """The smallest difference that could have been seen (`Estimate.detectable`), with its unit; of a ratio, whose
+    interval is lopsided, on its logarithm."""
+    if claim.ratio is None:
+        return with_unit(number(e.detectable, decimals(e.detectable, claim.unit)), claim.unit)
+    if e.low <= 0 or not math.isfinite(e.high):
         return ""
-    smallest = e.half_width * (1 + _POWER / Z)
-    return f"A difference of {with_unit(number(smallest, decimals(smallest, claim.unit)), claim.unit)} would be seen with 80 % power."
+    logarithm = Estimate(0.0, math.log(e.low / e.value), math.log(e.high / e.value), e.n)
+    return with_unit(number(math.exp(logarithm.detectable), 2), claim.unit)
 
 
 def with_unit(value: str, unit: str) -> str:

@@ -182,6 +182,15 @@ class ClassSubset(View):
         return x, torch.from_numpy(self._new)[y]
 
 
+def held_out(data: LabelledImages, kept: bool) -> Subset:
+    """A tenth of every class (at least one), by an order that its examples and the seed 0 fix; not `kept`: the rest."""
+    members = [np.flatnonzero(np.asarray(data.labels) == label) for label in range(data.num_classes)]
+    mixed = [np.random.default_rng([0, label]).permutation(rows) for label, rows in enumerate(members)]
+    cut = [-(-len(rows) // 10) for rows in mixed]
+    parts = [rows[:k] if kept else rows[k:] for rows, k in zip(mixed, cut, strict=True)]
+    return Subset(data, np.sort(np.concatenate(parts)))
+
+
 def halves(num_classes: int) -> tuple[list[int], list[int]]:
     """(seen, unseen): every other class. Neighbours in an alphabetical list are often of one kind, so both halves get some of each."""
     return list(range(0, num_classes, 2)), list(range(1, num_classes, 2))

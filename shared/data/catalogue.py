@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.data.annotated import FILES
-from shared.data.base import ClassSubset, LabelledImages, halves
+from shared.data.base import ClassSubset, LabelledImages, halves, held_out
 from shared.data.digits import digits
 from shared.data.files import ImageSize
 from shared.data.folders import image_folder
@@ -36,19 +36,26 @@ class Source:
     """Size of the pictures of an image folder (and of digits and captioned pictures): native, 224, 256:224 (short side, centre crop)."""
     wording: str = "released"
     """Prompts of the named sets: released, or corrected (without the known slips)."""
+    wnids: str | None = None
+    """A text file with the classes of ImageNet30, one WNID a line in the order of labels; default: Hendrycks's."""
 
     def __post_init__(self):
         check_bounds(ImageSize.parse(self.size), "the image size's ")
 
 
 def open_set(spec: str, split: str, source: Source, n: int = 100_000) -> LabelledImages:
-    """The data set `spec` ("scenes:shape", "folder:seen", "named:cifar10"), split "train" or "test"; n: length of a scenes set.
+    """The data set `spec` ("scenes:shape", "folder:seen", "named:cifar10"); n: length of a scenes set.
+
+    split: "train" or "test"; or "validation", which settings are chosen on, and "fit", the training pictures without
+    those of the validation. Scenes have validation pictures of their own; of other sets it is a tenth of the training's.
 
     Raises UserError for an unknown kind or set, and where DATA_ROOT is needed and missing.
     """
     kind, _, name = spec.partition(":")
     if kind == "scenes":
-        return SceneSet(name, split, n)
+        return SceneSet(name, "train" if split == "fit" else split, n)
+    if split in ("validation", "fit"):
+        return held_out(open_set(spec, "train", source), split == "validation")
     if spec == "digits:all":
         return digits(split, ImageSize.parse(source.size))
     if kind not in ("folder", "named") or not name:
@@ -60,9 +67,8 @@ def open_set(spec: str, split: str, source: Source, n: int = 100_000) -> Labelle
             f"the data set {spec!r} is read from files: set DATA_ROOT (or --data.source.root) to the folder that holds them."
         )
     if kind == "named":
-        return named(
-            name, source.root, split, wording=source.wording, download=source.download, skip_corrupt=source.skip_corrupt
-        )
+        how = {"wording": source.wording, "download": source.download, "wnids": source.wnids}
+        return named(name, source.root, split, skip_corrupt=source.skip_corrupt, **how)
     return _folder(name, split, source)
 
 

@@ -3,12 +3,18 @@
     ROOT/one_class_train/<class>/*.JPEG   ROOT/one_class_test/<class>/*.JPEG     the original archives, folders named as CLASSES
     ROOT/train/<WNID>/*.JPEG              ROOT/val/<WNID>/*.JPEG                 else: from ILSVRC 2012, as `torchvision` unpacks it
 
-The official test pictures are of ILSVRC's test split, so they cannot be had from its validation split (50 per class): what is read from there says
-so. Labels are the alphabetical order of the class names, which is neither that of the WNIDs nor that of the 1,000 classes. Files may also lie in
-ROOT/imagenet30 or ROOT/imagenet.
+The official test pictures are of ILSVRC's test split, so they cannot be had from its validation split (50 per class):
+what is read from there says so. That Hendrycks's thirty are what a paper calls ImageNet30 is an assumption: the code
+of distshift's first author has other classes in that set (brambling, tench, goldfish, tiger shark, electric ray,
+cock, …: eleven of its folders are known, and only n01698640 is among the thirty), the rest of which nobody has seen.
+So a list of WNIDs may be given: a text file, one a line in the order of labels.
+
+Labels are the alphabetical order of the class names, which is neither that of the WNIDs nor that of the 1,000
+classes. Files may also lie in ROOT/imagenet30 or ROOT/imagenet.
 """
 
 import os
+import re
 from pathlib import Path
 
 from shared.data.files import CLIP_INPUT, FileImages, ImageSize
@@ -46,31 +52,36 @@ def imagenet30(
     size: ImageSize | None = None,
     skip_corrupt: bool = False,
     in_memory: bool = False,
+    wnids: str | os.PathLike | None = None,
 ) -> ImageNet30:
     """ImageNet30 below the folder `root`, split "train" or "test"; the original archives where they lie there, else ILSVRC's train or val folder.
 
+    wnids: a list of classes in the place of Hendrycks's, in ILSVRC's folders; classes are then named by their WNIDs.
     size: by default the short side at 256 pixels and the central 224×224, as in ss-ood. Raises UserError if neither layout is there, or a class
     folder is missing or empty (it is named).
     """
     root = Path(root).expanduser()
     if split not in OFFICIAL:
         raise UserError(f"split {split!r} is not known; use train or test.")
-    where, folders, each, official = _find(root, split)
+    given = None if wnids is None else read_wnids(wnids)
+    where, folders, each, official = _find(root, split, given)
+    classes = given or FOLDERS
     paths, labels = [], []
     for label, folder in enumerate(folders):
         if not (where / folder).is_dir():
             raise UserError(
-                f"{NAME} lacks the class folder {where / folder} ({FOLDERS[label]}): all 30 are needed, since labels go by their order."
+                f"{NAME} lacks the class folder {where / folder} ({classes[label]}): all {len(classes)} are needed, "
+                "since labels go by their order."
             )
         files = pictures_below(where / folder)
         if not files:
             raise UserError(
-                f"the class folder {where / folder} holds no picture ({FOLDERS[label]}): unpack the archive again."
+                f"the class folder {where / folder} holds no picture ({classes[label]}): unpack the archive again."
             )
         paths += files
         labels += [label] * len(files)
-    names = [clean(folder) for folder in FOLDERS]
-    complete = len(paths) == 30 * each
+    names = [clean(folder) for folder in classes]
+    complete = len(paths) == len(classes) * each
     data = ImageNet30(
         NAME,
         where,
@@ -83,17 +94,34 @@ def imagenet30(
         in_memory=in_memory,
     )
     data.label = _label(split, official, len(paths), complete)
+    if given:
+        data.label = f"{len(given)} classes of {Path(wnids).name}, {data.label}"
     data.name = NAME if official and complete else f"{NAME} ({data.label})"
     return data
 
 
-def _find(root: Path, split: str) -> tuple[Path, tuple[str, ...], int, bool]:
+def read_wnids(path: str | os.PathLike) -> tuple[str, ...]:
+    """The WNIDs of a list, in its order. Raises UserError for anything but two or more different WNIDs, one a line."""
+    try:
+        found = tuple(Path(path).expanduser().read_text(encoding="utf-8").split())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the list of classes {path} cannot be read: {error}.") from None
+    wrong = [wnid for wnid in found if not re.fullmatch(r"n\d{8}", wnid)]
+    if wrong or len(found) < 2 or len(set(found)) < len(found):
+        what = f"{wrong[0]!r} is no WNID" if wrong else "classes occur twice, or there are fewer than two"
+        raise UserError(f"the list of classes {path} is not understood, {what}: write one WNID a line, e.g. n01530575.")
+    return found
+
+
+def _find(root: Path, split: str, given: tuple[str, ...] | None = None) -> tuple[Path, tuple[str, ...], int, bool]:
     """(folder of class folders, their names in the order of labels, pictures per class, whether it is the official set)."""
+    wnids = given or WNIDS
+    layouts = ((OFFICIAL[split], FOLDERS, True), (ILSVRC[split], wnids, False))
     places = [place for place in (root, root / "imagenet30", root / NAME, root / "imagenet") if place.is_dir()]
-    for (folder, each), folders, official in ((OFFICIAL[split], FOLDERS, True), (ILSVRC[split], WNIDS, False)):
+    for (folder, each), folders, official in layouts[1:] if given else layouts:
         for place in places:
             # a folder `val` or `train` of another set has none of these classes
-            if (place / folder).is_dir() and (official or any((place / folder / wnid).is_dir() for wnid in WNIDS)):
+            if (place / folder).is_dir() and (official or any((place / folder / wnid).is_dir() for wnid in wnids)):
                 return place / folder, folders, each, official
     raise UserError(
         f"{NAME} is not at {root}: unpack the original archives there ({OFFICIAL[split][0]}/<class>), or put ILSVRC 2012's "

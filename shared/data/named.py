@@ -59,11 +59,13 @@ def named(
     download: bool = False,
     skip_corrupt: bool = False,
     in_memory: bool = False,
+    wnids: str | None = None,
 ) -> LabelledImages:
     """The data set `name` (case, `-` and `_` do not matter) below the folder `root`, in the layout that torchvision keeps.
 
     split: "train" or "test" as above. wording: "released" or "corrected". size: overrides the size above. download: let torchvision fetch
     what is missing (it cannot fetch StanfordCars, TinyImageNet, ImageNet and the sets around it). skip_corrupt, in_memory: see FileImages.
+    wnids: of ImageNet30, see there.
 
     Raises UserError for an unknown name or split, and if the files are missing, incomplete or unreadable.
     """
@@ -76,7 +78,7 @@ def named(
             raise UserError(
                 f"ImageNet30 cannot be downloaded: unpack its archives, or ILSVRC 2012's folders, in {root}."
             )
-        return imagenet30(root, split, size=size, **keep)
+        return imagenet30(root, split, size=size, wnids=wnids, **keep)
     if name == "TinyImageNet":
         if download:
             raise UserError(f"TinyImageNet cannot be downloaded: unpack tiny-imagenet-200.zip in {root}.")

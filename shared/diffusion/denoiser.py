@@ -70,6 +70,7 @@ class UNetDenoiser(Denoiser):
     size: resolution of the images; patch: the U-Net sees blocks of patch × patch pixels as channels, (3·patch², size/patch, size/patch), which
     takes a fraction of the time. Frozen and in eval mode; `requires_grad_` to train it. Gradients of any order: where gradients are on,
     attention is computed by plain matrix products, since the fused kernels have no second derivative.
+    of_thousand: the U-Net is told (t − 1)·1000/T in place of t − 1, as improved-diffusion's (`rescale_timesteps`).
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class UNetDenoiser(Denoiser):
         size: int,
         patch: int = 1,
         predicts: Literal["epsilon", "v_prediction"] = "epsilon",
+        of_thousand: bool = False,
     ):
         super().__init__()
         per_image = unet.config.out_channels // patch**2
@@ -89,13 +91,17 @@ class UNetDenoiser(Denoiser):
                 "with 3 input channels, 3 or 6 output channels and no classes."
             )
         self.unet, self.schedule, self.size, self.patch, self.predicts = unet, schedule, size, patch, predicts
+        self.of_thousand = of_thousand
         self.unet.to(memory_format=torch.channels_last)  # up to half as fast again on a CPU
         self.requires_grad_(False).eval()
 
     def forward(self, x_t: Tensor, t: Tensor) -> Prediction:
         blocks = F.pixel_unshuffle(x_t, self.patch).contiguous(memory_format=torch.channels_last)
+        index = (t - 1).to(x_t.device)
+        if self.of_thousand:
+            index = index * (1000 / self.schedule.steps)
         with sdpa_kernel(SDPBackend.MATH) if torch.is_grad_enabled() else contextlib.nullcontext():
-            out = self.unet(blocks, (t - 1).to(x_t.device)).sample
+            out = self.unet(blocks, index).sample
         eps, *variance = F.pixel_shuffle(out, self.patch).split(3, dim=1)
         if self.predicts == "v_prediction":
             bar = self.schedule.alpha_bar(t)

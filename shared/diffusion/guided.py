@@ -1,4 +1,5 @@
-"""OpenAI's guided-diffusion checkpoint `256x256_diffusion_uncond.pt` (Dhariwal & Nichol 2021, ImageNet) as a diffusers U-Net.
+"""OpenAI's unconditional checkpoints as a diffusers U-Net: guided-diffusion's `256x256_diffusion_uncond.pt` (Dhariwal &
+Nichol 2021, ImageNet), and improved-diffusion's `cifar10_uncond_50M_500K.pt` (Nichol & Dhariwal 2021).
 
 Every operation has its exact counterpart in `UNet2DModel`:
 
@@ -7,6 +8,9 @@ Every operation has its exact counterpart in `UNet2DModel`:
     up, down                a residual block around nearest ×2, or the mean of 2×2    upsample_type, downsample_type "resnet"
     attention               heads of 64 channels; also in the middle, with a norm     attention_head_dim, attn_norm_num_groups
     out                     ε and v, three channels each                              out_channels 6
+
+improved-diffusion's has strided convolutions and nearest ×2 with a convolution in the place of up and down ("conv"),
+the cosine schedule, and times told as shares of 1,000.
 
 What differs is where the weights stand. The blocks of the original are numbered through, the first of `input_blocks` being the convolution;
 and its q, k and v are one 1×1 convolution whose output is split into heads first, then into q, k and v ("legacy order").
@@ -39,12 +43,18 @@ class GuidedConfig:
     head: int = 64
     """Channels of a head."""
     steps: int = 1000
-    """T of its linear schedule."""
+    """T of its schedule."""
+    improved: bool = False
+    """As improved-diffusion has it, see the module docstring."""
 
     @property
     def attends(self) -> list[bool]:
         """Whether each resolution has attention."""
         return [self.size // 2**level in self.attention for level in range(len(self.multipliers))]
+
+
+CIFAR10 = GuidedConfig(32, 128, (1, 2, 2, 2), blocks=3, attention=(16, 8), steps=4000, improved=True)
+"""improved-diffusion's `cifar10_uncond_50M_500K.pt`; its four heads of 256 channels have 64 each."""
 
 
 def read_guided(path: str | Path, config: GuidedConfig | None = None) -> UNetDenoiser:
@@ -73,15 +83,18 @@ def convert(weights: dict[str, Tensor], config: GuidedConfig, source: str = "the
             f"the first is {wrong[0]!r}; give the file of the unconditional {config.size}x{config.size} model."
         )
     unet.load_state_dict(state, assign=True)
-    return UNetDenoiser(unet, Schedule.linear(steps=config.steps), config.size)
+    schedule = Schedule(steps=config.steps, cosine=config.improved)
+    return UNetDenoiser(unet, schedule, config.size, of_thousand=config.improved)
 
 
 def build_unet(config: GuidedConfig):
     """The `UNet2DModel` of that architecture."""
     from diffusers import UNet2DModel
 
-    down = ["AttnDownBlock2D" if attends else "ResnetDownsampleBlock2D" for attends in config.attends]
-    up = ["AttnUpBlock2D" if attends else "ResnetUpsampleBlock2D" for attends in reversed(config.attends)]
+    plain = ("DownBlock2D", "UpBlock2D") if config.improved else ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
+    down = ["AttnDownBlock2D" if attends else plain[0] for attends in config.attends]
+    up = ["AttnUpBlock2D" if attends else plain[1] for attends in reversed(config.attends)]
+    resample = "conv" if config.improved else "resnet"
     return UNet2DModel(
         sample_size=config.size,
         in_channels=3,
@@ -90,8 +103,8 @@ def build_unet(config: GuidedConfig):
         layers_per_block=config.blocks,
         down_block_types=down,
         up_block_types=up,
-        downsample_type="resnet",
-        upsample_type="resnet",
+        downsample_type=resample,
+        upsample_type=resample,
         resnet_time_scale_shift="scale_shift",
         attention_head_dim=config.head,
         norm_num_groups=32,
@@ -140,7 +153,11 @@ def key_map(config: GuidedConfig) -> dict[str, str]:
             number, width = number + 1, widths[level]
             skips.append(width)
         if level < last:
-            residual(f"input_blocks.{number}.0", f"down_blocks.{level}.downsamplers.0", False)
+            down = f"down_blocks.{level}.downsamplers.0"
+            if config.improved:
+                pairs[f"input_blocks.{number}.0.op"] = f"{down}.conv"
+            else:
+                residual(f"input_blocks.{number}.0", down, False)
             number += 1
             skips.append(width)
     residual("middle_block.0", "mid_block.resnets.0", False)
@@ -158,11 +175,12 @@ def key_map(config: GuidedConfig) -> dict[str, str]:
             if config.attends[level]:
                 attention(f"output_blocks.{number}.1", f"up_blocks.{last - level}.attentions.{i}")
             if i == config.blocks and level:
-                residual(
-                    f"output_blocks.{number}.{2 if config.attends[level] else 1}",
-                    f"up_blocks.{last - level}.upsamplers.0",
-                    False,
-                )
+                old = f"output_blocks.{number}.{2 if config.attends[level] else 1}"
+                up = f"up_blocks.{last - level}.upsamplers.0"
+                if config.improved:
+                    pairs[f"{old}.conv"] = f"{up}.conv"
+                else:
+                    residual(old, up, False)
             number += 1
     return {f"{old}.{kind}": f"{new}.{kind}" for old, new in pairs.items() for kind in ("weight", "bias")}
 

@@ -7,11 +7,15 @@ Sample n, which starts at t_n, visits the times round(t_n·(K − k)/K), k = 0 �
     ddpm   x_s = (α_s β/σ_t²) x̂₀ + (α_t/α_s)(σ_s²/σ_t²) x_t + √V z                                  Ho et al. 2020, eq. 7
            V = β̃ = (σ_s²/σ_t²) β ("small"), β ("large"), or exp(v log β + (1 − v) log β̃) ("learned")  Nichol & Dhariwal 2021, eq. 15
     dpm++  DPM-Solver++(2M), diffusers' DPMSolverMultistepScheduler                                   Lu et al. 2022
+    one_step   x̂₀ at the start itself, after one call of the denoiser; no guide is asked          Carlini et al. 2023
 
 z ~ N(0, I) comes from the stream `step{k}` of the sample, and there is none in the step to s = 0. ddpm with "small" is ddim with η = 1.
 Where x̂₀ is clipped to [−1, 1], ε̂ is made consistent with it again, as guided-diffusion does. (diffusers' DDIM: use_clipped_model_output.)
 
-A guide adds to ε̂ before x̂₀ is taken from it: classifier guidance is ε̂ − w σ_t ∇_{x_t} log p(y | x_t), Dhariwal & Nichol 2021, algorithm 2.
+With K = 0 every time between the start and 0 is visited (the full chain, no respacing).
+
+A guide adds to ε̂ before x̂₀ is taken from it: classifier guidance is ε̂ − w σ_t ∇_{x_t} log p(y | x_t), Dhariwal &
+Nichol 2021, algorithm 2. One whose attribute `on_sample` is true adds to x_s instead, after the step; not with dpm++.
 """
 
 from collections.abc import Callable
@@ -25,23 +29,24 @@ from torch.utils.checkpoint import checkpoint as recompute
 from shared.diffusion.denoiser import Denoiser
 from shared.diffusion.schedule import per_sample
 from shared.errors import UserError
-from shared.options import Bounded, Share, Time
+from shared.options import Bounded, ChainSteps, Share
 from shared.rng import SampleRng
 
 Guide = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""guide(x_t, t, x0_hat, eps) -> what to add to ε̂, (N, 3, H, W). Gradients are on, x0_hat and eps are functions of x_t; use
-`torch.autograd.grad(..., x_t, create_graph=True)` for a guide that is itself to be differentiated. A guide whose attribute `at_x_t` is true
-differentiates nothing through x0_hat and eps; where nobody else wants gradients, the denoiser then runs without them."""
+"""guide(x_t, t, x0_hat, eps) -> what to add to ε̂ (or to x_s, see above), (N, 3, H, W). Gradients are on, x0_hat
+and eps are functions of x_t (not for one on_sample); use `torch.autograd.grad(..., x_t, create_graph=True)` for a
+guide that is itself to be differentiated. A guide whose attribute `at_x_t` is true differentiates nothing through
+x0_hat and eps; where nobody else wants gradients, the denoiser then runs without them."""
 
 
 @dataclass(frozen=True)
 class Sampler(Bounded):
     """How to go back."""
 
-    kind: Literal["ddim", "ddpm", "dpm++"] = "ddim"
+    kind: Literal["ddim", "ddpm", "dpm++", "one_step"] = "ddim"
     """See the module's docstring."""
-    steps: Time = 5
-    """K, steps from the start time to 0."""
+    steps: ChainSteps = 5
+    """K, steps from the start time to 0; one_step has none of it."""
     eta: Share = 0.0
     """η of ddim: 0 is deterministic, 1 is ancestral."""
     variance: Literal["auto", "small", "large", "learned"] = "auto"
@@ -51,16 +56,20 @@ class Sampler(Bounded):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.kind not in ("ddim", "ddpm", "dpm++") or self.variance not in ("auto", "small", "large", "learned"):
+        kinds = ("ddim", "ddpm", "dpm++", "one_step")
+        if self.kind not in kinds or self.variance not in ("auto", "small", "large", "learned"):
             raise UserError(
-                f"there is no sampler {self.kind!r} with variance {self.variance!r}: choose ddim, ddpm or dpm++, and auto, small, "
-                "large or learned."
+                f"there is no sampler {self.kind!r} with variance {self.variance!r}: choose ddim, ddpm, dpm++ or "
+                "one_step, and auto, small, large or learned."
             )
 
     def times(self, t: Tensor) -> Tensor:
-        """The times visited from the start times t (N,): (N, steps + 1), falling to 0."""
-        share = torch.arange(self.steps, -1, -1, dtype=torch.float64)
-        return (t[:, None].cpu() * share / self.steps).round().long()
+        """The times visited from the start times t (N,), falling to 0: (N, K + 1)."""
+        steps = 1 if self.kind == "one_step" else self.steps
+        if not steps:
+            return (t[:, None].cpu() - torch.arange(max(t.tolist(), default=0) + 1)).clamp_min(0)
+        share = torch.arange(steps, -1, -1, dtype=torch.float64)
+        return (t[:, None].cpu() * share / steps).round().long()
 
     def sample(
         self,
@@ -83,7 +92,7 @@ class Sampler(Bounded):
         if self.kind == "dpm++":
             return self._solve(denoiser, x_t, t, recomputed, guide)
         times = self.times(t)
-        for k in range(self.steps):
+        for k in range(times.shape[1] - 1):
             moving = (times[:, k] > times[:, k + 1]).nonzero().flatten()
             if not len(moving):
                 continue
@@ -123,8 +132,11 @@ class Sampler(Bounded):
     def _step(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, noise: Tensor | None, guide: Guide | None
     ) -> Tensor:
-        """One ddim or ddpm step of all samples, from t (N,) to s (N,)."""
-        x0, eps, v = self._predict(denoiser, x, t, guide)
+        """One ddim or ddpm step of all samples, from t (N,) to s (N,), or the one of one_step."""
+        on_sample = getattr(guide, "on_sample", False)
+        x0, eps, v = self._predict(denoiser, x, t, None if on_sample or self.kind == "one_step" else guide)
+        if self.kind == "one_step":
+            return x0
         bar_t, bar_s = denoiser.schedule.alpha_bar(t), denoiser.schedule.alpha_bar(s)
         beta, shrink = 1 - bar_t / bar_s, (1 - bar_s) / (1 - bar_t)
         if self.kind == "ddim":
@@ -137,7 +149,12 @@ class Sampler(Bounded):
                 + per_sample((bar_t / bar_s).sqrt() * shrink, x) * x
             )
             deviation = self._deviation(beta, shrink, v, x)
-        return mean if noise is None else mean + per_sample((s > 0).double(), x) * deviation * noise
+        out = mean if noise is None else mean + per_sample((s > 0).double(), x) * deviation * noise
+        if not on_sample:
+            return out
+        with torch.enable_grad():
+            moved = guide(x if x.requires_grad else x.detach().requires_grad_(), t, x0, eps)
+        return out + moved
 
     def _deviation(self, beta: Tensor, shrink: Tensor, v: Tensor | None, x: Tensor) -> Tensor:
         """√V of ddpm, broadcast to x."""
@@ -151,6 +168,10 @@ class Sampler(Bounded):
 
     def _solve(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, recomputed: bool, guide: Guide | None) -> Tensor:
         """dpm++: samples that start at the same time share a solver."""
+        if getattr(guide, "on_sample", False):
+            raise UserError(
+                "dpm++ has no sample of a single step that a guide could move: use the sampler ddim or ddpm."
+            )
         times = self.times(t)
         for start in times[:, 0].unique().tolist():
             rows = (times[:, 0] == start).nonzero().flatten()
@@ -175,9 +196,7 @@ class Sampler(Bounded):
         schedule, visited = denoiser.schedule, [i for i in times.unique().flip(0).tolist() if i > 0]
         solver = DPMSolverMultistepScheduler(
             num_train_timesteps=schedule.steps,
-            beta_start=schedule.beta_min / schedule.steps,
-            beta_end=schedule.beta_max / schedule.steps,
-            beta_schedule="linear",
+            trained_betas=schedule.betas.tolist(),
             prediction_type="sample",
             algorithm_type="dpmsolver++",
             solver_order=2,

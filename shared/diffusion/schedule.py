@@ -1,13 +1,15 @@
-"""The forward process: variance preserving, with linear β.
+"""The forward process: variance preserving, with linear β, or with a cosine for ᾱ.
 
     x_t = α(t) x + σ(t) ε,   ε ~ N(0, I),   α² + σ² = 1,   α = √ᾱ
 
 Time is the integer number t of noising steps taken: t = 0 is the clean image and t = T pure noise to the eye.
 
     discrete    ᾱ_t = Π_{i ≤ t} (1 − β_i),      β_1 … β_T = linspace(β_min/T, β_max/T)            Ho et al. 2020
+    cosine      ᾱ_t = f(t)/f(0),  f(t) = cos²(π/2 (t/T + s)/(1 + s)),  s = .008,  β_t ≤ .999  Nichol & Dhariwal 2021
     continuous  ᾱ(s) = exp(−∫₀ˢ β),  s = t/T,   β(s) = β_min + s (β_max − β_min)                  Song et al. 2021, VP-SDE
 
-The two differ by O(1/T). Everything here uses the discrete one, on which the networks were trained.
+The discrete and the continuous one differ by O(1/T). Everything here uses the discrete one, on which the networks were
+trained.
 """
 
 from dataclasses import dataclass, field
@@ -26,6 +28,8 @@ class Schedule:
     beta_max: float = 20.0
     steps: int = 1000
     """T."""
+    cosine: bool = False
+    """The cosine in place of linear β; it has no β_min and β_max."""
     log_alpha_bar: Tensor = field(init=False, repr=False, compare=False)
     """log ᾱ_t, (T + 1,) float64."""
 
@@ -45,6 +49,10 @@ class Schedule:
     @property
     def betas(self) -> Tensor:
         """β_1 … β_T, (T,) float64."""
+        if self.cosine:
+            share = torch.arange(self.steps + 1, dtype=torch.float64, device="cpu") / self.steps
+            f = torch.cos(torch.pi / 2 * (share + 0.008) / 1.008).square()
+            return (1 - f[1:] / f[:-1]).clamp_max(0.999)
         return torch.linspace(
             self.beta_min / self.steps, self.beta_max / self.steps, self.steps, dtype=torch.float64, device="cpu"
         )

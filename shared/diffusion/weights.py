@@ -1,6 +1,7 @@
 """Denoisers in files: those of our own (one .safetensors that says what it is), diffusers pipelines, and random ones to rehearse with."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -89,7 +90,7 @@ def random_denoiser(name: str, seed: int = 0) -> UNetDenoiser:
 def denoiser_facts(config: dict, schedule: Schedule) -> dict[str, str]:
     """What stands beside the tensors of a U-Net of `config`, so that `read_denoiser` knows what they are."""
     facts = {
-        "schedule": {"beta_min": schedule.beta_min, "beta_max": schedule.beta_max, "steps": schedule.steps},
+        "schedule": {f.name: getattr(schedule, f.name) for f in fields(schedule) if f.init},
         "config": config,
     }
     return {"denoiser": json.dumps(facts, sort_keys=True)}
@@ -108,7 +109,7 @@ def read_denoiser(path: str | Path) -> UNetDenoiser:
     try:
         facts = json.loads(metadata["denoiser"])
         with torch.device("meta"):  # no time for random weights, no use of the global generator
-            denoiser = build(facts["config"], Schedule.linear(**facts["schedule"]))
+            denoiser = build(facts["config"], Schedule(**facts["schedule"]))
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise UserError(
             f"the file {path} is not a denoiser that this project wrote ({type(error).__name__}): get it again, or train it with "

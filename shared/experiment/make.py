@@ -38,6 +38,7 @@ class Dials:
     device: str | None = None
     gpus: int | None = None
     launch: tuple[str, ...] = ()
+    budget: int = 0
 
     @property
     def options(self) -> list[str]:
@@ -66,6 +67,9 @@ def dials(words: Sequence[str]) -> Dials:
         raise UserError(f'SEEDS takes whole numbers separated by blanks, not "{given["SEEDS"]}"')
     if gpus and not (_is_number(gpus) and int(gpus)):
         raise UserError(f'GPUS takes a whole number from 1, not "{gpus}"')
+    budget = given.get("BUDGET", "")
+    if budget and not _is_number(budget):
+        raise UserError(f'BUDGET takes a whole number of minutes, not "{budget}"')
     if not given.get("RESULTS", "results"):
         raise UserError("RESULTS is empty; name a folder or leave it out")
     if given.get("TORCH", "") not in ("", "cpu"):
@@ -93,6 +97,7 @@ def dials(words: Sequence[str]) -> Dials:
         device=device or None,
         gpus=int(gpus) if gpus else None,
         launch=launch,
+        budget=int(budget or 0),
     )
 
 
@@ -124,15 +129,39 @@ class Target:
                 raise UserError(f"LAUNCH={shlex.join(self.given.launch)}: there is no program {self.given.launch[0]}")
         elif self.kind != "figures":
             choose(self.given.device, self.given.gpus)
+        until = time.monotonic() + 60 * self.given.budget
+        goes_on = self.given.budget and self.kind != "figures"
         for paper in papers:
+            if goes_on:
+                self._look(paper, 0)
             if self.kind != "figures":
-                for stage in ("train", "evaluate"):
-                    self._note(paper, stage)
-                    self._script(f"papers.{paper}.{stage}")
-                self._note(paper, "page")
-            self.report("page", paper, *(word for pair in self.given.set for word in ("--set", pair)))
-            if self.kind != "figures":
-                self._note(paper, "end")
+                self._measure(paper)
+            if not goes_on:
+                self._page(paper)
+        for left, paper in zip(range(len(papers), 0, -1), papers if goes_on else (), strict=False):
+            end = time.monotonic() + (until - time.monotonic()) / left
+            while time.monotonic() < end and self._look(paper, end - time.monotonic()):
+                self._measure(paper)
+            self._page(paper)
+
+    def _measure(self, paper: str) -> None:
+        for stage in ("train", "evaluate"):
+            self._note(paper, stage)
+            self._script(f"papers.{paper}.{stage}")
+
+    def _look(self, paper: str, seconds: float) -> bool:
+        """Ask for the next looks at open claims, as far as they fit into this time; whether there are any."""
+        path = Path(self.given.results, self.given.scale, paper, "looks.json")
+        before = path.read_bytes() if path.is_file() else b""
+        self.report("looks", paper, "--seconds", f"{seconds:.0f}")
+        return path.read_bytes() != before
+
+    def _page(self, paper: str) -> None:
+        if self.kind != "figures":
+            self._note(paper, "page")
+        self.report("page", paper, *(word for pair in self.given.set for word in ("--set", pair)))
+        if self.kind != "figures":
+            self._note(paper, "end")
 
     def report(self, what: str, *options: str) -> None:
         """A page is drawn."""

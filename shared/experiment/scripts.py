@@ -3,12 +3,15 @@
 train      the gates, if they read what is trained; then everything that is trained
 evaluate   the gates; then everything else that numbers need; then every number that is not there under its key
 
+Both also do what looks at open claims ask for (`shared.experiment.looks`).
+
 Both hold the lock of the results folder while they are at work.
 """
 
 import contextlib
 import fcntl
 import importlib
+import itertools
 import os
 import platform
 import sys
@@ -19,14 +22,17 @@ from typing import TYPE_CHECKING
 
 from shared.errors import UserError, run_main
 from shared.experiment import finished
-from shared.files import looked_at, note_digests, remember_digests, remove_leftovers
+from shared.files import look_at, looked_at, note_digests, remember_digests, remove_leftovers
 from shared.lifeline import tie_to_launcher
 
 if TYPE_CHECKING:
     from shared.experiment.lab import Lab
+    from shared.experiment.looks import More, Paths
     from shared.experiment.paper import Grid, Number, Paper
     from shared.experiment.scale import Options
     from shared.experiment.step import Values
+
+    Looks = tuple[Paths, More] | None
 
 
 def start(paper: str, script: str, doc: str) -> None:
@@ -49,8 +55,11 @@ def run(paper: str, script: str, doc: str, argv: Sequence[str] | None = None) ->
     found: Paper = importlib.import_module(f"papers.{paper}.paper").PAPER
     scale, config = parse(found.presets, doc, argv, check=found.check)
 
+    from shared.claims.claims import load
     from shared.experiment import source
     from shared.experiment.lab import Lab
+    from shared.experiment.looks import asked
+    from shared.experiment.looks import numbers as beyond
     from shared.experiment.step import parts
     from shared.processes import accelerator
 
@@ -58,13 +67,18 @@ def run(paper: str, script: str, doc: str, argv: Sequence[str] | None = None) ->
     remember_digests(digests)
     lab = Lab(config.results / scale / paper, config.source, accelerator())
     numbers = found.plan(config)
-    for kind in {type(part) for n in numbers for part in parts(n.step)}:
+    looks, wanted = None, asked(lab.root)
+    if wanted is not None:
+        claims = load(look_at(source.ROOT / "papers" / paper / "claims.yaml")).claims
+        looks = beyond(found, config, claims, wanted)
+    everything = [*numbers, *further(looks)]
+    for kind in {type(part) for n in everything for part in parts(n.step)}:
         source.of(kind)  # the source that runs is the one of now, whoever edits a file while it runs
     # what is missing is said before anything is made, or downloaded by one process before the others read it
     with lab.accelerator.main_process_first() if config.source.download else contextlib.nullcontext():
-        lab.open_leaves(part for n in numbers for part in parts(n.step))
+        lab.open_leaves(part for n in everything for part in parts(n.step))
     with locked(lab.root) if lab.accelerator.is_main_process else contextlib.nullcontext():
-        text = {"train": train, "evaluate": evaluate}[script](found, scale, config, lab, numbers)
+        text = {"train": train, "evaluate": evaluate}[script](found, scale, config, lab, numbers, looks)
         if lab.accelerator.is_main_process:
             note_digests(digests)
             finished.note(paper, script, argv, text, config.source.root)
@@ -106,11 +120,18 @@ def locked(root: Path) -> Iterator[None]:
         yield
 
 
-def train(paper: "Paper", scale: str, config: "Options", lab: "Lab", numbers: "list[Number]") -> str:
+def further(looks: "Looks") -> "list[Number]":
+    """What is measured at open claims beyond the plan."""
+    return [] if looks is None else [n for new in looks[1].values() for n in new.values()]
+
+
+def train(
+    paper: "Paper", scale: str, config: "Options", lab: "Lab", numbers: "list[Number]", looks: "Looks" = None
+) -> str:
     """Make all that is trained, and say what there is. What the gates read comes first: no defence of a model that fails them is trained."""
     from shared.experiment.step import Trained, closure
 
-    needed = [step for step in closure(n.step for n in numbers) if isinstance(step, Trained)]
+    needed = [s for s in closure(n.step for n in (*numbers, *further(looks))) if isinstance(s, Trained)]
     said = "training: {} runs, {} already there"
     if lab.accelerator.is_main_process:
         print(said.format(len(needed), sum(map(lab.is_made, needed))), flush=True)
@@ -122,28 +143,30 @@ def train(paper: "Paper", scale: str, config: "Options", lab: "Lab", numbers: "l
     return said.format(len(needed), sum(map(lab.is_made, needed)))
 
 
-def evaluate(paper: "Paper", scale: str, config: "Options", lab: "Lab", numbers: "list[Number]") -> str:
+def evaluate(
+    paper: "Paper", scale: str, config: "Options", lab: "Lab", numbers: "list[Number]", looks: "Looks" = None
+) -> str:
     """Measure every number that is not there, and say what there is."""
     from shared.experiment.step import Kept, Trained, closure
 
-    for step in closure(n.step for n in numbers):
+    everything = [*numbers, *further(looks)]
+    for step in closure(n.step for n in everything):
         if isinstance(step, Trained) and not lab.is_made(step):
             raise UserError(
                 f"the training of {step.name} is missing or of another configuration: run the training with the same options first."
             )
     began, said = time.monotonic(), "evaluation: {} measurements, {} already there"
-    stale = {n.name for n in numbers if not is_there(lab, n)}
+    left = [n for n in everything if not is_there(lab, n)]
     if lab.accelerator.is_main_process:
-        write_plan(paper, scale, config, lab, numbers)
-        print(said.format(len(numbers), len(numbers) - len(stale)), flush=True)
+        write_plan(paper, scale, config, lab, numbers, looks)
+        print(said.format(len(everything), len(everything) - len(left)), flush=True)
     pass_gates(paper, config, lab)
-    left = [n for n in numbers if n.name in stale]
     lab.make(step for step in closure(n.step for n in left) if isinstance(step, Kept))
     lab.measure([n for n in left if not is_there(lab, n)], lambda *made: keep(lab, *made))
     if lab.accelerator.is_main_process:
-        write_plan(paper, scale, config, lab, numbers)
-        say_times(lab, numbers, time.monotonic() - began)
-    return said.format(len(numbers), len(numbers))
+        write_plan(paper, scale, config, lab, numbers, looks)
+        say_times(lab, everything, time.monotonic() - began)
+    return said.format(len(everything), len(everything))
 
 
 def is_there(lab: "Lab", number: "Number") -> bool:
@@ -151,9 +174,13 @@ def is_there(lab: "Lab", number: "Number") -> bool:
     return lab.is_made(number.step) and lab.store.fresh(number.name, lab.key(number.step))
 
 
-def write_plan(paper: "Paper", scale: str, config: "Options", lab: "Lab", numbers: "list[Number]") -> None:
-    """Write down what is shown: the numbers of this run, and with `--headline` also what else has been measured with the same settings."""
+def write_plan(
+    paper: "Paper", scale: str, config: "Options", lab: "Lab", numbers: "list[Number]", looks: "Looks" = None
+) -> None:
+    """Write down what is shown: the numbers of this run, with `--headline` also what else has been measured with the
+    same settings, and the looks at open claims as far as they are measured."""
     from shared.experiment.scale import plain
+    from shared.experiment.store import DOUBLED
 
     own = {n.name for n in numbers}
     more = [n for n in paper.everything(config) if n.name not in own and is_there(lab, n)] if config.headline else []
@@ -167,6 +194,16 @@ def write_plan(paper: "Paper", scale: str, config: "Options", lab: "Lab", number
         "tags": {n.name: dict(n.tags) for n in shown},
         "asked": {n.name: list(n.asked) for n in shown},
     }
+    if looks is not None:
+        paths, more = looks
+        whole = {at for at, new in more.items() if all(is_there(lab, n) for n in new.values())}
+
+        def measured(path: list[str]) -> list[str]:
+            at = (tuple(map(path[: k + 1].count, DOUBLED)) for k in range(len(path)))
+            return path[: sum(1 for _ in itertools.takewhile(whole.__contains__, at))]
+
+        plan["looks"] = {claim: measured(path) for claim, path in paths.items()}
+        plan["more"] = [[*at, n.name, lab.key(n.step), dict(n.tags)] for at in sorted(whole) for n in more[at].values()]
     lab.store.write_plan(plan)
 
 

@@ -2,6 +2,7 @@
 
     <root>/measurements/<slug>-<key>.json + .npz    root = results/<scale>/<paper>; of the key, the first 12 digits
     <root>/plan.json                                what is shown: {"paper", "scale", "config", "headline", "keys": {slug: key}, "tags", "asked"}
+                                                    and, after looks at open claims, "looks" and "more"
     <root>/gates.json                               what had to hold before any defence was measured
 
 A measurement whose key is the wanted one is not measured again; so a run continues where it was, and a changed number re-measures only what
@@ -69,6 +70,10 @@ class Measurement:
             raise UserError(
                 f"the values of a measurement, {self.path}, cannot be read: delete its .json and measure again."
             ) from error
+
+
+DOUBLED = ("pictures", "seeds")  # of what a look takes twice as much
+Look = tuple[int, int, Measurement]  # how often each was doubled, and what was measured then
 
 
 def slug(*parts: object) -> str:
@@ -170,6 +175,15 @@ class Store:
         tags = plan.get("tags", {})
         found = {name: self.load(name, key) for name, key in plan["keys"].items() if key}
         return [replace(m, slug=name, tags=tags.get(name, m.tags)) for name, m in found.items() if m is not None]
+
+    def looked(self) -> list[Look]:
+        """What was measured beyond the plan, at open claims, the least first."""
+        numbers = self.plan().get("more", [])
+        found = ((n, s, name, self.load(name, key), tags) for n, s, name, key, tags in numbers)
+        return sorted(
+            ((n, s, replace(m, slug=name, tags=tags)) for n, s, name, m, tags in found if m is not None),
+            key=lambda look: look[:2],
+        )
 
     def write_gates(self, gates: list[dict]) -> None:
         """Record gates: [{"name", "value", "threshold", "sense": ">=" or "<=", "passed", "detail"}]."""

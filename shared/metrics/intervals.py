@@ -45,6 +45,7 @@ from shared.errors import UserError
 
 LEVEL = 0.95
 Z = float(ndtri((1 + LEVEL) / 2))
+_POWER = float(ndtri(0.8))
 _FARTHEST = 8.0  # beyond so many standard errors a p-value is 1e-15 whatever the distribution
 _SLACK = 1e-9  # what two equal numbers may differ by after another order of additions
 
@@ -57,7 +58,8 @@ Ends = Callable[[float], tuple[float, float]]  # two numbers for a quantile z of
 class Estimate:
     """A number, its 95 % interval [low, high], the examples `n` (all sets together) and the number of `seeds` behind it.
 
-    `ends` gives the interval for other levels, by z; without it the two distances from `value` are taken to grow in proportion to z.
+    `of_seeds`: the share of the variance that is between seeds. `ends` gives the interval for other levels, by z;
+    without it the two distances from `value` are taken to grow in proportion to z.
     """
 
     value: float
@@ -66,6 +68,7 @@ class Estimate:
     n: int
     seeds: int = 1
     ends: Ends | None = field(default=None, compare=False, repr=False)
+    of_seeds: float = field(default=0.0, compare=False)
 
     def scaled(self, factor: float) -> "Estimate":
         """The same estimate in another unit, e.g. `scaled(100)` for percent. A negative factor swaps the ends."""
@@ -76,12 +79,13 @@ class Estimate:
             high,
             self.n,
             self.seeds,
-            lambda z: tuple(sorted(end * factor for end in self._at(z))),
+            lambda z: tuple(sorted(end * factor for end in self.at(z))),
+            self.of_seeds,
         )
 
     def interval(self, level: float) -> tuple[float, float]:
         """(low, high) at another level, e.g. 0.9 for two one-sided tests at 5 % each."""
-        return self._at(float(ndtri((1 + level) / 2)))
+        return self.at(float(ndtri((1 + level) / 2)))
 
     def p_value(self, bar: float) -> float:
         """Two-sided p of "the quantity is `bar`": 1 − the level at which an end meets it. Below 0.05 where [low, high] excludes it."""
@@ -91,7 +95,7 @@ class Estimate:
         sign = 1 if side == 0 else -1
 
         def beyond(z: float) -> float:
-            return sign * (self._at(z)[side] - bar)
+            return sign * (self.at(z)[side] - bar)
 
         if beyond(_FARTHEST) > 0:
             return float(2 * ndtr(-_FARTHEST))
@@ -103,12 +107,18 @@ class Estimate:
         return (self.high - self.low) / 2
 
     @property
+    def detectable(self) -> float:
+        """The smallest true distance from a bar at which such an interval excludes the bar in four cases of five (80 %
+        power): z_0.975 + z_0.8 of its standard errors, these taken from its own length."""
+        return self.half_width * (1 + _POWER / Z)
+
+    @property
     def lopsided(self) -> bool:
         """Whether one side is more than twice as long as the other, so that ± would promise values which the interval excludes."""
         below, above = self.value - self.low, self.high - self.value
         return max(below, above) > 2 * min(below, above)
 
-    def _at(self, z: float) -> tuple[float, float]:
+    def at(self, z: float) -> tuple[float, float]:
         if self.ends is not None:
             return self.ends(z)
         return self.value - (self.value - self.low) * z / Z, self.value + (self.high - self.value) * z / Z
@@ -173,7 +183,7 @@ def ratio(a: Sets, b: Sets) -> Estimate:
         raise UserError(f"a ratio needs a denominator above zero, got {bottom.value:g}")
 
     def ends(z: float) -> tuple[float, float]:
-        (a_low, a_high), (b_low, b_high) = top._at(z), bottom._at(z)
+        (a_low, a_high), (b_low, b_high) = top.at(z), bottom.at(z)
         product = top.value * bottom.value
         a_low, a_high, b_low, b_high = (
             end * (2 * e.value - end) for end, e in ((a_low, top), (a_high, top), (b_low, bottom), (b_high, bottom))
@@ -197,7 +207,9 @@ def _estimate(
         return (low, high) if limits is None else (max(low, limits[0]), min(high, limits[1]))
 
     low, high = ends(Z)
-    return Estimate(value, low, high, sum(matrix.shape[1] for _, matrix in terms), seeds, ends)
+    squared = [(d / Z) ** 2 for d in distances(Z)]
+    of_seeds = from_seeds / (from_seeds + sum(squared) / 2) if from_seeds else 0.0
+    return Estimate(value, low, high, sum(matrix.shape[1] for _, matrix in terms), seeds, ends, of_seeds)
 
 
 def _with_seeds(distance: float, from_seeds: float, seeds: int, z: float) -> float:

@@ -39,21 +39,26 @@ def paper_value(claim: Claim) -> str:
 
 
 def measured(verdict: Verdict) -> tuple[str, str]:
-    """(the estimate, its interval and what is behind it); for a sequence, its steps."""
-    claim, estimates = verdict.claim, verdict.estimates
-    if not estimates:
+    """(the estimate, its interval and what is behind it); for a sequence, its steps. "would show": `Verdict.seen`."""
+    claim, estimates, e = verdict.claim, verdict.estimates, verdict.estimate
+    if e is None:
         return "–", ""
-    n, seeds = f"{estimates[0].n:,}".replace(",", _NB), estimates[0].seeds
-    behind = f"n{_NB}={_NB}{n}, {seeds}{_NB}seed{'s' if seeds > 1 else ''}"
+    n = f"{e.n:,}".replace(",", _NB)
+    behind = f"n{_NB}={_NB}{n}, {e.seeds}{_NB}seed{'s' if e.seeds > 1 else ''}"
+    if verdict.looks > 1:
+        behind += f"; {'decided' if verdict.decided else 'open'} at look {verdict.look} of {verdict.looks}"
+    if verdict.seen:
+        behind += f"; would show {verdict.seen.replace(' ', _NB)}"
+    if verdict.short_of:
+        behind += f"; too little for a headline: {verdict.short_of.replace(' ', _NB)}"
     if claim.sequence:
         digits = decimals(max(abs(e.value) for e in estimates), claim.unit)
         steps = ", ".join(number(e.value, digits, plus=True) for e in estimates)
         return with_unit(steps, claim.unit), f"step by step; {behind}"
     if claim.rivals:  # the difference to the strongest rival
-        closest = min(range(len(estimates)), key=lambda k: estimates[k].value)
-        value, interval = show(estimates[closest], claim)
-        return value, f"{interval} over {words(claim.rivals[closest])}; {behind}"
-    value, interval = show(estimates[0], claim)
+        value, interval = show(e, claim)
+        return value, f"{interval} over {words(claim.rivals[estimates.index(e)])}; {behind}"
+    value, interval = show(e, claim)
     return value, f"{interval}; {behind}"
 
 
@@ -67,20 +72,36 @@ def html_claims(verdicts: Sequence[Verdict], heading: str = "") -> str:
     rows = ""
     for v in verdicts:
         c = v.claim
-        value, behind = measured(v)
         star = "<span class='star'>headline</span> " if c.headline else ""
         stands = f"<small>{escape(source(c))} · <code>{escape(c.id)}</code></small>"
         mark = f"<abbr title='{escape(MARK_WORDS[c.mark])}'>[{escape(c.mark)}]</abbr>"
         rows += (
             f"<tr id='claim-{escape(c.id)}'><td class='what'>{star}{escape(c.text)}{stands}</td>"
             f"<td data-label='paper'><span class='value'>{escape(paper_value(c))}</span> {mark}</td>"
-            f"<td data-label='measured'><span class='value'>{escape(value)}</span><small>{escape(behind)}</small></td>"
-            f"<td data-label='verdict'>{badge(v)}<small>{_code(v.sentence)}</small></td>"
+            f"{outcome(v)}"
             f"<td data-label='how tested' class='how'><small>{escape(how_tested(c))}</small></td></tr>\n"
         )
     head = "<thead><tr><th>claim</th><th>paper</th><th>measured [95 % interval]</th><th>verdict</th><th>how tested</th></tr></thead>"
     top = f"<p class='lead'>{escape(heading)}</p>" if heading else ""
     return f"{top}<table class='claims'>{head}<tbody>\n{rows}</tbody></table>{_marks_line(verdicts)}"
+
+
+def outcome(verdict: Verdict) -> str:
+    """The two cells that say what was measured and what follows, under each reading if there are several."""
+    readings = [(f"<small>{escape(name)}</small>", v) for name, v in named(verdict)] or [("", verdict)]
+    values = ((name, *measured(v)) for name, v in readings)
+    found = "".join(
+        f"{name}<span class='value'>{escape(value)}</span><small>{escape(behind)}</small>"
+        for name, value, behind in values
+    )
+    badges = "".join(f"{name}{badge(v)}" for name, v in readings)
+    sentence = f"<small>{_code(verdict.sentence)}</small>"
+    return f"<td data-label='measured'>{found}</td><td data-label='verdict'>{badges}{sentence}</td>"
+
+
+def named(verdict: Verdict) -> list[tuple[str, Verdict]]:
+    """The verdict under each reading with its name in words; [] where the claim has only one."""
+    return [(name.replace("_", " "), v) for name, v in verdict.readings.items()]
 
 
 def badge(verdict: Verdict) -> str:
@@ -104,6 +125,7 @@ def text_claims(verdicts: Sequence[Verdict], width: int = 100) -> str:
             v.tone in ("unsure", "none") and v.status != "no verdict (smoke)"
         ):  # which the line on the scale says once for all
             more.append(v.sentence)
+        more += [f"{name}: {one.status} · measured {' '.join(measured(one))}" for name, one in named(v)[1:]]
         for text in more:
             lines += textwrap.wrap(
                 text, width, initial_indent=" " * _INDENT, subsequent_indent=" " * _INDENT, break_on_hyphens=False
@@ -117,7 +139,8 @@ def markdown_claims(verdicts: Sequence[Verdict]) -> str:
     lines = ["| claim | paper | measured, 95 % interval | verdict |", "|---|---|---|---|"]
     for v in verdicts:
         cells = (v.claim.text, f"{paper_value(v.claim)} [{v.claim.mark}]", " ".join(measured(v)).rstrip())
-        lines.append(f"| {' | '.join(map(escape_markdown, cells))} | **{escape_markdown(marked(v))}** |")
+        others = "".join(f"; {name}: {one.status}" for name, one in named(v)[1:])
+        lines.append(f"| {' | '.join(map(escape_markdown, cells))} | **{escape_markdown(marked(v))}**{others} |")
     return "\n".join([*lines, *(["", chance] if (chance := by_chance(verdicts)) else [])]) + "\n"
 
 

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
+from shared.claims.looks import LOOKS
 from shared.claims.selection import Selected, Selector, gather, matches
-from shared.experiment.store import Store
+from shared.experiment.store import DOUBLED, Look, Store
 from shared.metrics.intervals import Estimate
 
 
@@ -17,11 +18,14 @@ class Results:
     """
 
     def __init__(self, paper: str, scale: str, measurements: Sequence, config: dict | None = None, gates: Sequence[dict] = (),
-                 planned: dict[str, Selector] | None = None, slugs: Sequence[str] = (), asked: dict[str, list[str]] | None = None):  # fmt: skip
+                 planned: dict[str, Selector] | None = None, slugs: Sequence[str] = (), asked: dict[str, list[str]] | None = None,
+                 paths: dict[str, list[str]] | None = None, more: Sequence[Look] = ()):  # fmt: skip
         self.paper, self.scale, self.measurements = paper, scale, list(measurements)
         self.config, self.gates, self.planned = dict(config or {}), list(gates), dict(planned or {})
         have = {m.slug for m in self.measurements}
         self.missing = tuple(slug for slug in slugs if slug not in have)  # planned and not measured (yet)
+        self.looks = 1 if paths is None else LOOKS
+        self.paths, self._more = paths or {}, more
         self._trackers: list[dict[str, None]] = []
         self._asked = dict(asked or {})  # slug -> the tags that tables ask for it by
         self._of_kind: dict[
@@ -46,7 +50,22 @@ class Results:
             plan.get("tags"),
             tuple(plan["keys"]),
             plan.get("asked"),
+            plan.get("looks"),
+            store.looked(),
         )
+
+    def views(self, claim: str) -> list["Results"]:
+        """What a claim is judged by at each of its looks: the planned measurements, then with each doubling of its path
+        those that there are of twice the pictures, or of further seeds."""
+        path = self.paths.get(claim, [])
+        return [self, *(self._after(*map(path[:k].count, DOUBLED)) for k in range(1, len(path) + 1))]
+
+    def _after(self, pictures: int, seeds: int) -> "Results":
+        newest = {m.slug: m for m in self.measurements}
+        newest |= {m.slug: m for n, s, m in self._more if n <= pictures and s <= seeds}
+        view = Results(self.paper, self.scale, list(newest.values()), self.config, self.gates, self.planned)
+        view.looks, view._trackers = self.looks, self._trackers
+        return view
 
     @cached_property
     def by_tags(self) -> dict[frozenset, object]:

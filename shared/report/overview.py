@@ -29,7 +29,7 @@ from shared.experiment.scales import scales
 from shared.experiment.store import Store
 from shared.files import write_atomic
 from shared.report import manifest
-from shared.report.claims_page import MARK_WORDS, SCALE_WORDS, badge, measured, paper_value, source
+from shared.report.claims_page import MARK_WORDS, SCALE_WORDS, measured, named, outcome, paper_value, source
 from shared.report.data import Results
 from shared.report.notebook import ROOT, Html, figures_folder
 from shared.report.overview_html import CSS, SCRIPT, controls
@@ -153,9 +153,14 @@ class Overview:
                 "published",
                 "measured",
                 "behind",
+                "n",
+                "seeds",
+                "would show",
+                "short of",
                 "verdict",
                 "p",
                 "survives",
+                "readings",
                 "sentence",
             )
         )
@@ -174,9 +179,14 @@ class Overview:
                         c.mark,
                         paper_value(c),
                         *measured(v),
+                        v.estimate and v.estimate.n,
+                        v.estimate and v.estimate.seeds,
+                        v.seen,
+                        v.short_of,
                         v.status,
                         "" if v.p is None else f"{v.p:.2g}",
                         "yes" if v.survives else "",
+                        "; ".join(f"{name}: {one.status}" for name, one in named(v)),
                         v.sentence,
                     )
                 )
@@ -231,7 +241,7 @@ class Overview:
         return "\n".join(lines)
 
     def _row(self, paper: Paper, v: Verdict) -> str:
-        c, (value, behind) = v.claim, measured(v)
+        c = v.claim
         star = "<span class='star'>headline</span> " if c.headline else ""
         page = self.folder / self.scale / paper.name / "page.html"
         name = escape(paper.name)
@@ -241,8 +251,7 @@ class Overview:
             f"<tr data-paper='{name}' data-verdict='{escape(short(v))}' data-headline='{int(c.headline)}'><td data-label='paper'>{link}</td>"
             f"<td class='what'>{star}{escape(c.text)}<small><code>{escape(c.id)}</code></small></td>"
             f"<td data-label='published'><span class='value'>{escape(paper_value(c))}</span> {mark}</td>"
-            f"<td data-label='measured'><span class='value'>{escape(value)}</span><small>{escape(behind)}</small></td>"
-            f"<td data-label='verdict'>{badge(v)}<small>{escape(v.sentence.replace('`', ''))}</small></td>"
+            f"{outcome(v)}"
             f"<td data-label='where' class='where'>{escape(source(c))}</td></tr>\n"
         )
 

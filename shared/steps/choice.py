@@ -2,11 +2,12 @@
 
     k* = argmax_k  1/n Σ_i score(candidate k, example i),      the earlier one where several are best
 
-So the grid, the rule, every score and the outcome have keys, and are drawn. Two things are up to the paper: the grid holds the setting
-of the paper itself, with as many candidates for every method; and the rule reads validation examples that the method may see.
+So the grid, the rule, every score and the outcome have keys, and are drawn. Two things are up to the paper: the grid
+holds the setting of the paper itself, with as many candidates for every method; and the rule reads validation examples
+that the method may see.
 
-What is trained over several seeds is chosen on one of them: steps hold the choice in place of a setting, so other seeds train only
-what it has settled on.
+What is trained over several seeds is chosen on one of them: steps hold the choice in place of a setting, so other seeds
+train only what it has settled on.
 """
 
 from dataclasses import dataclass
@@ -50,6 +51,11 @@ class Choice(Trained):
     def settle(self, lab: Lab) -> object:
         """The chosen candidate, once it is made."""
         return self.candidates[self.place(lab)]
+
+
+def settled(lab: Lab, setting: object) -> object:
+    """A setting; one that holds a choice, or anything else that only a Lab can tell, as it has settled."""
+    return setting.settle(lab) if hasattr(setting, "settle") else setting
 
 
 @dataclass(frozen=True)

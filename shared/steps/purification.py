@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from shared.attacks import Threat
 from shared.attacks.adaptive import AdaptiveAttack, Extra, majority, predict, resubmit, summaries
 from shared.attacks.sanity_random import check_adaptive
-from shared.diffusion import Denoiser, Purifier, Sampler, open_denoiser
+from shared.diffusion import Denoiser, Purifier, Sampler, Schedule, open_denoiser
 from shared.diffusion.weights import CONFIGS, denoiser_facts, read_denoiser
 from shared.experiment.leaves import Pictures, Weights
 from shared.experiment.step import Kept, Lab, Measured, Tensors, Trained, Values, free
@@ -26,6 +26,7 @@ from shared.experiment.store import slug
 from shared.metrics.perceptual import psnr, ssim
 from shared.models import preprocess
 from shared.rng import SampleRng
+from shared.steps.choice import Choice, settled
 from shared.training.denoising import DenoisingConfig, train_denoiser
 
 STREAM = "purify"  # of the defences' own noise, by seed and picture
@@ -135,14 +136,29 @@ class Transform:
 
 @dataclass(frozen=True)
 class NoiseAlone:
-    """The noise of the forward process up to time t, and no denoising."""
+    """The noise of the forward process up to time t (or what a choice says), and no denoising."""
+
+    diffusion: Diffusion
+    t: int | Choice
+
+    def open(self, lab: Lab) -> Opened:
+        """The defence."""
+        return preprocess.NoiseOnly(self.diffusion.open(lab).schedule, settled(lab, self.t))
+
+
+@dataclass(frozen=True)
+class SameNoise:
+    """The time of a diffusion model at which ᾱ is nearest to that of improved-diffusion's CIFAR-10 model at time t of
+    its 4,000 (cosine)."""
 
     diffusion: Diffusion
     t: int
 
-    def open(self, lab: Lab) -> Opened:
-        """The defence."""
-        return preprocess.NoiseOnly(self.diffusion.open(lab).schedule, self.t)
+    def settle(self, lab: Lab) -> int:
+        """That time; t itself for a model with that schedule."""
+        schedule = self.diffusion.open(lab).schedule
+        wanted = Schedule(steps=4000, cosine=True).alpha_bar(self.t)
+        return int((schedule.alpha_bar(torch.arange(schedule.steps + 1)) - wanted).abs().argmin())
 
 
 @dataclass(frozen=True)
@@ -150,8 +166,8 @@ class Purification:
     """Noising to time t and the reverse process of a sampler; `Purifier` in shared/diffusion/purifier.py."""
 
     diffusion: Diffusion
-    t: int
-    sampler: Literal["ddim", "ddpm", "dpm++"]
+    t: int | Choice | SameNoise
+    sampler: Literal["ddim", "ddpm", "dpm++", "one_step"]
     sampler_steps: int
     eta: float
     recompute: bool = free(False)
@@ -159,7 +175,7 @@ class Purification:
     def open(self, lab: Lab) -> Purifier:
         """The purifier."""
         sampler = Sampler(self.sampler, self.sampler_steps, self.eta)
-        return Purifier(self.diffusion.open(lab), self.t, sampler, self.recompute)
+        return Purifier(self.diffusion.open(lab), settled(lab, self.t), sampler, self.recompute)
 
 
 def through(defence: Opened, x: Tensor, rows: list[int], seed: int, batch: int) -> Tensor:

@@ -18,6 +18,10 @@ from shared.errors import UserError
 from shared.files import atomic_path
 
 
+class Diverged(UserError):
+    """A training whose loss is no number any more."""
+
+
 def cosine_schedule(step: int, steps: int, warmup: int) -> float:
     """The factor on the learning rate at `step` (0-based): linear warm-up over `warmup` steps, then ½(1 + cos π·progress) down to 0."""
     if step < warmup:
@@ -85,7 +89,7 @@ class Fit:
         self.optimizer.zero_grad(set_to_none=True)  # nothing is left behind for whoever uses the model next
         value = float(loss.detach()) if self.steps > start else 0.0
         if not math.isfinite(value):
-            raise UserError(f"{self.name}: the loss became {value} after {self.steps} steps: lower the learning rate.")
+            raise Diverged(f"{self.name}: the loss became {value} after {self.steps} steps: lower the learning rate.")
         return value
 
     def start(self) -> int:

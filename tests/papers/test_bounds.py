@@ -19,7 +19,7 @@ WRONG = (
     "diffcap --method.t-max 5000", "diffcap --baselines.blur 1e9", "diffcap --attack.threshold nan", "diffcap --sweeps.taus inf",
     "diffcap --fare.weight-decay -1", "diffcap --data.n -1", "diffcap --adaptive.eot 0", "diffcap --method.dt 0",
     "distshift --attack.l2 1e9", "distshift --baselines.tv nan", "distshift --method.eta nan", "distshift --attack.linf 0",
-    "distshift --guidance.scale -1", "distshift --guidance.scale nan", "distshift --models.first.t -1", "distshift --method.t 0",
+    "distshift --guidance.scale -1", "distshift --guidance.scale nan", "distshift --models.first.t -1", "distshift --choosing.times 0",
     "distshift --denoising.average 1", "distshift --training.eps 8", "distshift --training.attack-ratio 0", "distshift --sweeps.block 1",
     "distshift --baselines.gdmp.eps 2", "distshift --baselines.bits 32", "distshift --sweeps.rounds 1 0",
     "pmg_aft --attack.train-steps 0", "pmg_aft --attack.ratio 0", "pmg_aft --attack.ratio nan", "pmg_aft --attack.strong-steps -1",

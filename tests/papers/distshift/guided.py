@@ -49,6 +49,20 @@ def streams(n=N, seed=11):
     return SampleRng(seed, INDICES[:n])
 
 
+def of_the_release(guidance, victim, x_t, x_adv, noise, start=300):
+    """The sum of three mean squared errors as the first author's code has it (means over the batch), x_t in [−1, 1]."""
+    shown = (lambda z: z) if guidance.rescale == "native" else (lambda z: (z + 1) / 2)
+    x_start = 2 * x_adv - 1
+    x_t_1 = math.sqrt(BAR[2]) * x_t + math.sqrt(1 - BAR[2]) * noise  # index 1 of a table from 0
+    x_t_start = math.sqrt(BAR[start]) * x_start + math.sqrt(1 - BAR[start]) * noise
+    at = victim(shown(x_t))
+    loss1 = F.mse_loss(at, victim(shown(x_start)))
+    loss2 = F.mse_loss(at, victim(shown(x_t_1)))
+    loss3 = F.mse_loss(x_t, x_t_start)
+    mu, one, scale = guidance.weights
+    return mu * loss1 + one * loss2 + scale * loss3
+
+
 def written(guidance, victim, denoiser, x_t, t, s, x_adv, noise, large=False):
     """δ of one sample by the written definition: x_t (1, 3, S, S), its image x_adv, the forward noise of its round; pictures have the size of x_t."""
     alpha, sigma = alphas(t)
@@ -60,7 +74,7 @@ def written(guidance, victim, denoiser, x_t, t, s, x_adv, noise, large=False):
         native = (state - sigma * eps) / alpha if guidance.domain == "x0_hat" else state
         if guidance.rescale == "x_t/alpha":
             native = native / alpha
-        picture = (native + 1) / 2
+        picture = native if guidance.rescale == "native" else (native + 1) / 2
         return picture.clamp(0, 1) if guidance.clamp else picture
 
     eps = denoiser(x_t, one).eps
@@ -68,6 +82,8 @@ def written(guidance, victim, denoiser, x_t, t, s, x_adv, noise, large=False):
         output = victim.features if guidance.output == "features" else victim
         ref = alpha * (2 * x_adv - 1) + sigma * noise
         level = -(output(shown(x_t)) - output(shown(ref))).pow(2).sum()
+    elif guidance.kind == "G5":
+        level = -of_the_release(guidance, victim, x_t, x_adv, noise)
     elif guidance.kind == "G2":
         level = torch.log(torch.softmax(victim(shown(x_t)), dim=1).max())
     else:
@@ -81,6 +97,8 @@ def written(guidance, victim, denoiser, x_t, t, s, x_adv, noise, large=False):
     (g,) = torch.autograd.grad(level, x_t)
     if guidance.unit == "ratio":
         delta = -guidance.scale * eps.norm() * g / g.norm()
+    elif guidance.unit == "sample":
+        delta = guidance.scale * g
     elif guidance.unit == "score":
         delta = -guidance.scale * sigma * g
     else:

@@ -9,11 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from papers.distshift import choose
 from papers.distshift.paper import PAPER
-from papers.distshift.steps import Attacked, Size, victim_of
+from papers.distshift.steps import Attacked, Size, defence_of, guidance_of, time_of, victim_of
 from shared.attacks import Threat
-from shared.experiment.lab import Lab
 from shared.experiment.step import closure
 from tests.papers.ends import (
     assert_equal,
@@ -48,8 +46,23 @@ def test_everything_planned_is_there(reference, measured):
         if m.tags["kind"] == "adaptive":
             assert (m.sanity is not None) == (m.tags["against"] == "exact" and m.tags["method"] != "pgd_at")
     assert {m.tags["kind"] for m in found} == {"score", "eps", "adaptive", "quality", "distribution", "norm", "time", "rounds", "scale", "variant",
-                                               "cost", "strip"}  # fmt: skip
+                                               "cost", "strip", "choice", "released", "released_eps", "released_time"}  # fmt: skip
     assert len(store.gates()) == 8
+
+
+def test_what_was_chosen_is_said_and_used(reference, measured):
+    """One candidate of each choice is taken, the best by its scores; the plan says which, and the page's caption has it."""
+    config, lab = configured(PAPER, *SMALL), lab_of(folder(reference))
+    found = measured(reference)
+    for title in ("time", "guidance", "pull"):
+        numbers = [n for n in PAPER.plan(config) if n.tags["kind"] == "choice" and n.tags["method"] == title]
+        scores = [found[n.name][1].mean() for n in numbers if n.tags["quantity"] == "score"]
+        taken = [found[n.name][1].item() for n in numbers if n.tags["quantity"] == "chosen"]
+        assert taken == [float(k == scores.index(max(scores))) for k in range(len(scores))]
+    chosen = everything_measured(folder(reference)).plan()["config"]["chosen"]
+    defence = defence_of(config, "distshift", "scenes:ten").open(lab)
+    assert defence.purifier.t == chosen["t"] == time_of(config, "scenes:ten").settle(lab)
+    assert defence.guidance == guidance_of(config).settle(lab)
 
 
 def test_attacked_pictures_are_in_the_ball(reference, measured):
@@ -57,8 +70,9 @@ def test_attacked_pictures_are_in_the_ball(reference, measured):
     numbers = PAPER.plan(config)
     made = [step for step in closure(n.step for n in numbers) if isinstance(step, Attacked)]
     balls = {(n, a) for n in ("linf", "l2") for a in ("pgd", "autoattack")}
-    assert {(s.row, s.attack.norm, s.attack.kind) for s in made} == {
-        (v, *ball) for v in ("base", "at") for ball in balls
+    mine = {(v, *ball) for v in ("base", "at") for ball in balls}
+    assert {(s.row, s.attack.norm, s.attack.kind) for s in made} == mine | {
+        ("validation", norm, "pgd") for norm in ("linf", "l2")
     }
     sizes = {}
     for step in made:
@@ -77,7 +91,7 @@ def test_attacked_pictures_are_in_the_ball(reference, measured):
 
 
 def test_a_second_run_makes_nothing(reference, script):
-    assert "training: 0 runs, 0 already there" in check_second_run(script, reference, 300, *SMALL)
+    assert "training: 3 runs, 3 already there" in check_second_run(script, reference, 300, *SMALL)
 
 
 def test_another_scale_of_the_guidance_measures_only_what_depends_on_it(copy, script, measured):
@@ -118,11 +132,12 @@ def test_what_is_trained_here_is_found_and_kept(script, tmp_path):
     assert "run the training" in early.err
     first = script("train", *options, *lengths)
     assert first.code == 0, first.err
-    assert "3 runs, 0 already there" in first.out
-    assert "3 runs, 3 already there" in script("train", *options, *lengths).out
-    assert "3 runs, 2 already there" in script("train", *options, "--training.steps", 1, *lengths[2:]).out
+    assert "6 runs, 0 already there" in first.out
+    assert "6 runs, 6 already there" in script("train", *options, *lengths).out
+    assert "6 runs, 2 already there" in script("train", *options, "--training.steps", 1, *lengths[2:]).out
     names = [p.name.partition("__")[0] for p in (folder(tmp_path) / "checkpoints").glob("*.safetensors")]
-    assert sorted(n for n in names if n not in ("attacked", "checked")) == ["at", "base", "base", "denoiser"]
+    made = sorted(n for n in names if n not in ("attacked", "checked"))
+    assert made == ["at", "base", "base", *["choice"] * 6, "denoiser"]  # the victim is part of what is judged
     assert not list(folder(tmp_path).rglob("*.ckpt"))
     config, lab = configured(PAPER, *options, *lengths), lab_of(folder(tmp_path))
     x = lab.data("scenes:ten").__getitems__([0, 1])[0]
@@ -135,17 +150,3 @@ def test_what_is_trained_here_is_found_and_kept(script, tmp_path):
 def test_two_processes_measure_what_one_does(reference, measured, tmp_path):
     launch("distshift", *SMALL, "--results", tmp_path)
     assert_equal(measured(reference), measured(tmp_path))
-
-
-@pytest.mark.slow
-def test_every_candidate_of_the_choice_has_a_line(tmp_path, monkeypatch):
-    for name, few in {"N": 4, "TIMES": (50, 100), "TRIED": (0.1,), "SCALES": (0.1, 0.3)}.items():
-        monkeypatch.setattr(choose, name, few)
-    asked, whole = set(), Lab.data
-    monkeypatch.setattr(Lab, "data", lambda self, spec, split="test": asked.add(split) or whole(self, spec, split))
-    lines = list(choose.choose(lab_of(tmp_path), configured(PAPER, *SMALL)))
-    assert lines[0].startswith("no defence")
-    assert [line.split("  ")[0] for line in lines[1:3]] == ["DiffPure, t* = 50", "DiffPure, t* = 100"]
-    assert sum(line.startswith("->") for line in lines) == 3
-    assert sum(line.startswith("G") for line in lines) == 11 + len(choose.GDMP_SCALES)
-    assert asked <= {"validation", "test"}  # of the test split only the number of classes

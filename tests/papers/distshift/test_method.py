@@ -9,12 +9,23 @@ import pytest
 import torch
 from torch import nn
 
-from papers.distshift.method import Calls, Distshift, Guidance, log_prob, mean_factor, unit_vectors
+from papers.distshift.method import RELEASED, Calls, Distshift, Guidance, log_prob, mean_factor, unit_vectors
 from shared.diffusion import Denoiser, GaussianDenoiser, Purifier, Sampler, open_denoiser
 from shared.errors import UserError
 from shared.rng import SampleRng
 from tests.accuracy import assert_within_rounding
-from tests.papers.distshift.guided import BAR, SCHEDULE, SIZE, N, Smooth, alphas, pictures, streams, written
+from tests.papers.distshift.guided import (
+    BAR,
+    SCHEDULE,
+    SIZE,
+    N,
+    Smooth,
+    alphas,
+    of_the_release,
+    pictures,
+    streams,
+    written,
+)
 
 MEAN, STD = 0.1, 0.6
 CASES = [
@@ -30,6 +41,8 @@ CASES = [
     Guidance("G4"),
     Guidance("G4", output="features", rescale="x_t/alpha", unit="score"),
     Guidance("G4", domain="x0_hat", output="features", unit="mean"),
+    RELEASED,
+    Guidance("G5", weights=(0.3, 1.0, 0.7)),
 ]
 
 
@@ -148,6 +161,38 @@ def test_label_sources_differ_and_the_attackers_class_is_what_x_adv_guides_to():
     rng = SampleRng(0, range(8))
     outs = [make(Guidance("G1", label, scale=0.3))(x, rng) for label in ("x_adv", "running", "moving")]
     assert all((a - b).abs().max() > 0.01 for a, b in ((outs[0], outs[1]), (outs[0], outs[2]), (outs[1], outs[2])))
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_the_release_adds_the_negative_gradient_to_the_sample_of_the_step(last):
+    """p_sample with cond_fn, transcribed for a batch: mean + √V z, then −(c grad3 + a grad1 + grad2) of x_t, with errors that
+    are means over the batch; w = 1/N is that. The last step adds it too."""
+    guidance, t, s = replace(RELEASED, weights=(0.01, 1.0, 0.5), scale=1 / N), 100, 0 if last else 99
+    sampler = Sampler("ddpm", 0, clip=False)
+    defence, x, rng = make(guidance, sampler=sampler), pictures(), streams()
+    noise = rng.child("noise").normal((3, SIZE, SIZE)).double()
+    x_t = alphas(t)[0] * (2 * x - 1) + alphas(t)[1] * noise
+    z = None if last else torch.randn(x.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    step = (defence.purifier.denoiser, x_t, torch.full((N,), t), torch.full((N,), s), z)
+    guided = sampler._step(*step, defence.guide(x, 2 * x - 1, rng, exact=False))
+    x_0 = x_t.detach().requires_grad_()
+    summed = of_the_release(guidance, defence.victim, x_0, x, noise)
+    (gradient,) = torch.autograd.grad(summed, x_0)
+    torch.testing.assert_close(guided, sampler._step(*step, None) - gradient, rtol=1e-9, atol=1e-12)
+    assert gradient.flatten(1).abs().amax(1).min() > 1e-4
+    assert RELEASED.scale == 1 / 128 and RELEASED.weights == (1 / 100, 1, 0)
+
+
+@pytest.mark.parametrize("guidance", [RELEASED, replace(RELEASED, scale=1e6), Guidance("G1", scale=3.0)], ids=name)
+def test_in_one_step_mode_guidance_has_no_effect_bit_for_bit(guidance):
+    """As in the release, where x̂₀ is returned and the guide moves the sample; a chain of one step more shows that it guides."""
+    x, rng = pictures(size=10, dtype=torch.float32), streams()
+    denoiser, victim = open_denoiser("random:tiny"), Smooth()
+    guided, bare = (make(g, 100, Sampler("one_step"), denoiser, victim) for g in (guidance, None))
+    assert torch.equal(guided(x, rng), bare(x, rng)) and victim.seen == 0
+    assert guided.calls == bare.calls == Calls(1, 0, 0)
+    two = [make(g, 100, Sampler("ddpm", 2), denoiser, victim)(x, rng) for g in (guidance, None)]
+    assert not torch.equal(*two)
 
 
 # ---- scales ----------------------------------------------------------------------------------------------------------------
@@ -306,6 +351,8 @@ GRADIENTS = [
     (Guidance("G4", domain="x0_hat", scale=0.2), {}),
     (Guidance("G2", scale=4.0, unit="mean"), {"sampler": Sampler("ddpm", 3, variance="large", clip=False)}),
     (Guidance("G1", "moving", scale=0.3), {"sampler": Sampler("ddim", 3, clip=True)}),
+    (replace(RELEASED, scale=0.3), {"sampler": Sampler("ddpm", 3, clip=False)}),
+    (Guidance("G5", scale=0.2), {"recompute": False}),
 ]
 
 
@@ -515,6 +562,11 @@ def test_mistakes_are_sentences():
             Guidance(**{field: "odd"})
     with pytest.raises(UserError, match="for domain 'x_t'"):
         Guidance(domain="x0_hat", rescale="x_t/alpha")
+    for wrong in ({"kind": "G5"}, {"kind": "G2", "unit": "sample"}):
+        with pytest.raises(UserError, match="use them with domain 'x_t'"):
+            Guidance(**wrong, domain="x0_hat")
+    with pytest.raises(UserError, match=r"dpm\+\+ has no sample of a single step"):
+        make(RELEASED, sampler=Sampler("dpm++", 3))(pictures(), streams())
     for scale in (-0.1, float("nan"), float("inf")):
         with pytest.raises(UserError, match="use a finite number of 0 or more"):
             Guidance(scale=scale)

@@ -14,7 +14,9 @@ PAPER = ("--scale", "paper", "--seeds", 0, "--gates.no-enforce", "--data.n", 2, 
          "--at-training.steps", 1, "--at-training.batch", 2, "--at-training.attack-steps", 1, "--at-training.workers", 0,
          "--adaptive.n", 1, "--adaptive.steps", 1, "--adaptive.eot", 1, "--adaptive.draws", 2, "--adaptive.square-n", 1,
          "--adaptive.square-queries", 1, "--adaptive.sanity-n", 1, "--sweeps.n", 1, "--sweeps.times", 1, 2, "--sweeps.t", 50, 100,
-         "--sweeps.rounds", 1, 2, "--sweeps.scales", 0, 0.3, "--sweeps.features-n", 2, "--sweeps.block", 2, "--sweeps.permutations", 5,
+         "--released.n", 1, "--released.times", 400, "--released.second-times", 50, "--released.eps", 0, 8,
+         "--released.bpda-steps", 1, "--released.bpda-draws", 1, "--sweeps.rounds", 1, 2, "--sweeps.scales", 0, 1,
+         "--choosing.n", 2, "--sweeps.features-n", 2, "--sweeps.block", 2, "--sweeps.permutations", 5,
          "--sweeps.quality-n", 1, "--sweeps.strip", 1, "--sweeps.cost-n", 1, "--sweeps.cost-repeats", 1)  # fmt: skip
 
 

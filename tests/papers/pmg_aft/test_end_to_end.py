@@ -23,6 +23,8 @@ from tests.papers.ends import check_second_run, everything_measured, one_sentenc
 ROOT = Path(__file__).resolve().parents[3]
 # Smaller than smoke itself: one seed, one set beside the seen one.
 SMALL = (
+    "--choosing.multiples",
+    1,
     "--scale",
     "smoke",
     "--model.pretrained",
@@ -62,7 +64,7 @@ def test_everything_planned_is_there(reference, measured):
     store = everything_measured(folder(reference))
     found = store.planned()
     assert {m.slug for m in found} == measured(reference).keys()
-    assert {m.tags["kind"] for m in found} == {"accuracy", "curve", "test_batch", "cost", "gate"}
+    assert {m.tags["kind"] for m in found} == {"accuracy", "curve", "test_batch", "cost", "gate", "choice"}
     for m in found:
         assert (m.sanity is not None) == (m.tags["kind"] == "accuracy" and m.tags["attack"] != "clean")
     assert [g for g in store.gates() if g["name"].startswith("zero-shot accuracy")]
@@ -110,7 +112,7 @@ def test_damage_is_mended(copy, script, measured, reference):
 
 def test_the_headline_comes_first_and_the_rest_continues_from_it(reference, script, measured, tmp_path):
     options = (*SMALL, "--results", tmp_path)
-    assert "2 runs, 0 already there" in script("train", *options, "--headline").out
+    assert "18 runs, 0 already there" in script("train", *options, "--headline").out
     assert script("evaluate", *options, "--headline").code == 0
     everything, part = measured(reference), measured(tmp_path)
     assert 10 < len(part) < len(everything) / 3
@@ -138,7 +140,7 @@ def test_a_training_that_was_stopped_half_way_gives_the_same_weights(reference, 
     restored, restore = [], loop.Fit._restore
     monkeypatch.setattr(loop.Fit, "_restore", lambda self: restored.append(restore(self)) or restored[-1])
     assert script("train", *options).code == 0
-    assert restored == [2, 0]
+    assert restored == [2, *[0] * (len(restored) - 1)]
     assert weights(tmp_path).items() <= weights(reference).items()
     assert not list(folder(tmp_path).rglob("*.ckpt"))
 

@@ -260,7 +260,11 @@ def test_faces():
     assert Face() == Face("model", "clip", "sum", "none")
     assert Face("one", "imagenet", "mean", "fp16") == RELEASED
     tuned = methods(PRESETS["cpu"])
-    assert {name for name, step in tuned.items() if step.face == RELEASED} == {"pmg_released", "pmg_released_april"}
+    assert {name for name, step in tuned.items() if step.face == RELEASED} == {
+        "tecoa_released",
+        "pmg_released",
+        "pmg_released_april",
+    }
     assert all(
         (step.attack.reduction, step.attack.autocast) == (step.face.reduction, step.face.autocast)
         for step in tuned.values()

@@ -68,7 +68,7 @@ def test_photographs(script, tmp_path):
     outcome = script("evaluate", *options)
     assert outcome.code == 0, outcome.err
     store = everything_measured(tmp_path / "results" / "photos" / "pmg_aft")
-    check_results(store, {"accuracy", "curve", "test_batch", "cost", "gate"})
+    check_results(store, {"accuracy", "curve", "test_batch", "cost", "gate", "choice"})
     assert {m.tags["set"] for m in store.planned()} == {"seen", "unseen", "all", "none"}
     lengths = {
         m.tags["set"]: m.n for m in store.planned() if m.tags["kind"] == "accuracy" and m.tags["attack"] == "clean"
@@ -128,7 +128,7 @@ def test_the_papers_own_scale(script, makers, roomy, monkeypatch):
     for name in ("TinyImageNet", "cifar10", "cifar100", "PCAM"):
         makers.BUILDERS[name](roomy / "pictures")
     store = rehearse("pmg_aft", script, roomy / "results", *PAPER, "--data-root", roomy / "pictures")
-    check_results(store, {"accuracy", "curve", "test_batch", "cost", "gate"})
+    check_results(store, {"accuracy", "curve", "test_batch", "cost", "gate", "choice"})
     assert {m.tags["set"] for m in store.planned()} == {"tinyimagenet", "cifar10", "pcam", "none"}
     assert {m.tags["attack"] for m in store.planned() if m.tags["kind"] == "accuracy"} == {
         "clean", "pgd", "pgd_x2", "pgd_long", "cw", "auto", "pgd_paired"}  # fmt: skip

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from papers.pmg_aft import steps
-from papers.pmg_aft.config import PRESETS, Attack, Config, check
+from papers.pmg_aft.config import PRESETS, Attack, Choosing, Config, check
 from papers.pmg_aft.method import PMGLoss
 from papers.pmg_aft.paper import PAPER
-from papers.pmg_aft.steps import RELEASED, Accuracy, Face, Tower, UpdateCost, base, methods, number
-from papers.pmg_aft.tables import CLIP, METHODS, SWEPT
+from papers.pmg_aft.steps import ONE, RELEASED, Accuracy, Face, Tower, UpdateCost, base, methods, number
+from papers.pmg_aft.tables import CHOSEN, CLIP, METHODS, SWEPT
 from shared.attacks import Threat, pgd
 from shared.claims.claims import load
 from shared.data.catalogue import Source
@@ -19,6 +19,7 @@ from shared.errors import UserError
 from shared.experiment.lab import Lab
 from shared.models.victim import ZeroShot
 from shared.rng import SampleRng
+from shared.training.loop import Diverged
 from tests.papers.ends import ROOT
 
 CPU, SMOKE = PRESETS["cpu"], PRESETS["smoke"]
@@ -33,7 +34,8 @@ ZOO = replace(
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory) -> Lab:
     """The shipped model; ZOO has an ε that breaks some of its predictions and not all."""
-    process = type("P", (), {"device": torch.device("cpu"), "num_processes": 1, "is_main_process": True})
+    alone = {"num_processes": 1, "is_main_process": True, "wait_for_everyone": staticmethod(lambda: None)}
+    process = type("P", (), {"device": torch.device("cpu"), **alone})
     return Lab(tmp_path_factory.mktemp("lab"), Source(), process)
 
 
@@ -63,7 +65,11 @@ def test_what_each_row_is():
     assert tuned["pmg_released_april"].loss == PMGLoss(1.0, 1.0, "adversarial_first", "sum", False)
     assert tuned["pmg_adversarial_first"].loss == PMGLoss(direction="adversarial_first")
     assert tuned["pmg_detached"].loss == PMGLoss(detach_clean=True)
-    assert all(step.face == (RELEASED if "released" in name else Face()) for name, step in tuned.items())
+    faces = {"released": RELEASED, "one": ONE}
+    assert all(
+        step.face == faces.get(name.split("_")[1] if "_" in name else "", Face()) for name, step in tuned.items()
+    )
+    assert tuned["pmg_one"].loss == tuned["pmg_released"].loss
     assert (tuned["fare"].tuning, tuned["tecoa"].tuning) == (CPU.fare, CPU.tuning)
     assert {step.data.spec for step in tuned.values()} == {CPU.data.train, *CPU.data.other_train}
     assert all(tuned[f"pmg_last{k}"].tuning == replace(CPU.tuning, last=k) for k in CPU.sweeps.last)
@@ -394,3 +400,58 @@ def test_costs(lab):
 def test_numbers_that_cannot_work_are_named(config, said):
     with pytest.raises(UserError, match=said):
         check(config)
+
+
+# -- how settings are chosen ------------------------------------------------------------------------------------------------------------
+
+
+def test_every_method_has_as_many_candidates_and_the_preset_is_one_of_them():
+    for c in (CPU, PRESETS["photos"]):
+        made = {name: steps.choice(c, name) for name in CHOSEN}
+        for name, choice in made.items():
+            preset = c.fare.lr if name == "fare" else c.tuning.lr
+            assert [x.tuning.lr for x in choice.candidates] == [preset * m for m in c.choosing.multiples]
+            assert {x.seed for x in choice.candidates} == {c.seeds[0]}
+            assert {choice.rule.data.split, *(x.data.split for x in choice.candidates)} <= {
+                "validation",
+                "fit",
+                "train",
+            }
+            assert choice.rule.data.spec == c.data.train
+    assert {x.data.split for x in made["pmg_aft"].candidates} == {
+        "fit"
+    }  # whose validation pictures are of the training's
+
+
+def test_rows_that_vary_one_thing_have_the_rate_of_the_row_they_vary():
+    rows = methods(CPU, seed=2)
+    assert {name: rows[name].lr for name in CHOSEN} == {name: steps.choice(CPU, name) for name in CHOSEN}
+    assert rows["pmg_released_april"].lr == rows["pmg_released"].lr
+    assert rows["tecoa_on_colour_shape"].lr == rows["tecoa"].lr
+    assert rows["pmg_general"].lr == rows["pmg_last2"].lr == rows[SWEPT(4, 4)].lr == rows["pmg_aft"].lr
+    one = steps.choice(PRESETS["paper"], "pmg_aft").candidates  # nothing to choose: it is what the row would be
+    assert [(x.data.split, x.tuning) for x in one] == [("train", PRESETS["paper"].tuning)]
+
+
+def test_the_seed_that_chose_keeps_the_candidate_and_others_train_with_its_rate(lab):
+    c = replace(ZOO, seeds=(0, 1), choosing=Choosing((1.0, 8.0), n=16))
+    first, second = methods(c)["tecoa"], methods(c, 1)["tecoa"]
+    lab.make([first, second])
+    best = first.lr.settle(lab)
+    assert all(map(torch.equal, lab.weights(first).values(), lab.weights(best).values()))
+    assert set(first.parts) == {"", "step1"}  # of the curve
+    assert all(map(torch.equal, lab.weights(first, "step1").values(), lab.weights(best, "step1").values()))
+    alone = replace(second, lr=None, tuning=replace(second.tuning, lr=best.tuning.lr)).make(lab)
+    assert all(torch.equal(w, alone[name]) for name, w in lab.weights(second).items())
+
+
+def test_a_candidate_that_diverges_scores_nothing_and_a_method_that_does_is_an_error(lab, monkeypatch):
+    def diverge(*args, **kwargs):
+        raise Diverged("the loss became nan")
+
+    choice = steps.choice(replace(ZOO, choosing=Choosing((1.0, 9.0), n=16)), "ft_adv")
+    monkeypatch.setattr(steps, "finetune", diverge)
+    lab.make([choice])
+    assert not lab.weights(choice)["scores"].any()
+    with pytest.raises(Diverged):
+        replace(choice.candidates[0], candidate=False).make(lab)

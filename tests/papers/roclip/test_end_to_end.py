@@ -64,9 +64,10 @@ def test_everything_planned_is_there(reference, measured):
         assert (m.sanity is not None) == (m.tags["measure"] == "bsr" and m.tags["kind"] != "epoch")
         if m.sanity:
             assert m.sanity["independent of the batch"]["passed"]
-        assert m.tags["measure"] != "psr" or m.n == 4
-    assert {m.tags["kind"] for m in found} == {"score", "epoch", "downstream", "strong", "ablation", "returned", "cost"}
-    assert len(store.gates()) == 4 * 7
+        assert m.tags["measure"] != "psr" or m.n == (2 if m.tags["regime"] == "few" else 4)
+    kinds = {"score", "epoch", "downstream", "strong", "ablation", "returned", "cost", "few", "dose"}
+    assert {m.tags["kind"] for m in found} == kinds
+    assert len(store.gates()) == 4 * 7 + 2 * 2
 
 
 def test_history_and_tables_agree_on_the_last_epochs(reference):
@@ -84,6 +85,18 @@ def test_history_and_tables_agree_on_the_last_epochs(reference):
     assert success["plain_epoch"].tolist() == plain["psr"]
     cosine = of("score__pretrain__roclip__similarity__targets")
     np.testing.assert_allclose(cosine["plain_epoch"], plain["similarity_targets"], atol=1e-4)
+
+
+def test_early_stopping_left_the_weights_of_the_epoch_that_it_names(reference):
+    """What was measured on them is what was measured in training after that epoch, and the rule names no other."""
+    run = model(configured(PAPER, *SMALL), "few", "clip", 0)
+    history = run.history(lab_of(folder(reference)))
+    accuracy = [sum(row["accuracy"]) / len(row["accuracy"]) for row in history]
+    best = 1 + (len(history) > 1 and run.stop.better(2, accuracy[1], 1, accuracy[0]))
+    tags = {"method": "clip_stopped", "regime": "few"}
+    found = {m.tags["measure"]: m.values for m in Store(folder(reference)).planned() if tags.items() <= m.tags.items()}
+    assert found["epochs"].tolist() == [best]
+    assert found["psr"].tolist() == history[best - 1]["psr"]
 
 
 def test_what_the_pools_return_is_kept_with_its_pictures(reference):

@@ -40,6 +40,14 @@ def test_the_headline_has_what_it_measured():
     }
 
 
+def test_every_seed_of_few_targets_is_a_point(results):
+    (ax,) = drawn("fig_few", results).axes
+    small = [line for line in ax.get_lines() if line.get_markersize() == 3]
+    assert [len(line.get_xdata()) for line in small] == [3] * 7 + [1]
+    e = results.estimate(kind="few", method="before_v1", measure="psr")
+    assert 100 * e.value == pytest.approx(np.mean(small[5].get_ydata()))
+
+
 def test_roclip_epochs_are_the_large_markers(results):
     large = [line for line in drawn("fig_epochs", results).axes[0].get_lines() if line.get_markersize() > 5]
     assert [list(line.get_xdata()) for line in large] == [[2, 4], [2, 4]]

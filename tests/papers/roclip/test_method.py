@@ -4,7 +4,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from papers.roclip.method import AS_RELEASED, TWO_SIDED, Matching, clip_loss, matched_loss, neighbours, pools_of
+from papers.roclip.method import (
+    AS_RELEASED,
+    BEFORE_V1,
+    CROSS_MODAL,
+    TWO_SIDED,
+    Matching,
+    clip_loss,
+    matched_loss,
+    neighbours,
+    pools_of,
+)
 from papers.roclip.pool import NOISE, Pool
 from shared.errors import UserError
 from tests.accuracy import assert_within_rounding
@@ -56,6 +66,50 @@ def test_the_loss_of_each_version_is_the_one_written_out(units):
             matched_loss(image, text, s, needed, matching), torch.tensor(value), terms=9, scale=7.0, what=str(matching)
         )
     assert_within_rounding(clip_loss(image, text, s), torch.tensor(written_out(image, text, 7)), terms=9, scale=7.0)
+
+
+def one_way(near, true, s):
+    """CE of rows of neighbours over columns of the true other side, with loops."""
+    total = 0.0
+    for i in range(len(near)):
+        across = [math.exp(s * float(near[i] @ column)) for column in true]
+        total -= math.log(across[i] / sum(across))
+    return total / len(near)
+
+
+def test_the_loss_before_the_first_version_is_the_one_written_out(units):
+    """½·(CE(s·NN(image)·textsᵀ) + CE(s·NN(text)·imagesᵀ)); the one bank is asked with images, which enter it, then with texts."""
+    s, bank = torch.tensor(7.0), Pool(12, 5, "gaussian", "drop")
+    kept = units(12, 5, seed=3)
+    for k in range(2):
+        bank.add(kept[6 * k : 6 * k + 6], range(6))
+    image, text = units(6, 5, seed=1).requires_grad_(), units(6, 5, seed=2).requires_grad_()
+    text.data[2] = image.data[4]  # which is in the bank by then
+    with torch.no_grad():
+        near_image = nearest_of(image, kept)
+        near_text = nearest_of(text, torch.cat([image, kept[6:]]))
+        expected = (one_way(near_image, text, 7) + one_way(near_text, image, 7)) / 2
+        assert torch.equal(near_text[2], image[4])
+    loss = matched_loss(image, text, s, {"joint": bank}, BEFORE_V1, range(6))
+    assert_within_rounding(loss.detach(), torch.tensor(expected), terms=12, scale=7.0)
+    assert torch.equal(bank.directions, kept) and pools_of(BEFORE_V1) == ("joint",)
+    of_image, of_text = torch.autograd.grad(loss, (image, text))
+    near = [near_image, near_text]
+    again = [image.detach().requires_grad_(), text.detach().requires_grad_()]
+    for rows, columns, gradient in ((near[1], again[0], of_image), (near[0], again[1], of_text)):
+        by_hand = torch.autograd.grad(F.cross_entropy(7 * rows @ columns.T, torch.arange(6)) / 2, columns)[0]
+        assert_within_rounding(gradient, by_hand, terms=12, scale=7.0)  # through the true embeddings alone
+
+
+def test_the_cross_modal_variant_is_the_one_written_out(units):
+    """The image bank is asked with texts and stands for images, the text bank the other way round, after five epochs."""
+    image, text, texts, images = (units(n, 5, seed=k) for k, n in enumerate((6, 6, 9, 9)))
+    pools = {"text": pool_of(texts), "image": pool_of(images)}
+    expected = (one_way(nearest_of(text, images), text, 7) + one_way(nearest_of(image, texts), image, 7)) / 2
+    loss = matched_loss(image, text, torch.tensor(7.0), pools, CROSS_MODAL)
+    assert_within_rounding(loss, torch.tensor(expected), terms=9, scale=7.0)
+    assert [CROSS_MODAL.active(e) for e in (1, 5, 6, 7)] == [False, False, True, True]
+    assert 2 * CROSS_MODAL.size == BEFORE_V1.size == 256
 
 
 def test_which_pairs_came_back(units):
@@ -142,6 +196,10 @@ def test_sizes_of_a_pool():
         ({"refresh": "never"}, "matched, always"),
         ({"wrap": "cut"}, "drop, ring"),
         ({"own": "no"}, "allowed, excluded"),
+        ({"directions": "two"}, "both, one"),
+        ({"bank": "shared"}, "apart, joint"),
+        ({"bank": "joint"}, "asked with the own modality"),
+        ({"bank": "joint", "start": "unit", "query": "cross"}, "asked with the own modality"),
     ],
 )
 def test_what_is_refused(fields, message):

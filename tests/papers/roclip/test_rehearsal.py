@@ -11,7 +11,7 @@ from PIL import Image
 from papers.roclip import steps
 from papers.roclip.config import PRESETS
 from papers.roclip.paper import PAPER as ROCLIP
-from papers.roclip.tables import SWEEPS, TRAINED
+from papers.roclip.tables import FEW, SWEEPS, TRAINED
 from papers.roclip.training import Method, Training, train
 from shared.data.catalogue import Source
 from shared.data.pairs import open_pairs
@@ -26,7 +26,9 @@ PAPER = ("--scale", "paper", "--gates.no-enforce", "--models.name", "rehearsal-r
          "--models.tuned-weights", "random", "--data.pretrain-n", 30, "--data.finetune-n", 24, "--data.images-n", 6, "--data.n", 4,
          "--data.probe-n", 4, "--attacks.targets.n", 2, "--attacks.targets.m", 2, "--attacks.targets.finetune-m", 2,
          *(option for name in PRESET.attacks.planted for option in (f"--attacks.{name.replace('_', '-')}.rate", 0.05)),
-         "--methods.roclip.size", 8, "--methods.released.size", 8, "--methods.safeclip.alone", 1, "--methods.safeclip.slow", 1,
+         "--methods.roclip.size", 8, "--methods.released.size", 8, "--methods.cross-modal.offset", 1,
+         "--few.pairs", 24, "--few.targets", 2, "--few.doses", 2, 3, "--few.training.epochs", 2, "--few.training.batch", 14,
+         "--few.training.warmup", 1, "--few.training.workers", 0, "--methods.safeclip.alone", 1, "--methods.safeclip.slow", 1,
          "--methods.safeclip.share", 0.2, "--methods.cleanclip.steps", 1, "--methods.cleanclip.batch", 4, "--methods.cleanclip-n", 8,
          "--pretraining.epochs", 3, "--pretraining.batch", 16, "--pretraining.warmup", 1, "--pretraining.workers", 0, "--finetuning.epochs", 3,
          "--finetuning.batch", 14, "--finetuning.warmup", 1, "--finetuning.workers", 1, "--probing.epochs", 1, "--sweeps.pool", 8 / 30, 0.5,
@@ -131,6 +133,7 @@ def test_the_papers_own_scale(script, tower, pictures, tmp_path):
     found = store.planned()
     assert {m.tags["kind"] for m in found} == {n.tags["kind"] for n in ROCLIP.plan(PRESET)}
     assert {m.tags["data"] for m in found} == {PRESET.data.main, *PRESET.data.downstream}
+    assert {m.tags["method"] for m in found if m.tags["kind"] == "few"} == set(FEW)
     for regime, methods in TRAINED.items():
         assert {m.tags["method"] for m in found if m.tags["kind"] == "score" and m.tags["regime"] == regime} == set(
             methods

@@ -5,9 +5,10 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from papers.roclip import steps
-from papers.roclip.config import BACKDOORS, PRESETS, Recipe, Targets, check
+from papers.roclip.config import BACKDOORS, PRESETS, Recipe, check
 from papers.roclip.paper import PAPER
 from papers.roclip.steps import Cleaned, Contrastive, model, said_once
 from papers.roclip.tables import PLAIN, REGIMES, SWEEPS, default
@@ -16,6 +17,7 @@ from shared.errors import UserError
 from shared.experiment.step import Trained, closure
 
 CPU = PRESETS["cpu"]
+SMOKE = PRESETS["smoke"]
 WHOLE = PAPER.plan(CPU)
 
 
@@ -33,10 +35,11 @@ def test_gates_are_read_off_plain_clip_alone():
     found = PAPER.gates(CPU)
     read = PAPER.numbers(CPU, [gate.grid for gate in found])
     assert {n.tags["method"] for n in read} == set(PLAIN)
-    assert {n.tags["regime"] for n in read} == set(REGIMES)
+    assert {n.tags["regime"] for n in read} == {*REGIMES, "few"}
+    assert not any(n.tags["regime"] == "few" for n in PAPER.plan(replace(CPU, headline=True)))
     assert {n.tags["attack"] for n in read if n.tags["measure"] == "bsr"} == set(BACKDOORS)
     assert {n.tags["measure"] for n in read} == {"psr", "bsr", "accuracy"}
-    assert {step.name.split("__")[1] for step in trained(read)} == set(PLAIN)
+    assert {step.name.split("__")[1] for step in trained(read) if isinstance(step, Contrastive)} == set(PLAIN)
     assert [gate.threshold for gate in found if "label_consistent" in gate.name] == [0.0] * 4
 
 
@@ -44,7 +47,8 @@ def test_both_kinds_of_epochs_are_kept_and_shown():
     run = model(CPU, "pretrain", "roclip", 0)
     assert run.epochs == {"plain_epoch": 5, "roclip_epoch": 6}
     assert run.parts == ("", "plain_epoch", "pools")
-    assert (run.part("roclip_epoch"), run.part("plain_epoch"), run.part("last")) == ("", "plain_epoch", None)
+    assert (run.part("roclip_epoch"), run.part("plain_epoch"), run.part("last")) == ("", "plain_epoch", "")
+    assert model(CPU, "pretrain", "clip", 0).part("plain_epoch") is None
     always = model(CPU, "pretrain", "roclip", 0, 0, "every", 1)
     assert always.epochs == {"roclip_epoch": 6}
     assert always.parts == ("", "pools")
@@ -73,15 +77,17 @@ def test_a_change_of_the_method_is_its_fields():
 
 
 def test_the_defaults_are_points_of_the_sweeps_and_not_trained_again():
-    run = model(CPU, "pretrain", "roclip", 0)
-    swept = [n for n in WHOLE if n.tags["kind"] == "ablation"]
-    for sweep in (s for s in SWEEPS if getattr(CPU.sweeps, s)):
-        at = [n for n in swept if n.tags["sweep"] == sweep and n.tags["value"] == default(CPU, sweep)]
+    paper = PRESETS["paper"]
+    run = model(paper, "pretrain", "roclip", 0)
+    swept = [n for n in PAPER.plan(paper) if n.tags["kind"] == "ablation"]
+    for sweep in SWEEPS:
+        at = [n for n in swept if n.tags["sweep"] == sweep and n.tags["value"] == default(paper, sweep)]
         assert at
         assert all(run in closure([n.step]) for n in at)
     counted = Counter(step.name for step in trained(WHOLE))
     assert max(counted.values()) == 1
-    assert len(counted) == 3 * (4 + 4) + 1 + 5 + 2 + 6  # both regimes; SafeCLIP; strong poison; K = 1; other sweeps
+    few = 1 + 3 * 6 + 1  # the dose, six methods, the cross-modal variant
+    assert len(counted) == 3 * (4 + 4) + 1 + 3 + few  # both regimes; SafeCLIP; strong poison
 
 
 def test_strong_poisoning_has_its_share_and_k():
@@ -89,11 +95,71 @@ def test_strong_poisoning_has_its_share_and_k():
     n, clean = CPU.attacks.targets.n, CPU.data.pretrain_n
     assert {t["m"] for t in tags} == set(CPU.sweeps.strong)
     assert {t["rate"] for t in tags} == {round(n * m / (n * m + clean), 5) for m in CPU.sweeps.strong}
-    for method, every in (("roclip", {1, 2}), ("released", {1, 2}), ("clip_aug", {0})):
+    for method, every in (("roclip", set()), ("released", {1, 2}), ("clip_aug", {0})):
         assert {t["every"] for t in tags if t["method"] == method} == every
     assert {
         step.poisons.m for step in trained(WHOLE) if isinstance(step, Contrastive) and step.poisons.row.endswith("m66")
     } == {66}
+
+
+FEW = {n.step.snapshot.model for n in WHOLE if n.tags["kind"] == "few"}
+
+
+def test_the_world_of_few_targets_has_one_dose_and_no_backdoor():
+    """All seeds and methods train on the dose that plain CLIP has settled on; no defence takes part in that."""
+    (choice,) = (step for step in trained(WHOLE) if isinstance(step, steps.DoseChoice))
+    assert {run.poisons.m for run in FEW} == {choice} and not any(run.poisons.backdoors for run in FEW)
+    assert [candidate.m for candidate in choice.candidates] == list(CPU.few.doses)
+    assert all(method.matching is None for method in choice.rule.methods) and len(choice.rule.methods) == 2
+    assert choice.rule.least == pytest.approx(CPU.gates.psr + CPU.few.margin)
+    for run in FEW:
+        pools_alone = run.matching is None or run.method.images is None
+        assert pools_alone and run.training == replace(CPU.few.training, seed=run.seed)
+    assert {run.seed for run in FEW if "before_v1" in run.name} == set(CPU.seeds)
+
+
+def dosed(shares: dict[tuple[int, bool], float], least: float = 0.85) -> tuple[int, list[tuple[int, bool]]]:
+    """What is chosen where plain CLIP without and with augmentation is deceived so often, and what was trained for it."""
+    choice, tried, cache = steps.dose_of(CPU), [], {}
+
+    def train(clip, pairs, method, training, name: str) -> None:
+        tried.append((int(name.split()[0]), method.images is not None))
+
+    def said(*_) -> torch.Tensor:
+        return (torch.arange(32) < 32 * shares[tried[-1]]).long()
+
+    lab = SimpleNamespace(once=lambda key, make: cache[key] if key in cache else cache.setdefault(key, make()))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, stub in {"train": train, "predict": said}.items():
+            patch.setattr(steps, name, stub)
+        for name in ("start", "classifier", "ensemble", "sentences"):
+            patch.setattr(steps, name, lambda *_: None)
+        patch.setattr(steps.Poisons, "target_images", lambda *_: (None, [1] * 32, []))
+        patch.setattr(steps.Poisons, "held", lambda *_: None)
+        scores, facts = choice.make(lab)
+    assert scores["scores"].shape == (len(CPU.few.doses), 32)
+    return CPU.few.doses[int(facts["chosen"])], tried
+
+
+def test_the_dose_is_the_first_that_takes_with_and_without_augmentation():
+    taken, tried = dosed({(8, True): 0.5, (16, True): 1.0, (16, False): 0.75, (24, True): 0.9, (24, False): 1.0})
+    assert taken == 24
+    assert tried == [(8, True), (16, True), (16, False), (24, True), (24, False)]  # nothing that would change nothing
+    never = {(m, True): 0.7 if m == 32 else 0.1 for m in CPU.few.doses}
+    assert dosed(never)[0] == 32  # its gate fails then, and says so
+
+
+def test_early_stopping_reads_accuracy_alone_and_takes_the_last_clear_improvement():
+    def ended(accuracy: list[float]) -> int:
+        best = (1, accuracy[0])
+        for epoch, one in enumerate(accuracy, 1):
+            if CPU.few.stop.better(epoch, one, *best):
+                best = (epoch, one)
+        return best[0]
+
+    assert ended([0.5, 0.8, 0.9, 0.905, 0.908, 0.99]) == 3  # two epochs without a point more: it was stopped then
+    assert ended([0.5, 0.8, 0.9, 0.905, 0.92, 0.99]) == 6
+    assert ended([0.9] * 4) == 1
 
 
 def test_cleanclip_begins_with_what_fine_tuning_has_poisoned_and_has_other_pairs():
@@ -120,9 +186,9 @@ def test_imagenet_is_said_once_after_an_epoch_and_other_sets_as_in_the_tables(mo
     ({"seeds": ()}, "--seeds must be"), ({"data": replace(CPU.data, downstream=())}, "--data.downstream"),
     ({"attacks": replace(CPU.attacks, badnet=Recipe("red"))}, "classes of their own"),
     ({"attacks": replace(CPU.attacks, badnet=Recipe("blue", rate=0.95))}, "less than 1"),
-    ({"attacks": replace(CPU.attacks, targets=Targets(m=7))}, "--sweeps.strong"),
+    ({"few": replace(CPU.few, doses=(8, 8))}, "--few.doses"), ({"few": replace(CPU.few, training=Training(epochs=5))}, "--few.training"),
     ({"gates": replace(CPU.gates, attacks=("trojvqa",))}, "no attack 'trojvqa'"),
-    ({"methods": replace(CPU.methods, roclip=replace(CPU.methods.roclip, every=3))}, "--sweeps.every"),
+    ({"methods": replace(CPU.methods, roclip=replace(CPU.methods.roclip, every=3)), "sweeps": SMOKE.sweeps}, "--sweeps.every"),
     ({"finetuning": Training(epochs=1)}, "RoCLIP epoch"), ({"pretraining": Training(epochs=3)}, "SafeCLIP needs more epochs"),
 ])  # fmt: skip
 def test_settings_that_cannot_work_are_refused(changed, message):

@@ -1,6 +1,7 @@
 """The claims file: what is read, and every way of getting it wrong."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import yaml
@@ -24,7 +25,10 @@ TABLE = {
 def read(tmp_path, claims=(), tables=(), **top):
     path = tmp_path / "claims.yaml"
     path.write_text(
-        yaml.safe_dump({"paper": "p", "title": "P", "claims": list(claims), "reference_tables": list(tables), **top})
+        yaml.safe_dump(
+            {"paper": "p", "title": "P", "claims": list(claims), "reference_tables": list(tables), **top},
+            sort_keys=False,
+        )
     )
     return load(path)
 
@@ -217,9 +221,64 @@ def test_a_selector_that_fits_nothing_in_the_plan_is_refused(tmp_path):
     file.check_plan("cpu", [a, b])
     with pytest.raises(
         UserError,
-        match=r"nothing that is measured at scale cpu fits claim gain: \{attack: pgd10, group: main, method: b\}",
+        match=r"nothing that is measured at scale cpu fits claim gain: \{method: b, attack: pgd10, group: main\}",
     ):
         file.check_plan("cpu", [a])
     with pytest.raises(UserError, match="scale paper fits claim far"):
         file.check_plan("paper", iter([a, b]))
     file.check_plan("paper", [a, b], headline=True)
+
+
+def test_readings_replace_tags_wherever_the_first_stands(tmp_path):
+    readings = {"as_written": {"method": "b"}, "as_released": {"method": "r", "version": 2}}
+    file = read(tmp_path, [changed(CLAIM, readings=readings)])
+    written, released = file.claim("gain").variants.values()
+    assert written == file.claim("gain") and released.minus == readings["as_released"]
+    assert released.selectors == (CLAIM["quantity"], {**CLAIM["quantity"], **readings["as_released"]})
+    assert file.wants({**CLAIM["quantity"], "method": "r", "version": 2})
+    with pytest.raises(UserError, match="method: r"):
+        file.check_plan("cpu", [{**CLAIM["quantity"], "method": m} for m in "ab"])
+    rivals = changed(CLAIM, minus=None, predicate="exceeds_all", rivals=[{"method": "b"}, {"method": "c"}])
+    assert [
+        one.rivals for one in read(tmp_path, [changed(rivals, readings=readings)]).claim("gain").variants.values()
+    ] == [({"method": "b"}, {"method": "c"}), ({"method": "r", "version": 2}, {"method": "c"})]
+    for wrong, message in (
+        ({"as_written": {"method": "b"}}, "at least two"),
+        ({"x": {"method": "z"}, "y": {"method": "b"}}, "must name the tags of the first"),
+        ({"x": {"method": "b"}, "y": {"method": "b"}}, "must name the tags of the first"),
+        ({"x": "b", "y": {}}, "readings"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read(tmp_path, [changed(CLAIM, readings=wrong)])
+
+
+def test_the_first_margin_that_fits_is_that_of_a_claim(tmp_path):
+    claims = [
+        CLAIM,
+        changed(CLAIM, id="own", equivalence=0.5),
+        changed(CLAIM, id="seconds", unit="s"),
+        changed(CLAIM, id="bar", predicate="at_least", threshold=3),
+        changed(CLAIM, id="clean", quantity={"method": "a", "attack": "clean"}),
+    ]
+    margins = [
+        {"unit": "points", "quantity": {"attack": ["pgd10", "pgd20"]}, "delta": 2.5, "why": "half of 5"},
+        {"unit": "points", "delta": 4, "why": "half of 8"},
+    ]
+    file = read(tmp_path, claims, equivalence=margins)
+    assert [claim.equivalence for claim in file.claims] == [2.5, 0.5, None, None, 4]
+    for wrong in ({"delta": 0}, {"why": ""}, {"delta": None}, {"kind": "x"}):
+        with pytest.raises(UserError, match="equivalence number 1: "):
+            read(tmp_path, claims, equivalence=[changed(margins[0], **wrong)])
+
+
+@pytest.mark.parametrize("path", sorted(Path("papers").glob("*/claims.yaml")), ids=lambda path: path.parent.name)
+def test_no_margin_is_wider_than_half_of_the_smallest_difference_that_is_printed(path):
+    file = load(path)
+    printed: dict[object, list[float]] = {}
+    for claim in file.claims:
+        if claim.equivalence and isinstance(claim.value, float) and abs(claim.value) >= (claim.tolerance or 0):
+            of = next(m for m in file.margins if m.unit == claim.unit and matches(m.quantity, claim.quantity))
+            printed.setdefault((of.unit, str(of.quantity), of.delta), []).append(abs(claim.value))
+    assert file.margins
+    for (_, _, delta), values in printed.items():
+        assert delta <= min(values) / 2 + 1e-9

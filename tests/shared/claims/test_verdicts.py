@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from shared.claims.claims import Claim, ClaimsFile
-from shared.claims.verdicts import by_chance, judge
+from shared.claims.verdicts import by_chance, judge, shortfall
 from shared.claims.wording import decimals, how_tested, number
 from shared.errors import UserError
 from shared.metrics.intervals import Estimate
@@ -292,7 +292,6 @@ def test_within_is_two_one_sided_tests():
 
 
 def test_a_declared_equivalence_decides_what_the_direction_leaves_open():
-    assert "would be seen with 80 % power" in verdict(claim(), results(*SAME)).sentence
     v = verdict(claim(equivalence=2), results(*SAME))
     assert (
         (v.status, v.tone) == ("no difference", "bad")
@@ -301,6 +300,74 @@ def test_a_declared_equivalence_decides_what_the_direction_leaves_open():
     )
     assert verdict(claim(equivalence=0.1), results(*SAME)).status == "inconclusive"
     assert verdict(claim(equivalence=9), results(*UP)).status == "direction holds"  # a direction that is clear stays
+
+
+def test_the_first_look_that_decides_counts():
+    """The planned run, then twice the pictures, then further seeds."""
+
+    def looked(path, *more):
+        return Results("p", "cpu", [cell("a", 0.51), cell("b", 0.50)], paths={"c": path}, more=more)
+
+    def wide(share, seed=0, n=2 * N):
+        return cell("a", 0, seed, values=np.arange(n) < round(share * n))
+
+    first = verdict(claim(), looked([]))
+    assert (first.status, first.look, first.looks) == ("inconclusive", 1, 4)
+    assert first.estimate.half_width > verdict(claim(), results(cell("a", 0.51), cell("b", 0.50))).estimate.half_width
+    rival = cell("b", 0, values=np.arange(2 * N) < N)
+    up, down = (1, 0, wide(0.55)), (1, 1, wide(0.40, seed=1))
+    second = verdict(claim(), looked(["pictures"], up, (1, 0, rival)))
+    assert (second.status, second.look, second.estimate.n) == ("direction holds", 2, 2 * N)
+    assert "decided at look 2 of 4" in measured(second)[1]
+    later = verdict(claim(), looked(["pictures", "seeds"], up, (1, 0, rival), down))
+    assert (later.status, later.look, later.estimate.seeds) == ("direction holds", 2, 1)
+    open_ = verdict(claim(), looked(["pictures", "seeds"], (1, 0, wide(0.505)), (1, 0, rival), (1, 1, wide(0.5, 1))))
+    assert (open_.status, open_.look, open_.estimate.seeds) == ("inconclusive", 3, 2)
+    assert "open at look 3 of 4" in measured(open_)[1]
+
+
+def test_each_reading_has_a_verdict_and_the_first_counts():
+    readings = {"as_written": {"method": "a"}, "as_released": {"method": "r"}}
+    v = verdict(claim(readings=readings), results(*DOWN, cell("r", 0.55)))
+    assert v.status == "direction fails" and [one.status for one in v.readings.values()] == [
+        v.status,
+        "direction holds",
+    ]
+    assert v.sentence.endswith("Depends on the reading (as written: direction fails, as released: direction holds).")
+    assert "Depends" not in verdict(claim(readings=readings), results(*DOWN, cell("r", 0.4))).sentence
+    partly = verdict(claim(readings=readings), results(*DOWN))  # the headline may leave one out
+    assert partly.status == "direction fails" and partly.readings["as_released"].status == "not measured"
+    assert "Depends" not in partly.sentence
+
+
+def test_what_could_have_been_seen_and_what_a_headline_falls_short_of():
+    thin = [cell(m, 0, values=np.arange(40) < k) for m, k in (("a", 20), ("b", 18))]
+    v = verdict(claim(headline=True), results(*thin))
+    assert v.seen.endswith(" points") and float(v.seen.split()[0]) == pytest.approx(
+        v.estimate.half_width * (1 + 0.8416 / 1.96), abs=0.01
+    )
+    assert v.short_of == "n < 96, one seed" and "1 headline claims rest on fewer than 96" in by_chance([v])
+    assert v.seen.replace(" ", "\u00a0") in measured(v)[1] and "too little for a headline" in measured(v)[1]
+    assert verdict(claim(), results(*thin)).short_of == ""
+    assert [shortfall(*x) for x in ((96, 3), (95, 3), (500, 2))] == ["", "n < 96", "2 seeds"]
+    times = [cell(m, 0, unit="s", values=t + 0.1 * np.arange(30) / 30) for m, t in (("a", 3), ("b", 2))]
+    one = claim(minus=None, ratio={"method": "b"}, unit="ratio", value=1.5)
+    assert 1 < float(verdict(one, results(*times)).seen.rstrip("×")) < 1.1
+
+
+@pytest.mark.parametrize(("shares", "status"), [
+    ((0.5, 0.5, 0.4), "no difference"),  # none is ahead, and one is as good
+    ((0.5, 0.5, 0.52), "inconclusive"),  # one may be ahead by δ
+    ((0.5, 0.48, 0.46), "direction holds"),
+])  # fmt: skip
+def test_equivalence_to_the_strongest_rival(shares, status):
+    rivals = ({"method": "r1"}, {"method": "r2"})
+    one = claim("exceeds_all", minus=None, value="unknown", rivals=rivals, equivalence=2)
+    cells = [cell(m, 0, values=np.roll(np.arange(N) < round(s * N), 40 * (m == "r2" and s > 0.5)))
+             for m, s in zip(("a", "r1", "r2"), shares, strict=True)]  # fmt: skip
+    v = verdict(one, results(*cells))
+    assert v.status == status, v.sentence
+    assert status != "no difference" or (v.p <= 0.05 and "No difference of 2 points or more" in v.sentence)
 
 
 def test_several_steps_are_corrected_for_their_number():

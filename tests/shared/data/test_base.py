@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from shared.data.base import ClassSubset, LabelledImages, Subset, halves, loader, subset
+from shared.data.base import ClassSubset, LabelledImages, Subset, halves, held_out, loader, subset
 from shared.errors import UserError
 
 
@@ -33,6 +33,14 @@ class Numbers(LabelledImages):
 
 
 LABELS = [0] * 40 + [1] * 25 + [2] * 3 + [0] * 2
+
+
+def test_held_out_pictures_are_a_tenth_of_every_class_and_no_others():
+    data = Numbers(LABELS)
+    kept, rest = held_out(data, True), held_out(data, False)
+    assert sorted([*kept.indices, *rest.indices]) == list(range(len(LABELS)))
+    assert np.bincount(kept.labels).tolist() == [5, 3, 1]
+    assert kept.version != rest.version
 
 
 def counts(data, chosen):

@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+import torch
 
 from shared.data.catalogue import Source, open_set
 from shared.data.imagenet30 import CLASSES, FOLDERS, LOGITS, WNIDS, imagenet30
@@ -114,3 +115,28 @@ def test_nothing_there_and_an_unknown_split(tmp_path):
         imagenet30(tmp_path)
     with pytest.raises(UserError, match="split 'val' is not known"):
         imagenet30(tmp_path, "val")
+
+
+def test_a_list_of_classes_takes_the_place_of_hendrycks(ilsvrc, tmp_path):
+    """In the order of the list, from ILSVRC's folders, and the name says so."""
+    listed = tmp_path / "mine.txt"
+    listed.write_text(f"{WNIDS[4]}\n{WNIDS[1]}\n")
+    data = open_set("named:ImageNet30", "test", Source(root=str(ilsvrc), wnids=str(listed)))
+    assert list(data.classes) == [WNIDS[4], WNIDS[1]]
+    assert data.name.startswith("ImageNet30 (2 classes of mine.txt, ILSVRC validation split")
+    whole = imagenet30(ilsvrc)
+    x, y = data.__getitems__([0, 1])
+    assert torch.equal(x, whole.__getitems__([4, 1])[0])
+    assert y.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("n1", "'n1' is no WNID"), ("n01530575", "fewer than two"), ("n01530575 n01530575", "occur twice")],
+)
+def test_a_list_that_is_none_is_refused(tmp_path, text, said):
+    (tmp_path / "list.txt").write_text(text)
+    with pytest.raises(UserError, match=said):
+        imagenet30(tmp_path, wnids=tmp_path / "list.txt")
+    with pytest.raises(UserError, match="cannot be read"):
+        imagenet30(tmp_path, wnids=tmp_path / "none.txt")

@@ -257,7 +257,10 @@ def test_damaged_and_missing_pipelines_are_sentences(pipeline):
 @pytest.mark.parametrize(
     "source, sentence",
     [
-        ("scenes", "there is no denoiser 'scenes': write zoo:NAME, diffusers:PATH_OR_NAME, guided:PATH or random:NAME"),
+        (
+            "scenes",
+            "there is no denoiser 'scenes': write zoo:NAME, diffusers:PATH_OR_NAME, guided:PATH, improved:PATH or random:NAME",
+        ),
         ("zoo:", "there is no denoiser 'zoo:'"),
         ("hub:x", "there is no denoiser 'hub:x'"),
         ("zoo:huge", "there is no zoo model named 'huge'"),

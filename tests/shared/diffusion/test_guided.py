@@ -7,12 +7,15 @@ import torch
 import torch.nn.functional as F
 
 from shared.diffusion import open_denoiser
-from shared.diffusion.guided import GuidedConfig, build_unet, convert, key_map, read_guided
+from shared.diffusion.guided import CIFAR10, GuidedConfig, build_unet, convert, key_map, read_guided
 from shared.errors import UserError
 from tests.accuracy import assert_within_rounding
 
 SMALL = GuidedConfig(size=16, channels=32, multipliers=(1, 2), blocks=1, attention=(8,), head=16)
 DEEPER = GuidedConfig(size=16, channels=32, multipliers=(1, 1, 2), blocks=2, attention=(8, 4), head=32)
+IMPROVED = GuidedConfig(
+    size=16, channels=32, multipliers=(1, 2), blocks=2, attention=(8,), head=16, steps=4000, improved=True
+)
 WIDEST = 9 * 128  # terms of the longest sum, a convolution where the U joins
 EVERYWHERE = GuidedConfig(size=8, channels=32, multipliers=(1, 1), blocks=1, attention=(8, 4), head=8)
 
@@ -36,10 +39,9 @@ def linear(w, name, x, out):
     return x @ w.of(f"{name}.weight", out, x.shape[-1]).T + w.of(f"{name}.bias", out)
 
 
-def conv(w, name, x, out, size=3):
-    return F.conv2d(
-        x, w.of(f"{name}.weight", out, x.shape[1], size, size), w.of(f"{name}.bias", out), padding=size // 2
-    )
+def conv(w, name, x, out, size=3, stride=1):
+    weight = w.of(f"{name}.weight", out, x.shape[1], size, size)
+    return F.conv2d(x, weight, w.of(f"{name}.bias", out), stride=stride, padding=size // 2)
 
 
 def norm(w, name, x):
@@ -100,6 +102,8 @@ def literal(w, config, x, index, legacy=True):
     frequencies = torch.exp(
         -math.log(10000) * torch.arange(config.channels // 2, dtype=torch.float64) / (config.channels // 2)
     )
+    if config.improved:
+        index = index * 1000.0 / config.steps
     angles = index[:, None] * frequencies
     emb = linear(w, "time_embed.0", torch.cat((angles.cos(), angles.sin()), 1), 4 * config.channels)
     emb = linear(w, "time_embed.2", silu(emb), 4 * config.channels)
@@ -113,7 +117,10 @@ def literal(w, config, x, index, legacy=True):
             stack.append(h)
             number += 1
         if level != len(config.multipliers) - 1:
-            h = residual(w, f"input_blocks.{number}.0", h, emb, h.shape[1], smaller)
+            if config.improved:
+                h = conv(w, f"input_blocks.{number}.0.op", h, h.shape[1], stride=2)
+            else:
+                h = residual(w, f"input_blocks.{number}.0", h, emb, h.shape[1], smaller)
             stack.append(h)
             number += 1
     h = residual(w, "middle_block.0", h, emb, h.shape[1])
@@ -129,7 +136,9 @@ def literal(w, config, x, index, legacy=True):
             if h.shape[-1] in config.attention:
                 h = attention(w, f"output_blocks.{number}.1", h, config.head, legacy)
                 place = 2
-            if level and i == config.blocks:
+            if level and i == config.blocks and config.improved:
+                h = conv(w, f"output_blocks.{number}.{place}.conv", larger(h), h.shape[1])
+            elif level and i == config.blocks:
                 h = residual(w, f"output_blocks.{number}.{place}", h, emb, h.shape[1], larger)
             number += 1
     assert not stack
@@ -141,7 +150,7 @@ def random_checkpoint(config, legacy=True):
     w, generator = Weights(), torch.Generator().manual_seed(1)
     x, t = (
         torch.randn(3, 3, config.size, config.size, generator=generator, dtype=torch.float64),
-        torch.tensor([1, 150, 1000]),
+        torch.tensor([1, 150, config.steps]),
     )
     out = literal(w, config, x, t - 1, legacy)
     stored = {
@@ -151,7 +160,9 @@ def random_checkpoint(config, legacy=True):
     return stored, x, t, out
 
 
-@pytest.mark.parametrize("config", [SMALL, DEEPER, EVERYWHERE], ids=["small", "deeper", "everywhere"])
+@pytest.mark.parametrize(
+    "config", [SMALL, DEEPER, EVERYWHERE, IMPROVED], ids=["small", "deeper", "everywhere", "improved"]
+)
 def test_the_converted_model_is_the_published_one(config):
     weights, x, t, expected = random_checkpoint(config)
     denoiser = convert(weights, config)
@@ -162,7 +173,8 @@ def test_the_converted_model_is_the_published_one(config):
     assert_within_rounding(
         exact.eps.float(), expected[:, :3], terms=WIDEST
     )  # the embedding of t is in single precision
-    assert expected.std() > 0.3 and denoiser.schedule.steps == 1000 and denoiser.size == config.size
+    assert expected.std() > 0.3 and denoiser.schedule.steps == config.steps and denoiser.size == config.size
+    assert denoiser.schedule.cosine == config.improved
 
 
 def test_the_order_of_heads_and_of_q_k_v_matters():
@@ -183,6 +195,9 @@ def test_the_published_model_has_the_published_size(quiet_generator):
     with torch.device("meta"):
         unet = build_unet(GuidedConfig())
     assert sum(p.numel() for p in unet.parameters()) == 552_814_086
+    with torch.device("meta"):
+        unet = build_unet(CIFAR10)
+    assert sum(p.numel() for p in unet.parameters()) == 52_546_438
     assert GuidedConfig().attends == [False, False, False, True, True, True]
     stems = {name.rpartition(".")[0] for name in key_map(GuidedConfig())}
     assert {

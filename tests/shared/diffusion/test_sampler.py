@@ -95,6 +95,37 @@ def test_mean_and_variance_after_k_steps(sampler, start):
     assert x.var().item() == pytest.approx(variance, rel=5 * (2 / numbers) ** 0.5)
 
 
+def test_the_full_chain_visits_every_time_of_every_sample():
+    """No respacing: t, t − 1, …, 0, each sample from its own start, with the noise that it would have alone."""
+    denoiser, sampler = Noted(GaussianDenoiser(MEAN, STD)), Sampler("ddpm", 0)
+    x, t, rng = noised(2, 6), torch.tensor([6, 3]), SampleRng(0, range(2))
+    together = sampler.sample(denoiser, x, t, rng)
+    assert denoiser.asked == [[6, 3], [5, 2], [4, 1], [3], [2], [1]]
+    for i in range(2):
+        alone = sampler.sample(denoiser, x[i : i + 1], t[i : i + 1], rng.subset(torch.tensor([i])))
+        assert_within_rounding(alone, together[i : i + 1], terms=6)
+    respaced = Sampler("ddpm", 6).sample(denoiser, x[:1], t[:1], rng.subset(torch.tensor([0])))
+    assert_within_rounding(respaced, together[:1], terms=6)
+    assert sampler.sample(denoiser, x[:0], t[:0], SampleRng(0, [])).shape == (0, 3, 2, 2)
+
+
+def test_one_step_is_the_prediction_at_the_start_and_asks_no_guide():
+    denoiser, x, t = Noted(GaussianDenoiser(MEAN, STD)), noised(3, 400), torch.tensor([400, 300, 0])
+    sampler = Sampler("one_step", clip=False)
+    out = sampler.sample(denoiser, x, t, SampleRng(0, range(3)), guide=lambda *given: pytest.fail("asked"))
+    assert denoiser.asked == [[400, 300]]
+    assert_within_rounding(out[:2], denoiser.inner.posterior_mean(x[:2], t[:2]), terms=4)
+    assert torch.equal(out[2], x[2])
+
+
+def test_a_guide_on_the_sample_moves_it_after_the_step():
+    guide = lambda x, t, x0, eps: torch.full_like(x, 0.25)  # noqa: E731
+    guide.on_sample = True
+    step = (GaussianDenoiser(MEAN, STD), noised(2, 100), torch.tensor([100, 100]), torch.tensor([60, 60]), None)
+    for sampler in (Sampler("ddim"), Sampler("ddpm")):
+        assert torch.equal(sampler._step(*step, guide), sampler._step(*step, None) + 0.25)
+
+
 def test_the_closed_form_tells_samplers_apart():
     """What the test above compares with differs by more than its tolerance."""
     values = [
@@ -424,9 +455,9 @@ def test_mistakes_are_sentences():
         Sampler("euler")
     with pytest.raises(UserError, match="variance 'huge'"):
         Sampler("ddpm", variance="huge")
-    for given in ({"steps": 0}, {"eta": -0.1}, {"eta": 1.5}):
+    for given in ({"steps": -1}, {"eta": -0.1}, {"eta": 1.5}):
         with pytest.raises(
-            UserError, match=r"steps is 0: use a whole number from 1|eta is .*: use a number from 0 to 1"
+            UserError, match=r"steps is -1: use a whole number from 0|eta is .*: use a number from 0 to 1"
         ):
             Sampler("ddim", **given)
     with pytest.raises(UserError, match="has not learned a variance"):

@@ -22,6 +22,21 @@ def test_the_table_is_the_plain_product():
     assert SCHEDULE.alpha_bar(0) == 1
 
 
+def test_the_cosine_is_the_one_of_improved_diffusion():
+    """ᾱ from cos² with β capped at .999, T = 4,000: .962 after 470 steps, noise of 25/255 on pixels of [0, 1]."""
+    schedule, product = Schedule(steps=4000, cosine=True), 1.0
+
+    def f(share):
+        return math.cos((share + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    for i in range(4000):
+        product *= 1 - min(1 - f((i + 1) / 4000) / f(i / 4000), 0.999)
+        assert schedule.alpha_bar(i + 1).item() == pytest.approx(product, rel=1e-9)
+    bar = schedule.alpha_bar(470).item()
+    assert bar == pytest.approx(0.962, abs=5e-4)
+    assert math.sqrt((1 - bar) / bar) / 2 * 255 == pytest.approx(25, abs=0.5)
+
+
 def test_alpha_and_sigma():
     t = torch.tensor([0, 1, 50, 100, 500, 1000])
     alpha, sigma = SCHEDULE.alpha(t), SCHEDULE.sigma(t)

@@ -75,6 +75,38 @@ def test_a_paper_is_trained_evaluated_and_drawn(run, tmp_path):
     assert [call[1] for call in run("figures-beta")] == ["shared.report.page"]
 
 
+def test_a_budget_goes_on_at_open_claims_until_nothing_is_asked_for(run, asked, tmp_path, monkeypatch):
+    root, wants = tmp_path / "r" / "cpu", iter(["{}", '{"c": ["pictures"]}', '{"c": ["pictures", "seeds"]}'])
+
+    def supervise(commands, environments):
+        call = commands[0][1:]
+        asked.append(call)
+        if call[1] == "shared.report.looks":
+            (root / "beta").mkdir(parents=True, exist_ok=True)
+            path = root / "beta" / "looks.json"
+            path.write_text(next(wants, path.read_text() if path.is_file() else ""))
+        return 0
+
+    monkeypatch.setattr(make, "supervise", supervise)
+    measured, look = ["papers.beta.train", "papers.beta.evaluate"], "shared.report.looks"
+    calls = run("reproduce-beta", BUDGET="1")
+    assert [call[1] for call in calls] == [
+        look,
+        *measured,
+        look,
+        *measured,
+        look,
+        *measured,
+        look,
+        "shared.report.page",
+    ]
+    seconds = [float(call[call.index("--seconds") + 1]) for call in calls if call[1] == look]
+    assert seconds[0] == 0 and all(50 < left <= 60 for left in seconds[1:])
+    with pytest.raises(UserError, match="BUDGET takes a whole number of minutes"):
+        run("reproduce-beta", BUDGET="soon")
+    assert [call[1] for call in run("figures-beta", BUDGET="5")] == ["shared.report.page"]
+
+
 def test_results_among_the_arguments_are_those_of_the_page_too(run, tmp_path):
     train, _, drawn = run("reproduce-beta", ARGS=f"--attack.steps 3 --results {tmp_path}/other")
     assert (

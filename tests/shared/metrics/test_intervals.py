@@ -253,3 +253,12 @@ def test_fifteen_sets_in_fifty_milliseconds():
         mean(sets)
         best = min(best, time.process_time() - start)
     assert best < 0.05
+
+
+def test_the_detectable_difference_is_seen_in_four_runs_of_five():
+    rng, runs = np.random.default_rng(0), 2000
+    one = paired_difference([rng.normal(size=100)], [np.zeros(100)])
+    assert one.detectable == pytest.approx(0.28, rel=0.25)  # (1.96 + 0.84) / 10
+    true = 0.28
+    seen = sum(mean([rng.normal(true, 1, 100)]).low > 0 for _ in range(runs))
+    assert seen / runs == pytest.approx(0.8, abs=0.03)

@@ -117,3 +117,18 @@ def test_forms_of_a_sanity_record(sanity, outcome):
 def test_provenance(fake_results):
     line = panels.provenance_line(fake_results)
     assert line.startswith("30 measurements; seeds 0, 1; 45 s of measuring; commit cccccccccccc; machine cores 2.")
+
+
+def test_readings_stand_side_by_side(fake_results, tmp_path, write):
+    path = tmp_path / "claims.yaml"
+    both = "readings: {as_written: {method: ours}, as_released: {method: base}}"
+    path.write_text(write.claims.replace("predicate: greater, testable", f"{both}, predicate: greater, testable", 1))
+    verdicts = judge(load(path), fake_results)
+    html = claims_page.html_claims(verdicts)
+    row = well_formed(html).find(".//tr[@id='claim-gain']")
+    cells = {td.attrib["data-label"]: "".join(td.itertext()) for td in row.findall("td") if "data-label" in td.attrib}
+    assert cells["verdict"].startswith("as writtendirection holds") and "as releaseddirection fails" in cells["verdict"]
+    assert "Depends on the reading" in cells["verdict"] and cells["measured"].count("points [") == 0
+    assert cells["measured"].count("n\u00a0=") == 2
+    assert "as released: direction fails · measured −" in claims_page.text_claims(verdicts, 500)
+    assert "**; as released: direction fails |" in claims_page.markdown_claims(verdicts)

@@ -154,6 +154,8 @@ def test_files_have_records_and_are_the_same_when_made_again(place):
     }
     table = list(csv.DictReader(io.StringIO(made["claims.csv"].decode())))
     assert len(table) == 8 and table[0]["verdict"] == "direction holds" and table[0]["published"] == "5 points"
+    assert (table[0]["n"], table[0]["seeds"], table[0]["short of"]) == ("240", "2", "2 seeds")
+    assert table[0]["would show"].endswith(" points") and table[-1]["n"] == ""
     assert "| later | not run | 4 |  | 3 | 1 |" in made["verdicts.md"].decode()
 
 

@@ -183,7 +183,7 @@ def test_a_signal_ends_the_page_and_its_kernel(paper, write, tmp_path, number):
     ):
         assert time.monotonic() < until, "the kernel outlived the page"
         time.sleep(0.05)
-    assert (process.returncode, said.count("\n")) == ((130, 1) if number == signal.SIGINT else (-number, 0))
+    assert (process.returncode, said.count("\n")) == ((130, 1) if number == signal.SIGINT else (-number, 0)), said
     assert number != signal.SIGINT or said.startswith("interrupted:")
 
 
