@@ -399,8 +399,8 @@ class Calibrated:
 
 @dataclass(frozen=True)
 class Stopping:
-    """DiffCAP. tau: calibrated, or given; raised: by so much as a candidate; offset: moves it beyond that, to at most 1;
-    factor: of Δt."""
+    """DiffCAP. tau: calibrated, or given; raised: by so much as a candidate; offset: moves it beyond that, to at most
+    1; factor: of Δt."""
 
     purification: Purification
     phi: Phi
@@ -460,7 +460,7 @@ class Spread(Measured):
         return Values(self.tau.calibration(lab).spread([self.pairs], seed=self.seed)[self.pairs].numpy(), "cosine")
 
 
-# ---- how settings are chosen -------------------------------------------------------------------------------------------
+# ---- how settings are chosen ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -477,15 +477,16 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Judged:
-    """Top-1 on validation pictures of the first set to classify, clean and attacked alike: of each picture, with 1 where
-    the answer is right,
+    """Top-1 on validation pictures of the first set to classify, clean and attacked alike: of each picture, with 1
+    where the answer is right,
 
         1/2 [ clean + attacked at the largest ε of the main tables ]
 
-    The same for every purifier and every robust encoder, written down before any score was looked at. Purifiers face the
-    attack on the undefended model, which knows no candidate, and robust encoders the one on themselves, as in the tables;
-    a defence may see the model and such pictures, as the τ of Algorithm 2 does. What is best for CLIP is taken for the
-    language models too: one setting for all models and data is what the abstract promises. No test picture is read.
+    The same for every purifier and every robust encoder, written down before any score was looked at. Purifiers face
+    the attack on the undefended model, which knows no candidate, and robust encoders the one on themselves, as in the
+    tables; a defence may see the model and such pictures, as the τ of Algorithm 2 does. What is best for CLIP is taken
+    for the language models too: one setting for all models and data is what the abstract promises. No test picture is
+    read.
     """
 
     attacked: Attacked
@@ -870,8 +871,8 @@ def texts_of(c: Config, spec: str, split: str, n: int) -> Texts:
 
 
 def unseen(c: Config, spec: str, n: int) -> Pictures | Texts:
-    """Pictures of a set that are not evaluated, to calibrate and to choose on. Sets to classify that are in files have no
-    validation split: theirs are test pictures that are not evaluated."""
+    """Pictures of a set that are not evaluated, to calibrate and to choose on. Sets to classify that are in files have
+    no validation split: theirs are test pictures that are not evaluated."""
     if spec == DIGITS:
         return Pictures(DIGITS, "train", n)
     if spec not in c.data.classes:

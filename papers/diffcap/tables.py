@@ -5,10 +5,14 @@ The paper's own tables could not be read; theirs have numbers that we do not kno
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from shared.experiment.paper import Grid
 from shared.report.shown import Filled, Shown, claimed, table, table_of
 from shared.report.tables import Table
+
+if TYPE_CHECKING:
+    from papers.diffcap.config import Config
 
 METHODS = {
     "none": "no defence",
@@ -90,7 +94,7 @@ def rows(c, methods: Iterable[str] = METHODS) -> dict[str, dict]:
     return {METHODS[m]: {"method": m} if m in RANDOM else {"method": m, "seed": c.seeds[0]} for m in methods}
 
 
-def at(c, where: Mapping, eps: float) -> dict:
+def at(c: "Config", where: Mapping, eps: float) -> dict:
     """Tags of a model and set at an ε. Language models see clean pictures with one seed: no claim reads these."""
     once = {"seed": c.seeds[0]} if eps == 0 and where["model"] != CLIP else {}
     return {**where, "eps": eps, **once}
@@ -107,13 +111,13 @@ def existing(row: Mapping, column: Mapping) -> dict | None:
     return None if row.get("method") == "clipure" and column["model"] != CLIP else {**row, **column}
 
 
-def varied(c, kind: str, model: str = CLIP, **tags: object) -> dict:
+def varied(c: "Config", kind: str, model: str = CLIP, **tags: object) -> dict:
     """Tags of what is varied: on CLIP and its first set, or on a captioner and its."""
     spec = c.data.classes[0] if model in (CLIP, "phi") else c.data.captions[0]
     return {"kind": kind, "model": model, "data": spec, **tags}
 
 
-def on(c, kind: str, model: str = CLIP, **tags: object) -> dict:
+def on(c: "Config", kind: str, model: str = CLIP, **tags: object) -> dict:
     """The same with one seed."""
     return varied(c, kind, model, seed=c.seeds[0], **tags)
 
@@ -210,7 +214,7 @@ def targeted(c):
 # ---- the stop rule -----------------------------------------------------------------------------------------------------
 
 
-def tried(c, methods: Iterable[str] = CHOSEN) -> Grid:
+def tried(c: "Config", methods: Iterable[str] = CHOSEN) -> Grid:
     """Every candidate of every choice: its score, and whether it was taken."""
     lines = {
         f"{m} {k}": {"method": m, "candidate": k}
@@ -243,8 +247,8 @@ def choices(grid: Filled) -> Table:
                 lines.append((said, [score, "chosen" if taken.value else ""]))
     caption = (
         f"How settings were chosen: mean of clean top-1 (%) and top-1 under the attack at {written(c.attack.eps[-1])}, "
-        f"CLIP, {c.choosing.n} validation pictures of {short(c.data.classes[0])}; no test picture. The highest counts, of "
-        "equal ones the first. τ is that of Algorithm 2, moved by so much."
+        f"CLIP, {c.choosing.n} validation pictures of {short(c.data.classes[0])}; no test picture. The highest counts, "
+        "of equal ones the first. τ is that of Algorithm 2, moved by so much."
     )
     return Table(["score", "outcome"], lines, caption=caption)
 

@@ -4,12 +4,13 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from papers.diffcap.paper import PAPER
 from papers.diffcap.steps import choice_of
 from papers.diffcap.tables import CHOSEN
 from shared.experiment.step import closure
-from shared.steps.purification import Attacked
+from shared.steps.purification import Attacked, Seen, Transform
 from tests.papers.ends import (
     assert_equal,
     check_drawn,
@@ -110,5 +111,10 @@ def test_the_best_on_validation_pictures_is_taken(reference):
         taken = [found[method, k, "chosen"].value for k in range(2)]
         assert taken == ([1, 0] if means[0] >= means[1] else [0, 1])
         assert choice.place(lab) == taken.index(1)
+    rule = choice_of(config, "jpeg").rule
+    (x, y), x_adv = Seen(rule.attacked.data).clean(lab), lab.weights(rule.attacked)["x_adv"]
+    with torch.no_grad():
+        right = [rule.attacked.victim.open(lab)(z).argmax(1).eq(y).double() for z in (x, x_adv)]
+    assert torch.equal(rule.score(lab, Transform()), (right[0] + right[1]) / 2)
     stops = [m for m in store.planned() if m.tags["kind"] == "stop" and m.tags["method"] == "diffpure"]
     assert {m.value for m in stops} == {choice_of(config, "diffpure").settle(lab).t}

@@ -69,7 +69,8 @@ def test_tags_name_places_not_values():
 def test_purifiers_face_the_attack_on_the_undefended_model_and_robust_encoders_their_own():
     for n in (n for n in scores() if n.tags["eps"]):
         tower = n.step.seen.attacked.victim.tower
-        assert (tower.candidates[0].method if tower else "none") == (n.tags["method"] if n.tags["method"] in TOWERS else "none")
+        wanted = n.tags["method"] if n.tags["method"] in TOWERS else "none"
+        assert (tower.candidates[0].method if tower else "none") == wanted
         assert n.step.checks.victim.tower == tower
         assert n.step.checks.attack.eps == CPU.attack.eps[-1]
     made = [step for step in closure(n.step for n in WHOLE) if isinstance(step, Robust)]
@@ -221,7 +222,8 @@ def test_the_probe_knows_its_digits(tmp_path):
     ({"attack": replace(CPU.attack, eps=(0.1, 0.05))}, "growing strengths"), ({"attack": replace(CPU.attack, eps=())}, "growing strengths"),
     ({"choosing": replace(CPU.choosing, diffcap=((7, 400, 0.0),))}, "multiple of Δt"),
     ({"choosing": replace(CPU.choosing, diffcap=((25, 400, 0.0),))}, "multiple of Δt"),
-    ({"choosing": replace(CPU.choosing, times=(150, 75))}, "have one size"), ({"choosing": replace(CPU.choosing, times=())}, "have one size"),
+    ({"choosing": replace(CPU.choosing, times=(150, 75))}, "have one size"),
+    ({"choosing": replace(CPU.choosing, times=())}, "have one size"),
     ({"sweeps": replace(CPU.sweeps, taus=(0.1,))}, "the chosen setting"),
     ({"data": replace(CPU.data, classes=())}, "--data.classes needs"),
 ])  # fmt: skip
