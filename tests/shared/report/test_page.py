@@ -168,7 +168,13 @@ def test_a_signal_ends_the_page_and_its_kernel(paper, write, tmp_path, number):
     shutil.copy(paper / "claims.yaml", tmp_path)
     command = [sys.executable, "-m", "shared.report.page", *arguments(paper, "--figures", str(tmp_path))]
     command[command.index("--notebook") + 1] = str(tmp_path / "notebook.ipynb")
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # a job in the background ignores it
+    )
     until = time.monotonic() + 60
     while not (kernels := children(process.pid)):
         assert process.poll() is None and time.monotonic() < until
