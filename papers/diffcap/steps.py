@@ -83,7 +83,8 @@ class Robust(Trained):
 
     @property
     def name(self) -> str:
-        return slug(self.method, self.clip.name, self.clip.weights.rpartition("/")[2], f"seed{self.seed}")
+        clip = self.clip.name, self.clip.weights.rpartition("/")[2]
+        return slug(self.method, *clip, f"lr{self.tuning.lr:g}", f"seed{self.seed}")
 
     def make(self, lab: Lab) -> Tensors:
         data, clip = self.data.open(lab), self.clip.open(lab)
