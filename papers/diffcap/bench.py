@@ -17,7 +17,7 @@ from torch import Tensor
 
 from papers.diffcap.config import PRESETS
 from papers.diffcap.method import DiffCAP
-from papers.diffcap.steps import adversary_of, calibrated, diffcap_of, diffusion_of, purification_of, victim_of
+from papers.diffcap.steps import adversary_of, diffcap_of, diffusion_of, purification_of, victim_of
 from papers.diffcap.tables import CLIP
 from shared.attacks.adaptive import Defended
 from shared.attacks.gradient import input_gradient
@@ -27,6 +27,7 @@ from shared.diffusion import Purifier, Sampler
 from shared.errors import run_main
 from shared.experiment.lab import Lab
 from shared.experiment.leaves import Pictures
+from shared.experiment.step import needs
 from shared.models.victim import predicted
 from shared.processes import accelerator
 from shared.rng import SampleRng
@@ -40,9 +41,10 @@ class _Stage:
     """Attacked pictures, the victim and both purifiers, made once for all cases."""
 
     def __init__(self, n: int):
-        preset = PRESETS["cpu"]
-        method = replace(preset.method, calibration_n=preset.method.calibration_n if n >= PICTURES else n)
-        self.config = c = replace(preset, method=method)
+        c = PRESETS["cpu"]
+        if n < PICTURES:
+            c = replace(c, method=replace(c.method, calibration_n=n), choosing=PRESETS["smoke"].choosing)
+        self.config = c
         self.folder = tempfile.TemporaryDirectory()
         self.lab = Lab(Path(self.folder.name), c.source, accelerator())
         seen = Seen(Pictures(c.data.classes[0], "test", n, c.data.seed))
@@ -50,8 +52,9 @@ class _Stage:
         self.victim = victim_of(c, CLIP, c.data.classes[0]).open(self.lab)
         self.rng = SampleRng(0, seen.rows(self.lab), "bench")
         self.x = adversary_of(c, "classes", c.attack.eps[-1])(self.victim, x, self.y, self.rng)
-        self.lab.make(calibrated(c).sets)
-        self.diffcap: DiffCAP = diffcap_of(c).open(self.lab)  # τ as in the evaluation
+        defence = diffcap_of(c)
+        self.lab.make(needs(defence))
+        self.diffcap: DiffCAP = defence.open(self.lab)  # as chosen for the evaluation
 
     @torch.no_grad()
     def accuracy(self, pictures: Tensor) -> float:

@@ -63,7 +63,7 @@ class Data:
     train: str = "scenes:combinations"
     """Set that the robust encoders (TeCoA, FARE) are fine-tuned on."""
     source: Source = field(default_factory=Source)
-    n: Whole = 24
+    n: Whole = 96
     """Test pictures per set (0: all)."""
     seed: Seed = 42
     """Of the choice of pictures from sets that are read from files."""
@@ -75,6 +75,8 @@ class Attack:
 
     eps: tuple[Eps, ...] = (4 / 255, 8 / 255)
     """The strengths, growing."""
+    tuned_eps: Eps = 8 / 255
+    """ε that TeCoA and FARE are trained at."""
     steps: Count = 8
     """Iterations of each stage of the ensembles, and of each APGD run on the classifier."""
     references: Count = 1
@@ -98,12 +100,8 @@ class Attack:
 
 @dataclass(frozen=True)
 class Method:
-    """DiffCAP (method.py) and fixed-time purification."""
+    """DiffCAP (method.py) and fixed-time purification; Δt, T_max and t* are chosen (--choosing)."""
 
-    dt: Time = 50
-    """Δt in steps of the schedule (T = 1000)."""
-    t_max: Time = 400
-    """T_max: where the forward chain ends at the latest."""
     coupling: Literal["cumulative", "redraw"] = "cumulative"
     encode: Literal["x_t", "x_t/alpha"] = "x_t"
     fallback: Literal["t_max", "max_similarity"] = "t_max"
@@ -111,8 +109,6 @@ class Method:
     sampler_steps: Time = 4
     """Denoiser calls of one reverse pass."""
     eta: Share = 0.0
-    diffpure: Time = 150
-    """t* of DiffPure."""
     calibration_n: Annotated[int, Range(2, 10_000_000)] = 100
     """Pairs per set behind τ (validation pictures, never those of the evaluation)."""
     calibration_eps: Eps = 8 / 255
@@ -125,30 +121,41 @@ class Method:
 
 
 @dataclass(frozen=True)
-class Baselines:
-    """Settings of what DiffCAP is compared with."""
+class Choosing:
+    """What the sources leave open is chosen on validation pictures: `Judged` in steps.py has the rule. Grids of one
+    size, so that no method has more tries, the published setting first where there is one: of equal candidates the
+    first counts. A grid of one is taken as it is."""
 
-    tuned_eps: Eps = 8 / 255
-    """ε that TeCoA and FARE are trained at."""
-    jpeg: Quality = 75
+    n: Count = 96
+    """Validation pictures of the first set to classify."""
+    diffcap: tuple[tuple[Time, Time, Annotated[float, Range(-2, 2)]], ...] = (
+        (50, 400, 0.0),
+        (50, 200, 0.0),
+        (50, 200, 0.02),
+        (100, 200, 0.0),
+    )
+    """Δt and T_max, in steps of the schedule (T = 1000), and what is added to the τ that Algorithm 2 gives."""
+    times: tuple[Time, ...] = (150, 75, 100, 200)
+    """t* of DiffPure, and of noise without denoising; 150 is DiffPure's own on ImageNet."""
+    clipure: tuple[Positive, ...] = (30.0, 0.03, 0.1, 1.0)
+    """Step size η of CLIPure-Cos; 30 is published."""
+    jpeg: tuple[Quality, ...] = (75, 25, 50, 90)
     """Quality."""
-    bits: Bits = 3
-    pad: Share = 0.15
+    bits: tuple[Bits, ...] = (3, 2, 4, 5)
+    resize_pad: tuple[Share, ...] = (0.1, 0.05, 0.2, 0.3)
     """Share of the side that random resize-and-pad may take away."""
-    clipure: Positive = 0.03
-    """Step size η of CLIPure-Cos."""
-    blur: Blur = 0.8
-    """σ of the blur in pixels."""
+    blur: tuple[Blur, ...] = (0.8, 0.4, 1.2, 1.6)
+    """σ in pixels."""
+    rates: tuple[Positive, ...] = (1.0, 0.3, 3.0, 10.0)
+    """Learning rates of TeCoA and of FARE, as multiples of --tuning.lr and --fare.lr."""
 
 
 @dataclass(frozen=True)
 class Adaptive:
-    """Attackers who know the defence; on the first set to classify, and on the first set to caption."""
+    """Attackers who know the defence; on the first set to classify."""
 
-    n: Count = 32
-    """Pictures behind the classifier, of the `data.n` that there are."""
-    caption_n: Count = 16
-    """Pictures behind the captioner."""
+    n: Count = 24
+    """Pictures, of the `data.n` that there are."""
     eps: Eps = 8 / 255
     steps: Count = 15
     eot: Draws = 3
@@ -163,19 +170,21 @@ class Adaptive:
 class Sweeps:
     """What the complete run varies beyond the main tables; nothing here is needed for the headline."""
 
-    taus: tuple[Annotated[float, Range(-2, 2)], ...] = (-0.08, -0.04, 0.0, 0.04)
-    """Offsets on the calibrated τ."""
-    dts: tuple[Time, ...] = (25, 40, 50, 100)
+    taus: tuple[Annotated[float, Range(-2, 2)], ...] = (-0.04, 0.0, 0.04)
+    """Offsets on the chosen τ; 0 is among them."""
+    factors: tuple[Positive, ...] = (0.5, 1.0, 2.0)
+    """Multiples of the chosen Δt; 1 is among them."""
     times: tuple[Annotated[int, Range(0, 1000)], ...] = (0, 25, 50, 75, 100, 150, 200, 300)
     """Diffusion times of the similarity curves and of the recovery region."""
     fixed: tuple[Time, ...] = (25, 50, 100, 150, 200, 300)
     """Fixed times t* that DiffCAP is held against."""
-    n: Count = 24
+    n: Count = 48
+    """Pictures of the sweeps that no headline claim reads."""
     digits_n: Count = 100
     quality_n: Count = 24
     strip: Count = 4
     """Pictures of the qualitative strip."""
-    cost_n: Count = 24
+    cost_n: Count = 32
     cost_repeats: Draws = 3
 
 
@@ -200,7 +209,7 @@ class Config(Options):
     data: Data = field(default_factory=Data)
     attack: Attack = field(default_factory=Attack)
     method: Method = field(default_factory=Method)
-    baselines: Baselines = field(default_factory=Baselines)
+    choosing: Choosing = field(default_factory=Choosing)
     tuning: Tuning = field(default_factory=Tuning)
     """Optimiser and schedule of TeCoA."""
     fare: Tuning = field(default_factory=Tuning)
@@ -234,13 +243,24 @@ PRESETS = {
             strings=("two blue rings",),
             batch=6,
         ),
-        method=Method(dt=50, t_max=150, sampler_steps=2, calibration_n=4, calibration_steps=2, batch=6),
+        method=Method(sampler_steps=2, calibration_n=4, calibration_steps=2, batch=6),
+        choosing=Choosing(  # the first is far ahead of the second: no near tie decides, on whatever machine
+            n=4,
+            diffcap=((50, 200, 0.0), (50, 800, 0.5)),
+            times=(100, 900),
+            clipure=(30.0, 1.0),
+            jpeg=(75, 1),
+            bits=(1, 2),
+            resize_pad=(0.02, 0.9),
+            blur=(0.8, 8.0),
+            rates=(1.0, 1000.0),
+        ),
         tuning=_SMOKE_TUNING,
         fare=replace(_SMOKE_TUNING, optimizer="adamw"),
-        adaptive=Adaptive(n=4, caption_n=2, steps=2, eot=2, draws=3),
+        adaptive=Adaptive(n=4, steps=2, eot=2, draws=3),
         sweeps=Sweeps(
             taus=(0.0,),
-            dts=(50, 75),
+            factors=(1.0, 2.0),
             times=(0, 50, 100),
             fixed=(50, 100),
             n=4,
@@ -270,6 +290,7 @@ PRESETS = {
         ),
         attack=Attack(
             eps=(2 / 255, 4 / 255),
+            tuned_eps=4 / 255,
             steps=100,
             references=5,
             half_first=True,
@@ -280,9 +301,6 @@ PRESETS = {
             strings=("A group of people are playing football", "Please reset your password"),
         ),
         method=Method(
-            dt=2,
-            t_max=400,
-            diffpure=150,
             sampler="ddpm",
             sampler_steps=100,
             calibration_eps=4 / 255,
@@ -290,15 +308,19 @@ PRESETS = {
             recompute=True,
             batch=8,
         ),
-        baselines=Baselines(tuned_eps=4 / 255, clipure=30.0, pad=0.1, blur=1.0),
+        choosing=Choosing(
+            diffcap=((2, 400, 0.0), (2, 200, 0.0), (2, 200, 0.02), (4, 200, 0.0)),
+            blur=(1.0, 0.5, 2.0, 4.0),
+            rates=(1.0,),  # FARE's recipe for these towers is published
+        ),
         tuning=Tuning(
             steps=20_000, batch=128, lr=1e-5, warmup=1400, optimizer="adamw", weight_decay=1e-4, every=500, workers=12
         ),
         fare=Tuning(
             steps=20_000, batch=128, lr=1e-5, warmup=1400, optimizer="adamw", weight_decay=1e-4, every=500, workers=12
         ),
-        adaptive=Adaptive(n=128, caption_n=32, eps=8 / 255, steps=100, eot=16),
-        sweeps=Sweeps(dts=(1, 2, 4, 8), n=500, digits_n=500, quality_n=200, cost_n=32),
+        adaptive=Adaptive(n=128, eps=8 / 255, steps=100, eot=16),
+        sweeps=Sweeps(n=500, digits_n=500, quality_n=200, cost_n=32),
         gates=Gates(clean=0.0),
     ),
 }
@@ -311,9 +333,20 @@ def check(config: Config) -> None:
     if not eps or list(eps) != sorted(set(eps)):
         said = " ".join(map(show_eps, eps)) or "nothing"
         raise UserError(f"--attack.eps takes growing strengths, e.g. 4/255 8/255, not {said}.")
-    m = config.method
-    if m.t_max % m.dt:
-        raise UserError(f"--method.t-max is a multiple of --method.dt; got dt {m.dt} and t-max {m.t_max}.")
+    grids = [grid for grid in vars(config.choosing).values() if isinstance(grid, tuple)]
+    if 0 in map(len, grids) or len({len(grid) for grid in grids if len(grid) > 1}) > 1:
+        raise UserError(
+            "the grids of --choosing have one size, so that no method has more tries, or one candidate each."
+        )
+    for dt, t_max, _ in config.choosing.diffcap:
+        for factor in {1.0, *config.sweeps.factors}:
+            if t_max % (dt * factor) or dt * factor % 1:
+                raise UserError(
+                    f"--choosing.diffcap has Δt {dt} and T_max {t_max}, and --sweeps.factors {factor:g}: T_max is a "
+                    "multiple of Δt and of Δt times each factor, all of them whole steps."
+                )
+    if 0 not in config.sweeps.taus or 1 not in config.sweeps.factors:
+        raise UserError("--sweeps.taus has 0 and --sweeps.factors 1 among them, the chosen setting.")
     for name, sets in (
         ("captions", config.data.captions),
         ("questions", config.data.questions),

@@ -1,7 +1,7 @@
 """What each figure of DiffCAP shows, by the tags of its numbers. No model is loaded here."""
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -9,11 +9,14 @@ from matplotlib.figure import Figure
 from papers.diffcap.tables import (
     AGAINST,
     CLIP,
+    HEADLINE_ROWS,
     LANGUAGE,
     METHODS,
     MODELS,
     ONLY_DIFFCAP,
     TASKS,
+    ablation,
+    at,
     existing,
     fading,
     judging,
@@ -41,9 +44,9 @@ def _over_sets(c) -> Grid:
     """Clean and under the strongest attack, mean over the models and sets of a task."""
     levels = (0.0, c.attack.eps[-1])
     columns = {
-        f"{task} {written(e)}": [{**where, "eps": e} for where in judging(c, task)] for task in TASKS for e in levels
+        f"{task} {written(e)}": [at(c, where, e) for where in judging(c, task)] for task in TASKS for e in levels
     }
-    return Grid(rows(c), columns, {"kind": "score"}, c.seeds, joined=existing)
+    return Grid(rows(c, HEADLINE_ROWS), columns, {"kind": "score"}, c.seeds, joined=existing)
 
 
 @figure(_over_sets)
@@ -73,9 +76,7 @@ def _panels(c) -> list[tuple[str, dict]]:
 
 
 def _growing(c) -> Grid:
-    columns = {
-        f"{k} {written(e)}": {**where, "eps": e} for k, (_, where) in enumerate(_panels(c)) for e in strengths(c)
-    }
+    columns = {f"{k} {written(e)}": at(c, where, e) for k, (_, where) in enumerate(_panels(c)) for e in strengths(c)}
     return Grid(rows(c, SHOWN), columns, {"kind": "score"}, c.seeds)
 
 
@@ -114,8 +115,8 @@ def _stops(c) -> Grid:
     return Grid(places, columns, {"kind": "stop", "method": "diffcap", "seed": c.seeds[0]})
 
 
-@figure(_stops)
-def fig_stop_times(grid: Filled) -> Figure:
+@figure(_stops, lambda c: Grid({"": {"method": "diffpure"}}, {"": {"eps": 0.0}}, on(c, "stop")))
+def fig_stop_times(grid: Filled, fixed: Filled) -> Figure:
     """Stop times t* of DiffCAP by set and strength: medians, quartiles and ranges; the line is DiffPure's fixed
     time."""
     fig, ax = style.figure(style.PAGE, 2.8)
@@ -130,7 +131,8 @@ def fig_stop_times(grid: Filled) -> Figure:
                 box["medians"][0].set(color="black")
     for level, colour in colours.items():
         ax.plot([], [], color=colour, linewidth=5, alpha=0.6, label=level)
-    ax.axhline(grid.config.method.diffpure, color="#333333", linestyle="--", linewidth=0.8, label="DiffPure")
+    if time := fixed["", ""]:
+        ax.axhline(time.value, color="#333333", linestyle="--", linewidth=0.8, label="DiffPure")
     ax.set_xticks(range(len(grid.rows)), grid.rows, rotation=35, ha="right", rotation_mode="anchor")
     ax.set(ylabel="t* (steps)")
     figures.legend(fig, ax, 4)
@@ -174,28 +176,17 @@ def fig_fixed(fixed: Filled, own: Filled) -> Figure:
 # ---- τ and Δt ----------------------------------------------------------------------------------------------------------
 
 
-def _settings(k: int) -> Callable[[object], Grid]:
-    def grid(c) -> Grid:
-        lines = {f"{o:+g}": {"offset": o} for o in c.sweeps.taus}
-        columns = {str(dt): {"dt": dt} for dt in c.sweeps.dts}
-        return Grid(lines, columns, on(c, "ablation", method="diffcap", eps=(0.0, c.attack.eps[-1])[k]))
-
-    return grid
-
-
-@figure(_settings(0), _settings(1))
-def fig_ablation(*levels: Filled) -> Figure:
-    """Top-1 over τ and Δt: clean pictures on the left, the strongest attack on the right. One seed."""
-    fig, axes = style.figure(style.PAGE, 2.6, columns=2)
-    for ax, grid in zip(axes, levels, strict=True):
-        if any(grid):
-            label = f"top-1 (%), {written(grid.grid.common['eps'])}"
-            cells = [grid.row(name) for name in grid.rows]
-            figures.heatmap(
-                ax, grid.rows, grid.columns, cells, xlabel="Δt (steps)", ylabel="τ − calibrated τ", label=label
-            )
-        else:
-            ax.set_axis_off()
+@figure(lambda c: ablation.grids(c)[0])
+def fig_ablation(grid: Filled) -> Figure:
+    """Top-1 with τ moved (left) and with another Δt (right), clean and under the strongest attack. Whiskers: 95 %
+    intervals."""
+    fig, axes = style.figure(style.PAGE, 2.4, columns=2)
+    sweeps = grid.config.sweeps
+    panels = ((sweeps.taus, "τ {:+g}", "τ − chosen τ"), (sweeps.factors, "Δt × {:g}", "Δt over the chosen"))
+    for ax, (values, row, label) in zip(axes, panels, strict=True):
+        series = {column: [grid[row.format(v), column] for v in values] for column in grid.columns}
+        figures.lines(ax, list(values), _measured(series), xlabel=label, ylabel="top-1 (%)")
+    figures.legend(fig, axes, 2)
     return fig
 
 
@@ -228,9 +219,8 @@ def fig_calibration(grid: Filled) -> Figure:
 
 def _consecutive(c) -> Grid:
     """φ's similarity of consecutive states at some twenty times of the loop."""
-    m = c.method
-    step = max(1, m.t_max // 20 // m.dt) * m.dt
-    columns = {str(t): {"t": t} for t in range(m.dt, m.t_max + 1, step)}
+    dt, t_max, _ = c.choosing.diffcap[0]
+    columns = {str(t): {"t": t} for t in range(dt, t_max + 1, max(1, t_max // 20 // dt) * dt)}
     lines = {f"{who} pictures": {"method": who} for who in ("clean", "adversarial", "noise")}
     return Grid(lines, columns, on(c, "similarity", eps=c.attack.eps[-1]))
 
@@ -271,14 +261,13 @@ def fig_recovery(grid: Filled) -> Figure:
         return [100 * ((found >= 0) & (found <= t)).mean() for t in times]
 
     lines = {(row, level): grid.measurements(row, level) for row in grid.rows for level in grid.columns}
-    for k, ((row, level), several) in enumerate(lines.items()):
-        for m in several:
-            name = {"noised": "noise only"}.get(row, "denoised")
-            ax.plot(
-                times, share(m.extra["time"]), color=style.COLOURS[k], marker=style.MARKERS[k], label=f"{name}, {level}"
-            )
-            if row == "noised":
-                ax.plot(times, share(m.extra["bound"]), color=style.COLOURS[k], linestyle=":", label=f"bound, {level}")
+    for k, ((row, level), several) in enumerate((key, found) for key, found in lines.items() if found):
+        look = {"color": style.COLOURS[k]}
+        name = {"noised": "noise only"}.get(row, "denoised")
+        found = np.concatenate([m.extra["time"] for m in several])
+        ax.plot(times, share(found), marker=style.MARKERS[k], label=f"{name}, {level}", **look)
+        if row == "noised":
+            ax.plot(times, share(several[0].extra["bound"]), linestyle=":", label=f"bound, {level}", **look)
     ax.set(xlabel="t (steps)", ylabel="recovered (%)", ylim=(-3, 103))
     figures.legend(fig, ax, 2)
     return fig

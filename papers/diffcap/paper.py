@@ -7,7 +7,7 @@ from shared.experiment.paper import Gate, Grid, Paper, Tags
 from shared.experiment.scale import show_eps
 from shared.experiment.store import slug
 
-POINTS = ("offset", "dt", "against", "judged", "t", "quantity", "pairs", "measure", "string")
+POINTS = ("offset", "factor", "candidate", "against", "judged", "t", "quantity", "pairs", "measure", "string")
 
 
 def name(tags: Tags) -> str:
@@ -41,12 +41,9 @@ def gates(c: Config) -> list[Gate]:
         found.append(Gate(title, of(worst, model, spec), "<=", c.gates.broken, spec, share_of=of(0.0, model, spec)))
     first = c.data.classes[0]
     pure = of(0.0, tables.CLIP, first, method="diffpure")
-    lost = {"minus": pure, "detail": f"t* = {c.method.diffpure}"}
-    return [*found, Gate("clean top-1 lost to DiffPure", of(0.0, tables.CLIP, first), "<=", c.gates.purified, **lost)]
+    lost = Gate("clean top-1 lost to DiffPure", of(0.0, tables.CLIP, first), "<=", c.gates.purified, minus=pure)
+    return [*found, lost]
 
 
-EXAMPLES = (
-    *("data.n", "attack.target_n", "adaptive.n", "adaptive.caption_n"),
-    *("sweeps.n", "sweeps.digits_n", "sweeps.quality_n"),
-)
+EXAMPLES = ("data.n", "attack.target_n", "adaptive.n", "sweeps.n", "sweeps.digits_n", "sweeps.quality_n")
 PAPER = Paper("diffcap", PRESETS, check, [tables, figures], number, name, describe, gates, examples=EXAMPLES)

@@ -6,7 +6,7 @@ model (the paper's gray box), for TeCoA and FARE the model with that encoder.
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
@@ -20,11 +20,10 @@ from papers.diffcap import theory
 from papers.diffcap.baselines import CLIPure, blank_direction
 from papers.diffcap.config import Config
 from papers.diffcap.method import Calibration, DiffCAP, StopRule, calibrate_tau
-from papers.diffcap.tables import CLIP, DIGITS, TOWERS, VARIANTS, sets, strengths, task_of
+from papers.diffcap.tables import CLIP, DIGITS, GRIDS, TOWERS, VARIANTS, sets, strengths, task_of
 from papers.diffcap.texts import Answers, Later, Texts
 from shared.attacks import Threat, cascade, check_attack, pgd
-from shared.attacks.adaptive import DefendedVLM, resubmit, summaries
-from shared.attacks.language import captioning_ensemble, nll_attack, says, targeted_string, vqa_ensemble
+from shared.attacks.language import captioning_ensemble, says, targeted_string, vqa_ensemble
 from shared.attacks.language_sanity import check_language_attack
 from shared.attacks.pgd import ascend
 from shared.data.language import named_objects, objects
@@ -38,6 +37,7 @@ from shared.models.preprocess import ResizeOnly
 from shared.models.victim import ZeroShot, class_matrix, labels_of, predicted
 from shared.models.vlm import open_vlm
 from shared.rng import SampleRng
+from shared.steps.choice import CandidateScore, Choice, settled
 from shared.steps.purification import (
     STREAM,
     Attacked,
@@ -53,6 +53,7 @@ from shared.steps.purification import (
     Seen,
     Transform,
     as_bytes,
+    through,
     usual,
 )
 from shared.training.adversarial import FARE, TeCoA, TrainAttack, Tuning, finetune, frozen
@@ -82,7 +83,8 @@ class Robust(Trained):
 
     @property
     def name(self) -> str:
-        return slug(self.method, self.clip.name, self.clip.weights.rpartition("/")[2], f"seed{self.seed}")
+        clip = self.clip.name, self.clip.weights.rpartition("/")[2]
+        return slug(self.method, *clip, f"lr{self.tuning.lr:g}", f"seed{self.seed}")
 
     def make(self, lab: Lab) -> Tensors:
         data, clip = self.data.open(lab), self.clip.open(lab)
@@ -100,7 +102,7 @@ class Classifier:
 
     clip: Backbone
     spec: str
-    tower: Robust | None = None
+    tower: Robust | Choice | None = None
 
     def open(self, lab: Lab) -> ZeroShot:
         """The classifier, opened once."""
@@ -111,7 +113,7 @@ class Classifier:
             visual = clip.visual
             if self.tower is not None:
                 visual = copy.deepcopy(visual)
-                visual.load_state_dict(lab.weights(self.tower))
+                visual.load_state_dict(lab.weights(settled(lab, self.tower)))
             return ZeroShot(visual, text, clip.logit_scale.exp().item()).to(lab.device).requires_grad_(False).eval()
 
         return lab.once(self, make)
@@ -139,7 +141,7 @@ class Speaker:
     """LLaVA or the Flamingo-type model, with its own or a robust encoder."""
 
     weights: Weights
-    tower: Robust | None = None
+    tower: Robust | Choice | None = None
 
     def open(self, lab: Lab) -> nn.Module:
         """The model, opened once."""
@@ -147,7 +149,7 @@ class Speaker:
         def make() -> nn.Module:
             vlm = open_vlm(self.weights.spec, device=lab.device)
             if self.tower is not None:
-                vlm.set_vision(lab.weights(self.tower))
+                vlm.set_vision(lab.weights(settled(lab, self.tower)))
             return vlm
 
         return lab.once(self, make)
@@ -215,7 +217,7 @@ class Probed(nn.Module):
         return self.embed(x) @ self.weight.T + self.bias
 
 
-Victim = Classifier | Embedded | Speaker | Probe
+Victim = Classifier | Speaker | Probe
 
 
 # ---- pictures under attack ---------------------------------------------------------------------------------------------
@@ -398,7 +400,8 @@ class Calibrated:
 
 @dataclass(frozen=True)
 class Stopping:
-    """DiffCAP. tau: calibrated, or given; offset: moves it, to at most 1."""
+    """DiffCAP. tau: calibrated, or given; raised: by so much as a candidate; offset: moves it beyond that, to at most
+    1; factor: of Δt."""
 
     purification: Purification
     phi: Phi
@@ -408,21 +411,17 @@ class Stopping:
     coupling: Literal["cumulative", "redraw"]
     encode: Literal["x_t", "x_t/alpha"]
     fallback: Literal["t_max", "max_similarity"]
+    raised: float = 0.0
     offset: float = 0.0
+    factor: float = 1.0
 
     def open(self, lab: Lab) -> DiffCAP:
         """The defence."""
         tau = self.tau.calibration(lab).tau if isinstance(self.tau, Calibrated) else self.tau
-        tau = min(tau + self.offset, 1.0)
-        rule = StopRule(tau, self.dt, self.t_max, self.coupling, self.encode, fallback=self.fallback)
+        tau = min(tau + self.raised + self.offset, 1.0)
+        dt = round(self.dt * self.factor)
+        rule = StopRule(tau, dt, self.t_max, self.coupling, self.encode, fallback=self.fallback)
         return DiffCAP(self.purification.open(lab), self.phi.embed(lab), rule)
-
-    def stopped(self, lab: Lab, seen: Seen, seed: int, batch: int) -> tuple[Tensor, Tensor]:
-        """(t* in steps, whether τ was exceeded), (N,) each, of the same chains that `Seen.behind` denoises."""
-        defence, x, rng = self.open(lab), seen.pictures(lab), SampleRng(seed, seen.rows(lab), STREAM)
-        batches = torch.arange(len(x)).split(batch)
-        parts = [defence.stop_times(x[rows.to(x.device)], rng.subset(rows)) for rows in batches]
-        return torch.cat([p.t for p in parts]).cpu(), torch.cat([p.reached for p in parts]).cpu()
 
 
 @dataclass(frozen=True)
@@ -462,6 +461,60 @@ class Spread(Measured):
         return Values(self.tau.calibration(lab).spread([self.pairs], seed=self.seed)[self.pairs].numpy(), "cosine")
 
 
+# ---- how settings are chosen ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The candidate that a choice has settled on, a defence or CLIPure-Cos, with some of its fields changed."""
+
+    choice: Choice | Stopping | Embedded
+    changes: tuple[tuple[str, object], ...] = ()
+
+    def open(self, lab: Lab) -> nn.Module:
+        """As of the candidate."""
+        return replace(settled(lab, self.choice), **dict(self.changes)).open(lab)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Top-1 on validation pictures of the first set to classify, clean and attacked alike: of each picture, with 1
+    where the answer is right,
+
+        1/2 [ clean + attacked at the largest ε of the main tables ]
+
+    The same for every purifier and every robust encoder, written down before any score was looked at. Purifiers face
+    the attack on the undefended model, which knows no candidate, and robust encoders the one on themselves, as in the
+    tables; a defence may see the model and such pictures, as the τ of Algorithm 2 does. What is best for CLIP is taken
+    for the language models too: one setting for all models and data is what the abstract promises. No test picture is
+    read.
+    """
+
+    attacked: Attacked
+    seed: int
+    batch: int = free(64)
+    answers: int = free(64)
+
+    def score(self, lab: Lab, candidate: object) -> Tensor:
+        """(n,) in {0, 1/2, 1}."""
+        seen, victim, defence = Seen(self.attacked.data, self.attacked), self.attacked.victim, Transform()
+        x_adv = seen.pictures(lab)
+        if isinstance(candidate, Robust):
+            victim = replace(victim, clip=candidate.clip, tower=candidate)
+            x_adv = replace(self.attacked, victim=victim).make(lab)["x_adv"]
+        elif isinstance(candidate, Embedded):
+            victim = candidate
+        else:
+            defence = candidate
+        clean, y = seen.clean(lab)
+
+        def right(x: Tensor) -> Tensor:
+            out = through(defence.open(lab), x, seen.rows(lab), self.seed, self.batch)
+            return labels_of(victim.open(lab), out, self.answers).eq(y).double()
+
+        return (right(clean) + right(x_adv)) / 2
+
+
 # ---- answers -----------------------------------------------------------------------------------------------------------
 
 
@@ -485,6 +538,8 @@ class Score(Behind):
 
 def passes(defence: Defence) -> float:
     """How long a defence takes, roughly, in reverse processes."""
+    while isinstance(defence, Chosen | Choice):
+        defence = defence.choice if isinstance(defence, Chosen) else defence.candidates[0]
     return 1.0 if isinstance(defence, Purification | Stopping) else 0.05
 
 
@@ -530,16 +585,21 @@ class Stop(Measured):
     """t*, in steps of the schedule: each picture's own with DiffCAP, one for all with DiffPure."""
 
     seen: Seen
-    defence: Stopping | Purification
+    defence: Defence
     seed: int
     batch: int = free(64)
 
     def make(self, lab: Lab) -> Values:
-        skipped = self.seen.skipped(lab)
-        if isinstance(self.defence, Purification):
-            return Values(np.full(len(self.seen.rows(lab)), self.defence.t), "steps", skipped=skipped)
-        t, reached = self.defence.stopped(lab, self.seen, self.seed, self.batch)
-        return Values(t.numpy(), "steps", {"reached": reached.numpy()}, skipped=skipped)
+        skipped, defence, rows = self.seen.skipped(lab), self.defence.open(lab), self.seen.rows(lab)
+        if not isinstance(defence, DiffCAP):
+            return Values(np.full(len(rows), defence.t), "steps", skipped=skipped)
+        x, rng = self.seen.pictures(lab), SampleRng(self.seed, rows, STREAM)  # of the chains that `behind` denoises
+        batches = torch.arange(len(x)).split(self.batch)
+        parts = [defence.stop_times(x[at.to(x.device)], rng.subset(at)) for at in batches]
+        reached = torch.cat([part.reached for part in parts]).cpu()
+        return Values(
+            torch.cat([part.t for part in parts]).cpu().numpy(), "steps", {"reached": reached.numpy()}, skipped=skipped
+        )
 
 
 # ---- what the noise does -----------------------------------------------------------------------------------------------
@@ -680,7 +740,7 @@ class Cost(Measured):
 
     victim: Classifier
     seen: Seen
-    defence: Stopping | Purification
+    defence: Defence
     repeats: int
     seed: int
     quantity: Literal["denoiser_calls", "encoder_calls", "encoder_seconds", "reverse_seconds", "seconds"]
@@ -729,7 +789,7 @@ class Strip(Measured):
 
     victim: Speaker
     seen: Seen
-    defence: Stopping
+    defence: Defence
     seed: int
 
     def make(self, lab: Lab) -> Values:
@@ -772,67 +832,6 @@ class Adaptive(Known):
         return self.by_gradient(lab, x, y, usual(self.steps, self.eot)["exact"], early)
 
 
-@dataclass(frozen=True)
-class AdaptiveCaptions(Kept):
-    """On a captioner: APGD raises the negative log-likelihood of the first reference. It leaves the scores (N, draws)
-    of the answers behind repeated purifications."""
-
-    victim: Speaker
-    seen: Seen
-    defence: Defence
-    against: str
-    eps: float
-    steps: int
-    eot: int
-    draws: int
-    attack_seed: int
-    seed: int
-    batch: int = free(64)
-    row: str = free("")
-
-    @property
-    def name(self) -> str:
-        return slug("adaptive-captions", self.row, self.against)
-
-    @property
-    def weight(self) -> float:
-        """Gradient steps of a language model behind a defence."""
-        return self.draws + 8.0 * self.steps * self.eot
-
-    def make(self, lab: Lab) -> Tensors:
-        (x, y), rows = self.seen.clean(lab), self.seen.rows(lab)
-        vlm, defence = self.victim.open(lab), self.defence.open(lab)
-
-        def score(images: Tensor, where: Tensor) -> Tensor:
-            asked = y.of(where.tolist())
-            return torch.as_tensor(asked.scores(vlm.answer(images, asked.prompts, max_tokens=asked.max_tokens)))
-
-        x_adv, rng = self._attacked(x, y, rows, vlm, defence), SampleRng(self.seed, rows, "judging")
-        return {"scores": resubmit(score, defence, x_adv, rng, self.draws, self.batch).contiguous()}
-
-    def _attacked(self, x: Tensor, y: Answers, rows: Sequence[int], vlm: nn.Module, defence: Callable) -> Tensor:
-        if self.against == "control":
-            return x
-        victim = vlm
-        if self.against != "transfer":
-            gradient = "bpda" if self.against == "bpda_eot" else "exact"
-            victim = DefendedVLM(vlm, defence, SampleRng(self.seed, rows, "known"), gradient=gradient, draws=self.eot)
-        first, rng = [texts[0] for texts in y.truths], SampleRng(self.attack_seed, rows, "adaptive")
-        return nll_attack(victim, x, y.prompts, first, Threat("linf", self.eps), rng=rng, steps=self.steps)
-
-
-@dataclass(frozen=True)
-class AdaptiveScore(Measured):
-    """Score per picture: the mean over repeated purifications, or the worst of them."""
-
-    known: AdaptiveCaptions
-    judged: Literal["mean", "worst"]
-
-    def make(self, lab: Lab) -> Values:
-        values, seen = summaries(lab.weights(self.known)["scores"])[self.judged], self.known.seen
-        return Values(np.asarray(values, np.float64), seen.clean(lab)[1].unit, skipped=seen.skipped(lab))
-
-
 # ---- what the tags of a number mean ------------------------------------------------------------------------------------
 
 
@@ -845,11 +844,7 @@ def backbone(c: Config, model: str) -> Backbone:
 
 def victim_of(c: Config, model: str, spec: str, method: str = "none") -> Classifier | Speaker:
     """What is attacked and asked: with a robust encoder where that is the defence."""
-    tower = None
-    if method in TOWERS:
-        tuning = c.tuning if method == "tecoa" else c.fare
-        data, settings = Pictures(c.data.train, "train"), (TrainAttack(), c.baselines.tuned_eps, c.seeds[0])
-        tower = Robust(method, backbone(c, model), data, tuning, *settings)
+    tower = choice_of(c, method, model) if method in TOWERS else None
     if model == CLIP:
         return Classifier(backbone(c, CLIP), spec, tower)
     return Speaker(Weights(getattr(c.models, model)), tower)
@@ -876,19 +871,22 @@ def texts_of(c: Config, spec: str, split: str, n: int) -> Texts:
     return Texts(spec, split, n, c.data.seed, like)
 
 
+def unseen(c: Config, spec: str, n: int) -> Pictures | Texts:
+    """Pictures of a set that are not evaluated, to calibrate and to choose on. Sets to classify that are in files have
+    no validation split: theirs are test pictures that are not evaluated."""
+    if spec == DIGITS:
+        return Pictures(DIGITS, "train", n)
+    if spec not in c.data.classes:
+        return texts_of(c, spec, "validation", n)
+    if spec.startswith("scenes:"):
+        return Pictures(spec, "validation", n, c.data.seed)
+    return Later(spec, "test", n, c.data.seed, c.data.n)
+
+
 @cache
 def similarities_of(c: Config, spec: str, other: bool = False) -> Similarities:
-    """The calibration pairs of a set. Sets to classify that are in files have no validation split: theirs are test
-    pictures that are not evaluated."""
-    m = c.method
-    if spec == DIGITS:
-        data = Pictures(DIGITS, "train", m.calibration_n)
-    elif spec not in c.data.classes:
-        data = texts_of(c, spec, "validation", m.calibration_n)
-    elif spec.startswith("scenes:"):
-        data = Pictures(spec, "validation", m.calibration_n, c.data.seed)
-    else:
-        data = Later(spec, "test", m.calibration_n, c.data.seed, c.data.n)
+    """The calibration pairs of a set."""
+    m, data = c.method, unseen(c, spec, c.method.calibration_n)
     victim = victim_of(c, CLIP, c.data.classes[0])
     pairs = Away(victim, data, m.calibration_eps, m.calibration_steps, c.attack.seed, c.attack.batch)
     return Similarities(pairs, diffusion_of(c), phi_of(c, other=other), m.encode, m.batch, "other" if other else "")
@@ -905,21 +903,54 @@ def diffusion_of(c: Config) -> Diffusion:
     return Diffusion(Weights(c.models.denoiser))
 
 
-def purification_of(c: Config, t: int | None = None) -> Purification:
-    """DiffPure: purification at a fixed time."""
+def purification_of(c: Config, t: int = 0) -> Purification:
+    """Purification at a fixed time."""
     m = c.method
-    return Purification(diffusion_of(c), m.diffpure if t is None else t, m.sampler, m.sampler_steps, m.eta, m.recompute)
+    return Purification(diffusion_of(c), t, m.sampler, m.sampler_steps, m.eta, m.recompute)
 
 
-def diffcap_of(c: Config, model: str = CLIP, **changes: object) -> Stopping:
-    """DiffCAP as configured; changes: of its fields."""
+def stopping_of(c: Config, dt: int, t_max: int, raised: float = 0.0) -> Stopping:
+    """DiffCAP for classifiers, as configured, with what is chosen."""
     m = c.method
     tau = calibrated(c) if m.tau is None else m.tau
-    whole = Stopping(purification_of(c, 0), phi_of(c, model), tau, m.dt, m.t_max, m.coupling, m.encode, m.fallback)
-    return replace(whole, **changes)
+    return Stopping(purification_of(c), phi_of(c), tau, dt, t_max, m.coupling, m.encode, m.fallback, raised)
 
 
-def variant_of(c: Config, name: str) -> Stopping:
+@cache
+def choice_of(c: Config, method: str, model: str = CLIP) -> object:
+    """The choice among the candidates of a row, or the only one. Robust encoders are chosen for each tower."""
+    g, first = c.choosing, victim_of(c, CLIP, c.data.classes[0])
+
+    def robust(rate: float) -> Robust:
+        tuning = c.tuning if method == "tecoa" else c.fare
+        settings = (replace(tuning, lr=rate * tuning.lr), TrainAttack(), c.attack.tuned_eps, c.seeds[0])
+        return Robust(method, backbone(c, model), Pictures(c.data.train, "train"), *settings)
+
+    makers = {
+        "tecoa": robust,
+        "fare": robust,
+        "clipure": lambda size: Embedded(first, size),
+        "noise": lambda t: NoiseAlone(diffusion_of(c), t),
+        "diffpure": lambda t: purification_of(c, t),
+        "diffcap": lambda settings: stopping_of(c, *settings),
+    }
+    make = makers.get(method, lambda value: Transform(method, value))
+    candidates = tuple(make(value) for value in getattr(g, GRIDS.get(method, method)))
+    if len(candidates) == 1:
+        return candidates[0]
+    pictures = unseen(c, c.data.classes[0], g.n)
+    attacked = Attacked(first, pictures, adversary_of(c, "classes", c.attack.eps[-1]), row="validation")
+    return Choice(candidates, Judged(attacked, c.seeds[0], c.method.batch, c.attack.batch), method)
+
+
+def diffcap_of(c: Config, model: str = CLIP, **changes: object) -> Chosen:
+    """DiffCAP as chosen; changes: of its fields."""
+    if c.models.own_tower and model != CLIP:
+        changes = {"phi": phi_of(c, model), **changes}
+    return Chosen(choice_of(c, "diffcap"), tuple(changes.items()))
+
+
+def variant_of(c: Config, name: str) -> Chosen:
     """One field of DiffCAP changed; τ calibrated as always, of the other φ on that."""
     if name == "other_phi":
         return diffcap_of(c, phi=phi_of(c, other=True), tau=calibrated(c, other=True))
@@ -928,24 +959,15 @@ def variant_of(c: Config, name: str) -> Stopping:
 
 def defence_of(c: Config, method: str, model: str = CLIP) -> Defence:
     """What stands in front of the victim in a row; identity for rows that change the model."""
-    b, diffusion = c.baselines, diffusion_of(c)
+    if method in ("none", *TOWERS, "clipure"):
+        return Transform()
     if method in VARIANTS:
         return variant_of(c, method)
-    return {
-        "none": lambda: Transform(),
-        "tecoa": lambda: Transform(),
-        "fare": lambda: Transform(),
-        "clipure": lambda: Transform(),
-        "jpeg": lambda: Transform("jpeg", b.jpeg),
-        "bits": lambda: Transform("bits", b.bits),
-        "resize_pad": lambda: Transform("resize_pad", b.pad),
-        "blur": lambda: Transform("blur", b.blur),
-        "resize": lambda: Resized(diffusion, data_of(c, c.data.classes[0])),
-        "noise": lambda: NoiseAlone(diffusion, c.method.diffpure),
-        "diffpure": lambda: purification_of(c),
-        "diffcap": lambda: diffcap_of(c, model),
-        "diffcap_own": lambda: diffcap_of(c, model, tau=Calibrated((similarities_of(c, DIGITS),))),
-    }[method]()
+    if method == "resize":
+        return Resized(diffusion_of(c), data_of(c, c.data.classes[0]))
+    if method == "diffcap_own":
+        return diffcap_of(c, model, tau=Calibrated((similarities_of(c, DIGITS),)))
+    return diffcap_of(c, model) if method == "diffcap" else Chosen(choice_of(c, method))
 
 
 def adversary_of(c: Config, task: str, eps: float) -> Adversary:
@@ -985,8 +1007,11 @@ def number(c: Config, kind: str, method: str, model: str, data: str, eps: float,
         return digits_of(c, kind, method, eps, seed)
     if kind == "adaptive":
         return KnownAccuracy(adaptive_of(c, method, eps, seed, point["against"]), point["judged"])
-    if kind == "adaptive_caption":
-        return AdaptiveScore(captions_of(c, method, eps, seed, point["against"]), point["judged"])
+    if kind == "choice":
+        choice = choice_of(c, method)
+        if not isinstance(choice, Choice):
+            return None
+        return CandidateScore(choice, point["candidate"], "share", point["quantity"] == "chosen")
     if kind == "targeted":
         victim, seen = victim_of(c, model, data, method), Seen(data_of(c, data), n=c.attack.target_n)
         a, row, string = c.attack, method if method in TOWERS else "base", point["string"]
@@ -999,15 +1024,16 @@ def number(c: Config, kind: str, method: str, model: str, data: str, eps: float,
         return Stop(seen, defence_of(c, method, model), seed, m.batch)
     victim = victim_of(c, model, data, method)
     if kind == "score":
-        asked = Embedded(victim, c.baselines.clipure) if method == "clipure" else victim
+        asked = Chosen(choice_of(c, "clipure"), (("victim", victim),)) if method == "clipure" else victim
         return Score(asked, seen, defence_of(c, method, model), seed, checks, **batches)
     few = replace(seen, n=s.n)
     if kind == "fading":
-        return Fading(victim, few, diffusion_of(c), point["t"], seed)
+        return Fading(victim, seen, diffusion_of(c), point["t"], seed)
     if kind == "similarity":
-        return Consecutive(few, diffcap_of(c, tau=0.0), method, point["t"], seed)
+        loop = replace(stopping_of(c, *c.choosing.diffcap[0]), tau=0.0)
+        return Consecutive(few, loop, method, point["t"], seed)
     if kind == "recovery":
-        return Recovery(victim, few, purification_of(c), method, s.times, seed)
+        return Recovery(victim, seen, purification_of(c), method, s.times, seed)
     if kind == "cost":
         return Cost(victim, replace(seen, n=s.cost_n), defence_of(c, method), s.cost_repeats, seed, point["quantity"])
     if kind == "strip":
@@ -1017,11 +1043,9 @@ def number(c: Config, kind: str, method: str, model: str, data: str, eps: float,
         if point["measure"] == "clip":
             return Closeness(shown, defence_of(c, method), seed, phi_of(c), m.batch)
         return Quality(shown, defence_of(c, method), seed, point["measure"], m.batch)
-    defence = {
-        "ablation": lambda: diffcap_of(c, **point),
-        "fixed": lambda: purification_of(c, point["t"]),
-        "variant": lambda: variant_of(c, method),
-    }[kind]()
+    if kind == "ablation":
+        return Score(victim, seen, diffcap_of(c, **point), seed, None, **batches)
+    defence = variant_of(c, method) if kind == "variant" else purification_of(c, point["t"])
     return Score(victim, few, defence, seed, None, **batches)
 
 
@@ -1049,26 +1073,16 @@ def adaptive_of(c: Config, method: str, eps: float, seed: int, against: str) -> 
     return Adaptive(victim, seen, defence, against, "linf", eps, *budget, batch, row=method, **settings)
 
 
-def captions_of(c: Config, method: str, eps: float, seed: int, against: str) -> AdaptiveCaptions:
-    """Someone who knows the defence of a row, on LLaVA as a captioner."""
-    a, spec = c.adaptive, c.data.captions[0]
-    seen, budget = Seen(data_of(c, spec), n=a.caption_n), (a.steps, a.eot, a.draws, c.attack.seed, seed)
-    victim, defence = victim_of(c, "llava", spec), defence_of(c, method)
-    return AdaptiveCaptions(victim, seen, defence, against, eps, *budget, c.method.batch, method)
-
-
 def describe(c: Config, model: str, data: str, eps: float, **point: object) -> dict:
     """Tags beside those of the name. `set` is unique to (model, set, ε), since means are taken over it. `place` is the
-    set's place in its task, `strength` that of ε among the preset's, 0 for clean pictures, and `factor` Δt over its
-    default, so that claims can name them at every scale."""
+    set's place in its task, and `strength` that of ε among the preset's, 0 for clean pictures, so that claims can name
+    them at every scale."""
     task, levels = task_of(data, model), strengths(c)
     places = getattr(c.data, task)
-    factor = {"factor": point["dt"] / c.method.dt} if "dt" in point else {}
     return {
         "task": task,
         "place": 1 + places.index(data) if data in places else 0,
         "set": f"{model} {data} {eps * 255:g}",
         "strength": levels.index(eps) if eps in levels else -1,
         "attack": "adversarial" if eps else "clean",
-        **factor,
     }

@@ -5,9 +5,14 @@ The paper's own tables could not be read; theirs have numbers that we do not kno
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from shared.experiment.paper import Grid
-from shared.report.shown import Shown, claimed, table
+from shared.report.shown import Filled, Shown, claimed, table, table_of
+from shared.report.tables import Table
+
+if TYPE_CHECKING:
+    from papers.diffcap.config import Config
 
 METHODS = {
     "none": "no defence",
@@ -39,12 +44,14 @@ AGAINST = {
     "from_diffpure": "exact on DiffPure",
 }
 ONLY_DIFFCAP = ("early_stop", "from_diffpure")  # attackers
-CAPTION_AGAINST = ("control", "transfer", "bpda_eot", "exact")
+# rows whose setting is chosen -> the grid of `Choosing`, where it is not named like the row
+GRIDS = {"tecoa": "rates", "fare": "rates", "diffpure": "times", "noise": "times"}
+CHOSEN = ("tecoa", "fare", "jpeg", "bits", "resize_pad", "blur", "noise", "clipure", "diffpure", "diffcap")
 VARIANTS = {
     "redraw": "fresh noise at every time (redraw)",
     "x_t/alpha": "φ sees x_t/α(t)",
     "other_phi": "the other φ",
-    "max_similarity": "time of the highest similarity where τ is never exceeded",
+    "max_similarity": "time of the highest similarity where τ is never reached",
 }
 DIGITS = "digits:all"
 
@@ -87,6 +94,12 @@ def rows(c, methods: Iterable[str] = METHODS) -> dict[str, dict]:
     return {METHODS[m]: {"method": m} if m in RANDOM else {"method": m, "seed": c.seeds[0]} for m in methods}
 
 
+def at(c: "Config", where: Mapping, eps: float) -> dict:
+    """Tags of a model and set at an ε. Language models see clean pictures with one seed: no claim reads these."""
+    once = {"seed": c.seeds[0]} if eps == 0 and where["model"] != CLIP else {}
+    return {**where, "eps": eps, **once}
+
+
 def judging(c, task: str) -> list[dict]:
     """The models that a task asks, on each of its sets."""
     models = (CLIP,) if task == "classes" else LANGUAGE
@@ -98,10 +111,15 @@ def existing(row: Mapping, column: Mapping) -> dict | None:
     return None if row.get("method") == "clipure" and column["model"] != CLIP else {**row, **column}
 
 
-def on(c, kind: str, model: str = CLIP, **tags: object) -> dict:
-    """Tags of what is varied with one seed: on CLIP and its first set, or on a captioner and its."""
+def varied(c: "Config", kind: str, model: str = CLIP, **tags: object) -> dict:
+    """Tags of what is varied: on CLIP and its first set, or on a captioner and its."""
     spec = c.data.classes[0] if model in (CLIP, "phi") else c.data.captions[0]
-    return {"kind": kind, "model": model, "data": spec, "seed": c.seeds[0], **tags}
+    return {"kind": kind, "model": model, "data": spec, **tags}
+
+
+def on(c: "Config", kind: str, model: str = CLIP, **tags: object) -> dict:
+    """The same with one seed."""
+    return varied(c, kind, model, seed=c.seeds[0], **tags)
 
 
 def clean_and_worst(c) -> dict[str, dict]:
@@ -114,11 +132,11 @@ def clean_and_worst(c) -> dict[str, dict]:
 
 def main_table(c, task: str, caption: str, factor: float = 100) -> Shown:
     columns = {
-        f"{MODELS[where['model']]}, {short(where['data'])}, {written(e)}": {**where, "eps": e}
+        f"{MODELS[where['model']]}, {short(where['data'])}, {written(e)}": at(c, where, e)
         for where in judging(c, task)
         for e in strengths(c)
     }
-    methods = [m for m in METHODS if m != "clipure" or task == "classes"]
+    methods = METHODS if task == "classes" else [m for m in HEADLINE_ROWS if m != "clipure"]
     return Shown(rows(c, methods), columns, {"kind": "score"}, c.seeds, caption, factor=factor)
 
 
@@ -182,38 +200,67 @@ def adaptive(c):
 
 
 @table
-def adaptive_captions(c):
-    a = c.adaptive
-    caption = (
-        f"Attackers who know the defence, captioning: CIDEr-D (× 100) of LLaVA on {short(c.data.captions[0])}, ε = "
-        f"{written(a.eps)}, {a.steps} "
-        "APGD steps against one reference."
-    )
-    common = on(c, "adaptive_caption", "llava", eps=a.eps)
-    return Shown(attackers(c, CAPTION_AGAINST), mean_and_worst(c), common, caption=caption, best=None, factor=1)
-
-
-@table
 def targeted(c):
     a = c.attack
-    methods = ("none", *TOWERS, "jpeg", "diffpure", "diffcap")
     columns = {f"“{s}”": {"string": s} for s in a.strings}
     caption = (
-        f"Attacks towards a string, LLaVA, ε = {written(a.eps[-1])}, {a.target_steps} steps: share of answers (%) "
-        "that hold it."
+        f"Attacks towards a string on the undefended LLaVA, ε = {written(a.eps[-1])}, {a.target_steps} steps: share of "
+        "answers (%) that hold it."
     )
-    lines = {METHODS[m]: {"method": m} for m in methods}
+    lines = {METHODS[m]: {"method": m} for m in ("none", "jpeg", "diffpure", "diffcap")}
     return Shown(lines, columns, on(c, "targeted", "llava", eps=a.eps[-1]), caption=caption, best="min")
 
 
 # ---- the stop rule -----------------------------------------------------------------------------------------------------
 
 
+def tried(c: "Config", methods: Iterable[str] = CHOSEN) -> Grid:
+    """Every candidate of every choice: its score, and whether it was taken."""
+    lines = {
+        f"{m} {k}": {"method": m, "candidate": k}
+        for m in methods
+        for k in range(len(getattr(c.choosing, GRIDS.get(m, m))))
+    }
+    columns = {q: {"quantity": q} for q in ("score", "chosen")}
+    return Grid(lines, columns, on(c, "choice", eps=c.attack.eps[-1]))
+
+
+def candidate(method: str, value: object) -> str:
+    """A candidate as people write it."""
+    if method == "diffcap":
+        dt, t_max, raised = value
+        return f"Δt = {dt}, T_max = {t_max}, τ {raised:+g}"
+    names = {"diffpure": "t* = ", "noise": "t = ", "clipure": "η = ", "jpeg": "quality ", "blur": "σ = "}
+    return f"{names.get(method, 'lr × ' if method in TOWERS else '')}{value:g}"
+
+
+@table_of(tried)
+def choices(grid: Filled) -> Table:
+    """How settings were chosen."""
+    c = grid.config
+    lines: list[tuple[str, list]] = []
+    for method in CHOSEN:
+        for k, value in enumerate(getattr(c.choosing, GRIDS.get(method, method))):
+            score, taken = grid.row(f"{method} {k}")
+            if score is not None:
+                said = f"{METHODS[method]}: {candidate(method, value)}"
+                lines.append((said, [score, "chosen" if taken.value else ""]))
+    caption = (
+        f"How settings were chosen: mean of clean top-1 (%) and top-1 under the attack at {written(c.attack.eps[-1])}, "
+        f"CLIP, {c.choosing.n} validation pictures of {short(c.data.classes[0])}; no test picture. The highest counts, "
+        "of equal ones the first. τ is that of Algorithm 2, moved by so much."
+    )
+    return Table(["score", "outcome"], lines, caption=caption)
+
+
 @table
 def ablation(c):
-    lines = {f"τ {o:+g}, Δt = {dt}": {"offset": o, "dt": dt} for o in c.sweeps.taus for dt in c.sweeps.dts}
-    caption = f"τ × Δt: top-1 (%) with τ moved from its calibrated value and another Δt (the default is {c.method.dt})."
-    return Shown(lines, clean_and_worst(c), on(c, "ablation", method="diffcap"), caption=caption, best=None)
+    lines = {f"τ {o:+g}": {"offset": o, "factor": 1.0} for o in c.sweeps.taus}
+    lines |= {f"Δt × {f:g}": {"offset": 0.0, "factor": f} for f in c.sweeps.factors}
+    columns = {written(0): {"eps": 0.0, "seed": c.seeds[0]}, written(c.attack.eps[-1]): {"eps": c.attack.eps[-1]}}
+    caption = "τ and Δt: top-1 (%) with one of them moved from what was chosen."
+    common = varied(c, "ablation", method="diffcap")
+    return Shown(lines, columns, common, c.seeds, caption=caption, best=None)
 
 
 @table
@@ -307,19 +354,21 @@ def cost(c):
     factor = {name: 1000 if "ms" in name else 1 for name in columns}
     caption = "Cost per picture on the machine that measured, one batch, one process (processor time without a GPU)."
     look = {"caption": caption, "best": None, "interval": "pm", "factor": factor, "digits": dict.fromkeys(columns, 2)}
-    return Shown(lines, columns, on(c, "cost", eps=c.attack.eps[-1]), **look)
+    return Shown(lines, columns, varied(c, "cost", eps=c.attack.eps[-1]), c.seeds, **look)
 
 
 @table
 def recovery(c):
-    lines = {"noised": {"method": "noised"}, "noised and denoised": {"method": "purified"}}
-    columns = {written(e): {"eps": e} for e in c.attack.eps}
+    first, *stronger = c.attack.eps
+    once = {"seed": c.seeds[0]}  # a claim reads the other
+    lines = {"noised": {"method": "noised", **once}, "noised and denoised": {"method": "purified"}}
+    columns = {written(first): {"eps": first}} | {written(e): {"eps": e, **once} for e in stronger}
     caption = (
         f"Recovery region: share of pictures (%) with a time up to {c.sweeps.times[-1]} from which on the answer to "
         "the adversarial picture is the "
         "answer to the clean one."
     )
-    return Shown(lines, columns, on(c, "recovery"), caption=caption, best=None)
+    return Shown(lines, columns, varied(c, "recovery"), c.seeds, caption=caption, best=None)
 
 
 # ---- what claims read --------------------------------------------------------------------------------------------------
@@ -329,24 +378,29 @@ HEADLINE_ROWS = ("none", *TOWERS, "jpeg", "clipure", "diffpure", "diffcap")
 
 def scores(c, methods: Iterable[str], task: str) -> Grid:
     """Every model, set and strength of a task."""
-    columns = {f"{where} {e}": {**where, "eps": e} for where in judging(c, task) for e in strengths(c)}
+    columns = {f"{where} {e}": at(c, where, e) for where in judging(c, task) for e in strengths(c)}
     return Grid(rows(c, methods), columns, {"kind": "score"}, c.seeds, joined=existing)
 
 
 @claimed
 def stops(c) -> list[Grid]:
     """Diffusion times of both purifiers in the main tables."""
-    columns = {
-        f"{where} {e}": {**where, "eps": e} for task in TASKS for where in judging(c, task) for e in strengths(c)
-    }
-    return [Grid({m: {"method": m} for m in ("diffpure", "diffcap")}, columns, {"kind": "stop", "seed": c.seeds[0]})]
+    columns = {f"{where} {e}": at(c, where, e) for task in TASKS for where in judging(c, task) for e in strengths(c)}
+    return [
+        Grid(
+            {"": {"method": "diffpure", "seed": c.seeds[0]}},
+            columns,
+            {"kind": "stop"},
+            joined=lambda row, column: {**column, **row},
+        ),
+        Grid({"": {"method": "diffcap"}}, columns, {"kind": "stop"}, c.seeds),
+    ]
 
 
 def fading(c) -> Grid:
     """Distance of embeddings along the noise."""
-    return Grid(
-        {"": {"method": "none"}}, {str(t): {"t": t} for t in c.sweeps.times}, on(c, "fading", eps=c.attack.eps[-1])
-    )
+    columns = {str(t): {"t": t} for t in c.sweeps.times}
+    return Grid({"": {"method": "none"}}, columns, varied(c, "fading", eps=c.attack.eps[-1]), c.seeds)
 
 
 def headline(c) -> list[Grid]:
@@ -356,9 +410,10 @@ def headline(c) -> list[Grid]:
     return [
         *(scores(c, HEADLINE_ROWS, task) for task in TASKS),
         *stops(c),
+        tried(c, [m for m in CHOSEN if m in HEADLINE_ROWS]),
         Grid({"": similarity_of_pairs(c, sets(c))}, {"": {}}),
         fading(c),
-        Grid(settings.rows, worst, settings.common),
+        Grid(settings.rows, worst, settings.common, c.seeds),
         *cost.grids(c),
         *recovery.grids(c),
     ]

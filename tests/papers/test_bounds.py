@@ -15,9 +15,10 @@ from shared.options import Bounded, Range, alternatives, check_bounds, hints, ra
 PAPERS = ("diffcap", "distshift", "pmg_aft", "roclip", "rvpt")
 TRAININGS = ("classify", "cleanclip", "denoising", "pretrain", "steganography", "vlm")
 WRONG = (
-    "diffcap --method.eta nan", "diffcap --baselines.jpeg 500", "diffcap --attack.steps 0", "diffcap --method.tau 2",
-    "diffcap --method.t-max 5000", "diffcap --baselines.blur 1e9", "diffcap --attack.threshold nan", "diffcap --sweeps.taus inf",
-    "diffcap --fare.weight-decay -1", "diffcap --data.n -1", "diffcap --adaptive.eot 0", "diffcap --method.dt 0",
+    "diffcap --method.eta nan", "diffcap --choosing.jpeg 500", "diffcap --attack.steps 0", "diffcap --method.tau 2",
+    "diffcap --choosing.diffcap 50 5000 0", "diffcap --choosing.blur 1e9",
+    "diffcap --attack.threshold nan", "diffcap --sweeps.taus inf",
+    "diffcap --fare.weight-decay -1", "diffcap --data.n -1", "diffcap --adaptive.eot 0", "diffcap --choosing.diffcap 0 400 0",
     "distshift --attack.l2 1e9", "distshift --baselines.tv nan", "distshift --method.eta nan", "distshift --attack.linf 0",
     "distshift --guidance.scale -1", "distshift --guidance.scale nan", "distshift --models.first.t -1", "distshift --choosing.times 0",
     "distshift --denoising.average 1", "distshift --training.eps 8", "distshift --training.attack-ratio 0", "distshift --sweeps.block 1",

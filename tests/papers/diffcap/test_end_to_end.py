@@ -4,12 +4,13 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
-from papers.diffcap import choose
 from papers.diffcap.paper import PAPER
-from shared.experiment.lab import Lab
+from papers.diffcap.steps import choice_of
+from papers.diffcap.tables import CHOSEN
 from shared.experiment.step import closure
-from shared.steps.purification import Attacked
+from shared.steps.purification import Attacked, Seen, Transform
 from tests.papers.ends import (
     assert_equal,
     check_drawn,
@@ -21,7 +22,7 @@ from tests.papers.ends import (
     run,
 )
 
-SMALL = ("--scale", "smoke", "--seeds", 0, "--data.n", 3, "--attack.steps", 1, "--adaptive.n", 2, "--adaptive.caption-n", 1,
+SMALL = ("--scale", "smoke", "--seeds", 0, "--data.n", 3, "--attack.steps", 1, "--adaptive.n", 2,
          "--adaptive.steps", 1, "--adaptive.eot", 1, "--adaptive.draws", 2, "--sweeps.digits-n", 4, "--attack.target-n", 1)  # fmt: skip
 
 
@@ -46,7 +47,7 @@ def test_attacked_pictures_are_in_the_ball(reference):
     config, lab = configured(PAPER, *SMALL), lab_of(folder(reference))
     made = [step for step in closure(n.step for n in PAPER.plan(config)) if isinstance(step, Attacked)]
     towers = {f"{model}-{tower}" for model in ("clip", "llava", "flamingo") for tower in ("base", "tecoa", "fare")}
-    assert {step.row for step in made} == towers | {"probe"}
+    assert {step.row for step in made} == towers | {"probe", "validation"}
     for step in made:
         x, x_adv = step.data.read(lab, step.data.rows(lab))[0], lab.weights(step)["x_adv"]
         assert x_adv.shape == x.shape
@@ -94,19 +95,26 @@ def test_two_processes_measure_what_one_does(reference, measured, tmp_path):
     assert_equal(measured(reference), measured(tmp_path))
 
 
-@pytest.mark.slow
-def test_every_candidate_of_the_choice_has_a_line(tmp_path, monkeypatch):
-    for name, few in {"N": 8, "DTS": (50,), "TIMES": (50, 100)}.items():
-        monkeypatch.setattr(choose, name, few)
-    asked, whole = set(), Lab.data
-    monkeypatch.setattr(Lab, "data", lambda self, spec, split="test": asked.add(split) or whole(self, spec, split))
-    config = configured(PAPER, "--scale", "smoke", "--models.denoiser", "random:scenes")
-    lines = list(choose.choose(lab_of(tmp_path), config))
-    names = [line.split("  ")[0].strip() for line in lines]
-    assert names == [
-        "no defence", "DiffPure, t* = 50", "DiffPure, t* = 100", "DiffCAP, φ small, Δt = 50", "DiffCAP, φ tower, Δt = 50",
-        *(f"CLIPure, η = {size:g}" for size in choose.STEP_SIZES),
-    ]  # fmt: skip
-    assert asked <= {"validation", "test"}  # of the test split only the names of the classes
-    assert float(lines[0].split("clean")[1].split()[0]) >= 75
-    assert float(lines[0].split("attacked")[1].split()[0]) <= 25
+def test_the_best_on_validation_pictures_is_taken(reference):
+    """Scores are of validation pictures, and what was chosen stands in front of the victim."""
+    store, config = everything_measured(folder(reference)), configured(PAPER, *SMALL)
+    found = {
+        (m.tags["method"], m.tags["candidate"], m.tags["quantity"]): m
+        for m in store.planned()
+        if m.tags["kind"] == "choice"
+    }
+    lab = lab_of(folder(reference))
+    for method in CHOSEN:
+        choice = choice_of(config, method)
+        assert choice.rule.attacked.data.split == "validation"
+        means = [found[method, k, "score"].value for k in range(2)]
+        taken = [found[method, k, "chosen"].value for k in range(2)]
+        assert taken == ([1, 0] if means[0] >= means[1] else [0, 1])
+        assert choice.place(lab) == taken.index(1)
+    rule = choice_of(config, "jpeg").rule
+    (x, y), x_adv = Seen(rule.attacked.data).clean(lab), lab.weights(rule.attacked)["x_adv"]
+    with torch.no_grad():
+        right = [rule.attacked.victim.open(lab)(z).argmax(1).eq(y).double() for z in (x, x_adv)]
+    assert torch.equal(rule.score(lab, Transform()), (right[0] + right[1]) / 2)
+    stops = [m for m in store.planned() if m.tags["kind"] == "stop" and m.tags["method"] == "diffpure"]
+    assert {m.value for m in stops} == {choice_of(config, "diffpure").settle(lab).t}

@@ -12,10 +12,13 @@ PAPER = ("--scale", "paper", "--seeds", 0, "--gates.no-enforce", "--data.n", 2, 
          "--models.clip", "rehearsal-clip", "--models.clip-weights", "random", "--models.phi", "rehearsal-phi", "--models.phi-weights", "random",
          "--models.llava-tower", "rehearsal-llava", "random", "--models.flamingo-tower", "rehearsal-idefics", "random",
          "--attack.steps", 1, "--attack.references", 1, "--attack.targets", 1, "--attack.target-steps", 1, "--attack.target-n", 1,
-         "--attack.no-half-first", "--method.dt", 100, "--method.t-max", 200, "--method.sampler-steps", 2, "--method.calibration-n", 2,
+         "--attack.no-half-first", "--choosing.n", 2, "--choosing.diffcap", 100, 200, 0, "--choosing.times", 50, 100,
+         "--choosing.clipure", 30, "--choosing.jpeg", 75, "--choosing.bits", 3, "--choosing.resize-pad", 0.1,
+         "--choosing.blur", 1,
+         "--method.sampler-steps", 2, "--method.calibration-n", 2,
          "--method.calibration-steps", 1, "--tuning.steps", 1, "--tuning.batch", 2, "--tuning.workers", 0, "--fare.steps", 1, "--fare.batch", 2,
-         "--fare.workers", 0, "--adaptive.n", 1, "--adaptive.caption-n", 1, "--adaptive.steps", 1, "--adaptive.eot", 1, "--adaptive.draws", 2,
-         "--sweeps.dts", 100, 200, "--sweeps.times", 0, 100, "--sweeps.fixed", 50, 100, "--sweeps.n", 2,
+         "--fare.workers", 0, "--adaptive.n", 1, "--adaptive.steps", 1, "--adaptive.eot", 1, "--adaptive.draws", 2,
+         "--sweeps.factors", 1, 2, "--sweeps.times", 0, 100, "--sweeps.fixed", 50, 100, "--sweeps.n", 2,
          "--sweeps.digits-n", 4, "--sweeps.quality-n", 2, "--sweeps.strip", 1, "--sweeps.cost-n", 1, "--sweeps.cost-repeats", 1)  # fmt: skip
 
 TOWERS = {  # open_clip configurations: image tower of the published width, two layers

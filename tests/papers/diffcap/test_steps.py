@@ -16,11 +16,13 @@ from papers.diffcap.steps import (
     Similarities,
     Speaker,
     calibrated,
-    diffcap_of,
+    choice_of,
     phi_of,
+    purification_of,
+    stopping_of,
     victim_of,
 )
-from papers.diffcap.tables import HEADLINE_ROWS, METHODS, RANDOM, TOWERS
+from papers.diffcap.tables import CHOSEN, HEADLINE_ROWS, METHODS, RANDOM, TOWERS
 from papers.diffcap.texts import Answers, Later, Texts
 from shared.claims.claims import load
 from shared.claims.selection import matches
@@ -61,18 +63,19 @@ def test_tags_name_places_not_values():
     assert all(
         {"task": "captions", "place": 2, "strength": 1, "attack": "adversarial"}.items() <= t.items() for t in tags
     )
-    assert {n.tags["factor"] for n in WHOLE if n.tags["kind"] == "ablation"} == {0.5, 0.8, 1.0, 2.0}
+    assert {n.tags["factor"] for n in WHOLE if n.tags["kind"] == "ablation"} == {0.5, 1.0, 2.0}
 
 
 def test_purifiers_face_the_attack_on_the_undefended_model_and_robust_encoders_their_own():
     for n in (n for n in scores() if n.tags["eps"]):
         tower = n.step.seen.attacked.victim.tower
-        assert (tower.method if tower else "none") == (n.tags["method"] if n.tags["method"] in TOWERS else "none")
+        wanted = n.tags["method"] if n.tags["method"] in TOWERS else "none"
+        assert (tower.candidates[0].method if tower else "none") == wanted
         assert n.step.checks.victim.tower == tower
         assert n.step.checks.attack.eps == CPU.attack.eps[-1]
     made = [step for step in closure(n.step for n in WHOLE) if isinstance(step, Robust)]
     assert {step.method for step in made} == set(TOWERS)
-    assert len(made) == 2  # all three models of this scale look through one tower
+    assert len(made) == 2 * len(CPU.choosing.rates)  # all three models of this scale look through one tower
 
 
 def test_the_towers_of_the_paper_scale_are_six():
@@ -89,9 +92,9 @@ def touched(**changes) -> set[str]:
 BY_TAU = {
     n.name
     for n in WHOLE
-    if n.tags["method"] in ("diffcap", "redraw", "x_t/alpha", "max_similarity")
+    if n.tags["method"] in ("diffcap", "redraw", "x_t/alpha", "max_similarity", "other_phi", "diffcap_own")
     and n.tags["kind"] not in ("tau", "calibration")
-}
+}  # of those with a τ of their own, Δt and T_max were chosen with the calibrated one
 
 
 def test_a_given_tau_concerns_what_stops_by_it():
@@ -105,7 +108,7 @@ def test_a_given_tau_concerns_what_stops_by_it():
         "quality",
         "targeted",
         "adaptive",
-        "adaptive_caption",
+        "choice",
         "digits",
         "digits_stop",
         "strip",
@@ -114,11 +117,7 @@ def test_a_given_tau_concerns_what_stops_by_it():
 
 
 def test_other_calibration_pairs_concern_what_stops_by_tau_and_the_pairs_themselves():
-    more = {
-        n.name
-        for n in WHOLE
-        if n.tags["kind"] in ("tau", "calibration") or n.tags["method"] in ("other_phi", "diffcap_own")
-    }
+    more = {n.name for n in WHOLE if n.tags["kind"] in ("tau", "calibration")}
     assert touched(calibration_steps=3) == BY_TAU | more
 
 
@@ -148,7 +147,30 @@ def test_what_was_found_against_diffpure_is_shown_to_diffcap():
 def test_an_offset_moves_tau_to_at_most_one(tmp_path):
     lab = lab_of(tmp_path)
     for tau, offset, expected in ((0.9, 0.04, 0.94), (0.98, 0.04, 1.0), (0.9, -0.08, 0.82)):
-        assert diffcap_of(CPU, tau=tau, offset=offset).open(lab).rule.tau == pytest.approx(expected)
+        stopping = replace(stopping_of(CPU, 50, 400, 0.02), tau=tau - 0.02, offset=offset)
+        assert stopping.open(lab).rule.tau == pytest.approx(expected)
+    assert replace(stopping, factor=0.5).open(lab).rule.dt == 25
+
+
+def test_grids_have_one_size_and_every_row_of_a_choice_its_own():
+    choices = {method: choice_of(CPU, method) for method in CHOSEN}
+    assert {len(choice.candidates) for choice in choices.values()} == {4}
+    assert len({choice.candidates for choice in choices.values()}) == len(CHOSEN)
+    assert len({choice.rule for choice in choices.values()}) == 1
+    alone = replace(CPU, choosing=replace(CPU.choosing, times=(150,)))
+    assert choice_of(alone, "diffpure") == purification_of(alone, 150)
+    assert not [n for n in PAPER.plan(alone) if n.tags["kind"] == "choice" and n.tags["method"] == "diffpure"]
+
+
+def test_headline_claims_have_96_pictures_and_3_seeds():
+    """Of what is random: robust encoders and baselines without noise are the same for every seed."""
+    wanted = [n for n in PAPER.plan(replace(CPU, headline=True)) if n.tags["attack"] == "adversarial"]
+    for claim in (c for c in CLAIMS.claims if c.headline):
+        ours = {**claim.quantity, "method": "diffcap"} if claim.quantity.get("method") == "diffpure" else claim.quantity
+        found = [n for n in wanted if matches(ours, n.tags)]
+        assert {n.tags["seed"] for n in found} >= set(CPU.seeds), claim.id
+        if claim.id != "abstract-speed":
+            assert all(n.step.seen.n == 0 and n.step.seen.data.n >= 96 for n in found), claim.id
 
 
 def test_a_part_of_what_is_asked_keeps_the_score_of_the_whole(tmp_path):
@@ -198,7 +220,11 @@ def test_the_probe_knows_its_digits(tmp_path):
 @pytest.mark.parametrize(("changes", "message"), [
     ({"seeds": ()}, "--seeds must be"), ({"seeds": (1, 1)}, "--seeds must be"),
     ({"attack": replace(CPU.attack, eps=(0.1, 0.05))}, "growing strengths"), ({"attack": replace(CPU.attack, eps=())}, "growing strengths"),
-    ({"method": replace(CPU.method, dt=7)}, "a multiple of --method.dt"), ({"method": replace(CPU.method, dt=500)}, "a multiple of --method.dt"),
+    ({"choosing": replace(CPU.choosing, diffcap=((7, 400, 0.0),))}, "multiple of Δt"),
+    ({"choosing": replace(CPU.choosing, diffcap=((25, 400, 0.0),))}, "multiple of Δt"),
+    ({"choosing": replace(CPU.choosing, times=(150, 75))}, "have one size"),
+    ({"choosing": replace(CPU.choosing, times=())}, "have one size"),
+    ({"sweeps": replace(CPU.sweeps, taus=(0.1,))}, "the chosen setting"),
     ({"data": replace(CPU.data, classes=())}, "--data.classes needs"),
 ])  # fmt: skip
 def test_settings_that_cannot_work_are_refused(changes, message):
