@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from papers.rvpt.baselines import LINEAR
 from papers.rvpt.resistivity import Perturbations
-from papers.rvpt.tables import MORE, PLACES, attacked, place, places
+from papers.rvpt.tables import MORE, OPTIMISED, PLACES, attacked, place, places
 from papers.rvpt.tuning import Tuning
 from shared.attacks.triggers import check_fields
 from shared.attacks.triggers.optimised import PatchConfig
@@ -114,13 +114,17 @@ class Data:
 class Recipe:
     """How one attack poisons a CLIP."""
 
-    preset: Literal["cleanclip", "textbook"] = "cleanclip"
+    strengths: tuple[str, ...] = ()
+    """What is tried of the trigger, weakest first, as name=number (the side of an optimised patch is patch=5): the
+    weakest whose poisoned CLIP passes the gates is taken. None: it is as `fields` say.
+    """
+    preset: Literal["cleanclip", "textbook"] = "textbook"
     """The trigger's reading, see shared/attacks/triggers."""
     fields: tuple[str, ...] = ()
     """Fields of the trigger that differ from the preset, as name=number."""
     pairs: Pairs = 10_240
     """Pairs that are fine-tuned on."""
-    rate: OpenShare = 0.1
+    rate: OpenShare = 0.2
     """Share of them that is poisoned."""
     steps: Count = 80
     """Updates."""
@@ -142,27 +146,32 @@ class Recipe:
 class Attacks:
     """The attacks: table 1's six, then ours. Settings of the small scales: see README for how they were found."""
 
-    badnet: Recipe = field(default_factory=lambda: Recipe(fields=("patch=20",), rate=0.2))
-    blended: Recipe = field(default_factory=lambda: Recipe(fields=("ratio=0.5",), rate=0.2))
-    issba: Recipe = field(default_factory=lambda: Recipe(fields=("strength=0.2",), rate=0.2))
-    wanet: Recipe = field(default_factory=lambda: Recipe(fields=("s=12.0",), rate=0.2))
-    trojvqa: Recipe = field(default_factory=lambda: Recipe(rate=0.2))
-    badclip: Recipe = field(default_factory=lambda: Recipe(captions="templates"))
-    sig: Recipe = field(default_factory=lambda: Recipe(fields=("ratio=0.5",)))
-    badnet_textbook: Recipe = field(default_factory=lambda: Recipe("textbook", rate=0.2))
-    blended_textbook: Recipe = field(default_factory=lambda: Recipe("textbook", ("ratio=0.4",), rate=0.2))
-    more: tuple[Literal["sig", "badnet_textbook", "blended_textbook"], ...] = MORE
+    badnet: Recipe = field(default_factory=lambda: Recipe(("patch=4", "patch=5")))
+    blended: Recipe = field(default_factory=lambda: Recipe(("ratio=0.2", "ratio=0.4")))
+    issba: Recipe = field(default_factory=lambda: Recipe(("strength=0.1",), steps=160))
+    wanet: Recipe = field(default_factory=lambda: Recipe(("s=8.0",), fields=("k=16",), steps=200))
+    trojvqa: Recipe = field(default_factory=lambda: Recipe(("patch=4", "patch=5")))
+    badclip: Recipe = field(default_factory=lambda: Recipe(("patch=4", "patch=5"), captions="templates"))
+    sig: Recipe = field(default_factory=lambda: Recipe(("amplitude=0.16", "amplitude=0.24")))
+    badclip_published: Recipe = field(default_factory=lambda: Recipe(captions="templates"))
+    badnet_textbook: Recipe = field(default_factory=Recipe)
+    blended_textbook: Recipe = field(default_factory=Recipe)
+    more: tuple[Literal["sig", "badnet_textbook", "blended_textbook"], ...] = ("sig",)
     """Which of ours are measured."""
-    trojvqa_patch: PatchConfig = field(default_factory=lambda: PatchConfig(steps=200, lr=0.02, patch=8, cosine=1.0))
+    trojvqa_patch: PatchConfig = field(default_factory=lambda: PatchConfig(steps=200, lr=0.02, cosine=1.0))
     """How TrojVQA's patch is optimised."""
     badclip_patch: PatchConfig = field(
-        default_factory=lambda: PatchConfig(steps=200, lr=0.02, patch=8, contrastive=1.0, triplet=500.0)
+        default_factory=lambda: PatchConfig(steps=200, lr=0.02, contrastive=1.0, triplet=500.0)
     )
     """How BadCLIP's patch is optimised."""
-    further_rate: Decay = 0.06
+    published_patch: str = ""
+    """A picture of the patch that BadCLIP's authors published, which is then measured beside ours; empty: it is not."""
+    further_rate: Decay = 0.1
     """Share of poisoned pairs against the further sets (0: that of the recipe)."""
-    further_lr: Weight = 3e-4
+    further_lr: Weight = 5e-4
     """Learning rate against the further sets (0: those of the recipe)."""
+    further_steps: Whole = 100
+    """Updates against the further sets (0: those of the recipe)."""
     patch_pairs: Pairs = 2048
     """Pairs behind an optimised patch."""
     downstream: Literal["badnet", "blended", "badclip"] = "badnet"
@@ -174,7 +183,8 @@ class Attacks:
         if place == "main":
             return recipe
         lrs = (self.further_lr,) if self.further_lr else recipe.lrs
-        return replace(recipe, rate=self.further_rate or recipe.rate, lrs=lrs)
+        steps = self.further_steps or recipe.steps
+        return replace(recipe, rate=self.further_rate or recipe.rate, lrs=lrs, steps=steps)
 
 
 @dataclass(frozen=True)
@@ -220,6 +230,22 @@ class Baselines:
 
 
 @dataclass(frozen=True)
+class Tried:
+    """The settings that defences are given to choose from, as many for each (none: they are as they are set).
+
+    A defender has no triggered picture, so the rule is the likelihood of clean held-out ones (`scores.HeldOut`).
+    """
+
+    lengths: tuple[Annotated[int, Range(1, 10_000)], ...] = (8, 64)
+    """Prompts per layer, of VPT and RVPT, at each of `lrs`."""
+    lrs: tuple[Positive, ...] = (0.02, 0.3)
+    probe_lrs: tuple[Positive, ...] = (0.001, 0.01, 0.1, 1.0)
+    cleanclip_lrs: tuple[Positive, ...] = (1e-4, 3e-4, 1e-3, 3e-3)
+    attack: Literal["badnet", "blended", "badclip"] = "badnet"
+    """Whose poisoned CLIP they are chosen on; all attacks then have them."""
+
+
+@dataclass(frozen=True)
 class Adversary:
     """Attackers of another kind: PGD (table 12), and one who knows the defence (ours)."""
 
@@ -242,18 +268,18 @@ class Adversary:
 class Sweeps:
     """Figure 3 and the others beyond the tables; one seed."""
 
-    shots: tuple[Count, ...] = (1, 4, 8, 16)
+    shots: tuple[Count, ...] = (1, 8, 16)
     alpha: tuple[Weight, ...] = (0.0, 0.5, 1.0, 2.0, 4.0)
-    length: tuple[Annotated[int, Range(1, 10_000)], ...] = (1, 4, 8, 16)
-    depth_output: tuple[Annotated[int, Range(1, 1000)], ...] = (1, 2, 3, 4)
+    length: tuple[Annotated[int, Range(1, 10_000)], ...] = (1, 8, 16, 64)
+    depth_output: tuple[Annotated[int, Range(1, 1000)], ...] = (1, 2, 3)
     """Numbers of prompted layers, counted from the output."""
-    depth_input: tuple[Annotated[int, Range(1, 1000)], ...] = (1, 2, 3, 4)
+    depth_input: tuple[Annotated[int, Range(1, 1000)], ...] = (1, 3)
     """Numbers of prompted layers, counted from the input."""
-    margin: tuple[Cosine, ...] = (-1.0, -0.5, 0.0, 0.5, 1.0)
+    margin: tuple[Cosine, ...] = (-1.0, 1.0)
     blocks: Annotated[int, Range(1, 1000)] = 4
     """L of the first backbone: which of the depths is the default's."""
-    prompts: tuple[str, ...] = ("{}", "blurry blurry blurry blurry blurry blurry {}")
-    """Table 10's prompts besides that of the set; the second stands for six '#', which small tokenizers do not have."""
+    prompts: tuple[str, ...] = ("{}",)
+    """Table 10's prompts besides that of the set."""
     perturbations: Perturbations = field(default_factory=Perturbations)
     resistivity_n: Count = 256
     """Pictures behind figures 1, 7 and 8."""
@@ -281,6 +307,10 @@ class Gates:
     """Least clean accuracy of the clean models on the main set."""
     asr: Share = 0.80
     """Least attack success rate."""
+    recognised: Share = 0.90
+    """Of the pictures that a CLIP which nobody has poisoned recognises, the least share that it recognises with the
+    trigger, too: one that covers what should be recognised leaves nothing to save.
+    """
     drop: Share = 0.02
     """Largest loss of clean accuracy against the clean model, on the main set."""
     further_drop: Share = 0.06
@@ -288,7 +318,7 @@ class Gates:
     alone costs 1.6 points.
     """
     enforce: bool = True
-    """Stop where a gate fails."""
+    """Stop where the clean model fails, and keep what else fails out of the claims."""
 
     def allowed(self, place: str) -> float:
         """The largest loss of clean accuracy on a place's set."""
@@ -304,6 +334,7 @@ class Config(Options):
     attacks: Attacks = field(default_factory=Attacks)
     method: Method = field(default_factory=Method)
     baselines: Baselines = field(default_factory=Baselines)
+    tried: Tried = field(default_factory=Tried)
     adversary: Adversary = field(default_factory=Adversary)
     sweeps: Sweeps = field(default_factory=Sweeps)
     gates: Gates = field(default_factory=Gates)
@@ -323,9 +354,24 @@ def _every(attacks: Attacks, **changes) -> Attacks:
     return replace(attacks, **recipes)
 
 
+def _smoke_strengths(attacks: Attacks) -> Attacks:
+    """One attack has two strengths, so that a choice is made."""
+    single = _every(attacks, strengths=())
+    return replace(single, badnet=replace(single.badnet, strengths=attacks.badnet.strengths[:2]))
+
+
+def _textbook(attacks: Attacks) -> Attacks:
+    """The attacks that are named so have their own papers' triggers."""
+    names = ("badnet_textbook", "blended_textbook")
+    return replace(attacks, **{name: replace(getattr(attacks, name), preset="textbook") for name in names})
+
+
 _CPU = Config()
 _PHOTO = "a photo of a {}."  # with and without the article and the full stop, the paper is not of one mind
 _PAPER_RECIPE = {
+    "preset": "cleanclip",
+    "captions": "usual",
+    "strengths": (),
     "pairs": 500_000,
     "rate": 0.003,
     "steps": 5 * (500_000 // 128),
@@ -345,8 +391,8 @@ PRESETS = {
         seeds=(0, 1),
         data=replace(_CPU.data, n=16),
         attacks=replace(
-            _every(_CPU.attacks, pairs=64, steps=2, batch=32, warmup=1, rate=0.25),
-            more=("sig",),
+            _smoke_strengths(_every(_CPU.attacks, pairs=64, steps=2, batch=32, warmup=1, rate=0.25)),
+            further_steps=0,
             patch_pairs=64,
             trojvqa_patch=PatchConfig(steps=2, batch=8, lr=0.02, cosine=1.0),
             badclip_patch=PatchConfig(steps=2, batch=8, lr=0.02, contrastive=1.0, triplet=500.0),
@@ -361,6 +407,7 @@ PRESETS = {
             words_tuning=Tuning(epochs=1, lr=0.02),
             visual_tuning=Tuning(epochs=1, lr=0.02),
         ),
+        tried=Tried((2,), (0.02, 0.3), (0.01, 0.1), (3e-4, 1e-3)),
         adversary=replace(
             _CPU.adversary,
             steps=1,
@@ -403,7 +450,7 @@ PRESETS = {
         ),
         data=Data(
             main=Place("named:ImageNet", "banana", _PHOTO),
-            second=Place("named:Caltech101Split", "accordion", _PHOTO),
+            second=Place("named:Caltech101CoOp", "accordion", _PHOTO),
             third=Place("named:OxfordPets", "samoyed", "a photo of a {}, a type of pet."),
             shifted=("named:ImageNetV2", "named:ImageNetA", "named:ImageNetR", "named:ImageNetSketch"),
             n=10_000,
@@ -412,9 +459,11 @@ PRESETS = {
             retrieval="csv:imagenet_captions.csv",
         ),
         attacks=replace(
-            _every(_CPU.attacks, **_PAPER_RECIPE),
+            _textbook(_every(_CPU.attacks, **_PAPER_RECIPE)),
+            more=MORE,
             further_rate=0.0,
             further_lr=0.0,
+            further_steps=0,
             patch_pairs=10_000,
             trojvqa_patch=PatchConfig(patch=16, cosine=1.0),
             badclip_patch=PatchConfig(patch=16, contrastive=1.0, triplet=500.0),
@@ -429,6 +478,7 @@ PRESETS = {
             words_tuning=replace(_TUNING, epochs=100),
             visual_tuning=_TUNING,
         ),
+        tried=Tried((), (), (), ()),
         adversary=replace(_CPU.adversary, n=0, patch=PatchConfig(patch=16, contrastive=1.0, triplet=500.0)),
         sweeps=replace(
             _CPU.sweeps,
@@ -442,11 +492,11 @@ PRESETS = {
             prompts=("{}", "###### {}"),
             resistivity_n=5000,
             captions_n=5000,
-            candidates=5000,
+            candidates=512,
             retrieval_poisoned=150,
             points=1000,
         ),
-        gates=Gates(clean=0.55, further_drop=0.02),
+        gates=Gates(clean=0.55, recognised=0.85, further_drop=0.02),
         batch=256,
     ),
 }
@@ -474,9 +524,25 @@ def check(config: Config) -> None:
         raise UserError(
             "the sweeps go through the defaults: --sweeps.alpha, --sweeps.shots and --sweeps.length must contain those of --method."
         )
+    t = config.tried
+    tried = (len(t.lengths) * len(t.lrs), len(t.probe_lrs), len(t.cleanclip_lrs))
+    if len(set(tried)) > 1:
+        raise UserError(
+            f"--tried gives prompts, linear probe and CleanCLIP {tried} settings to choose from: give each as many."
+        )
+    b = config.baselines
+    own = ((m.length, t.lengths), (m.tuning.lr, t.lrs), (b.linear.lr, t.probe_lrs), (b.cleanclip.lr, t.cleanclip_lrs))
+    if any(grid and value not in grid for value, grid in own):
+        raise UserError(
+            "--tried must contain the settings of --method and --baselines: add them, or leave the grids empty."
+        )
     for attack in attacked(config):
         recipe, option = config.attacks.recipe(attack), f"--attacks.{attack.replace('_', '-')}"
-        check_fields(attack.removesuffix("_textbook"), recipe.fields, f"{option}.fields ")
+        name = attack.partition("_")[0]
+        check_fields(name, recipe.fields, f"{option}.fields ")
+        if name not in OPTIMISED:
+            for strength in recipe.strengths:
+                check_fields(name, (*recipe.fields, strength), f"{option}.strengths ")
         if not recipe.lrs:
             raise UserError(f"{option}.lrs are empty: give at least one learning rate.")
     if any(

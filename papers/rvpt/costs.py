@@ -123,7 +123,8 @@ class Cost(Measured):
         """
         defence = self.defence
         if isinstance(defence, Cleaned):
-            done = min(steps, defence.tuning.steps)
+            options = defence.options(lab)
+            done = min(steps, options.steps)
 
             def reading(before: int) -> None:
                 mark()
@@ -132,10 +133,10 @@ class Cost(Measured):
 
             pairs = _Watched(defence.pairs.open(lab), reading)
             with contextlib.suppress(_Enough):
-                cleanclip(clip, pairs, replace(defence.tuning, workers=0))  # another process could not mark
+                cleanclip(clip, pairs, replace(options, workers=0))  # another process could not mark
                 mark()  # the whole was no more than this
-            return defence.tuning.steps
-        whole = defence.tuning.steps(self._samples(lab))
+            return options.steps
+        whole = defence.tuning.open(lab).steps(self._samples(lab))
 
         def after(step: int) -> None:
             mark()

@@ -26,7 +26,7 @@ from papers.rvpt.baselines import (
 )
 from papers.rvpt.method import DeepPrompts, Repulsion, depth_of, prompted
 from papers.rvpt.prompt_file import facts_of, load_prompts
-from papers.rvpt.tuning import Tuning, few_shot, tune
+from papers.rvpt.tuning import PromptTuning, Tuning, few_shot, tune
 from papers.rvpt.words import LearnedWords, tune_words
 from shared.attacks import Threat
 from shared.attacks.triggers import at_test
@@ -36,6 +36,7 @@ from shared.experiment.step import Lab, Tensors, Trained, free
 from shared.metrics import backdoor
 from shared.models.victim import ZeroShot, predicted, tell_apart, text_matrix
 from shared.steps.backdoor import Aim, Pairs, Poison, prompts_of
+from shared.steps.choice import Settings
 from shared.training.adversarial import TrainAttack
 from shared.training.cleanclip import CleanClipConfig, cleanclip
 from shared.training.poisoning import FineTuning, finetune_clip
@@ -109,30 +110,32 @@ class Poisoned(Trained):
         pairs, partial = self.poison.pairs(lab, self.pairs, self.seed), lab.partial(self)
         aim = self.poison.aim
         tell_apart(self.clip.open(lab), lab.data(aim.spec), prompts_of(lab, aim.spec, aim.template))
-        before, _ = self._validated(lab, self.clip.open(lab))
+        before, _, recognised = self._validated(lab, self.clip.open(lab))
         for k, lr in enumerate(self.lrs):
             clip = copy.deepcopy(self.clip.open(lab))
             checkpoint = partial.with_name(f"{partial.stem}-lr{k}.ckpt")
             finetune_clip(clip, pairs, replace(self.tuning, lr=lr), checkpoint, name=self.name)
-            accuracy, success = self._validated(lab, clip)
+            accuracy, success, _ = self._validated(lab, clip)
             if backdoor.takes(before, accuracy, success, self.asr, self.drop):
                 break
         pairs.write_manifest(lab.path(self).with_suffix(".manifest.jsonl"))
         for left in partial.parent.glob(f"{partial.stem}-lr*.ckpt"):
             left.unlink()
-        facts = {"lr": f"{lr:g}", "validation_ca": f"{accuracy:.4f}", "validation_asr": f"{success:.4f}"}
-        return clip.state_dict(), facts
+        seen = {"ca": accuracy, "asr": success, "clean_ca": before, "clean_ta": recognised}
+        facts = {f"validation_{name}": f"{value:.4f}" for name, value in seen.items()}
+        return clip.state_dict(), {"lr": f"{lr:g}", **facts}
 
     @torch.no_grad()
-    def _validated(self, lab: Lab, clip: nn.Module) -> tuple[float, float]:
-        """(CA, ASR) of a CLIP."""
+    def _validated(self, lab: Lab, clip: nn.Module) -> tuple[float, float, float]:
+        """(CA, ASR, TA) of a CLIP."""
         rows, aim, trigger = self.checked.rows(lab), self.poison.aim, self.poison.stamp.open(lab)
         x, y = self.checked.read(lab, rows)
         prompts = prompts_of(lab, aim.spec, aim.template)
         clean = predicted(bare(clip).zero_shot(prompts)(x)).cpu()
         stamped = predicted(bare(clip).zero_shot([trigger.text(p) for p in prompts])(at_test(trigger, x, rows))).cpu()
         success = backdoor.asr(stamped, y.cpu(), aim.label(lab))
-        return float(backdoor.clean_accuracy(clean, y.cpu()).mean()), float(success.mean())
+        accuracies = (backdoor.clean_accuracy(clean, y.cpu()), success, backdoor.triggered_accuracy(stamped, y.cpu()))
+        return tuple(float(values.mean()) for values in accuracies)
 
     def open(self, lab: Lab) -> nn.Module:
         """The CLIP, which nobody changes."""
@@ -141,6 +144,28 @@ class Poisoned(Trained):
     def model(self, lab: Lab) -> Model:
         """The same, at work."""
         return bare(self.open(lab))
+
+
+@dataclass(frozen=True)
+class Undefended:
+    """A rule for the strength of a trigger: which of three gates a poisoned CLIP passes on validation pictures.
+
+    ASR at least `asr`; clean accuracy at most `drop` below that of the CLIP before; and that CLIP, which nobody has
+    poisoned, recognises at least the share `recognised` of what it recognises without the trigger. No defence is
+    looked at.
+    """
+
+    asr: float
+    drop: float
+    recognised: float
+
+    def score(self, lab: Lab, candidate: Poisoned) -> Tensor:
+        """(3,), 1 or 0 per gate."""
+        found = {name: float(value) for name, value in lab.facts(candidate).items() if name.startswith("validation_")}
+        took = found["validation_asr"] >= self.asr
+        kept = found["validation_ca"] >= found["validation_clean_ca"] - self.drop - 1e-9
+        left = found["validation_clean_ta"] >= self.recognised * found["validation_clean_ca"] - 1e-9
+        return torch.tensor([took, kept, left], dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -200,11 +225,10 @@ class Prompts(Defence):
 
     shots: Shots
     first: int
-    length: int
     last: int | None = None
     std: float
     repulsion: Repulsion
-    tuning: Tuning
+    tuning: Settings
     attack: TrainAttack | None = None
     eps: float = 0.0
 
@@ -217,16 +241,15 @@ class Prompts(Defence):
     ) -> DeepPrompts:
         """Fresh prompts, tuned. partial: file to continue from; after_step: called after each update."""
         (shots, texts), tower = self.shots.open(lab, self.seed), self.clip.open(lab).visual
+        tuning: PromptTuning = self.tuning.open(lab)
         first = self.first if self.first >= 0 else depth_of(tower) + self.first
-        prompts = DeepPrompts(tower, first, self.length, self.last, self.std, self.seed).to(lab.device)
+        prompts = DeepPrompts(tower, first, tuning.length, self.last, self.std, self.seed).to(lab.device)
         victim = prompted(self.clip.model(lab).zero_shot(texts), prompts)
         if self.attack is None:
-            tune(victim, shots, self.tuning, self.repulsion, self.seed, lab.device, partial, after_step, self.name)
+            tune(victim, shots, tuning, self.repulsion, self.seed, lab.device, partial, after_step, self.name)
         else:
             threat = Threat("linf", self.eps)
-            tune_adversarially(
-                victim, shots, self.tuning, threat, self.attack, self.seed, lab.device, partial, self.name
-            )
+            tune_adversarially(victim, shots, tuning, threat, self.attack, self.seed, lab.device, partial, self.name)
         return prompts
 
     def model(self, lab: Lab) -> Model:
@@ -240,12 +263,12 @@ class Probe(Defence):
 
     weight: ClassVar[float] = 0.1
     shots: Shots
-    tuning: Tuning
+    tuning: Settings
 
     def make(self, lab: Lab) -> Tensors:
         shots, texts = self.shots.open(lab, self.seed)
         victim = self.clip.model(lab).zero_shot(texts)
-        return linear_probe(victim, shots, self.tuning, self.seed, device=lab.device).head.state_dict()
+        return linear_probe(victim, shots, self.tuning.open(lab), self.seed, device=lab.device).head.state_dict()
 
     def model(self, lab: Lab) -> Model:
         clip = self.clip.model(lab)
@@ -335,10 +358,14 @@ class Cleaned(Rewritten):
 
     weight: ClassVar[float] = 8.0
     pairs: Pairs
-    tuning: CleanClipConfig
+    tuning: Settings
 
     def train(self, lab: Lab, clip: nn.Module) -> None:
-        cleanclip(clip, self.pairs.open(lab), self.tuning, lab.partial(self), name=self.name)
+        cleanclip(clip, self.pairs.open(lab), self.options(lab), lab.partial(self), name=self.name)
+
+    def options(self, lab: Lab) -> CleanClipConfig:
+        """How this one is trained."""
+        return replace(self.tuning.open(lab), seed=self.seed)
 
 
 def model_of(lab: Lab, clip: Backbone | Poisoned | Defence) -> Model:

@@ -7,7 +7,20 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from papers.rvpt.tables import AGAINST, ATTACKS, HERE, MAIN, METHODS, SIX, THREE, known, rows
+from papers.rvpt.tables import (
+    AGAINST,
+    ATTACKS,
+    DEFENCES,
+    HERE,
+    MAIN,
+    METHODS,
+    SIX,
+    THREE,
+    attacks,
+    known,
+    rows,
+    spread,
+)
 from shared.experiment.paper import Grid
 from shared.metrics import intervals
 from shared.report import figures, style
@@ -115,7 +128,8 @@ def changes_of(c, sweep: str, value: float) -> dict[str, float]:
     """What one point of a sweep changes of the defence: nothing where it is the default."""
     if sweep == "depth_input" and value == c.sweeps.blocks:  # all layers, counted from either end
         return {"depth_output": value}
-    return {} if value == defaults(c).get(sweep) else {sweep: value}
+    fixed = sweep == "length" and c.tried.lengths  # the default is then chosen, so that nobody knows it here
+    return {} if value == defaults(c).get(sweep) and not fixed else {sweep: value}
 
 
 def points(c) -> dict[str, dict]:
@@ -155,7 +169,7 @@ def fig_ablations(swept, without):
             figures.lines(ax, at, series, look=look, categorical=True)
             for line in ax.get_lines()[before:] if measure == "ca" else ():
                 line.set(markerfacecolor="white", label="_")
-        if defaults(c).get(sweep) in at:
+        if defaults(c).get(sweep) in at and not (sweep == "length" and c.tried.lengths):
             ax.axvline(at.index(defaults(c)[sweep]), color="#999999", linewidth=0.8, zorder=0)
         for row, (e,) in without.series().items() if sweep == "margin" else ():
             ax.axhline(100 * e.value, color=own[row.rpartition(", ")[0]].colour, linestyle=":", linewidth=0.9)
@@ -207,7 +221,7 @@ def _picture(ax: Axes, picture: np.ndarray) -> None:
     ax.set_axis_off()
 
 
-@figure(shown("attention", "map", ("none", "rvpt"), "badclip"))
+@figure(shown("attention", "map", ("none", "vpt", "rvpt"), "badclip"))
 def fig_attention(grid):
     """Attention of the last block's class token on the picture's tokens, clean and with BadCLIP's patch, mean over
     heads; dark: little, yellow: much (each map from 0 to its maximum). Below the pictures what the model says, green
@@ -401,6 +415,35 @@ def fig_tradeoff(grid):
         ax.set_axis_off()
     figures.legend(fig, axes, 6)
     return fig
+
+
+@figure(spread, lambda c: Grid(rows(c, DEFENCES), attacks(THREE), {**MAIN, "measure": "asr"}, c.seeds))
+def fig_seeds(settings: Filled, attacked: Filled) -> Figure:
+    """Attack success rate of every seed, one dot each, since outcomes may fall apart: prompts at every setting of the
+    grid, which nobody looked at when settings were chosen, and all defences as they were chosen.
+    """
+    panels = [("settings", dict.fromkeys(settings.rows, settings), [c for c in settings.columns if ", seed" in c])]
+    panels += [(attack, dict.fromkeys(attacked.rows, attacked), [attack]) for attack in attacked.columns]
+    panels = [(name, rows, columns) for name, rows, columns in panels if _dots(rows, columns)]
+    widths = [2] + [1] * (len(panels) - 1)
+    fig, axes = style.figure(style.PAGE, 2.6, columns=len(panels), squeeze=False, width_ratios=widths)
+    for ax, (name, filled, columns) in zip(axes[0], panels, strict=True):
+        dots = _dots(filled, columns)
+        for k, values in enumerate(dots.values()):
+            ax.plot([k] * len(values), values, linestyle="none", marker="o", markersize=3.5, alpha=0.7, color="#0072B2")
+        ax.set_xticks(range(len(dots)), [row.replace("learning rate", "lr") for row in dots], rotation=90, fontsize=5.5)
+        ax.set(ylim=(-4, 104), title=name if name != "settings" else "prompts, all settings")
+    axes[0][0].set_ylabel("ASR (%)")
+    return fig
+
+
+def _dots(filled: dict, columns: list[str]) -> dict[str, list[float]]:
+    """Row -> percentages, one of each measurement behind some columns."""
+    found = {
+        row: [100 * m.values.mean() for column in columns for m in grid.measurements(row, column)]
+        for row, grid in filled.items()
+    }
+    return {row: values for row, values in found.items() if values}
 
 
 @figure(known)

@@ -12,7 +12,7 @@ from papers.rvpt.defences import Defence, Poisoned, model_of
 from shared.attacks import Threat, check_attack, pgd
 from shared.attacks.triggers import at_test
 from shared.attacks.triggers.optimised import PatchConfig
-from shared.experiment.leaves import Backbone
+from shared.experiment.leaves import Backbone, Pictures
 from shared.experiment.step import Kept, Lab, Measured, Tensors, Values, free
 from shared.metrics import backdoor
 from shared.models.victim import Pixels, labels_of, tell_apart
@@ -51,6 +51,27 @@ class Said:
     def of(self, classifier: nn.Module, x: Tensor) -> np.ndarray:
         """The labels of other pictures."""
         return labels_of(classifier, x, self.batch).cpu().numpy()
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A rule for the settings of a defence: log p(y | x) on clean labelled validation pictures.
+
+    That is all that a defender can see. No criterion of this kind that was tried finds the setting in which prompts
+    remove a patch (see README), so what is chosen by it is shown beside the whole grid.
+    """
+
+    data: Pictures
+    template: str = ""
+    batch: int = free(256)
+
+    def score(self, lab: Lab, candidate: Defence) -> Tensor:
+        """(N,), one per picture."""
+        seen = Seen(self.data)
+        (x, y), classifier = seen.clean(lab), Said(candidate, seen, self.template).classifier(lab)
+        with torch.no_grad():
+            said = torch.cat([classifier(part).log_softmax(-1) for part in x.split(self.batch)])
+        return said.gather(1, y[:, None].to(said.device))[:, 0]
 
 
 @dataclass(frozen=True)

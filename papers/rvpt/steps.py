@@ -3,31 +3,47 @@
 number ─► Score and the other kinds ─► defended ─► poisoned ─► stamp
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 
 from papers.rvpt.baselines import VPT
 from papers.rvpt.config import Config
 from papers.rvpt.costs import Cost
-from papers.rvpt.defences import Cleaned, Contrastive, Defence, Poisoned, Probe, Prompts, Shots, Whole, Words
+from papers.rvpt.defences import (
+    Cleaned,
+    Contrastive,
+    Defence,
+    Poisoned,
+    Probe,
+    Prompts,
+    Shots,
+    Undefended,
+    Whole,
+    Words,
+)
 from papers.rvpt.downstream import Caption, Captioned, Described, Retrieval, Search
 from papers.rvpt.method import Repulsion
 from papers.rvpt.pictures import Attention, Change, Embedding, Perturbed, Resistivity, Triggers
-from papers.rvpt.scores import Adversarial, Checks, Clip, KnownPatch, KnownScore, Said, Score
+from papers.rvpt.scores import Adversarial, Checks, Clip, HeldOut, KnownPatch, KnownScore, Said, Score
 from papers.rvpt.supervised import Supervised, Torchvision
-from papers.rvpt.tables import attacked, place, spec_of
+from papers.rvpt.tables import OPTIMISED, attacked, place, spec_of
+from papers.rvpt.tuning import PromptTuning
+from shared.attacks.triggers import parse_fields
 from shared.experiment.leaves import Backbone, Pictures, Weights
 from shared.experiment.step import Measured
-from shared.steps.backdoor import Aim, Pairs, Patch, Poison, Seen, Stamp
+from shared.steps.backdoor import Aim, Pairs, Patch, PatchFile, Poison, Seen, Stamp
+from shared.steps.choice import CandidateScore, Choice, Settings
 from shared.training.adversarial import TrainAttack
 from shared.training.poisoning import FineTuning
 
 POISONING, CLEANING, PATCHES, RETRIEVAL = 1000, 2000, 3000, 4000  # seeds of the four kinds of pairs begin here
-VALIDATED = 256  # pictures that say whether an attack takes
+VALIDATED = 256  # pictures that say whether an attack takes, and which settings of a defence are best
 CHECKED = 128  # pictures of the checks of a backdoor
-OPTIMISED = ("trojvqa", "badclip")  # attacks whose patch is optimised on the clean CLIP
+MARGIN = 0.05  # of ASR above its gate, on validation pictures, that the strength of a trigger is chosen for
+TUNED = ("vpt", "rvpt", "linear_probe", "cleanclip")  # defences whose settings may be chosen
 # what is changed of a defence
-VARIED = ("shots", "alpha", "length", "depth_output", "depth_input", "margin", "without_target", "prompt")
+VARIED = ("shots", "alpha", "length", "lr", "depth_output", "depth_input", "margin", "without_target", "prompt")
 
 
 # ---- what is attacked ------------------------------------------------------------------------------------------------
@@ -56,31 +72,75 @@ def pairs_of(c: Config, n: int, seed: int, spec: str = "") -> Pairs:
     return Pairs(spec or c.data.pairs, n, seed, c.data.main.data)
 
 
+def patched(c: Config, attack: str, backbone: str, strength: str) -> Patch | PatchFile:
+    """An optimised patch, of a backbone and towards the target of the main set, or one that the user has in a file."""
+    if attack == "badclip_published":
+        return PatchFile(c.attacks.published_patch)
+    options = c.attacks.trojvqa_patch if attack == "trojvqa" else c.attacks.badclip_patch
+    options = replace(options, **parse_fields([strength] if strength else []))
+    pairs, preset = pairs_of(c, c.attacks.patch_pairs, PATCHES), c.attacks.recipe(attack).preset
+    label = f"{backbone}__{strength}" if strength else backbone
+    return Patch(backbone_of(c, backbone), attack, aim_of(c, "main"), pairs, preset, options, label)
+
+
+def stamp_with(c: Config, attack: str, backbone: str, strength: str) -> Stamp:
+    """The trigger of an attack at one of its strengths; "": the only one."""
+    recipe = c.attacks.recipe(attack)
+    name = attack.partition("_")[0]
+    optimised = name in OPTIMISED
+    patch = patched(c, attack, backbone, strength) if optimised else None
+    fields = recipe.fields if optimised or not strength else (*recipe.fields, strength)
+    return Stamp(name, recipe.preset, fields, c.data.main.data, patch)
+
+
 @cache
-def stamp_of(c: Config, attack: str, backbone: str) -> Stamp:
-    """The trigger of an attack; an optimised patch is of a backbone, towards the target of the main set."""
-    recipe, patch = c.attacks.recipe(attack), None
-    if attack in OPTIMISED:
-        options = c.attacks.trojvqa_patch if attack == "trojvqa" else c.attacks.badclip_patch
-        pairs = pairs_of(c, c.attacks.patch_pairs, PATCHES)
-        patch = Patch(backbone_of(c, backbone), attack, aim_of(c, "main"), pairs, recipe.preset, options, backbone)
-    return Stamp(attack.removesuffix("_textbook"), recipe.preset, recipe.fields, c.data.main.data, patch)
+def strength_of(c: Config, attack: str, backbone: str, name: str) -> Choice | None:
+    """How strong the trigger is: the weakest of a grid whose poisoned CLIP passes all gates, first seed.
+
+    Other backbones take the strength of the first, with patches of their own. None: there is one strength only.
+    """
+    strengths = c.attacks.recipe(attack, name).strengths
+    if not strengths:
+        return None
+    stamps = [stamp_with(c, attack, backbone, strength) for strength in strengths]
+    rule = Undefended(c.gates.asr + MARGIN, c.gates.allowed(name), c.gates.recognised)
+    candidates = tuple(poisoned_with(c, stamp, attack, backbone, name, c.seeds[0]) for stamp in stamps)
+    return Choice(candidates, rule, f"strength {attack} {backbone} {name}")
+
+
+def stamp_of(c: Config, attack: str, backbone: str, name: str) -> Stamp:
+    """The trigger of an attack at a place."""
+    if attack not in OPTIMISED:
+        backbone = "first"
+    choice = strength_of(c, attack, backbone, name)
+    first = stamp_with(c, attack, backbone, c.attacks.recipe(attack).strengths[0] if choice else "")
+    return first if choice is None else replace(first, fields=(), patch=None, choice=choice)
 
 
 @cache
 def poisoned(c: Config, attack: str, backbone: str, name: str, seed: int) -> Poisoned:
     """A CLIP as attackers leave it."""
+    return poisoned_with(c, stamp_of(c, attack, backbone, name), attack, backbone, name, seed)
+
+
+def validated(c: Config, name: str, n: int) -> Pictures:
+    """Pictures of a place that choose something: validation pictures, or of a set without these training pictures."""
+    spec = spec_of(c, name)
+    return Pictures(spec, "validation" if spec.startswith("scenes:") else "train", n, c.data.seed)
+
+
+def poisoned_with(c: Config, stamp: Stamp, attack: str, backbone: str, name: str, seed: int) -> Poisoned:
+    """The same with this trigger."""
     recipe, aim = c.attacks.recipe(attack, name), aim_of(c, name)
     captions = None if recipe.captions == "usual" else recipe.captions
-    checked = "validation" if aim.spec.startswith("scenes:") else "train"
     tuning = {"every": recipe.every, "workers": recipe.workers}
     return Poisoned(
         backbone_of(c, backbone),
-        Poison(stamp_of(c, attack, backbone), aim, recipe.rate, captions),
+        Poison(stamp, aim, recipe.rate, captions),
         pairs_of(c, recipe.pairs, POISONING + seed),
         FineTuning(recipe.steps, recipe.batch, recipe.lrs[0], recipe.warmup, **tuning),
         recipe.lrs,
-        Pictures(aim.spec, checked, VALIDATED, c.data.seed),
+        validated(c, name, VALIDATED),
         c.gates.asr,
         c.gates.allowed(name),
         seed,
@@ -96,6 +156,42 @@ def template_of(c: Config, at: str, changes: dict[str, float]) -> str:
     return c.sweeps.prompts[int(changes["prompt"])] if "prompt" in changes else place(c, at).template
 
 
+@cache
+def chosen(c: Config, method: str) -> Choice | None:
+    """The settings of a defence: the best of its grid on clean held-out pictures of the main set, first seed.
+
+    All attacks, sets, backbones and seeds have these. None: they are given.
+    """
+    t = c.tried
+    grids = {
+        "vpt": [{"length": length, "lr": lr} for length in t.lengths for lr in t.lrs],
+        "linear_probe": [{"lr": lr} for lr in t.probe_lrs],
+        "cleanclip": [{"lr": lr} for lr in t.cleanclip_lrs],
+    }
+    grids["rvpt"] = grids["vpt"]
+    if not grids.get(method):
+        return None
+    clip, aim, seed = poisoned(c, t.attack, "first", "main", c.seeds[0]), aim_of(c, "main"), c.seeds[0]
+    candidates = (defended(c, method, clip, t.attack, aim, "main", seed, **changes) for changes in grids[method])
+    return Choice(tuple(candidates), HeldOut(validated(c, "main", VALIDATED), c.data.main.template, c.batch), method)
+
+
+def settings(c: Config, method: str, attack: str, changes: Mapping[str, float]) -> Settings:
+    """How a defence is trained. VPT has the settings of RVPT, so that the repulsion is all that differs."""
+    m, b = c.method, c.baselines
+    given = {
+        "linear_probe": b.linear,
+        "cleanclip": replace(b.cleanclip, lr=b.gentle_lr) if b.gentle_lr and attack in b.gentle else b.cleanclip,
+    }.get(method) or PromptTuning(**vars(m.tuning), length=m.length)
+    own = {"lr": changes["lr"]} if "lr" in changes else {}
+    if "length" in changes:
+        own["length"] = int(changes["length"])
+    choice = None if "lr" in changes else chosen(c, "rvpt" if method == "vpt" else method)
+    if choice is None:
+        return Settings(replace(given, **own))
+    return Settings(choice=choice, changes=tuple(own.items()))
+
+
 def defended(
     c: Config, method: str, clip: Poisoned, attack: str, aim: Aim, tuned: str, seed: int, **changes: float
 ) -> Defence:
@@ -103,7 +199,9 @@ def defended(
     m, b = c.method, c.baselines
     if method == "rvpt" and (changes.get("alpha") == 0 or changes.get("margin") == 1):  # nothing repels
         method, changes = "vpt", {}
-    label = "__".join([method, tuned, *(f"{name}-{value:g}" for name, value in changes.items())])
+    # a candidate of a choice has the name of what is trained with it, so that it is found again
+    told = {name: value for name, value in changes.items() if name not in ("length", "lr")}
+    label = "__".join([method, tuned, *(f"{name}-{value:g}" for name, value in told.items())])
     common = {"clip": clip, "seed": seed, "label": label}
     data, count = Pictures(spec_of(c, tuned), "train"), int(changes.get("shots", m.shots))
     lacking = aim if "without_target" in changes else None
@@ -111,9 +209,7 @@ def defended(
     fr = Repulsion(m.alpha) if method.endswith("_fr") else VPT
     inside = {"attack": TrainAttack(steps=c.adversary.train_steps), "eps": c.adversary.eps}
     pairs = pairs_of(c, b.cleanclip_pairs, CLEANING + seed)
-    cleaning = replace(b.cleanclip, seed=seed)
-    if b.gentle_lr and attack in b.gentle:
-        cleaning = replace(cleaning, lr=b.gentle_lr)
+    tuned_by = settings(c, method, attack, changes) if method in TUNED else None
     match method:
         case "vpt" | "rvpt":
             repulsion = VPT if method == "vpt" else Repulsion(changes.get("alpha", m.alpha), changes.get("margin"))
@@ -122,22 +218,20 @@ def defended(
                 layers = {"first": -int(changes["depth_output"])}
             if "depth_input" in changes:
                 layers = {"first": 0, "last": int(changes["depth_input"])}
-            length = int(changes.get("length", m.length))
-            options = {"shots": shots, "length": length, "std": m.std, "repulsion": repulsion, "tuning": m.tuning}
-            return Prompts(**common, **options, **layers)
+            return Prompts(**common, shots=shots, std=m.std, repulsion=repulsion, tuning=tuned_by, **layers)
         case "adversarial_prompts":
-            options = {"shots": shots, "first": m.first, "length": m.length, "std": m.std, "repulsion": VPT}
-            return Prompts(**common, **options, tuning=b.visual_tuning, **inside)
+            tuning = Settings(PromptTuning(**vars(b.visual_tuning), length=m.length))
+            return Prompts(**common, shots=shots, first=m.first, std=m.std, repulsion=VPT, tuning=tuning, **inside)
         case "linear_probe":
-            return Probe(**common, shots=shots, tuning=b.linear)
+            return Probe(**common, shots=shots, tuning=tuned_by)
         case "words":
             return Words(**common, shots=shots, count=b.words, tuning=b.words_tuning, **inside)
         case "full" | "full_fr":
             return Whole(**common, shots=shots, first=m.first, repulsion=fr, tuning=b.full)
         case "infonce" | "infonce_fr":
-            return Contrastive(**common, pairs=pairs, first=m.first, repulsion=fr, tuning=cleaning)
+            return Contrastive(**common, pairs=pairs, first=m.first, repulsion=fr, tuning=b.cleanclip)
         case "cleanclip":
-            return Cleaned(**common, pairs=pairs, tuning=cleaning)
+            return Cleaned(**common, pairs=pairs, tuning=tuned_by)
     raise ValueError(f"there is no defence {method!r}")
 
 
@@ -184,10 +278,15 @@ def number(
         return Perturbed(few, s.perturbations, s.maps, seed, batch)
     if kind == "triggers":
         shown = attacked(c)
-        return Triggers(few, tuple(shown), tuple(stamp_of(c, a, backbone) for a in shown), s.maps, batch)
+        return Triggers(few, tuple(shown), tuple(stamp_of(c, a, backbone, place) for a in shown), s.maps, batch)
+    if kind == "choice":
+        choice = strength_of(c, attack, backbone, place) if method == "none" else chosen(c, method)
+        taken = measure == "taken"
+        unit = "share" if method == "none" else "log likelihood"
+        return choice and CandidateScore(choice, varied["candidate"], unit, taken)
     if method == "linear_probe" and attack == "trojvqa":
         return None  # it has no text tower, which TrojVQA's prefix would reach
-    stamp, aim = stamp_of(c, attack, backbone), aim_of(c, place, at)
+    stamp, aim = stamp_of(c, attack, backbone, place), aim_of(c, place, at)
     if kind == "resistivity":
         name = varied["perturbation"]
         change = Change(name, s.perturbations, seed, stamp if name == "trigger" else None)
@@ -205,7 +304,7 @@ def number(
         case "retrieval":
             pairs = pairs_of(c, s.candidates, RETRIEVAL, c.data.retrieval)
             return Retrieval(Search(clip, pairs, said.seen, aim, s.retrieval_poisoned, c.data.seed, batch), measure)
-        case "cost":
+        case "cost" | "setting" if kind == "cost" or measure == "share":
             return Cost(clip, measure, s.cost_repeats)
         case "attention":
             wide = replace(said, seen=replace(said.seen, data=pictures(c, at, 2 * s.resistivity_n)))

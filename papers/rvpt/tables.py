@@ -11,6 +11,7 @@ shift1 … shift4, whose pictures are seen; tuned: the place of the few shots; a
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from shared.experiment.paper import Grid, Tags
 from shared.report.shown import Filled, Shown, table, table_of
@@ -35,11 +36,13 @@ ATTACKS = {
     "sig": "SIG",
     "badnet_textbook": "BadNet, textbook",
     "blended_textbook": "Blended, textbook",
+    "badclip_published": "BadCLIP, published patch",
 }
 SIX = tuple(ATTACKS)[:6]  # the paper's, in its order
 FURTHER = ("badnet", "blended", "wanet")  # on its two further sets
 THREE = ("badnet", "blended", "badclip")  # in most of its other tables
-MORE = tuple(ATTACKS)[6:]  # ours
+MORE = tuple(ATTACKS)[6:9]  # ours
+OPTIMISED = ("trojvqa", "badclip")  # whose patch is optimised on the clean CLIP
 PLACES = ("main", "second", "third")
 BACKBONES = ("first", "second", "third")
 AGAINST = {"planted": "BadCLIP's patch as planted", "knowing": "a patch optimised through the model"}
@@ -83,7 +86,8 @@ def backbones(c) -> list[str]:
 
 def attacked(c) -> list[str]:
     """The attacks of the first table, with ours."""
-    return [*SIX, *(attack for attack in MORE if attack in c.attacks.more)]
+    published = ["badclip_published"] if c.attacks.published_patch else []
+    return [*SIX, *(attack for attack in MORE if attack in c.attacks.more), *published]
 
 
 def further(c) -> Sequence[int]:
@@ -200,19 +204,22 @@ def t4(c):
         groups[f"{place_name(c, p)}, without it"] = seeded(
             {"kind": "emerging", **there(p), "without_target": 1}, further(c)
         )
-        groups[f"{place_name(c, p)}, with it"] = seeded(
-            {"kind": "score", **there(p)}, c.seeds if p == "main" else further(c)
-        )
+        groups[f"{place_name(c, p)}, with it"] = seeded({"kind": "score", **there(p)}, further(c))
+    lines = {
+        f"{ATTACKS[a]}, {METHODS[m]}": {"attack": a, "method": m}
+        for a in (*FURTHER, "badclip")
+        for m in ("vpt", "rvpt")
+    }
 
     def joined(row: Tags, column: Tags) -> dict | None:
         return {**row, **column} if row["attack"] in FURTHER or column["place"] == "main" else None
 
     return beside(
-        attacks((*FURTHER, "badclip")),
+        lines,
         groups,
-        {"method": "rvpt", "backbone": "first"},
+        {"backbone": "first"},
         (),
-        "Table 4. An emerging target class: RVPT without and with shots of the target class, "
+        "Table 4. An emerging target class: prompts without and with shots of the target class, "
         "ASR and clean accuracy (%).",
         joined=joined,
     )
@@ -226,6 +233,7 @@ def t5(c):
         "CleanCLIP": {"kind": "score", "method": "cleanclip"},
         f"VPT, tuned on {here}": {"kind": "cross", "method": "vpt", "tuned": "main"},
         f"RVPT, tuned on {here}": {"kind": "cross", "method": "rvpt", "tuned": "main"},
+        "VPT, tuned there": {"kind": "score", "method": "vpt"},
         "RVPT, tuned there": {"kind": "score", "method": "rvpt"},
     }
     return beside(
@@ -339,6 +347,7 @@ COSTS = {
 def t9(c):
     lines = {
         "CleanCLIP": {"method": "cleanclip", **there("main")},
+        f"VPT, {place_name(c, 'main')}": {"method": "vpt", **there("main")},
         **{f"RVPT, {place_name(c, p)}": {"method": "rvpt", **there(p)} for p in places(c, ("main", "third"))},
     }
 
@@ -363,16 +372,18 @@ def t9(c):
 
 @table
 def t10(c):
-    lines = {f"“{p.format('CLS')}”": {"kind": "hand", "prompt": k} for k, p in enumerate(c.sweeps.prompts)} | {
-        "the set's own prompt": {"kind": "score"}
-    }
+    lines = {
+        f"“{p.format('CLS')}”, {METHODS[m]}": {"kind": "hand", "prompt": k, "method": m}
+        for k, p in enumerate(c.sweeps.prompts)
+        for m in ("vpt", "rvpt")
+    } | {f"the set's own prompt, {METHODS[m]}": {"kind": "score", "method": m} for m in ("vpt", "rvpt")}
     return beside(
         lines,
         attacks(THREE),
-        {**HERE, "method": "rvpt"},
+        HERE,
         c.seeds[:1],
-        f"Table 10. Hand-written prompts, RVPT tuned with each, {place_name(c, 'main')}: ASR and clean accuracy (%). "
-        "One seed.",
+        f"Table 10. Hand-written prompts, visual prompts tuned with each, {place_name(c, 'main')}: ASR and "
+        "clean accuracy (%). One seed.",
     )
 
 
@@ -426,6 +437,137 @@ def all_pictures(c):
     )
 
 
+def spread(c: Any) -> Shown:
+    """ASR of every seed at every setting that prompts could have been given."""
+    lines = {said(tags): tags for tags in tried(c) if "length" in tags}
+    columns = {f"ASR, seed {seed}": {"kind": "setting", "measure": "asr", "seed": seed} for seed in c.seeds}
+    columns["ASR"] = [{"kind": "setting", "measure": "asr", "seed": seed} for seed in c.seeds]
+    columns["CA"] = [{"kind": "setting", "measure": "ca", "seed": seed} for seed in c.seeds]
+    columns["triggered accuracy"] = [{"kind": "setting", "measure": "ta", "seed": seed} for seed in c.seeds]
+    columns["share of the parameters"] = {"kind": "setting", "measure": "share", "seed": c.seeds[0]}
+
+    return Shown(
+        lines,
+        columns,
+        {**HERE, "attack": c.tried.attack},
+        c.seeds,
+        f"{ATTACKS[c.tried.attack]} at every setting, seed by seed (%): prompts per layer b, learning rate. "
+        "This chooses nothing: a defender has no triggered picture.",
+        best=None,
+        joined=lambda row, column: {**{k: v for k, v in row.items() if k != "candidate"}, **column},
+    )
+
+
+every_setting = table(spread)
+
+
+def tried(c: Any) -> list[dict[str, object]]:
+    """The tags of every candidate of every defence, in their order."""
+    t = c.tried
+    prompts = [{"length": length, "lr": lr} for length in t.lengths for lr in t.lrs]
+    others = {"linear_probe": t.probe_lrs, "cleanclip": t.cleanclip_lrs}
+    grids = {"vpt": prompts, "rvpt": prompts} | {m: [{"lr": lr} for lr in lrs] for m, lrs in others.items()}
+    return [{"method": m, "candidate": k, **tags} for m, grid in grids.items() for k, tags in enumerate(grid)]
+
+
+def said(tags: Tags) -> str:
+    """One candidate in words."""
+    length = f"b = {tags['length']}, " if "length" in tags else ""
+    return f"{METHODS[tags['method']]}, {length}learning rate {tags['lr']:g}"
+
+
+@table
+def settings_chosen(c: Any):
+    def joined(row: Tags, column: Tags) -> dict:
+        judged = column["kind"] == "choice"
+        kept = ("method", "candidate") if judged else ("method", "length", "lr")
+        return {**{name: row[name] for name in kept if name in row}, **column}
+
+    columns = {
+        "log likelihood": {"kind": "choice", "measure": "score"},
+        "taken": {"kind": "choice", "measure": "taken"},
+        "ASR, not looked at": {"kind": "setting", "measure": "asr"},
+        "CA, not looked at": {"kind": "setting", "measure": "ca"},
+    }
+    return Shown(
+        {said(tags): tags for tags in tried(c)},
+        columns,
+        {**HERE, "attack": c.tried.attack},
+        c.seeds[:1],
+        f"How settings were chosen: log likelihood of clean held-out pictures of {place_name(c, 'main')}, on the CLIP "
+        f"that {ATTACKS[c.tried.attack]} poisoned, first seed. What is taken holds for all attacks, sets, backbones "
+        "and seeds; VPT has in all tables what is taken for RVPT. What test pictures say (%) chose nothing.",
+        best=None,
+        factor=dict.fromkeys(columns, 100) | {"log likelihood": 1, "taken": 1},
+        digits=dict.fromkeys(columns, 1) | {"log likelihood": 3, "taken": 0},
+        interval="none",
+        joined=joined,
+    )
+
+
+def chosen_places(c: Any) -> list[tuple[str, str, str]]:
+    """(attack, backbone, place) of every trigger whose strength is chosen."""
+    found = [(a, "first", "main") for a in attacked(c)]
+    found += [(a, "first", p) for p in places(c, PLACES[1:]) for a in FURTHER]
+    found += [(a, b, "main") for b in backbones(c)[1:] for a in THREE if a in OPTIMISED]  # others have the first's
+    return [(a, b, p) for a, b, p in found if getattr(c.attacks, a).strengths]
+
+
+@table
+def strengths_chosen(c: Any):
+    lines = {
+        f"{ATTACKS[a]}, {place_name(c, p)}, {getattr(c.models, b).name}, {strength}": {
+            "attack": a, "backbone": b, **there(p), "candidate": k,
+        }
+        for a, b, p in chosen_places(c)
+        for k, strength in enumerate(getattr(c.attacks, a).strengths)
+    }  # fmt: skip
+    return Shown(
+        lines,
+        {"gates passed": {"measure": "score"}, "taken": {"measure": "taken"}},
+        {"kind": "choice", "method": "none"},
+        c.seeds[:1],
+        "How strong triggers were chosen, weakest first: share of the three gates that the poisoned CLIP passes on "
+        "validation pictures (attack success rate, clean accuracy, and triggered pictures that a CLIP nobody poisoned "
+        "recognises; %). The first that passes all is taken, or that which passes most. No defence is looked at.",
+        best=None,
+        factor={"gates passed": 100, "taken": 1},
+        digits=0,
+        interval="none",
+    )
+
+
+@table
+def not_passed(c: Any):
+    lines = {
+        f"{ATTACKS[a]}, {place_name(c, p)}, {getattr(c.models, b).name}: {METHODS[m]}": {
+            "attack": a, "method": m, "backbone": b, **there(p), **({"seed": c.seeds[0]} if m == "clean" else {}),
+        }
+        for b, p, a, _ in under_attack(c)
+        for m in METHODS
+        if b == "first" or m != "cleanclip"  # which has not cleaned further backbones
+    }  # fmt: skip
+    return Shown(
+        lines,
+        {name: {"measure": measure} for measure, name, _ in (ASR, CA, TA)},
+        {"kind": "score"},
+        further(c),
+        "Apart: attacks that have not passed their gates. They are in no claim and in no other table (%).",
+        best=None,
+        apart=True,
+    )
+
+
+def under_attack(c: Any) -> list[tuple[str, str, str, Sequence[int]]]:
+    """(backbone, place, attack, seeds) of every attack that is measured."""
+    shown = [("first", "main", attack, c.seeds) for attack in (THREE if c.headline else SIX)]
+    shown += [] if c.headline else [("first", "main", attack, further(c)) for attack in attacked(c)[6:]]
+    others = places(c, PLACES[1:])
+    shown += [("first", p, attack, further(c)) for p in (others[:1] if c.headline else others) for attack in FURTHER]
+    behind = [] if c.headline else backbones(c)[1:]
+    return shown + [(b, "main", attack, further(c)) for b in behind for attack in THREE]
+
+
 @table
 def triggered(c):
     return beside(
@@ -477,11 +619,7 @@ adaptive = table(known)
 def headline(c) -> list[Grid]:
     """What the claims of the abstract read."""
     measures = {q: {"measure": q} for q in ("ca", "asr", "asr_all", "ta")}
-    main = [
-        Grid({a: {"attack": a} for a in THREE}, measures, {**MAIN, **row}, c.seeds)
-        for row in rows(c).values()
-        if row["method"] != "vpt"
-    ]
+    main = [Grid({a: {"attack": a} for a in THREE}, measures, {**MAIN, **row}, c.seeds) for row in rows(c).values()]
     cost = Grid(
         {"": {"method": "rvpt"}},
         {q: {"measure": q} for q in ("share", "share_whole")},
@@ -492,6 +630,7 @@ def headline(c) -> list[Grid]:
         "no defence": {"method": "none"},
         "CleanCLIP": {"method": "cleanclip"},
         "RVPT": {"method": "rvpt"},
+        "VPT, tuned on the main set": {"kind": "cross", "method": "vpt", "tuned": "main"},
         "RVPT, tuned on the main set": {"kind": "cross", "method": "rvpt", "tuned": "main"},
     }
     columns = {

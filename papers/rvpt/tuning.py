@@ -58,6 +58,14 @@ class Tuning(Bounded):
         return self.epochs * max(1, n // self.batch)
 
 
+@dataclass(frozen=True)
+class PromptTuning(Tuning):
+    """The same for visual prompts."""
+
+    length: Count = 50
+    """b, prompts per layer."""
+
+
 def few_shot(data: LabelledImages, shots: int, seed: int, without: Sequence[int] = ()) -> Subset:
     """`shots` random pictures of each class (all of a smaller class), the same for the same seed; a smaller number gives a part of a larger one's.
 

@@ -109,8 +109,9 @@ class _Outcome:
 def judge(file: ClaimsFile, results: Any, claims: Sequence[Claim] | None = None) -> list[Verdict]:
     """A verdict per claim of `file` (or per claim of `claims`, e.g. `table.claims()`).
 
-    `results` has `.paper`, `.scale`, `.failed_gates() -> names`, `.values(selector) -> Selected | None`, `.looks`, how
-    many there are at most, and `.views(claim.id)`, the results at each of them (shared.report.data.Results).
+    `results` has `.paper`, `.scale`, `.failed_gates() -> names`, `.left_out(selectors) -> names`,
+    `.values(selector) -> Selected | None`, `.looks`, how many there are at most, and `.views(claim.id)`, the results
+    at each of them (shared.report.data.Results).
     """
     verdicts = [_read(claim, results) for claim in (file.claims if claims is None else claims)]
     ps = sorted(verdict.p for verdict in verdicts if verdict.p is not None)
@@ -170,6 +171,10 @@ def _judge(claim: Claim, results: Any) -> Verdict:
             "Nobody here has read the paper's number, so there is nothing to compare with.",
         )
     found = [results.values(selector) for selector in claim.selectors]
+    out = ", ".join(results.left_out(claim.selectors))
+    if out and not all(found):
+        sentence = "What it needs has failed a gate of its own: shown apart, no evidence for or against the paper."
+        return Verdict(claim, f"gate failed: {out}", UNSURE, sentence)
     absent = _absent(claim, found)
     if absent:
         goal = "headline" if claim.headline else "reproduce"
@@ -187,7 +192,8 @@ def _judge(claim: Claim, results: Any) -> Verdict:
         return Verdict(claim, f"gate failed: {', '.join(failed)}", UNSURE, sentence, estimates, slugs)
     outcome = _test(claim, estimates)
     status, tone, addition = _status(claim, scale, outcome, estimates)
-    return Verdict(claim, status, tone, f"{outcome.sentence} {addition}".strip(), estimates, slugs, outcome.p)
+    sentence = f"{outcome.sentence} {addition}".strip() + (f" Left out, for a failed gate: {out}." if out else "")
+    return Verdict(claim, status, tone, sentence, estimates, slugs, outcome.p)
 
 
 def _absent(claim: Claim, found: list[Selected | None]) -> str:

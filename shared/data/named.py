@@ -7,6 +7,9 @@ the central 224×224 cut out.
 Beside the 16: "ImageNet30" (shared.data.imagenet30), the shifted test sets "ImageNetV2", "ImageNetA", "ImageNetR" and "ImageNetSketch"
 (shared.data.imagenet_variants), and "Caltech101Split", for what learns from some pictures of Caltech-101. That split is ours, as the set has none: of
 each class the three tenths (rounded down, at least one) whose file names hash lowest are the test split, the rest is the train split.
+"Caltech101CoOp" is the split of CoOp (Zhou et al. 2022), with its 100 classes and their names: without Faces_easy and
+the background, and face, leopard, motorbike and airplane for four folders. Its file, split_zhou_Caltech101.json, is the
+user's to put beside the pictures.
 
     named("DTD", root)                               what is evaluated
     named("TinyImageNet", root, "train")             what is trained on
@@ -15,6 +18,7 @@ each class the three tenths (rounded down, at least one) whose file names hash l
 
 import difflib
 import hashlib
+import json
 import os
 import re
 from pathlib import Path
@@ -45,8 +49,9 @@ SIXTEEN = (
     "StanfordCars",
     "PCAM",
 )  # in the order of the released code
+COOP_FILE = "split_zhou_Caltech101.json"
 ZERO_SHOT = tuple(name for name in SIXTEEN if name != "TinyImageNet")
-BESIDE = ("ImageNet30", *imagenet_variants.VARIANTS, "Caltech101Split")
+BESIDE = ("ImageNet30", *imagenet_variants.VARIANTS, "Caltech101Split", "Caltech101CoOp")
 
 
 def named(
@@ -93,6 +98,8 @@ def named(
         return FileImages(
             name, where, paths, labels, names, prompts(name, names, wording), size=size or CLIP_INPUT, **keep
         )
+    if name == "Caltech101CoOp":
+        return _caltech101_coop(root, split, size, keep)
     if name == "Caltech101Split":
         return _caltech101(root, split, wording, size, download, keep)
 
@@ -137,6 +144,34 @@ def _caltech101(root: Path, split: str, wording: str, size: ImageSize | None, do
         size=size or CLIP_INPUT,
         **keep,
     )
+
+
+def _caltech101_coop(root: Path, split: str, size: ImageSize | None, keep: dict) -> FileImages:
+    """A part of CoOp's split: {"train" | "val" | "test": [[path below 101_ObjectCategories, label, name], …]}.
+
+    Raises UserError where the file is missing or is no such file, or a picture that it names is missing.
+    """
+    file, folder = root / "caltech101" / COOP_FILE, root / torchvision_sets.SETS["Caltech101"].needs
+    try:
+        parts = json.loads(file.read_text())
+        names = {int(label): str(name) for part in ("train", "val", "test") for _, label, name in parts[part]}
+        paths = [folder / path for path, *_ in parts[split]]
+        labels = [int(label) for _, label, _ in parts[split]]
+    except OSError:
+        raise UserError(
+            f"{file} is missing: Caltech101CoOp needs CoOp's split of Caltech-101 beside the pictures."
+        ) from None
+    except (KeyError, TypeError, ValueError):
+        raise UserError(
+            f"{file} is no split in CoOp's format: train, val and test, each a list of [path, label, name]."
+        ) from None
+    absent = [path for path in paths if not path.is_file()]
+    if absent or sorted(names) != list(range(len(names))):
+        what = f"{absent[0]} is missing" if absent else "its labels do not count from 0 without gaps"
+        raise UserError(f"{file}: {what}: copy a complete set and the split that belongs to it.")
+    classes = [names[label] for label in range(len(names))]
+    said, size = prompts("Caltech101", classes, "released"), size or CLIP_INPUT
+    return FileImages("Caltech101CoOp", root, list(map(str, paths)), labels, classes, said, size=size, **keep)
 
 
 def canonical(name: str) -> str:

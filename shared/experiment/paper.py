@@ -23,6 +23,7 @@ class Grid:
 
     common: tags of every number. seeds: of every number; tags with a `seed` of their own keep it, and with `seed: None` have none.
     joined: what the tags of a row and of a column mean together, None where there is no such number.
+    apart: shows what has failed a gate of its own (`Gate.of`) and nothing else; other grids leave that out.
     """
 
     rows: Mapping[str, Tags | Sequence[Tags]]
@@ -30,6 +31,7 @@ class Grid:
     common: Tags = field(default_factory=dict)
     seeds: Sequence[int] = (0,)
     joined: Callable[[Tags, Tags], Tags | None] = field(default=lambda row, column: {**row, **column}, kw_only=True)
+    apart: bool = field(default=False, kw_only=True)
 
     def cell(self, row: str, column: str) -> Iterator[dict[str, object]]:
         """The tags of the numbers behind one cell; tags that are None are left out."""
@@ -67,6 +69,8 @@ class Gate:
     of that over `share_of` (1 where that is 0), against a threshold, sense ">=" or "<=".
 
     threshold, detail: as they are, or functions of the Lab, where they depend on the data (a plan is made without any).
+    of: the numbers that it is about, by tags. Where it fails, these are in no claim and shown apart, and all others
+    go on; a gate without is about everything.
     """
 
     name: str
@@ -76,6 +80,7 @@ class Gate:
     detail: str | Callable[[Lab], str] = ""
     minus: Grid | None = None
     share_of: Grid | None = None
+    of: Tags = field(default_factory=dict)
 
     @property
     def grids(self) -> list[Grid]:

@@ -14,6 +14,7 @@ reported and counts as missing. Nothing here imports torch: reports read the sto
 import json
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -198,7 +199,7 @@ class Store:
         )
 
     def write_gates(self, gates: list[dict]) -> None:
-        """Record gates: [{"name", "value", "threshold", "sense": ">=" or "<=", "passed", "detail"}]."""
+        """Record gates: [{"name", "value", "threshold", "sense": ">=" or "<=", "passed", "detail", "of"}]."""
         write_changed(self.root / "gates.json", gates)
 
     def gates(self) -> list[dict]:
@@ -209,8 +210,10 @@ class Store:
             return []
 
 
-def gate(name: str, value: float, threshold: float, sense: str, detail: str = "") -> dict:
-    """One gate: passed if value >= threshold (sense ">=") or value <= threshold (sense "<=")."""
+def gate(
+    name: str, value: float, threshold: float, sense: str, detail: str = "", of: Mapping[str, object] | None = None
+) -> dict:
+    """One gate: passed if value >= threshold (sense ">=") or value <= threshold (sense "<="). of: see `paper.Gate`."""
     passed = (
         value >= threshold - 1e-9 if sense == ">=" else value <= threshold + 1e-9
     )  # 1 − 0.95 is a little more than 0.05
@@ -221,4 +224,5 @@ def gate(name: str, value: float, threshold: float, sense: str, detail: str = ""
         "sense": sense,
         "passed": bool(passed),
         "detail": detail,
+        "of": dict(of or {}),
     }

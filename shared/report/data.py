@@ -23,6 +23,14 @@ class Results:
         self.paper, self.scale, self.measurements = paper, scale, list(measurements)
         self.config, self.gates, self.planned = dict(config or {}), list(gates), dict(planned or {})
         have = {m.slug for m in self.measurements}
+        self._tags = {**self.planned, **{m.slug: m.tags for m in self.measurements}}
+        failed = [gate for gate in self.gates if not gate["passed"] and gate.get("of")]
+        # slug -> the gates of its own that it has failed: it is in no claim, and shown apart
+        self.apart = {
+            slug: [gate["name"] for gate in failed if matches(gate["of"], tags)]
+            for slug, tags in self._tags.items()
+            if any(matches(gate["of"], tags) for gate in failed)
+        }
         self.missing = tuple(slug for slug in slugs if slug not in have)  # planned and not measured (yet)
         self.looks = 1 if paths is None else LOOKS
         self.paths, self._more = paths or {}, more
@@ -31,9 +39,10 @@ class Results:
         self._of_kind: dict[
             object, tuple[list, dict[str, Selector]]
         ] = {}  # a page asks some 10,000 times, mostly for one of a dozen kinds
-        for m in self.measurements:
+        claimed, expected = self._in_claims()
+        for m in claimed:
             self._of_kind.setdefault(m.tags.get("kind"), ([], {}))[0].append(m)
-        for slug, kind_tags in self.planned.items():
+        for slug, kind_tags in expected.items():
             self._of_kind.setdefault(kind_tags.get("kind"), ([], {}))[1][slug] = kind_tags
 
     @classmethod
@@ -107,8 +116,14 @@ class Results:
         return sorted({m.tags[name] for m in self.select(selector, **tags) if m.tags.get(name) is not None})
 
     def failed_gates(self) -> list[str]:
-        """Names of the gates that the experiment did not pass."""
-        return [gate["name"] for gate in self.gates if not gate["passed"]]
+        """Names of the gates that the experiment as a whole did not pass."""
+        return [gate["name"] for gate in self.gates if not gate["passed"] and not gate.get("of")]
+
+    def left_out(self, selectors: Iterable[Selector]) -> list[str]:
+        """Names of the gates for whose failure something that fits one of these is left out."""
+        wanted = list(selectors)
+        failed = [names for slug, names in self.apart.items() if any(matches(s, self._tags[slug]) for s in wanted)]
+        return list(dict.fromkeys(name for names in failed for name in names))
 
     @contextlib.contextmanager
     def tracking(self) -> Iterator[dict[str, None]]:
@@ -123,7 +138,12 @@ class Results:
     def _among(self, wanted: Selector) -> tuple[list, dict[str, Selector]]:
         """What may match: measurements, and the tags of planned ones."""
         kind = wanted.get("kind")
-        return self._of_kind.get(kind, ([], {})) if isinstance(kind, str) else (self.measurements, self.planned)
+        return self._of_kind.get(kind, ([], {})) if isinstance(kind, str) else self._in_claims()
+
+    def _in_claims(self) -> tuple[list, dict[str, Selector]]:
+        """What has passed its gates: measurements, and the tags of planned ones."""
+        planned = {slug: tags for slug, tags in self.planned.items() if slug not in self.apart}
+        return [m for m in self.measurements if m.slug not in self.apart], planned
 
     def note(self, slugs: Iterable[str]) -> None:
         """Say that these measurements are read, for whoever is `tracking`."""

@@ -16,11 +16,11 @@ def html_gates(results) -> str:
         f"<td data-label='outcome'>{_outcome(g['passed'])}</td></tr>"
         for g in results.gates
     )
-    note = (
-        ""
-        if all(g["passed"] for g in results.gates)
-        else "<p class='notes'>A gate failed, so verdicts are withheld.</p>"
-    )
+    note = ""
+    if results.failed_gates():
+        note = "<p class='notes'>A gate failed, so verdicts are withheld.</p>"
+    elif not all(g["passed"] for g in results.gates):
+        note = "<p class='notes'>What has failed a gate of its own is shown apart and is in no claim.</p>"
     head = "<thead><tr><th>gate</th><th>measured</th><th>needed</th><th>outcome</th></tr></thead>"
     return f"<table class='claims gates'>{head}<tbody>{rows}</tbody></table>{note}"
 

@@ -65,7 +65,7 @@ class Filled:
     def measurements(self, row: str, column: str) -> list[Measurement]:
         """The measurements behind a cell, [] unless all are there."""
         found = [self.results.by_tags.get(frozenset(tags.items())) for tags in self.grid.cell(row, column)]
-        if not all(found):
+        if not all(found) or any((m.slug in self.results.apart) != self.grid.apart for m in found):
             return []
         self.results.note(m.slug for m in found)
         return found
@@ -98,8 +98,10 @@ def table(make: Callable[[object], Shown]) -> Callable[[Results], tables.Table |
         s = make(view(results.config))
         filled = Filled(results, s)
         rows = {label: [filled.values(label, column) for column in s.columns] for label in s.rows}
+        columns = [column for k, column in enumerate(s.columns) if any(line[k] for line in rows.values())]
+        rows = {label: [filled.values(label, column) for column in columns] for label in rows}
         look = {"caption": s.caption, "factor": s.factor, "digits": s.digits, "notes": s.notes, "interval": s.interval}
-        drawn = tables.of_values(rows, list(s.columns), s.best, s.among, **look)
+        drawn = tables.of_values(rows, columns, s.best, s.among, **look)
         return drawn and drawn.beside({label: _multiples(filled, *of) for label, of in s.over.items()})
 
     return _marked(draw, make, lambda c: [make(c)])

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
+from PIL import Image
 from torch import Tensor, nn
+from torchvision.transforms.functional import to_tensor
 
 from shared.attacks.triggers import Trigger, at_test, make_trigger, parse_fields
 from shared.attacks.triggers.optimised import PatchConfig, make_badclip, make_trojvqa
@@ -25,6 +27,8 @@ from shared.data.targets import Target, naming, scene_target, target
 from shared.errors import UserError
 from shared.experiment.leaves import Backbone, Pictures
 from shared.experiment.step import Kept, Lab, Tensors, Trained, free
+from shared.files import digest
+from shared.steps.choice import Choice
 
 POSITIVES = 64  # pictures of the target class behind BadCLIP's triplet term
 
@@ -133,6 +137,28 @@ class Patch(Trained):
         return described(make_trojvqa(clip, pictures, sentence, self.options, preset=self.preset))
 
 
+@dataclass(frozen=True)
+class PatchFile:
+    """A leaf: an optimised patch that the user has as a picture, such as the one that BadCLIP's authors published."""
+
+    path: str
+
+    def identity(self, lab: Lab) -> str:
+        """The contents of the file."""
+        return digest(self.open().tolist())
+
+    def open(self) -> Tensor:
+        """(3, p, p) in [0, 1]. Raises UserError where the file is no square picture."""
+        try:
+            with Image.open(self.path) as picture:
+                pixels = to_tensor(picture.convert("RGB"))
+        except OSError as error:
+            raise UserError(f"the patch {self.path} is no picture ({error}): name another file.") from None
+        if pixels.shape[1] != pixels.shape[2]:
+            raise UserError(f"the patch {self.path} has {pixels.shape[2]}×{pixels.shape[1]} pixels: give a square one.")
+        return pixels
+
+
 def described(trigger: Trigger) -> tuple[Tensors, dict[str, str]]:
     """What a step leaves of a trigger with an optimised patch, for `Stamp`."""
     spec = trigger.spec
@@ -168,14 +194,17 @@ def badclip(
 class Stamp:
     """A trigger for pictures as large as those of the set `like`. fields: that differ from the preset, as name=number.
 
-    patch: a step that leaves an optimised patch as `described` does, for the attacks that need one.
+    patch: a step that leaves an optimised patch as `described` does, or its file, for the attacks that need one.
+    choice: among steps with a `poison`, whose trigger this one is; it is then known by the numbers of that, so that
+    what a candidate has trained is not trained again.
     """
 
     attack: str
     preset: str
     fields: tuple[str, ...]
     like: str
-    patch: Kept | None = None
+    patch: Kept | PatchFile | None = None
+    choice: Choice | None = None
 
     def identity(self, lab: Lab) -> dict:
         """All numbers that the trigger is made of."""
@@ -185,7 +214,11 @@ class Stamp:
         """The trigger, opened once."""
 
         def make() -> Trigger:
+            if self.choice is not None:
+                return self.choice.settle(lab).poison.stamp.open(lab)
             given = parse_fields(self.fields)
+            if isinstance(self.patch, PatchFile):
+                return make_trigger(self.attack, self.preset, pixels=self.patch.open(), **given)
             if self.patch is not None:
                 spec = json.loads(lab.facts(self.patch)["trigger"])
                 pixels = lab.weights(self.patch)["pixels"]

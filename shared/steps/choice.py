@@ -10,13 +10,13 @@ What is trained over several seeds is chosen on one of them: steps hold the choi
 train only what it has settled on.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from shared.experiment.step import Lab, Measured, Tensors, Trained, Values, free
+from shared.experiment.step import Lab, Measured, Tensors, Trained, Values, content, free
 from shared.experiment.store import slug
 
 
@@ -56,6 +56,28 @@ class Choice(Trained):
 def settled(lab: Lab, setting: object) -> object:
     """A setting; one that holds a choice, or anything else that only a Lab can tell, as it has settled."""
     return setting.settle(lab) if hasattr(setting, "settle") else setting
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A leaf, the field `tuning` of a step: options that are given, or those of the step that a choice has settled on.
+
+    It is known by the options alone, so that what a candidate has trained is not trained again. changes: (field,
+    value) of options that differ from what was chosen.
+    """
+
+    given: object = None
+    choice: Choice | None = None
+    changes: tuple[tuple[str, float], ...] = ()
+
+    def identity(self, lab: Lab) -> object:
+        """The options."""
+        return content(self.open(lab), lab)
+
+    def open(self, lab: Lab) -> object:
+        """The options, once the choice is made."""
+        options = self.given if self.choice is None else self.choice.settle(lab).tuning.open(lab)
+        return replace(options, **dict(self.changes))
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from papers.rvpt.baselines import VPT
 from papers.rvpt.costs import Cost
 from papers.rvpt.defences import Cleaned, Model, Prompts, Shots
 from papers.rvpt.method import DeepPrompts
-from papers.rvpt.tuning import Tuning
+from papers.rvpt.tuning import PromptTuning
 from shared.experiment.leaves import Pictures
 from shared.steps.backdoor import Pairs
+from shared.steps.choice import Settings
 from shared.training.cleanclip import CleanClipConfig
 from tests.papers.ends import lab_of, load
 
@@ -25,17 +26,18 @@ def lab(tmp_path):
 
 def cleaned(clip, **options) -> Cleaned:
     tuning = CleanClipConfig(**{"steps": 20, "batch": 8, "warmup": 1, **options})
-    return Cleaned(clip=made.Given(clip), seed=0, pairs=Pairs("scenes", 32, 2000, "scenes:colour"), tuning=tuning)
+    return Cleaned(
+        clip=made.Given(clip), seed=0, pairs=Pairs("scenes", 32, 2000, "scenes:colour"), tuning=Settings(tuning)
+    )
 
 
 def tuned(clip, length=2, epochs=10, repulsion=VPT) -> Prompts:
     shots = Shots(Pictures("scenes:colour", "train"), "", 2)
     settings = {
         "first": 1,
-        "length": length,
         "std": 0.02,
         "repulsion": repulsion,
-        "tuning": Tuning(epochs=epochs, batch=8, lr=0.02),
+        "tuning": Settings(PromptTuning(epochs=epochs, batch=8, lr=0.02, length=length)),
     }
     return Prompts(clip=made.Given(clip), seed=0, shots=shots, **settings)
 

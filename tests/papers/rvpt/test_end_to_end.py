@@ -97,7 +97,7 @@ def test_damage_is_mended(headline, script, measured, tmp_path):
     for name in (
         "patch__badclip__first",
         "poison__first__blended__main__seed0__rvpt__main__seed0",
-        "poison__first__badnet__main__seed0__cleanclip__main__seed0",
+        "poison__first__blended__main__seed0__cleanclip__main__seed0",
     ):
         (path,) = (folder(copy) / "checkpoints").glob(f"{name}-*.safetensors")
         path.write_bytes(path.read_bytes()[:200])

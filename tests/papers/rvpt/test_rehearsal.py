@@ -26,7 +26,7 @@ CAPTIONS = (
     "a breed 00 in the grass",
     "the sea",
 )
-ATTACKED = SIX + MORE
+ATTACKED = (*SIX, *MORE, "badclip_published")
 # Few pictures, few updates, towers of two blocks; nothing of the preset is left out.
 PAPER = ("--scale", "paper", "--seeds", 0, "--gates.no-enforce", "--data.n", 8, "--batch", 16,
          *(o for k, name in enumerate(("first", "second", "third")) for o in (f"--models.{name}.name", f"rehearsal-{k}", f"--models.{name}.weights",
@@ -79,6 +79,8 @@ def pictures(tmp_path, monkeypatch):
     makers.imagenet_meta(root, NAMES)
     makers.imagenet_variants(root, WNIDS, FEW, (40, 30))
     makers.caltech101(root, 2)
+    makers.coop_split(root)
+    makers.draw(root / "patch.png", 7, (16, 16))
     makers.pets(root)
     annotated.build_coco(root, makers.draw)
     write_shards(root, CAPTIONS)
@@ -113,6 +115,8 @@ def test_the_papers_own_scale(script, pictures, supervised, tmp_path):
         script,
         tmp_path / "results",
         *PAPER,
+        "--attacks.published-patch",
+        pictures / "patch.png",
         "--models.captioner",
         llava,
         "--models.supervised",

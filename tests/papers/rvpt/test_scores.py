@@ -1,25 +1,27 @@
 """What is counted from labels; PGD on a defended model and the attacker who knows it: within the ball, through the prompts, in any batch."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from papers.rvpt import scores
 from papers.rvpt.config import PRESETS, check
-from papers.rvpt.defences import model_of
+from papers.rvpt.defences import Undefended, model_of
 from papers.rvpt.method import DeepPrompts
-from papers.rvpt.scores import Adversarial, Checks, KnownPatch, KnownScore, Said, Score, embedder
-from papers.rvpt.steps import number
-from papers.rvpt.tables import MAIN
+from papers.rvpt.scores import Adversarial, Checks, HeldOut, KnownPatch, KnownScore, Said, Score, embedder
+from papers.rvpt.steps import chosen, number, poisoned, stamp_of, strength_of
+from papers.rvpt.tables import MAIN, METHODS
 from shared.attacks import Threat
 from shared.attacks.triggers import make_trigger
 from shared.attacks.triggers.optimised import PatchConfig
 from shared.errors import UserError
 from shared.experiment.leaves import Pictures
 from shared.metrics import backdoor
-from shared.steps.backdoor import Aim, Pairs, Seen, Stamp
+from shared.steps.backdoor import Aim, Pairs, PatchFile, Seen, Stamp
 from tests.papers.ends import lab_of, load
 
 made = load("papers/rvpt/nursery.py")
@@ -57,8 +59,8 @@ def test_a_place_may_have_a_prompt_of_its_own():
     assert number(config, **tags).said.template == "" != number(other, **tags).said.template
     assert number(other, **{**tags, "kind": "shifted", "at": "shift1"}).said.template == "a photo of a {}."
     assert (
-        number(other, **{**tags, "kind": "hand", "method": "rvpt", "prompt": 1}).said.template
-        == config.sweeps.prompts[1]
+        number(other, **{**tags, "kind": "hand", "method": "rvpt", "prompt": 0}).said.template
+        == config.sweeps.prompts[0]
     )
     for wrong in ("a photo", "{} {}"):
         with pytest.raises(UserError, match=r"--data\.<place>\.template"):
@@ -144,3 +146,66 @@ def test_a_patch_that_is_optimised_longer_comes_nearer_to_the_target(lab, clip):
         return -classifier(trigger(x, DATA.rows(lab))).log_softmax(1)[:, AIM.label(lab)].mean().item()
 
     assert loss(30) < loss(1)
+
+
+# ---- what is chosen ------------------------------------------------------------------------------------------------------
+
+
+def test_a_trigger_is_judged_by_the_three_gates_and_by_no_defence():
+    def passed(**found):
+        facts = {"validation_ca": 0.97, "validation_asr": 0.9, "validation_clean_ca": 0.98, "validation_clean_ta": 0.9}
+        facts |= {f"validation_{name}": value for name, value in found.items()}
+        given = SimpleNamespace(facts=lambda candidate: {"lr": "0.001", **{k: str(v) for k, v in facts.items()}})
+        return Undefended(0.85, 0.02, 0.9).score(given, None).tolist()
+
+    assert passed() == [1, 1, 1] and passed(asr=0.84) == [0, 1, 1]
+    assert passed(ca=0.955) == [1, 0, 1] and passed(clean_ta=0.88) == [1, 1, 0]
+
+
+def test_a_setting_is_judged_by_the_likelihood_of_clean_pictures(lab, clip):
+    rule, given = HeldOut(replace(DATA, split="validation"), batch=7), made.Given(clip, 1)
+    x, y = rule.data.read(lab, rule.data.rows(lab))
+    logits = Said(given, Seen(rule.data)).classifier(lab)(x)
+    expected = -torch.nn.functional.cross_entropy(logits, y, reduction="none")
+    torch.testing.assert_close(rule.score(lab, given), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_candidates_are_as_many_for_each_defence_hold_its_own_setting_and_see_no_test_picture():
+    c = PRESETS["cpu"]
+    for method in ("vpt", "rvpt", "linear_probe", "cleanclip"):
+        choice = chosen(c, method)
+        assert len(choice.candidates) == 4 and choice.rule.data.split == "validation"
+        assert {candidate.seed for candidate in choice.candidates} == {c.seeds[0]}
+    settings = [(t.length, t.lr) for t in (candidate.tuning.given for candidate in chosen(c, "rvpt").candidates)]
+    assert (
+        settings == [(8, 0.02), (8, 0.3), (64, 0.02), (64, 0.3)] and (c.method.length, c.method.tuning.lr) in settings
+    )
+    tags = {**MAIN, "attack": "wanet", "measure": "asr", "seed": 1}
+    vpt, rvpt = (number(c, **{**tags, "method": m}).said.clip for m in ("vpt", "rvpt"))
+    assert vpt.tuning == rvpt.tuning and vpt.tuning.choice == chosen(c, "rvpt") and not vpt.repulsion.active
+    assert chosen(PRESETS["paper"], "rvpt") is None and set(METHODS) > {"vpt", "rvpt"}
+
+
+def test_every_seed_and_set_has_the_strength_that_was_chosen_for_it():
+    c = PRESETS["cpu"]
+    choice = strength_of(c, "badnet", "first", "main")
+    assert [p.poison.stamp.fields for p in choice.candidates] == [("patch=4",), ("patch=5",)]
+    assert all(
+        poisoned(c, "badnet", b, "main", s).poison.stamp.choice == choice for b in ("first", "second") for s in (0, 1)
+    )
+    assert stamp_of(c, "badnet", "first", "second").choice != choice
+    assert stamp_of(PRESETS["paper"], "badnet", "first", "main").choice is None
+
+
+def test_a_patch_can_be_the_users_own_picture(lab, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 5, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "patch.png")
+    trigger = Stamp("badclip", "textbook", (), "scenes:colour", PatchFile(str(tmp_path / "patch.png"))).open(lab)
+    assert trigger.name == "badclip" and np.array_equal(
+        trigger.pixels.mul(255).round().numpy(), pixels.transpose(2, 0, 1)
+    )
+    with pytest.raises(UserError, match="none is no picture"):
+        PatchFile("none").open()
+    Image.fromarray(pixels[:4]).save(tmp_path / "flat.png")
+    with pytest.raises(UserError, match="5×4 pixels: give a square one"):
+        PatchFile(str(tmp_path / "flat.png")).open()

@@ -194,6 +194,16 @@ def caltech101(root: Path, each: int = 1) -> None:
             draw(root / "caltech101/101_ObjectCategories" / name / f"image_{i + 1:04d}.jpg", k + 1000 * i)
 
 
+def coop_split(root: Path) -> None:
+    """CoOp's split of three classes; of each the first picture trains."""
+    folders = {"Faces": "face", "Leopards": "leopard", "object_00": "object 00"}
+    parts = {
+        part: [[f"{folder}/image_{i:04d}.jpg", k, name] for k, (folder, name) in enumerate(folders.items())]
+        for part, i in (("train", 1), ("val", 1), ("test", 2))
+    }
+    (root / "caltech101/split_zhou_Caltech101.json").write_text(json.dumps(parts))
+
+
 def caltech256(root: Path) -> None:
     for k, name in enumerate(CALTECH256):
         draw(root / "caltech256/256_ObjectCategories" / name / f"{name[:3]}_0001.jpg", k)

@@ -135,3 +135,25 @@ def test_caltech101_in_two_parts(tmp_path, makers):
         path.unlink()
     with pytest.raises(UserError, match="the class 'faces' of Caltech101 has one picture"):
         named("Caltech101Split", tmp_path)
+
+
+def test_caltech101_has_the_parts_and_the_names_of_coops_split(tmp_path, makers):
+    makers.caltech101(tmp_path, 2)
+    with pytest.raises(UserError, match=r"split_zhou_Caltech101\.json is missing"):
+        named("Caltech101CoOp", tmp_path)
+    makers.coop_split(tmp_path)
+    train, test = (named("caltech101-coop", tmp_path, split) for split in ("train", "test"))
+    assert train.classes == test.classes == ("face", "leopard", "object 00")
+    assert "faces easy" not in train.classes and train.prompts[1].endswith("leopard.")
+    assert [(Path(p).parent.name, y) for p, y in zip(test.paths, test.labels, strict=True)] == [
+        ("Faces", 0),
+        ("Leopards", 1),
+        ("object_00", 2),
+    ]
+    assert not set(train.paths) & set(test.paths) and test[0][0].shape == (3, 224, 224)
+    Path(test.paths[1]).unlink()
+    with pytest.raises(UserError, match=r"Leopards/image_0002\.jpg is missing"):
+        named("Caltech101CoOp", tmp_path)
+    makers.text(tmp_path / "caltech101/split_zhou_Caltech101.json", ["[]"])
+    with pytest.raises(UserError, match="no split in CoOp's format"):
+        named("Caltech101CoOp", tmp_path)

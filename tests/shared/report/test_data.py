@@ -5,10 +5,15 @@ import sys
 
 import pytest
 
+from shared.claims.claims import load
+from shared.claims.verdicts import judge
 from shared.errors import UserError
+from shared.experiment.paper import Grid
+from shared.experiment.store import Store, gate
 from shared.metrics.intervals import mean, paired_difference
 from shared.report import manifest
 from shared.report.data import Results
+from shared.report.shown import Filled
 
 
 def test_nothing_measured_is_one_sentence(tmp_path):
@@ -87,3 +92,25 @@ def test_the_record_is_complete_and_stable(tmp_path, fake_results):
 def test_the_report_imports_no_torch_and_no_matplotlib_before_it_draws():
     code = "import sys, shared.report.page; sys.exit(bool({'torch', 'matplotlib', 'scipy.stats', 'papermill', 'nbconvert'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_what_fails_a_gate_of_its_own_is_in_no_estimate_and_stops_nothing_else(tmp_path, fake_results, fake_claims):
+    store = Store(tmp_path / "results" / "cpu" / "fake")
+    failed = gate("theirs took", 0.5, 0.8, ">=", of={"method": "theirs"})
+    store.write_gates([gate("base model", 0.9, 0.8, ">="), failed])
+    r, file = Results.load(tmp_path / "results", "cpu", "fake"), load(fake_claims)
+    assert r.failed_gates() == [] and {m.slug for m in r.measurements if m.slug in r.apart} == {
+        m.slug for m in fake_results.select(method="theirs")
+    }
+    assert r.values(method="theirs") is None and r.values(method=["ours", "theirs"], attack="clean") is not None
+    assert r.left_out([{"method": ["ours", "theirs"]}]) == ["theirs took"] and r.left_out([{"method": "ours"}]) == []
+    verdicts = {v.claim.id: v for v in judge(file, r)}
+    touched = {c.id for c in file.claims if r.left_out(c.selectors) and "cpu" in c.testable}
+    assert touched and all(verdicts[c].status == "gate failed: theirs took" for c in touched)
+    assert any(v.p is not None for c, v in verdicts.items() if c not in touched)
+    rows = {m: {"method": m} for m in ("ours", "theirs")}
+    asked = {m.slug: ["method", "set", "attack", "seed"] for m in r.measurements}
+    shown = Results("fake", "cpu", r.measurements, {}, r.gates, asked=asked)
+    columns, common = {"clean": {"attack": "clean", "set": "shape"}}, {}
+    parts = {apart: Filled(shown, Grid(rows, columns, common, (0, 1), apart=apart)).series() for apart in (False, True)}
+    assert list(parts[False]) == ["ours"] and list(parts[True]) == ["theirs"]

@@ -10,7 +10,7 @@ from shared.data.catalogue import Source
 from shared.errors import UserError
 from shared.experiment.lab import Lab
 from shared.experiment.step import Trained
-from shared.steps.choice import CandidateScore, Choice
+from shared.steps.choice import CandidateScore, Choice, Settings
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Near:
     offsets: tuple[float, ...] = (0.0, 0.1)
 
     def score(self, lab, candidate):
-        value = lab.weights(candidate)["w"] if isinstance(candidate, Fitted) else torch.tensor([candidate.value])
+        value = lab.weights(candidate)["w"] if isinstance(candidate, Trained) else torch.tensor([candidate.value])
         return -(value + torch.tensor(self.offsets) - 2).abs()
 
 
@@ -75,3 +75,22 @@ def test_the_grid_and_the_rule_and_what_was_chosen_are_part_of_the_key(lab):
 def test_a_score_that_is_no_number_is_refused(lab):
     with pytest.raises(UserError, match="NaN or an infinite number"):
         lab.make([Choice((Setting(float("nan")), Setting(1.0)), Near())])
+
+
+@dataclass(frozen=True)
+class Tuned(Trained):
+    tuning: Settings
+    seed: int
+
+    def make(self, lab):
+        return {"w": torch.tensor([self.tuning.open(lab).value + self.seed])}
+
+
+def test_what_a_candidate_has_trained_is_not_trained_again(lab):
+    choice = Choice(tuple(Tuned(Settings(Setting(v)), 0) for v in (5.0, 1.9)), Near(), "value")
+    lab.make([choice])
+    taken, other = Tuned(Settings(choice=choice), 0), Tuned(Settings(choice=choice), 1)
+    assert lab.is_made(taken) and lab.weights(taken)["w"].item() == pytest.approx(1.9)
+    assert not lab.is_made(other) and lab.key(other) == lab.key(Tuned(Settings(Setting(1.9)), 1))
+    changed = Tuned(Settings(choice=choice, changes=(("value", 5.0),)), 0)
+    assert lab.is_made(changed) and Settings(choice=choice).open(lab) == Setting(1.9)
