@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -417,12 +418,18 @@ def fig_tradeoff(grid):
     return fig
 
 
-@figure(spread, lambda c: Grid(rows(c, DEFENCES), attacks(THREE), {**MAIN, "measure": "asr"}, c.seeds))
+def dots(c: Any) -> Grid:
+    """ASR of every seed at every setting, nothing else of that table."""
+    whole = spread(c)
+    return replace(whole, columns={name: tags for name, tags in whole.columns.items() if ", seed" in name})
+
+
+@figure(dots, lambda c: Grid(rows(c, DEFENCES), attacks(THREE), {**MAIN, "measure": "asr"}, c.seeds))
 def fig_seeds(settings: Filled, attacked: Filled) -> Figure:
     """Attack success rate of every seed, one dot each, since outcomes may fall apart: prompts at every setting of the
     grid, which nobody looked at when settings were chosen, and all defences as they were chosen.
     """
-    panels = [("settings", dict.fromkeys(settings.rows, settings), [c for c in settings.columns if ", seed" in c])]
+    panels = [("settings", dict.fromkeys(settings.rows, settings), settings.columns)]
     panels += [(attack, dict.fromkeys(attacked.rows, attacked), [attack]) for attack in attacked.columns]
     panels = [(name, rows, columns) for name, rows, columns in panels if _dots(rows, columns)]
     widths = [2] + [1] * (len(panels) - 1)

@@ -102,10 +102,12 @@ def strength_of(c: Config, attack: str, backbone: str, name: str) -> Choice | No
     strengths = c.attacks.recipe(attack, name).strengths
     if not strengths:
         return None
-    stamps = [stamp_with(c, attack, backbone, strength) for strength in strengths]
     rule = Undefended(c.gates.asr + MARGIN, c.gates.allowed(name), c.gates.recognised)
-    candidates = tuple(poisoned_with(c, stamp, attack, backbone, name, c.seeds[0]) for stamp in stamps)
-    return Choice(candidates, rule, f"strength {attack} {backbone} {name}")
+    candidates = (
+        poisoned_with(c, stamp_with(c, attack, backbone, strength), attack, backbone, name, c.seeds[0], strength)
+        for strength in strengths
+    )
+    return Choice(tuple(candidates), rule, f"strength {attack} {backbone} {name}")
 
 
 def stamp_of(c: Config, attack: str, backbone: str, name: str) -> Stamp:
@@ -129,8 +131,10 @@ def validated(c: Config, name: str, n: int) -> Pictures:
     return Pictures(spec, "validation" if spec.startswith("scenes:") else "train", n, c.data.seed)
 
 
-def poisoned_with(c: Config, stamp: Stamp, attack: str, backbone: str, name: str, seed: int) -> Poisoned:
-    """The same with this trigger."""
+def poisoned_with(
+    c: Config, stamp: Stamp, attack: str, backbone: str, name: str, seed: int, strength: str = ""
+) -> Poisoned:
+    """The same with this trigger. strength: which of several it is."""
     recipe, aim = c.attacks.recipe(attack, name), aim_of(c, name)
     captions = None if recipe.captions == "usual" else recipe.captions
     tuning = {"every": recipe.every, "workers": recipe.workers}
@@ -144,7 +148,7 @@ def poisoned_with(c: Config, stamp: Stamp, attack: str, backbone: str, name: str
         c.gates.asr,
         c.gates.allowed(name),
         seed,
-        f"{backbone}__{attack}__{name}",
+        "__".join(filter(None, [backbone, attack, name, strength])),
     )
 
 
@@ -199,9 +203,7 @@ def defended(
     m, b = c.method, c.baselines
     if method == "rvpt" and (changes.get("alpha") == 0 or changes.get("margin") == 1):  # nothing repels
         method, changes = "vpt", {}
-    # a candidate of a choice has the name of what is trained with it, so that it is found again
-    told = {name: value for name, value in changes.items() if name not in ("length", "lr")}
-    label = "__".join([method, tuned, *(f"{name}-{value:g}" for name, value in told.items())])
+    label = "__".join([method, tuned, *(f"{name}-{value:g}" for name, value in changes.items())])
     common = {"clip": clip, "seed": seed, "label": label}
     data, count = Pictures(spec_of(c, tuned), "train"), int(changes.get("shots", m.shots))
     lacking = aim if "without_target" in changes else None

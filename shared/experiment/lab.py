@@ -5,7 +5,8 @@ Files, below the root of a paper at a scale:
     checkpoints/<name>-<key>.ckpt                      where an unfinished training continues
     measurements/<name>-<key>.json + .npz              see `shared.experiment.store`
 
-Every name holds the beginning of the key, so what one setting has made stays when another is tried, and is found again.
+Every name holds the beginning of the key, so what one setting has made stays when another is tried, and is found again;
+the rest of it is for people.
 """
 
 import itertools
@@ -55,6 +56,7 @@ class Lab:
         self._keys: dict[Step, str] = {}
         self._identities: dict[Hashable, object] = {}
         self._fingerprints: dict[Step, str] = {}
+        self._paths: dict[str, Path] = {}
         self._made: set[Step] = set()
         self._turns = _Turns(accelerator)
 
@@ -117,9 +119,15 @@ class Lab:
         return self._fingerprints[step]
 
     def path(self, step: Kept, part: str = "") -> Path:
-        """The file of one of its parts."""
-        name = f"{slug(step.name)}-{self.key(step)[:SHORT]}"
-        return self.root / "checkpoints" / f"{f'{name}__{slug(part)}' if part else name}.safetensors"
+        """The file of one of its parts: known by its key, so that what is there is found under whichever name made it."""
+        ending = f"-{self.key(step)[:SHORT]}{f'__{slug(part)}' if part else ''}.safetensors"
+        if ending not in self._paths:
+            folder = self.root / "checkpoints"
+            there = min(folder.glob(f"*{ending}"), default=None)
+            if there is None:
+                return folder / f"{slug(step.name)}{ending}"
+            self._paths[ending] = there
+        return self._paths[ending]
 
     def partial(self, step: Kept) -> Path:
         """Where an unfinished training keeps its state: no other training continues from it."""

@@ -253,7 +253,7 @@ def arrays(kind: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
     }.get(kind, {})
 
 
-def made_up(paper: Paper, scale: str, plan: list) -> Results:
+def made_up(paper: Paper, scale: str, plan: list, gates: list[dict] = ()) -> Results:
     """Results with made-up values, the configuration as a page reads it."""
     rng, own = (
         np.random.default_rng(0),
@@ -281,20 +281,31 @@ def made_up(paper: Paper, scale: str, plan: list) -> Results:
     config = json.loads(json.dumps(plain(paper.presets[scale])))
     asked = {n.name: list(n.asked) for n in plan}
     return Results(
-        paper.name, scale, map(one, plan), config, (), {n.name: dict(n.tags) for n in plan}, tuple(asked), asked
+        paper.name, scale, map(one, plan), config, gates, {n.name: dict(n.tags) for n in plan}, tuple(asked), asked
     )
 
 
 @pytest.mark.parametrize("scale", ["smoke", "paper"])
 def test_every_table_and_figure_draws_and_nothing_where_nothing_is_measured(paper, plans, scale):
+    """What shows the numbers set apart draws where those have failed a gate of their own."""
     results, nothing = made_up(paper, scale, plans[scale]), made_up(paper, scale, [])
     shown = {name: f for name, f in paper.shown().items() if f.grids is not f}
     assert len(shown) > 4
     for name, f in shown.items():
-        with results.tracking() as used:
-            drawn = f(results)
+        grids = f.grids(paper.presets[scale])
+        wanted = {n.name for n in paper.numbers(paper.presets[scale], grids)}
+        shows = results
+        if wanted and all(grid.apart for grid in grids):
+            assert f(results) is None, name
+            failed = [{"name": "own", "passed": False, "of": {"kind": "score"}}]
+            shows = made_up(paper, scale, plans[scale], failed)
+        with shows.tracking() as used:
+            drawn = f(shows)
+        if not wanted:  # settings that this scale does not choose
+            assert drawn is None, name
+            continue
         assert isinstance(drawn, Figure if name.startswith("fig_") else Table), name
-        assert set(used) == {n.name for n in paper.numbers(paper.presets[scale], f.grids(paper.presets[scale]))}, name
+        assert set(used) == wanted, name
         assert f(nothing) is None, name
         assert f.__doc__ or isinstance(drawn, Table), f"{name} has no caption"
 

@@ -76,7 +76,7 @@ def check_everything(results: Path, kinds: set[str]) -> Store:
             assert m.sanity["independent of the batch"]["passed"]
     assert [g for g in store.gates() if "attack success rate" in g["name"]]
     made = folder(results) / "checkpoints"
-    poisoned = {p.stem for p in made.glob("poison__*.safetensors") if p.stem.count("__") == 4}
+    poisoned = {p.stem for p in made.glob("poison__*.safetensors") if p.stem.count("__seed") == 1}
     assert poisoned == {p.name.partition(".")[0] for p in made.glob("*.manifest.jsonl")} != set()
     return store
 

@@ -158,9 +158,8 @@ def test_everything_is_made_once_and_shown(run):
     assert sorted(MADE) == ["grown__seed0", "grown__seed1", "pictures__seed0", "pictures__seed1"]
     assert values(run) == WHOLE
     results = Results.load(run.root.parent.parent, "smoke", "toy")
-    assert results.gates == [
-        {"name": "the value", "value": 1.0, "threshold": 0.0, "sense": ">=", "passed": True, "detail": "cpu"}
-    ]
+    facts = {"name": "the value", "value": 1.0, "threshold": 0.0, "sense": ">=", "detail": "cpu", "of": {}}
+    assert results.gates == [{**facts, "passed": True}]
     drawn = levels(results)
     assert [cell.value for cell in drawn.rows[0][1]] == [3.0, 4.0]  # means over both seeds
     assert {tuple(m.extra["curve"]) for m in results.select(kind="level")} == {(0, 1, 2)}
