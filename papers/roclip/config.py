@@ -146,11 +146,11 @@ class Methods:
 
 @dataclass(frozen=True)
 class Choosing:
-    """How the peak learning rate of every method is chosen in every regime: `steps.CleanAccuracy`, on the first seed."""
+    """How every method's peak learning rate is chosen in every regime: by `steps.CleanAccuracy`, on the first seed."""
 
     multiples: tuple[Positive, ...] = (1.0, 2.0, 4.0)
-    """The grid: multiples of the regime's own (of `methods.cleanclip.lr` for CleanCLIP), growing, that among them; empty:
-    nothing is chosen. None is smaller: at 0.3 CLIP + augmentation learns too little of the poison for the gates, in
+    """The grid: multiples of the regime's own (of `methods.cleanclip.lr` for CleanCLIP), growing, that among them;
+    empty: nothing is chosen. None is smaller: at 0.3 CLIP + augmentation learns too little of the poison for the gates, in
     fine-tuning, and what a defence would gain there is what learning less gains."""
     part: Annotated[int, Range(2, 1000)] = 3
     """The stopping rule of candidates: they are trained on every so many-th pair, with as many times fewer updates and

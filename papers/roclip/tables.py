@@ -400,14 +400,15 @@ def settings(scores: Filled, taken: Filled):
         "CleanCLIP": c.methods.cleanclip.lr,
         "few targets": c.few.training.lr,
     }
+    said = ", ".join(f"{what} {lr:g}" for what, lr in rates.items())
     return choices(
         scores,
         taken,
-        f"How settings were chosen: zero-shot accuracy (%) on {c.choosing.n or 'all'} clean validation pictures of the "
-        f"main set, by multiple of the peak learning rate ({', '.join(f'{what} {lr:g}' for what, lr in rates.items())})"
-        f", of candidates trained on one in {c.choosing.part} of the poisoned pairs through all epochs, first seed. The "
-        "best is taken for all seeds, by what varies a method too (K, the bank, the dose of strong poisoning). With few "
-        "targets candidates have the smallest dose.",
+        f"How settings were chosen: zero-shot accuracy (%) on {c.choosing.n or 'all'} clean validation pictures of "
+        f"the main set, by multiple of the peak learning rate ({said}), of candidates trained on one in "
+        f"{c.choosing.part} of the pairs (CleanCLIP: clean ones) through all epochs, first seed. The best is taken "
+        "for all seeds, and by what varies a method (K, the bank, the dose of strong poisoning). With few targets "
+        "candidates have the smallest dose.",
     )
 
 
