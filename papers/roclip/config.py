@@ -150,8 +150,8 @@ class Choosing:
 
     multiples: tuple[Positive, ...] = (1.0, 2.0, 4.0)
     """The grid: multiples of the regime's own (of `methods.cleanclip.lr` for CleanCLIP), growing, that among them;
-    empty: nothing is chosen. None is smaller: at 0.3 CLIP + augmentation learns too little of the poison for the gates, in
-    fine-tuning, and what a defence would gain there is what learning less gains."""
+    empty: nothing is chosen. None is smaller: at 0.3 CLIP + augmentation learns too little of the poison for the
+    gates, in fine-tuning, and what a defence would gain there is what learning less gains."""
     part: Annotated[int, Range(2, 1000)] = 3
     """The stopping rule of candidates: they are trained on every so many-th pair, with as many times fewer updates and
     warm-up, but through all epochs and phases of the method."""
