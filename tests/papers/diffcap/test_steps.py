@@ -108,6 +108,7 @@ def test_a_given_tau_concerns_what_stops_by_it():
         "quality",
         "targeted",
         "adaptive",
+        "adaptive_caption",
         "choice",
         "digits",
         "digits_stop",
