@@ -154,7 +154,7 @@ class Choosing:
 class Adaptive:
     """Attackers who know the defence; on the first set to classify, and on the first set to caption."""
 
-    n: Count = 32
+    n: Count = 24
     """Pictures behind the classifier, of the `data.n` that there are."""
     caption_n: Count = 16
     """Pictures behind the captioner."""

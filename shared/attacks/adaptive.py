@@ -81,7 +81,7 @@ class _Front(nn.Module):
 
 
 class Defended(_Front):
-    """A classifier behind a defence, to be attacked: forward(x) is the mean of victim(defence(x)) over fresh draws, (N, K).
+    """A classifier behind a defence, to be attacked: forward(x) (N, K) is the mean of victim(defence(x)) over fresh draws.
 
     rng: one stream per sample of the batches to come, in their order; every call takes the next draws. gradient: "exact" or "bpda".
     draws: draws in one pass, averaged as logits; for the mean of losses pass `loss=defended.loss("ce")` to `pgd` with keep="last" or `apgd`
@@ -137,8 +137,9 @@ class Defended(_Front):
 class DefendedVLM(_Front):
     """A vision-language model behind a defence: the interface of `shared.models.vlm`, the images purified first.
 
-    nll and embed are means over `draws` fresh draws per call, with gradients "exact" or "bpda"; they count their calls as `Defended` does.
-    answer takes one purification per image from the stream it is given (default: the child "answer" of rng), whatever was called before.
+    nll and embed are means over `draws` fresh draws per call, with gradients "exact" or "bpda"; they count their calls
+    as `Defended` does. answer takes one purification per image from the stream it is given (default: the child "answer"
+    of rng), whatever was called before.
     """
 
     def __init__(
