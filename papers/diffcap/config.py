@@ -186,7 +186,7 @@ class Sweeps:
     quality_n: Count = 24
     strip: Count = 4
     """Pictures of the qualitative strip."""
-    cost_n: Count = 32
+    cost_n: Count = 96
     cost_repeats: Draws = 3
 
 
