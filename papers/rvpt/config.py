@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from papers.rvpt.baselines import LINEAR
 from papers.rvpt.resistivity import Perturbations
-from papers.rvpt.tables import MORE, OPTIMISED, PLACES, attacked, place, places
+from papers.rvpt.tables import MORE, OPTIMISED, PLACES, place, places
 from papers.rvpt.tuning import Tuning
 from shared.attacks.triggers import check_fields
 from shared.attacks.triggers.optimised import PatchConfig
@@ -27,6 +27,7 @@ from shared.options import (
     Range,
     Seed,
     Share,
+    Warmup,
     Weight,
     Whole,
     Workers,
@@ -132,7 +133,7 @@ class Recipe:
     """Pairs per update."""
     lrs: tuple[Positive, ...] = (1e-3,)
     """Peak learning rates, tried in this order until the attack passes its gates; the last is kept in any case."""
-    warmup: Whole = 15
+    warmup: Warmup = 15
     """Updates of linear warm-up."""
     captions: Literal["usual", "templates", "real"] = "usual"
     """Of poisoned pairs; usual: what is usual for the trigger (shared/data/poison.py)."""
@@ -536,8 +537,10 @@ def check(config: Config) -> None:
         raise UserError(
             "--tried must contain the settings of --method and --baselines: add them, or leave the grids empty."
         )
-    for attack in attacked(config):
-        recipe, option = config.attacks.recipe(attack), f"--attacks.{attack.replace('_', '-')}"
+    for attack, recipe in vars(config.attacks).items():
+        if not isinstance(recipe, Recipe):
+            continue
+        option = f"--attacks.{attack.replace('_', '-')}"
         name = attack.partition("_")[0]
         check_fields(name, recipe.fields, f"{option}.fields ")
         if name not in OPTIMISED:

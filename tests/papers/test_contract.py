@@ -201,6 +201,7 @@ def test_steps_are_frozen_and_hold_no_functions(plans):
 
 def test_every_claim_has_its_measurements_or_says_why_not(paper, plans, claims, scale):
     headline = [n.tags for n in paper.plan(replace(paper.presets[scale], headline=True))]
+    claims.check_plan(scale, [n.tags for n in plans[scale]])  # under every reading
     for claim in claims.claims:
         if scale not in claim.testable:
             assert scale == "smoke" or claim.reason_against(scale), claim.id
