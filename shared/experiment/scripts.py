@@ -193,6 +193,7 @@ def write_plan(
         "keys": {n.name: lab.key(n.step) if lab.is_made(n.step) else "" for n in shown},
         "tags": {n.name: dict(n.tags) for n in shown},
         "asked": {n.name: list(n.asked) for n in shown},
+        "steps": {n.name: f"{type(n.step).__module__}.{type(n.step).__qualname__}" for n in shown},
     }
     if looks is not None:
         paths, more = looks
