@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from shared.claims.claims import Claim
-from shared.claims.verdicts import Verdict
+from shared.claims.verdicts import BAD, GOOD, Verdict
 from shared.claims.wording import margin
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 WIDTH, MARGIN = 200, 14  # of a plot, in its own units; the margin holds half a label
 SHOWN = 128  # pixels that a picture has at least on the page
+TONES = {"#009E73": GOOD, "#D55E00": BAD}  # the green of what is right and the red of what is wrong, as papers say it
 
 
 @dataclass(frozen=True)
@@ -65,14 +66,15 @@ def against(claim: Claim) -> tuple[list[float], tuple[float, float] | None]:
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture with its place in the figure (from 1), what stands above it and what is said below it, line by line.
+    """One picture with its place in the figure (from 1), what stands above it and what is said below it, line by line, with
+    the tone of each ("" for most).
 
     data: PNG, base64; width, height: in its own pixels."""
 
     row: int
     column: int
     title: str
-    said: list[str]
+    said: list[tuple[str, str]]
     data: str
     width: int
     height: int
@@ -103,7 +105,7 @@ def _panel(ax: "Axes") -> Panel:
     out = io.BytesIO()
     Image.fromarray((255 * picture).round().astype(np.uint8)).save(out, "PNG")
     place = ax.get_subplotspec()
-    said = [line for text in ax.texts for line in text.get_text().split("\n")]
+    said = [(line, TONES.get(text.get_color(), "")) for text in ax.texts for line in text.get_text().split("\n")]
     height, width = map(int, shape)
     data = base64.b64encode(out.getvalue()).decode()
     title = " ".join(ax.get_title().split())
