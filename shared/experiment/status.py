@@ -11,12 +11,11 @@ from datetime import timedelta
 
 from shared.errors import run_main
 from shared.experiment.scripts import further, is_there, open_run
+from shared.experiment.step import Trained, closure
 
 
 def status(paper: str, argv: Sequence[str]) -> str:
     """A line for the trainings and one for each kind of number."""
-    from shared.experiment.step import Trained, closure
-
     _, scale, _, lab, numbers, looks = open_run(paper, __doc__, argv)
     everything = [*numbers, *further(looks)]
     trained = [step for step in closure(n.step for n in everything) if isinstance(step, Trained)]
