@@ -15,6 +15,7 @@ from shared.report.rendering import Links, links, render
 from shared.report.table_text import html, markdown, save_table
 
 ROOT = Path(__file__).resolve().parents[2]
+_KINDS = {".md": "Markdown", ".tex": "LaTeX"}
 
 
 class Html:
@@ -122,7 +123,7 @@ class Report:
     def _links(self, paths: Sequence[Path], make: Callable, used: Iterable[str]) -> Links:
         """The files of a table or figure, and the source of what draws and of what measures it."""
         module, _, name = _producer(make).rpartition(".")
-        files = {path.suffix[1:].upper(): path for path in paths}
+        files = {_KINDS.get(path.suffix, path.suffix[1:].upper()): path for path in paths}
         code = {f"{module.rpartition('.')[2]}.{name}": _source(module)}
         return {**links(self.page, files | code), **self._steps(used)}
 

@@ -33,4 +33,5 @@ def _environment() -> Environment:
 
 def _commands(sentence: str) -> Markup:
     """Escaped, with `commands` set as code."""
-    return Markup(re.sub("`([^`]*)`", r"<code>\1</code>", escape(sentence)))
+    # as plain text: what re.sub puts into Markup, it escapes
+    return Markup(re.sub("`([^`]*)`", r"<code>\1</code>", str(escape(sentence))))

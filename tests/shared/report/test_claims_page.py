@@ -132,3 +132,8 @@ def test_readings_stand_side_by_side(fake_results, tmp_path, write):
     assert cells["measured"].count("n\u00a0=") == 2
     assert "as released: direction fails · measured −" in claims_page.text_claims(verdicts, 500)
     assert "**; as released: direction fails |" in claims_page.markdown_claims(verdicts)
+
+
+def test_commands_stand_as_code_and_nothing_else_is_let_through(verdicts):
+    html = claims_page.html_claims([("fake", v) for v in verdicts])
+    assert "Run <code>make reproduce-fake</code>." in html and "&lt;beats&gt;" in html
