@@ -40,7 +40,7 @@ function seen() {
 
 (async () => {
   const [browser, shots, ...pages] = process.argv.slice(2);
-  const chrome = await chromium.launch({ executablePath: browser, args: ["--no-sandbox"] });
+  const chrome = await chromium.launch({ executablePath: browser, args: ["--no-sandbox", "--disable-gpu"], timeout: 0 });
   const out = {};
   for (const file of pages) {
     out[file] = [];
@@ -48,6 +48,7 @@ function seen() {
       for (const colorScheme of ["light", "dark"]) {
         const context = await chrome.newContext({ viewport: { width, height: 1000 }, colorScheme, offline: true });
         const page = await context.newPage();
+        page.setDefaultTimeout(0); // a loaded machine takes its time
         await page.goto(pathToFileURL(file).href);
         const one = { screen: `${width} ${colorScheme}`, ...(await page.evaluate(seen)) };
         await page.addScriptTag({ path: axe });
