@@ -1,7 +1,7 @@
-"""What is measured, what is missing, and what the rest would take: `python -m shared.experiment.status PAPER --scale cpu [options]`
+"""What is measured, what is missing, what the rest would take: `python -m shared.experiment.status PAPER --scale cpu …`
 
-Takes the options of train and evaluate, changes nothing, and can be asked while they are at work. A number that is missing is
-expected to take as long as those of its kind that are there.
+Takes the options of train and evaluate, measures nothing, and can be asked while they are at work. A number that is
+missing is expected to take as long as those of its kind that are there; of trainings no times are kept.
 """
 
 import sys
@@ -32,7 +32,7 @@ def status(paper: str, argv: Sequence[str]) -> str:
         there = seconds[kind]
         rest = sum(there) / len(there) * (count - len(there)) if there else None
         left, unknown = left + (rest or 0.0), unknown + (count if rest is None else 0)
-        lines.append(_line(kind, len(there), count, "not known" if rest is None else _clock(rest)))
+        lines.append(_line(kind, len(there), count, "unknown" if rest is None else _clock(rest)))
     lines.append(_line("all numbers", sum(map(len, seconds.values())), len(everything), _clock(left)))
     if unknown:
         lines.append(f"  and {unknown} of kinds of which nothing is measured yet")
@@ -40,7 +40,7 @@ def status(paper: str, argv: Sequence[str]) -> str:
 
 
 def _line(what: str, there: int, count: int, rest: str = "") -> str:
-    missing = f", {count - there} missing" + (f": {rest} of processor time" if rest else "") if there < count else ""
+    missing = f", {count - there} missing" + (f": {rest} processor time" if rest else "") if there < count else ""
     return f"  {what:<14} {there:>5} of {count}{missing}"
 
 

@@ -329,11 +329,11 @@ def test_status_says_what_is_there_and_what_the_rest_would_take(run, tmp_path):
 
     first = said()
     assert first[:2] == ["toy at SCALE=smoke", "  trainings          0 of 2, 2 missing"]
-    assert "  level              0 of 4, 4 missing: not known of processor time" in first
+    assert "  level              0 of 4, 4 missing: unknown processor time" in first
     assert first[-1] == "  and 5 of kinds of which nothing is measured yet" and MADE == []
     run()
     assert [line.split(" of ")[0].split() for line in said()[1:]] == [
         ["trainings", "2"], ["gate", "1"], ["level", "4"], ["all", "numbers", "5"]]  # fmt: skip
     next((tmp_path / "smoke" / "toy" / "measurements").glob("level*.json")).unlink()
-    assert "  level              3 of 4, 1 missing: 0:00:00 of processor time" in said()
+    assert "  level              3 of 4, 1 missing: 0:00:00 processor time" in said()
     assert "missing" in said("--value", "2")[1]  # other settings are another run
