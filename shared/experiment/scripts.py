@@ -51,7 +51,19 @@ def run(paper: str, script: str, doc: str, argv: Sequence[str] | None = None) ->
         print(text, flush=True)
         return
     looked_at.clear()
+    opened = open_run(paper, doc, argv)
+    config, lab = opened[2:4]
+    digests = config.results / "digests.json"
+    with locked(lab.root) if lab.accelerator.is_main_process else contextlib.nullcontext():
+        text = {"train": train, "evaluate": evaluate}[script](*opened)
+        if lab.accelerator.is_main_process:
+            note_digests(digests)
+            finished.note(paper, script, argv, text, config.source.root)
+    lab.accelerator.end_training()
 
+
+def open_run(paper: str, doc: str, argv: Sequence[str]) -> "tuple[Paper, str, Options, Lab, list[Number], Looks]":
+    """What these options ask for: the paper, its scale and configuration, the laboratory, and the numbers."""
     from shared.experiment.scale import parse
 
     found: Paper = importlib.import_module(f"papers.{paper}.paper").PAPER
@@ -62,8 +74,7 @@ def run(paper: str, script: str, doc: str, argv: Sequence[str] | None = None) ->
     from shared.experiment.step import parts
     from shared.processes import accelerator
 
-    digests = config.results / "digests.json"
-    remember_digests(digests)
+    remember_digests(config.results / "digests.json")
     lab = Lab(config.results / scale / paper, config.source, accelerator())
     numbers = found.plan(config)
     looks, wanted = None, lab.store.asked()
@@ -79,12 +90,7 @@ def run(paper: str, script: str, doc: str, argv: Sequence[str] | None = None) ->
     # what is missing is said before anything is made, or downloaded by one process before the others read it
     with lab.accelerator.main_process_first() if config.source.download else contextlib.nullcontext():
         lab.open_leaves(part for n in everything for part in parts(n.step))
-    with locked(lab.root) if lab.accelerator.is_main_process else contextlib.nullcontext():
-        text = {"train": train, "evaluate": evaluate}[script](found, scale, config, lab, numbers, looks)
-        if lab.accelerator.is_main_process:
-            note_digests(digests)
-            finished.note(paper, script, argv, text, config.source.root)
-    lab.accelerator.end_training()
+    return found, scale, config, lab, numbers, looks
 
 
 def claims_of(paper: "Paper", scale: str, headline: bool) -> "tuple[Claim, ...]":
@@ -209,6 +215,7 @@ def write_plan(
         "keys": {n.name: lab.key(n.step) if lab.is_made(n.step) else "" for n in shown},
         "tags": {n.name: dict(n.tags) for n in shown},
         "asked": {n.name: list(n.asked) for n in shown},
+        "steps": {n.name: f"{type(n.step).__module__}.{type(n.step).__qualname__}" for n in shown},
     }
     if looks is not None:
         paths, more = looks

@@ -17,6 +17,7 @@ from shared.experiment import scripts, source
 from shared.experiment.launch.__main__ import finished_before
 from shared.experiment.paper import Gate, Grid, Paper, named
 from shared.experiment.scale import Options
+from shared.experiment.status import status
 from shared.experiment.step import Kept, Measured, Trained, Values
 from shared.report.data import Results
 from shared.report.shown import Shown, table
@@ -351,3 +352,19 @@ def test_finished_results_that_cannot_be_written_are_shown(run, monkeypatch):
     assert "5 measurements, 5 already there" in run()
     with pytest.raises(SystemExit):
         run_main(lambda: run("--value", 9))
+
+
+def test_status_says_what_is_there_and_what_the_rest_would_take(run, tmp_path):
+    def said(*options: str) -> list[str]:
+        return status("toy", ["--scale", "smoke", "--results", str(tmp_path), *options]).splitlines()
+
+    first = said()
+    assert first[:2] == ["toy at SCALE=smoke", "  trainings          0 of 2, 2 missing"]
+    assert "  level              0 of 4, 4 missing: unknown processor time" in first
+    assert first[-1] == "  and 5 of kinds of which nothing is measured yet" and MADE == []
+    run()
+    assert [line.split(" of ")[0].split() for line in said()[1:]] == [
+        ["trainings", "2"], ["gate", "1"], ["level", "4"], ["all", "numbers", "5"]]  # fmt: skip
+    next((tmp_path / "smoke" / "toy" / "measurements").glob("level*.json")).unlink()
+    assert "  level              3 of 4, 1 missing: 0:00:00 processor time" in said()
+    assert "missing" in said("--value", "2")[1]  # other settings are another run
