@@ -51,7 +51,7 @@ def run(paper: str, script: str, doc: str, argv: Sequence[str] | None = None) ->
         print(text, flush=True)
         return
     looked_at.clear()
-    opened = open_run(paper, doc, argv)
+    opened = open_run(paper, doc, argv, check_claims=script == "train")
     config, lab = opened[2:4]
     digests = config.results / "digests.json"
     with locked(lab.root) if lab.accelerator.is_main_process else contextlib.nullcontext():
@@ -62,7 +62,9 @@ def run(paper: str, script: str, doc: str, argv: Sequence[str] | None = None) ->
     lab.accelerator.end_training()
 
 
-def open_run(paper: str, doc: str, argv: Sequence[str]) -> "tuple[Paper, str, Options, Lab, list[Number], Looks]":
+def open_run(
+    paper: str, doc: str, argv: Sequence[str], check_claims: bool = False
+) -> "tuple[Paper, str, Options, Lab, list[Number], Looks]":
     """What these options ask for: the paper, its scale and configuration, the laboratory, and the numbers."""
     from shared.experiment.scale import parse
 
@@ -78,7 +80,7 @@ def open_run(paper: str, doc: str, argv: Sequence[str]) -> "tuple[Paper, str, Op
     lab = Lab(config.results / scale / paper, config.source, accelerator())
     numbers = found.plan(config)
     looks, wanted = None, lab.store.asked()
-    first = scale != "smoke" and script == "train" and lab.accelerator.is_main_process  # no claim is judged at smoke
+    first = check_claims and scale != "smoke" and lab.accelerator.is_main_process  # no claim is judged at smoke
     claims = claims_of(found, scale, config.headline) if first or wanted is not None else ()
     if wanted is not None:
         from shared.experiment.looks import numbers as beyond
