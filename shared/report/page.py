@@ -113,7 +113,8 @@ def make_page(notebook: Path, parameters: dict, out: Path, file, optional: dict 
         check_folder(out, "RESULTS")
         with atomic_path(out / "notebook.ipynb") as executed:
             body = _body(_execute(content, notebook.name, executed, parameters, out))
-    write_atomic(out / "page.html", _wrap(body, file.title, parameters.get("scale", "")))
+    scale = parameters.get("scale", "")
+    write_atomic(out / "page.html", wrap(body, file.title, f"Scale {SCALE_WORDS.get(scale, scale)}"))
     return out / "page.html"
 
 
@@ -197,10 +198,11 @@ def _body(notebook) -> str:
     return exporter.from_notebook_node(notebook)[0]
 
 
-def _wrap(body: str, title: str, scale: str) -> str:
+def wrap(body: str, title: str, about: str) -> str:
+    """A page of its own from what it shows; about: a line below its title."""
     css = (Path(__file__).parent / "page.css").read_text()
     head = f"<meta charset='utf-8'><meta name='viewport' content='width=device-width, initial-scale=1'><title>{escape(title)}</title>"
-    top = f"<header class='page'><h1>{escape(title)}</h1><p>Scale {escape(SCALE_WORDS.get(scale, scale))}</p></header>"
+    top = f"<header class='page'><h1>{escape(title)}</h1><p>{escape(about)}</p></header>"
     return f"<!doctype html>\n<html lang='en'><head>{head}<style>\n{css}</style></head>\n<body>{top}\n<main>{body}</main></body></html>\n"
 
 
