@@ -160,7 +160,8 @@ class Code:
     def made(self) -> Any:
         """The object, or what it makes where it is a class or takes no argument."""
         thing = self.load()
-        if not isinstance(thing, type) and (isinstance(thing, nn.Module) or _parameters(thing)):
+        needed = [p for p in _parameters(thing) if p.default is p.empty]
+        if not isinstance(thing, type) and (isinstance(thing, nn.Module) or needed):
             return thing
         try:
             return thing()
@@ -182,7 +183,7 @@ def what(error: Exception) -> str:
 
 
 def _parameters(thing: Callable) -> list[inspect.Parameter]:
-    """The parameters that a call must or may fill by place."""
+    """The parameters that a call fills by place."""
     call = thing.forward if isinstance(thing, nn.Module) else thing
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     try:

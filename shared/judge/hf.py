@@ -41,7 +41,7 @@ def open_hf(source: str, data: LabelledImages) -> nn.Module:
 
     try:
         config = transformers.AutoConfig.from_pretrained(source)
-        seen = transformers.AutoImageProcessor.from_pretrained(source, use_fast=False)
+        seen = transformers.AutoImageProcessor.from_pretrained(source)
         tokenizer = transformers.AutoTokenizer.from_pretrained(source) if hasattr(config, "text_config") else None
     except (OSError, ValueError, ImportError) as error:
         said = str(error).splitlines()[0]

@@ -106,16 +106,17 @@ def _logits(victim: nn.Module, x: Tensor, classes: int, of: str) -> Tensor:
 @torch.no_grad()
 def _normalised(victim: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> list[str]:
     """Whether the model is better at pictures that are normalised before it, as one that expects them so would be."""
-    plain = logits.argmax(dim=1).eq(y).float().mean().item()
+    plain, found = logits.argmax(dim=1).eq(y).float().mean().item(), {}
     for name, (mean, std) in NORMS.items():
         shift, scale = (torch.tensor(v).view(1, 3, 1, 1).to(x) for v in (mean, std))
-        better = victim((x - shift) / scale).argmax(dim=1).eq(y).float().mean().item()
-        if better > plain + GAIN:
-            return [
-                f"The model is right about {plain:.0%} of the pictures as they are and {better:.0%} once they are "
-                f"normalised ({name}): it seems to expect them so. Put mean and std inside it, so that ε is in pixels."
-            ]
-    return []
+        found[name] = victim((x - shift) / scale).argmax(dim=1).eq(y).float().mean().item()
+    name = max(found, key=found.get)
+    if found[name] <= plain + GAIN:
+        return []
+    return [
+        f"The model is right about {plain:.0%} of the pictures as they are and {found[name]:.0%} once they are normalised "
+        f"({name}): it seems to expect them so. Put mean and std inside it, so that ε is in pixels."
+    ]
 
 
 def _has_gradient(call: Callable[[Tensor], Tensor], x: Tensor) -> bool:

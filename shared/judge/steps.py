@@ -7,7 +7,6 @@ attack has seen.
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -199,8 +198,17 @@ class Said(Kept):
         torch.manual_seed(self.seed + rng.indices[0])
         return resubmit(predict(whole.victim), whole.defence, x, rng, self.repeats, batch)
 
+    def share(self, lab: Lab, x: Tensor, batch: int) -> Tensor:
+        """(N,), the share of these labels that are right, of the half that `Worst.chosen` does not look at."""
+        return _half((self.again(lab, x, batch).cpu() == lab.weights(self)["y"][:, None]).double(), 1)
+
 
 Parts = tuple[Said, ...]  # one after another
+
+
+def _half(right: Tensor, k: int) -> Tensor:
+    """(…, repeats) -> (…): the mean over one half of the repeats, or the only one."""
+    return right[..., k::2].mean(dim=-1) if right.shape[-1] > 1 else right[..., 0]
 
 
 def _right(lab: Lab, parts: Parts) -> Tensor:
@@ -221,14 +229,16 @@ class Worst:
 
     def values(self, lab: Lab) -> Tensor:
         """(N,)"""
-        right = torch.stack([_right(lab, parts) for parts in self.attacks])
-        halves = [right[:, :, k::2].mean(dim=2) for k in (0, 1)] if right.shape[2] > 1 else [right[:, :, 0]] * 2
-        a, b = halves
+        a, b = (self.half(lab, k) for k in (0, 1))
         return (_at(b, a.argmin(dim=0)) + _at(a, b.argmin(dim=0))) / 2
 
+    def half(self, lab: Lab, k: int) -> Tensor:
+        """(attacks, N), the shares of right answers in one half of the repeats."""
+        return torch.stack([_half(_right(lab, parts), k) for parts in self.attacks])
+
     def chosen(self, lab: Lab) -> Tensor:
-        """(N,) places in `attacks`, by all repeats."""
-        return torch.stack([_right(lab, parts).mean(dim=1) for parts in self.attacks]).argmin(dim=0)
+        """(N,) places in `attacks`, by the first half of the repeats."""
+        return self.half(lab, 0).argmin(dim=0)
 
     def pictures(self, lab: Lab) -> list[Tensor]:
         """The strongest pictures, part by part."""
@@ -273,14 +283,16 @@ class Again(Measured):
     how: Literal["same", "batches", "rounded"]
 
     def make(self, lab: Lab) -> Values:
-        changed: Callable[[Tensor], Tensor] = as_png if self.how == "rounded" else torch.clone
-        before = [_right(lab, parts).mean(dim=1) for parts in self.worst.attacks]
-        after = []
-        for said, x in zip(self.worst.attacks[0], self.worst.pictures(lab), strict=True):
-            labels = said.again(lab, changed(x), OTHER_BATCH if self.how == "batches" else said.batch)
-            after.append((labels.cpu() == lab.weights(said)["y"][:, None]).double().mean(dim=1))
-        chosen = _at(torch.stack(before), self.worst.chosen(lab))
-        return Values(torch.cat(after).numpy(), "share", extra={"before": chosen.numpy()})
+        attacks, chosen = self.worst.attacks, self.worst.chosen(lab)
+        before = _at(self.worst.half(lab, 1), chosen)
+        if self.how == "same":  # each attack's pictures, so that every batch is the one of the first time
+            asked = ([said.share(lab, said.seen.pictures(lab), said.batch) for said in parts] for parts in attacks)
+            after = _at(torch.stack([torch.cat(shares) for shares in asked]), chosen)
+        else:
+            change, size = (as_png, None) if self.how == "rounded" else (torch.clone, OTHER_BATCH)
+            pictures = zip(attacks[0], self.worst.pictures(lab), strict=True)
+            after = torch.cat([said.share(lab, change(x), size or said.batch) for said, x in pictures])
+        return Values(after.numpy(), "share", extra={"before": before.numpy()})
 
 
 def as_png(x: Tensor) -> Tensor:
