@@ -229,12 +229,12 @@ class Model:
     def identity(self, lab: Lab) -> list:
         """The contents of its weights, or its source; and the names and prompts of its classes."""
         kind, name, weights = self._parts()
-        what = {
+        of = {
             "code": lambda: Code(name, "--model").identity(lab),
             "hf": lambda: identity(f"hf:{name}"),
             "zoo": lambda: identity(f"zoo:{name}"),
         }.get(kind, lambda: locate(weights, "--model")[1])
-        return [kind, name, what(), self.data.identity(lab)]
+        return [kind, name, of(), self.data.identity(lab)]
 
     def open(self, lab: Lab) -> nn.Module:
         """x (N, 3, H, W) in [0, 1] -> logits (N, K); opened once, in eval mode."""

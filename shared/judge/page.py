@@ -55,7 +55,7 @@ def grids(attacks: Mapping[str, str], seed: int) -> list[Grid]:
 
 
 class Judged:
-    """A folder that `judge` has written. Raises UserError where there is none."""
+    """A folder that `judge` has written. Raises UserError where there is none, and where it has not come to its end."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -63,6 +63,10 @@ class Judged:
             self.results = Results.load(folder, KEPT, "judge")
         except UserError:
             raise UserError(f"{folder} is no folder that judge has written: name its --out.") from None
+        if self.results.missing:
+            raise UserError(
+                f"{folder} lacks {len(self.results.missing)} measurements: run judge again with its options."
+            )
         self.facts = self.results.config
         self.attacks = dict(self.facts["attacks"])
         self.numbers = {(m.tags["attack"], m.tags["judged"]): m for m in self.results.measurements}
@@ -166,7 +170,8 @@ def compare(options: Compare) -> str:
         left, right = (x.numbers[attack, "mean"].values for x in (a, b))
         return mean([left]), mean([right]), paired_difference([left], [right])
 
-    shared = {label: pair(attack) for attack, label in a.attacks.items() if (attack, "mean") in b.numbers}
+    both = [k for k in a.attacks if k in b.attacks and (k[:3] != "own" or a.attacks[k] == b.attacks[k])]
+    shared = {a.attacks[attack]: pair(attack) for attack in both}
     caption = f"A: {a.title}. B: {b.title}. Percent, and points, picture by picture."
     table = Table(["A", "B", "A − B"], list(shared.items()), caption)
     d = shared[WORST][2]
