@@ -114,8 +114,8 @@ def _normalised(victim: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> list
     if found[name] <= plain + GAIN:
         return []
     return [
-        f"The model is right about {plain:.0%} of the pictures as they are and {found[name]:.0%} once they are normalised "
-        f"({name}): it seems to expect them so. Put mean and std inside it, so that ε is in pixels."
+        f"The model is right about {plain:.0%} of the pictures as they are and {found[name]:.0%} once they are "
+        f"normalised ({name}): it seems to expect them so. Put mean and std inside it, so that ε is in pixels."
     ]
 
 
