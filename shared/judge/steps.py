@@ -222,23 +222,32 @@ class Worst:
     """The attack of lowest accuracy for each picture, among several.
 
     The lowest of several noisy means is too low. So with noise the attack is chosen on one half of the repeats and the
-    picture judged on the other, and the other way round; without, this is the plain minimum.
+    picture judged on the other, and the other way round; without, this is the plain minimum. Chosen on few repeats it
+    may be the wrong one: where one attack leaves less of all pictures than these choices do, it is taken for all.
     """
 
     attacks: tuple[Parts, ...]
 
     def values(self, lab: Lab) -> Tensor:
         """(N,)"""
-        a, b = (self.half(lab, k) for k in (0, 1))
-        return (_at(b, a.argmin(dim=0)) + _at(a, b.argmin(dim=0))) / 2
+        return self._settle(lab)[0]
+
+    def chosen(self, lab: Lab) -> Tensor:
+        """(N,) places in `attacks`, by the first half of the repeats."""
+        return self._settle(lab)[1]
 
     def half(self, lab: Lab, k: int) -> Tensor:
         """(attacks, N), the shares of right answers in one half of the repeats."""
         return torch.stack([_half(_right(lab, parts), k) for parts in self.attacks])
 
-    def chosen(self, lab: Lab) -> Tensor:
-        """(N,) places in `attacks`, by the first half of the repeats."""
-        return self.half(lab, 0).argmin(dim=0)
+    def _settle(self, lab: Lab) -> tuple[Tensor, Tensor]:
+        a, b = self.half(lab, 0), self.half(lab, 1)
+        by_picture = (_at(b, a.argmin(dim=0)) + _at(a, b.argmin(dim=0))) / 2
+        by_attack = ((a + b) / 2).mean(dim=1)
+        if by_attack.min() < by_picture.mean():
+            best = int(by_attack.argmin())
+            return (a[best] + b[best]) / 2, torch.full_like(a[0], best, dtype=torch.int64)
+        return by_picture, a.argmin(dim=0)
 
     def pictures(self, lab: Lab) -> list[Tensor]:
         """The strongest pictures, part by part."""

@@ -136,7 +136,7 @@ def test_a_random_defence_is_judged_by_repeats(judged, name):
     assert 0 < worst.value < clean.value < 1
     assert found.numbers["clean", "all"].value < clean.value
     low = min(found.numbers[a, "mean"].value for a in found.attacks)
-    assert worst.value <= low + 0.1  # chosen on other draws than it is judged by, so not below by luck alone
+    assert worst.value <= low + 1e-9
     same = found.numbers["worst", "same"]
     assert np.array_equal(same.values, same.extra["before"])
 
