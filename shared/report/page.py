@@ -135,8 +135,9 @@ def make_page(
         with atomic_path(out / "notebook.ipynb") as executed:
             body = _body(_execute(content, notebook.name, executed, parameters, out))
     papers = {f"arXiv {number}": f"https://arxiv.org/abs/{number}" for number in re.findall(r"arXiv (\d+\.\d+)", title)}
-    lead = {**papers, **links(out, files or {})}
-    write_atomic(out / "page.html", _wrap(body, title, parameters.get("scale", ""), lead))
+    scale = parameters.get("scale", "")
+    about = f"Scale {SCALE_WORDS.get(scale, scale)}"
+    write_atomic(out / "page.html", wrap(body, title, about, {**papers, **links(out, files or {})}))
     return out / "page.html"
 
 
@@ -220,11 +221,11 @@ def _body(notebook) -> str:
     return exporter.from_notebook_node(notebook)[0]
 
 
-def _wrap(body: str, title: str, scale: str, lead: Links) -> str:
+def wrap(body: str, title: str, about: str, lead: Links | None = None) -> str:
+    """A page of its own from what it shows. about: a line below its title; lead: the links below that."""
     headings = re.findall(r'<h2 id="([^"]*)">(.*?)</h2>', body, re.S)
     contents = [(to, Markup(words).striptags()) for to, words in headings]
-    words = SCALE_WORDS.get(scale, scale)
-    return render("page", title=title, scale=words, links=lead, contents=contents, body=Markup(body))
+    return render("page", title=title, about=about, links=lead, contents=contents, body=Markup(body))
 
 
 def settings(notebook: Path, pairs: Sequence[str]) -> dict:
