@@ -27,7 +27,6 @@ from shared.options import (
     Range,
     Seed,
     Share,
-    Warmup,
     Weight,
     Whole,
     Workers,
@@ -133,7 +132,7 @@ class Recipe:
     """Pairs per update."""
     lrs: tuple[Positive, ...] = (1e-3,)
     """Peak learning rates, tried in this order until the attack passes its gates; the last is kept in any case."""
-    warmup: Warmup = 15
+    warmup: Whole = 15
     """Updates of linear warm-up."""
     captions: Literal["usual", "templates", "real"] = "usual"
     """Of poisoned pairs; usual: what is usual for the trigger (shared/data/poison.py)."""

@@ -45,7 +45,6 @@ from shared.options import (
     Positive,
     Range,
     Seed,
-    Warmup,
     Weight,
     Whole,
     Workers,
@@ -73,7 +72,7 @@ class ClassifierTraining(Bounded):
     """Pictures per update."""
     lr: Positive = 0.1
     """Peak learning rate of SGD with Nesterov momentum 0.9."""
-    warmup: Warmup = 100
+    warmup: Whole = 100
     """Updates of linear warm-up; a cosine to 0 follows."""
     weight_decay: Weight = 5e-4
     """Of all weights."""
