@@ -45,5 +45,8 @@ def gates(c: Config) -> list[Gate]:
     return [*found, lost]
 
 
-EXAMPLES = ("data.n", "attack.target_n", "adaptive.n", "sweeps.n", "sweeps.digits_n", "sweeps.quality_n")
+EXAMPLES = (
+    *("data.n", "attack.target_n", "adaptive.n", "adaptive.caption_n"),
+    *("sweeps.n", "sweeps.digits_n", "sweeps.quality_n"),
+)
 PAPER = Paper("diffcap", PRESETS, check, [tables, figures], number, name, describe, gates, examples=EXAMPLES)

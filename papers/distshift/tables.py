@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from shared.experiment.paper import Grid
 from shared.report import tables
+from shared.report.choices import candidate_grid, choices
 from shared.report.shown import Filled, Shown, claimed, table, table_of
 
 METHODS = {
@@ -302,33 +303,23 @@ CHOSEN = {"time": "t* (by DiffPure)", "guidance": "guidance of distshift", "pull
 
 def tried(c: object) -> Grid:
     """Every candidate of every choice: its score, and whether it was taken."""
-    lines = {
-        f"{title} {k}": {"method": title, "candidate": k}
+    said = {
+        title: [f"{CHOSEN[title]}: {VARIANT_NAMES.get(v) or f'{v:g}'}" for v in getattr(c.choosing, grid)]
         for title, grid in GRIDS.items()
-        for k in range(len(getattr(c.choosing, grid)))
     }
-    where = {**on_first(c, "choice"), "attack": "validation", "norm": "none", "eps": 0.0}
-    return Grid(lines, {q: {"quantity": q} for q in ("score", "chosen")}, where)
+    return candidate_grid(said, {**on_first(c, "choice"), "attack": "validation", "norm": "none", "eps": 0.0})
 
 
 @table_of(tried)
-def choices(grid: Filled):
+def settings(grid: Filled) -> tables.Table:
     """How settings were chosen."""
     c = grid.config
-    lines: list[tuple[str, list]] = []
-    for title, name in GRIDS.items():
-        for k, candidate in enumerate(getattr(c.choosing, name)):
-            score, taken = grid.row(f"{title} {k}")
-            if score is None:
-                continue
-            said = VARIANT_NAMES.get(candidate) or f"{candidate:g}"
-            lines.append((f"{CHOSEN[title]}: {said}", [score, "chosen" if taken.value else ""]))
     caption = (
         "How settings were chosen: mean of the accuracy (%) on clean pictures and under PGD on the bare victim (both "
         f"balls), {c.choosing.n} pictures of every set, of its {c.choosing.split} part; no test picture. The highest "
         "counts, and of equal ones the first."
     )
-    return tables.Table(["score", "outcome"], lines, caption=caption)
+    return choices(grid, caption)
 
 
 # ---- as released -----------------------------------------------------------------------------------------------------

@@ -95,6 +95,14 @@ def subset(data: LabelledImages, n: int | None, seed: int) -> list[int]:
     return data.usable(np.lexsort((turn[labels], rank))[:n].tolist())
 
 
+def at_end(data: LabelledImages, n: int, seed: int) -> list[int]:
+    """At most n indices, as equal in number per class, of those that `subset` chooses last."""
+    labels = np.asarray(data.labels)
+    rank = np.bincount(labels)[labels] - 1 - _ranks(labels, seed)
+    turn = np.random.default_rng([seed, -2 % 2**32]).permutation(len(labels))
+    return data.usable(np.lexsort((turn, rank))[:n].tolist())
+
+
 def _ranks(labels: np.ndarray, seed: int) -> np.ndarray:
     """(len,) how many of its class come before an example, where each class is put in an order of its own."""
     rank = np.empty(len(labels), np.int64)
