@@ -2,6 +2,7 @@
 
     steps: Count = 10                              # the bounds of a field are part of its type
     share: Annotated[float, Range(0, 0.5)] = 0.1
+    warmup: Annotated[int, Range(0), NoMoreThan("steps")] = 2
 
 `from_command_line` holds what it reads to these, under the names of options; a subclass of `Bounded` holds itself to
 them wherever it is made, and `check_bounds` any other; `bounded` holds the arguments of a function to theirs. A number
@@ -58,6 +59,13 @@ class Range:
         return f"{said}, e.g. {self.example}" if self.example else said
 
 
+@dataclass(frozen=True)
+class NoMoreThan:
+    """A further bound of a number: another field of its dataclass."""
+
+    field: str
+
+
 def fraction(text: str) -> float:
     """'2/255', '0.5/255' or '0.01' -> float. Raises ValueError for anything else."""
     top, slash, bottom = text.partition("/")
@@ -93,6 +101,8 @@ Count = Annotated[int, Range(1, 10_000_000)]
 """Of pictures, updates, steps, draws."""
 Whole = Annotated[int, Range(0, 10_000_000)]
 """A count where 0 means all, or none."""
+Warmup = Annotated[Whole, NoMoreThan("steps")]
+"""Updates in which the learning rate rises."""
 Pairs = Annotated[int, Range(1, 1_000_000_000)]
 """Of picture and caption; sets of these are larger."""
 Batch = Annotated[int, Range(1, 65_536)]
@@ -154,9 +164,13 @@ def check_bounds(options: object, prefix: str = "--") -> None:
 
 def check_values(kind: type, values: Mapping[str, object], prefix: str = "--") -> None:
     """`check_bounds` for some fields of a dataclass that nobody has made yet."""
+    spelled = {name: prefix + (name.replace("_", "-") if prefix.startswith("--") else name) for name in values}
     for name, value in values.items():
-        spelled = prefix + (name.replace("_", "-") if prefix.startswith("--") else name)
-        _check(spelled, value, hints(kind)[name])
+        _check(spelled[name], value, hints(kind)[name])
+    for name, value in values.items():
+        for other in (m.field for m in get_args(hints(kind)[name]) if isinstance(m, NoMoreThan) and m.field in values):
+            if value > values[other]:
+                raise UserError(f"{spelled[name]} is {value}, more than {spelled[other]}, {values[other]}: lower it.")
 
 
 class Bounded:

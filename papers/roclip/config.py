@@ -384,5 +384,11 @@ def check(config: Config) -> None:
                 raise UserError(
                     f"none of {config.training(regime).epochs} epochs is a RoCLIP epoch at K = {matching.every}: train for longer."
                 )
+    for name, training, pairs in (
+        ("--pretraining", config.pretraining, config.data.pretrain_n),
+        ("--finetuning", config.finetuning, config.data.finetune_n),
+        ("--few.training", few.training, few.pairs),
+    ):
+        training.check(name, pairs)
     if config.pretraining.epochs <= config.methods.safeclip.alone + config.methods.safeclip.slow:
         raise UserError("SafeCLIP needs more epochs than its first two phases have: raise --pretraining.epochs.")

@@ -23,7 +23,7 @@ from shared.errors import UserError
 from shared.models.victim import Pixels
 from shared.options import Bounded, Count, Decay, Positive, Range, Seed, Share, Weight, Whole, Workers, free
 from shared.training.contrastive import Batches, adamw, batch_indices
-from shared.training.loop import Fit, cosine_schedule
+from shared.training.loop import Fit, check_warmup, cosine_schedule
 from shared.training.poisoning import OneProcess
 
 
@@ -71,6 +71,14 @@ class Training(Bounded):
     def per_epoch(self, pairs: int) -> int:
         """Updates of an epoch."""
         return pairs // self.batch
+
+    def check(self, name: str, pairs: int) -> None:
+        """Raise UserError where so many pairs give no batch, or end before the warm-up does."""
+        if self.batch > pairs:
+            raise UserError(
+                f"{name}: a batch of {self.batch} pairs is larger than the set, which has {pairs}: make it smaller."
+            )
+        check_warmup(name, self.warmup, self.epochs * self.per_epoch(pairs))
 
     def rate(self, step: int, pairs: int) -> float:
         """The learning rate at update `step` = 0, 1, … of a training on so many pairs."""
@@ -176,10 +184,7 @@ def train(
     """
     accelerator = accelerator or OneProcess(clip.logit_scale.device)
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
-    if training.batch > len(pairs):
-        raise UserError(
-            f"{name}: a batch of {training.batch} pairs is larger than the set, which has {len(pairs)}: make it smaller."
-        )
+    training.check(name, len(pairs))
     if training.batch % world:
         raise UserError(
             f"{name}: a batch of {training.batch} pairs has no equal shares for {world} processes: change the batch size or the number "

@@ -20,7 +20,7 @@ from shared.attacks.threat import Threat
 from shared.data.base import loader
 from shared.errors import UserError
 from shared.models.victim import ZeroShot
-from shared.options import Batch, Bounded, Count, Decay, Positive, Range, Weight, Whole, Workers, free
+from shared.options import Batch, Bounded, Count, Decay, Positive, Range, Warmup, Weight, Whole, Workers, free
 from shared.rng import SampleRng
 from shared.training.contrastive import batch_indices
 from shared.training.loop import Fit
@@ -90,7 +90,7 @@ class Tuning(Bounded):
     """Images per update."""
     lr: Positive = 5e-5
     """Peak learning rate."""
-    warmup: Whole = 1000
+    warmup: Warmup = 1000
     """Updates of linear warm-up; a cosine to 0 follows."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """SGD with momentum, or AdamW."""

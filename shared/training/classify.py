@@ -45,6 +45,7 @@ from shared.options import (
     Positive,
     Range,
     Seed,
+    Warmup,
     Weight,
     Whole,
     Workers,
@@ -72,7 +73,7 @@ class ClassifierTraining(Bounded):
     """Pictures per update."""
     lr: Positive = 0.1
     """Peak learning rate of SGD with Nesterov momentum 0.9."""
-    warmup: Whole = 100
+    warmup: Warmup = 100
     """Updates of linear warm-up; a cosine to 0 follows."""
     weight_decay: Weight = 5e-4
     """Of all weights."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from shared.data.base import loader
 from shared.errors import UserError
 from shared.models.victim import Pixels
-from shared.options import Batch, Bounded, Count, Positive, Weight, Whole, Workers, free
+from shared.options import Batch, Bounded, Count, Positive, Warmup, Weight, Whole, Workers, free
 from shared.training.loop import Fit
 
 
@@ -29,7 +29,7 @@ class ContrastiveConfig(Bounded):
     """Pairs per update, over all processes together."""
     lr: Positive = 1e-3
     """Peak learning rate of AdamW."""
-    warmup: Whole = 200
+    warmup: Warmup = 200
     """Updates of linear warm-up."""
     weight_decay: Weight = 0.1
     """Of matrices; vectors (biases, norms, the temperature) are not decayed."""

@@ -33,7 +33,20 @@ from shared.lifeline import tie_to_launcher
 from shared.models.clip import create_clip
 from shared.models.victim import ZeroShot, text_matrix
 from shared.models.zoo import weights, write_card
-from shared.options import Batch, Bounded, Count, Decay, Positive, Seed, Share, Weight, Whole, free, from_command_line
+from shared.options import (
+    Batch,
+    Bounded,
+    Count,
+    Decay,
+    Positive,
+    Seed,
+    Share,
+    Warmup,
+    Weight,
+    Whole,
+    free,
+    from_command_line,
+)
 from shared.processes import accelerator as open_accelerator
 from shared.rng import SampleRng
 from shared.training.contrastive import adamw, batch_indices
@@ -55,7 +68,7 @@ class DenoisingConfig(Bounded):
     """Pictures per update, over all processes together."""
     lr: Positive = 1e-3
     """Peak learning rate of AdamW."""
-    warmup: Whole = 150
+    warmup: Warmup = 150
     """Updates of linear warm-up; a cosine to 0 follows."""
     weight_decay: Weight = 0.01
     """Of matrices and kernels."""

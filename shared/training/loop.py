@@ -29,6 +29,12 @@ def cosine_schedule(step: int, steps: int, warmup: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
+def check_warmup(name: str, warmup: int, steps: int) -> None:
+    """For options that count epochs: how many updates these are is known with the data alone (others: `options.Warmup`)."""
+    if warmup > steps:
+        raise UserError(f"{name}: a warm-up of {warmup} updates is longer than the training of {steps}: shorten it.")
+
+
 @dataclass
 class Fit:
     """One training run.
@@ -36,7 +42,7 @@ class Fit:
     model: the module whose state is saved. optimizer: over its trained parameters. steps, lr, warmup: the schedule. step_fn(step) -> scalar loss
     (and is free to log). checkpoint: file to continue from and to write every `every` steps (None: never). accelerator: an
     `accelerate.Accelerator`, or None for a plain single process. after_step(step): called after each update, e.g. for a curve along training.
-    clip_norm: gradient-norm bound (None: none).
+    clip_norm: gradient-norm bound (None: none). Raises UserError where `steps` end before the warm-up does.
     """
 
     model: nn.Module
@@ -52,6 +58,9 @@ class Fit:
     clip_norm: float | None = None
     name: str = "training"
     _start: int | None = None
+
+    def __post_init__(self):
+        check_warmup(self.name, self.warmup, self.steps)
 
     def run(self) -> float:
         """Train (or continue) to the last step; returns the last loss (0 if nothing was left to do)."""

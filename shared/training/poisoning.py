@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from shared.errors import UserError
 from shared.files import digest
-from shared.options import Batch, Count, Positive, Whole, free
+from shared.options import Batch, Count, Positive, Warmup, Whole, free
 from shared.training.contrastive import ContrastiveConfig, pretrain
 
 
@@ -33,7 +33,7 @@ class FineTuning(ContrastiveConfig):
     """Pairs per update, over all processes together."""
     lr: Positive = 1e-3
     """Peak learning rate of AdamW."""
-    warmup: Whole = 15
+    warmup: Warmup = 15
     """Updates of linear warm-up."""
     every: Whole = free(0)
     """Updates between checkpoints (0: none)."""

@@ -40,6 +40,7 @@ from shared.options import (
     Range,
     Seed,
     Share,
+    Warmup,
     Weight,
     Whole,
     free,
@@ -65,7 +66,7 @@ class StegaConfig(Bounded):
     """Pictures per update, over all processes together."""
     lr: Positive = 2e-3
     """Peak learning rate of AdamW."""
-    warmup: Whole = 50
+    warmup: Warmup = 50
     """Updates of linear warm-up; a cosine to 0 follows."""
     weight_decay: Weight = 0.01
     """Of matrices and kernels."""

@@ -30,7 +30,7 @@ from shared.models import zoo
 from shared.models.vlm.base import VLM
 from shared.models.vlm.open import load_small, save_small, small_config, small_vlm
 from shared.models.zoo import FOLDER, write_card
-from shared.options import Batch, Bounded, Count, Finite, Positive, Seed, Weight, Whole, free, from_command_line
+from shared.options import Batch, Bounded, Count, Finite, Positive, Seed, Warmup, Weight, Whole, free, from_command_line
 from shared.processes import accelerator as open_accelerator
 from shared.rng import SampleRng
 from shared.training.contrastive import adamw, batch_indices
@@ -52,7 +52,7 @@ class VLMConfig(Bounded):
     """Pictures per update, over all processes together."""
     lr: Positive = 2e-3
     """Peak learning rate of AdamW."""
-    warmup: Whole = 200
+    warmup: Warmup = 200
     """Updates of linear warm-up; a cosine to 0 follows."""
     weight_decay: Weight = 0.05
     """Of matrices."""

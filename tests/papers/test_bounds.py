@@ -100,6 +100,7 @@ def test_options_that_hold_themselves_do_so_in_every_field():
 def test_the_presets_are_in_bounds(paper):
     for preset in config_of(paper).PRESETS.values():
         check_bounds(preset)
+        config_of(paper).check(preset)
 
 
 @pytest.mark.parametrize(("line", "said"), [
@@ -114,6 +115,15 @@ def test_the_presets_are_in_bounds(paper):
     ("pmg_aft --data.source.size 256:0", "the image size's crop is 0"),
     ("pmg_aft --data.source.size ²", "image size '²' is not understood"),
     ("pmg_aft --tuning.last 0", "the last 0 parameter tensors are nothing to train"),
+    ("pmg_aft --tuning.warmup 161", "--tuning.warmup is 161, more than --tuning.steps, 160: lower it"),
+    ("pmg_aft --model.pretraining.steps 5", "--model.pretraining.warmup is [0-9]+, more than --model.pretraining.steps, 5"),
+    ("diffcap --fare.steps 5", "--fare.warmup is 6, more than --fare.steps, 5"),
+    ("distshift --training.warmup 9999", "--training.warmup is 9999, more than"),
+    ("distshift --denoising.steps 1", "--denoising.warmup is [0-9]+, more than --denoising.steps, 1"),
+    ("rvpt --attacks.badnet.steps 14", "--attacks.badnet.warmup is 15, more than --attacks.badnet.steps, 14"),
+    ("rvpt --baselines.cleanclip.warmup 61", "--baselines.cleanclip.warmup is 61, more than --baselines.cleanclip.steps, 60"),
+    ("roclip --pretraining.warmup 403", "--pretraining: a warm-up of 403 updates is longer than the training of 402"),
+    ("roclip --few.training.batch 5761", "--few.training: a batch of 5761 pairs is larger than the set"),
     ("rvpt --sweeps.perturbations.kernel 4", "use an odd number of pixels"),
     ("pmg_aft --attack.multiples 1 200", "beyond the pixel range"),
 ])  # fmt: skip

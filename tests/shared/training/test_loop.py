@@ -59,7 +59,12 @@ def test_schedule_by_hand():
 def test_schedule_without_warm_up_and_all_warm_up():
     assert [cosine_schedule(s, 10, 0) for s in (0, 5, 10)] == pytest.approx([1, 0.5, 0])
     assert [cosine_schedule(s, 4, 4) for s in range(4)] == [0.25, 0.5, 0.75, 1.0]
-    assert cosine_schedule(0, 2, 1000) == 0.001
+
+
+def test_a_warm_up_longer_than_the_training_is_refused():
+    make(steps=3, warmup=3)
+    with pytest.raises(UserError, match="a warm-up of 4 updates is longer than the training of 3"):
+        make(steps=3, warmup=4)
 
 
 # ---- one run ---------------------------------------------------------------------------------------------------------------
