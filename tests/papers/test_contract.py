@@ -286,7 +286,7 @@ def made_up(paper: Paper, scale: str, plan: list, gates: list[dict] = ()) -> Res
     )
 
 
-@pytest.mark.parametrize("scale", ["smoke", "paper"])
+@pytest.mark.parametrize("scale", ["smoke", pytest.param("paper", marks=pytest.mark.slow)])  # half a minute a paper
 def test_every_table_and_figure_draws_and_nothing_where_nothing_is_measured(paper, plans, scale):
     """What shows the numbers set apart draws where those have failed a gate of their own."""
     results, nothing = made_up(paper, scale, plans[scale]), made_up(paper, scale, [])
