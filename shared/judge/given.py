@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from shared.data.base import LabelledImages, View, subset
+from shared.data.base import LabelledImages, Relabelled, subset
 from shared.data.files import ImageSize
-from shared.data.folders import image_folder
+from shared.data.folders import image_folder, is_divided
 from shared.data.prompts import clean, fill
 from shared.errors import UserError
 from shared.experiment import source
@@ -31,7 +31,7 @@ from shared.steps.purification import Defence, Diffusion, Opened, Purification, 
 # ---- pictures ------------------------------------------------------------------------------------
 
 
-class Named(View):
+class Named(Relabelled):
     """A set with the labels and prompts of a model's classes. Raises UserError where the names do not match its own."""
 
     def __init__(self, data: LabelledImages, names: Sequence[str], template: str):
@@ -46,21 +46,9 @@ class Named(View):
             )
         else:
             places = [said.index(name) for name in have]
-        self.data, self.name, self._new = data, data.name, np.array(places, np.int64)
+        self.data, self.name, self.new = data, data.name, np.array(places, np.int64)
         self.indices, self.classes, self.prompts = np.arange(len(data)), tuple(names), fill(template, names)
-        self.version = digest([data.version, self.prompts, self._new.tolist()])[:16]
-
-    @property
-    def labels(self) -> np.ndarray:
-        return self._new[np.asarray(self.data.labels)]
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        x, y = super().__getitem__(index)
-        return x, int(self._new[y])
-
-    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        x, y = super().__getitems__(indices)
-        return x, torch.from_numpy(self._new)[y]
+        self.version = digest([data.version, self.prompts, self.new.tolist()])[:16]
 
 
 @dataclass(frozen=True)
@@ -87,13 +75,8 @@ class Set:
 
 def _folder(lab: Lab) -> LabelledImages:
     """All pictures of a folder that is not divided, the test pictures of one that is."""
-    root, how = lab.source.root, {"size": ImageSize.parse(lab.source.size)}
-    try:
-        return image_folder(root, **how)
-    except UserError as error:
-        if "divided into train and test" not in str(error):
-            raise
-    return image_folder(root, "test", **how)
+    root = lab.source.root
+    return image_folder(root, "test" if is_divided(root) else None, size=ImageSize.parse(lab.source.size))
 
 
 @dataclass(frozen=True)
@@ -119,10 +102,13 @@ class Part:
 
     def rows(self, lab: Lab) -> list[int]:
         """Their indices."""
-        before = subset(self.open(lab), self.first, self.seed) if self.first else []
-        return lab.once(
-            ("rows", self), lambda: subset(self.open(lab), self.first + self.count, self.seed)[len(before) :]
-        )
+
+        def chosen() -> list[int]:
+            data = self.open(lab)
+            before = subset(data, self.first, self.seed) if self.first else []
+            return subset(data, self.first + self.count, self.seed)[len(before) :]
+
+        return lab.once(("rows", self), chosen)
 
     def read(self, lab: Lab, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
         """x (N, 3, H, W) in [0, 1] and y (N,) of some of the set's pictures, on the device."""

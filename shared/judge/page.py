@@ -15,7 +15,7 @@ from shared.options import show_eps
 from shared.report.data import Results
 from shared.report.page import wrap
 from shared.report.panels import provenance_line
-from shared.report.table_text import csv, html, latex, markdown
+from shared.report.table_text import html, markdown, write_table
 from shared.report.tables import Table
 
 BADGES = {"stands": "good", "broken": "bad", "not believed": "bad", "no verdict": "none"}
@@ -154,8 +154,7 @@ def heading(words: str) -> str:
 
 def _shown(folder: Path, name: str, table: Table) -> str:
     """A table on the page, and as files beside it."""
-    for kind, render in (("md", markdown), ("tex", latex), ("csv", csv)):
-        write_atomic(folder / f"{name}.{kind}", render(table))
+    write_table(table, folder / name)
     return html(table, {"CSV": f"{name}.csv", "LaTeX": f"{name}.tex", "Markdown": f"{name}.md"})
 
 

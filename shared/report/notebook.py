@@ -122,16 +122,13 @@ class Report:
 
     def _links(self, paths: Sequence[Path], make: Callable, used: Iterable[str]) -> Links:
         """The files of a table or figure, and the source of what draws and of what measures it."""
-        module, _, name = _producer(make).rpartition(".")
         files = {_KINDS.get(path.suffix, path.suffix[1:].upper()): path for path in paths}
-        code = {f"{module.rpartition('.')[2]}.{name}": _source(module)}
-        return {**links(self.page, files | code), **self._steps(used)}
+        return {**links(self.page, files | _code([_producer(make)])), **self._steps(used)}
 
     def _steps(self, slugs: Iterable[str]) -> Links:
         """The source of the steps that measure these."""
         classes = dict.fromkeys(self.results.steps[slug] for slug in slugs if slug in self.results.steps)
-        split = (name.rpartition(".") for name in classes)
-        return links(self.page, {f"{module.rpartition('.')[2]}.{name}": _source(module) for module, _, name in split})
+        return links(self.page, _code(classes))
 
     def _absent(self, stem: str) -> Html:
         command = f"make reproduce-{self.results.paper}" + (
@@ -143,8 +140,10 @@ class Report:
         )
 
 
-def _source(module: str) -> Path:
-    return ROOT.joinpath(*module.split(".")).with_suffix(".py")
+def _code(names: Iterable[str]) -> dict[str, Path]:
+    """The end of each full name -> the file of its module."""
+    split = [name.split(".") for name in names]
+    return {".".join(parts[-2:]): ROOT.joinpath(*parts[:-1]).with_suffix(".py") for parts in split}
 
 
 def _producer(make: Callable) -> str:

@@ -101,11 +101,17 @@ def html(table: Table, links: Links | None = None) -> Markup:
 
 
 def save_table(table: Table, stem: str | Path, made_of: dict) -> list[Path]:
-    """Write `<stem>.md`, `.tex` and `.csv` and put them into the folder's record (made_of: `manifest.origin`); the three paths."""
+    """`write_table`, and put the files into the folder's record (made_of: `manifest.origin`)."""
+    paths = write_table(table, stem)
+    manifest.write(paths, made_of)
+    return paths
+
+
+def write_table(table: Table, stem: str | Path) -> list[Path]:
+    """Write `<stem>.md`, `.tex` and `.csv`; the three paths."""
     paths = []
     for kind, written in (("md", markdown), ("tex", latex), ("csv", csv)):
         path = Path(stem).with_name(f"{Path(stem).name}.{kind}")
         write_atomic(path, written(table))
         paths.append(path)
-    manifest.write(paths, made_of)
     return paths
