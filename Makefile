@@ -67,7 +67,7 @@ endif
 
 # ---- targets ---------------------------------------------------------------------------------------------------------------
 
-.PHONY: help setup lock reproduce headline overview record test lint smoke test-slow test-cpus bench zoo doctor clean-results FORCE
+.PHONY: help setup lock reproduce headline overview status record test lint smoke test-slow test-pages test-cpus bench zoo doctor clean-results FORCE
 
 # LC_ALL=C: in Turkish, i is not between a and z.
 help: ## this text
@@ -100,15 +100,19 @@ headline: environment ## only what the claims of the abstracts need; a later `ma
 overview: environment ## the page with all claims of all papers at one SCALE, from the measurements that are there
 	$(call do,$@)
 
+status: environment ## what is measured at this SCALE, what is missing, and what the rest would take; measures nothing
+	$(call do,$@)
+
 record: environment ## publish what finished runs of all papers drew as the record in figures/ and the READMEs; refuses what is partial
 	$(call do,$@)
 
 #> reproduce-<paper>      ## one paper; run again, it continues where it was interrupted and skips what is measured
 #> headline-<paper>       ## the same for what the claims of its abstract need
 #> figures-<paper>        ## redraw tables, figures and page from the measurements alone; loads no model
+#> status-<paper>         ## what is measured of one paper
 #> bench-<paper>          ## its part of `make bench`, if it has one
 #> record-<paper>         ## publish one paper's
-reproduce-% headline-% figures-% bench-% record-%: environment FORCE
+reproduce-% headline-% figures-% status-% bench-% record-%: environment FORCE
 	$(call do,$@)
 
 # A process per core, at most four (each imports torch), and the files in the order in which they stand: those of papers take longest and come first,
@@ -130,6 +134,12 @@ smoke: environment ## one paper end to end at SCALE=smoke, in a temporary folder
 test-slow: environment ## the slow tests, among them the rehearsal of SCALE=paper, and `make test` in other surroundings
 	@$(if $(ARGS),,tests/machines.sh $(call quote,$(VENV)))
 	@$(PY) -m pytest -m slow $(ARGS)
+
+# What drives the browser is no package of Python: npm fetches it into a folder that goes again.
+test-pages: environment ## the pages in a real browser, at three widths, light and dark (needs chromium and npm; minutes)
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
+	npm install --silent --no-save --prefix "$$folder" playwright-core@1.65 axe-core@4.14 >/dev/null && \
+	NODE_PATH="$$folder/node_modules" $(PY) -m pytest tests/test_pages.py $(ARGS)
 
 test-cpus: environment ## the tests that compare floats as other CPUs would run them: no vectors, AVX2, AVX-512, 1 to 4 threads (an hour)
 	@$(PY) -m tests.cpus $(workers) $(ARGS)

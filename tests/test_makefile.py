@@ -97,7 +97,7 @@ def test_make_alone_prints_help_for_every_target_and_every_variable(place):
     assert text == place.make("help").stdout
     makefile = (ROOT / "Makefile").read_text()
     targets = re.search(r"^\.PHONY: (.*) FORCE$", makefile, re.M)[1].split()
-    of_papers = {f"{kind}-<paper>" for kind in ("reproduce", "headline", "figures", "bench", "record")}
+    of_papers = {f"{kind}-<paper>" for kind in ("reproduce", "headline", "figures", "status", "bench", "record")}
     assert set(re.findall(r"^  ([a-z][^ ]*) ", text, re.M)) == {*targets, *of_papers}
     assert re.findall(r"^  ([A-Z_]+)=", text, re.M) == KNOBS
     assert "papers here: alpha beta" in text
@@ -106,7 +106,7 @@ def test_make_alone_prints_help_for_every_target_and_every_variable(place):
 
 
 @pytest.mark.parametrize("target", ["reproduce", "reproduce-beta", "headline", "headline-alpha", "figures-beta", "overview", "smoke", "bench",
-                                    "bench-alpha", "reproduce-gamma"])  # fmt: skip
+                                    "bench-alpha", "status", "status-beta", "reproduce-gamma"])  # fmt: skip
 def test_a_target_is_one_command(place, target):
     assert place.make(target).returncode == 0
     assert place.calls == [do(target)]

@@ -152,10 +152,12 @@ class Choosing:
 
 @dataclass(frozen=True)
 class Adaptive:
-    """Attackers who know the defence; on the first set to classify."""
+    """Attackers who know the defence; on the first set to classify, and on the first set to caption."""
 
     n: Count = 24
-    """Pictures, of the `data.n` that there are."""
+    """Pictures behind the classifier, of the `data.n` that there are."""
+    caption_n: Count = 16
+    """Pictures behind the captioner."""
     eps: Eps = 8 / 255
     steps: Count = 15
     eot: Draws = 3
@@ -184,7 +186,7 @@ class Sweeps:
     quality_n: Count = 24
     strip: Count = 4
     """Pictures of the qualitative strip."""
-    cost_n: Count = 32
+    cost_n: Count = 96
     cost_repeats: Draws = 3
 
 
@@ -257,7 +259,7 @@ PRESETS = {
         ),
         tuning=_SMOKE_TUNING,
         fare=replace(_SMOKE_TUNING, optimizer="adamw"),
-        adaptive=Adaptive(n=4, steps=2, eot=2, draws=3),
+        adaptive=Adaptive(n=4, caption_n=2, steps=2, eot=2, draws=3),
         sweeps=Sweeps(
             taus=(0.0,),
             factors=(1.0, 2.0),
@@ -319,7 +321,7 @@ PRESETS = {
         fare=Tuning(
             steps=20_000, batch=128, lr=1e-5, warmup=1400, optimizer="adamw", weight_decay=1e-4, every=500, workers=12
         ),
-        adaptive=Adaptive(n=128, eps=8 / 255, steps=100, eot=16),
+        adaptive=Adaptive(n=128, caption_n=32, eps=8 / 255, steps=100, eot=16),
         sweeps=Sweeps(n=500, digits_n=500, quality_n=200, cost_n=32),
         gates=Gates(clean=0.0),
     ),

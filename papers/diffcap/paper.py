@@ -2,7 +2,7 @@
 
 from papers.diffcap import figures, tables
 from papers.diffcap.config import PRESETS, Config, check
-from papers.diffcap.steps import describe, number
+from papers.diffcap.steps import Stopping, describe, number, stopping_of
 from shared.experiment.paper import Gate, Grid, Paper, Tags
 from shared.experiment.scale import show_eps
 from shared.experiment.store import slug
@@ -45,5 +45,16 @@ def gates(c: Config) -> list[Gate]:
     return [*found, lost]
 
 
-EXAMPLES = ("data.n", "attack.target_n", "adaptive.n", "sweeps.n", "sweeps.digits_n", "sweeps.quality_n")
-PAPER = Paper("diffcap", PRESETS, check, [tables, figures], number, name, describe, gates, examples=EXAMPLES)
+def defence(model: object) -> Stopping:
+    """DiffCAP in front of any model, at the cpu scale's first setting; τ is calibrated with φ, which is not the model."""
+    c = PRESETS["cpu"]
+    return stopping_of(c, *c.choosing.diffcap[0])
+
+
+EXAMPLES = (
+    *("data.n", "attack.target_n", "adaptive.n", "adaptive.caption_n"),
+    *("sweeps.n", "sweeps.digits_n", "sweeps.quality_n"),
+)
+PAPER = Paper(
+    "diffcap", PRESETS, check, [tables, figures], number, name, describe, gates, examples=EXAMPLES, defence=defence
+)

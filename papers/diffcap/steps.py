@@ -23,7 +23,8 @@ from papers.diffcap.method import Calibration, DiffCAP, StopRule, calibrate_tau
 from papers.diffcap.tables import CLIP, DIGITS, GRIDS, TOWERS, VARIANTS, sets, strengths, task_of
 from papers.diffcap.texts import Answers, Later, Texts
 from shared.attacks import Threat, cascade, check_attack, pgd
-from shared.attacks.language import captioning_ensemble, says, targeted_string, vqa_ensemble
+from shared.attacks.adaptive import DefendedVLM, resubmit, summaries
+from shared.attacks.language import captioning_ensemble, nll_attack, says, targeted_string, vqa_ensemble
 from shared.attacks.language_sanity import check_language_attack
 from shared.attacks.pgd import ascend
 from shared.data.language import named_objects, objects
@@ -832,6 +833,42 @@ class Adaptive(Known):
         return self.by_gradient(lab, x, y, usual(self.steps, self.eot)["exact"], early)
 
 
+@dataclass(frozen=True)
+class AdaptiveCaptions(Known):
+    """On a captioner: APGD raises the negative log-likelihood of the first reference. It leaves the scores (N, draws)
+    of the answers behind repeated purifications."""
+
+    def make(self, lab: Lab) -> Tensors:
+        x_adv, y = self.seen.clean(lab)
+        vlm, defence = self.victim.open(lab), self.defence.open(lab)
+
+        def score(images: Tensor, where: Tensor) -> Tensor:
+            asked = y.of(where.tolist())
+            return torch.as_tensor(asked.scores(vlm.answer(images, asked.prompts, max_tokens=asked.max_tokens)))
+
+        if self.against != "control":
+            (rng, noise), victim = self.streams(lab), vlm
+            if self.against != "transfer":
+                gradient = "bpda" if self.against == "bpda_eot" else "exact"
+                victim = DefendedVLM(vlm, defence, noise, gradient=gradient, draws=self.eot)
+            first, threat = [texts[0] for texts in y.truths], Threat(self.norm, self.eps)
+            x_adv = nll_attack(victim, x_adv, y.prompts, first, threat, rng=rng, steps=self.steps)
+        rng = SampleRng(self.seed, self.seen.rows(lab), "judging")
+        return {"scores": resubmit(score, defence, x_adv, rng, self.draws, self.batch).contiguous()}
+
+
+@dataclass(frozen=True)
+class AdaptiveScore(Measured):
+    """Score per picture: the mean over repeated purifications, or the worst of them."""
+
+    known: AdaptiveCaptions
+    judged: Literal["mean", "worst"]
+
+    def make(self, lab: Lab) -> Values:
+        values, seen = summaries(lab.weights(self.known)["scores"])[self.judged], self.known.seen
+        return Values(np.asarray(values, np.float64), seen.clean(lab)[1].unit, skipped=seen.skipped(lab))
+
+
 # ---- what the tags of a number mean ------------------------------------------------------------------------------------
 
 
@@ -1007,6 +1044,8 @@ def number(c: Config, kind: str, method: str, model: str, data: str, eps: float,
         return digits_of(c, kind, method, eps, seed)
     if kind == "adaptive":
         return KnownAccuracy(adaptive_of(c, method, eps, seed, point["against"]), point["judged"])
+    if kind == "adaptive_caption":
+        return AdaptiveScore(captions_of(c, method, eps, seed, point["against"]), point["judged"])
     if kind == "choice":
         choice = choice_of(c, method)
         if not isinstance(choice, Choice):
@@ -1071,6 +1110,14 @@ def adaptive_of(c: Config, method: str, eps: float, seed: int, against: str) -> 
     seen, budget = Seen(data_of(c, spec), n=a.n), (a.steps, a.eot, a.draws, checked, c.attack.seed, seed)
     victim, defence, batch = victim_of(c, CLIP, spec), defence_of(c, method), c.method.batch
     return Adaptive(victim, seen, defence, against, "linf", eps, *budget, batch, row=method, **settings)
+
+
+def captions_of(c: Config, method: str, eps: float, seed: int, against: str) -> AdaptiveCaptions:
+    """The same on LLaVA as a captioner."""
+    a, spec = c.adaptive, c.data.captions[0]
+    budget = (a.steps, a.eot, a.draws, 0, c.attack.seed, seed, c.method.batch, f"captions-{method}")
+    victim, seen = victim_of(c, "llava", spec), Seen(data_of(c, spec), n=a.caption_n)
+    return AdaptiveCaptions(victim, seen, defence_of(c, method), against, "linf", eps, *budget)
 
 
 def describe(c: Config, model: str, data: str, eps: float, **point: object) -> dict:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from shared.experiment.paper import Grid
+from shared.report.choices import candidate_grid, choices
 from shared.report.shown import Filled, Shown, claimed, table, table_of
 from shared.report.tables import Table
 
@@ -30,6 +31,7 @@ METHODS = {
 }
 TOWERS = ("tecoa", "fare")  # robust encoders: defences that change the model
 RANDOM = ("resize_pad", "noise", "diffpure", "diffcap")  # measured once per seed
+CLAIMED_RANDOM = ("diffpure", "diffcap")  # those that claims read of language models: the others have one seed there
 CLIP = "clip"
 LANGUAGE = ("llava", "flamingo")
 MODELS = {"llava": "LLaVA", "flamingo": "Flamingo-type", CLIP: "CLIP"}
@@ -44,6 +46,7 @@ AGAINST = {
     "from_diffpure": "exact on DiffPure",
 }
 ONLY_DIFFCAP = ("early_stop", "from_diffpure")  # attackers
+CAPTION_AGAINST = ("control", "transfer", "bpda_eot", "exact")
 # rows whose setting is chosen -> the grid of `Choosing`, where it is not named like the row
 GRIDS = {"tecoa": "rates", "fare": "rates", "diffpure": "times", "noise": "times"}
 CHOSEN = ("tecoa", "fare", "jpeg", "bits", "resize_pad", "blur", "noise", "clipure", "diffpure", "diffcap")
@@ -89,9 +92,9 @@ def sets(c) -> tuple[str, ...]:
 # ---- rows and columns --------------------------------------------------------------------------------------------------
 
 
-def rows(c, methods: Iterable[str] = METHODS) -> dict[str, dict]:
+def rows(c, methods: Iterable[str] = METHODS, random: Iterable[str] = RANDOM) -> dict[str, dict]:
     """One method a row; what is not random is measured once."""
-    return {METHODS[m]: {"method": m} if m in RANDOM else {"method": m, "seed": c.seeds[0]} for m in methods}
+    return {METHODS[m]: {"method": m} if m in random else {"method": m, "seed": c.seeds[0]} for m in methods}
 
 
 def at(c: "Config", where: Mapping, eps: float) -> dict:
@@ -136,8 +139,9 @@ def main_table(c, task: str, caption: str, factor: float = 100) -> Shown:
         for where in judging(c, task)
         for e in strengths(c)
     }
-    methods = METHODS if task == "classes" else [m for m in HEADLINE_ROWS if m != "clipure"]
-    return Shown(rows(c, methods), columns, {"kind": "score"}, c.seeds, caption, factor=factor)
+    methods = [m for m in METHODS if m != "clipure" or task == "classes"]
+    random = RANDOM if task == "classes" else CLAIMED_RANDOM
+    return Shown(rows(c, methods, random), columns, {"kind": "score"}, c.seeds, caption, factor=factor)
 
 
 @table
@@ -200,14 +204,25 @@ def adaptive(c):
 
 
 @table
+def adaptive_captions(c):
+    a = c.adaptive
+    caption = (
+        f"Attackers who know the defence, captioning: CIDEr-D (× 100) of LLaVA on {short(c.data.captions[0])}, ε = "
+        f"{written(a.eps)}, {a.steps} APGD steps against one reference."
+    )
+    common = on(c, "adaptive_caption", "llava", eps=a.eps)
+    return Shown(attackers(c, CAPTION_AGAINST), mean_and_worst(c), common, caption=caption, best=None, factor=1)
+
+
+@table
 def targeted(c):
     a = c.attack
     columns = {f"“{s}”": {"string": s} for s in a.strings}
     caption = (
-        f"Attacks towards a string on the undefended LLaVA, ε = {written(a.eps[-1])}, {a.target_steps} steps: share of "
-        "answers (%) that hold it."
+        f"Attacks towards a string, LLaVA, ε = {written(a.eps[-1])}, {a.target_steps} steps: share of answers (%) that "
+        "hold it. Purifiers face the attack on the undefended model."
     )
-    lines = {METHODS[m]: {"method": m} for m in ("none", "jpeg", "diffpure", "diffcap")}
+    lines = {METHODS[m]: {"method": m} for m in ("none", *TOWERS, "jpeg", "diffpure", "diffcap")}
     return Shown(lines, columns, on(c, "targeted", "llava", eps=a.eps[-1]), caption=caption, best="min")
 
 
@@ -215,42 +230,34 @@ def targeted(c):
 
 
 def tried(c: "Config", methods: Iterable[str] = CHOSEN) -> Grid:
-    """Every candidate of every choice: its score, and whether it was taken."""
-    lines = {
-        f"{m} {k}": {"method": m, "candidate": k}
-        for m in methods
-        for k in range(len(getattr(c.choosing, GRIDS.get(m, m))))
+    """Every candidate of every choice."""
+    words = {
+        "tecoa": "lr × {:g}",
+        "fare": "lr × {:g}",
+        "jpeg": "quality {}",
+        "bits": "{} bits",
+        "resize_pad": "up to {:g}",
+        "blur": "σ = {:g}",
+        "noise": "t = {}",
+        "clipure": "η = {:g}",
+        "diffpure": "t* = {}",
     }
-    columns = {q: {"quantity": q} for q in ("score", "chosen")}
-    return Grid(lines, columns, on(c, "choice", eps=c.attack.eps[-1]))
-
-
-def candidate(method: str, value: object) -> str:
-    """A candidate as people write it."""
-    if method == "diffcap":
-        dt, t_max, raised = value
-        return f"Δt = {dt}, T_max = {t_max}, τ {raised:+g}"
-    names = {"diffpure": "t* = ", "noise": "t = ", "clipure": "η = ", "jpeg": "quality ", "blur": "σ = "}
-    return f"{names.get(method, 'lr × ' if method in TOWERS else '')}{value:g}"
+    said = {m: [words[m].format(v) for v in getattr(c.choosing, GRIDS.get(m, m))] for m in methods if m in words}
+    said["diffcap"] = [f"Δt = {dt}, T_max = {t_max}, τ {raised:+g}" for dt, t_max, raised in c.choosing.diffcap]
+    lines = {m: [f"{METHODS[m]}: {text}" for text in texts] for m, texts in said.items()}
+    return candidate_grid(lines, on(c, "choice", eps=c.attack.eps[-1]))
 
 
 @table_of(tried)
-def choices(grid: Filled) -> Table:
+def settings(grid: Filled) -> Table:
     """How settings were chosen."""
     c = grid.config
-    lines: list[tuple[str, list]] = []
-    for method in CHOSEN:
-        for k, value in enumerate(getattr(c.choosing, GRIDS.get(method, method))):
-            score, taken = grid.row(f"{method} {k}")
-            if score is not None:
-                said = f"{METHODS[method]}: {candidate(method, value)}"
-                lines.append((said, [score, "chosen" if taken.value else ""]))
     caption = (
         f"How settings were chosen: mean of clean top-1 (%) and top-1 under the attack at {written(c.attack.eps[-1])}, "
         f"CLIP, {c.choosing.n} validation pictures of {short(c.data.classes[0])}; no test picture. The highest counts, "
         "of equal ones the first. τ is that of Algorithm 2, moved by so much."
     )
-    return Table(["score", "outcome"], lines, caption=caption)
+    return choices(grid, caption)
 
 
 @table
@@ -386,15 +393,7 @@ def scores(c, methods: Iterable[str], task: str) -> Grid:
 def stops(c) -> list[Grid]:
     """Diffusion times of both purifiers in the main tables."""
     columns = {f"{where} {e}": at(c, where, e) for task in TASKS for where in judging(c, task) for e in strengths(c)}
-    return [
-        Grid(
-            {"": {"method": "diffpure", "seed": c.seeds[0]}},
-            columns,
-            {"kind": "stop"},
-            joined=lambda row, column: {**column, **row},
-        ),
-        Grid({"": {"method": "diffcap"}}, columns, {"kind": "stop"}, c.seeds),
-    ]
+    return [Grid(rows(c, CLAIMED_RANDOM, ("diffcap",)), columns, {"kind": "stop"}, c.seeds)]
 
 
 def fading(c) -> Grid:
@@ -405,15 +404,15 @@ def fading(c) -> Grid:
 
 def headline(c) -> list[Grid]:
     """What the claims of the abstract read."""
-    settings = ablation.grids(c)[0]
-    worst = {k: v for k, v in settings.columns.items() if v["eps"]}
+    moved = ablation.grids(c)[0]
+    worst = {k: v for k, v in moved.columns.items() if v["eps"]}
     return [
         *(scores(c, HEADLINE_ROWS, task) for task in TASKS),
         *stops(c),
         tried(c, [m for m in CHOSEN if m in HEADLINE_ROWS]),
         Grid({"": similarity_of_pairs(c, sets(c))}, {"": {}}),
         fading(c),
-        Grid(settings.rows, worst, settings.common, c.seeds),
+        Grid(moved.rows, worst, moved.common, c.seeds),
         *cost.grids(c),
         *recovery.grids(c),
     ]

@@ -8,13 +8,13 @@ import numpy as np
 from torch import Tensor
 
 from papers.diffcap.tables import task_of
-from shared.data.base import subset
+from shared.data.base import at_end, subset
 from shared.data.catalogue import open_vl
 from shared.data.vision_language import CaptionSet, QuestionSet, fare_draw
 from shared.errors import UserError
 from shared.experiment import source
 from shared.experiment.leaves import Pictures
-from shared.experiment.step import Lab
+from shared.experiment.step import Lab, free
 from shared.metrics.captions import Cider
 from shared.metrics.vqa import first_answer, vqa_accuracy
 
@@ -106,24 +106,26 @@ class Texts:
 
 @dataclass(frozen=True)
 class Later(Pictures):
-    """The n pictures of a set that its balanced choice takes after the first `used` (0: after all, so that none is
-    left)."""
+    """The n pictures of a set that its balanced choice would take last, without the first `used`, which are evaluated
+    (0: all): the same ones when more are evaluated.
+    """
 
-    used: int = 0
+    used: int = free(0)
 
     def identity(self, lab: Lab) -> list:
-        """As of `Pictures`, and how many are passed over."""
-        return [*super().identity(lab), self.used]
+        """The contents of the set, the code that makes its pictures, and which of them are chosen."""
+        data = self.open(lab)
+        return [data.version, source.of(type(data)), self.rows(lab)]
 
     def rows(self, lab: Lab) -> list[int]:
         """The indices. Raises UserError where none is left."""
         data = self.open(lab)
-        used = self.used or len(data)
-        rows = subset(data, used + self.n, self.seed)[used:]
+        evaluated = set(subset(data, self.used or len(data), self.seed))
+        rows = [row for row in at_end(data, self.n, self.seed) if row not in evaluated]
         if not rows:
             raise UserError(
                 f"{self.spec} has {len(data)} pictures, all of which are evaluated, and none is left to calibrate τ "
-                "on: choose a smaller --data.n, "
-                "or give --method.tau."
+                "and choose settings on: choose a smaller --data.n, or give --method.tau and one candidate for each grid "
+                "of --choosing."
             )
         return rows

@@ -75,7 +75,7 @@ class Data:
     """The pictures."""
 
     source: Source = field(default_factory=Source)
-    n: Whole = 48
+    n: Whole = 96
     """Test pictures per set (0: all)."""
     seed: Seed = 42
     """Of the choice of pictures from sets that are read from files."""
@@ -192,6 +192,8 @@ class Adaptive:
 
     n: Count = 16
     """Pictures."""
+    headline_n: Count = 96
+    """Pictures of what a claim of the abstract reads, with all seeds."""
     norms: tuple[Literal["linf", "l2"], ...] = ("linf",)
     """Balls, with the radii of the main tables."""
     steps: Count = 10
@@ -224,13 +226,13 @@ class Sweeps:
     """Numbers of rounds."""
     scales: tuple[Weight, ...] = (0.0, 0.3, 1.0, 3.0, 10.0)
     """Scales of the guidance, as multiples of the chosen one; 0 and 1 are among them, which are rows elsewhere."""
-    features_n: Count = 64
+    features_n: Count = 96
     """Pictures on either side of the two-sample tests."""
     block: Annotated[int, Range(2, 65_536)] = 8
     """Pictures of one block: MMD² is the mean over blocks, so that it has an interval."""
     permutations: Count = 500
     """Of the permutation test."""
-    quality_n: Count = 24
+    quality_n: Count = 96
     """Pictures behind PSNR and SSIM."""
     strip: Count = 4
     """Pictures of the qualitative strip."""
@@ -295,7 +297,7 @@ PRESETS = {
         choosing=Choosing(n=2, times=(58, 100), guidances=("g5-released", "g1-running"), pulls=(600.0, 100.0)),
         released=Released(n=4, times=(400, 470), eps=(0, 8), bpda_steps=1, bpda_draws=1),
         method=Method(sampler_steps=2, batch=16),
-        adaptive=Adaptive(n=2, steps=1, eot=1, draws=2, square_n=2, square_queries=2, sanity_n=2),
+        adaptive=Adaptive(n=2, headline_n=4, steps=1, eot=1, draws=2, square_n=2, square_queries=2, sanity_n=2),
         sweeps=Sweeps(
             n=4,
             times=(1.0, 2.0),

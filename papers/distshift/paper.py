@@ -4,7 +4,16 @@ from functools import partial
 
 from papers.distshift import figures, tables
 from papers.distshift.config import PRESETS, Config, check
-from papers.distshift.steps import describe, guidance_of, number, protected, time_of
+from papers.distshift.steps import (
+    Shift,
+    describe,
+    guidance_named,
+    guidance_of,
+    number,
+    protected,
+    purification_of,
+    time_of,
+)
 from shared.experiment.paper import Gate, Grid, Paper, Tags
 from shared.experiment.scale import show_eps
 from shared.experiment.step import Lab
@@ -61,5 +70,24 @@ def facts(lab: Lab, c: Config) -> dict:
     }
 
 
+def defence(model: object) -> Shift:
+    """distshift, guided by the model that it stands before, at the cpu scale's first setting."""
+    c = PRESETS["cpu"]
+    purification = purification_of(c, tables.sets(c)[0], c.choosing.times[0])
+    return Shift(purification, model, guidance_named(c, c.choosing.guidances[0]), c.method.rounds)
+
+
 EXAMPLES = ("data.n", "adaptive.n", "adaptive.square_n", "sweeps.n", "sweeps.features_n", "sweeps.quality_n")
-PAPER = Paper("distshift", PRESETS, check, [tables, figures], number, name, describe, gates, facts, examples=EXAMPLES)
+PAPER = Paper(
+    "distshift",
+    PRESETS,
+    check,
+    [tables, figures],
+    number,
+    name,
+    describe,
+    gates,
+    facts,
+    examples=EXAMPLES,
+    defence=defence,
+)

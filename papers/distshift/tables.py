@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from shared.experiment.paper import Grid
 from shared.report import tables
+from shared.report.choices import candidate_grid, choices
 from shared.report.shown import Filled, Shown, claimed, table, table_of
 
 METHODS = {
@@ -170,7 +171,12 @@ def conditions(c, attacks: Iterable[str] = ATTACKS) -> dict[str, dict]:
 
 def on_first(c, kind: str, **tags: object) -> dict:
     """Tags of what is varied on the first set, with one seed."""
-    return {"kind": kind, "data": sets(c)[0], "seed": c.seeds[0], **tags}
+    return {**first_set(c, kind), "seed": c.seeds[0], **tags}
+
+
+def first_set(c, kind: str) -> dict:
+    """Tags of what is measured on the first set."""
+    return {"kind": kind, "data": sets(c)[0]}
 
 
 def both(c, norm: str) -> list[dict]:
@@ -247,13 +253,14 @@ def known(c, pairs: Mapping[str, Sequence[str]], judged: Mapping[str, dict]) -> 
             "method": m,
             "against": a,
             **under(c, n, "adaptive"),
+            **({} if m in RANDOM and a in HEADLINE_ADAPTIVE.get(m, ()) else {"seed": c.seeds[0]}),
         }
         for n, ball in balls.items()
         for m, attackers in pairs.items()
         for a in AGAINST
         if a in attackers
     }
-    return Grid(lines, judged, on_first(c, "adaptive"))
+    return Grid(lines, judged, first_set(c, "adaptive"), c.seeds)
 
 
 def adversaries(c) -> dict[str, tuple[str, ...]]:
@@ -270,11 +277,11 @@ def adaptive(c):
     names = ("one", f"mean of {a.draws}", f"worst of {a.draws}", "majority")
     grid = known(c, adversaries(c), {name: {"judged": how} for name, how in zip(names, JUDGED, strict=True)})
     caption = (
-        f"Attackers who know the defence: accuracy (%) on {a.n} pictures of {short(c, sets(c)[0])}, {where}, {a.steps} steps, {a.eot} draws per "
-        f"gradient, after repeated purification (Square: {a.square_n} pictures, {a.square_queries} queries). The control is not attacked: the worst "
-        "of N falls with N even there."
+        f"Attackers who know the defence: accuracy (%) on {a.n} pictures of {short(c, sets(c)[0])} (for claims of the abstract: {a.headline_n}), "
+        f"{where}, {a.steps} steps, {a.eot} draws per gradient, after repeated purification (Square: {a.square_n} pictures, {a.square_queries} "
+        "queries). The control is not attacked: the worst of N falls with N even there."
     )
-    return Shown(grid.rows, grid.columns, grid.common, caption=caption, best=None)
+    return Shown(grid.rows, grid.columns, grid.common, grid.seeds, caption=caption, best=None)
 
 
 def candidates(c: object, default: str = "chosen ({})") -> dict[str, dict]:
@@ -302,33 +309,23 @@ CHOSEN = {"time": "t* (by DiffPure)", "guidance": "guidance of distshift", "pull
 
 def tried(c: object) -> Grid:
     """Every candidate of every choice: its score, and whether it was taken."""
-    lines = {
-        f"{title} {k}": {"method": title, "candidate": k}
+    said = {
+        title: [f"{CHOSEN[title]}: {VARIANT_NAMES.get(v) or f'{v:g}'}" for v in getattr(c.choosing, grid)]
         for title, grid in GRIDS.items()
-        for k in range(len(getattr(c.choosing, grid)))
     }
-    where = {**on_first(c, "choice"), "attack": "validation", "norm": "none", "eps": 0.0}
-    return Grid(lines, {q: {"quantity": q} for q in ("score", "chosen")}, where)
+    return candidate_grid(said, {**on_first(c, "choice"), "attack": "validation", "norm": "none", "eps": 0.0})
 
 
 @table_of(tried)
-def choices(grid: Filled):
+def settings(grid: Filled) -> tables.Table:
     """How settings were chosen."""
     c = grid.config
-    lines: list[tuple[str, list]] = []
-    for title, name in GRIDS.items():
-        for k, candidate in enumerate(getattr(c.choosing, name)):
-            score, taken = grid.row(f"{title} {k}")
-            if score is None:
-                continue
-            said = VARIANT_NAMES.get(candidate) or f"{candidate:g}"
-            lines.append((f"{CHOSEN[title]}: {said}", [score, "chosen" if taken.value else ""]))
     caption = (
         "How settings were chosen: mean of the accuracy (%) on clean pictures and under PGD on the bare victim (both "
         f"balls), {c.choosing.n} pictures of every set, of its {c.choosing.split} part; no test picture. The highest "
         "counts, and of equal ones the first."
     )
-    return tables.Table(["score", "outcome"], lines, caption=caption)
+    return choices(grid, caption)
 
 
 # ---- as released -----------------------------------------------------------------------------------------------------
@@ -366,8 +363,9 @@ def released(c: object):
 
 def states(c: object) -> Grid:
     """Both two-sample tests of every state."""
-    where = {**on_first(c, "distribution"), **under(c, "linf")}
-    return Grid({s: {"method": s} for s in STATES}, {q: {"quantity": q} for q in ("mmd2", "p")}, where)
+    where = {**first_set(c, "distribution"), **under(c, "linf")}
+    columns = {"mmd2": {"quantity": "mmd2"}, "p": {"quantity": "p", "seed": c.seeds[0]}}
+    return Grid({s: {"method": s} for s in STATES}, columns, where, c.seeds)
 
 
 @table_of(states)
@@ -383,7 +381,7 @@ def distribution(grid: Filled):
         return None
     caption = (
         f"Two-sample tests in the victim's features against {c.sweeps.features_n} other clean pictures of {short(c, sets(c)[0])}: unbiased MMD² "
-        f"(mean over blocks of {c.sweeps.block}) and the p-value of {c.sweeps.permutations} permutations."
+        f"(mean over blocks of {c.sweeps.block}) and the p-value of {c.sweeps.permutations} permutations, first seed."
     )
     return tables.Table(["MMD²", "p"], lines, factor=1, digits=3, caption=caption)
 
@@ -400,9 +398,9 @@ def quality(c):
     }
     digits = {name: 1 if name.startswith("PSNR") else 3 for name in columns}
     shown = ("none", "jpeg", "tv", "noise", BASELINE, *GUIDED)
-    lines = {METHODS[m]: {"method": m} for m in shown}
     caption = "Pictures behind the defence against the clean ones."
-    return Shown(lines, columns, on_first(c, "quality"), caption=caption, best=None, factor=1, digits=digits)
+    where = first_set(c, "quality")
+    return Shown(rows(c, shown), columns, where, c.seeds, caption, best=None, factor=1, digits=digits)
 
 
 COSTS = ("denoiser_calls", "victim_calls", "seconds", "gradient_seconds")
@@ -436,15 +434,16 @@ HEADLINE_ADAPTIVE = {"pgd_at": ("exact",), "distshift": ("control", "exact")}
 
 def twice(c, methods: Iterable[str]) -> Grid:
     """Accuracy at twice the ε, which a claim of the abstract needs."""
-    return Grid({m: {"method": m} for m in methods}, {n: under(c, n, times=2.0) for n in NORMS}, on_first(c, "eps"))
+    return Grid(rows(c, methods), {n: under(c, n, times=2.0) for n in NORMS}, first_set(c, "eps"), c.seeds)
 
 
 def headline(c) -> list[Grid]:
     """What the claims of the abstract read."""
     pictures = Grid(
-        {m: {"method": m} for m in ("none", "distshift")},
+        rows(c, ("none", "distshift")),
         {q: {"measure": q, **under(c, "linf")} for q in MEASURES},
-        on_first(c, "quality"),
+        first_set(c, "quality"),
+        c.seeds,
     )
     main = [Grid(rows(c, HEADLINE_ROWS), conditions(c), of_place(c, place), c.seeds) for place in range(len(sets(c)))]
     judged = known(c, HEADLINE_ADAPTIVE, {how: {"judged": how} for how in JUDGED})

@@ -276,24 +276,28 @@ def cost(c: "Config") -> Shown:
     )
 
 
-def candidates(c: "Config", attack: str) -> Grid:
-    chosen = {label: {"method": name} for name, label in CHOSEN.items()}
-    grid = {f"lr × {m:g}": {"point": m} for m in c.choosing.multiples}
-    return Grid(chosen, grid, {"kind": "choice", "attack": attack}, c.seeds[:1])
+def tried(c: "Config") -> Grid:
+    """Every candidate of every choice."""
+    lines = {
+        f"{label}, lr × {m:g}": {"method": name, "point": m}
+        for name, label in CHOSEN.items()
+        for m in c.choosing.multiples
+    }
+    columns = {"score": {"attack": "pgd"}, "chosen": {"attack": "taken"}}
+    return Grid(lines, columns, {"kind": "choice"}, c.seeds[:1])
 
 
-@table_of(lambda c: candidates(c, "pgd"), lambda c: candidates(c, "taken"))
-def settings(scores: Filled, taken: Filled) -> Table:
+@table_of(tried)
+def settings(grid: Filled) -> Table:
     """How settings were chosen."""
-    t, n = scores.config.tuning, scores.config.choosing.n or "all"
-    return choices(
-        scores,
-        taken,
-        f"How settings were chosen: accuracy (%) on {n} validation pictures of the training classes, under "
-        f"PGD-{scores.config.attack.steps} (FT-Clean: clean), by multiple of the preset's learning rate ({t.lr:g}; "
-        f"FARE {scores.config.fare.lr:g}), {t.steps} updates, one seed; the best is taken for all seeds. Ablations, "
-        "sweeps and partial fine-tuning have the rate of PMG-AFT.",
+    c = grid.config
+    caption = (
+        f"How settings were chosen: accuracy (%) on {c.choosing.n or 'all'} validation pictures of the training "
+        f"classes, under PGD-{c.attack.steps} (FT-Clean: clean), by multiple of the preset's learning rate "
+        f"({c.tuning.lr:g}; FARE {c.fare.lr:g}), {c.tuning.steps} updates, one seed; the best is taken for all seeds. "
+        "Ablations, sweeps and partial fine-tuning have the rate of PMG-AFT."
     )
+    return choices(grid, caption, growing=True)
 
 
 # ---- figures ---------------------------------------------------------------------------------------------------------------

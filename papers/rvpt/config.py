@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from papers.rvpt.baselines import LINEAR
 from papers.rvpt.resistivity import Perturbations
-from papers.rvpt.tables import MORE, OPTIMISED, PLACES, attacked, place, places
+from papers.rvpt.tables import MORE, OPTIMISED, PLACES, place, places
 from papers.rvpt.tuning import Tuning
 from shared.attacks.triggers import check_fields
 from shared.attacks.triggers.optimised import PatchConfig
@@ -149,7 +149,7 @@ class Attacks:
     badnet: Recipe = field(default_factory=lambda: Recipe(("patch=4", "patch=5")))
     blended: Recipe = field(default_factory=lambda: Recipe(("ratio=0.2", "ratio=0.4")))
     issba: Recipe = field(default_factory=lambda: Recipe(("strength=0.1",), steps=160))
-    wanet: Recipe = field(default_factory=lambda: Recipe(("s=8.0",), fields=("k=16",), steps=200))
+    wanet: Recipe = field(default_factory=lambda: Recipe(("s=5.0", "s=8.0"), fields=("k=16",), steps=200))
     trojvqa: Recipe = field(default_factory=lambda: Recipe(("patch=4", "patch=5")))
     badclip: Recipe = field(default_factory=lambda: Recipe(("patch=4", "patch=5"), captions="templates"))
     sig: Recipe = field(default_factory=lambda: Recipe(("amplitude=0.16", "amplitude=0.24")))
@@ -168,9 +168,9 @@ class Attacks:
     """A picture of the patch that BadCLIP's authors published, which is then measured beside ours; empty: it is not."""
     further_rate: Decay = 0.1
     """Share of poisoned pairs against the further sets (0: that of the recipe)."""
-    further_lr: Weight = 5e-4
-    """Learning rate against the further sets (0: those of the recipe)."""
-    further_steps: Whole = 100
+    further_lrs: tuple[Positive, ...] = (2e-4, 4e-4, 8e-4)
+    """Learning rates against the further sets, of which the first that passes is kept (none: those of the recipe)."""
+    further_steps: Whole = 200
     """Updates against the further sets (0: those of the recipe)."""
     patch_pairs: Pairs = 2048
     """Pairs behind an optimised patch."""
@@ -182,9 +182,8 @@ class Attacks:
         recipe = getattr(self, attack)
         if place == "main":
             return recipe
-        lrs = (self.further_lr,) if self.further_lr else recipe.lrs
-        steps = self.further_steps or recipe.steps
-        return replace(recipe, rate=self.further_rate or recipe.rate, lrs=lrs, steps=steps)
+        changes = {"rate": self.further_rate, "lrs": self.further_lrs, "steps": self.further_steps}
+        return replace(recipe, **{name: value for name, value in changes.items() if value})
 
 
 @dataclass(frozen=True)
@@ -392,6 +391,7 @@ PRESETS = {
         data=replace(_CPU.data, n=16),
         attacks=replace(
             _smoke_strengths(_every(_CPU.attacks, pairs=64, steps=2, batch=32, warmup=1, rate=0.25)),
+            further_lrs=(5e-4,),
             further_steps=0,
             patch_pairs=64,
             trojvqa_patch=PatchConfig(steps=2, batch=8, lr=0.02, cosine=1.0),
@@ -462,7 +462,7 @@ PRESETS = {
             _textbook(_every(_CPU.attacks, **_PAPER_RECIPE)),
             more=MORE,
             further_rate=0.0,
-            further_lr=0.0,
+            further_lrs=(),
             further_steps=0,
             patch_pairs=10_000,
             trojvqa_patch=PatchConfig(patch=16, cosine=1.0),
@@ -536,8 +536,10 @@ def check(config: Config) -> None:
         raise UserError(
             "--tried must contain the settings of --method and --baselines: add them, or leave the grids empty."
         )
-    for attack in attacked(config):
-        recipe, option = config.attacks.recipe(attack), f"--attacks.{attack.replace('_', '-')}"
+    for attack, recipe in vars(config.attacks).items():
+        if not isinstance(recipe, Recipe):
+            continue
+        option = f"--attacks.{attack.replace('_', '-')}"
         name = attack.partition("_")[0]
         check_fields(name, recipe.fields, f"{option}.fields ")
         if name not in OPTIMISED:

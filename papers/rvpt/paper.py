@@ -65,7 +65,7 @@ def gates(c: Config) -> list[Gate]:
     ]
     for backbone, where, attack, seeds in shown:
         label = f"{attack}, backbone {backbone}, {spec_of(c, where)}"
-        own = {"of": {"attack": attack, "backbone": backbone, "place": where}}
+        own = {"of": {"kind": {"not": "choice"}, "attack": attack, "backbone": backbone, "place": where}}
         lost = grid("none", "ca", backbone, where, attack, seeds)
         took = grid("none", "asr", backbone, where, attack, seeds)
         left = grid("clean", "ta", backbone, where, attack, c.seeds[:1])

@@ -27,7 +27,7 @@ from papers.rvpt.method import Repulsion
 from papers.rvpt.pictures import Attention, Change, Embedding, Perturbed, Resistivity, Triggers
 from papers.rvpt.scores import Adversarial, Checks, Clip, HeldOut, KnownPatch, KnownScore, Said, Score
 from papers.rvpt.supervised import Supervised, Torchvision
-from papers.rvpt.tables import OPTIMISED, attacked, place, spec_of
+from papers.rvpt.tables import OPTIMISED, attacked, place, spec_of, tried
 from papers.rvpt.tuning import PromptTuning
 from shared.attacks.triggers import parse_fields
 from shared.experiment.leaves import Backbone, Pictures, Weights
@@ -166,17 +166,12 @@ def chosen(c: Config, method: str) -> Choice | None:
 
     All attacks, sets, backbones and seeds have these. None: they are given.
     """
-    t = c.tried
-    grids = {
-        "vpt": [{"length": length, "lr": lr} for length in t.lengths for lr in t.lrs],
-        "linear_probe": [{"lr": lr} for lr in t.probe_lrs],
-        "cleanclip": [{"lr": lr} for lr in t.cleanclip_lrs],
-    }
-    grids["rvpt"] = grids["vpt"]
-    if not grids.get(method):
+    grid = [{k: tags[k] for k in ("length", "lr") if k in tags} for tags in tried(c) if tags["method"] == method]
+    if not grid:
         return None
-    clip, aim, seed = poisoned(c, t.attack, "first", "main", c.seeds[0]), aim_of(c, "main"), c.seeds[0]
-    candidates = (defended(c, method, clip, t.attack, aim, "main", seed, **changes) for changes in grids[method])
+    attack, seed = c.tried.attack, c.seeds[0]
+    clip, aim = poisoned(c, attack, "first", "main", seed), aim_of(c, "main")
+    candidates = (defended(c, method, clip, attack, aim, "main", seed, **changes) for changes in grid)
     return Choice(tuple(candidates), HeldOut(validated(c, "main", VALIDATED), c.data.main.template, c.batch), method)
 
 

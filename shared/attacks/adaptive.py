@@ -14,7 +14,7 @@ one of highest loss (apgd). pgd's keep="best" puts a success of one draw before 
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,34 +43,17 @@ def draws_of(rng: SampleRng, first: int, count: int) -> SampleRng:
     )
 
 
-class Defended(nn.Module):
-    """A classifier behind a defence, to be attacked: forward(x) is the mean of victim(defence(x)) over fresh draws, (N, K).
-
-    rng: one stream per sample of the batches to come, in their order; every call takes the next draws. gradient: "exact" or "bpda".
-    draws: draws in one pass, averaged as logits; for the mean of losses pass `loss=defended.loss("ce")` to `pgd` with keep="last" or `apgd`
-        with drop=False.
-    extra: (x, rng) -> (N·draws,), called with the repeated images and the streams of the same pass; `loss` adds its mean.
-    Raises UserError for a batch that does not match rng, an unknown gradient, and draws below 1.
-    """
+class _Front(nn.Module):
+    """A defence before something: fresh draws at every call, `draws` of them in one pass."""
 
     @bounded
-    def __init__(
-        self,
-        victim: nn.Module,
-        defence: Defence,
-        rng: SampleRng,
-        *,
-        gradient: Literal["exact", "bpda"] = "exact",
-        draws: Count = 1,
-        extra: Extra | None = None,
-    ):
+    def __init__(self, defence: Defence, rng: SampleRng, gradient: str, draws: Count):
         super().__init__()
         if gradient not in ("exact", "bpda"):
             raise UserError(f"unknown gradient {gradient!r} through a defence: use 'exact' or 'bpda'.")
-        self.victim, self.defence, self.rng, self.gradient, self.extra = victim, defence, rng, gradient, extra
+        self.defence, self.rng, self.gradient = defence, rng, gradient
         self.draws = draws if getattr(defence, "random", True) else 1  # all draws of a deterministic defence are one
         self.calls = 0
-        self._last: tuple[Tensor, Tensor, Tensor | None] | None = None
 
     def subset(self, keep: Tensor):
         """The same for some samples (mask or positions): for attacks whose samples leave. It goes on counting from this one's number of calls."""
@@ -95,6 +78,31 @@ class Defended(nn.Module):
     def mean(self, values: Tensor) -> Tensor:
         """(N·draws, …) -> (N, …)."""
         return values if self.draws == 1 else values.unflatten(0, (-1, self.draws)).mean(dim=1)
+
+
+class Defended(_Front):
+    """A classifier behind a defence, to be attacked: forward(x) (N, K) is the mean of victim(defence(x)) over fresh draws.
+
+    rng: one stream per sample of the batches to come, in their order; every call takes the next draws. gradient: "exact" or "bpda".
+    draws: draws in one pass, averaged as logits; for the mean of losses pass `loss=defended.loss("ce")` to `pgd` with keep="last" or `apgd`
+        with drop=False.
+    extra: (x, rng) -> (N·draws,), called with the repeated images and the streams of the same pass; `loss` adds its mean.
+    Raises UserError for a batch that does not match rng, an unknown gradient, and draws below 1.
+    """
+
+    def __init__(
+        self,
+        victim: nn.Module,
+        defence: Defence,
+        rng: SampleRng,
+        *,
+        gradient: Literal["exact", "bpda"] = "exact",
+        draws: int = 1,
+        extra: Extra | None = None,
+    ):
+        super().__init__(defence, rng, gradient, draws)
+        self.victim, self.extra = victim, extra
+        self._last: tuple[Tensor, Tensor, Tensor | None] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         repeated, images, rng = self.purified(x)
@@ -124,6 +132,53 @@ class Defended(nn.Module):
             return values if extra is None else values + extra
 
         return averaged
+
+
+class DefendedVLM(_Front):
+    """A vision-language model behind a defence: the interface of `shared.models.vlm`, the images purified first.
+
+    nll and embed are means over `draws` fresh draws per call, with gradients "exact" or "bpda"; they count their calls
+    as `Defended` does. answer takes one purification per image from the stream it is given (default: the child "answer"
+    of rng), whatever was called before.
+    """
+
+    def __init__(
+        self,
+        vlm: nn.Module,
+        defence: Defence,
+        rng: SampleRng,
+        *,
+        gradient: Literal["exact", "bpda"] = "exact",
+        draws: int = 1,
+    ):
+        super().__init__(defence, rng, gradient, draws)
+        self.vlm = vlm
+
+    @property
+    def size(self) -> int:
+        return self.vlm.size
+
+    @torch.no_grad()
+    def answer(
+        self, x: Tensor, prompts: Sequence[str], max_tokens: int = 20, batch: int = 64, *, rng: SampleRng | None = None
+    ) -> list[str]:
+        """Answers for images (N, 3, H, W) and N prompts. rng: the evaluation's streams, one per image."""
+        rng = self.rng.child("answer") if rng is None else rng
+        if len(rng) != len(x):
+            raise UserError(f"rng is for {len(rng)} samples, the batch has {len(x)}: use rng.subset.")
+        parts = torch.arange(len(x)).split(batch) if len(x) else []
+        images = [self.defence(x[rows.to(x.device)], rng.subset(rows)) for rows in parts]
+        return self.vlm.answer(torch.cat(images) if images else x, prompts, max_tokens=max_tokens, batch=batch)
+
+    def nll(self, x: Tensor, prompts: Sequence[str], targets: Sequence[str]) -> Tensor:
+        """(N,), the mean over draws of the negative log-likelihood of the targets."""
+        _, images, _ = self.purified(x)
+        prompts, targets = ([text for text in texts for _ in range(self.draws)] for texts in (prompts, targets))
+        return self.mean(self.vlm.nll(images, prompts, targets))
+
+    def embed(self, x: Tensor) -> Tensor:
+        """(N, D), the mean over draws of the embeddings."""
+        return self.mean(self.vlm.embed(self.purified(x)[1]))
 
 
 @dataclass(frozen=True)

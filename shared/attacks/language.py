@@ -2,7 +2,7 @@
 
 A victim here is VLM-like: `nll(x, prompts, targets)` -> (N,) summed −log p(target tokens | image, prompt), differentiable in x, and `answer(x,
 prompts, max_tokens)` -> N strings; for `embedding_attack` a function x -> (N, D). A defence may stand in front of it. If that draws random
-numbers by sample, the victim has `subset(rows)` -> itself for those rows, `rng`, and takes rng= in
+numbers by sample (`shared.attacks.adaptive.DefendedVLM`), the victim has `subset(rows)` -> itself for those rows, `rng`, and takes rng= in
 `answer`; every batch is shown to the subset of its rows, so that nothing depends on the batch. Nothing here takes one answer of a random victim
 for the truth: see `recheck` and `eot_iter`.
 

@@ -60,7 +60,7 @@ Every mistake is a UserError of one sentence that names the file and the claim.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -299,24 +299,18 @@ class ClaimsFile:
         """The reference table of that id; UserError if there is none."""
         return _find(self.reference_tables, id, self.path)
 
-    def wants(self, tags: Selector, headline: bool = False) -> bool:
-        """Whether a (headline) claim needs the measurement that carries these tags."""
-        return any(matches(selector, tags) for claim in self._of(headline) for selector in claim.selectors)
-
-    def check_plan(self, scale: str, planned: Iterable[Selector], headline: bool = False) -> None:
+    def check_plan(self, scale: str, planned: Sequence[Selector], headline: bool = False) -> None:
         """Hold the claims that are testable at `scale` against the tags of what is measured there.
 
         Raises UserError that names every claim with a selector which fits nothing.
         """
-        planned = list(planned)
-        lost = [f"claim {claim.id}: {in_yaml(selector)}" for claim in self._of(headline) if claim.is_testable(scale)
+        claims = [one for c in self.claims if c.headline or not headline for one in c.variants.values()]
+        lost = [f"claim {claim.id}: {in_yaml(selector)}" for claim in claims if claim.is_testable(scale)
                 for selector in claim.selectors if not any(matches(selector, tags) for tags in planned)]  # fmt: skip
         if lost:
-            raise UserError(f"{self.path}: nothing that is measured at scale {scale} fits {'; '.join(lost)}")
-
-    def _of(self, headline: bool) -> list[Claim]:
-        """Each claim under each of its readings."""
-        return [one for claim in self.claims if claim.headline or not headline for one in claim.variants.values()]
+            raise UserError(
+                f"{self.path}: nothing that is measured at scale {scale} fits {'; '.join(lost)}: mend it there."
+            )
 
 
 class _Top(_Entry):

@@ -95,6 +95,14 @@ def subset(data: LabelledImages, n: int | None, seed: int) -> list[int]:
     return data.usable(np.lexsort((turn[labels], rank))[:n].tolist())
 
 
+def at_end(data: LabelledImages, n: int, seed: int) -> list[int]:
+    """At most n indices, as equal in number per class, of those that `subset` chooses last."""
+    labels = np.asarray(data.labels)
+    rank = np.bincount(labels)[labels] - 1 - _ranks(labels, seed)
+    turn = np.random.default_rng([seed, -2 % 2**32]).permutation(len(labels))
+    return data.usable(np.lexsort((turn, rank))[:n].tolist())
+
+
 def _ranks(labels: np.ndarray, seed: int) -> np.ndarray:
     """(len,) how many of its class come before an example, where each class is put in an order of its own."""
     rank = np.empty(len(labels), np.int64)
@@ -151,7 +159,25 @@ class Subset(View):
         return digest([self.data.version, self.indices.tolist()])[:12]
 
 
-class ClassSubset(View):
+class Relabelled(View):
+    """Examples under other labels: `new` of each label of the set."""
+
+    new: np.ndarray
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        return self.new[np.asarray(self.data.labels)[self.indices]]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        x, y = super().__getitem__(index)
+        return x, int(self.new[y])
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        x, y = super().__getitems__(indices)
+        return x, torch.from_numpy(self.new)[y]
+
+
+class ClassSubset(Relabelled):
     """Only the examples of the classes `keep` (labels of the set), relabelled 0 … len(keep) − 1 in the order given; prompts follow.
 
     Raises UserError if `keep` is empty, repeats a label or names one that the set lacks.
@@ -167,25 +193,13 @@ class ClassSubset(View):
         self.name = name or f"{data.name}-{len(keep)}"
         self.classes, self.prompts = tuple(data.classes[k] for k in keep), tuple(data.prompts[k] for k in keep)
         self.version = digest([data.version, keep])[:12]
-        self._new = np.full(data.num_classes, -1, np.int64)
-        self._new[keep] = np.arange(len(keep))
+        self.new = np.full(data.num_classes, -1, np.int64)
+        self.new[keep] = np.arange(len(keep))
 
     @cached_property
     def indices(self) -> np.ndarray:
         """(len,) the examples of the set that are kept, ascending."""
-        return np.flatnonzero(self._new[np.asarray(self.data.labels)] >= 0)
-
-    @cached_property
-    def labels(self) -> np.ndarray:
-        return self._new[np.asarray(self.data.labels)[self.indices]]
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        x, y = super().__getitem__(index)
-        return x, int(self._new[y])
-
-    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        x, y = super().__getitems__(indices)
-        return x, torch.from_numpy(self._new)[y]
+        return np.flatnonzero(self.new[np.asarray(self.data.labels)] >= 0)
 
 
 def held_out(data: LabelledImages, kept: bool) -> Subset:

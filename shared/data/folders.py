@@ -48,6 +48,21 @@ _SERVICE = (
 _MOST = 5  # findings that are said at once
 
 
+def _there(root: str | os.PathLike) -> Path:
+    root = Path(root).expanduser()
+    if not root.is_dir():
+        raise UserError(
+            f"there is no folder {shown(root)}: set DATA_ROOT to a folder that holds one sub-folder of "
+            "pictures per class."
+        )
+    return root
+
+
+def is_divided(root: str | os.PathLike) -> bool:
+    """Whether a folder has train and test folders of its own; raises UserError as `image_folder` does."""
+    return bool(_Inspection(_there(root)).splits())
+
+
 def image_folder(
     root: str | os.PathLike,
     split: str | None = None,
@@ -67,14 +82,9 @@ def image_folder(
     unreadable, empty or differ between the splits, fewer than two classes, names that make no prompt or the same one,
     links that lead nowhere or into another class.
     """
-    root = Path(root).expanduser()
     if split not in (None, *_SPLITS):
         raise UserError(f"split {split!r} is not known; use train or test.")
-    if not root.is_dir():
-        raise UserError(
-            f"there is no folder {shown(root)}: set DATA_ROOT to a folder that holds one sub-folder of "
-            "pictures per class."
-        )
+    root = _there(root)
     found = _Inspection(root)
     places = found.splits()
     if places and split is None:

@@ -160,7 +160,7 @@ def settle(name: str, problems: Sequence[str], skip_corrupt: bool) -> None:
 class Table:
     """The pairs of a CSV or TSV file. problems: rows that are none.
 
-    Raises UserError for a file that is missing, no table, or without such columns.
+    Raises UserError for a file that is missing, no table, without such columns, or with one of them twice.
     """
 
     def __init__(self, path: Path):
@@ -196,6 +196,9 @@ class Table:
                 f"with the paths of downloaded pictures, and one {' or '.join(CAPTIONS)}, with commas or "
                 "tabs between them."
             )
+        twice = [names[column] for column in columns if names.count(names[column]) > 1]
+        if twice:
+            raise UserError(f"{self.path} has more than one column {twice[0]}: rename those that are not meant.")
         for number, line in enumerate(lines, 2):
             if not line.strip(" \r\n"):
                 continue

@@ -59,6 +59,6 @@ def _sources(paper: str) -> str:
         p
         for folder in (ROOT / "shared", ROOT / "papers" / paper)
         for p in folder.rglob("*")
-        if p.suffix in (".py", ".json", ".toml")
+        if p.suffix in (".py", ".json", ".toml", ".html", ".css", ".js")
     ]
     return digest([[str(p), *stamp(p)] for p in sorted(files)])

@@ -1,7 +1,7 @@
 """What `make` does once the environment is there: its variables checked, then the scripts of a target in turn.
 
     python -m shared.experiment.make check NAME=value …                one line on stdout for the first mistake
-    python -m shared.experiment.make reproduce-pmg_aft NAME=value …    or headline-, figures-, bench-; of all without a paper
+    python -m shared.experiment.make reproduce-pmg_aft NAME=value …    or headline-, figures-, status-, bench-; of all without a paper
 
 Standard library only. Notes when each stage begins in <results>/<scale>/<paper>/times.txt, which the overview reads.
 """
@@ -250,6 +250,9 @@ def main() -> None:
         raise UserError(f"there is no paper '{paper}' with a train.py; there is: {' '.join(papers) or 'none yet'}")
     if kind == "record":
         Target(kind, given).report("record", *([paper] if paper else []))
+    elif kind == "status":
+        for name in [paper] if paper else with_scale(papers, given.scale):
+            _run("shared.experiment.status", name, *given.options, *given.args)
     elif kind == "bench":
         bench(paper, given)
     elif not papers:

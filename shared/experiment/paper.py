@@ -109,6 +109,7 @@ class Paper:
     describe: (config, **asked tags) -> further tags that claims may select by, such as the role of a set.
     number_name: asked tags -> the name of a number; see `named`.
     gates: (config) -> what must hold first.
+    defence: (model) -> its method in front of a model, for `shared.judge`; None where it has none of that kind.
     examples: the options that say how many pictures numbers have, as in data.n; `shared.experiment.looks` doubles them.
     facts: (lab, config) -> what the page needs to know of the data; it stands in the plan among the fields of the configuration.
     """
@@ -123,6 +124,7 @@ class Paper:
     gates: Callable[[object], Sequence[Gate]] = lambda config: ()
     facts: Callable[[Lab, object], dict[str, object]] = lambda lab, config: {}
     examples: Sequence[str] = ("data.n",)
+    defence: Callable[[object], object] | None = None
 
     def plan(self, config: object) -> list[Number]:
         """Every number that a gate reads or that is shown or claimed (with `config.headline`: of the headline), each once."""

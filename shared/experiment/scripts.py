@@ -1,6 +1,6 @@
 """What `python -m papers.<paper>.train` and `.evaluate` do, for every paper.
 
-train      the gates, if they read what is trained; then everything that is trained
+train      the claims against the plan; the gates, if they read what is trained; then everything that is trained
 evaluate   the gates; then everything else that numbers need; then every number that is not there under its key
 
 Both also do what looks at open claims ask for (`shared.experiment.looks`).
@@ -17,6 +17,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ from shared.files import look_at, looked_at, note_digests, remember_digests, rem
 from shared.lifeline import tie_to_launcher
 
 if TYPE_CHECKING:
+    from shared.claims.claims import Claim
     from shared.experiment.lab import Lab
     from shared.experiment.looks import More, Paths
     from shared.experiment.paper import Grid, Number, Paper
@@ -49,7 +51,21 @@ def run(paper: str, script: str, doc: str, argv: Sequence[str] | None = None) ->
         print(text, flush=True)
         return
     looked_at.clear()
+    opened = open_run(paper, doc, argv, check_claims=script == "train")
+    config, lab = opened[2:4]
+    digests = config.results / "digests.json"
+    with locked(lab.root) if lab.accelerator.is_main_process else contextlib.nullcontext():
+        text = {"train": train, "evaluate": evaluate}[script](*opened)
+        if lab.accelerator.is_main_process:
+            note_digests(digests)
+            finished.note(paper, script, argv, text, config.source.root)
+    lab.accelerator.end_training()
 
+
+def open_run(
+    paper: str, doc: str, argv: Sequence[str], check_claims: bool = False
+) -> "tuple[Paper, str, Options, Lab, list[Number], Looks]":
+    """What these options ask for: the paper, its scale and configuration, the laboratory, and the numbers."""
     from shared.experiment.scale import parse
 
     found: Paper = importlib.import_module(f"papers.{paper}.paper").PAPER
@@ -60,16 +76,15 @@ def run(paper: str, script: str, doc: str, argv: Sequence[str] | None = None) ->
     from shared.experiment.step import parts
     from shared.processes import accelerator
 
-    digests = config.results / "digests.json"
-    remember_digests(digests)
+    remember_digests(config.results / "digests.json")
     lab = Lab(config.results / scale / paper, config.source, accelerator())
     numbers = found.plan(config)
     looks, wanted = None, lab.store.asked()
+    first = check_claims and scale != "smoke" and lab.accelerator.is_main_process  # no claim is judged at smoke
+    claims = claims_of(found, scale, config.headline) if first or wanted is not None else ()
     if wanted is not None:
-        from shared.claims.claims import load
         from shared.experiment.looks import numbers as beyond
 
-        claims = load(look_at(source.ROOT / "papers" / paper / "claims.yaml")).claims
         looks = beyond(found, config, claims, wanted)
     everything = [*numbers, *further(looks)]
     for kind in {type(part) for n in everything for part in parts(n.step)}:
@@ -77,12 +92,21 @@ def run(paper: str, script: str, doc: str, argv: Sequence[str] | None = None) ->
     # what is missing is said before anything is made, or downloaded by one process before the others read it
     with lab.accelerator.main_process_first() if config.source.download else contextlib.nullcontext():
         lab.open_leaves(part for n in everything for part in parts(n.step))
-    with locked(lab.root) if lab.accelerator.is_main_process else contextlib.nullcontext():
-        text = {"train": train, "evaluate": evaluate}[script](found, scale, config, lab, numbers, looks)
-        if lab.accelerator.is_main_process:
-            note_digests(digests)
-            finished.note(paper, script, argv, text, config.source.root)
-    lab.accelerator.end_training()
+    return found, scale, config, lab, numbers, looks
+
+
+def claims_of(paper: "Paper", scale: str, headline: bool) -> "tuple[Claim, ...]":
+    """The claims of a paper. Raises UserError for one that is testable at the scale and whose numbers are not planned there.
+
+    The plan is that of the preset: what options leave out is no mistake of the claims.
+    """
+    from shared.claims.claims import load
+    from shared.experiment import source
+
+    file = load(look_at(source.ROOT / "papers" / paper.name / "claims.yaml"))
+    plan = paper.plan(replace(paper.presets[scale], headline=headline))
+    file.check_plan(scale, [n.tags for n in plan], headline)
+    return file.claims
 
 
 @contextlib.contextmanager
@@ -193,6 +217,7 @@ def write_plan(
         "keys": {n.name: lab.key(n.step) if lab.is_made(n.step) else "" for n in shown},
         "tags": {n.name: dict(n.tags) for n in shown},
         "asked": {n.name: list(n.asked) for n in shown},
+        "steps": {n.name: f"{type(n.step).__module__}.{type(n.step).__qualname__}" for n in shown},
     }
     if looks is not None:
         paths, more = looks

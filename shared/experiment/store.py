@@ -1,7 +1,8 @@
 """The store of measurements: one JSON and one .npz per measurement, kept under the key of everything that produced it.
 
     <root>/measurements/<slug>-<key>.json + .npz    root = results/<scale>/<paper>; of the key, the first 12 digits
-    <root>/plan.json                                what is shown: {"paper", "scale", "config", "headline", "keys": {slug: key}, "tags", "asked"}
+    <root>/plan.json                                what is shown: {"paper", "scale", "config", "headline", "keys": {slug: key}, "tags", "asked",
+                                                    "steps": {slug: class}}
                                                     and, after looks at open claims, "looks" and "more"
     <root>/looks.json                               claim -> what each of its looks after the first doubles, in turn: ["pictures", "seeds", …]
     <root>/gates.json                               what had to hold before any defence was measured

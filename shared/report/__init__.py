@@ -32,6 +32,8 @@ everything that can be set (`scale`, `results`, `figures`; others as the paper l
 Each table becomes .md, .tex and .csv, each figure .pdf and .png, and `record.json` names for each the producer (the function), the measurements it
 read, their commit and seeds, beside the configuration and the machine. A function that returns None (nothing measured yet) shows a line that says
 so. `make record` publishes them in figures/.
+
+What a page looks like stands in templates/ (Jinja; page.css, filter.js); `rendering.render` fills a template in, and escapes.
 """
 
 from shared.report.data import Results

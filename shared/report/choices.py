@@ -1,18 +1,27 @@
 """The table "How settings were chosen": the score of every candidate, and which was taken (`shared.steps.choice`)."""
 
+from collections.abc import Mapping, Sequence
+
+from shared.experiment.paper import Grid, Tags
 from shared.report.shown import Filled
 from shared.report.tables import Table
 
 
-def choices(scores: Filled, taken: Filled, caption: str, **look: object) -> Table:
-    """One row per method. scores, taken: grids of methods × candidates, the candidates in growing order, of
-    `CandidateScore` without and with `chosen`. look: of the `Table`. A choice at an end of the grid is said to be there:
-    a wider grid might have chosen another."""
-    column: dict[str, str] = {}
-    for row in taken.rows:
-        for candidate, estimate in zip(taken.columns, taken.row(row), strict=True):
-            if estimate is not None and estimate.value == 1:
-                at_end = candidate in (taken.columns[0], taken.columns[-1])
-                column[row] = f"{candidate} (end of the grid)" if at_end and len(taken.columns) > 2 else candidate
-    rows = [(row, cells) for row in scores.rows if any(cells := scores.row(row))]
-    return Table(list(scores.columns), rows, caption, **look).beside({"chosen": column})
+def candidate_grid(said: Mapping[str, Sequence[str]], common: Tags) -> Grid:
+    """What `choices` draws. said: tag `method` -> its candidates in words, all different, in the order of the choice."""
+    rows = {text: {"method": m, "candidate": k} for m, texts in said.items() for k, text in enumerate(texts)}
+    return Grid(rows, {q: {"quantity": q} for q in ("score", "chosen")}, common)
+
+
+def choices(tried: Filled, caption: str, growing: bool = False, **look: object) -> Table:
+    """One row per candidate. tried: a grid of candidates, with a tag `method`, × (score, taken), of `CandidateScore`
+    without and with `chosen`. look: of the `Table`. growing: candidates are in growing order, and one that is taken at
+    an end of the grid is said to be there, for a wider grid might have chosen another."""
+    rows, method = [], {row: tags["method"] for row, tags in tried.grid.rows.items()}
+    for row in tried.rows:
+        score, taken = tried.row(row)
+        mine = [other for other in tried.rows if method[other] == method[row]]
+        end = " (end of the grid)" if growing and len(mine) > 2 and row in (mine[0], mine[-1]) else ""
+        if score is not None and taken is not None:
+            rows.append((row, [score, f"chosen{end}" if taken.value else ""]))
+    return Table(["score", "outcome"], rows, caption, **look)

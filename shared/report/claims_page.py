@@ -1,16 +1,21 @@
 """The claims table as HTML, as terminal text and as Markdown, and the reference tables below it."""
 
-import re
 import textwrap
-from collections.abc import Sequence
-from html import escape
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from markupsafe import Markup
 
 from shared.claims.claims import UNKNOWN, Claim, ClaimsFile, ReferenceTable
-from shared.claims.verdicts import Verdict, by_chance, judge
+from shared.claims.verdicts import EQUIVALENT, Verdict, by_chance, judge
 from shared.claims.wording import decimals, how_tested, number, show, with_unit, words
+from shared.report.data import Results
+from shared.report.plots import plot
+from shared.report.rendering import Links, render
 from shared.report.table_text import escape_markdown
 
 _NB = "\u00a0"  # a blank that does not break
+ORDER = ("reproduced", "direction holds", "differs", "direction fails", EQUIVALENT, "inconclusive", "gate failed", "no verdict (smoke)",
+         "not measured", "not testable here")  # fmt: skip
 _INDENT = 19  # of the terminal table: the longest common status and a blank
 MARK_WORDS = {
     "S": "seen in the paper or its code",
@@ -67,46 +72,44 @@ def source(claim: Claim) -> str:
     return claim.source if claim.where in claim.source.lower() else f"{claim.where}; {claim.source}"
 
 
-def html_claims(verdicts: Sequence[Verdict], heading: str = "") -> str:
-    """The claims as a table which turns into cards on a narrow screen; the badge says the status in words and in colour."""
-    rows = ""
-    for v in verdicts:
-        c = v.claim
-        star = "<span class='star'>headline</span> " if c.headline else ""
-        stands = f"<small>{escape(source(c))} · <code>{escape(c.id)}</code></small>"
-        mark = f"<abbr title='{escape(MARK_WORDS[c.mark])}'>[{escape(c.mark)}]</abbr>"
-        rows += (
-            f"<tr id='claim-{escape(c.id)}'><td class='what'>{star}{escape(c.text)}{stands}</td>"
-            f"<td data-label='paper'><span class='value'>{escape(paper_value(c))}</span> {mark}</td>"
-            f"{outcome(v)}"
-            f"<td data-label='how tested' class='how'><small>{escape(how_tested(c))}</small></td></tr>\n"
-        )
-    head = "<thead><tr><th>claim</th><th>paper</th><th>measured [95 % interval]</th><th>verdict</th><th>how tested</th></tr></thead>"
-    top = f"<p class='lead'>{escape(heading)}</p>" if heading else ""
-    return f"{top}<table class='claims'>{head}<tbody>\n{rows}</tbody></table>{_marks_line(verdicts)}"
+def html_claims(
+    verdicts: Sequence[tuple[str, Verdict]],
+    code: Callable[[Sequence[str]], Links] = lambda slugs: {},
+    pages: Mapping[str, str] | None = None,
+) -> Markup:
+    """Verdicts, each with its paper, as a table with what filters its rows; the badge says the status in words and colour.
 
-
-def outcome(verdict: Verdict) -> str:
-    """The two cells that say what was measured and what follows, under each reading if there are several."""
-    readings = [(f"<small>{escape(name)}</small>", v) for name, v in named(verdict)] or [("", verdict)]
-    values = ((name, *measured(v)) for name, v in readings)
-    found = "".join(
-        f"{name}<span class='value'>{escape(value)}</span><small>{escape(behind)}</small>"
-        for name, value, behind in values
+    code: measurements -> links to the source of what measured them. pages: of several papers, their pages by name ("": there is none).
+    """
+    found = [verdict for _, verdict in verdicts]
+    return render(
+        "claims",
+        verdicts=verdicts,
+        code=code,
+        pages=pages,
+        papers=list(pages or ()),
+        statuses=statuses(map(short, found)),
+        by_chance="" if pages else by_chance(found),
+        marks=MARK_WORDS,
+        used={verdict.claim.mark for verdict in found},
+        **{f.__name__: f for f in (how_tested, marked, measured, named, paper_value, plot, short, source)},
     )
-    badges = "".join(f"{name}{badge(v)}" for name, v in readings)
-    sentence = f"<small>{_code(verdict.sentence)}</small>"
-    return f"<td data-label='measured'>{found}</td><td data-label='verdict'>{badges}{sentence}</td>"
+
+
+def short(verdict: Verdict) -> str:
+    """The status without the names of gates."""
+    return verdict.status.partition(":")[0]
+
+
+def statuses(found: Iterable[str]) -> list[str]:
+    """Each of these once, in the order in which they are listed everywhere."""
+    there = set(found)
+    return [status for status in ORDER if status in there]
 
 
 def named(verdict: Verdict) -> list[tuple[str, Verdict]]:
     """The verdict under each reading with its name in words; [] where the claim has only one."""
     return [(name.replace("_", " "), v) for name, v in verdict.readings.items()]
-
-
-def badge(verdict: Verdict) -> str:
-    """A coloured badge that also says its status in words."""
-    return f"<span class='badge {verdict.tone}'>{escape(marked(verdict))}</span>"
 
 
 def marked(verdict: Verdict) -> str:
@@ -144,28 +147,16 @@ def markdown_claims(verdicts: Sequence[Verdict]) -> str:
     return "\n".join([*lines, *(["", chance] if (chance := by_chance(verdicts)) else [])]) + "\n"
 
 
-def html_reference(file: ClaimsFile, table: ReferenceTable, results) -> str:
+def html_reference(file: ClaimsFile, table: ReferenceTable, results: Results) -> Markup:
     """Known numbers, compactly: at paper scale each with what was measured and a coloured mark, elsewhere in a fold with the reason."""
     verdicts = {v.claim.id: v for v in judge(file, results, table.claims())}
     tested = any(v.estimates for v in verdicts.values())
     columns = [*table.columns, *(["mean"] if table.mean else [])]
-    head = "".join(f"<th>{escape(name)}</th>" for name in (table.row_tag, *columns))
-    body = ""
-    for row, numbers in table.rows.items():
-        cells = dict(zip(table.columns, numbers, strict=True)) | {"mean": table.mean.get(row)}
-        body += f"<tr><th>{escape(row)}</th>"
-        body += "".join(_reference_cell(cells[c], verdicts.get(f"{table.id}/{row}/{c}")) for c in columns) + "</tr>\n"
+    rows = {
+        row: dict(zip(columns, [*numbers, table.mean.get(row)], strict=False)) for row, numbers in table.rows.items()
+    }
     counts = _counts(verdicts.values()) if tested else f"not testable here: {table.why_not}"
-    legend = (
-        f"Theirs, below it ours; an interval within ±{table.tolerance:g} {table.unit} is a match." if tested else ""
-    )
-    numbers = f"<div class='scroll'><table class='numbers'><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>"
-    note = (
-        f"<p class='notes'>{escape(table.where)}; {escape(table.source)} [{escape(table.mark)}]. {escape(legend)}</p>"
-    )
-    summary = f"<summary>{escape(table.title)} ({escape(table.unit)}) <small>{escape(counts)}</small></summary>"
-    unfolded = " open='open'" if tested else ""
-    return f"<details{unfolded}>{summary}{numbers}{note}</details>"
+    return render("reference", table=table, verdicts=verdicts, tested=tested, columns=columns, rows=rows, counts=counts)
 
 
 def text_references(file: ClaimsFile, results) -> str:
@@ -174,30 +165,6 @@ def text_references(file: ClaimsFile, results) -> str:
     return "\n".join(lines)
 
 
-def _code(sentence: str) -> str:
-    """Escaped, with `commands` set as code."""
-    return re.sub("`([^`]*)`", r"<code>\1</code>", escape(sentence))
-
-
-def _reference_cell(value: float | None, verdict: Verdict | None) -> str:
-    if value is None:
-        return "<td>unknown</td>"
-    if verdict is None or not verdict.estimates:
-        return f"<td>{value:g}</td>"
-    e = verdict.estimates[0]
-    title = escape(f"{verdict.status}: {verdict.sentence}")
-    return f"<td class='{verdict.tone}' title='{title}'>{value:g}<small>{e.value:.1f} {_sign(verdict)}</small></td>"
-
-
-def _sign(verdict: Verdict) -> str:
-    return {"good": "✓", "bad": "✗"}.get(verdict.tone, "?")
-
-
 def _counts(verdicts) -> str:
     statuses = [v.status for v in verdicts]
     return ", ".join(f"{statuses.count(s)} {s}" for s in dict.fromkeys(statuses)) or "no cells"
-
-
-def _marks_line(verdicts: Sequence[Verdict]) -> str:
-    used = [mark for mark in MARK_WORDS if any(v.claim.mark == mark for v in verdicts)]
-    return f"<p class='notes'>{by_chance(verdicts)} Where the paper's numbers come from: {'; '.join(f'[{m}] {MARK_WORDS[m]}' for m in used)}.</p>"

@@ -19,7 +19,7 @@ class Results:
 
     def __init__(self, paper: str, scale: str, measurements: Sequence, config: dict | None = None, gates: Sequence[dict] = (),
                  planned: dict[str, Selector] | None = None, slugs: Sequence[str] = (), asked: dict[str, list[str]] | None = None,
-                 paths: dict[str, list[str]] | None = None, more: Sequence[Look] = ()):  # fmt: skip
+                 paths: dict[str, list[str]] | None = None, more: Sequence[Look] = (), steps: dict[str, str] | None = None):  # fmt: skip
         self.paper, self.scale, self.measurements = paper, scale, list(measurements)
         self.config, self.gates, self.planned = dict(config or {}), list(gates), dict(planned or {})
         have = {m.slug for m in self.measurements}
@@ -34,6 +34,7 @@ class Results:
         self.missing = tuple(slug for slug in slugs if slug not in have)  # planned and not measured (yet)
         self.looks = 1 if paths is None else LOOKS
         self.paths, self._more = paths or {}, more
+        self.steps = steps or {}  # slug -> the class that measures it
         self._trackers: list[dict[str, None]] = []
         self._asked = dict(asked or {})  # slug -> the tags that tables ask for it by
         self._of_kind: dict[
@@ -61,6 +62,7 @@ class Results:
             plan.get("asked"),
             plan.get("looks"),
             store.looked(),
+            plan.get("steps"),
         )
 
     def views(self, claim: str) -> list["Results"]:

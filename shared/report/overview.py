@@ -17,28 +17,33 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from html import escape
 from pathlib import Path
-from types import SimpleNamespace
 
 from shared.claims import claims as claims_module
 from shared.claims.claims import ClaimsFile
-from shared.claims.verdicts import EQUIVALENT, Verdict, by_chance, judge
+from shared.claims.verdicts import Verdict, by_chance, judge
 from shared.errors import UserError, run_main
 from shared.experiment.scales import scales
 from shared.experiment.store import Store
 from shared.files import write_atomic
 from shared.report import manifest
-from shared.report.claims_page import MARK_WORDS, SCALE_WORDS, measured, named, outcome, paper_value, source
+from shared.report.claims_page import (
+    SCALE_WORDS,
+    html_claims,
+    measured,
+    named,
+    paper_value,
+    short,
+    source,
+    statuses,
+)
 from shared.report.data import Results
 from shared.report.notebook import ROOT, Html, figures_folder
-from shared.report.overview_html import CSS, SCRIPT, controls
 from shared.report.overview_times import Run, clock, read_runs
 from shared.report.page import make_page
+from shared.report.rendering import render
 
 TITLE = "All claims of all papers"
-ORDER = ("reproduced", "direction holds", "differs", "direction fails", EQUIVALENT, "inconclusive", "gate failed", "no verdict (smoke)",
-         "not measured", "not testable here")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -113,30 +118,20 @@ class Overview:
 
     def verdicts(self) -> Html:
         """How many claims of each paper fared how, saved as `verdicts.md`."""
-        statuses = [s for s in ORDER if self.counts[s]]
+        found = statuses(self.counts)
         rows = [(p.name, p.state, p.counts, len(p.verdicts)) for p in self.papers]
         rows.append(("together", "", self.counts, sum(len(p.verdicts) for p in self.papers)))
         lines = [
-            f"| paper | run at this scale | claims | {' | '.join(statuses)} |",
-            "|---|---|" + "---:|" * (1 + len(statuses)),
+            f"| paper | run at this scale | claims | {' | '.join(found)} |",
+            "|---|---|" + "---:|" * (1 + len(found)),
         ]
         lines += [
-            f"| {name} | {state} | {n} | {' | '.join(str(c[s] or '') for s in statuses)} |"
-            for name, state, c, n in rows
+            f"| {name} | {state} | {n} | {' | '.join(str(c[s] or '') for s in found)} |" for name, state, c, n in rows
         ]
         lines += ["", self.by_chance] if self.by_chance else []
         self._save("verdicts.md", "\n".join(lines) + "\n", "verdicts")
-        head = "".join(f"<th>{escape(h)}</th>" for h in ("paper", "claims", *statuses))
-        body = ""
-        for name, state, c, n in rows:
-            how_far = f" <small>{state}</small>" if state not in ("", "complete") else ""
-            body += (
-                f"<tr><th>{escape(name)}{how_far}</th>"
-                + "".join(f"<td>{k or ''}</td>" for k in (n, *(c[s] for s in statuses)))
-                + "</tr>\n"
-            )
-        table = f"<div class='scroll'><table class='numbers'><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>"
-        return Html(f"{table}<p class='notes'>{self.by_chance}</p>", self.text())
+        shown = render("counts", statuses=found, rows=rows, by_chance=self.by_chance)
+        return Html(shown, self.text())
 
     def claims(self) -> Html:
         """Every claim, one row each, with what filters them; saved as `claims.csv`."""
@@ -164,10 +159,8 @@ class Overview:
                 "sentence",
             )
         )
-        rows = ""
         for paper in self.papers:
             for v in paper.verdicts:
-                rows += self._row(paper, v)
                 c = v.claim
                 writer.writerow(
                     (
@@ -191,40 +184,22 @@ class Overview:
                     )
                 )
         self._save("claims.csv", out.getvalue(), "claims")
-        statuses = [s for s in ORDER if self.counts[s]]
-        head = "".join(
-            f"<th>{h}</th>" for h in ("paper", "claim", "published", "measured [95 % interval]", "verdict", "where")
-        )
-        table = f"<table class='claims overview'><thead><tr>{head}</tr></thead><tbody>\n{rows}</tbody></table>"
-        marks = "; ".join(
-            f"[{m}] {words}"
-            for m, words in MARK_WORDS.items()
-            if any(v.claim.mark == m for p in self.papers for v in p.verdicts)
-        )
-        note = f"<p class='notes'>Where the published numbers come from: {escape(marks)}.</p>"
-        return Html(
-            f"<style>{CSS}</style>{controls([p.name for p in self.papers], statuses)}{table}{note}<script>{SCRIPT}</script>",
-            self.text(),
-        )
+        rows = [(paper.name, v) for paper in self.papers for v in paper.verdicts]
+        there = {p.name: (self.folder / self.scale / p.name / "page.html").is_file() for p in self.papers}
+        pages = {name: f"../{name}/page.html" if page else "" for name, page in there.items()}
+        return Html(html_claims(rows, pages=pages), self.text())
 
     def runs(self) -> Html:
         """What the runs of each paper cost, and where they were made."""
-        head = "".join(
-            f"<th>{h}</th>"
-            for h in ("paper", "state", "last run", "all runs", "measuring", "measurements", "commit and machine")
-        )
-        body = "".join(self._cost(paper) for paper in self.papers)
         total = sum(run.total for paper in self.papers for run in paper.runs)
-        body += (
-            f"<tr><th>together</th><td></td><td></td><td data-label='all runs'>{clock(total) if total else '–'}</td>"
-            f"<td data-label='measuring'>{clock(sum(p.measuring for p in self.papers))}</td><td></td><td></td></tr>"
+        shown = render(
+            "costs",
+            labels=("last run", "all runs", "measuring", "measurements", "commit and machine"),
+            rows=[(p, self._command(p), self._failed(p), self._cost(p)) for p in self.papers],
+            runs=clock(total) if total else "–",
+            measuring=clock(sum(p.measuring for p in self.papers)),
         )
-        note = (
-            "Runs: by the clock, as make noted them; a run skips what is there. Measuring: seconds behind the numbers that stand here, of all "
-            "processes together, without trainings."
-        )
-        table = f"<table class='claims costs'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        return Html(f"{table}<p class='notes'>{note}</p>", self.text())
+        return Html(shown, self.text())
 
     def text(self) -> str:
         """The counts for a terminal."""
@@ -240,44 +215,21 @@ class Overview:
         lines += textwrap.wrap(self.by_chance, 110, initial_indent="  ", subsequent_indent="  ")
         return "\n".join(lines)
 
-    def _row(self, paper: Paper, v: Verdict) -> str:
-        c = v.claim
-        star = "<span class='star'>headline</span> " if c.headline else ""
-        page = self.folder / self.scale / paper.name / "page.html"
-        name = escape(paper.name)
-        link = f"<a href='../{name}/page.html#claim-{escape(c.id)}'>{name}</a>" if page.is_file() else name
-        mark = f"<abbr title='{escape(MARK_WORDS[c.mark])}'>[{escape(c.mark)}]</abbr>"
-        return (
-            f"<tr data-paper='{name}' data-verdict='{escape(short(v))}' data-headline='{int(c.headline)}'><td data-label='paper'>{link}</td>"
-            f"<td class='what'>{star}{escape(c.text)}<small><code>{escape(c.id)}</code></small></td>"
-            f"<td data-label='published'><span class='value'>{escape(paper_value(c))}</span> {mark}</td>"
-            f"{outcome(v)}"
-            f"<td data-label='where' class='where'>{escape(source(c))}</td></tr>\n"
-        )
+    def _failed(self, p: Paper) -> str:
+        return ", ".join(p.results.failed_gates()) if p.results else ""
 
-    def _cost(self, p: Paper) -> str:
-        gates = ", ".join(p.results.failed_gates()) if p.results else ""
-        state = (
-            escape(p.state)
-            + (f"<small>{escape(self._command(p))}</small>" if self._command(p) else "")
-            + (f"<small>gate failed: {escape(gates)}</small>" if gates else "")
-        )
+    def _cost(self, p: Paper) -> tuple[str, ...]:
         behind = ""
         if p.results:
             commits, machines = p.provenance("commit"), p.provenance("machine")
             behind = "; ".join(f"{v[0]}{f' and {len(v) - 1} more' if v[1:] else ''}" for v in (commits, machines) if v)
-        cells = (
+        return (
             p.runs[-1].text() if p.runs else "–",
             f"{clock(sum(r.total for r in p.runs))} in {len(p.runs)}" if p.runs else "–",
             clock(p.measuring) if p.results else "–",
             f"{len(p.results.measurements):,}; seeds {', '.join(map(str, p.seeds))}" if p.results else "–",
             behind or "–",
         )
-        labels = ("last run", "all runs", "measuring", "measurements", "commit and machine")
-        rest = "".join(
-            f"<td data-label='{label}'>{escape(cell)}</td>" for label, cell in zip(labels, cells, strict=True)
-        )
-        return f"<tr><th>{escape(p.name)}<small>{escape(p.file.title)}</small></th><td data-label='state'>{state}</td>{rest}</tr>\n"
 
     def _command(self, paper: Paper) -> str:
         """What measures what is missing; "" where nothing is, or nothing can be."""
@@ -324,13 +276,8 @@ def read(folder: Path, results: Path, scale: str) -> Paper:
     )
 
 
-def short(verdict: Verdict) -> str:
-    """The status without the names of gates."""
-    return verdict.status.partition(":")[0]
-
-
 def _counted(counts: Counter) -> str:
-    return ", ".join(f"{counts[s]} {s}" for s in ORDER if counts[s])
+    return ", ".join(f"{counts[s]} {s}" for s in statuses(counts))
 
 
 def _words(value: object) -> str:
@@ -354,7 +301,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     figures = Path(args.figures).absolute() if args.figures else figures_folder("overview", args.scale, results)
     overview = Overview(args.scale, results, figures)  # before the notebook, so that a mistake is one sentence
     given = {"scale": args.scale, "results": str(results), "figures": str(figures)}
-    page = make_page(Path(args.notebook), given, results / args.scale / "overview", SimpleNamespace(title=TITLE))
+    files = {"README.md": ROOT / "README.md", **{name: figures / name for name in ("claims.csv", "verdicts.md")}}
+    page = make_page(Path(args.notebook), given, results / args.scale / "overview", TITLE, files=files)
     print(
         f"\n{overview.text()}\n\noverview {page.relative_to(Path.cwd()) if page.is_relative_to(Path.cwd()) else page}",
         flush=True,

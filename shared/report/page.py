@@ -11,13 +11,15 @@ import ast
 import asyncio
 import json
 import os
+import re
 import shutil
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from markupsafe import Markup
 
 from shared.claims import claims as claims_module
 from shared.claims.claims import ClaimsFile
@@ -30,6 +32,7 @@ from shared.report import manifest
 from shared.report.claims_page import SCALE_WORDS, text_claims, text_references
 from shared.report.data import Results
 from shared.report.notebook import ROOT, figures_folder
+from shared.report.rendering import Links, links, render
 
 # no history file in the user's home, and no warnings about transports; what a cell prints or raises is not affected
 # ends when this process does, and not seconds later
@@ -57,7 +60,16 @@ def main(argv: list[str] | None = None) -> None:
     )  # before the notebook, so that "nothing measured" is one sentence
     file = claims_module.load(claims)
     page = make_page(
-        notebook, given, results / args.scale / args.paper, file, optional={"paper": args.paper, "claims": str(claims)}
+        notebook,
+        given,
+        results / args.scale / args.paper,
+        file.title,
+        optional={"paper": args.paper, "claims": str(claims)},
+        files={
+            **{name: notebook.parent / name for name in ("README.md", "method.py", "steps.py", "claims.yaml")},
+            **{name: figures / name for name in ("claims.md", "record.json")},
+            "notebook.ipynb": results / args.scale / args.paper / "notebook.ipynb",
+        },
     )
     text = _said(file, loaded, page, figures)
     print(text, flush=True)
@@ -93,8 +105,17 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def make_page(notebook: Path, parameters: dict, out: Path, file, optional: dict | None = None) -> Path:
+def make_page(
+    notebook: Path,
+    parameters: dict,
+    out: Path,
+    title: str,
+    optional: dict | None = None,
+    files: Mapping[str, Path] | None = None,
+) -> Path:
     """Execute `notebook` with `parameters` (and those of `optional` that it knows) and write `out/page.html`; returns its path.
+
+    files: what the head of the page leads to, where it is there.
 
     Raises UserError for a parameter the notebook does not know and for a failing cell; then `out/page.html` is left as it was.
     """
@@ -113,7 +134,10 @@ def make_page(notebook: Path, parameters: dict, out: Path, file, optional: dict 
         check_folder(out, "RESULTS")
         with atomic_path(out / "notebook.ipynb") as executed:
             body = _body(_execute(content, notebook.name, executed, parameters, out))
-    write_atomic(out / "page.html", _wrap(body, file.title, parameters.get("scale", "")))
+    papers = {f"arXiv {number}": f"https://arxiv.org/abs/{number}" for number in re.findall(r"arXiv (\d+\.\d+)", title)}
+    scale = parameters.get("scale", "")
+    about = f"Scale {SCALE_WORDS.get(scale, scale)}"
+    write_atomic(out / "page.html", wrap(body, title, about, {**papers, **links(out, files or {})}))
     return out / "page.html"
 
 
@@ -197,11 +221,11 @@ def _body(notebook) -> str:
     return exporter.from_notebook_node(notebook)[0]
 
 
-def _wrap(body: str, title: str, scale: str) -> str:
-    css = (Path(__file__).parent / "page.css").read_text()
-    head = f"<meta charset='utf-8'><meta name='viewport' content='width=device-width, initial-scale=1'><title>{escape(title)}</title>"
-    top = f"<header class='page'><h1>{escape(title)}</h1><p>Scale {escape(SCALE_WORDS.get(scale, scale))}</p></header>"
-    return f"<!doctype html>\n<html lang='en'><head>{head}<style>\n{css}</style></head>\n<body>{top}\n<main>{body}</main></body></html>\n"
+def wrap(body: str, title: str, about: str, lead: Links | None = None) -> str:
+    """A page of its own from what it shows. about: a line below its title; lead: the links below that."""
+    headings = re.findall(r'<h2 id="([^"]*)">(.*?)</h2>', body, re.S)
+    contents = [(to, Markup(words).striptags()) for to, words in headings]
+    return render("page", title=title, about=about, links=lead, contents=contents, body=Markup(body))
 
 
 def settings(notebook: Path, pairs: Sequence[str]) -> dict:

@@ -1,28 +1,23 @@
 """Panels of the page: gates, sanity checks of the attacks, and what is behind the numbers."""
 
 from collections import Counter
-from html import escape
+
+from markupsafe import Markup
+
+from shared.report.data import Results
+from shared.report.rendering import render
 
 _SHOWN = 12  # failures listed one by one
 
 
-def html_gates(results) -> str:
+def html_gates(results: Results) -> Markup:
     """What had to be true before any verdict may be given, and whether it was."""
-    if not results.gates:
-        return "<p class='notes'>This run has no gates.</p>"
-    rows = "".join(
-        f"<tr><td class='what'>{escape(g['name'])}<small>{escape(str(g.get('detail') or ''))}</small></td>"
-        f"<td data-label='measured'>{_short(g['value'])}</td><td data-label='needed'>{escape(g['sense'])} {_short(g['threshold'])}</td>"
-        f"<td data-label='outcome'>{_outcome(g['passed'])}</td></tr>"
-        for g in results.gates
-    )
-    note = ""
+    note = "" if results.gates else "This run has no gates."
     if results.failed_gates():
-        note = "<p class='notes'>A gate failed, so verdicts are withheld.</p>"
+        note = "A gate failed, so verdicts are withheld."
     elif not all(g["passed"] for g in results.gates):
-        note = "<p class='notes'>What has failed a gate of its own is shown apart and is in no claim.</p>"
-    head = "<thead><tr><th>gate</th><th>measured</th><th>needed</th><th>outcome</th></tr></thead>"
-    return f"<table class='claims gates'>{head}<tbody>{rows}</tbody></table>{note}"
+        note = "What has failed a gate of its own is shown apart and is in no claim."
+    return render("gates", gates=results.gates, note=note)
 
 
 def sanity_outcomes(sanity: dict) -> dict[str, tuple[bool | None, str]]:
@@ -45,7 +40,7 @@ def sanity_outcomes(sanity: dict) -> dict[str, tuple[bool | None, str]]:
     return out
 
 
-def html_sanity(results) -> str:
+def html_sanity(results: Results) -> Markup:
     """Each check of the attacks: how many robust cells passed, and those that did not (cells of one model that say the same, together)."""
     robust = [
         m
@@ -67,39 +62,19 @@ def html_sanity(results) -> str:
         if without
         else f"All {len(robust)} robust cells are checked."
     )
-    rows = "".join(
-        f"<tr><td class='what'>{escape(name)}</td><td data-label='passed'>{passed[name]} of {ran[name]}</td>"
-        f"<td data-label='outcome'>{_outcome(passed[name] == ran[name])}</td></tr>"
-        for name in sorted(ran)
-    )
-    head = "<thead><tr><th>check of the attack</th><th>cells that passed</th><th>outcome</th></tr></thead>"
-    table = f"<table class='claims gates'>{head}<tbody>{rows}</tbody></table>" if rows else ""
-    listed = "".join(_failure(*key, slugs) for key, slugs in list(failures.items())[:_SHOWN])
-    if len(failures) > _SHOWN:
-        listed += f"<li>and {len(failures) - _SHOWN} more</li>"
-    listed = f"<ul class='failures'>{listed}</ul>" if listed else ""
-    return f"{table}{listed}<p class='notes'>{note}</p>"
+    listed = [(name, _cells(model, slugs), detail) for (name, detail, model), slugs in failures.items()]
+    return render("sanity", ran=ran, right=passed, failures=listed, most=_SHOWN, note=note)
 
 
-def _failure(name: str, detail: str, model: tuple, slugs: list[str]) -> str:
+def _cells(model: tuple, slugs: list[str]) -> str:
     method, seed = model
-    cells = (
-        f"{len(slugs)} cells of {method}" + (f", seed {seed}" if seed is not None else "") if slugs[1:] else slugs[0]
-    )
-    return (
-        f"<li><b>{escape(name)}</b> in <code>{escape(cells)}</code>"
-        + (f": {escape(detail)}" if detail else "")
-        + "</li>"
-    )
+    if len(slugs) == 1:
+        return slugs[0]
+    return f"{len(slugs)} cells of {method}" + (f", seed {seed}" if seed is not None else "")
 
 
-def html_provenance(results) -> str:
-    """One paragraph: how many measurements, how many are missing, seeds, commit, machine, time."""
-    return f"<p class='notes'>{escape(provenance_line(results))}</p>"
-
-
-def provenance_line(results) -> str:
-    """The same in words."""
+def provenance_line(results: Results) -> str:
+    """In words: how many measurements, how many are missing, seeds, commit, machine, time."""
     seeds = sorted({seed for m in results.measurements for seed in m.seeds})
     seconds = sum(m.seconds or 0 for m in results.measurements)
     parts = [
@@ -127,11 +102,3 @@ def _time(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _short(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else escape(str(value))
-
-
-def _outcome(ok: bool) -> str:
-    return f"<span class='badge {'good' if ok else 'bad'}'>{'passed' if ok else 'failed'}</span>"

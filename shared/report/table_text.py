@@ -1,13 +1,15 @@
 """A `Table` as Markdown, LaTeX, CSV and HTML, and saved with its records."""
 
 import csv as csv_module
-import html as html_module
 import io
 from pathlib import Path
+
+from markupsafe import Markup
 
 from shared.files import write_atomic
 from shared.metrics.intervals import Estimate
 from shared.report import manifest
+from shared.report.rendering import Links, render
 from shared.report.tables import Table
 
 EMPTY = "–"  # a cell that was not measured
@@ -93,40 +95,23 @@ def csv(table: Table) -> str:
     return out.getvalue()
 
 
-def html(table: Table) -> str:
-    """A <figure> with a table that scrolls sideways on a narrow screen; intervals small below the values."""
-    escape = html_module.escape
-    head = "".join(f"<th>{escape(name)}</th>" for name in (table.corner, *table.columns))
-    body = ""
-    for r, (label, cells) in enumerate(table.rows):
-        body += (
-            f"<tr><th>{escape(label)}</th>"
-            + "".join(_html_cell(table, r, c, cell) for c, cell in enumerate(cells))
-            + "</tr>\n"
-        )
-    caption = f"<figcaption>{escape(table.caption)}</figcaption>" if table.caption else ""
-    notes = f"<p class='notes'>{escape(' '.join(table.all_notes))}</p>" if table.all_notes else ""
-    rows = f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>"
-    return f"<figure class='table'>{caption}<div class='scroll'><table class='numbers'>{rows}</table></div>{notes}</figure>"
-
-
-def _html_cell(table: Table, r: int, c: int, cell) -> str:
-    if not isinstance(cell, Estimate):
-        return f"<td>{EMPTY if cell is None else html_module.escape(cell)}</td>"
-    value, low, high, half = (x.replace("-", "−") for x in table.numbers(c, cell))
-    value = f"<b>{value}</b>" if (r, c) in table.bold else value
-    ends = f"{low} … {high}"
-    small = {"pm": f"±{half}" if half else ends, "brackets": ends, "none": ""}[table.interval_style]
-    title = f"95 %: {low} to {high}; n = {cell.n}, seeds: {cell.seeds}"
-    return f"<td title='{title}'>{value}" + (f"<small>{small}</small>" if small else "") + "</td>"
+def html(table: Table, links: Links | None = None) -> Markup:
+    """A <figure> with a table that scrolls sideways on a narrow screen; intervals small below the values. links: below it."""
+    return render("table", table=table, links=links, empty=EMPTY)
 
 
 def save_table(table: Table, stem: str | Path, made_of: dict) -> list[Path]:
-    """Write `<stem>.md`, `.tex` and `.csv` and put them into the folder's record (made_of: `manifest.origin`); the three paths."""
-    paths = []
-    for kind, render in (("md", markdown), ("tex", latex), ("csv", csv)):
-        path = Path(stem).with_name(f"{Path(stem).name}.{kind}")
-        write_atomic(path, render(table))
-        paths.append(path)
+    """`write_table`, and put the files into the folder's record (made_of: `manifest.origin`)."""
+    paths = write_table(table, stem)
     manifest.write(paths, made_of)
+    return paths
+
+
+def write_table(table: Table, stem: str | Path) -> list[Path]:
+    """Write `<stem>.md`, `.tex` and `.csv`; the three paths."""
+    paths = []
+    for kind, written in (("md", markdown), ("tex", latex), ("csv", csv)):
+        path = Path(stem).with_name(f"{Path(stem).name}.{kind}")
+        write_atomic(path, written(table))
+        paths.append(path)
     return paths

@@ -393,7 +393,7 @@ class Known(Kept):
 
     @property
     def name(self) -> str:
-        return slug("known", self.row, self.against, self.norm)
+        return slug("known", self.row, self.against, self.norm, f"seed{self.seed}")
 
     @property
     def weight(self) -> float:

@@ -100,6 +100,7 @@ def test_options_that_hold_themselves_do_so_in_every_field():
 def test_the_presets_are_in_bounds(paper):
     for preset in config_of(paper).PRESETS.values():
         check_bounds(preset)
+        config_of(paper).check(preset)
 
 
 @pytest.mark.parametrize(("line", "said"), [

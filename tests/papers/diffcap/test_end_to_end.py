@@ -22,7 +22,7 @@ from tests.papers.ends import (
     run,
 )
 
-SMALL = ("--scale", "smoke", "--seeds", 0, "--data.n", 3, "--attack.steps", 1, "--adaptive.n", 2,
+SMALL = ("--scale", "smoke", "--seeds", 0, "--data.n", 3, "--attack.steps", 1, "--adaptive.n", 2, "--adaptive.caption-n", 1,
          "--adaptive.steps", 1, "--adaptive.eot", 1, "--adaptive.draws", 2, "--sweeps.digits-n", 4, "--attack.target-n", 1)  # fmt: skip
 
 

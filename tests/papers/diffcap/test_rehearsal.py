@@ -17,7 +17,7 @@ PAPER = ("--scale", "paper", "--seeds", 0, "--gates.no-enforce", "--data.n", 2, 
          "--choosing.blur", 1,
          "--method.sampler-steps", 2, "--method.calibration-n", 2,
          "--method.calibration-steps", 1, "--tuning.steps", 1, "--tuning.batch", 2, "--tuning.workers", 0, "--fare.steps", 1, "--fare.batch", 2,
-         "--fare.workers", 0, "--adaptive.n", 1, "--adaptive.steps", 1, "--adaptive.eot", 1, "--adaptive.draws", 2,
+         "--fare.workers", 0, "--adaptive.n", 1, "--adaptive.caption-n", 1, "--adaptive.steps", 1, "--adaptive.eot", 1, "--adaptive.draws", 2,
          "--sweeps.factors", 1, 2, "--sweeps.times", 0, 100, "--sweeps.fixed", 50, 100, "--sweeps.n", 2,
          "--sweeps.digits-n", 4, "--sweeps.quality-n", 2, "--sweeps.strip", 1, "--sweeps.cost-n", 1, "--sweeps.cost-repeats", 1)  # fmt: skip
 

@@ -14,6 +14,7 @@ from shared.attacks.adaptive import (
     ATTACKS,
     AdaptiveAttack,
     Defended,
+    DefendedVLM,
     draws_of,
     majority,
     predict,
@@ -276,6 +277,49 @@ def test_summaries_by_hand():
     ]  # 2:2 is a tie and wrong, 2:1:1 a plurality
     assert summaries(torch.tensor([[30.0, 10.0]]))["worst"].tolist() == [10.0]
     assert majority(torch.tensor([[2]]), torch.tensor([2])).tolist() == [True]
+
+
+class ToyVLM(nn.Module):
+    """Brightness in words; nll is its distance from a number."""
+
+    size = 12
+
+    def answer(self, x, prompts, max_tokens=20, batch=64):
+        assert len(x) == len(prompts)
+        return [f"{p} {v:.4f}" for p, v in zip(prompts, x.flatten(1).mean(dim=1).tolist(), strict=True)]
+
+    def nll(self, x, prompts, targets):
+        assert len(x) == len(prompts) == len(targets)
+        return (x.flatten(1).mean(dim=1) - torch.tensor([float(t) for t in targets])).square()
+
+    def embed(self, x):
+        return x.mean(dim=(2, 3))
+
+
+@pytest.mark.parametrize("gradient", ["exact", "bpda"])
+def test_a_vlm_behind_a_defence(batch, rng, gradient):
+    x, _ = batch
+    prompts, targets = [f"p{i}" for i in range(N)], [str(i / N) for i in range(N)]
+    vlm, noise = DefendedVLM(ToyVLM(), Noise(), rng, gradient=gradient, draws=3), Noise()
+    image = x.clone().requires_grad_()
+    value = vlm.nll(image, prompts, targets)
+    drawn = noise(x.repeat_interleave(3, 0), draws_of(rng, 0, 3))
+    expected = ToyVLM().nll(drawn, [""] * 3 * N, [t for t in targets for _ in range(3)]).view(N, 3).mean(dim=1)
+    assert_within_rounding(value, expected, terms=PIXELS)
+    assert torch.autograd.grad(value.sum(), image)[0].abs().sum() > 0
+    drawn = noise(x.repeat_interleave(3, 0), draws_of(rng, 3, 3))
+    assert_within_rounding(vlm.embed(x), drawn.mean(dim=(2, 3)).view(N, 3, 3).mean(dim=1), terms=PIXELS)
+    told = vlm.answer(x, prompts, batch=5)
+    assert (
+        told == vlm.answer(x, prompts) == ToyVLM().answer(noise(x, rng.child("answer")), prompts)
+        and vlm.calls == 2
+        and vlm.size == 12
+    )
+    assert vlm.answer(x, prompts, rng=rng.child("other")) != told
+    part = vlm.subset(torch.tensor([1]))
+    assert part.answer(x[[1]], ["p1"]) == told[1:2] and part.nll(x[[1]], ["p1"], ["0"]).shape == (1,)
+    with pytest.raises(UserError, match="batch has 1"):
+        vlm.nll(x[:1], prompts[:1], targets[:1])
 
 
 CHECKED = AdaptiveAttack(draws=3, steps=8, optimiser="pgd", step_size=0.4)

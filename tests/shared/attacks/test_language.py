@@ -72,7 +72,7 @@ class TinyVLM(nn.Module):
 
 
 class Noisy(nn.Module):
-    """A VLM behind noise that is drawn by sample, with the interface that attacks ask of a random victim."""
+    """A VLM behind noise that is drawn by sample, with the interface of `shared.attacks.adaptive.DefendedVLM`."""
 
     def __init__(self, vlm, rng, sigma=0.02):
         super().__init__()

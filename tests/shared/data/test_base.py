@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from shared.data.base import ClassSubset, LabelledImages, Subset, halves, held_out, loader, subset
+from shared.data.base import ClassSubset, LabelledImages, Subset, at_end, halves, held_out, loader, subset
 from shared.errors import UserError
 
 
@@ -64,6 +64,18 @@ def test_subset_is_a_prefix_of_a_larger_one_and_depends_on_the_seed():
     assert subset(data, 50, 4) != long
     with pytest.raises(UserError, match="at least 1"):
         subset(data, 0, 0)
+
+
+def test_the_last_are_as_balanced_and_no_others_than_the_first_of_a_class_in_reverse():
+    data = Numbers(LABELS)
+    last = at_end(data, 9, 3)
+    assert counts(data, last) == [3, 3, 3]
+    whole = subset(data, 70, 3)
+    for label in range(3):
+        order = [i for i in whole if data.truth[i] == label]
+        assert {i for i in last if data.truth[i] == label} == set(order[-3:])
+    first = subset(data, 40, 3)  # takes all three of class 2
+    assert {data.truth[i] for i in last if i in first} == {2}
 
 
 def test_subset_leaves_out_what_cannot_be_read_and_touches_no_global_generator():

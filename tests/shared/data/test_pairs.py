@@ -278,6 +278,8 @@ def test_nothing_but_bad_pictures(tmp_path):
         ("", "columns nothing"),
         ("a,b\n1,2\n", "columns a, b"),
         ("path,caption\n", "has 0 pairs"),
+        ("path,Caption,caption\nx.png,a,b\n", "more than one column caption"),
+        ("image\timage\ttitle\nx.png\ty.png\ta\n", "more than one column image"),
         ("path;caption\nx.png;a\n", "columns path;caption:"),
         ("path,caption".encode("utf-16"), "is not UTF-8"),
         (b"pa\xffth,caption\n", "column names is not UTF-8"),

@@ -73,6 +73,8 @@ def test_a_paper_is_trained_evaluated_and_drawn(run, tmp_path):
         ["-m", "shared.report.page", "beta", "--set", "digits=1", "--set", "name=a b", *options[:2], *options[-4:-2]]]  # fmt: skip
     assert all("--headline" in call for call in run("headline-beta") if call[1].startswith("papers"))
     assert [call[1] for call in run("figures-beta")] == ["shared.report.page"]
+    assert run("status-beta", **given) == [["-m", "shared.experiment.status", "beta", *options]]
+    assert [call[2] for call in run("status", SCALE="photos")] == ["alpha"]
 
 
 def test_a_budget_goes_on_at_open_claims_until_nothing_is_asked_for(run, asked, tmp_path, monkeypatch):

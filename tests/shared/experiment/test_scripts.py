@@ -13,10 +13,11 @@ import torch
 
 from shared.data.catalogue import Source
 from shared.errors import UserError, run_main
-from shared.experiment import scripts
+from shared.experiment import scripts, source
 from shared.experiment.launch.__main__ import finished_before
 from shared.experiment.paper import Gate, Grid, Paper, named
 from shared.experiment.scale import Options
+from shared.experiment.status import status
 from shared.experiment.step import Kept, Measured, Trained, Values
 from shared.report.data import Results
 from shared.report.shown import Shown, table
@@ -143,6 +144,37 @@ def run(tmp_path, monkeypatch, capsys):
     call.root = tmp_path / "smoke" / "toy"
     call.forget = lambda: [p.unlink() for p in (call.root / "finished").glob("*")]
     return call
+
+
+CLAIM = """paper: toy
+title: A toy
+claims:
+- {id: up, text: Further is more., where: ours, source: us, mark: D, value: none, unit: points, predicate: greater,
+   quantity: {kind: level, point: %s}, minus: {point: 0.0}, testable: [cpu], why_not: Small., headline: %s}
+"""
+
+
+def test_a_claim_that_nothing_planned_fits_is_refused_before_anything_is_trained(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(source, "ROOT", tmp_path)
+    monkeypatch.setitem(PAPER.presets, "cpu", Config())
+    (tmp_path / "papers" / "toy").mkdir(parents=True)
+
+    def claims(point: float, is_headline: bool = False, headline: bool = False) -> tuple:
+        text = CLAIM % (point, str(is_headline).lower())
+        (tmp_path / "papers" / "toy" / "claims.yaml").write_text(text)
+        return scripts.claims_of(PAPER, "cpu", headline)
+
+    assert [claim.id for claim in claims(1.0)] == ["up"] and claims(1.0, headline=True)
+    for wrong in ((1.0, True, True), (2.0,)):  # the headline plan has no second point
+        with pytest.raises(
+            UserError, match=r"claims.yaml: nothing that is measured at scale cpu fits claim up: \{kind: l"
+        ):
+            claims(*wrong)
+    with pytest.raises(UserError, match="fits claim up"):
+        run("--scale", "cpu", script="train")
+    assert not MADE
+    claims(1.0)
+    assert "training: 1 runs, 0 already there" in run("--scale", "cpu", "--seeds", 0, script="train")
 
 
 def values(run) -> dict[str, float]:
@@ -320,3 +352,19 @@ def test_finished_results_that_cannot_be_written_are_shown(run, monkeypatch):
     assert "5 measurements, 5 already there" in run()
     with pytest.raises(SystemExit):
         run_main(lambda: run("--value", 9))
+
+
+def test_status_says_what_is_there_and_what_the_rest_would_take(run, tmp_path):
+    def said(*options: str) -> list[str]:
+        return status("toy", ["--scale", "smoke", "--results", str(tmp_path), *options]).splitlines()
+
+    first = said()
+    assert first[:2] == ["toy at SCALE=smoke", "  trainings          0 of 2, 2 missing"]
+    assert "  level              0 of 4, 4 missing: unknown processor time" in first
+    assert first[-1] == "  and 5 of kinds of which nothing is measured yet" and MADE == []
+    run()
+    assert [line.split(" of ")[0].split() for line in said()[1:]] == [
+        ["trainings", "2"], ["gate", "1"], ["level", "4"], ["all", "numbers", "5"]]  # fmt: skip
+    next((tmp_path / "smoke" / "toy" / "measurements").glob("level*.json")).unlink()
+    assert "  level              3 of 4, 1 missing: 0:00:00 processor time" in said()
+    assert "missing" in said("--value", "2")[1]  # other settings are another run

@@ -18,7 +18,7 @@ def well_formed(html):
 
 
 def test_html(verdicts):
-    html = claims_page.html_claims(verdicts)
+    html = claims_page.html_claims([("fake", v) for v in verdicts])
     rows = well_formed(html).findall(".//tbody/tr")
     assert len(rows) == 4
     assert "Ours &lt;beats&gt; theirs." in html
@@ -124,7 +124,7 @@ def test_readings_stand_side_by_side(fake_results, tmp_path, write):
     both = "readings: {as_written: {method: ours}, as_released: {method: base}}"
     path.write_text(write.claims.replace("predicate: greater, testable", f"{both}, predicate: greater, testable", 1))
     verdicts = judge(load(path), fake_results)
-    html = claims_page.html_claims(verdicts)
+    html = claims_page.html_claims([("fake", v) for v in verdicts])
     row = well_formed(html).find(".//tr[@id='claim-gain']")
     cells = {td.attrib["data-label"]: "".join(td.itertext()) for td in row.findall("td") if "data-label" in td.attrib}
     assert cells["verdict"].startswith("as writtendirection holds") and "as releaseddirection fails" in cells["verdict"]
@@ -132,3 +132,8 @@ def test_readings_stand_side_by_side(fake_results, tmp_path, write):
     assert cells["measured"].count("n\u00a0=") == 2
     assert "as released: direction fails · measured −" in claims_page.text_claims(verdicts, 500)
     assert "**; as released: direction fails |" in claims_page.markdown_claims(verdicts)
+
+
+def test_commands_stand_as_code_and_nothing_else_is_let_through(verdicts):
+    html = claims_page.html_claims([("fake", v) for v in verdicts])
+    assert "Run <code>make reproduce-fake</code>." in html and "&lt;beats&gt;" in html

@@ -141,13 +141,13 @@ def test_the_augmentations_are_those_given_and_follow_the_seed(clip):
         calls.append(("texts", step, tuple(indices)))
         return list(said)
 
-    config = CleanClipConfig(steps=2, batch=4, seed=7)
+    config = CleanClipConfig(steps=2, batch=4, warmup=0, seed=7)
     cleanclip(copy.deepcopy(clip), ScenePairs(20), config, augment_images=images, augment_texts=texts)
     assert calls == [
         (what, step, tuple(batch_indices(20, 4, step, 7))) for step in range(2) for what in ("images", "texts")
     ]
     losses = {
-        cleanclip(copy.deepcopy(clip), ScenePairs(20), CleanClipConfig(steps=1, batch=20, seed=seed)) for seed in (0, 1)
+        cleanclip(copy.deepcopy(clip), ScenePairs(20), CleanClipConfig(steps=1, batch=20, warmup=0, seed=seed)) for seed in (0, 1)
     }
     assert len(losses) == 2
 
@@ -166,7 +166,7 @@ def test_a_model_with_open_clips_own_tokenizer(clip):
             return super().__getitems__(indices)[0], ["A Dog; chasing the postman, red, " + "very " * 60] * len(indices)
 
     inner, clip.tokenizer = clip.tokenizer, Full()
-    cleanclip(clip, Foreign(8), CleanClipConfig(steps=1, batch=4))
+    cleanclip(clip, Foreign(8), CleanClipConfig(steps=1, batch=4, warmup=0))
     assert (
         len(seen) == 8 and seen[:4] == [Foreign(8)[0][1]] * 4 and all("," not in t and t == t.lower() for t in seen[4:])
     )

@@ -147,7 +147,7 @@ def test_shares_of_two_processes_add_up_to_the_batch():
 
         accelerator.backward = backward
         with pytest.raises(Stop):
-            fit_vlm(vlm, Lessons(100), VLMConfig(steps=2, batch=8, every=0), accelerator)
+            fit_vlm(vlm, Lessons(100), VLMConfig(steps=2, batch=8, warmup=0, every=0), accelerator)
 
     for rank, world in ((0, 1), (0, 2), (1, 2)):
         gradient(rank, world)

@@ -1,0 +1,314 @@
+"""What a user brings, by what the command line says: pictures, a model, code of his own, a defence."""
+
+import importlib
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from shared.data.base import LabelledImages, Relabelled, subset
+from shared.data.files import ImageSize
+from shared.data.folders import image_folder, is_divided
+from shared.data.prompts import clean, fill
+from shared.errors import UserError
+from shared.experiment import source
+from shared.experiment.leaves import Backbone, Weights
+from shared.experiment.step import Lab
+from shared.files import digest
+from shared.judge.hf import open_hf
+from shared.models import zoo
+from shared.models.classifier import open_classifier
+from shared.models.preprocess import straight_through
+from shared.models.sources import identity, locate
+from shared.models.victim import ZeroShot, class_matrix
+from shared.rng import SampleRng
+from shared.steps.purification import Defence, Diffusion, Opened, Purification, Transform
+
+# ---- pictures ------------------------------------------------------------------------------------
+
+
+class Named(Relabelled):
+    """A set with the labels and prompts of a model's classes. Raises UserError where the names do not match its own."""
+
+    def __init__(self, data: LabelledImages, names: Sequence[str], template: str):
+        said, have = [clean(name) for name in names], [clean(name) for name in data.classes]
+        lost = [name for name in have if said.count(name) != 1]
+        if len(lost) == len(have) == len(names) and not set(said) & set(have):
+            places = range(len(names))
+        elif lost:
+            raise UserError(
+                f"--classes: {len(lost)} of the {len(have)} classes of the pictures are not, or not once, among the "
+                f"{len(names)} names, the first is {lost[0]!r}: name each class once, or give a line for each in order."
+            )
+        else:
+            places = [said.index(name) for name in have]
+        self.data, self.name, self.new = data, data.name, np.array(places, np.int64)
+        self.indices, self.classes, self.prompts = np.arange(len(data)), tuple(names), fill(template, names)
+        self.version = digest([data.version, self.prompts, self.new.tolist()])[:16]
+
+
+@dataclass(frozen=True)
+class Set:
+    """Labelled pictures, a leaf. names: of the model's classes (see `Named`); without, they are the set's own."""
+
+    spec: str
+    names: tuple[str, ...] = ()
+    template: str = "{}"
+
+    def open(self, lab: Lab) -> LabelledImages:
+        """The whole set, opened once."""
+        return lab.once(self, lambda: self._open(lab))
+
+    def _open(self, lab: Lab) -> LabelledImages:
+        data = _folder(lab) if self.spec == "folder:all" else lab.data(self.spec, "test")
+        return Named(data, self.names, self.template) if self.names else data
+
+    def identity(self, lab: Lab) -> list:
+        """Its contents and the code that makes its pictures."""
+        data = self.open(lab)
+        return [data.version, source.of(type(data.data if isinstance(data, Named) else data))]
+
+
+def _folder(lab: Lab) -> LabelledImages:
+    """All pictures of a folder that is not divided, the test pictures of one that is."""
+    root = lab.source.root
+    return image_folder(root, "test" if is_divided(root) else None, size=ImageSize.parse(lab.source.size))
+
+
+@dataclass(frozen=True)
+class Part:
+    """`count` pictures of a choice of a set, balanced over its classes, from the place `first` on; a leaf."""
+
+    data: Set
+    first: int
+    count: int
+    seed: int
+
+    @property
+    def spec(self) -> str:
+        return self.data.spec
+
+    def open(self, lab: Lab) -> LabelledImages:
+        """The whole set."""
+        return self.data.open(lab)
+
+    def identity(self, lab: Lab) -> list:
+        """Of the set, and which of its pictures."""
+        return [self.data.identity(lab), self.first, self.count, self.seed]
+
+    def rows(self, lab: Lab) -> list[int]:
+        """Their indices."""
+
+        def chosen() -> list[int]:
+            data = self.open(lab)
+            before = subset(data, self.first, self.seed) if self.first else []
+            return subset(data, self.first + self.count, self.seed)[len(before) :]
+
+        return lab.once(("rows", self), chosen)
+
+    def read(self, lab: Lab, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """x (N, 3, H, W) in [0, 1] and y (N,) of some of the set's pictures, on the device."""
+        x, y = self.open(lab).__getitems__(list(rows))
+        return x.to(lab.device), y.to(lab.device)
+
+
+# ---- code of one's own ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Code:
+    """module:name, a leaf, known by its source. option: that named it, for errors."""
+
+    spec: str
+    option: str
+
+    def load(self) -> Any:
+        """The object. Raises UserError for a module that does not import and a name that it lacks."""
+        module, _, name = self.spec.partition(":")
+        try:
+            found = importlib.import_module(module)
+        except Exception as error:  # whatever the user's module raises
+            raise UserError(
+                f"{self.option} {self.spec}: the module {module} cannot be imported ({what(error)}): mend it, or start "
+                "where Python finds it."
+            ) from error
+        if not callable(getattr(found, name, None)):
+            names = ", ".join(key for key, value in vars(found).items() if callable(value) and key[0] != "_") or "none"
+            raise UserError(
+                f"{self.option} {self.spec}: the module {module} has no class or function {name!r}; it has {names}."
+            )
+        return getattr(found, name)
+
+    def made(self) -> Any:
+        """The object, or what it makes where it is a class or takes no argument."""
+        thing = self.load()
+        needed = [p for p in _parameters(thing) if p.default is p.empty]
+        if not isinstance(thing, type) and (isinstance(thing, nn.Module) or needed):
+            return thing
+        try:
+            return thing()
+        except Exception as error:
+            raise UserError(
+                f"{self.option} {self.spec}: it cannot be made without arguments ({what(error)}): give a function that "
+                "makes it."
+            ) from error
+
+    def identity(self, lab: Lab) -> str:
+        """Of its source, and all that this uses by name."""
+        thing = self.load()
+        return source.of(thing if hasattr(thing, "__qualname__") else type(thing))
+
+
+def what(error: Exception) -> str:
+    """An error in a line."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def _parameters(thing: Callable) -> list[inspect.Parameter]:
+    """The parameters that a call fills by place."""
+    call = thing.forward if isinstance(thing, nn.Module) else thing
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    try:
+        return [p for p in inspect.signature(call).parameters.values() if p.kind in kinds]
+    except ValueError:  # of a builtin
+        return [inspect.Parameter("x", kinds[0])]
+
+
+# ---- models --------------------------------------------------------------------------------------
+
+
+class Called(nn.Module):
+    """A plain function from pictures to logits as a model."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A classifier of the classes of a set by what its option says, a leaf."""
+
+    spec: str
+    data: Set
+
+    def _parts(self) -> tuple[str, str, str]:
+        """(kind, name, weights)."""
+        kind, colon, rest = self.spec.partition(":")
+        if kind in ("open_clip", "torchvision"):
+            name, _, weights = rest.partition("@")
+            return kind, name, weights or ("torchvision:DEFAULT" if kind == "torchvision" else "random")
+        if kind in ("hf", "zoo") and rest:
+            return kind, rest, ""
+        if colon and "/" not in kind:
+            return "code", self.spec, ""
+        name, _, weights = self.spec.partition("/")
+        return ("open_clip", name, weights) if weights else ("zoo", self.spec, "")
+
+    def identity(self, lab: Lab) -> list:
+        """The contents of its weights, or its source; and the names and prompts of its classes."""
+        kind, name, weights = self._parts()
+        of = {
+            "code": lambda: Code(name, "--model").identity(lab),
+            "hf": lambda: identity(f"hf:{name}"),
+            "zoo": lambda: identity(f"zoo:{name}"),
+        }.get(kind, lambda: locate(weights, "--model")[1])
+        return [kind, name, of(), self.data.identity(lab)]
+
+    def open(self, lab: Lab) -> nn.Module:
+        """x (N, 3, H, W) in [0, 1] -> logits (N, K); opened once, in eval mode."""
+        return lab.once(self, lambda: self._open(lab).to(lab.device).requires_grad_(False).eval())
+
+    def _open(self, lab: Lab) -> nn.Module:
+        (kind, name, weights), data = self._parts(), self.data.open(lab)
+        if kind == "code":
+            made = Code(name, "--model").made()
+            if not callable(made):
+                kind = type(made).__name__
+                raise UserError(f"--model {name}: a {kind} cannot be called with pictures: give a model.")
+            if not isinstance(made, nn.Module):
+                return Called(made)
+            made.came_training = made.training
+            return made
+        if kind == "hf":
+            return open_hf(name, data)
+        if kind == "torchvision":
+            return open_classifier(f"torchvision:{name}", weights, data.num_classes)
+        card = zoo.card(name) if kind == "zoo" else {"model": name}
+        weights = f"zoo:{name}" if kind == "zoo" else weights
+        if card.get("kind") == "classifier":
+            return open_classifier(card["model"], weights, data.num_classes)
+        clip = Backbone(card["model"], weights, "--model").open(lab)
+        return ZeroShot(clip.visual, class_matrix(clip, data), clip.logit_scale.exp().item())
+
+
+# ---- defences ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Own:
+    """A defence of the user's own."""
+
+    code: Code
+
+    def open(self, lab: Lab) -> Opened:
+        """It, or what its `open(lab)` returns. Raises UserError for what cannot be called."""
+        made = self.code.made()
+        made = made.open(lab) if hasattr(made, "open") else made
+        if not callable(made):
+            raise UserError(
+                f"{self.code.option} {self.code.spec}: a {type(made).__name__} has neither __call__(x) nor open(lab): "
+                "write one of them."
+            )
+        return made.to(lab.device).eval() if isinstance(made, nn.Module) else made
+
+
+class Shield:
+    """A defence as attacks call it, (x, rng) -> x. straight: it has no gradient, the identity's stands for it."""
+
+    def __init__(self, opened: Callable[..., Tensor], random: bool, straight: bool):
+        self.opened, self.random, self.straight = opened, random, straight
+        second = _parameters(opened)[1:2]
+        self.takes_rng = any(p.default is p.empty or p.name == "rng" for p in second)
+
+    def __call__(self, x: Tensor, rng: SampleRng) -> Tensor:
+        if not self.straight:
+            return self._out(x, rng)
+        with torch.no_grad():
+            value = self._out(x, rng)
+        return straight_through(value, x)
+
+    def _out(self, x: Tensor, rng: SampleRng) -> Tensor:
+        return self.opened(x, rng) if self.takes_rng else self.opened(x)
+
+
+def defence_of(spec: str, denoiser: str, model: Model) -> Defence:
+    """The defence by what its option says. Raises UserError for an unknown one."""
+    kind, _, value = spec.partition(":")
+    transforms = ("jpeg", "bits", "tv", "resize_pad", "blur", "resize")
+    try:
+        if kind in transforms:
+            return Transform(kind, float(value))
+        if kind == "diffpure":
+            return Purification(Diffusion(Weights(denoiser)), int(value or 100), "ddim", 5, 0.0)
+    except ValueError:
+        raise UserError(f"--defence {spec}: write {kind}:NUMBER, as in jpeg:75, blur:1 or diffpure:100.") from None
+    if value:
+        return Own(Code(spec, "--defence"))
+    if kind == "none":
+        return Transform()
+    if (source.ROOT / "papers" / kind / "paper.py").is_file():
+        found = importlib.import_module(f"papers.{kind}.paper").PAPER.defence
+        if found is not None:
+            return found(model)
+    raise UserError(
+        f"there is no defence {spec!r}: write none, {', '.join(f'{name}:NUMBER' for name in transforms)}, diffpure, "
+        "diffcap, distshift, or module:name for one of your own."
+    )
