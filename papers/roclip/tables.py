@@ -373,27 +373,27 @@ def dose(c: "Config"):
 
 
 def chosen_rows(c: "Config") -> dict[str, dict]:
-    """The methods whose learning rates are chosen, each in every regime that has it."""
+    """The candidates of every method whose learning rate is chosen, in every regime that has it."""
     regimes = REGIMES | {"few": "few targets"} if c.choosing.multiples else {}
     names = {"few": {m: name for m, name in few_names(c).items() if m not in (*CHOSEN, "clip_stopped")}}
     return {
-        f"{name}, {title}": {"regime": regime, "method": m}
+        f"{name}, {title}, lr × {times:g}": {"regime": regime, "method": m, "value": times}
         for regime, title in regimes.items()
         for m, name in names.get(regime, {m: METHODS[m] for m in TRAINED.get(regime, ())}).items()
+        for times in c.choosing.multiples
     }
 
 
-def candidates(c: "Config", measure: str) -> Grid:
-    """Of every choice of a learning rate."""
-    common = {"kind": "choice", "measure": measure, "attack": "none", "scored": "last"}
-    columns = {f"lr × {m:g}": {"value": m} for m in c.choosing.multiples}
-    return Grid(chosen_rows(c), columns, common, c.seeds[:1])
+def tried(c: "Config") -> Grid:
+    """Every candidate of every choice."""
+    common = {"kind": "choice", "attack": "none", "scored": "last"}
+    return Grid(chosen_rows(c), {m: {"measure": m} for m in ("score", "taken")}, common, c.seeds[:1])
 
 
-@table_of(lambda c: candidates(c, "score"), lambda c: candidates(c, "taken"))
-def settings(scores: Filled, taken: Filled):
+@table_of(tried)
+def settings(grid: Filled):
     """How learning rates were chosen."""
-    c = scores.config
+    c = grid.config
     rates = {
         "pre-training": c.pretraining.lr,
         "fine-tuning": c.finetuning.lr,
@@ -401,15 +401,14 @@ def settings(scores: Filled, taken: Filled):
         "few targets": c.few.training.lr,
     }
     said = ", ".join(f"{what} {lr:g}" for what, lr in rates.items())
-    return choices(
-        scores,
-        taken,
+    caption = (
         f"How settings were chosen: zero-shot accuracy (%) on {c.choosing.n or 'all'} clean validation pictures of "
         f"the main set, by multiple of the peak learning rate ({said}), of candidates trained on one in "
         f"{c.choosing.part} of the pairs (CleanCLIP: clean ones) through all epochs, first seed. The best is taken "
         "for all seeds, and by what varies a method (K, the bank, the dose of strong poisoning). With few targets "
-        "candidates have the smallest dose.",
+        "candidates have the smallest dose."
     )
+    return choices(grid, caption, growing=True, by=("regime", "method"))
 
 
 def few_rate(c: "Config", m: int) -> float:
