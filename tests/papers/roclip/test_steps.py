@@ -157,7 +157,10 @@ def test_all_seeds_and_variants_of_a_method_have_what_it_has_chosen(tmp_path):
         regime, method = step.name.split("__")[:2]
         assert step.tuning.choice is choice_of(CPU, regime, CHOSEN.get(method, method))
         assert dict(step.tuning.changes) == {"seed": step.tuning.given.seed}
-    assert not any(isinstance(step, Choice) and not isinstance(step, steps.DoseChoice) for step in trained(PAPER.plan(PRESETS["paper"])))
+    assert not any(
+        isinstance(step, Choice) and not isinstance(step, steps.DoseChoice)
+        for step in trained(PAPER.plan(PRESETS["paper"]))
+    )
     third = model(CPU, "pretrain", "clip", 2)
     fast = choice_of(CPU, "pretrain", "clip").candidates[-1]
     with pytest.MonkeyPatch.context() as patch:
