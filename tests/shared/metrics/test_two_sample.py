@@ -63,7 +63,7 @@ def test_the_level_where_samples_are_drawn_class_by_class():
     across = np.array([permutation_test(x, y, 2.0, 99, k)[1] for k, (x, y) in enumerate(pairs[:20])])
     assert within.mean() == pytest.approx(0.5, abs=0.08) and (within <= 0.05).mean() == pytest.approx(0.05, abs=0.05)
     assert across.mean() > 0.8  # 0.5 if it were a test
-    shifted = [permutation_test(x, y + 1.0, 2.0, 99, k, strata)[1] for k, (x, y) in enumerate(pairs[:20])]
+    shifted = [permutation_test(x, y + 2.0, 2.0, 99, k, strata)[1] for k, (x, y) in enumerate(pairs[:20])]
     assert np.mean(np.array(shifted) <= 0.05) >= 0.9
 
 
