@@ -379,6 +379,10 @@ class Distribution(Measured):
                independent, so that it has an interval (Zaremba et al. 2013)
         p      of the permutation test on all pictures at once, with the median distance in the pooled sample as width
 
+    Both samples have equally many pictures of every class, one class after the other. A block of pictures in that order
+    would hold no two of a class, and MMD² be negative where nothing differs; so blocks are drawn from the samples at random,
+    and divisions exchange pictures of a class only.
+
     The kernel's width of MMD² is the median distance among the other clean pictures, one for all states. Beside it stands where the pictures lie in
     the plane of two principal axes of clean and adversarial features together.
     """
@@ -409,7 +413,7 @@ class Distribution(Measured):
         return lab.once(("distribution", self.group), lambda: self._measured(lab))[self.quantity]
 
     def _measured(self, lab: Lab) -> dict[str, Values]:
-        seen, other = self._samples(lab)
+        seen, other, classes = self._samples(lab)
         victim = self.victim.open(lab)
 
         def features(x: Tensor) -> Tensor:
@@ -418,18 +422,22 @@ class Distribution(Measured):
 
         reference, adversarial, z = features(other), features(seen.pictures(lab)), features(self._state(lab, seen))
         width = median_distance(reference)
-        blocks = [mmd2(a, b, width) for a, b in zip(z.split(self.block), reference.split(self.block), strict=True)]
-        p = permutation_test(z, reference, n=self.permutations, seed=self.seed)[1]
+        rng = np.random.default_rng(self.seed)
+        parts = [part[rng.permutation(len(part))].split(self.block) for part in (z, reference)]
+        blocks = [mmd2(a, b, width) for a, b in zip(*parts, strict=True)]
+        labels = seen.clean(lab)[1].cpu().numpy()
+        strata = np.concatenate([labels, classes.cpu().numpy()])
+        p = permutation_test(z, reference, n=self.permutations, seed=self.seed, strata=strata)[1]
         axes, middle = plane(torch.cat([reference, adversarial]))
         places = {"xy": ((z - middle) @ axes).numpy(), "reference": ((reference - middle) @ axes).numpy()}
-        extra = {**places, "labels": seen.clean(lab)[1].cpu().numpy()}
+        extra = {**places, "labels": labels}
         return {
             "mmd2": Values(np.array(blocks, np.float64), "MMD²", extra),
             "p": Values(np.array([p], np.float64), "p"),
         }
 
-    def _samples(self, lab: Lab) -> tuple[Seen, Tensor]:
-        """(the first pictures, as many other clean pictures)."""
+    def _samples(self, lab: Lab) -> tuple[Seen, Tensor, Tensor]:
+        """(the first pictures, as many other clean pictures, the classes of these)."""
         n = min(self.n, len(self.seen.rows(lab))) // self.block * self.block
         seen = replace(self.seen, n=n)
         wide, taken = replace(self.seen.data, n=3 * self.n), set(seen.rows(lab)) if n else set()
@@ -439,7 +447,7 @@ class Distribution(Measured):
                 f"{self.seen.data.spec}: two samples of {max(n, self.block)} different pictures are needed for the distribution view: lower "
                 "--sweeps.features-n."
             )
-        return seen, wide.read(lab, rest)[0]
+        return seen, *wide.read(lab, rest)
 
     def _state(self, lab: Lab, seen: Seen) -> Tensor:
         if self.state == "adversarial":
