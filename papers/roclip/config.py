@@ -15,10 +15,16 @@ from shared.attacks.triggers import check_fields
 from shared.data.catalogue import Source
 from shared.errors import UserError
 from shared.experiment.scale import Options, check_seeds
-from shared.options import Count, Decay, Pairs, Part, Range, Seed, Share, Whole
+from shared.options import Count, Decay, Pairs, Part, Range, Seed, Share, Whole, shortened
 from shared.training.cleanclip import CleanClipConfig
 
 BACKDOORS = tuple(ATTACKS)
+
+
+def _within(training: Training, pairs: int) -> Training:
+    """No warm-up is longer than the training on these pairs."""
+    updates = training.epochs * (pairs // max(1, training.batch))
+    return replace(training, warmup=shortened(training.warmup, updates)) if updates else training
 
 
 @dataclass(frozen=True)
@@ -165,6 +171,9 @@ class Few:
     stop: EarlyStop = field(default_factory=EarlyStop)
     """Of plain CLIP stopped early, a control."""
 
+    def __post_init__(self):
+        object.__setattr__(self, "training", _within(self.training, self.pairs))
+
 
 @dataclass(frozen=True)
 class Sweeps:
@@ -231,6 +240,10 @@ class Config(Options):
     """How many of the seeds SafeCLIP and the fine-tuned CLIPs' downstream table have (0: all)."""
     together: bool = False
     """All processes train one CLIP together; otherwise each takes whole trainings, and SafeCLIP is always trained by one."""
+
+    def __post_init__(self):
+        object.__setattr__(self, "pretraining", _within(self.pretraining, self.data.pretrain_n))
+        object.__setattr__(self, "finetuning", _within(self.finetuning, self.data.finetune_n))
 
     def training(self, regime: str) -> Training:
         """Of pretrain, finetune or few."""

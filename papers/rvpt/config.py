@@ -16,6 +16,7 @@ from shared.errors import UserError
 from shared.experiment.scale import Options, check_seeds
 from shared.options import (
     Batch,
+    Bounded,
     Cosine,
     Count,
     Decay,
@@ -111,7 +112,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Bounded):
     """How one attack poisons a CLIP."""
 
     strengths: tuple[str, ...] = ()
