@@ -136,7 +136,9 @@ Blur = Annotated[float, Range(0, 100, above=True)]
 """Standard deviation of a Gaussian, in pixels."""
 _INTEGER = Range(-(2**63), 2**63 - 1)
 
-_later: ContextVar[list[str] | None] = ContextVar("bounds are checked later, and what is noted is said then", default=None)
+_later: ContextVar[list[str] | None] = ContextVar(
+    "bounds are checked later, and what is noted is said then", default=None
+)
 
 
 def free(default: object = dataclasses.MISSING) -> dataclasses.Field:
@@ -204,7 +206,7 @@ def from_command_line(kind: type[T], **how: Any) -> T:
     check_bounds(options)
     given = how.get("args")
     words = [part for word in (sys.argv[1:] if given is None else given) for part in word.split("=", 1)]
-    for name, value in dict(zip(words, words[1:], strict=False)).items():
+    for name, value in dict(itertools.pairwise(words)).items():
         if name.startswith("--") and name.endswith("warmup"):
             left = attrgetter(name[2:].replace("-", "_"))(options)
             if int(value) > left:
