@@ -9,6 +9,7 @@ its numbers "APGD-CE + APGD-T + Square", not AutoAttack. Square also differs in 
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +24,10 @@ from shared.errors import UserError
 from shared.options import Count, Positive, bounded
 from shared.rng import SampleRng
 
+Stage = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square"]
 STAGES = {"apgd-ce": apgd_ce, "apgd-dlr": apgd_dlr, "apgd-t": apgd_t, "fab-t": fab_t, "square": square}
-STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
+WITHOUT_FAB: tuple[Stage, ...] = ("apgd-ce", "apgd-t", "square")
+STANDARD: tuple[Stage, ...] = ("apgd-ce", "apgd-t", "fab-t", "square")
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ def cascade(
     threat: Threat,
     *,
     rng: SampleRng,
-    stages: tuple[str, ...] = ("apgd-ce", "apgd-t", "square"),
+    stages: tuple[Stage, ...] = WITHOUT_FAB,
     steps: Count = 100,
     targets: Count = 9,
     queries: Count = 5000,

@@ -32,13 +32,12 @@ from typing import Any
 
 from shared.claims.claims import UNKNOWN, Claim, ClaimsFile
 from shared.claims.looks import repeated
-from shared.claims.selection import Selected
+from shared.claims.selection import FRACTIONS, Selected
 from shared.claims.wording import detectable, margin, number, words
 from shared.errors import UserError
 from shared.metrics.intervals import Estimate
 
 GOOD, BAD, UNSURE, NONE = "good", "bad", "unsure", "none"  # tone of a status: what colour its badge has
-FRACTIONS = ("share", "fraction", "rate")  # units of numbers in [0, 1]
 ERROR = 0.05  # of each verdict, and the share of wrong decisions that `survives` allows
 EQUIVALENT = "no difference"
 LEAST_N, LEAST_SEEDS = 96, 3  # behind a headline claim

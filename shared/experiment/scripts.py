@@ -279,12 +279,13 @@ def keep(lab: "Lab", number: "Number", values: "Values", seconds: float) -> None
     """Store one measurement with its interval over examples and its provenance."""
     import numpy as np
 
+    from shared.claims.selection import FRACTIONS
     from shared.experiment.provenance import provenance
     from shared.experiment.store import Measurement
     from shared.metrics import intervals
 
     given, seed = np.asarray(values.values, np.float64), number.asked.get("seed")
-    mean = intervals.mean({"all": given})
+    mean = intervals.mean({"all": given}, share=values.unit in FRACTIONS)
     lab.store.save(
         Measurement(
             number.name,

@@ -106,7 +106,7 @@ class Judged:
         }
 
     def _cell(self, attack: str, how: str) -> Estimate | None:
-        return mean([self.numbers[attack, how].values]) if (attack, how) in self.numbers else None
+        return mean([self.numbers[attack, how].values], share=True) if (attack, how) in self.numbers else None
 
     def write(self) -> str:
         """Page, tables and the JSON entry; what to say on the screen."""
@@ -175,7 +175,7 @@ def compare(options: Compare) -> str:
 
     def pair(attack: str) -> Sequence[Estimate]:
         left, right = (x.numbers[attack, "mean"].values for x in (a, b))
-        return mean([left]), mean([right]), paired_difference([left], [right])
+        return mean([left], True), mean([right], True), paired_difference([left], [right], True)
 
     both = [k for k in a.attacks if k in b.attacks and (k[:3] != "own" or a.attacks[k] == b.attacks[k])]
     shared = {a.attacks[attack]: pair(attack) for attack in both}

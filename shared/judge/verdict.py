@@ -47,7 +47,7 @@ def judge(numbers: Numbers, classes: int, random: bool) -> Verdict:
     """By the rule. classes: K; random: whether two looks of the system at a picture may differ."""
 
     def of(attack: str, judged: str = "mean") -> Estimate:
-        return mean([numbers[attack, judged].values])
+        return mean([numbers[attack, judged].values], share=True)
 
     robust, clean, masked = of("worst"), of("clean"), signs(numbers)
     seen = f"gradient masking: {'; '.join(masked) or 'no sign'}."
@@ -92,7 +92,7 @@ def changed(numbers: Numbers, random: bool) -> str:
     for how, cause in CAUSES.items():
         m = numbers["worst", how]
         before, after = m.extra["before"], m.values
-        difference = paired_difference([after], [before])
+        difference = paired_difference([after], [before], share=True)
         apart = not difference.low <= 0 <= difference.high
         if apart if random else (before != after).mean() > CHANGED:
             first, then = f"{before.mean():.1%}", f"{after.mean():.1%}"

@@ -124,18 +124,23 @@ class Estimate:
         return self.value - (self.value - self.low) * z / Z, self.value + (self.high - self.value) * z / Z
 
 
-def mean(sets: Sets) -> Estimate:
-    """The mean over `sets` with its interval (module docstring)."""
+def mean(sets: Sets, share: bool | None = None) -> Estimate:
+    """The mean over `sets` with its interval (module docstring).
+
+    share: whether the values are shares, from 0 to 1. Of such the interval stays within [0, 1]; of others, values that all
+    happen to be 0 or 1 are no rates. None: they are shares where all are 0 or 1."""
     matrices = _matrices(sets)
     terms = [(1 / len(matrices), matrix) for matrix in matrices]
-    return _estimate(_value(terms), _distances(terms), _seeds(terms), terms, (0.0, 1.0) if _rates(matrices) else None)
+    rates = share is not False and _rates(matrices)
+    limits = (0.0, 1.0) if share or rates else None
+    return _estimate(_value(terms), _distances(terms, rates), _seeds(terms), terms, limits)
 
 
-def paired_difference(a: Sets, b: Sets) -> Estimate:
+def paired_difference(a: Sets, b: Sets, share: bool | None = None) -> Estimate:
     """The interval of mean(a) − mean(b), where set k of `a` and of `b` hold the same examples in the same order.
 
     Mappings are paired by name. One seed against several is repeated; otherwise row s of `a` belongs to row s of `b`.
-    Raises UserError when the sets or their numbers of examples differ.
+    share: as of `mean`. Raises UserError when the sets or their numbers of examples differ.
     """
     if isinstance(a, Mapping) and isinstance(b, Mapping) and a.keys() != b.keys():
         raise UserError(
@@ -145,8 +150,9 @@ def paired_difference(a: Sets, b: Sets) -> Estimate:
     if [m.shape for m in left] != [m.shape for m in right]:
         raise UserError("a paired difference needs the same examples on both sides, but their numbers differ")
     terms = [(1 / len(left), x - y) for x, y in zip(left, right, strict=True)]
-    if not _rates(left + right):
-        return _estimate(_value(terms), _distances(terms), _seeds(terms), terms, None)
+    if share is False or not _rates(left + right):
+        limits = (-1.0, 1.0) if share else None
+        return _estimate(_value(terms), _distances(terms, False), _seeds(terms), terms, limits)
     gained = _value([(c, np.maximum(d, 0)) for c, d in terms])
     lost = _value([(c, np.maximum(-d, 0)) for c, d in terms])
     pairs = _effective(terms, gained + lost - (gained - lost) ** 2)
@@ -155,19 +161,21 @@ def paired_difference(a: Sets, b: Sets) -> Estimate:
     )
 
 
-def unpaired_difference(a: Sets, b: Sets) -> Estimate:
-    """The interval of mean(a) − mean(b) for different sets of examples; seeds stay paired, since they are the same models."""
+def unpaired_difference(a: Sets, b: Sets, share: bool | None = None) -> Estimate:
+    """The interval of mean(a) − mean(b) for different sets of examples; seeds stay paired, since they are the same models.
+    share: as of `mean`."""
     left, right = _same_seeds(_matrices(a), _matrices(b))
     plus = [(1 / len(left), m) for m in left]
     minus = [(1 / len(right), m) for m in right]
-    of_a, of_b = _distances(plus), _distances(minus)
+    rates = share is not False and _rates(left + right)
+    of_a, of_b = (_distances(terms, share is not False and _rates([m for _, m in terms])) for terms in (plus, minus))
 
     def distances(z: float) -> tuple[float, float]:
         (low_a, high_a), (low_b, high_b) = of_a(z), of_b(z)
         return math.hypot(low_a, high_b), math.hypot(high_a, low_b)
 
     terms = plus + [(-c, m) for c, m in minus]
-    return _estimate(_value(terms), distances, _seeds(terms), terms, (-1.0, 1.0) if _rates(left + right) else None)
+    return _estimate(_value(terms), distances, _seeds(terms), terms, (-1.0, 1.0) if share or rates else None)
 
 
 def ratio(a: Sets, b: Sets) -> Estimate:
@@ -227,9 +235,9 @@ def _value(terms: Terms) -> float:
     return float(sum(c * matrix.mean() for c, matrix in terms))
 
 
-def _distances(terms: Terms) -> Ends:
-    """How far the ends of Σ c_k mean(V_k) are from it when only examples vary."""
-    if _rates([matrix for _, matrix in terms]):
+def _distances(terms: Terms, rates: bool) -> Ends:
+    """How far the ends of Σ c_k mean(V_k) are from it when only examples vary. rates: whether all values are 0 or 1."""
+    if rates:
         value = min(_value(terms), 1.0)
         n = _effective(terms, value * (1 - value))
         return lambda z: _exact(n * value, n, z)
