@@ -144,7 +144,7 @@ def test_what_numbers_are_together_is_looked_at_as_early(line, said):
     ("pmg_aft --tuning.steps 3", "tuning", 3), ("pmg_aft --tuning.warmup 5 --tuning.steps 5", "tuning", 5),
     ("diffcap --fare.steps 5", "fare", 5), ("distshift --denoising.steps 1", "denoising", 1),
     ("rvpt --attacks.badnet.steps 14", "attacks.badnet", 14), ("rvpt --baselines.cleanclip.steps 4", "baselines.cleanclip", 4),
-    ("roclip --data.pretrain-n 960", "pretraining", 42), ("roclip --few.pairs 384 --few.training.epochs 3", "few.training", 9),
+    ("roclip --data.pretrain-n 960", "pretraining", 42), ("roclip --few.pairs 384 --few.training.epochs 6", "few.training", 18),
     ("roclip --pretraining.batch 960", "pretraining", 50),
 ])  # fmt: skip
 def test_a_warm_up_of_the_preset_is_no_longer_than_what_is_trained(line, at, left, capsys):
