@@ -180,10 +180,9 @@ def _judge(claim: Claim, results: Any) -> Verdict:
         command = f"make {goal}-{results.paper}" + ("" if scale == "cpu" else f" SCALE={scale}")
         return Verdict(claim, "not measured", NONE, f"{absent} Run `{command}`.")
     slugs = tuple(dict.fromkeys(slug for selected in found for slug in selected.slugs))
-    if claim.ratio is not None and found[1].mean().value <= 0:
-        return Verdict(
-            claim, "inconclusive", UNSURE, "There is no ratio: what would be divided by is not above zero.", (), slugs
-        )
+    if claim.ratio is not None and (found[0].mean().value < 0 or found[1].mean().value <= 0):
+        sentence = "There is no ratio: what would be divided is below zero, or by what is not above zero."
+        return Verdict(claim, "inconclusive", UNSURE, sentence, (), slugs)
     estimates = tuple(repeated(e, results.looks) for e in _estimates(claim, found))
     failed = results.failed_gates()
     if failed:

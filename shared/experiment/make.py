@@ -129,6 +129,8 @@ class Target:
                 raise UserError(f"LAUNCH={shlex.join(self.given.launch)}: there is no program {self.given.launch[0]}")
         elif self.kind != "figures":
             choose(self.given.device, self.given.gpus)
+        for paper in papers if self.given.set and self.kind != "figures" else ():
+            self.report("page", paper, "--check", *self._settings)  # before what takes hours
         until = time.monotonic() + 60 * self.given.budget
         goes_on = self.given.budget and self.kind != "figures"
         for paper in papers:
@@ -159,9 +161,13 @@ class Target:
     def _page(self, paper: str) -> None:
         if self.kind != "figures":
             self._note(paper, "page")
-        self.report("page", paper, *(word for pair in self.given.set for word in ("--set", pair)))
+        self.report("page", paper, *self._settings)
         if self.kind != "figures":
             self._note(paper, "end")
+
+    @property
+    def _settings(self) -> list[str]:
+        return [word for pair in self.given.set for word in ("--set", pair)]
 
     def report(self, what: str, *options: str) -> None:
         """A page is drawn."""

@@ -51,6 +51,12 @@ def check_seeds(seeds: Sequence[int]) -> None:
         raise UserError(f"--seeds must be one or more different numbers, not {' '.join(map(str, seeds)) or 'nothing'}.")
 
 
+def check_batch(option: str, batch: int, n: int) -> None:
+    """Refuse a batch that is larger than the set it is drawn from."""
+    if batch > n:
+        raise UserError(f"{option} is {batch}, more than the {n:,} pairs there are to train on: make it smaller.")
+
+
 def parse(
     presets: Mapping[str, Config],
     description: str,

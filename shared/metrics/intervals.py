@@ -183,12 +183,15 @@ def ratio(a: Sets, b: Sets) -> Estimate:
 
     MOVER-R (Donner & Zou 2012, Stat. Methods Med. Res. 21, 347-359), which is Fieller's for symmetric intervals: an end r solves
     (A − rB)² = (distance of A's end)² + r² (distance of B's opposite end)². Where B may be zero the upper end is ∞.
-    Raises UserError for a denominator that is not above zero.
+    Raises UserError for a numerator below zero, and for a denominator that is not above it.
     """
     left, right = _same_seeds(_matrices(a), _matrices(b))
     top, bottom = mean(left), mean(right)
-    if bottom.value <= 0:
-        raise UserError(f"a ratio needs a denominator above zero, got {bottom.value:g}")
+    if top.value < 0 or bottom.value <= 0:
+        raise UserError(
+            "a ratio needs a numerator of zero or more and a denominator above zero, "
+            f"got {top.value:g} and {bottom.value:g}"
+        )
 
     def ends(z: float) -> tuple[float, float]:
         (a_low, a_high), (b_low, b_high) = top.at(z), bottom.at(z)
@@ -300,7 +303,10 @@ def _root(function: Callable[[float], float], low: float, high: float) -> float:
 
 def _matrices(sets: Sets) -> list[np.ndarray]:
     arrays = [sets[name] for name in sorted(sets)] if isinstance(sets, Mapping) else list(sets)
-    out = [np.atleast_2d(np.asarray(array, dtype=np.float64)) for array in arrays]
+    try:
+        out = [np.atleast_2d(np.asarray(array, dtype=np.float64)) for array in arrays]
+    except (TypeError, ValueError) as error:
+        raise UserError(f"per-example values are real numbers, as many for every seed, not these: {error}") from None
     if not out or any(m.ndim != 2 or m.size == 0 for m in out):
         raise UserError("an interval needs at least one set, each of shape (seeds, examples) with at least one example")
     if len({len(m) for m in out}) != 1:

@@ -53,10 +53,13 @@ def main(argv: list[str] | None = None) -> None:
         return
     looked_at.clear()
     notebook = Path(args.notebook) if args.notebook else ROOT / "papers" / args.paper / "notebook.ipynb"
+    parameters = settings(notebook, args.set)
+    if args.check:
+        return
     claims = Path(args.claims) if args.claims else notebook.parent / "claims.yaml"
     results = Path(args.results).absolute()
     figures = Path(args.figures).absolute() if args.figures else figures_folder(args.paper, args.scale, results)
-    given = {"scale": args.scale, "results": str(results), "figures": str(figures), **settings(notebook, args.set)}
+    given = {"scale": args.scale, "results": str(results), "figures": str(figures), **parameters}
     loaded = Results.load(
         results, args.scale, args.paper
     )  # before the notebook, so that "nothing measured" is one sentence
@@ -104,6 +107,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the notebook; may be repeated"
     )
+    parser.add_argument("--check", action="store_true", help="only say whether the notebook takes these")
     return parser.parse_args(argv)
 
 

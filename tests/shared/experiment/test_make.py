@@ -68,9 +68,11 @@ def test_a_paper_is_trained_evaluated_and_drawn(run, tmp_path):
         "2/255",
     ]
     given = {"SEEDS": "0 1", "DATA_ROOT": "/my pictures", "ARGS": "--attack.eps 2/255", "SET": "digits=1 name='a b'"}
+    settings = ["--set", "digits=1", "--set", "name=a b", *options[:2], *options[-4:-2]]
     assert run("reproduce-beta", **given) == [
+        ["-m", "shared.report.page", "beta", "--check", *settings],  # a mistake there is said before hours of work
         ["-m", "papers.beta.train", *options], ["-m", "papers.beta.evaluate", *options],
-        ["-m", "shared.report.page", "beta", "--set", "digits=1", "--set", "name=a b", *options[:2], *options[-4:-2]]]  # fmt: skip
+        ["-m", "shared.report.page", "beta", *settings]]  # fmt: skip
     assert all("--headline" in call for call in run("headline-beta") if call[1].startswith("papers"))
     assert [call[1] for call in run("figures-beta")] == ["shared.report.page"]
     assert run("status-beta", **given) == [["-m", "shared.experiment.status", "beta", *options]]

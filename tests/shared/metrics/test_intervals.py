@@ -213,6 +213,9 @@ def test_pairing_errors():
         mean([np.array([0.0, np.nan])])
     with pytest.raises(UserError, match="at least one"):
         mean({})
+    for wrong in (["a", "b"], [[1, 0], [1]], [1j]):
+        with pytest.raises(UserError, match="per-example values are real numbers"):
+            mean([wrong])
 
 
 def test_ratio_of_costs():
@@ -223,6 +226,8 @@ def test_ratio_of_costs():
     assert e.low < e.value < e.high and e.half_width < 0.02
     with pytest.raises(UserError, match="above zero"):
         ratio([slow], [np.zeros(3)])
+    with pytest.raises(UserError, match="numerator of zero or more"):
+        ratio([-slow], [fast])
 
 
 def test_deterministic_and_global_generators_untouched():
