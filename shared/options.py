@@ -134,7 +134,7 @@ _INTEGER = Range(-(2**63), 2**63 - 1)
 _later = ContextVar("bounds are checked later", default=False)
 
 
-def free(default: object = dataclasses.MISSING) -> dataclasses.Field:
+def free(default: Any = dataclasses.MISSING) -> Any:
     """A field that changes no outcome: how many at a time, how many processes read ahead, how often it is saved, what
     it is called.
 
