@@ -67,7 +67,7 @@ endif
 
 # ---- targets ---------------------------------------------------------------------------------------------------------------
 
-.PHONY: help setup lock reproduce headline overview status record test lint smoke test-slow test-pages test-cpus bench zoo doctor clean-results FORCE
+.PHONY: help setup lock reproduce headline overview status record docs test lint smoke test-slow test-pages test-cpus bench zoo doctor clean-results FORCE
 
 # LC_ALL=C: in Turkish, i is not between a and z.
 help: ## this text
@@ -115,6 +115,9 @@ record: environment ## publish what finished runs of all papers drew as the reco
 reproduce-% headline-% figures-% status-% bench-% record-%: environment FORCE
 	$(call do,$@)
 
+docs: environment ## the page of the public names, docs/api/vlm_robust.html, from their docstrings
+	@$(PY) -m pdoc --no-show-source --template-directory docs/template --output-directory docs/api vlm_robust
+
 # A process per core, at most four (each imports torch), and the files in the order in which they stand: those of papers take longest and come first,
 # where xdist would begin with the files of most tests. A file stays whole, so what its tests share is made once. ARGS="-n 0" for one process.
 workers = $(if $(filter 1,$(cores))$(findstring no:xdist,$(ARGS)),,-n $(if $(filter 2 3,$(cores)),$(cores),4) --dist loadfile --no-loadscope-reorder)
@@ -124,9 +127,10 @@ test: lint smoke ## ruff, the import rules, one paper at SCALE=smoke, a few test
 	@$(if $(ARGS),,$(PY) -m tests.cpus --quick $(workers))
 	@$(PY) -m pytest -m "not slow and not bench" $(workers) $(ARGS)
 
-lint: environment ## ruff and the import rules alone (seconds)
+lint: environment ## ruff, the import rules and the types of the public names alone (half a minute, then seconds)
 	@$(PY) -m ruff check .
 	@$(PY) -c "from importlinter.cli import lint_imports_command as main; main()" --no-logo
+	@$(PY) -m mypy
 
 smoke: environment ## one paper end to end at SCALE=smoke, in a temporary folder (under a minute)
 	$(call do,$@)

@@ -141,7 +141,7 @@ _later: ContextVar[list[str] | None] = ContextVar(
 )
 
 
-def free(default: object = dataclasses.MISSING) -> dataclasses.Field:
+def free(default: Any = dataclasses.MISSING) -> Any:
     """A field that changes no outcome: how many at a time, how many processes read ahead, how often it is saved, what
     it is called.
 

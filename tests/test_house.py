@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FILES = sorted(path for room in ("shared", "papers") for path in (ROOT / room).rglob("*.py"))
+FILES = sorted(path for room in ("shared", "papers", "vlm_robust") for path in (ROOT / room).rglob("*.py"))
 FORM = {
     tokenize.COMMENT,
     tokenize.NL,

@@ -226,13 +226,14 @@ def test_make_test_runs_rules_smoke_and_then_pytest(place):
     assert place.calls == [
         "-m ruff check .",
         "lint-imports",
+        "-m mypy",
         smoke,
         f"-m tests.cpus --quick{SPREAD}",
         f"-m pytest -m not slow and not bench{SPREAD}",
     ]
 
 
-@pytest.mark.parametrize(("word", "calls"), [("ruff", 1), ("smoke", 3), ("cpus", 4), ("bench", 5)])
+@pytest.mark.parametrize(("word", "calls"), [("ruff", 1), ("mypy", 3), ("smoke", 4), ("cpus", 5), ("bench", 6)])
 def test_make_test_fails_where_a_part_fails(place, word, calls):
     (place.root / "fails").write_text(word)
     assert place.make("test").returncode == 2

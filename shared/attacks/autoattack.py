@@ -89,7 +89,10 @@ def cascade(
         for stage in stages:
             rows = alive.nonzero().flatten()
             if len(rows):
-                part = {"rng": rng.subset(rows).child(stage), "batch_size": batch_size} | budgets[stage]
+                part = {  # type: ignore[operator]
+                    "rng": rng.subset(rows).child(stage),
+                    "batch_size": batch_size,
+                } | budgets[stage]
                 x_adv[rows] = STAGES[stage](victim, x[rows], y[rows], threat, **part)
                 alive = alive.clone()
                 alive[rows] = _correct(victim, x_adv[rows], y[rows], batch_size)

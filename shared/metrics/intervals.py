@@ -79,7 +79,7 @@ class Estimate:
             high,
             self.n,
             self.seeds,
-            lambda z: tuple(sorted(end * factor for end in self.at(z))),
+            lambda z: tuple(sorted(end * factor for end in self.at(z))),  # type: ignore[arg-type, return-value]
             self.of_seeds,
         )
 
