@@ -38,6 +38,7 @@ from papers.roclip.probe import (
 from papers.roclip.safeclip import SafeClip, safeclip
 from papers.roclip.tables import COSTED, MATCHED, default, in_name, rate
 from papers.roclip.training import EarlyStop, Method, Training, make_pools, train
+from papers.roclip.yours import Mine, train_by
 from shared.attacks.triggers import at_test
 from shared.data.base import LabelledImages, Subset
 from shared.data.language import TEMPLATES
@@ -54,8 +55,10 @@ from shared.metrics.costs import clock
 from shared.models.clip import create_clip
 from shared.models.sources import locate
 from shared.models.victim import ZeroShot, tell_apart, text_matrix
+from shared.report.shown import YOURS
 from shared.steps.backdoor import Aim, Pairs, Poison, Seen, Stamp, side
 from shared.steps.choice import CandidateScore, Choice, settled
+from shared.steps.yours import Code
 from shared.training.cleanclip import CleanClipConfig, cleanclip
 
 ONE_TEMPLATE = "a photo of a {}."
@@ -386,6 +389,17 @@ class Contrastive(Trained):
         return pools
 
 
+@dataclass(frozen=True)
+class ByYours(Contrastive):
+    """The same with a loss of the user's own, by one process."""
+
+    def make(self, lab: Lab) -> tuple[Tensors, dict[str, str]]:
+        clip, pairs = start(lab, self.clip, self.seed), self.poisons.held(lab)
+        options = {"checkpoint": lab.partial(self), "after_epoch": self._watch(lab), "name": self.name}
+        found = train_by(self.method, clip, pairs, self.training, **options)
+        return clip.state_dict(), {"history": json.dumps(found.history)}
+
+
 def filled(lab: Lab, clip: Backbone, seed: int, weights: Tensors) -> nn.Module:
     """A CLIP with trained weights."""
     found = start(lab, clip, seed)
@@ -657,6 +671,22 @@ class StepSeconds(Measured):
         return found
 
 
+@dataclass(frozen=True)
+class StepSecondsByYours(StepSeconds):
+    """The same of the user's own alone, the only one of `methods`."""
+
+    def _seconds(self, lab: Lab) -> list[list[float]]:
+        clean = self.clean.open(lab)
+        pairs = Held(PairSubset(clean, range(min(len(clean), self.steps * self.batch))))
+        training, marks = Training(1, min(self.batch, len(pairs)), self.lr, 1), []
+        for _ in range(REPEATS + 1):  # the first warms up
+            clip = start(lab, self.clip, 0)
+            marks.append(clock(lab.device))
+            train_by(self.methods[0], clip, pairs, training)
+            marks.append(clock(lab.device))
+        return [[(b - a) / training.per_epoch(len(pairs)) for a, b in zip(marks[2::2], marks[3::2], strict=True)]]
+
+
 # ---- what the tags of a number mean ----------------------------------------------------------------------------------
 
 
@@ -710,6 +740,8 @@ def few_method(c: Config, method: str, seed: int) -> Method:
     augmentation."""
     if method == "clip_aug":
         return method_of(c, method, seed, "", "")
+    if method == YOURS:
+        return Mine(code=yours_of(c))
     m = c.methods
     matchings = {
         "roclip": m.roclip,
@@ -744,7 +776,14 @@ def model(
     together = c.together and method != "safeclip"
     training = replace(c.training(regime), seed=seed)
     poisons = poisons_of(c, regime, seed, m)
+    if method == YOURS:
+        return ByYours(begin, poisons, how, training, watched, seed, None, row)
     return Contrastive(begin, poisons, how, training, watched, seed, stop, row, together=together)
+
+
+def yours_of(c: Config) -> Code:
+    """The user's own (`papers.roclip.yours`)."""
+    return Code(c.yours, "METHOD")
 
 
 def method_of(c: Config, method: str, seed: int, sweep: str, value: float | str) -> Method:
@@ -757,6 +796,8 @@ def method_of(c: Config, method: str, seed: int, sweep: str, value: float | str)
         images = None if value == "none" else images
         alpha = (alpha or c.sweeps.alpha) if value == "both" else 0.0
     captions = CaptionAugmentation(alpha, 1 + seed) if alpha else None
+    if method == YOURS:
+        return Mine(None, images, captions, code=yours_of(c))
     if method not in MATCHED:
         return Method(None, images, captions)
     changes = {"pool": {"share": value, "size": None}, "augment": {}, "": {}}.get(sweep, {sweep: value})
@@ -824,6 +865,9 @@ def seconds(c: Config, method: str, seed: int) -> StepSeconds:
     methods = tuple(Method(always.get(m), c.methods.images, captions) for m in COSTED)
     clip, clean = Backbone(c.models.name, "random"), clean_of(c, "pretrain", seed)
     t = c.pretraining
+    if method == YOURS:
+        mine = (Mine(None, c.methods.images, captions, code=yours_of(c)),)
+        return StepSecondsByYours(clip, clean, mine, 0, c.sweeps.cost_steps, t.batch, t.lr)
     return StepSeconds(clip, clean, methods, COSTED.index(method), c.sweeps.cost_steps, t.batch, t.lr)
 
 

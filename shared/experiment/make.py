@@ -24,6 +24,8 @@ from shared.experiment.scales import ROOT, SCALES, check_scale, scales
 from shared.files import check_folder
 from shared.lifeline import supervise, tie_to_launcher
 
+YOURS = ("DEFENCE", "OBJECTIVE", "METHOD")  # a method of the user's own, by what a paper's are called
+
 
 @dataclass(frozen=True)
 class Dials:
@@ -39,6 +41,8 @@ class Dials:
     gpus: int | None = None
     launch: tuple[str, ...] = ()
     budget: int = 0
+    yours: str = ""
+    name: str = ""
 
     @property
     def options(self) -> list[str]:
@@ -49,6 +53,7 @@ class Dials:
             self.scale,
             *seeds,
             *(["--data-root", self.data_root] if self.data_root else []),
+            *(["--yours", self.yours] if self.yours else []),
             "--results",
             self.results,
         ]
@@ -74,6 +79,11 @@ def dials(words: Sequence[str]) -> Dials:
         raise UserError("RESULTS is empty; name a folder or leave it out")
     if given.get("TORCH", "") not in ("", "cpu"):
         raise UserError(f"there is no TORCH={given['TORCH']}; choose cpu or leave it out")
+    yours = [f"{word}={given[word]}" for word in YOURS if given.get(word)]
+    if len(yours) > 1:
+        raise UserError(f"{' and '.join(yours)}: a run has one row of your own, so give one of them")
+    if yours and not all(yours[0].partition("=")[2].partition(":")):
+        raise UserError(f"{yours[0]}: write module:name, as in {yours[0].partition('=')[0]}=my_module:Mine")
     launch = _words("LAUNCH", given)
     if launch and (device or gpus):
         raise UserError(
@@ -98,6 +108,8 @@ def dials(words: Sequence[str]) -> Dials:
         gpus=int(gpus) if gpus else None,
         launch=launch,
         budget=int(budget or 0),
+        yours=yours[0].partition("=")[2] if yours else "",
+        name=given.get("NAME", ""),
     )
 
 
@@ -246,6 +258,11 @@ def main() -> None:
     papers = with_file("train.py")
     kind, _, paper = goal.partition("-")
     given = dials(words)
+    if given.yours and not (paper and kind in ("reproduce", "headline", "status")):
+        raise UserError(
+            f"a method of your own ({given.yours}) is a row of one paper: give it to make reproduce-<paper>, "
+            "headline-<paper> or status-<paper>"
+        )
     if paper and paper not in papers:
         raise UserError(f"there is no paper '{paper}' with a train.py; there is: {' '.join(papers) or 'none yet'}")
     if kind == "record":

@@ -91,6 +91,15 @@ class Filled:
         return (self[row, column] for row in self.rows for column in self.columns)
 
 
+YOURS = "yours"
+
+
+def yours(c: object) -> dict[str, str]:
+    """method -> label of the row of the user's own (docs/yours.md); {} where there is none. c: any configuration."""
+    spec = getattr(c, "yours", "")
+    return {YOURS: f"yours: {spec.rpartition(':')[2]}"} if spec else {}
+
+
 def table(make: Callable[[object], Shown]) -> Callable[[Results], tables.Table | None]:
     """Mark a function configuration -> Shown as a table of the paper."""
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from shared.errors import UserError
 from shared.experiment import source
+from shared.experiment.scale import Options
 from shared.experiment.step import Lab, Measured, Values, free
 from shared.files import digest, look_at
 from shared.metrics.costs import clock
@@ -189,13 +190,30 @@ def look_through(defence: Shield, x: Tensor, rng: SampleRng) -> Tensor:
 
 @dataclass(frozen=True)
 class Yours:
-    """A defence of the user's own in a paper's tables: random or not, with a gradient or without."""
+    """A defence of the user's own in a paper's tables: DEFENCE=module:name, a class that is made without arguments.
+
+        def __call__(self, x: Tensor, rng: SampleRng) -> Tensor: ...       # or without rng, where nothing is random
+
+    x (N, 3, H, W) in [0, 1] -> pictures of the same size in [0, 1], finite. Noise is taken from rng, of which each
+    picture has a stream of its own; `random = False` in the class says that there is none, and spares repetitions. Where
+    torch finds no gradient through it, attackers take the identity's (BPDA).
+    """
 
     code: Code
 
+    @classmethod
+    def of(cls, config: Options) -> "Yours":
+        """What the options say."""
+        return cls(Code(config.yours, "DEFENCE"))
+
     def open(self, lab: Lab) -> Shield:
         """The defence, opened once."""
-        return lab.once(self, lambda: Shield(Own(self.code).open(lab), True, None))
+
+        def make() -> Shield:
+            opened = Own(self.code).open(lab)
+            return Shield(opened, getattr(opened, "random", True), None)
+
+        return lab.once(self, make)
 
     def look(self, lab: Lab, data: Examples) -> None:
         """Raises UserError unless it makes of a few pictures others of their size in [0, 1]."""
