@@ -18,6 +18,7 @@ from shared.experiment.lab import Lab
 from shared.experiment.paper import Paper
 from shared.experiment.step import parts
 from shared.processes import accelerator
+from shared.report.shown import YOURS
 from shared.steps.yours import Code
 from tests.papers.test_contract import made_up
 
