@@ -71,7 +71,7 @@ endif
 
 # ---- targets ---------------------------------------------------------------------------------------------------------------
 
-.PHONY: help setup lock reproduce headline overview status record test lint smoke test-slow test-pages test-cpus bench zoo doctor clean-results FORCE
+.PHONY: help setup lock reproduce headline overview status new-paper record test lint smoke test-slow test-pages test-cpus bench zoo doctor clean-results FORCE
 
 # LC_ALL=C: in Turkish, i is not between a and z.
 help: ## this text
@@ -105,6 +105,9 @@ overview: environment ## the page with all claims of all papers at one SCALE, fr
 	$(call do,$@)
 
 status: environment ## what is measured at this SCALE, what is missing, and what the rest would take; measures nothing
+	$(call do,$@)
+
+new-paper: environment ## a small working paper to begin with: papers/NAME and its test (docs/yours.md)
 	$(call do,$@)
 
 record: environment ## publish what finished runs of all papers drew as the record in figures/ and the READMEs; refuses what is partial

@@ -2,6 +2,7 @@
 
     python -m shared.experiment.make check NAME=value …                one line on stdout for the first mistake
     python -m shared.experiment.make reproduce-pmg_aft NAME=value …    or headline-, figures-, status-, bench-; of all without a paper
+    python -m shared.experiment.make new-paper NAME=x                  see `new_paper`
 
 Standard library only. Notes when each stage begins in <results>/<scale>/<paper>/times.txt, which the overview reads.
 """
@@ -20,6 +21,7 @@ from pathlib import Path
 
 from shared.errors import DONE, UserError, run_main
 from shared.experiment.launch.__main__ import DEVICES, choose, start
+from shared.experiment.new_paper import begin
 from shared.experiment.scales import ROOT, SCALES, check_scale, scales
 from shared.files import check_folder
 from shared.lifeline import supervise, tie_to_launcher
@@ -214,7 +216,8 @@ def with_scale(papers: Sequence[str], scale: str) -> list[str]:
     """The papers that have this scale; those that have not are named before anything runs."""
     for paper in papers:
         if scale not in scales(paper):
-            print(f"{paper} is left out: it has no SCALE={scale}, only {', '.join(scales(paper))}", flush=True)
+            there = ", ".join(scales(paper)) or "none that can be read"
+            print(f"{paper} is left out: it has no SCALE={scale}, only {there}", flush=True)
     return [paper for paper in papers if scale in scales(paper)]
 
 
@@ -258,6 +261,11 @@ def main() -> None:
     papers = with_file("train.py")
     kind, _, paper = goal.partition("-")
     given = dials(words)
+    if goal == "new-paper":
+        for folder in begin(given.name):
+            print(f"made {folder.relative_to(ROOT)}")
+        print(f"next: make reproduce-{given.name} SCALE=smoke")
+        return
     if given.yours and not (paper and kind in ("reproduce", "headline", "status")):
         raise UserError(
             f"a method of your own ({given.yours}) is a row of one paper: give it to make reproduce-<paper>, "

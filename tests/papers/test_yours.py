@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 
 from shared.claims.claims import load
 from shared.claims.selection import matches
@@ -16,10 +17,15 @@ from shared.data.catalogue import Source
 from shared.errors import UserError
 from shared.experiment.lab import Lab
 from shared.experiment.paper import Paper
-from shared.experiment.step import parts
+from shared.experiment.status import status
+from shared.experiment.step import Kept, closure, parts
 from shared.processes import accelerator
+from shared.report.data import Results
+from shared.report.record import complaint
 from shared.report.shown import YOURS
-from shared.steps.yours import Code
+from shared.rng import SampleRng
+from shared.steps.yours import Code, Shield
+from tests.papers.ends import load as load_file
 from tests.papers.test_contract import made_up
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -93,7 +99,7 @@ def test_it_is_in_every_table_and_figure(paper):
     seen = set()
     for name, f in paper.shown().items():
         wanted = {n.name for n in paper.numbers(config, f.grids(config))} & names
-        if f.grids is f or not wanted:
+        if f.grids is f or not wanted or any(grid.apart for grid in f.grids(config)):
             continue
         with results.tracking() as used:
             drawn = f(results)
@@ -120,6 +126,68 @@ def test_the_look_lets_the_examples_pass_and_their_source_counts(paper, tmp_path
     assert json.dumps(before)
     assert len({one.identity(lab) for one in (first, third)}) == 2
     assert second.load() is not None
+
+
+def test_a_defence_is_the_same_again_and_has_a_gradient_or_the_identitys():
+    def drawn(x):
+        return (x + torch.randn_like(x)).clamp(0, 1).detach()
+
+    shield, x, rng = Shield(drawn, True, None), torch.full((3, 3, 4, 4), 0.5), SampleRng(0, [4, 5, 6])
+    before = torch.get_rng_state()
+    assert torch.equal(shield(x, rng), shield(x, rng)) and not torch.equal(shield(x, rng), shield(x, rng.child("b")))
+    assert torch.equal(torch.get_rng_state(), before)
+    z = x.clone().requires_grad_()
+    out = shield(z, rng)
+    assert torch.equal(out.detach(), shield(x, rng))
+    assert torch.equal(torch.autograd.grad(out.sum(), z)[0], torch.ones_like(z))
+    exact = Shield(lambda x, rng: 0.5 * x, True, None)
+    assert torch.autograd.grad(exact(z, rng).sum(), z)[0].eq(0.5).all()
+
+
+def test_an_attacker_who_knows_the_defence(tmp_path):
+    """One step of distshift's adaptive table."""
+    config, _, plan = plans("distshift")
+    lab = lab_of(config, tmp_path)
+    wanted = {"kind": "adaptive", "method": YOURS, "against": "exact", "judged": "mean"}
+    number = next(n for n in plan if matches(wanted, n.tags))
+    lab.make(step for step in closure([number.step]) if isinstance(step, Kept))
+    values = number.step.make(lab)
+    assert values.sanity and ((values.values >= 0) & (values.values <= 1)).all()
+    costs = [n for n in plan if matches({"kind": "cost", "method": YOURS}, n.tags)]
+    lab.make(step for step in closure(n.step for n in costs) if isinstance(step, Kept))
+    assert len(costs) == 2 and all((n.step.make(lab).values >= 0).all() for n in costs)
+
+
+def test_teco_as_ones_own_objective_is_teco(tmp_path):
+    """PMG-AFT: the same weights, bit for bit; TeCoA is a class as the user would bring."""
+    found = importlib.import_module("papers.pmg_aft.paper").PAPER
+    config = replace(found.presets["smoke"], yours="shared.training.adversarial:TeCoA")
+    rows = importlib.import_module("papers.pmg_aft.steps").methods(config, 0)
+    lab = lab_of(config, tmp_path)
+    towers = [replace(rows[name], lr=None).run(lab, lambda *_: None) for name in ("tecoa", YOURS)]
+    theirs, mine = (tower.state_dict() for tower in towers)
+    assert all(torch.equal(value, mine[name]) for name, value in theirs.items())
+
+
+def test_one_paper_from_end_to_end(tmp_path, capsys):
+    """PMG-AFT's headline: measured, drawn, no record, and nothing of the others is made again without it."""
+    small = load_file("papers/pmg_aft/test_end_to_end.py").SMALL
+    options = (*small, "--headline", "--results", tmp_path)
+    own_too = (*options, "--yours", "my_module:SmoothedTeCoA")
+    script = load_file("papers/conftest.py")._run_here
+    for name in ("train", "evaluate"):
+        done = script("pmg_aft", name, *own_too)
+        assert done.code == 0, done.err
+    results = Results.load(tmp_path, "smoke", "pmg_aft")
+    found = importlib.import_module("papers.pmg_aft.tables").clean(results)
+    assert "yours: SmoothedTeCoA" in [row for row, _ in found.rows]
+    assert "a row of your own (my_module:SmoothedTeCoA) is in it" in complaint("pmg_aft", "smoke", tmp_path)
+    said = status("pmg_aft", [str(word) for word in own_too])
+    assert "missing" not in said
+    again = script("pmg_aft", "evaluate", *options)
+    count = len([n for n in results.planned.values() if n["method"] != YOURS])
+    assert f"evaluation: {count} measurements, {count} already there" in again.out
+    assert not complaint("pmg_aft", "smoke", tmp_path).startswith("pmg_aft: a row of your own")
 
 
 @pytest.mark.parametrize(
