@@ -195,7 +195,7 @@ class Yours:
         def __call__(self, x: Tensor, rng: SampleRng) -> Tensor: ...       # or without rng, where nothing is random
 
     x (N, 3, H, W) in [0, 1] -> pictures of the same size in [0, 1], finite. Noise is taken from rng, of which each
-    picture has a stream of its own; `random = False` in the class says that there is none, and spares repetitions. Where
+    picture has a stream of its own; `random = False` in the class says that there is none: gradients then need one draw. Where
     torch finds no gradient through it, attackers take the identity's (BPDA).
     """
 
