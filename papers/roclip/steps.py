@@ -823,7 +823,7 @@ def number(
 ) -> Measured | None:
     """The step behind a number; None where a training has no such epoch."""
     if kind == "cost":
-        return seconds(c, method, seed)
+        return seconds_by_yours(c, seed) if method == YOURS else seconds(c, method, seed)
     if kind == "dose":
         return CandidateScore(dose_of(c), c.few.doses.index(m), "share", measure == "chosen")
     if method == "clip_stopped":
@@ -865,10 +865,14 @@ def seconds(c: Config, method: str, seed: int) -> StepSeconds:
     methods = tuple(Method(always.get(m), c.methods.images, captions) for m in COSTED)
     clip, clean = Backbone(c.models.name, "random"), clean_of(c, "pretrain", seed)
     t = c.pretraining
-    if method == YOURS:
-        mine = (Mine(None, c.methods.images, captions, code=yours_of(c)),)
-        return StepSecondsByYours(clip, clean, mine, 0, c.sweeps.cost_steps, t.batch, t.lr)
     return StepSeconds(clip, clean, methods, COSTED.index(method), c.sweeps.cost_steps, t.batch, t.lr)
+
+
+def seconds_by_yours(c: Config, seed: int) -> StepSecondsByYours:
+    """The same of the user's own."""
+    usual = seconds(c, COSTED[0], seed)
+    mine = (Mine(None, usual.methods[0].images, usual.methods[0].captions, code=yours_of(c)),)
+    return StepSecondsByYours(usual.clip, usual.clean, mine, 0, usual.steps, usual.batch, usual.lr)
 
 
 def describe(
