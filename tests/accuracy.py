@@ -102,6 +102,17 @@ def assert_same_training(
     assert allowed <= 1e-4 * gone, f"a bound of {allowed**0.5:.1e} says little of a way of {gone**0.5:.1e}"
 
 
+def assert_same_way(one: Mapping[str, Tensor], two: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> None:
+    """Two trainings from one start that differ in the order of sums: ‖one − two‖ ≤ 1 % of ‖one − start‖, all weights together.
+
+    There is no float64 run to compare with, and no bound of ε·√K would do: an optimiser that divides by the size of a
+    gradient can send what is rounding alone a whole step to either side. Whoever saw other examples or other negatives goes
+    another way altogether: two random ways are √2 times as far apart as each is long."""
+    ways = [(one[k].double() - two[k].double(), one[k].double() - start[k].double()) for k in start]
+    apart, gone = (sum(way.square().sum().item() for way in every) ** 0.5 for every in zip(*ways, strict=True))
+    assert apart <= 0.01 * gone, f"{apart:.2e} apart after a way of {gone:.2e}"
+
+
 def _leaves(name: str, *things: Any) -> Iterator[tuple]:
     """Tuples (name, tensor, tensor, …) of trees of one structure."""
     first = things[0]

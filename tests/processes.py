@@ -1,4 +1,4 @@
-"""The same script on one process and on two, by the launcher: what both have saved."""
+"""The same training on one process and on two, by the launcher: what both have saved."""
 
 import os
 import subprocess
@@ -10,21 +10,28 @@ from torch import Tensor
 from shared.models.clip import read_weights
 
 ROOT = Path(__file__).resolve().parents[1]
+TIED = "from shared.lifeline import tie_to_launcher\n\ntie_to_launcher()\n"
 
 
-def saved_by_one_and_two(script: str, folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """script: source code that lets its main process save tensors in the file sys.argv[1]. folder: an empty one, for the script and what it saves."""
-    (folder / "script.py").write_text(script)
+def saved_by_one_and_two(folder: Path, *command: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """command: a script's name or `-m MODULE`, and arguments; that of the file in which the main process saves tensors
+    follows. folder: for what they save."""
     saved = []
     for device in ("cpu", "cpu2"):
-        command = [sys.executable, "-m", "shared.experiment.launch", "--device", device]
         out = folder / f"{device}.safetensors"
         subprocess.run(
-            [*command, str(folder / "script.py"), str(out)],
+            [sys.executable, "-m", "shared.experiment.launch", "--device", device, *command, str(out)],
             cwd=ROOT,
             check=True,
-            timeout=250,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            timeout=500,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         )
         saved.append(read_weights(out))
     return saved[0], saved[1]
+
+
+def script_in(folder: Path, source: str) -> str:
+    """The name of a script in that folder, whose processes end with their launcher."""
+    path = folder / "script.py"
+    path.write_text(TIED + source)
+    return str(path)

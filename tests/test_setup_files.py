@@ -87,7 +87,15 @@ def test_import_rules_cover_every_room():
     assert rooms | files == set(contracts["core-knows-no-experiment"]["source_modules"]) | OUTER & (rooms | files)
 
 
-OUTER = {"shared.claims", "shared.experiment", "shared.judge", "shared.report", "shared.bench", "shared.setup", "shared.steps"}
+OUTER = {
+    "shared.claims",
+    "shared.experiment",
+    "shared.judge",
+    "shared.report",
+    "shared.bench",
+    "shared.setup",
+    "shared.steps",
+}
 
 
 def test_every_folder_with_code_is_a_package():

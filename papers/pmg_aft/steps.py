@@ -348,6 +348,7 @@ class Adversary:
     steps: int = 0
     step_size: float = 0.0
     kappa: float = 0.0
+    stages: tuple[str, ...] = ()
     targets: int = 0
     queries: int = 0
     seed: int = 0
@@ -366,6 +367,7 @@ class Adversary:
                 y,
                 threat,
                 rng=rng,
+                stages=self.stages,
                 steps=self.steps,
                 targets=self.targets,
                 queries=self.queries,
@@ -536,9 +538,8 @@ def adversary(c: Config, name: str) -> Adversary:
     if kind == "clean":
         return Adversary("clean", batch=a.batch)
     if kind == "auto":
-        return Adversary(
-            "auto", a.eps, a.auto_steps, targets=a.auto_targets, queries=a.auto_queries, seed=a.seed, batch=a.batch
-        )
+        budget = {"stages": a.auto_stages, "targets": a.auto_targets, "queries": a.auto_queries}
+        return Adversary("auto", a.eps, a.auto_steps, **budget, seed=a.seed, batch=a.batch)
     multiple = float(name[5:]) if name.startswith("pgd_x") else 1.0
     steps = {"pgd_long": a.long_steps, "pgd_strong": a.strong_steps}.get(name, a.steps)
     size = 2.5 / a.strong_steps if name == "pgd_strong" else a.ratio

@@ -15,7 +15,7 @@ from shared.attacks.triggers import check_fields
 from shared.data.catalogue import Source
 from shared.errors import UserError
 from shared.experiment.scale import Options, check_seeds
-from shared.options import Count, Decay, Pairs, Part, Range, Seed, Share, Whole
+from shared.options import Count, Decay, Pairs, Part, Positive, Range, Seed, Share, Whole
 from shared.training.cleanclip import CleanClipConfig
 
 BACKDOORS = tuple(ATTACKS)
@@ -145,6 +145,21 @@ class Methods:
 
 
 @dataclass(frozen=True)
+class Choosing:
+    """How every method's peak learning rate is chosen in every regime: by `steps.CleanAccuracy`, on the first seed."""
+
+    multiples: tuple[Positive, ...] = (1.0, 2.0, 4.0)
+    """The grid: multiples of the regime's own (of `methods.cleanclip.lr` for CleanCLIP), growing, that among them;
+    empty: nothing is chosen. None is smaller: at 0.3 CLIP + augmentation learns too little of the poison for the
+    gates, in fine-tuning, and what a defence would gain there is what learning less gains."""
+    part: Annotated[int, Range(2, 1000)] = 3
+    """The stopping rule of candidates: they are trained on every so many-th pair, with as many times fewer updates and
+    warm-up, but through all epochs and phases of the method."""
+    n: Whole = 512
+    """Validation pictures of the main set (0: all)."""
+
+
+@dataclass(frozen=True)
 class Few:
     """A world with few target images and no backdoor, in which the readings of the first version stand side by side."""
 
@@ -222,13 +237,15 @@ class Config(Options):
     methods: Methods = field(default_factory=Methods)
     pretraining: Training = field(default_factory=lambda: Training(epochs=6, batch=128, lr=2e-3, warmup=50))
     finetuning: Training = field(default_factory=lambda: Training(epochs=6, batch=128, lr=1e-3, warmup=20))
+    choosing: Choosing = field(default_factory=Choosing)
     probing: Probing = field(default_factory=Probing)
     sweeps: Sweeps = field(default_factory=Sweeps)
     gates: Gates = field(default_factory=Gates)
     watch_n: Count = 256
     """Test pictures of the measurements at the end of every epoch; other than those of the tables where a set has enough."""
     more_seeds: Whole = 1
-    """How many of the seeds SafeCLIP and the fine-tuned CLIPs' downstream table have (0: all)."""
+    """How many of the seeds SafeCLIP, the fine-tuned CLIPs' downstream table and, with few targets, the cross-modal
+    variant and the larger bank have (0: all)."""
     together: bool = False
     """All processes train one CLIP together; otherwise each takes whole trainings, and SafeCLIP is always trained by one."""
 
@@ -270,6 +287,7 @@ PRESETS = {
         ),
         pretraining=Training(epochs=4, batch=32, lr=1e-3, warmup=1),
         finetuning=Training(epochs=2, batch=32, lr=1e-3, warmup=1),
+        choosing=Choosing((1.0, 3.0), 2, 16),
         probing=Probing(epochs=1),
         few=Few(64, 2, (2, 3), large=96, training=Training(epochs=2, batch=32, lr=1e-3, warmup=1)),
         sweeps=replace(
@@ -330,6 +348,7 @@ PRESETS = {
         ),
         pretraining=RELEASED_TRAINING,
         finetuning=replace(RELEASED_TRAINING, epochs=10, lr=1e-5, warmup=50, ahead=False),
+        choosing=Choosing(()),
         few=Few(
             1_000_000, 16, (35, 100, 625), sets=("named:cifar10", "named:Caltech101Split"), training=RELEASED_TRAINING
         ),
@@ -370,6 +389,12 @@ def check(config: Config) -> None:
         raise UserError(f"--gates.attacks has no attack {missing[0]!r}: choose of {', '.join(BACKDOORS)}.")
     if every and config.methods.roclip.every not in every:
         raise UserError("the sweeps go through the defaults: --sweeps.every contains K of --methods.roclip.")
+    tried = config.choosing.multiples
+    if tried and (1.0 not in tried or list(tried) != sorted(set(tried))):
+        raise UserError(
+            "--choosing.multiples are multiples of the learning rates that are set, each larger than the one before, 1 "
+            "among them; without any nothing is chosen."
+        )
     if not few.doses or list(few.doses) != sorted(set(few.doses)):
         raise UserError("--few.doses are numbers of captions, one or more, each larger than the one before.")
     if config.methods.cross_modal.offset >= few.training.epochs or config.methods.roclip.every > few.training.epochs:

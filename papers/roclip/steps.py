@@ -5,8 +5,9 @@ pairs of a training stands in results/<scale>/roclip/poison/<regime>__<seed>-<ve
 steps make it again.
 """
 
+import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cache
 from typing import ClassVar, Literal
@@ -14,8 +15,10 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from open_clip import OPENAI_IMAGENET_TEMPLATES
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from papers.roclip.augment import CaptionAugmentation
 from papers.roclip.config import Config
@@ -35,9 +38,10 @@ from papers.roclip.probe import (
     similarity,
     targets_of,
 )
-from papers.roclip.safeclip import SafeClip, safeclip
-from papers.roclip.tables import COSTED, MATCHED, default, in_name, rate
+from papers.roclip.safeclip import SafeClip, SafeTrained, safeclip
+from papers.roclip.tables import CHOSEN, COSTED, MATCHED, default, in_name, rate
 from papers.roclip.training import EarlyStop, Method, Training, make_pools, train
+from papers.roclip.training import Trained as Outcome
 from papers.roclip.yours import Mine, train_by
 from shared.attacks.triggers import at_test
 from shared.data.base import LabelledImages, Subset
@@ -57,9 +61,10 @@ from shared.models.sources import locate
 from shared.models.victim import ZeroShot, tell_apart, text_matrix
 from shared.report.shown import YOURS
 from shared.steps.backdoor import Aim, Pairs, Poison, Seen, Stamp, side
-from shared.steps.choice import CandidateScore, Choice, settled
+from shared.steps.choice import CandidateScore, Choice, Settings, settled
 from shared.steps.yours import Code
-from shared.training.cleanclip import CleanClipConfig, cleanclip
+from shared.training.cleanclip import cleanclip
+from shared.training.loop import Diverged
 
 ONE_TEMPLATE = "a photo of a {}."
 TUNING = 1000  # seeds of the pairs to fine-tune on begin here; those to pre-train on at 0
@@ -138,6 +143,15 @@ class DoseChoice(Choice):
     """How many captions each target image is given, by `Takes`."""
 
     weight: ClassVar[float] = 1e9  # begun first: a whole world waits for it
+
+    def make(self, lab: Lab) -> tuple[Tensors, dict[str, str]]:
+        scores: list[Tensor] = []
+        means: list[float] = []
+        for candidate in self.candidates:
+            took = max(means, default=0.0) >= self.rule.least
+            scores.append(torch.zeros_like(scores[0]) if took else self.rule.score(lab, candidate))
+            means.append(float(scores[-1].mean()))
+        return {"scores": torch.stack(scores)}, {"chosen": str(means.index(max(means)))}
 
 
 @dataclass(frozen=True)
@@ -228,31 +242,24 @@ class Takes:
 
     A dose takes where that share is at least `least`. The choice is the first that does: those after it are not tried
     and score 0, and of one that a method withstands no other method is tried. No defence has any part in it.
+    tunings: of `Training`, one for each method.
     """
 
     clip: Backbone
     poisons: Poisons
     methods: tuple[Method, ...]
-    training: Training
-    doses: tuple[int, ...]
+    tunings: tuple[Settings, ...]
     least: float
 
     def score(self, lab: Lab, candidate: int) -> Tensor:
         """(n,) of the target images."""
-        before = self.doses[: self.doses.index(candidate)]
-        if any(self._fewest(lab, m).mean() >= self.least for m in before):
-            return torch.zeros(self.poisons.n)
-        return self._fewest(lab, candidate)
-
-    def _fewest(self, lab: Lab, m: int) -> Tensor:
-        return lab.once(("fewest", self, m), lambda: self._train(lab, replace(self.poisons, m=m)))
-
-    def _train(self, lab: Lab, poisons: Poisons) -> Tensor:
+        poisons = replace(self.poisons, m=candidate)
         fewest = torch.ones(poisons.n)
         x, classes, _ = poisons.target_images(lab)
-        for method in self.methods:
-            clip = start(lab, self.clip, self.training.seed)
-            train(clip, poisons.held(lab), method, self.training, name=f"{poisons.m} captions per target image")
+        for method, tuning in zip(self.methods, self.tunings, strict=True):
+            training = tuning.open(lab)
+            clip = start(lab, self.clip, training.seed)
+            train(clip, poisons.held(lab), method, training, name=f"{poisons.m} captions per target image")
             said = predict(classifier(clip, ensemble(clip, sentences(lab, poisons.spec))), x)
             hits = torch.from_numpy(backdoor.clean_accuracy(said, classes)).float()
             fewest = min(fewest, hits, key=lambda taken: float(taken.mean()))
@@ -266,17 +273,19 @@ class Contrastive(Trained):
     """A CLIP, pre-trained or fine-tuned on poisoned pairs.
 
     It leaves its weights after the last epoch and, of RoCLIP, after the last epoch of the other kind, its pools, and
-    what was measured at the end of every epoch: on `watched` pictures, and on as many clean pairs. stop: also those
-    after the epoch at which early stopping by `watched` pictures would have ended.
+    what was measured at the end of every epoch: on `watched` pictures, and on as many clean pairs. tuning: of
+    `Training`. stop: also the weights after the epoch at which early stopping by `watched` pictures would have ended.
+    nth: of a candidate, which is trained on every so many-th pair (0: on all) and leaves its weights alone.
     """
 
     clip: Backbone
     poisons: Poisons
     method: Method | SafeClip
-    training: Training
+    tuning: Settings
     watched: Pictures
     seed: int
     stop: EarlyStop | None = None
+    nth: int = 0
     row: str = free("")
     _: KW_ONLY  # else it would stand first, where the base class has it
     together: bool = free(False)
@@ -286,10 +295,15 @@ class Contrastive(Trained):
         return self.row
 
     @property
+    def training(self) -> Training:
+        """How it is trained, but for the learning rate where that is chosen."""
+        return self.tuning.given
+
+    @property
     def weight(self) -> float:
         """Clean pairs that pass through both towers."""
         passes = 2.2 if isinstance(self.method, SafeClip) else 1.0
-        return passes * self.training.epochs * self.poisons.clean.n
+        return passes * self.training.epochs * self.poisons.clean.n / max(1, self.nth)
 
     @property
     def matching(self) -> Matching | None:
@@ -319,12 +333,18 @@ class Contrastive(Trained):
 
     @property
     def parts(self) -> tuple[str, ...]:
+        if self.nth:
+            return ("",)
         pools = () if self.matching is None else ("pools",)
         stopped = () if self.stop is None else (STOPPED,)
         return ("", *(scored for scored in self.epochs if self.part(scored)), *stopped, *pools)
 
     def make(self, lab: Lab) -> tuple[Tensors, dict[str, str]]:
         poisoned, pairs = self.poisons.open(lab), self.poisons.held(lab)
+        options = {"checkpoint": lab.partial(self), "name": self.name}
+        if self.nth:
+            clip = start(lab, self.clip, self.seed)
+            return attempted(clip, lambda: self._train(lab, clip, every(self.nth, pairs), **options))
         accelerator = lab.accelerator if self.together else None
         first = accelerator is None or accelerator.is_main_process
         if first:
@@ -342,16 +362,22 @@ class Contrastive(Trained):
                 self._stop(lab, epoch, clip, sum(row["accuracy"]) / len(row["accuracy"]))
             return row
 
-        options = {"checkpoint": lab.partial(self), "after_epoch": after_epoch, "name": self.name}
-        if isinstance(self.method, SafeClip):
-            found = safeclip(clip, pairs, self.method, self.training, **options)
-        else:
-            found = train(clip, pairs, self.method, self.training, accelerator, **options)
-            if found.pools:
-                lab.keep(self, nn.ModuleDict(found.pools).state_dict(), "pools")
+        found = self._train(lab, clip, pairs, accelerator, after_epoch=after_epoch, **options)
+        if self.matching is not None:
+            lab.keep(self, nn.ModuleDict(found.pools).state_dict(), "pools")
         if accelerator is not None:
             accelerator.free_memory()
         return clip.state_dict(), {"history": json.dumps(found.history)}
+
+    def _train(
+        self, lab: Lab, clip: nn.Module, pairs: Dataset, accelerator: Accelerator | None = None, **options: object
+    ) -> Outcome | SafeTrained:
+        training = self.tuning.open(lab)
+        if self.nth:
+            training = replace(training, warmup=training.warmup // self.nth)
+        if isinstance(self.method, SafeClip):
+            return safeclip(clip, pairs, self.method, training, **options)
+        return train(clip, pairs, self.method, training, accelerator, **options)
 
     def _stop(self, lab: Lab, epoch: int, clip: nn.Module, accuracy: float) -> None:
         if epoch == 1 or self.stop.better(epoch, accuracy, *json.loads(lab.facts(self, STOPPED)["best"])):
@@ -393,11 +419,28 @@ class Contrastive(Trained):
 class ByYours(Contrastive):
     """The same with a loss of the user's own, by one process."""
 
-    def make(self, lab: Lab) -> tuple[Tensors, dict[str, str]]:
-        clip, pairs = start(lab, self.clip, self.seed), self.poisons.held(lab)
-        options = {"checkpoint": lab.partial(self), "after_epoch": self._watch(lab), "name": self.name}
-        found = train_by(self.method, clip, pairs, self.training, **options)
-        return clip.state_dict(), {"history": json.dumps(found.history)}
+    def _train(
+        self, lab: Lab, clip: nn.Module, pairs: Dataset, accelerator: Accelerator | None = None, **options: object
+    ) -> Outcome:
+        training = self.tuning.open(lab)
+        if self.nth:
+            training = replace(training, warmup=training.warmup // self.nth)
+        return train_by(self.method, clip, pairs, training, **options)
+
+
+def every(nth: int, pairs: Dataset) -> PairSubset:
+    """The pairs of a candidate."""
+    return PairSubset(pairs, range(0, len(pairs), nth))
+
+
+def attempted(clip: nn.Module, training: Callable[[], object]) -> tuple[Tensors, dict[str, str]]:
+    """What a candidate leaves: a CLIP that is trained; one whose training diverges is as it was, and says so."""
+    before = copy.deepcopy(clip.state_dict())
+    try:
+        training()
+    except Diverged:
+        return before, {"diverged": "yes"}
+    return clip.state_dict(), {}
 
 
 def filled(lab: Lab, clip: Backbone, seed: int, weights: Tensors) -> nn.Module:
@@ -409,11 +452,13 @@ def filled(lab: Lab, clip: Backbone, seed: int, weights: Tensors) -> nn.Module:
 
 @dataclass(frozen=True)
 class Cleaned(Trained):
-    """A poisoned CLIP that CleanCLIP has fine-tuned on clean pairs."""
+    """A poisoned CLIP that CleanCLIP has fine-tuned on clean pairs. tuning: of `CleanClipConfig`; nth: as of
+    `Contrastive`, and as many times fewer updates."""
 
     poisoned: Contrastive
     clean: Pairs
-    cleaning: CleanClipConfig
+    tuning: Settings
+    nth: int = 0
     row: str = free("")
     _: KW_ONLY  # else it would stand first, where the base class has it
     together: bool = free(False)
@@ -431,10 +476,14 @@ class Cleaned(Trained):
         """As of `Contrastive`."""
         return "" if scored == "last" else None
 
-    def make(self, lab: Lab) -> Tensors:
-        clip = self.poisoned.open(lab)
+    def make(self, lab: Lab) -> Tensors | tuple[Tensors, dict[str, str]]:
+        clip, pairs, cleaning = self.poisoned.open(lab), self.clean.open(lab), self.tuning.open(lab)
+        if self.nth:
+            steps, warmup = (n // self.nth for n in (cleaning.steps, cleaning.warmup))
+            short, fewer = replace(cleaning, steps=max(1, steps), warmup=warmup), every(self.nth, pairs)
+            return attempted(clip, lambda: cleanclip(clip, fewer, short, lab.partial(self), name=self.name))
         accelerator = lab.accelerator if self.together else None
-        cleanclip(clip, self.clean.open(lab), self.cleaning, lab.partial(self), accelerator, name=self.name)
+        cleanclip(clip, pairs, cleaning, lab.partial(self), accelerator, name=self.name)
         if accelerator is not None:
             accelerator.free_memory()
         return clip.state_dict()
@@ -497,6 +546,23 @@ class Accuracy(Measured):
     def make(self, lab: Lab) -> Values:
         right = backdoor.clean_accuracy(self.snapshot.says(lab, self.seen), self.seen.truth(lab))
         return Values(right, "share", skipped=self.seen.skipped(lab))
+
+
+@dataclass(frozen=True)
+class CleanAccuracy:
+    """The rule of every learning rate: zero-shot accuracy on clean validation pictures.
+
+    A defender does not know the poison, so no target image, no trigger and no test picture has a part in it: they are
+    pictures of the main set's training split, which train no CLIP (target images may be of its validation split). A
+    training that diverged scores 0.
+    """
+
+    data: Pictures
+
+    def score(self, lab: Lab, candidate: Contrastive | Cleaned) -> Tensor:
+        """(n,) of the pictures."""
+        right = torch.from_numpy(Accuracy(Snapshot(candidate), Seen(self.data)).make(lab).values)
+        return torch.zeros_like(right) if "diverged" in lab.facts(candidate) else right
 
 
 @dataclass(frozen=True)
@@ -726,12 +792,13 @@ def poisons_of(c: Config, regime: str, seed: int, m: int = 0) -> Poisons:
 @cache
 def dose_of(c: Config) -> DoseChoice:
     """How many captions a target image has in the world of few targets: settled on the first seed, by plain CLIP with
-    augmentation, which withstands more, and without."""
+    augmentation, which withstands more, and without, at the learning rates that were chosen for it."""
     seed, few = c.seeds[0], c.few
-    plain = tuple(few_method(c, method, seed) for method in ("clip_aug", "clip"))
-    training = replace(few.training, seed=seed)
+    names = ("clip_aug", "clip")
+    plain = tuple(few_method(c, method, seed) for method in names)
+    tunings = tuple(tuning_of(c, "few", method, seed) for method in names)
     poisons = poisons_of(c, "few", seed, few.doses[0])
-    rule = Takes(Backbone(c.models.name, "random"), poisons, plain, training, few.doses, c.gates.psr + few.margin)
+    rule = Takes(Backbone(c.models.name, "random"), poisons, plain, tunings, c.gates.psr + few.margin)
     return DoseChoice(few.doses, rule, "captions per target image")
 
 
@@ -754,16 +821,44 @@ def few_method(c: Config, method: str, seed: int) -> Method:
 
 
 @cache
+def choice_of(c: Config, regime: str, method: str) -> Choice | None:
+    """The choice of a method's learning rate in a regime, on the first seed; None: it is as it is set.
+
+    With few targets, candidates have the smallest dose: which dose it will be is settled by plain CLIPs that have
+    chosen.
+    """
+    seed, fewest = c.seeds[0], c.few.doses[0] if regime == "few" else 0
+    usual, tried = replace(c, choosing=replace(c.choosing, multiples=())), []
+    for multiple in c.choosing.multiples:
+        step = model(usual, regime, method, seed, fewest)
+        given = step.tuning.given
+        changed = {"tuning": Settings(replace(given, lr=given.lr * multiple)), "nth": c.choosing.part}
+        if isinstance(step, Cleaned):
+            changed["poisoned"] = model(c, "finetune", "clip", seed)
+        else:
+            changed["stop"] = None
+        tried.append(replace(step, **changed, row=f"{step.row}__lr-x{multiple:g}", together=False))
+    rule = CleanAccuracy(Pictures(c.data.main, "train", c.choosing.n, c.data.seed))
+    return Choice(tuple(tried), rule, f"learning rate {regime} {method}") if tried else None
+
+
+def tuning_of(c: Config, regime: str, method: str, seed: int) -> Settings:
+    """How a row is trained. One that varies a method has what was chosen for that method as it is."""
+    given = replace(c.methods.cleanclip if method == "cleanclip" else c.training(regime), seed=seed)
+    return Settings(given, choice_of(c, regime, CHOSEN.get(method, method)), (("seed", seed),))
+
+
+@cache
 def model(
     c: Config, regime: str, method: str, seed: int, m: int = 0, sweep: str = "", value: float | str = ""
 ) -> Contrastive | Cleaned:
     """What is trained for a row. sweep, value: what differs of RoCLIP."""
     changed = [f"{sweep}-{in_name(value)}"] if sweep else []
     row = slug(regime, method, f"seed{seed}", *([f"m{m}"] if m else []), *changed)
+    tuning = tuning_of(c, regime, method, seed)
     if method == "cleanclip":
         clean = Pairs(c.data.pairs, c.methods.cleanclip_n, CLEANING + seed, c.data.main)
-        cleaning = replace(c.methods.cleanclip, seed=seed)
-        return Cleaned(model(c, "finetune", "clip", seed), clean, cleaning, row, together=c.together)
+        return Cleaned(model(c, "finetune", "clip", seed), clean, tuning, row=row, together=c.together)
     begin = Backbone(c.models.name, "random")
     if regime == "finetune":
         begin = Backbone(c.models.tuned, c.models.tuned_weights, "--models.tuned-weights")
@@ -774,11 +869,10 @@ def model(
     stop = c.few.stop if (regime, method) == ("few", "clip") else None
     watched = Pictures(c.data.main, "train", c.watch_n, c.data.seed)
     together = c.together and method != "safeclip"
-    training = replace(c.training(regime), seed=seed)
     poisons = poisons_of(c, regime, seed, m)
     if method == YOURS:
-        return ByYours(begin, poisons, how, training, watched, seed, None, row)
-    return Contrastive(begin, poisons, how, training, watched, seed, stop, row, together=together)
+        return ByYours(begin, poisons, how, tuning, watched, seed, row=row)
+    return Contrastive(begin, poisons, how, tuning, watched, seed, stop, row=row, together=together)
 
 
 def yours_of(c: Config) -> Code:
@@ -826,6 +920,9 @@ def number(
         return seconds_by_yours(c, seed) if method == YOURS else seconds(c, method, seed)
     if kind == "dose":
         return CandidateScore(dose_of(c), c.few.doses.index(m), "share", measure == "chosen")
+    if kind == "choice":
+        tried = choice_of(c, regime, method)
+        return tried and CandidateScore(tried, c.choosing.multiples.index(value), "share", measure == "taken")
     if method == "clip_stopped":
         method = "clip"
     if sweep and value == default(c, sweep):
@@ -902,7 +999,7 @@ def describe(
     varied: list[object] = []
     if kind == "epoch":
         varied = [epoch]
-    if sweep == "pool":
+    if sweep == "pool" or kind == "choice":
         varied = [value]
     if kind == "dose":
         varied = [m]

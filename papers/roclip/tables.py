@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from shared.claims.selection import Selected
 from shared.experiment.paper import Grid
 from shared.report import tables
+from shared.report.choices import choices
 from shared.report.shown import Filled, Shown, table, table_of, yours
 
 if TYPE_CHECKING:
@@ -34,7 +35,9 @@ FEW = {
     "before_v1_large": "before v1, larger bank",
     "cross_modal": "cross-modal, two banks",
 }
+CHOSEN = {"roclip_always": "roclip", "before_v1_large": "before_v1"}  # whose settings these rows have
 FEWER = {"kind": "few", "regime": "few"}
+FEWER_SEEDS = ("cross_modal", "before_v1_large")
 PLAIN = ("clip", "clip_aug")  # what gates read
 MATCHED = ("roclip", "released")
 HEADLINE = ("clip", "clip_aug", "roclip")
@@ -96,7 +99,8 @@ def demanded(c) -> list[str]:
 
 
 def further(c) -> tuple[int, ...]:
-    """The seeds of what has fewer: SafeCLIP, which takes twice as long, and the downstream table of fine-tuning."""
+    """The seeds of what has fewer: SafeCLIP, which takes twice as long, the downstream table of fine-tuning, and
+    variants in the world of few targets."""
     return c.seeds[: c.more_seeds or None]
 
 
@@ -238,16 +242,21 @@ def frequencies(c) -> dict[str, dict]:
     return rows | {label: {"method": m, "scored": "last"} for m, label in yours(c).items()}
 
 
-def few_runs(c: "Config") -> dict[str, dict | list[dict]]:
-    """A row per reading of the first version, and per control, in the world of few targets, at the end of training."""
+def few_names(c: "Config") -> dict[str, str]:
+    """The readings of the first version, and the controls, in the world of few targets."""
     names = {**FEW, "roclip": f"two-sided, K = {c.methods.roclip.every}"}
     names["before_v1"] += f", bank of {c.methods.before_v1.size:,}"
     names["before_v1_large"] = f"before v1, bank of {c.few.large:,}"
     names["cross_modal"] = f"cross-modal, two banks of {c.methods.cross_modal.size:,}"
+    return names
+
+
+def few_runs(c: "Config") -> dict[str, dict | list[dict]]:
+    """A row for each of these, at the end of training."""
     rows: dict[str, dict | list[dict]] = {}
-    for method, name in names.items():
+    for method, name in few_names(c).items():
         tags = {"method": method, "scored": "stopped" if method == "clip_stopped" else "last"}
-        rows[name] = [{**tags, "seed": s} for s in further(c)] if method == "cross_modal" else tags
+        rows[name] = [{**tags, "seed": s} for s in further(c)] if method in FEWER_SEEDS else tags
     return rows | {label: {"method": m, "scored": "last"} for m, label in yours(c).items()}
 
 
@@ -372,6 +381,45 @@ def dose(c: "Config"):
     common = {"kind": "dose", "regime": "few", "method": "clip", "attack": "targets", "scored": "last"}
     rows = {f"{m} captions ({share(few_rate(c, m))} of all pairs)": {"m": m} for m in c.few.doses}
     return Shown(rows, columns, common, c.seeds[:1], caption, None, factor={"chosen": 1}, digits={"chosen": 0})
+
+
+def chosen_rows(c: "Config") -> dict[str, dict]:
+    """The candidates of every method whose learning rate is chosen, in every regime that has it."""
+    regimes = REGIMES | {"few": "few targets"} if c.choosing.multiples else {}
+    of_few = {m: name for m, name in few_names(c).items() if m not in (*CHOSEN, "clip_stopped")} | yours(c)
+    return {
+        f"{name}, {title}, lr × {times:g}": {"regime": regime, "method": m, "value": times}
+        for regime, title in regimes.items()
+        for m, name in (of_few if regime == "few" else {m: named(c)[m] for m in trained(c, regime)}).items()
+        for times in c.choosing.multiples
+    }
+
+
+def tried(c: "Config") -> Grid:
+    """Every candidate of every choice."""
+    common = {"kind": "choice", "attack": "none", "scored": "last"}
+    return Grid(chosen_rows(c), {m: {"measure": m} for m in ("score", "taken")}, common, c.seeds[:1])
+
+
+@table_of(tried)
+def settings(grid: Filled):
+    """How learning rates were chosen."""
+    c = grid.config
+    rates = {
+        "pre-training": c.pretraining.lr,
+        "fine-tuning": c.finetuning.lr,
+        "CleanCLIP": c.methods.cleanclip.lr,
+        "few targets": c.few.training.lr,
+    }
+    said = ", ".join(f"{what} {lr:g}" for what, lr in rates.items())
+    caption = (
+        f"How settings were chosen: zero-shot accuracy (%) on {c.choosing.n or 'all'} clean validation pictures of "
+        f"the main set, by multiple of the peak learning rate ({said}), of candidates trained on one in "
+        f"{c.choosing.part} of the pairs (CleanCLIP: clean ones) through all epochs, first seed. The best is taken "
+        "for all seeds, and by what varies a method (K, the bank, the dose of strong poisoning). With few targets "
+        "candidates have the smallest dose."
+    )
+    return choices(grid, caption, growing=True, by=("regime", "method"))
 
 
 def few_rate(c: "Config", m: int) -> float:

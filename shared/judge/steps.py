@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from shared.attacks import Threat, cascade, check_attack, pgd
 from shared.attacks.adaptive import AdaptiveAttack, predict, resubmit
+from shared.attacks.autoattack import STANDARD
 from shared.attacks.sanity_random import check_adaptive
 from shared.errors import UserError
 from shared.experiment.step import Kept, Lab, Measured, Tensors, Values, free
@@ -63,8 +64,9 @@ class Against:
     """An attack through a system, as `shared.steps.purification.Attack` describes attacks.
 
     pgd       steps of 2.5·ε/steps (Madry et al. 2018), the best iterate; with noise EOT and the last iterate
-    cascade   APGD-CE, APGD-T and Square on what is left; with noise APGD with EOT on the cross-entropy and on the DLR
-              loss, both on every picture, of which the stronger is kept (AutoAttack's version "rand" has these two)
+    cascade   APGD-CE, APGD-T, FAB-T and Square, each on what is left (AutoAttack's "standard"); with noise APGD with EOT
+              on the cross-entropy and on the DLR loss, both on every picture, of which the stronger is kept
+              (AutoAttack's "rand" has these two)
     bpda      APGD with the identity's gradient for the defence's (Athalye et al. 2018); with noise logits are averaged
     own       the user's
     """
@@ -87,7 +89,9 @@ class Against:
     @property
     def weight(self) -> float:
         """Gradient steps per picture, roughly."""
-        return self.steps * (1.0 + self.targets) + self.queries / 3 if self.kind == "cascade" else float(self.steps)
+        return (
+            self.steps * (1.0 + 2.0 * self.targets) + self.queries / 3 if self.kind == "cascade" else float(self.steps)
+        )
 
     def __call__(self, system: Whole, x: Tensor, y: Tensor, rng: SampleRng) -> Tensor:
         """x_adv (N, 3, H, W) in the ball around x. Raises UserError where an attack of the user's own leaves it."""
@@ -103,7 +107,7 @@ class Against:
                 [self._pgd(system, x[p], y[p], threat, steps=self.steps, rng=rng.subset(p)) for p in parts]
             )
         budget = {"steps": self.steps, "targets": self.targets, "queries": self.queries, "batch_size": self.batch}
-        return cascade(system, x, y, threat, rng=rng, **budget).x_adv
+        return cascade(system, x, y, threat, rng=rng, stages=STANDARD, **budget).x_adv
 
     @staticmethod
     def _pgd(victim: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, steps: int, rng: SampleRng) -> Tensor:

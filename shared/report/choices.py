@@ -13,14 +13,16 @@ def candidate_grid(said: Mapping[str, Sequence[str]], common: Tags) -> Grid:
     return Grid(rows, {q: {"quantity": q} for q in ("score", "chosen")}, common)
 
 
-def choices(tried: Filled, caption: str, growing: bool = False, **look: object) -> Table:
-    """One row per candidate. tried: a grid of candidates, with a tag `method`, × (score, taken), of `CandidateScore`
-    without and with `chosen`. look: of the `Table`. growing: candidates are in growing order, and one that is taken at
-    an end of the grid is said to be there, for a wider grid might have chosen another."""
-    rows, method = [], {row: tags["method"] for row, tags in tried.grid.rows.items()}
+def choices(
+    tried: Filled, caption: str, growing: bool = False, by: Sequence[str] = ("method",), **look: object
+) -> Table:
+    """One row per candidate. tried: a grid of candidates × (score, taken), of `CandidateScore` without and with `chosen`.
+    by: the tags that the candidates of one choice share. look: of the `Table`. growing: candidates are in growing
+    order, and one that is taken at an end of the grid is said to be there, for a wider grid might have chosen another."""
+    rows, choice = [], {row: [tags[tag] for tag in by] for row, tags in tried.grid.rows.items()}
     for row in tried.rows:
         score, taken = tried.row(row)
-        mine = [other for other in tried.rows if method[other] == method[row]]
+        mine = [other for other in tried.rows if choice[other] == choice[row]]
         end = " (end of the grid)" if growing and len(mine) > 2 and row in (mine[0], mine[-1]) else ""
         if score is not None and taken is not None:
             rows.append((row, [score, f"chosen{end}" if taken.value else ""]))

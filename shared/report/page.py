@@ -10,6 +10,7 @@ import argparse
 import ast
 import asyncio
 import json
+import logging
 import os
 import re
 import shutil
@@ -165,6 +166,7 @@ def _execute(notebook, name: str, executed: Path, parameters: dict, out: Path):
 
     options = {"kernel_name": "python3", "progress_bar": sys.stderr.isatty(), "log_output": False, "cwd": str(ROOT)}
     failed = out / "notebook.failed.ipynb"
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what else it says is in the errors that it raises
     try:
         target = str(executed).replace("{", "{{").replace("}", "}}")  # papermill formats the path with the parameters
         done = papermill.execute_notebook(

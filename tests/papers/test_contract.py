@@ -264,11 +264,18 @@ def made_up(paper: Paper, scale: str, plan: list, gates: list[dict] = ()) -> Res
         Path(__file__).parent / paper.name / "made_up.py",
     )  # arrays of its own, where it has many
     extra = load_file(f"papers/{paper.name}/made_up.py").arrays if own.is_file() else arrays
+    claimed = [c for c in load(ROOT / "papers" / paper.name / "claims.yaml").claims if c.unit not in ("%", "points")]
+
+    def unit(tags: dict) -> str:
+        """As the claims that read it have it; rates are shares."""
+        return next(
+            (c.unit for c in claimed if c.ratio is None and any(matches(s, tags) for s in c.selectors)), "share"
+        )
 
     def one(n) -> Measurement:
         values = rng.random(6)
         seed = n.asked.get("seed")
-        facts = {"n": 6, "unit": "share", "seconds": 1.0, "tags": dict(n.tags), "provenance": {}}
+        facts = {"n": 6, "unit": unit(n.tags), "seconds": 1.0, "tags": dict(n.tags), "provenance": {}}
         more = extra(n.tags["kind"], rng)
         return Measurement(
             n.name,

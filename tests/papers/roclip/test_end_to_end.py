@@ -65,7 +65,7 @@ def test_everything_planned_is_there(reference, measured):
         if m.sanity:
             assert m.sanity["independent of the batch"]["passed"]
         assert m.tags["measure"] != "psr" or m.n == (2 if m.tags["regime"] == "few" else 4)
-    kinds = {"score", "epoch", "downstream", "strong", "ablation", "returned", "cost", "few", "dose"}
+    kinds = {"score", "epoch", "downstream", "strong", "ablation", "returned", "cost", "few", "dose", "choice"}
     assert {m.tags["kind"] for m in found} == kinds
     assert len(store.gates()) == 4 * 7 + 2 * 2
 
@@ -152,7 +152,8 @@ def test_other_test_pictures_train_nothing_and_another_pool_only_its_runs(copy, 
         "train", *SMALL, "--results", copy, "--headline", "--methods.roclip.start", "unit", "--sweeps.start", "unit"
     )
     assert changed.code == 0, changed.err
-    assert "6 runs, 4 already there" in changed.out
+    # each of six rows, its choice, and two candidates; of the two of RoCLIP nothing is there
+    assert "24 runs, 16 already there" in changed.out
 
 
 def test_damage_is_mended(copy, script, measured, reference):
@@ -179,7 +180,8 @@ def test_a_failed_gate_stops_before_any_defence(script, tmp_path):
     assert outcome.code == 2
     assert "CLIP without augmentation: poison success (targets) is" in outcome.err
     plain = {f"{regime}__{m}__seed0" for regime in ("pretrain", "finetune") for m in ("clip", "clip_aug")}
-    assert {name.partition("-")[0] for name in weights(tmp_path)} == plain
+    made = {name.partition("-")[0].removesuffix("__lr") for name in weights(tmp_path)}
+    assert made == plain | {"choice__learning"}  # with the candidates of plain CLIP
     assert not all(g["passed"] for g in json.loads((folder(tmp_path) / "gates.json").read_text()))
 
 
@@ -188,15 +190,18 @@ def test_an_interrupted_training_continues_to_the_same_weights(reference, script
     options = (*SMALL, "--headline", "--pretraining.every", 1, "--results", tmp_path)
     real, calls = steps.train, []
 
-    def killed(clip, pairs, method, *rest, after_epoch, name, **more):
+    def killed(clip, pairs, method, *rest, name, **more):
+        after_epoch = more.get("after_epoch")
+
         def until(epoch: int, *args):
-            if name == "pretrain__roclip__seed0":
-                calls.append(epoch)
-                if calls == [1, 2, 3, 4]:
-                    raise KeyboardInterrupt
+            calls.append(epoch)
+            if calls == [1, 2, 3, 4]:
+                raise KeyboardInterrupt
             return after_epoch(epoch, *args)
 
-        return real(clip, pairs, method, *rest, after_epoch=until, name=name, **more)
+        if name == "pretrain__roclip__seed0":
+            more["after_epoch"] = until
+        return real(clip, pairs, method, *rest, name=name, **more)
 
     monkeypatch.setattr(steps, "train", killed)
     assert script("train", *options).code == 130
@@ -204,7 +209,7 @@ def test_an_interrupted_training_continues_to_the_same_weights(reference, script
     assert script("train", *options).code == 0
     assert calls == [1, 2, 3, 4, 4]
     assert weights(tmp_path).items() <= weights(reference).items()
-    assert len(weights(tmp_path)) == 4 + 2 * 3
+    assert len(weights(tmp_path)) == 4 + 2 * 3 + 6 * (1 + 2)  # six choices among two candidates each
     assert the_run().history(lab_of(folder(tmp_path))) == the_run().history(lab_of(folder(reference)))
     assert not list(folder(tmp_path).rglob("*.ckpt"))
 

@@ -4,17 +4,20 @@ from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from papers.roclip import steps
-from papers.roclip.config import BACKDOORS, PRESETS, Recipe, check
+from papers.roclip.config import BACKDOORS, PRESETS, Choosing, Recipe, check
 from papers.roclip.paper import PAPER
-from papers.roclip.steps import Cleaned, Contrastive, model, said_once
-from papers.roclip.tables import PLAIN, REGIMES, SWEEPS, default
+from papers.roclip.steps import Cleaned, Contrastive, choice_of, model, said_once
+from papers.roclip.tables import CHOSEN, PLAIN, REGIMES, SWEEPS, default
 from papers.roclip.training import Training
 from shared.errors import UserError
 from shared.experiment.step import Trained, closure
+from shared.steps.choice import Choice
+from shared.training.loop import Diverged
 
 CPU = PRESETS["cpu"]
 SMOKE = PRESETS["smoke"]
@@ -25,8 +28,13 @@ def trained(numbers: list) -> list[Trained]:
     return [step for step in closure(n.step for n in numbers) if isinstance(step, Trained)]
 
 
+def rows(numbers: list) -> list[Contrastive | Cleaned]:
+    """What is trained but for candidates and choices."""
+    return [step for step in trained(numbers) if isinstance(step, Contrastive | Cleaned) and not step.nth]
+
+
 def test_the_headline_trains_plain_clip_and_the_first_version_in_both_regimes():
-    names = {step.name for step in trained(PAPER.plan(replace(CPU, headline=True)))}
+    names = {step.name for step in rows(PAPER.plan(replace(CPU, headline=True)))}
     methods = (*PLAIN, "roclip")
     assert names == {f"{regime}__{m}__seed{seed}" for regime in REGIMES for m in methods for seed in CPU.seeds}
 
@@ -84,10 +92,9 @@ def test_the_defaults_are_points_of_the_sweeps_and_not_trained_again():
         at = [n for n in swept if n.tags["sweep"] == sweep and n.tags["value"] == default(paper, sweep)]
         assert at
         assert all(run in closure([n.step]) for n in at)
-    counted = Counter(step.name for step in trained(WHOLE))
-    assert max(counted.values()) == 1
-    few = 1 + 3 * 6 + 1  # the dose, six methods, the cross-modal variant
-    assert len(counted) == 3 * (4 + 4) + 1 + 3 + few  # both regimes; SafeCLIP; strong poison
+    assert max(Counter(step.name for step in trained(WHOLE)).values()) == 1
+    few = 3 * 5 + 2  # five methods; the cross-modal variant and the larger bank
+    assert len(rows(WHOLE)) == 3 * (4 + 4) + 1 + 3 + few  # both regimes; SafeCLIP; strong poison
 
 
 def test_strong_poisoning_has_its_share_and_k():
@@ -97,9 +104,8 @@ def test_strong_poisoning_has_its_share_and_k():
     assert {t["rate"] for t in tags} == {round(n * m / (n * m + clean), 5) for m in CPU.sweeps.strong}
     for method, every in (("roclip", set()), ("released", {1, 2}), ("clip_aug", {0})):
         assert {t["every"] for t in tags if t["method"] == method} == every
-    assert {
-        step.poisons.m for step in trained(WHOLE) if isinstance(step, Contrastive) and step.poisons.row.endswith("m66")
-    } == {66}
+    strong = [step for step in rows(WHOLE) if isinstance(step, Contrastive) and step.poisons.row.endswith("m66")]
+    assert {step.poisons.m for step in strong} == {66}
 
 
 FEW = {n.step.snapshot.model for n in WHOLE if n.tags["kind"] == "few"}
@@ -115,7 +121,98 @@ def test_the_world_of_few_targets_has_one_dose_and_no_backdoor():
     for run in FEW:
         pools_alone = run.matching is None or run.method.images is None
         assert pools_alone and run.training == replace(CPU.few.training, seed=run.seed)
-    assert {run.seed for run in FEW if "before_v1" in run.name} == set(CPU.seeds)
+    assert {run.seed for run in FEW if "__before_v1__" in run.name} == set(CPU.seeds)
+    # the dose is settled by plain CLIPs as the rows have them
+    assert choice.rule.tunings == tuple(model(CPU, "few", m, CPU.seeds[0]).tuning for m in ("clip_aug", "clip"))
+
+
+CHOICES = {
+    **{("pretrain", m): CPU.pretraining.lr for m in (*PLAIN, "roclip", "released", "safeclip")},
+    **{("finetune", m): CPU.finetuning.lr for m in (*PLAIN, "roclip")},
+    ("finetune", "cleanclip"): CPU.methods.cleanclip.lr,
+    **{("few", m): CPU.few.training.lr for m in (*PLAIN, "roclip", "before_v1", "cross_modal")},
+}
+
+
+def test_every_method_chooses_among_as_many_rates_by_clean_pictures_on_the_first_seed():
+    asked = {(n.tags["regime"], n.tags["method"]) for n in WHOLE if n.tags["kind"] == "choice"}
+    assert asked == CHOICES.keys()
+    rules = set()
+    for (regime, method), usual in CHOICES.items():
+        choice = choice_of(CPU, regime, method)
+        rules.add(choice.rule)
+        given = model(CPU, regime, method, 0).tuning.given
+        tried = [step.tuning.given for step in choice.candidates]
+        assert tried == [replace(given, lr=usual * m) for m in CPU.choosing.multiples] and given.lr == usual
+        assert all(step.tuning.choice is None for step in choice.candidates)
+        assert {step.nth for step in choice.candidates} == {CPU.choosing.part}
+        assert not any(getattr(step, "stop", None) for step in choice.candidates)
+    (rule,) = rules
+    # neither target images, which are of the validation split, nor test pictures
+    assert rule.data.split == "train" and model(CPU, "few", "clip", 0).poisons.images.spec == rule.data.spec
+
+
+def test_all_seeds_and_variants_of_a_method_have_what_it_has_chosen(tmp_path):
+    for step in rows(WHOLE):
+        regime, method = step.name.split("__")[:2]
+        assert step.tuning.choice is choice_of(CPU, regime, CHOSEN.get(method, method))
+        assert dict(step.tuning.changes) == {"seed": step.tuning.given.seed}
+    assert not any(
+        isinstance(step, Choice) and not isinstance(step, steps.DoseChoice)
+        for step in trained(PAPER.plan(PRESETS["paper"]))
+    )
+    third = model(CPU, "pretrain", "clip", 2)
+    fast = choice_of(CPU, "pretrain", "clip").candidates[-1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Choice, "settle", lambda choice, lab: choice.candidates[-1])
+        assert third.tuning.open(None) == replace(CPU.pretraining, lr=fast.tuning.given.lr, seed=2)
+
+
+@pytest.mark.parametrize("method", ["clip", "safeclip", "cleanclip"])
+def test_a_candidate_has_a_part_of_the_pairs_and_of_the_updates(method, monkeypatch):
+    regime = "finetune" if method == "cleanclip" else "pretrain"
+    candidate = choice_of(CPU, regime, method).candidates[0]
+    seen = {}
+
+    def look(clip, pairs, *options, **named) -> None:
+        seen.update(pairs=len(pairs), schedule=next(o for o in options if hasattr(o, "warmup")))
+
+    for name in ("train", "safeclip", "cleanclip"):
+        monkeypatch.setattr(steps, name, look)
+    monkeypatch.setattr(steps, "start", lambda *_: torch.nn.Linear(1, 1))
+    for kind, names in ((steps.Poisons, ("open", "held")), (steps.Pairs, ("open",))):
+        for name in names:
+            monkeypatch.setattr(kind, name, lambda *_: range(100))
+    monkeypatch.setattr(Contrastive, "open", lambda *_: torch.nn.Linear(1, 1))
+    lab = SimpleNamespace(partial=lambda step: None)
+    tensors, facts = candidate.make(lab)
+    usual = candidate.tuning.given
+    assert seen["pairs"] == 34 and set(tensors) == {"weight", "bias"} and not facts
+    assert seen["schedule"].warmup == usual.warmup // 3 and seen["schedule"].lr == usual.lr
+    assert candidate.parts == ("",)
+    if method == "cleanclip":
+        assert seen["schedule"].steps == usual.steps // 3
+    else:
+        assert seen["schedule"].epochs == usual.epochs
+
+
+def test_a_candidate_that_diverges_scores_nothing(monkeypatch):
+    clip = torch.nn.Linear(2, 1)
+    before = clip.weight.detach().clone()
+
+    def diverges() -> None:
+        with torch.no_grad():
+            clip.weight.add_(1)
+        raise Diverged("the loss is no number")
+
+    left, facts = steps.attempted(clip, diverges)
+    assert torch.equal(left["weight"], before) and facts == {"diverged": "yes"}
+    right = SimpleNamespace(values=np.array([1.0, 0.0, 1.0]))
+    monkeypatch.setattr(steps.Accuracy, "make", lambda *_: right)
+    rule, candidate = choice_of(CPU, "few", "clip").rule, model(CPU, "few", "clip", 0)
+    for said, mean in ((facts, 0.0), ({}, 2 / 3)):
+        lab = SimpleNamespace(facts=lambda step, said=said: said)
+        assert float(rule.score(lab, candidate).mean()) == pytest.approx(mean)
 
 
 def dosed(shares: dict[tuple[int, bool], float], least: float = 0.85) -> tuple[int, list[tuple[int, bool]]]:
@@ -134,6 +231,7 @@ def dosed(shares: dict[tuple[int, bool], float], least: float = 0.85) -> tuple[i
             patch.setattr(steps, name, stub)
         for name in ("start", "classifier", "ensemble", "sentences"):
             patch.setattr(steps, name, lambda *_: None)
+        patch.setattr(steps.Settings, "open", lambda tuning, lab: tuning.given)
         patch.setattr(steps.Poisons, "target_images", lambda *_: (None, [1] * 32, []))
         patch.setattr(steps.Poisons, "held", lambda *_: None)
         scores, facts = choice.make(lab)
@@ -163,7 +261,7 @@ def test_early_stopping_reads_accuracy_alone_and_takes_the_last_clear_improvemen
 
 
 def test_cleanclip_begins_with_what_fine_tuning_has_poisoned_and_has_other_pairs():
-    for step in (s for s in trained(WHOLE) if isinstance(s, Cleaned)):
+    for step in (s for s in rows(WHOLE) if isinstance(s, Cleaned)):
         seed = step.poisoned.seed
         assert step.poisoned == model(CPU, "finetune", "clip", seed)
         seeds = {
@@ -186,6 +284,7 @@ def test_imagenet_is_said_once_after_an_epoch_and_other_sets_as_in_the_tables(mo
     ({"seeds": ()}, "--seeds must be"), ({"data": replace(CPU.data, downstream=())}, "--data.downstream"),
     ({"attacks": replace(CPU.attacks, badnet=Recipe("red"))}, "classes of their own"),
     ({"attacks": replace(CPU.attacks, badnet=Recipe("blue", rate=0.95))}, "less than 1"),
+    ({"choosing": Choosing((0.5, 2.0))}, "--choosing.multiples"), ({"choosing": Choosing((3.0, 1.0))}, "--choosing.multiples"),
     ({"few": replace(CPU.few, doses=(8, 8))}, "--few.doses"), ({"few": replace(CPU.few, training=Training(epochs=5))}, "--few.training"),
     ({"gates": replace(CPU.gates, attacks=("trojvqa",))}, "no attack 'trojvqa'"),
     ({"methods": replace(CPU.methods, roclip=replace(CPU.methods.roclip, every=3)), "sweeps": SMOKE.sweeps}, "--sweeps.every"),

@@ -181,7 +181,7 @@ def test_a_signal_ends_the_page_and_its_kernel(paper, write, tmp_path, number):
         time.sleep(0.1)
     time.sleep(1)
     process.send_signal(number)
-    process.wait(10)
+    process.wait(60)
     said = process.stderr.read()
     until = time.monotonic() + 2
     while any(

@@ -2,29 +2,26 @@
 
 import copy
 import math
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from shared.data.scene_sets import ScenePairs
 from shared.errors import UserError
-from shared.models.clip import MEAN_STD, read_weights
+from shared.models.clip import MEAN_STD, create_clip
 from shared.training.contrastive import Batches, ContrastiveConfig, PixelCLIP, adamw, batch_indices, pretrain
 from tests.accuracy import (
     assert_as_accurate,
     assert_same_loss,
     assert_same_training,
+    assert_same_way,
     assert_within_rounding,
     float64,
     in_both,
 )
+from tests.processes import saved_by_one_and_two
 
 WIDEST = 4 * 96  # terms of the longest sum of a forward pass, in an MLP
 CONFIG = ContrastiveConfig(steps=6, batch=8, lr=1e-3, warmup=2, weight_decay=0.1, clip_norm=1.0, every=2)
@@ -225,35 +222,7 @@ def test_unequal_shares_are_refused(clip, n, batch, world):
 
 @pytest.mark.slow
 def test_two_processes_train_the_same_model_as_one(tmp_path):
-    root = Path(__file__).parents[3]
-    for processes in (1, 2):
-        device = "cpu" if processes == 1 else "cpu2"
-        subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "shared.experiment.launch",
-                "--device",
-                device,
-                "-m",
-                "shared.training.pretrain",
-                "--out",
-                str(tmp_path / f"{processes}.safetensors"),
-                "--work",
-                str(tmp_path / "work"),
-                "--train.steps",
-                "3",
-                "--train.batch",
-                "16",
-                "--train.warmup",
-                "1",
-            ],
-            cwd=root,
-            check=True,
-            timeout=500,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-    one, two = (read_weights(tmp_path / f"{k}.safetensors") for k in (1, 2))
-    for name in one:
-        assert F.cosine_similarity(one[name].flatten(), two[name].flatten(), dim=0) > 0.9999, name
-        assert (one[name] - two[name]).abs().mean() < 1e-5, name
+    quick = ("--train.steps", "3", "--train.batch", "16", "--train.warmup", "1", "--work", str(tmp_path / "work"))
+    one, two = saved_by_one_and_two(tmp_path, "-m", "shared.training.pretrain", *quick, "--out")
+    torch.manual_seed(0)
+    assert_same_way(one, two, create_clip("scenes-vit-s8").state_dict())

@@ -3,10 +3,7 @@
 import copy
 import json
 import math
-import os
-import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -19,7 +16,6 @@ from shared.diffusion.weights import CONFIGS, random_denoiser, read_denoiser
 from shared.errors import UserError
 from shared.files import sha256_file
 from shared.models import zoo
-from shared.models.clip import read_weights
 from shared.rng import SampleRng
 from shared.training import denoising as script
 from shared.training.denoising import (
@@ -32,7 +28,8 @@ from shared.training.denoising import (
     times_and_noise,
     train_denoiser,
 )
-from tests.accuracy import assert_same_loss, assert_same_training, assert_within_rounding, float64
+from tests.accuracy import assert_same_loss, assert_same_training, assert_same_way, assert_within_rounding, float64
+from tests.processes import saved_by_one_and_two
 
 CONFIG = DenoisingConfig(steps=6, batch=4, warmup=2, every=2, average=0.6)
 
@@ -361,38 +358,9 @@ def test_photographs_are_another_set(run, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_train_the_same_denoiser_as_one(tmp_path):
-    root = Path(__file__).parents[3]
-    for processes in (1, 2):
-        device = "cpu" if processes == 1 else "cpu2"
-        subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "shared.experiment.launch",
-                "--device",
-                device,
-                "-m",
-                "shared.training.denoising",
-                "--out",
-                str(tmp_path / f"{processes}.safetensors"),
-                "--work",
-                str(tmp_path / "work"),
-                "--train.steps",
-                "3",
-                "--train.batch",
-                "8",
-                "--train.warmup",
-                "1",
-            ],
-            cwd=root,
-            check=True,
-            timeout=500,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-    one, two = (read_weights(tmp_path / f"{k}.safetensors") for k in (1, 2))
-    start = random_denoiser("scenes").unet.state_dict()
-    for name in one:
-        assert (one[name] - two[name]).norm() < 0.02 * (one[name] - start[name]).norm() + 1e-5, name
+    quick = ("--train.steps", "3", "--train.batch", "8", "--train.warmup", "1", "--work", str(tmp_path / "work"))
+    one, two = saved_by_one_and_two(tmp_path, "-m", "shared.training.denoising", *quick, "--out")
+    assert_same_way(one, two, random_denoiser("scenes").unet.state_dict())
 
 
 # ---- the one in the zoo ----------------------------------------------------------------------------------------------------
