@@ -5,11 +5,12 @@ The paper's own tables could not be read; theirs have numbers that we do not kno
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from shared.experiment.paper import Grid
 from shared.report.choices import candidate_grid, choices
-from shared.report.shown import YOURS, Filled, Shown, claimed, table, table_of, yours
+from shared.report.shown import YOURS, Filled, Shown, claimed, table, table_of, with_yours
 from shared.report.tables import Table
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ METHODS = {
     "diffpure": "DiffPure",
     "diffcap": "DiffCAP",
 }
+named = partial(with_yours, METHODS)
 TOWERS = ("tecoa", "fare")  # robust encoders: defences that change the model
 RANDOM = ("resize_pad", "noise", "diffpure", "diffcap", YOURS)  # measured once per seed
 PURIFIERS = ("diffpure", "diffcap")
@@ -99,11 +101,6 @@ def rows(c, methods: Iterable[str] = METHODS, random: Iterable[str] = RANDOM) ->
         label: {"method": m} if m in random else {"method": m, "seed": c.seeds[0]}
         for m, label in named(c, methods).items()
     }
-
-
-def named(c, methods: Iterable[str]) -> dict[str, str]:
-    """method -> label, with the user's own."""
-    return {m: METHODS[m] for m in methods} | yours(c)
 
 
 def at(c: "Config", where: Mapping, eps: float) -> dict:

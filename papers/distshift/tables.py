@@ -4,11 +4,12 @@ Apart from four numbers of the abstract the paper's tables could not be read; th
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
 from shared.experiment.paper import Grid
 from shared.report import tables
 from shared.report.choices import candidate_grid, choices
-from shared.report.shown import YOURS, Filled, Shown, claimed, table, table_of, yours
+from shared.report.shown import YOURS, Filled, Shown, claimed, table, table_of, with_yours, yours
 
 METHODS = {
     "none": "no defence",
@@ -23,6 +24,7 @@ METHODS = {
     "gdmp": "GDMP",
     "distshift": "distshift",
 }
+named = partial(with_yours, METHODS)
 BASELINE = "diffpure"
 GUIDED = ("gdmp", "distshift")
 RANDOM = ("resize_pad", "noise", "one_step", BASELINE, *GUIDED, YOURS)  # measured once per seed
@@ -158,11 +160,6 @@ def rows(c, methods: Iterable[str] = METHODS) -> dict[str, dict]:
         label: {"method": m} if m in RANDOM else {"method": m, "seed": c.seeds[0]}
         for m, label in named(c, methods).items()
     }
-
-
-def named(c: object, methods: Iterable[str] = METHODS) -> dict[str, str]:
-    """method -> label, with the user's own."""
-    return {m: METHODS[m] for m in methods} | yours(c)
 
 
 def under(c, norm: str, attack: str = "pgd", times: float = 1.0) -> dict:

@@ -196,7 +196,7 @@ class TunedByYours(Tuned):
             each = y.float() if raised is None else raised(x)
             loss = objective.loss(victim, x, x, y)
         except FAILS as error:
-            raise UserError(f"{at} fails on two pictures ({what(error)}): see docs/yours.md for its arguments.") from error
+            raise UserError(f"{at} fails on two pictures ({what(error)}): its arguments are in docs/yours.md.") from error
         for name, value, shape in (("attack_loss", each, (2,)), ("loss", loss, ())):
             got = tuple(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
             if got != shape:
@@ -204,7 +204,7 @@ class TunedByYours(Tuned):
             if not value.isfinite().all():
                 raise UserError(f"{at}: its {name} is not finite.")
         if not loss.requires_grad:
-            raise UserError(f"{at}: its loss has no gradient, so nothing would be trained: compute it from victim(x_adv).")
+            raise UserError(f"{at}: its loss has no gradient, so nothing would be trained: take victim(x_adv).")
 
 
 @cache

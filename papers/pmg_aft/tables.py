@@ -4,6 +4,7 @@ The paper's own numbering is unknown to us (its full text could not be read), so
 """
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
@@ -11,7 +12,7 @@ from matplotlib.figure import Figure
 from shared.experiment.paper import Grid
 from shared.report import figures, style
 from shared.report.choices import choices
-from shared.report.shown import Filled, Shown, claimed, figure, table, table_of, yours
+from shared.report.shown import Filled, Shown, claimed, figure, table, table_of, with_yours, yours
 from shared.report.tables import Table
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ METHODS = {
     "fare": "FARE",
     "pmg_aft": "PMG-AFT",
 }
+named = partial(with_yours, METHODS)
 CHOSEN = {  # rows whose learning rate is chosen for themselves
     "ft_clean": "FT-Clean",
     "ft_adv": "FT-Adv",
@@ -83,11 +85,6 @@ def growing(c: "Config") -> dict[str, str]:
 def rows(c: "Config", names: Iterable[str] = METHODS) -> dict[str, dict]:
     """One method a row, the user's own last."""
     return {label: {"method": m, **({"seed": None} if m == CLIP else {})} for m, label in named(c, names).items()}
-
-
-def named(c: "Config", names: Iterable[str] = METHODS) -> dict[str, str]:
-    """method -> label, with the user's own."""
-    return {m: METHODS[m] for m in names} | yours(c)
 
 
 def chosen(c: "Config") -> dict[str, str]:

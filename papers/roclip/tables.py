@@ -6,13 +6,14 @@ after its last RoCLIP epoch, and after its last plain epoch.
 """
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from shared.claims.selection import Selected
 from shared.experiment.paper import Grid
 from shared.report import tables
 from shared.report.choices import choices
-from shared.report.shown import Filled, Shown, table, table_of, yours
+from shared.report.shown import Filled, Shown, table, table_of, with_yours, yours
 
 if TYPE_CHECKING:
     from papers.roclip.config import Config
@@ -25,6 +26,7 @@ METHODS = {
     "cleanclip": "CLIP, then CleanCLIP",
     "safeclip": "SafeCLIP (later; inferred)",
 }
+named = partial(with_yours, METHODS)
 FEW = {
     "clip": "CLIP",
     "clip_aug": "CLIP + augmentation",
@@ -152,11 +154,6 @@ def poison(c, regime: str) -> str:
         said = f"some have a backdoor ({', '.join(f'{name} {share(one)}' for name, one in rates.items())})"
     part = share(targets.n * m / (clean + targets.n * m))
     return f"{clean:,} pairs, of which {said}, and {targets.n} target images with {m} captions ({part} of all)"
-
-
-def named(c: object) -> dict[str, str]:
-    """method -> label, with the user's own."""
-    return METHODS | yours(c)
 
 
 def trained(c: object, regime: str) -> tuple[str, ...]:

@@ -41,7 +41,9 @@ class Mine(Method):
         try:
             loss = self.loss().loss(image, text, torch.tensor(10.0), 1)
         except FAILS as error:
-            raise UserError(f"{at} fails on four pairs ({what(error)}): it is loss(image, text, scale, epoch).") from error
+            raise UserError(
+                f"{at} fails on four pairs ({what(error)}): it is called as loss(image, text, scale, epoch)."
+            ) from error
         if not isinstance(loss, Tensor) or loss.shape != ():
             got = tuple(loss.shape) if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
             raise UserError(f"{at}: its loss of four pairs is {got}, and must be a scalar.")

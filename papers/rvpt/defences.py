@@ -377,9 +377,10 @@ class ByYours(Rewritten):
 
         def tune(self, victim: ZeroShot, shots: LabelledImages, seed: int) -> None: ...
 
-    victim: pictures (N, 3, H, W) in [0, 1] -> logits (N, K); `victim.visual`, the vision tower of a copy of the poisoned
-    CLIP, is trained in place, text embeddings stay. shots: the few labelled pictures, of which `shots.__getitems__(rows)`
-    gives x (n, 3, H, W) and labels (n,); torch's own generator has the seed. All weights are kept, and must be finite.
+    victim: pictures (N, 3, H, W) in [0, 1] -> logits (N, K); `victim.visual`, the vision tower of a copy of the
+    poisoned CLIP, is trained in place, text embeddings stay. shots: the few labelled pictures, of which
+    `shots.__getitems__(rows)` gives x (n, 3, H, W) and labels (n,); torch's own generator has the seed. All weights are
+    kept, and must be finite.
     """
 
     shots: Shots

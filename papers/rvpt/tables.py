@@ -11,10 +11,11 @@ shift1 … shift4, whose pictures are seen; tuned: the place of the few shots; a
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from shared.experiment.paper import Grid, Tags
-from shared.report.shown import YOURS, Filled, Shown, table, table_of, yours
+from shared.report.shown import YOURS, Filled, Shown, table, table_of, with_yours, yours
 from shared.report.tables import Table
 
 METHODS = {
@@ -25,6 +26,7 @@ METHODS = {
     "vpt": "VPT",
     "rvpt": "RVPT",
 }
+named = partial(with_yours, METHODS)
 DEFENCES = ("cleanclip", "linear_probe", "vpt", "rvpt")  # of which the best is bold
 ATTACKS = {
     "badnet": "BadNet",
@@ -113,11 +115,6 @@ def rows(c, names: Iterable[str] = METHODS) -> dict[str, dict]:
     return {
         label: {"method": m, **({"seed": c.seeds[0]} if m == "clean" else {})} for m, label in named(c, names).items()
     }
-
-
-def named(c: Any, names: Iterable[str] = METHODS) -> dict[str, str]:
-    """method -> label, with the user's own."""
-    return {m: METHODS[m] for m in names} | yours(c)
 
 
 def attacks(names: Iterable[str]) -> dict[str, dict]:

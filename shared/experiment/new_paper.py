@@ -18,12 +18,12 @@ RESERVED = ("overview", WORD)  # results of all papers lie beside those of each
 
 
 def begin(name: str, root: Path = ROOT) -> list[Path]:
-    """Write the folders of a new paper, whole or not at all; returns them. Raises UserError for a name that none can have."""
+    """Write the folders of a new paper, whole or not at all; returns them. Raises UserError for a name that cannot be."""
     said = f"NAME={name}"
     if not re.fullmatch("[a-z][a-z0-9_]{0,29}", name) or keyword.iskeyword(name):
         raise UserError(
-            f"{said} names no paper: take a word of small letters, digits and _ that Python can import, up to 30 long, as in "
-            "make new-paper NAME=my_paper"
+            f"{said} names no paper: take a word of small letters, digits and _ that Python can import, up to 30 long, "
+            "as in make new-paper NAME=my_paper"
         )
     if name in RESERVED:
         raise UserError(f"{said} is taken: the project uses that word itself; take another")

@@ -25,7 +25,7 @@ class Options:
     headline: bool = False
     """Only what the claims of the abstract need."""
     yours: str = ""
-    """module:name of a method of your own, a row in every table (docs/yours.md); with make DEFENCE, OBJECTIVE, METHOD."""
+    """module:name of your own method, a row in every table (docs/yours.md); with make: DEFENCE, OBJECTIVE, METHOD."""
     results: Path = Path("results")
     """Where measurements and checkpoints go."""
     data_root: str | None = None

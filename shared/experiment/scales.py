@@ -10,8 +10,8 @@ SCALES = ("smoke", "cpu", "photos", "paper")
 
 
 def scales(paper: str, papers: Path = ROOT / "papers") -> tuple[str, ...]:
-    """The keys of PRESETS in papers/<paper>/config.py; all scales where these are not written there as a dictionary, none
-    where that is no Python (yet)."""
+    """The keys of PRESETS in papers/<paper>/config.py; all scales where these are not written there as a dictionary,
+    none where that is no Python (yet)."""
     config = papers / paper / "config.py"
     try:
         body = ast.parse(config.read_text(encoding="utf-8")).body if config.is_file() else []

@@ -1,7 +1,7 @@
 """Code of the user's own, by `module:name`: loaded, known by its source, and looked at before anything long runs.
 
-What a paper takes (docs/yours.md) stands where its own methods stand; a defence in front of a classifier is here, as two
-papers and `shared.judge` take one.
+What a paper takes (docs/yours.md) stands where its own methods stand; a defence in front of a classifier is here, as
+two papers and `shared.judge` take one.
 """
 
 import importlib
@@ -27,7 +27,7 @@ FEW = 8  # pictures that are looked at
 FAILS = (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError)  # of code on what it cannot take
 
 
-# ---- by name -----------------------------------------------------------------------------------------------------------
+# ---- by name ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Code:
         for name in methods:
             if not callable(getattr(made, name, None)):
                 raise UserError(
-                    f"{self.option} {self.spec} has no method {name}: write one, as docs/yours.md has it for this paper."
+                    f"{self.option} {self.spec} has no method {name}: write one, as docs/yours.md says."
                 )
         return made
 
@@ -103,7 +103,7 @@ def parameters(thing: Callable) -> list[inspect.Parameter]:
         return [inspect.Parameter("x", kinds[0])]
 
 
-# ---- defences in front of a model --------------------------------------------------------------------------------------
+# ---- defences in front of a model ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -195,8 +195,8 @@ class Yours:
         def __call__(self, x: Tensor, rng: SampleRng) -> Tensor: ...       # or without rng, where nothing is random
 
     x (N, 3, H, W) in [0, 1] -> pictures of the same size in [0, 1], finite. Noise is taken from rng, of which each
-    picture has a stream of its own; `random = False` in the class says that there is none: gradients then need one draw. Where
-    torch finds no gradient through it, attackers take the identity's (BPDA).
+    picture has a stream of its own; a class that has `random = False` has none, and gradients need one draw. Where torch
+    finds no gradient through it, attackers take the identity's (BPDA).
     """
 
     code: Code
