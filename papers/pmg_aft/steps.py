@@ -180,6 +180,7 @@ class TunedByYours(Tuned):
 
     def objective_of(self, victim: ZeroShot) -> Objective:
         """It, made anew."""
+        torch.manual_seed(self.seed)  # for code that draws from torch's own generator
         return self.code.having("attack_loss", "loss", offered=(frozen(victim),))
 
     def look(self, lab: Lab) -> None:

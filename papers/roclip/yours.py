@@ -91,6 +91,7 @@ def train_by(
 ) -> Trained:
     """`papers.roclip.training.train` with the user's loss, in one process; losses of its history are CLIP's own."""
     device = clip.logit_scale.device
+    torch.manual_seed(training.seed)  # for code that draws from torch's own generator
     clip.yours = _Attached(method.loss()).to(device)
     lowering = _Lowering(device, clip.yours, training.per_epoch(len(pairs)))
     found = train(clip, pairs, method, training, lowering, checkpoint, after_epoch, name=name)
