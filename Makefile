@@ -21,10 +21,14 @@ LAUNCH ?=##            what starts a script instead, as in LAUNCH="srun accelera
 PYTHON ?=##            the Python that makes .venv; by default the newest of 3.11 to 3.14 that is there
 TORCH ?=##             cpu: no CUDA libraries, 1.5 GB instead of 6 (README: from where)
 VENV ?= .venv##        another environment with the same pins, as in VENV="$CONDA_PREFIX"
+DEFENCE ?=##           module:name of a defence of your own, a row in every table of diffcap, distshift or rvpt (docs/yours.md)
+OBJECTIVE ?=##         the same for an objective of fine-tuning (pmg_aft)
+METHOD ?=##            the same for a way to train CLIP (roclip)
+NAME ?=##              of the paper that `make new-paper` begins
 SURE ?=##              yes: `make clean-results` may delete
 
 # The text of a variable's help ends its line, so the blanks before it would belong to the value.
-KNOBS := SCALE SEEDS ARGS DATA_ROOT BUDGET RESULTS SET DEVICE GPUS LAUNCH PYTHON TORCH VENV SURE
+KNOBS := SCALE SEEDS ARGS DATA_ROOT BUDGET RESULTS SET DEVICE GPUS LAUNCH PYTHON TORCH VENV DEFENCE OBJECTIVE METHOD NAME SURE
 $(foreach v,$(KNOBS),$(if $(filter file,$(origin $v)),$(eval $v := $(strip $(value $v)))))
 
 PAPERS := $(patsubst papers/%/train.py,%,$(sort $(wildcard papers/*/train.py)))
@@ -67,7 +71,7 @@ endif
 
 # ---- targets ---------------------------------------------------------------------------------------------------------------
 
-.PHONY: help setup lock reproduce headline overview status record docs test lint smoke test-slow test-pages test-cpus bench zoo doctor clean-results FORCE
+.PHONY: help setup lock reproduce headline overview status new-paper record docs test lint smoke test-slow test-pages test-cpus bench zoo doctor clean-results FORCE
 
 # LC_ALL=C: in Turkish, i is not between a and z.
 help: ## this text
@@ -101,6 +105,9 @@ overview: environment ## the page with all claims of all papers at one SCALE, fr
 	$(call do,$@)
 
 status: environment ## what is measured at this SCALE, what is missing, and what the rest would take; measures nothing
+	$(call do,$@)
+
+new-paper: environment ## a small working paper to begin with: papers/NAME and its test (docs/yours.md)
 	$(call do,$@)
 
 record: environment ## publish what finished runs of all papers drew as the record in figures/ and the READMEs; refuses what is partial

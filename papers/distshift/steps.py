@@ -17,7 +17,7 @@ from papers.distshift import adaptive
 from papers.distshift.baselines import GDMP, Pull
 from papers.distshift.config import Config, Protected
 from papers.distshift.method import Distshift, Guidance
-from papers.distshift.tables import BASELINE, GUIDED, HEADLINE_ADAPTIVE, NORMS, VARIANTS, radius, sets
+from papers.distshift.tables import BASELINE, GUIDED, HEADLINE_ADAPTIVE, NORMS, VARIANTS, YOURS, radius, sets
 from shared.attacks import Threat, cascade, check_attack, pgd, square
 from shared.attacks.adaptive import Defended
 from shared.attacks.gradient import input_gradient
@@ -50,6 +50,7 @@ from shared.steps.purification import (
     Transform,
     as_bytes,
 )
+from shared.steps.yours import DefenceSeconds, Yours
 from shared.training.classify import ClassifierTraining, train_classifier
 
 # ---- victims and defences ----------------------------------------------------------------------------------------------
@@ -621,6 +622,7 @@ def defence_of(c: Config, method: str, spec: str) -> Defence:
     """What stands in front of the victim in a row; identity for the undefended and the adversarially trained one."""
     b = c.baselines
     return {
+        YOURS: lambda: Yours.of(c),
         "none": lambda: Transform(),
         "pgd_at": lambda: Transform(),
         "jpeg": lambda: Transform("jpeg", b.jpeg),
@@ -686,13 +688,19 @@ def number(
             replace(seen, n=s.quality_n), defence_of(c, method, data), seed, point["measure"], c.method.batch
         )
     if kind == "distribution":
-        state = {"diffpure": "purified", "purified_clean": "clean"}.get(method, method)
+        state = {"diffpure": "purified", "purified_clean": "clean", YOURS: "purified"}.get(method, method)
         unguided = diffpure_of(c, data) if method in ("diffused", "diffpure") else None
         defence = shift_of(c, data) if method in ("purified", "purified_clean") else unguided
+        if method == YOURS:
+            defence = Yours.of(c)
         settings = (s.features_n, s.block, s.permutations, seed, point["quantity"])
         return Distribution(victim, seen, state, defence, *settings, **batches)
     if kind == "strip":
         return Strip(victim, replace(seen, n=s.strip), diffpure_of(c, data), shift_of(c, data), seed, c.method.batch)
+    if kind == "cost" and method == YOURS:
+        few, gradient = replace(seen, n=s.cost_n), point["quantity"] == "gradient_seconds"
+        timed = point["quantity"].endswith("seconds")
+        return DefenceSeconds(victim, few, Yours.of(c), s.cost_repeats, seed, gradient) if timed else None
     if kind == "cost":
         return Cost(
             victim, replace(seen, n=s.cost_n), defence_of(c, method, data), s.cost_repeats, seed, point["quantity"]
@@ -738,7 +746,7 @@ def known_of(c: Config, method: str, spec: str, norm: str, eps: float, seed: int
     eot = c.released.bpda_draws if released else a.eot
     n = a.headline_n if against in HEADLINE_ADAPTIVE.get(method, ()) else a.n
     seen = Seen(Pictures(spec, "test", c.data.n, c.data.seed), n=a.square_n if search else n)
-    checked = a.sanity_n if against == "exact" and method in (BASELINE, *GUIDED) else 0
+    checked = a.sanity_n if against == "exact" and method in (BASELINE, *GUIDED, YOURS) else 0
     budget = (steps, eot, a.draws, checked, c.attack.seed, seed)
     options = {
         "batch": c.method.batch,

@@ -24,6 +24,8 @@ class Options:
     """Seeds of what a claim rests on; sweeps use the first."""
     headline: bool = False
     """Only what the claims of the abstract need."""
+    yours: str = ""
+    """module:name of your own method, a row in every table (docs/yours.md); with make: DEFENCE, OBJECTIVE, METHOD."""
     results: Path = Path("results")
     """Where measurements and checkpoints go."""
     data_root: str | None = None

@@ -121,11 +121,11 @@ Use = tuple[str, str, str]
 @cache
 def read(module: str) -> Module | None:
     """A module of the project or a file of the user's own; None for a module that is installed, or is none."""
-    path = _file(module)
+    path = file_of(module)
     return None if path is None else Module(module, path)
 
 
-def _file(module: str) -> Path | None:
+def file_of(module: str) -> Path | None:
     """The source of a module that is not installed: of the project, or a file of the user's own."""
     loaded, base = getattr(sys.modules.get(module), "__file__", None), ROOT.joinpath(*module.split("."))
     there = [Path(loaded)] if loaded else [base.with_suffix(".py"), base / "__init__.py"]

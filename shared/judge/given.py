@@ -1,13 +1,10 @@
 """What a user brings, by what the command line says: pictures, a model, code of his own, a defence."""
 
 import importlib
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from shared.data.base import LabelledImages, Relabelled, subset
@@ -22,11 +19,10 @@ from shared.files import digest
 from shared.judge.hf import open_hf
 from shared.models import zoo
 from shared.models.classifier import open_classifier
-from shared.models.preprocess import straight_through
 from shared.models.sources import identity, locate
 from shared.models.victim import ZeroShot, class_matrix
-from shared.rng import SampleRng
-from shared.steps.purification import Defence, Diffusion, Opened, Purification, Transform
+from shared.steps.purification import Defence, Diffusion, Purification, Transform
+from shared.steps.yours import Code, Own
 
 # ---- pictures ------------------------------------------------------------------------------------
 
@@ -116,68 +112,6 @@ class Part:
         return x.to(lab.device), y.to(lab.device)
 
 
-# ---- code of one's own ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Code:
-    """module:name, a leaf, known by its source. option: that named it, for errors."""
-
-    spec: str
-    option: str
-
-    def load(self) -> Any:
-        """The object. Raises UserError for a module that does not import and a name that it lacks."""
-        module, _, name = self.spec.partition(":")
-        try:
-            found = importlib.import_module(module)
-        except Exception as error:  # whatever the user's module raises
-            raise UserError(
-                f"{self.option} {self.spec}: the module {module} cannot be imported ({what(error)}): mend it, or start "
-                "where Python finds it."
-            ) from error
-        if not callable(getattr(found, name, None)):
-            names = ", ".join(key for key, value in vars(found).items() if callable(value) and key[0] != "_") or "none"
-            raise UserError(
-                f"{self.option} {self.spec}: the module {module} has no class or function {name!r}; it has {names}."
-            )
-        return getattr(found, name)
-
-    def made(self) -> Any:
-        """The object, or what it makes where it is a class or takes no argument."""
-        thing = self.load()
-        needed = [p for p in _parameters(thing) if p.default is p.empty]
-        if not isinstance(thing, type) and (isinstance(thing, nn.Module) or needed):
-            return thing
-        try:
-            return thing()
-        except Exception as error:
-            raise UserError(
-                f"{self.option} {self.spec}: it cannot be made without arguments ({what(error)}): give a function that "
-                "makes it."
-            ) from error
-
-    def identity(self, lab: Lab) -> str:
-        """Of its source, and all that this uses by name."""
-        thing = self.load()
-        return source.of(thing if hasattr(thing, "__qualname__") else type(thing))
-
-
-def what(error: Exception) -> str:
-    """An error in a line."""
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-
-
-def _parameters(thing: Callable) -> list[inspect.Parameter]:
-    """The parameters that a call fills by place."""
-    call = thing.forward if isinstance(thing, nn.Module) else thing
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    try:
-        return [p for p in inspect.signature(call).parameters.values() if p.kind in kinds]
-    except ValueError:  # of a builtin
-        return [inspect.Parameter("x", kinds[0])]
-
-
 # ---- models --------------------------------------------------------------------------------------
 
 
@@ -250,43 +184,6 @@ class Model:
 
 
 # ---- defences ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Own:
-    """A defence of the user's own."""
-
-    code: Code
-
-    def open(self, lab: Lab) -> Opened:
-        """It, or what its `open(lab)` returns. Raises UserError for what cannot be called."""
-        made = self.code.made()
-        made = made.open(lab) if hasattr(made, "open") else made
-        if not callable(made):
-            raise UserError(
-                f"{self.code.option} {self.code.spec}: a {type(made).__name__} has neither __call__(x) nor open(lab): "
-                "write one of them."
-            )
-        return made.to(lab.device).eval() if isinstance(made, nn.Module) else made
-
-
-class Shield:
-    """A defence as attacks call it, (x, rng) -> x. straight: it has no gradient, the identity's stands for it."""
-
-    def __init__(self, opened: Callable[..., Tensor], random: bool, straight: bool):
-        self.opened, self.random, self.straight = opened, random, straight
-        second = _parameters(opened)[1:2]
-        self.takes_rng = any(p.default is p.empty or p.name == "rng" for p in second)
-
-    def __call__(self, x: Tensor, rng: SampleRng) -> Tensor:
-        if not self.straight:
-            return self._out(x, rng)
-        with torch.no_grad():
-            value = self._out(x, rng)
-        return straight_through(value, x)
-
-    def _out(self, x: Tensor, rng: SampleRng) -> Tensor:
-        return self.opened(x, rng) if self.takes_rng else self.opened(x)
 
 
 def defence_of(spec: str, denoiser: str, model: Model) -> Defence:

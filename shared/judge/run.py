@@ -17,13 +17,14 @@ from shared.experiment.scripts import evaluate, locked
 from shared.experiment.step import Measured, needs
 from shared.files import digest, write_atomic
 from shared.judge import page
-from shared.judge.given import Code, Model, Part, Set, defence_of
+from shared.judge.given import Model, Part, Set, defence_of
 from shared.judge.look import Facts, look
 from shared.judge.options import Config
 from shared.judge.steps import Again, Against, Said, Score, System, Worst, as_png
 from shared.models.clip import save_tensors
 from shared.processes import accelerator
 from shared.steps.purification import Attacked, Checked, Seen
+from shared.steps.yours import Code
 
 NAME = named("kind", "attack", "judged", "seed{}")
 

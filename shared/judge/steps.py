@@ -20,10 +20,11 @@ from shared.attacks.sanity_random import check_adaptive
 from shared.errors import UserError
 from shared.experiment.step import Kept, Lab, Measured, Tensors, Values, free
 from shared.experiment.store import slug
-from shared.judge.given import Code, Model, Shield, what
+from shared.judge.given import Model
 from shared.models.preprocess import Identity
 from shared.rng import SampleRng
 from shared.steps.purification import Checked, Defence, Seen
+from shared.steps.yours import Code, Shield, what
 
 CHOICE = 8  # passes by which the stronger of two attacks on a random system is chosen, picture by picture
 OTHER_BATCH = 7  # pictures at a time where the same answers are asked for in other batches

