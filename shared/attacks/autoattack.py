@@ -8,6 +8,7 @@ search that can break samples which APGD leaves. Accuracy under the default stag
 its numbers "APGD-CE + APGD-T + Square", not AutoAttack. Square also differs in use: it runs here with windows per sample.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,7 +26,13 @@ from shared.options import Count, Positive, bounded
 from shared.rng import SampleRng
 
 Stage = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square"]
-STAGES = {"apgd-ce": apgd_ce, "apgd-dlr": apgd_dlr, "apgd-t": apgd_t, "fab-t": fab_t, "square": square}
+STAGES: dict[str, Callable[..., Tensor]] = {
+    "apgd-ce": apgd_ce,
+    "apgd-dlr": apgd_dlr,
+    "apgd-t": apgd_t,
+    "fab-t": fab_t,
+    "square": square,
+}
 WITHOUT_FAB: tuple[Stage, ...] = ("apgd-ce", "apgd-t", "square")
 STANDARD: tuple[Stage, ...] = ("apgd-ce", "apgd-t", "fab-t", "square")
 
@@ -89,10 +96,7 @@ def cascade(
         for stage in stages:
             rows = alive.nonzero().flatten()
             if len(rows):
-                part = {  # type: ignore[operator]
-                    "rng": rng.subset(rows).child(stage),
-                    "batch_size": batch_size,
-                } | budgets[stage]
+                part = {**budgets[stage], "rng": rng.subset(rows).child(stage), "batch_size": batch_size}
                 x_adv[rows] = STAGES[stage](victim, x[rows], y[rows], threat, **part)
                 alive = alive.clone()
                 alive[rows] = _correct(victim, x_adv[rows], y[rows], batch_size)
