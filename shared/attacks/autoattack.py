@@ -81,8 +81,8 @@ def cascade(
     if unknown or not stages:
         raise UserError(f"unknown or no stages {', '.join(map(repr, unknown))}: choose from {', '.join(STAGES)}.")
     batch_size = batch_size or max(len(x), 1)
-    of_apgd = {"steps": steps, "eot_iter": eot_iter, "first_step": first_step, "give_up": give_up}
-    budgets = {
+    of_apgd: dict[str, object] = {"steps": steps, "eot_iter": eot_iter, "first_step": first_step, "give_up": give_up}
+    budgets: dict[str, dict[str, object]] = {
         "apgd-ce": of_apgd,
         "apgd-dlr": of_apgd,
         "apgd-t": of_apgd | {"targets": targets},
