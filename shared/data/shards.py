@@ -1,8 +1,8 @@
 """Random access to the pairs in the tar files of a web data set, through a table of contents that is made once.
 
-The table says where in which file each picture begins and ends, and holds the texts (captions, or labels): reading a pair is one seek. It
-is kept beside the files, or where nothing can be written there, in the user's cache folder, and it is made anew when a
-file has come, gone or changed its length or its time.
+The table says where in which file each picture begins and ends, and holds the texts (captions, or labels): reading a
+pair is one seek. It is kept beside the files, or where nothing can be written there, in the user's cache folder, and it
+is made anew when a file has come, gone or changed its length or its time.
 
 The webdataset package is not the reader: it is a stream, so a run could go on only by reading everything before once
 more; its keys end at the first dot (v1.5_0001 and v1.5_0002 become one); and samples that lack a part are not counted.
@@ -118,7 +118,8 @@ class Shards:
         present = [self._facts(name) for name in self.names]
         if not any(size >= 0 for _, size, _ in present):
             raise UserError(
-                f"there is no file {self.root / pattern}: put the shards there, or set DATA_ROOT (judge: --data-root) to the folder that holds them."
+                f"there is no file {self.root / pattern}: put the shards there, or set DATA_ROOT (judge: --data-root) to "
+                "the folder that holds them."
             )
         table = self._table(pattern, present)
         self.problems: list[str] = table["about"]["problems"]
