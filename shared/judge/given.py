@@ -1,16 +1,20 @@
 """What a user brings, by what the command line says: pictures, a model, code of his own, a defence."""
 
+import contextlib
+import copy
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from shared.data.base import LabelledImages, Relabelled, subset
 from shared.data.files import ImageSize
 from shared.data.folders import image_folder, is_divided
 from shared.data.prompts import clean, fill
+from shared.data.stored import KINDS, StoredImages, stored
 from shared.errors import UserError
 from shared.experiment import source
 from shared.experiment.leaves import Backbone, Weights
@@ -18,6 +22,7 @@ from shared.experiment.step import Lab
 from shared.files import digest
 from shared.judge.hf import open_hf
 from shared.models import zoo
+from shared.models.blocks import LeanBlock, LeanCLIP, LeanVision
 from shared.models.classifier import open_classifier
 from shared.models.sources import identity, locate
 from shared.models.victim import ZeroShot, class_matrix
@@ -26,15 +31,25 @@ from shared.steps.yours import Code, Own
 
 # ---- pictures ------------------------------------------------------------------------------------
 
+LEAN = (LeanBlock, LeanVision, LeanCLIP)
+
 
 class Named(Relabelled):
     """A set with the labels and prompts of a model's classes. Raises UserError where the names do not match its own."""
 
     def __init__(self, data: LabelledImages, names: Sequence[str], template: str):
         said, have = [clean(name) for name in names], [clean(name) for name in data.classes]
+        numbered = isinstance(data, StoredImages) and data.numbered
         lost = [name for name in have if said.count(name) != 1]
-        if len(lost) == len(have) == len(names) and not set(said) & set(have):
+        if len(lost) == len(have) == len(names) and not set(said) & set(have) and not numbered:
             places = range(len(names))
+        elif lost and numbered:
+            places = [int(name) for name in data.classes]
+            if max(places) >= len(names):
+                raise UserError(
+                    f"--classes has {len(names)} names and the pictures have the label {max(places)}: line i + 1 names "
+                    "the number i, so give a line for each."
+                )
         elif lost:
             raise UserError(
                 f"--classes: {len(lost)} of the {len(have)} classes of the pictures are not, or not once, among the "
@@ -60,7 +75,17 @@ class Set:
         return lab.once(self, lambda: self._open(lab))
 
     def _open(self, lab: Lab) -> LabelledImages:
-        data = _folder(lab) if self.spec == "folder:all" else lab.data(self.spec, "test")
+        size, skip = ImageSize.parse(lab.source.size), lab.source.skip_corrupt
+        if self.spec == "folder:all":
+            data = _folder(lab.source.root, size, skip)
+        elif self.spec.partition(":")[0] in KINDS:
+            data = stored(self.spec, lab.source.root, size, skip)
+            if data.numbered and not self.names:
+                raise UserError(
+                    f"the labels of {self.spec} are numbers: name them with --classes, line i + 1 for the number i."
+                )
+        else:
+            data = lab.data(self.spec, "test")
         return Named(data, self.names, self.template) if self.names else data
 
     def identity(self, lab: Lab) -> list:
@@ -69,10 +94,9 @@ class Set:
         return [data.version, source.of(type(data.data if isinstance(data, Named) else data))]
 
 
-def _folder(lab: Lab) -> LabelledImages:
+def _folder(root: str, size: ImageSize, skip_corrupt: bool) -> LabelledImages:
     """All pictures of a folder that is not divided, the test pictures of one that is."""
-    root = lab.source.root
-    return image_folder(root, "test" if is_divided(root) else None, size=ImageSize.parse(lab.source.size))
+    return image_folder(root, "test" if is_divided(root) else None, size=size, skip_corrupt=skip_corrupt)
 
 
 @dataclass(frozen=True)
@@ -183,6 +207,40 @@ class Model:
         return ZeroShot(clip.visual, class_matrix(clip, data), clip.logit_scale.exp().item())
 
 
+class Plain(nn.Module):
+    """A model by operations that have a second derivative: open_clip's own blocks for the quick ones, attention by
+    plain products. The weights are the model's.
+
+    The quick blocks are once differentiable. torch.autograd.grad does not say so: of the second derivative it leaves out
+    what goes through them, since the node that would raise is on no way to its inputs.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        if any(isinstance(module, LEAN) for module in model.modules()):
+            weights = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+            model = copy.deepcopy(model, weights)
+            for module in model.modules():
+                if type(module) in LEAN:
+                    module.__class__ = type(module).__base__
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        with sdpa_kernel(SDPBackend.MATH) if torch.is_grad_enabled() else contextlib.nullcontext():
+            return self.model(x)
+
+
+@dataclass(frozen=True)
+class Twice:
+    """A model for a defence that follows its gradient, and is itself differentiated by attacks."""
+
+    model: Model
+
+    def open(self, lab: Lab) -> nn.Module:
+        """As of the model, opened once."""
+        return lab.once(self, lambda: Plain(self.model.open(lab)).eval())
+
+
 # ---- defences ------------------------------------------------------------------------------------
 
 
@@ -204,7 +262,7 @@ def defence_of(spec: str, denoiser: str, model: Model) -> Defence:
     if (source.ROOT / "papers" / kind / "paper.py").is_file():
         found = importlib.import_module(f"papers.{kind}.paper").PAPER.defence
         if found is not None:
-            return found(model)
+            return found(Twice(model))
     raise UserError(
         f"there is no defence {spec!r}: write none, {', '.join(f'{name}:NUMBER' for name in transforms)}, diffpure, "
         "diffcap, distshift, or module:name for one of your own."

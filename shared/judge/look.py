@@ -65,7 +65,7 @@ def look(lab: Lab, model: Model, defence: Defence, part: Part, own: tuple[Agains
     random = model_random or not _same(behind, look_through(opened, x, rng.child("other")))
     straight = not has_gradient(lambda pictures: opened(pictures, few), x[:2])
     if straight:
-        cautions.append("The defence has no gradient: attacks take the identity's in its place (BPDA).")
+        cautions.append("The defence has no gradient to follow: attacks take the identity's in its place (BPDA).")
     system = System(model, defence, random, straight)
     for against in own:
         by_own(against.own, system.open(lab), x[:2], y[:2], Threat(against.norm, against.eps), few)

@@ -26,6 +26,7 @@ AGAIN = {
     "rounded to 8 bits (PNG)": "rounded",
 }
 STANDARD_BUDGET = {"steps": 100, "targets": 9, "queries": 5000}
+CHECKED = {"pgd": "PGD", "cascade": "cascade", "bpda": "BPDA"}  # by sanity checks
 WORST = "worst case of each picture"
 KEPT = "kept"  # folder of what a run leaves, below its --out
 
@@ -94,7 +95,13 @@ class Judged:
             notes.append(f"Something is random: each picture is shown {f['repeats']} times.")
         where = f"Accuracy under attack; {f['norm']}, ε = {show_eps(f['eps'])}, {f['n']} pictures of {f['data']}."
         again = [(label, [self._cell("worst", how)]) for label, how in AGAIN.items()]
-        checks = {k: v for k, v in (self.numbers["pgd", "mean"].sanity or {}).items() if k != "passed"}
+        checks = {
+            f"{label}: {name}": v
+            for attack, label in CHECKED.items()
+            if attack in self.attacks
+            for name, v in (self.numbers[attack, "mean"].sanity or {}).items()
+            if name != "passed"
+        }
         sanity = [
             (name, ["passed" if v["passed"] else "failed", f"{v['value']:.3g}", f"{v['threshold']:.3g}", v["detail"]])
             for name, v in checks.items()
@@ -102,7 +109,7 @@ class Judged:
         return {
             "accuracy": Table(list(columns), cells, where, notes),
             "again": Table(["accuracy (%)"], again, "The strongest pictures, shown again as they are stored."),
-            "sanity": Table(["outcome", "value", "at most", "what"], sanity, "Sanity checks of PGD."),
+            "sanity": Table(["outcome", "value", "at most", "what"], sanity, "Sanity checks of the attacks."),
         }
 
     def _cell(self, attack: str, how: str) -> Estimate | None:

@@ -7,7 +7,7 @@ attack has seen.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from shared.attacks import Threat, cascade, check_attack, pgd
 from shared.attacks.adaptive import AdaptiveAttack, predict, resubmit
 from shared.attacks.autoattack import STANDARD
+from shared.attacks.sanity_balls import check_balls
 from shared.attacks.sanity_random import check_adaptive
 from shared.errors import UserError
 from shared.experiment.step import Kept, Lab, Measured, Tensors, Values, free
@@ -144,9 +145,18 @@ class Against:
         return AdaptiveAttack("exact", self.eot, optimiser="pgd", steps=self.steps)
 
     def check(self, system: Whole, x: Tensor, y: Tensor, rng: SampleRng) -> dict:
-        """The record of the sanity checks of PGD on the system."""
+        """The record of the sanity checks on the system: all for PGD, of others, which cost more, `check_balls`."""
         threat = Threat(self.norm, self.eps)
         torch.manual_seed(self.seed)
+        if self.kind != "pgd":
+            score, stream, draws = predict(system.victim), rng.child("judging"), 4 if system.random else 1
+
+            def right(pictures: Tensor) -> Tensor:
+                return resubmit(score, system.defence, pictures, stream, draws, self.batch) == y[:, None]
+
+            with torch.no_grad():
+                classes = system(x[:1]).shape[1]
+            return check_balls(lambda ball: replace(self, eps=ball.eps)(system, x, y, rng), right, x, threat, classes)
         if system.random:
             batch = max(1, self.batch // self.eot)
             how = {"rng": rng, "defence_rng": rng.child("defence"), "n": 4, "images": len(x), "batch": batch}
