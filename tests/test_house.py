@@ -58,7 +58,7 @@ def untyped_parameters() -> int:
 @pytest.mark.parametrize(
     ("count", "limit"),
     [
-        (tokens, 304_000),  # the goal is 205,000
+        (tokens, 306_500),  # the goal is 205,000
         (wide_lines, 1_300),  # 0
         (inner_imports, 60),
         (untyped_parameters, 523),  # 400

@@ -381,8 +381,8 @@ class Distribution(Measured):
         p      of the permutation test on all pictures at once, with the median distance in the pooled sample as width
 
     Both samples have equally many pictures of every class, one class after the other. A block of pictures in that order
-    would hold no two of a class, and MMD² be negative where nothing differs; so blocks are drawn from the samples at random,
-    and divisions exchange pictures of a class only.
+    would hold no two of a class, and MMD² be negative where nothing differs; so blocks are drawn from the samples at
+    random, and divisions exchange pictures of a class only.
 
     The kernel's width of MMD² is the median distance among the other clean pictures, one for all states. Beside it stands where the pictures lie in
     the plane of two principal axes of clean and adversarial features together.

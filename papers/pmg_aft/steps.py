@@ -197,7 +197,9 @@ class TunedByYours(Tuned):
             each = y.float() if raised is None else raised(x)
             loss = objective.loss(victim, x, x, y)
         except FAILS as error:
-            raise UserError(f"{at} fails on two pictures ({what(error)}): its arguments are in docs/yours.md.") from error
+            raise UserError(
+                f"{at} fails on two pictures ({what(error)}): its arguments are in docs/yours.md."
+            ) from error
         for name, value, shape in (("attack_loss", each, (2,)), ("loss", loss, ())):
             got = tuple(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
             if got != shape:

@@ -1,11 +1,12 @@
 """The cascade: each attack is tried on what the ones before it left correct.
 
-Default stages: APGD-CE -> APGD-T -> Square, for heads of any number of classes (see `apgd_t` for fewer than four). A sample is
-robust only if none succeeds, so accuracy falls from stage to stage and the last is the reported one.
+Default stages: APGD-CE -> APGD-T -> Square, for heads of any number of classes (see `apgd_t` for fewer than four). A
+sample is robust only if none succeeds, so accuracy falls from stage to stage and the last is the reported one.
 
-That is not AutoAttack `standard` (Croce & Hein 2020), which is `STANDARD`: with FAB-T between APGD-T and Square, a different kind of
-search that can break samples which APGD leaves. Accuracy under the default stages is an upper bound of that under `standard`: call
-its numbers "APGD-CE + APGD-T + Square", not AutoAttack. Square also differs in use: it runs here with windows per sample.
+That is not AutoAttack `standard` (Croce & Hein 2020), which is `STANDARD`: with FAB-T between APGD-T and Square, a
+different kind of search that can break samples which APGD leaves. Accuracy under the default stages is an upper bound of
+that under `standard`: call its numbers "APGD-CE + APGD-T + Square", not AutoAttack. Square also differs in use: it runs
+here with windows per sample.
 """
 
 from collections.abc import Callable
@@ -68,9 +69,9 @@ def cascade(
 ) -> Cascade:
     """Run the stages on the survivors. x in [0, 1], y (N,) labels; the victim is used in eval mode.
 
-    stages: names out of `STAGES`, in order. steps, eot_iter, first_step, give_up: see `apgd`. targets: see `apgd_t` and `fab_t`. queries:
-    see `square`. batch_size: images in the victim at a time (default N); hand over the whole set with a batch_size, rather than
-    batch by batch, and the batches stay full as samples break.
+    stages: names out of `STAGES`, in order. steps, eot_iter, first_step, give_up: see `apgd`. targets: see `apgd_t` and
+    `fab_t`. queries: see `square`. batch_size: images in the victim at a time (default N); hand over the whole set with a
+    batch_size, rather than batch by batch, and the batches stay full as samples break.
     Samples that nothing broke come back at the last stage's strongest point. For deterministic victims: one success counts.
     Raises UserError for unknown stages, images outside [0, 1], a missing or ill-sized rng, labels that are no
     class, or settings out of bounds.

@@ -1,8 +1,8 @@
 """Targeted FAB (Croce & Hein 2020, "Minimally distorted adversarial examples with a fast adaptive boundary attack").
 
 Other attacks raise a loss inside B(x); this one looks for the point of another class that is *nearest* to x. With
-f = z_t − z_y, linearised where the search stands, π(v) = { u : f(x_k) + ⟨∇f(x_k), u − x_k⟩ = 0 } ∩ [0, 1]^d and d(v) the shortest
-way from v to that plane,
+f = z_t − z_y, its linearisation's boundary where the search stands, { u ∈ [0, 1]^d : f(x_k) + ⟨∇f(x_k), u − x_k⟩ = 0 },
+and d(v) the shortest way from v to that,
 
     x_{k+1} = (1 − a)·(x_k + η·d(x_k)) + a·(x + η·d(x)),   a = min( |d(x_k)| / (|d(x_k)| + |d(x)|), 0.1 ),   η = 1.05,
 
@@ -39,8 +39,8 @@ def fab_t(
 ) -> Tensor:
     """Adversarial images (N, C, H, W), detached, in B(x). x in [0, 1], y (N,) labels; the victim is used in eval mode.
 
-    One search of `steps` for each of the min(targets, K − 1) wrong classes that the clean image scores highest. A sample
-    leaves at its first success within ε, and one that is misclassified to begin with comes back as it is; the others
+    One search of `steps` for each of the min(targets, K − 1) wrong classes that the clean image scores highest. A
+    sample leaves at its first success within ε, and one that is misclassified to begin with comes back as it is; the others
     come back at the nearest point that was found, projected to B(x), where it may still be misclassified.
     rng: as other attacks have it; the first run, which is all that AutoAttack's `standard` makes, draws nothing.
     batch_size: images in the victim at a time (default N).
@@ -97,10 +97,10 @@ def search(
 
 
 def to_plane(x: Tensor, normal: Tensor, rise: Tensor, norm: str) -> Tensor:
-    """The shortest δ, shaped as x, with ⟨normal, δ⟩ = rise and 0 ≤ x + δ ≤ 1; where no δ rises so far, the one that rises most.
+    """The shortest δ, shaped as x, with ⟨normal, δ⟩ = rise and 0 ≤ x + δ ≤ 1.
 
-    x (N, …) in [0, 1], normal (N, d), rise (N,). All of δ points up the slope, |δ_i| = min(s·u_i, room_i) with u = 1 (linf) or
-    |normal| (l2), and s solves Σ |normal_i|·|δ_i| = |rise|, which grows in s by pieces that are linear: between two
+    Where no δ rises so far, the one that rises most. x (N, …) in [0, 1], normal (N, d), rise (N,). All of δ points up
+    the slope, |δ_i| = min(s·u_i, room_i) with u = 1 (linf) or |normal| (l2), and s solves Σ |normal_i|·|δ_i| = |rise|, which grows in s by pieces that are linear: between two
     values of s at which another pixel has used up its room.
     """
     flat = x.flatten(1)

@@ -127,8 +127,8 @@ class Estimate:
 def mean(sets: Sets, share: bool | None = None) -> Estimate:
     """The mean over `sets` with its interval (module docstring).
 
-    share: whether the values are shares, from 0 to 1. Of such the interval stays within [0, 1]; of others, values that all
-    happen to be 0 or 1 are no rates. None: they are shares where all are 0 or 1."""
+    share: whether the values are shares, from 0 to 1. Of such the interval stays within [0, 1]; of others, values that
+    all happen to be 0 or 1 are no rates. None: they are shares where all are 0 or 1."""
     matrices = _matrices(sets)
     terms = [(1 / len(matrices), matrix) for matrix in matrices]
     rates = share is not False and _rates(matrices)
@@ -162,8 +162,9 @@ def paired_difference(a: Sets, b: Sets, share: bool | None = None) -> Estimate:
 
 
 def unpaired_difference(a: Sets, b: Sets, share: bool | None = None) -> Estimate:
-    """The interval of mean(a) − mean(b) for different sets of examples; seeds stay paired, since they are the same models.
-    share: as of `mean`."""
+    """The interval of mean(a) − mean(b) for different sets of examples. share: as of `mean`.
+
+    Seeds stay paired, since they are the same models."""
     left, right = _same_seeds(_matrices(a), _matrices(b))
     plus = [(1 / len(left), m) for m in left]
     minus = [(1 / len(right), m) for m in right]

@@ -194,8 +194,8 @@ def _execute(notebook, name: str, executed: Path, parameters: dict, out: Path):
 def _this_interpreter(profile: str):
     """A kernel manager whose kernel is this interpreter, whatever kernels the user has installed elsewhere under the same name.
 
-    profile: an empty folder for what IPython keeps; the user's own, whose scripts run at the start, has no part in a page,
-    and HOME need not be there."""
+    profile: an empty folder for what IPython keeps; the user's own, whose scripts run at the start, has no part in a
+    page, and HOME need not be there."""
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
 

@@ -74,9 +74,7 @@ class Code:
         made = self.made(*offered)
         for name in methods:
             if not callable(getattr(made, name, None)):
-                raise UserError(
-                    f"{self.option} {self.spec} has no method {name}: write one, as docs/yours.md says."
-                )
+                raise UserError(f"{self.option} {self.spec} has no method {name}: write one, as docs/yours.md says.")
         return made
 
     def identity(self, lab: Lab) -> str:

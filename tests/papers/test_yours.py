@@ -120,7 +120,9 @@ def test_the_look_lets_the_examples_pass_and_their_source_counts(paper, tmp_path
     before = code.identity(lab)
     text = "class A:\n    def __call__(self, x):\n        return x\n"
     folder = Path(sys.path[0])
-    first, second = (Code(f"{module(folder, name, more)}:A") for name, more in (("one", text), ("two", text + "B = 1\n")))
+    first, second = (
+        Code(f"{module(folder, name, more)}:A") for name, more in (("one", text), ("two", text + "B = 1\n"))
+    )
     third = Code(f"{module(folder, 'three', text.replace('return x', 'return 1 * x'))}:A")
     importlib.invalidate_caches()
     assert json.dumps(before)

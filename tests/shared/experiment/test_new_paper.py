@@ -91,7 +91,9 @@ def test_it_runs_and_its_tests_pass(tmp_path):
         shutil.copy(ROOT / name, tmp_path)
 
     def run(*words: str) -> None:
-        done = subprocess.run([sys.executable, "-m", *words], cwd=tmp_path, capture_output=True, text=True, env=os.environ)
+        done = subprocess.run(
+            [sys.executable, "-m", *words], cwd=tmp_path, capture_output=True, text=True, env=os.environ
+        )
         assert done.returncode == 0, done.stdout + done.stderr
 
     run("shared.experiment.make", "new-paper", "NAME=mine")
