@@ -100,8 +100,8 @@ def to_plane(x: Tensor, normal: Tensor, rise: Tensor, norm: str) -> Tensor:
     """The shortest δ, shaped as x, with ⟨normal, δ⟩ = rise and 0 ≤ x + δ ≤ 1.
 
     Where no δ rises so far, the one that rises most. x (N, …) in [0, 1], normal (N, d), rise (N,). All of δ points up
-    the slope, |δ_i| = min(s·u_i, room_i) with u = 1 (linf) or |normal| (l2), and s solves Σ |normal_i|·|δ_i| = |rise|, which grows in s by pieces that are linear: between two
-    values of s at which another pixel has used up its room.
+    the slope, |δ_i| = min(s·u_i, room_i) with u = 1 (linf) or |normal| (l2), and s solves Σ |normal_i|·|δ_i| = |rise|,
+    which grows in s by pieces that are linear: between two values of s at which another pixel has used up its room.
     """
     flat = x.flatten(1)
     toward = normal.sign() * rise.sign()[:, None]
