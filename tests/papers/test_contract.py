@@ -114,6 +114,9 @@ def test_the_headline_is_a_part_of_the_whole(paper, plans, scale):
     assert all(whole[n.name] == n.step for n in part)
 
 
+@pytest.mark.parametrize(
+    "scale", ["cpu", *(pytest.param(other, marks=pytest.mark.slow) for other in ("smoke", "paper"))]
+)
 def test_more_seeds_leave_the_others_alone(paper, plans, scale):
     more = replace(paper.presets[scale], seeds=(*paper.presets[scale].seeds, 77))
     after = {n.name: shape(n.step) for n in paper.plan(more)}

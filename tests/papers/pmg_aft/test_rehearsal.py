@@ -51,6 +51,7 @@ PHOTOS = ("--scale", "photos", "--seeds", 0, "--gates.no-enforce", "--data.n", 6
           "--sweeps.cost-steps", 1)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_photographs(script, tmp_path):
     """A small CLIP is pre-trained on the folder, tuned on every other class, and measured on these, the others and all.
 
