@@ -23,7 +23,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from numbers import Integral, Real
 from operator import attrgetter
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
@@ -257,9 +257,6 @@ def _check(name: str, value: object, hint: Any) -> None:
         kinds = next((get_args(a) for a in alternatives(hint) if get_origin(a) in (tuple, list)), ())
         for item, kind in zip(value, itertools.cycle(kinds[:1] if ... in kinds else kinds), strict=False):
             _check(name, item, kind)
-    elif words := [word for a in alternatives(hint) if get_origin(a) is Literal for word in get_args(a)]:
-        if value is not None and value not in words:
-            raise UserError(f"{name} is {value!r}: use one of {', '.join(map(str, words))}.")
     else:
         number = next((a for a in alternatives(hint) if range_of(a) is not None), None)
         other = tuple(a for a in alternatives(hint) if isinstance(a, type) and a is not number)

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 import pytest
@@ -153,19 +153,6 @@ def test_a_longer_one_that_was_asked_for_is_refused(given, capsys):
         from_command_line(Scheduled, args=given.split())
     assert not capsys.readouterr().err
     assert from_command_line(Scheduled, args=["--train.warmup", "4"]) == Scheduled()
-
-
-def test_a_word_is_one_of_those_that_are_known():
-    @dataclass(frozen=True)
-    class Named(Bounded):
-        how: Literal["sgd", "adamw"] | None = "sgd"
-        several: tuple[Literal["a", "b"], ...] = ()
-
-    assert Named("adamw", ("a", "b")).how == "adamw" and Named(None).how is None
-    with pytest.raises(UserError, match=r"^Named\.how is 'adam': use one of sgd, adamw\.$"):
-        Named("adam")
-    with pytest.raises(UserError, match=r"^Named\.several is 'c': use one of a, b\.$"):
-        Named(several=("a", "c"))
 
 
 def test_a_function_holds_its_arguments():
