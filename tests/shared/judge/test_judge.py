@@ -46,14 +46,6 @@ def names(tmp_path_factory):
     return path
 
 
-@pytest.fixture(autouse=True, scope="session")
-def users_folder():
-    """Where `mine` is, as the folder that a command is started in."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(HERE))
-        yield
-
-
 @pytest.fixture(scope="session")
 def judged(pictures, names, tmp_path_factory):
     """(options) -> what judge left, once for the same options."""

@@ -29,18 +29,9 @@ from shared.judge.page import Judged
 from shared.models import zoo
 from shared.processes import accelerator
 
-HERE = Path(__file__).parent
 NAMES = ("reddish", "greenish", "bluish")
 QUICK = ("--steps", "2", "--queries", "2", "--targets", "1", "--part", "16", "--sanity-n", "4")
 SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def users_folder():
-    """Where `mine` is, as the folder that a command is started in."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(HERE))
-        yield
 
 
 @pytest.fixture(scope="module")
