@@ -15,7 +15,8 @@ from shared.models.clip import create_clip
 from shared.models.victim import ZeroShot, text_matrix
 from shared.models.zoo import weights
 from shared.training.contrastive import pretrain
-from shared.training.poisoning import PAPER, FineTuning, OneProcess, epochs, finetune_clip, identity
+from shared.training.loop import OneProcess
+from shared.training.poisoning import PAPER, FineTuning, epochs, finetune_clip, identity
 
 CONFIG = FineTuning(steps=5, batch=8, lr=1e-3, warmup=2, every=2)
 
