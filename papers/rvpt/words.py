@@ -25,7 +25,6 @@ from shared.models.victim import ZeroShot
 from shared.rng import SampleRng
 from shared.training.adversarial import TrainAttack
 
-ADVPT = Tuning(epochs=100, batch=32, lr=0.002)
 WORD = "a"  # stands where a vector goes; every tokenizer has it
 
 

@@ -37,9 +37,6 @@ class CleanClipConfig(FineTuning):
     """Of the augmentations, and of the order of the pairs."""
 
 
-PAPER = CleanClipConfig(steps=10 * (250_000 // 64), batch=64, lr=5e-6, warmup=50, every=1000, workers=8)
-"""RVPT App. C.2: 10 epochs of 250,000 pairs; 3e-6 against WaNet and ISSBA. Warm-up as in CleanCLIP."""
-
 AugmentImages = Callable[[Tensor, int, Sequence[int]], Tensor]
 AugmentTexts = Callable[[Sequence[str], int, Sequence[int]], list[str]]
 
