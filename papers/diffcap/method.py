@@ -17,9 +17,8 @@ Gradient (for attacks): t* is found without one. Given t* and the noise, x_{t*} 
 and reverse process is differentiated exactly, the stop index straight through. What is unknown: papers/diffcap/README.md, "Differences".
 """
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -108,12 +107,6 @@ class DiffCAP(nn.Module):
                 f"t_max is {rule.t_max}, but the diffusion model has {purifier.denoiser.schedule.steps} steps: use at most that."
             )
         self.purifier, self.phi, self.rule = purifier, phi, rule
-
-    def with_rule(self, **changes) -> "DiffCAP":
-        """The same models under another rule, e.g. with_rule(tau=0.9)."""
-        other = copy.copy(self)
-        other.rule = replace(self.rule, **changes)
-        return other
 
     def forward(self, x: Tensor, rng: SampleRng) -> Tensor:
         stop = self.stop_times(x, rng)

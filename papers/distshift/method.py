@@ -42,7 +42,7 @@ Gradient (for attacks): δ depends on the image and is a gradient itself, so the
 import contextlib
 import copy
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
@@ -259,10 +259,6 @@ class Distshift(Guided):
         self.victim, self.guidance = victim, guidance
         if self.guided and guidance.unit == "mean":
             large_variance(purifier)
-
-    def with_guidance(self, **changes) -> "Distshift":
-        """The same under another guidance, e.g. with_guidance(scale=0.2)."""
-        return self.with_(guidance=replace(self.guidance or Guidance(scale=0.0), **changes))
 
     @property
     def guided(self) -> bool:

@@ -20,7 +20,7 @@ from shared.errors import UserError
 from shared.models.victim import ZeroShot
 from shared.options import Batch, Bounded, Count, Decay, Part, Positive, Weight, Whole, Workers, free
 from shared.rng import SampleRng
-from shared.training.contrastive import batch_indices
+from shared.training.contrastive import Batches
 from shared.training.loop import Fit
 
 
@@ -124,32 +124,30 @@ def optimise(
         momentum=tuning.momentum,
         weight_decay=tuning.weight_decay,
     )
+    batches = Batches.shuffled(data, tuning.batch, steps, seed, tuning.workers)
+
+    def step_fn(step: int) -> Tensor:
+        if tuning.schedule == "constant" and step >= tuning.warmup:
+            for group in optimizer.param_groups:  # over the cosine that the loop has just set
+                group["lr"] = tuning.lr
+        x, y = (t.to(device, non_blocking=True) for t in batches(step))
+        at = batches.indices(step)
+        if tuning.augment == "crop_flip":
+            x = crop_flip(x, SampleRng(seed, at, f"augment{step}"), tuning.crop)
+        return loss_fn(x, y, at, step)
+
     fit = Fit(
         module,
         optimizer,
         steps,
         tuning.lr,
-        None,
+        step_fn,
         tuning.warmup,
         checkpoint,
         tuning.every,
         after_step=after_step,
         name=name,
     )
-    batches = [batch_indices(len(data), tuning.batch, step, seed) for step in range(fit.start(), steps)]
-    stream = iter(loader(data, batches, tuning.workers))
-
-    def step_fn(step: int) -> Tensor:
-        if tuning.schedule == "constant" and step >= tuning.warmup:
-            for group in optimizer.param_groups:  # over the cosine that the loop has just set
-                group["lr"] = tuning.lr
-        x, y = (t.to(device, non_blocking=True) for t in next(stream))
-        indices = batches[step - steps]
-        if tuning.augment == "crop_flip":
-            x = crop_flip(x, SampleRng(seed, indices, f"augment{step}"), tuning.crop)
-        return loss_fn(x, y, indices, step)
-
-    fit.step_fn = step_fn
     return fit.run()
 
 

@@ -77,6 +77,5 @@ def apgd_t(victim: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, targets: 
         classes = logits.shape[1]
         if classes < 4:
             return runs.ascend("dlr" if classes == 3 else "margin", 1)
-        wrong = logits.scatter(1, y[:, None], float("-inf"))
-        wanted = wrong.topk(min(targets, classes - 1), dim=1).indices.T
+        wanted = L.likeliest_wrong(logits, y, targets)
         return runs.ascend(L.dlr_targeted, len(wanted), wanted)

@@ -13,7 +13,7 @@ import ast
 import hashlib
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -195,18 +195,47 @@ class _Bare(ast.NodeTransformer):
         return node
 
 
-def _names(node: ast.AST) -> Iterator[str]:
-    """The names that are read, with the attributes asked of them: `a`, `a.b.c`."""
-    if isinstance(node, ast.Name):
-        if isinstance(node.ctx, ast.Load):
-            yield node.id
-        return
+def _names(node: ast.AST, hidden: frozenset[str] = frozenset()) -> Iterator[str]:
+    """The names that are read, with the attributes asked of them: `a`, `a.b.c`; not those that a function around them
+    has bound itself (`hidden`)."""
     asked, at = [], node
     while isinstance(at, ast.Attribute):
         asked.append(at.attr)
         at = at.value
-    if asked and isinstance(at, ast.Name):
-        yield ".".join([at.id, *reversed(asked)])
+    if isinstance(at, ast.Name):
+        if isinstance(at.ctx, ast.Load) and at.id not in hidden:
+            yield ".".join([at.id, *reversed(asked)])
         return
+    hidden |= _bound_inside(node)
     for child in ast.iter_child_nodes(node):
-        yield from _names(child)
+        yield from _names(child, hidden)
+
+
+_FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+_COMPREHENSION = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
+
+
+def _bound_inside(node: ast.AST) -> set[str]:
+    """The names that a function or comprehension binds for itself; none of another node, nor one that is also read
+    where that is entered (`def f(n=n)`): what is in doubt counts as used."""
+    if isinstance(node, _FUNCTION):
+        body, args = node.body if isinstance(node.body, list) else [node.body], node.args
+        taken = filter(None, (*args.posonlyargs, *args.args, *args.kwonlyargs, args.vararg, args.kwarg))
+        inside = {arg.arg for arg in taken} | set(_stored(body))
+        inside -= {name for x in ast.walk(node) if isinstance(x, ast.Global) for name in x.names}
+        before = [*args.defaults, *filter(None, args.kw_defaults), *getattr(node, "decorator_list", ())]
+    elif isinstance(node, _COMPREHENSION):
+        inside = set(_stored(generator.target for generator in node.generators))
+        before = [generator.iter for generator in node.generators]
+    else:
+        return set()
+    return inside - {name.partition(".")[0] for part in before for name in _names(part)}
+
+
+def _stored(nodes: Iterable[ast.AST]) -> Iterator[str]:
+    """The names that statements of one function bind, but for those of functions inside and imports."""
+    for node in nodes:
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif not isinstance(node, _FUNCTION | _COMPREHENSION | ast.ClassDef):
+            yield from _stored(ast.iter_child_nodes(node))

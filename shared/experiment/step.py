@@ -21,8 +21,8 @@ The source counts too, see `shared.experiment.source`: the classes of a step and
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from functools import cache
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from functools import cache, wraps
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
 import numpy as np
 
@@ -38,8 +38,9 @@ if TYPE_CHECKING:
     from shared.data.base import LabelledImages
     from shared.data.catalogue import Source
 
-__all__ = ["Kept", "Lab", "Measured", "Step", "Tensors", "Trained", "Values", "free"]
+__all__ = ["Kept", "Lab", "Measured", "Step", "Tensors", "Trained", "Values", "free", "once"]
 
+F = TypeVar("F", bound=Callable)
 Tensors = Mapping[str, "Tensor"]
 
 
@@ -60,6 +61,16 @@ class Lab(Protocol):
     def path(self, step: "Kept", part: str = "") -> "Path": ...
     def file(self, step: "Kept", part: str = "") -> "Path": ...
     def partial(self, step: "Kept") -> "Path": ...
+
+
+def once(method: F) -> F:
+    """A method(self, lab) of a step or leaf whose outcome is kept (`Lab.once`): nobody changes it."""
+
+    @wraps(method)
+    def kept(self: Hashable, lab: Lab) -> object:
+        return lab.once((method.__qualname__, self), lambda: method(self, lab))
+
+    return kept  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from shared.data.scene_sets import ScenePairs
 from shared.data.targets import Target, naming, scene_target, target
 from shared.errors import UserError
 from shared.experiment.leaves import Backbone, Pictures
-from shared.experiment.step import Kept, Lab, Tensors, Trained, free
+from shared.experiment.step import Kept, Lab, Tensors, Trained, free, once
 from shared.files import digest
 from shared.steps.choice import Choice
 
@@ -54,10 +54,10 @@ class Pairs:
         pairs = ScenePairs(self.n, side(lab, self.like), self.seed) if scenes else self.open(lab)
         return [self.n, pairs.version]
 
+    @once
     def open(self, lab: Lab):
         """The pairs, opened once."""
-        size = side(lab, self.like)
-        return lab.once(self, lambda: open_pairs(self.spec, lab.source, self.n, self.seed, size))
+        return open_pairs(self.spec, lab.source, self.n, self.seed, side(lab, self.like))
 
 
 def side(lab: Lab, spec: str) -> int:
@@ -210,22 +210,19 @@ class Stamp:
         """All numbers that the trigger is made of."""
         return self.open(lab).spec
 
+    @once
     def open(self, lab: Lab) -> Trigger:
         """The trigger, opened once."""
-
-        def make() -> Trigger:
-            if self.choice is not None:
-                return self.choice.settle(lab).poison.stamp.open(lab)
-            given = parse_fields(self.fields)
-            if isinstance(self.patch, PatchFile):
-                return make_trigger(self.attack, self.preset, pixels=self.patch.open(), **given)
-            if self.patch is not None:
-                spec = json.loads(lab.facts(self.patch)["trigger"])
-                pixels = lab.weights(self.patch)["pixels"]
-                return make_trigger(**{**spec, "pixels": pixels, **given, "preset": self.preset})
-            return make_trigger(self.attack, self.preset, size=side(lab, self.like), **given)
-
-        return lab.once(self, make)
+        if self.choice is not None:
+            return self.choice.settle(lab).poison.stamp.open(lab)
+        given = parse_fields(self.fields)
+        if isinstance(self.patch, PatchFile):
+            return make_trigger(self.attack, self.preset, pixels=self.patch.open(), **given)
+        if self.patch is not None:
+            spec = json.loads(lab.facts(self.patch)["trigger"])
+            pixels = lab.weights(self.patch)["pixels"]
+            return make_trigger(**{**spec, "pixels": pixels, **given, "preset": self.preset})
+        return make_trigger(self.attack, self.preset, size=side(lab, self.like), **given)
 
 
 # ---- what is made of them --------------------------------------------------------------------------------------------

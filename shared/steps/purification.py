@@ -21,7 +21,7 @@ from shared.attacks.sanity_random import check_adaptive
 from shared.diffusion import Denoiser, Purifier, Sampler, Schedule, open_denoiser
 from shared.diffusion.weights import CONFIGS, denoiser_facts, read_denoiser
 from shared.experiment.leaves import Pictures, Weights
-from shared.experiment.step import Kept, Lab, Measured, Tensors, Trained, Values, free
+from shared.experiment.step import Kept, Lab, Measured, Tensors, Trained, Values, free, once
 from shared.experiment.store import slug
 from shared.metrics.perceptual import psnr, ssim
 from shared.models import preprocess
@@ -98,15 +98,12 @@ class Diffusion:
 
     weights: Weights | Denoising
 
+    @once
     def open(self, lab: Lab) -> Denoiser:
         """The denoiser, opened once."""
-
-        def make() -> Denoiser:
-            if isinstance(self.weights, Weights):
-                return open_denoiser(self.weights.spec).to(lab.device)
-            return read_denoiser(lab.file(self.weights)).to(lab.device)
-
-        return lab.once(self, make)
+        if isinstance(self.weights, Weights):
+            return open_denoiser(self.weights.spec).to(lab.device)
+        return read_denoiser(lab.file(self.weights)).to(lab.device)
 
 
 # ---- defences ----------------------------------------------------------------------------------------------------------

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from shared.errors import UserError
 from shared.experiment import source
 from shared.experiment.scale import Options
-from shared.experiment.step import Lab, Measured, Values, free
+from shared.experiment.step import Lab, Measured, Values, free, once
 from shared.files import digest, look_at
-from shared.metrics.costs import clock
+from shared.metrics.costs import phase_seconds
 from shared.models.preprocess import straight_through
 from shared.rng import SampleRng
 from shared.steps.purification import STREAM, Examples, Opened, Seen, Victim
@@ -204,14 +204,11 @@ class Yours:
         """What the options say."""
         return cls(Code(config.yours, "DEFENCE"))
 
+    @once
     def open(self, lab: Lab) -> Shield:
         """The defence, opened once."""
-
-        def make() -> Shield:
-            opened = Own(self.code).open(lab)
-            return Shield(opened, getattr(opened, "random", True), None)
-
-        return lab.once(self, make)
+        opened = Own(self.code).open(lab)
+        return Shield(opened, getattr(opened, "random", True), None)
 
     def look(self, lab: Lab, data: Examples) -> None:
         """Raises UserError unless it makes of a few pictures others of their size in [0, 1]."""
@@ -233,14 +230,15 @@ class DefenceSeconds(Measured):
 
     def make(self, lab: Lab) -> Values:
         x, rng = self.seen.pictures(lab), SampleRng(self.seed, self.seen.rows(lab), STREAM)
-        victim, defence, marks = self.victim.open(lab), self.defence.open(lab), []
-        for _ in range(self.repeats + 2):  # the first time does not count
-            marks.append(clock(x.device))
+        victim, defence = self.victim.open(lab), self.defence.open(lab)
+
+        def run(done: Callable[[], None]) -> None:
             if self.gradient:
                 z = x.clone().requires_grad_()
                 torch.autograd.grad(victim(defence(z, rng)).amax(dim=1).sum(), z)
             else:
                 with torch.no_grad():
                     victim(defence(x, rng))
-        spent = torch.tensor(marks, dtype=torch.float64).diff()[1:]
-        return Values((spent / len(x)).numpy(), "s")
+            done()
+
+        return Values(phase_seconds(run, self.repeats, x.device)[:, 0] / len(x), "s")

@@ -24,6 +24,7 @@ from shared.report.data import Results
 from shared.report.record import complaint
 from shared.report.shown import YOURS
 from shared.rng import SampleRng
+from shared.steps.choice import Settings
 from shared.steps.yours import Code, Shield
 from tests.papers.ends import load as load_file
 from tests.papers.test_contract import made_up
@@ -166,7 +167,8 @@ def test_teco_as_ones_own_objective_is_teco(tmp_path):
     config = replace(found.presets["smoke"], yours="shared.training.adversarial:TeCoA")
     rows = importlib.import_module("papers.pmg_aft.steps").methods(config, 0)
     lab = lab_of(config, tmp_path)
-    towers = [replace(rows[name], lr=None).run(lab, lambda *_: None) for name in ("tecoa", YOURS)]
+    usual = rows["tecoa"].tuning.given  # nothing is chosen here
+    towers = [replace(rows[name], tuning=Settings(usual)).run(lab, lambda *_: None) for name in ("tecoa", YOURS)]
     theirs, mine = (tower.state_dict() for tower in towers)
     assert all(torch.equal(value, mine[name]) for name, value in theirs.items())
 

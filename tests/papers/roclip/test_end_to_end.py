@@ -140,6 +140,7 @@ def test_a_second_run_makes_nothing(reference, script):
     check_second_run(script, reference, 300, *SMALL)
 
 
+@pytest.mark.slow
 def test_the_page_draws_everything(reference):
     check_drawn(PAPER, reference)
 

@@ -73,6 +73,24 @@ def test_comments_docstrings_annotations_form_and_neighbours_do_not_count(hashes
     assert hashes(helper, OWN.replace("Fewer grey levels.", "Three of them.") + "\nclass New:\n    pass\n") == before
 
 
+@pytest.mark.parametrize(
+    ("body", "used"),
+    [
+        ("elsewhere = x\n        return elsewhere", False),
+        ("return [elsewhere for elsewhere in x]", False),
+        ("return (lambda elsewhere: elsewhere)(x)", False),
+        ("return [elsewhere(y) for y in x]", True),
+        ("return [elsewhere for elsewhere in elsewhere(x)]", True),
+        ("return (lambda y, elsewhere=elsewhere: elsewhere(y))(x)", True),
+        ("global elsewhere\n        elsewhere = x\n        return elsewhere", True),
+    ],
+)
+def test_a_variable_of_a_function_is_no_use_of_what_is_called_so(hashes, body, used):
+    own = f"from own_helper import elsewhere\n{OWN}".replace("return quantise(x)", body)
+    changed = HELPER.replace("return x\n", "return -x\n")
+    assert (hashes(own=own)["Purifier"] != hashes(changed, own)["Purifier"]) == used
+
+
 def test_the_hash_is_that_of_any_process():
     code = "from shared.experiment import source, leaves; print(source.of(leaves.Backbone), source.of(leaves.Pictures))"
     said = subprocess.run(

@@ -267,6 +267,7 @@ def test_the_card_says_how_the_classifier_was_made_and_how_good_it_is(run, tmp_p
     assert run("--data", "scenes:thirty", "--card-only") == card and path.read_bytes() == weights
 
 
+@pytest.mark.slow
 def test_the_script_continues_an_interrupted_run(run, tmp_path, monkeypatch):
     steps = ("--train.steps", "3", "--train.average", "0.5")
     whole = run(*steps)
