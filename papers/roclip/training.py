@@ -63,11 +63,6 @@ class Training(Bounded):
     seed: Seed = 0
     """Of the order of the pairs."""
 
-    def __post_init__(self):
-        super().__post_init__()
-        if self.decayed not in ("matrices", "names"):
-            raise UserError(f"weight decay is on {self.decayed!r}: use 'matrices' or 'names'.")
-
     def per_epoch(self, pairs: int) -> int:
         """Updates of an epoch."""
         return pairs // self.batch
