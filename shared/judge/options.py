@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 import tyro
 
+from shared.errors import UserError
 from shared.options import Batch, Bounded, Count, Draws, Pixels, Range, Seed, Whole, free
 
 
@@ -68,6 +69,11 @@ class Config(Bounded):
     device: Literal["cpu", "cpu2", "cpus", "gpu", "gpus"] | None = None
     """As in shared/experiment/launch; by default a GPU where one is seen, else a process per core."""
     headline: ClassVar[bool] = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.norm == "linf" and self.eps > 1:
+            raise UserError(f"--eps is {self.eps:g}, and pixels lie in [0, 1]: write {self.eps:g}/255 for 255ths.")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 from torchvision import models
 
-from shared.attacks import Threat
 from shared.data.base import LabelledImages
 from shared.data.catalogue import Source
 from shared.data.stored import KINDS
@@ -34,7 +33,6 @@ NAME = named("kind", "attack", "judged", "seed{}")
 
 def judge(c: Config) -> None:
     """All of it. Raises UserError for what `look` refuses."""
-    Threat(c.norm, c.eps)  # refuses a radius that the ball cannot have
     lab = Lab(c.out / page.KEPT / "judge", source_of(c), accelerator())
     data = Set(spec_of(c), names_of(c), c.template)
     every = len(data.open(lab))

@@ -59,7 +59,8 @@ def inside(kind: type):
 
 
 def bounded_classes(of: type = Bounded) -> set[type]:
-    return {of, *(deeper for kind in of.__subclasses__() for deeper in bounded_classes(kind))} - {Bounded}
+    found = {of, *(deeper for kind in of.__subclasses__() for deeper in bounded_classes(kind))} - {Bounded}
+    return {kind for kind in found if kind.__module__.partition(".")[0] in ("shared", "papers")}
 
 
 def numbers(hint):

@@ -183,7 +183,7 @@ def test_two_results_side_by_side(judged, pictures, names, tmp_path, capsys):
         (("--attack", "mine:far"), "left the ball"),
         (("--data", "/nowhere/at/all"), "no such folder"),
         (("--classes", "/nowhere/at/all"), "cannot be read"),
-        (("--eps", "300/255"), "eps is 1.17.* but pixels live in"),
+        (("--eps", "300/255"), r"--eps is 1\.17.* and pixels lie in \[0, 1\]"),
         (("--eps", "2000"), "--eps is 2000"),
         (("--defence", "jpeg:75.5"), "jpeg takes a whole number, not 75.5"),
         (("--defence", "bits:nan"), "bits takes a whole number, not nan"),

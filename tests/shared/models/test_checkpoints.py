@@ -271,6 +271,6 @@ def test_missing_files(tmp_path, name):
     if name.startswith("folder"):
         (tmp_path / name).mkdir()
     for model in (NAME, "ViT-B-32"):
-        with pytest.raises(UserError, match=r"does not exist|cannot be read") as error:
+        with pytest.raises(UserError, match=r"does not exist|is a folder") as error:
             create_clip(model, tmp_path / name)
         assert one_sentence(error)
