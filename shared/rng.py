@@ -7,17 +7,29 @@ are the same on every device.
 
 import hashlib
 from collections.abc import Sequence
+from operator import index
 
 import torch
 from torch import Tensor
 
+from shared.errors import UserError
+
 
 class SampleRng:
-    """Numbers for N samples. The same method called twice gives the same numbers; `child` opens an independent stream."""
+    """Numbers for N samples. The same method called twice gives the same numbers; `child` opens an independent stream.
+
+    Raises UserError for a seed or an index that is no whole number.
+    """
 
     def __init__(self, seed: int, indices: Sequence[int] | Tensor, stream: str = ""):
-        self.seed, self.stream = int(seed), stream
-        self.indices = tuple(int(i) for i in indices)
+        given = indices.tolist() if isinstance(indices, Tensor) else indices
+        try:
+            self.seed, self.stream = index(seed), stream
+            self.indices = tuple(map(index, given))
+        except TypeError:
+            raise UserError(
+                f"random streams are of a whole seed and whole indices, not {seed!r} and {given}."
+            ) from None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -33,8 +45,8 @@ class SampleRng:
 
     def _generators(self):
         prefix = f"{self.seed}:{self.stream}:".encode()
-        for index in self.indices:
-            seed = int.from_bytes(hashlib.blake2b(prefix + str(index).encode(), digest_size=8).digest(), "little") >> 1
+        for sample in self.indices:
+            seed = int.from_bytes(hashlib.blake2b(prefix + str(sample).encode(), digest_size=8).digest(), "little") >> 1
             yield torch.Generator().manual_seed(seed)
 
     def _stack(self, draw, shape, dtype, device) -> Tensor:

@@ -55,14 +55,6 @@ class StopRule(Bounded):
 
     def __post_init__(self):
         super().__post_init__()
-        choices = {
-            "coupling": ("cumulative", "redraw"),
-            "encode": ("x_t", "x_t/alpha"),
-            "fallback": ("t_max", "max_similarity", "none"),
-        }
-        for field, allowed in choices.items():
-            if getattr(self, field) not in allowed:
-                raise UserError(f"{field} is {getattr(self, field)!r}: use one of {', '.join(map(repr, allowed))}.")
         if self.t_max % self.dt:
             raise UserError(f"dt is {self.dt} and t_max {self.t_max}: t_max is a multiple of dt.")
 

@@ -37,6 +37,7 @@ from shared.metrics.perceptual import embedding_similarity
 from shared.models.preprocess import ResizeOnly
 from shared.models.victim import ZeroShot, class_matrix, labels_of, predicted
 from shared.models.vlm import open_vlm
+from shared.options import Worded
 from shared.rng import SampleRng
 from shared.steps.choice import CandidateScore, Choice, settled
 from shared.steps.purification import (
@@ -214,7 +215,7 @@ Victim = Classifier | Speaker | Probe
 
 
 @dataclass(frozen=True)
-class Adversary:
+class Adversary(Worded):
     """The attack of the main tables in an ℓ∞ ball: APGD-CE and APGD-T on a classifier, the staged ensembles on language
     models; PGD on the probe."""
 
@@ -389,7 +390,7 @@ class Calibrated:
 
 
 @dataclass(frozen=True)
-class Stopping:
+class Stopping(Worded):
     """DiffCAP. tau: calibrated, or given; raised: by so much as a candidate; offset: moves it beyond that, to at most
     1; factor: of Δt."""
 

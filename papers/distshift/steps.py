@@ -31,6 +31,7 @@ from shared.metrics.costs import phase_seconds
 from shared.metrics.two_sample import median_distance, mmd2, permutation_test
 from shared.models.classifier import Classifier, open_classifier, random_classifier
 from shared.models.victim import labels_of
+from shared.options import Worded
 from shared.rng import SampleRng
 from shared.steps.choice import CandidateScore, Choice, settled
 from shared.steps.purification import (
@@ -191,7 +192,7 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class Adversary:
+class Adversary(Worded):
     """An attack on the bare victim: PGD with steps of 2.5·ε/steps, or the cascade that stands for AutoAttack.
 
     step: of PGD in place of that, in pixels, and then the last iterate counts: the first author's attack is 5 steps of

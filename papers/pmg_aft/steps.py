@@ -28,6 +28,7 @@ from shared.metrics.costs import activation_megabytes, step_seconds
 from shared.models.clip import create_clip
 from shared.models.sources import open_clip_model
 from shared.models.victim import ZeroShot, class_matrix, labels_of
+from shared.options import Worded
 from shared.report.shown import YOURS, yours
 from shared.rng import SampleRng
 from shared.steps.choice import CandidateScore, Choice, Settings
@@ -69,7 +70,7 @@ class Pretrained(Trained):
 
 
 @dataclass(frozen=True)
-class Face:
+class Face(Worded):
     """Text and released code differ; each is a configuration with a name (README, "Differences")."""
 
     temperature: Literal["model", "one"] = "model"
@@ -91,7 +92,7 @@ class Tuned(Trained):
     """A vision tower, fine-tuned with one of the objectives."""
 
     clip: Backbone | Pretrained
-    objective: Literal["ft_clean", "ft_adv", "tecoa", "fare", "pmg_aft"]
+    objective: Literal["ft_clean", "ft_adv", "tecoa", "fare", "pmg_aft", "yours"]
     loss: PMGLoss | None
     face: Face
     data: Pictures
@@ -334,10 +335,10 @@ class Tower:
 
 
 @dataclass(frozen=True)
-class Adversary:
+class Adversary(Worded):
     """An attack of the evaluation. kind: clean, pgd, cw (PGD on the κ margin), auto (the cascade), released, correct (see `TestBatch`)."""
 
-    kind: str
+    kind: Literal["clean", "pgd", "cw", "auto", "released", "correct"]
     eps: float = 0.0
     steps: int = 0
     step_size: float = 0.0
@@ -483,8 +484,9 @@ class UpdateCost(Measured):
 
     def make(self, lab: Lab) -> Values:
         def train(steps: int, after: Callable[[int], None] | None) -> None:
-            tuning = replace(self.tuned.tuning.given, steps=steps, every=0)  # at whichever rate
-            short = replace(self.tuned, tuning=replace(self.tuned.tuning, given=tuning, choice=None))
+            given = self.tuned.tuning.given  # at whichever rate
+            few = {"steps": steps, "warmup": min(steps, given.warmup), "every": 0}
+            short = replace(self.tuned, tuning=replace(self.tuned.tuning, given=replace(given, **few), choice=None))
             short.run(lab, lambda step, visual: after and after(step))
 
         if self.quantity == "seconds":

@@ -259,6 +259,7 @@ class Config(Options):
     """All processes train one CLIP together; otherwise each takes whole trainings, and SafeCLIP is always trained by one."""
 
     def __post_init__(self):
+        super().__post_init__()
         object.__setattr__(self, "pretraining", _within(self.pretraining, self.data.pretrain_n))
         object.__setattr__(self, "finetuning", _within(self.finetuning, self.data.finetune_n))
 

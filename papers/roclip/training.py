@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from papers.roclip.augment import CaptionAugmentation, ImageAugmentation
 from papers.roclip.method import Matching, clip_loss, matched_loss, pools_of
 from papers.roclip.pool import Pool
-from shared.errors import UserError
 from shared.models.victim import Pixels
 from shared.options import Bounded, Count, Decay, Positive, Range, Seed, Share, Weight, Whole, Workers, free
 from shared.training.contrastive import Batches, adamw, batch_indices, clamp_scale
@@ -60,11 +59,6 @@ class Training(Bounded):
     """Processes that read and augment pairs ahead, for each process that trains; for pictures in files."""
     seed: Seed = 0
     """Of the order of the pairs."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.decayed not in ("matrices", "names"):
-            raise UserError(f"weight decay is on {self.decayed!r}: use 'matrices' or 'names'.")
 
     def per_epoch(self, pairs: int) -> int:
         """Updates of an epoch."""

@@ -18,7 +18,7 @@ from papers.rvpt.method import Repulsion, rvpt_loss
 from shared.data.base import LabelledImages, Subset, loader
 from shared.errors import UserError
 from shared.models.victim import ZeroShot
-from shared.options import Batch, Bounded, Count, Decay, Part, Positive, Weight, Whole, Workers, free
+from shared.options import Batch, Bounded, Count, Decay, Part, Positive, Weight, Whole, Workers, free, shortened
 from shared.rng import SampleRng
 from shared.training.contrastive import Batches
 from shared.training.loop import Fit
@@ -39,7 +39,7 @@ class Tuning(Bounded):
     weight_decay: Weight = 5e-4
     """Not in the paper: Dassl's default."""
     warmup: Whole = 0
-    """Updates of linear warm-up."""
+    """Updates of linear warm-up; no more than there are (a note says so)."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """After the warm-up."""
     augment: Literal["none", "crop_flip"] = "none"
@@ -118,6 +118,7 @@ def optimise(
     from, removed by nobody. after_step(step): called after each update. Raises UserError if the loss is no number at the end.
     """
     steps = tuning.steps(len(data))
+    warmup = shortened(tuning.warmup, steps)
     optimizer = torch.optim.SGD(
         [p for p in module.parameters() if p.requires_grad],
         lr=tuning.lr,
@@ -127,7 +128,7 @@ def optimise(
     batches = Batches.shuffled(data, tuning.batch, steps, seed, tuning.workers)
 
     def step_fn(step: int) -> Tensor:
-        if tuning.schedule == "constant" and step >= tuning.warmup:
+        if tuning.schedule == "constant" and step >= warmup:
             for group in optimizer.param_groups:  # over the cosine that the loop has just set
                 group["lr"] = tuning.lr
         x, y = (t.to(device, non_blocking=True) for t in batches(step))
@@ -142,7 +143,7 @@ def optimise(
         steps,
         tuning.lr,
         step_fn,
-        tuning.warmup,
+        warmup,
         checkpoint,
         tuning.every,
         after_step=after_step,

@@ -35,8 +35,6 @@ class Threat(Bounded):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.norm not in ("linf", "l2"):
-            raise UserError(f"unknown norm {self.norm!r}: use 'linf' or 'l2'.")
         if self.norm == "linf" and self.eps > 1:
             raise UserError(f"eps is {self.eps} but pixels live in [0, 1]: write {self.eps:g}/255 if you meant 255ths.")
 

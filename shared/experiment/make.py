@@ -96,9 +96,17 @@ def dials(words: Sequence[str]) -> Dials:
         if "=" not in pair:
             raise UserError(f'SET takes name=value, not "{pair}"')
     # ARGS="--results X" is RESULTS=X, so that pages are drawn from where the scripts measure
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     own.add_argument("--results", default=given.get("RESULTS", "results"))
-    known, args = own.parse_known_args(_words("ARGS", given))
+    own.add_argument("--scale", default=scale)
+    try:
+        known, args = own.parse_known_args(_words("ARGS", given))
+    except argparse.ArgumentError as error:
+        raise UserError(f"ARGS={given['ARGS']}: {error}") from None
+    if known.scale != scale:
+        raise UserError(
+            f"ARGS says --scale {known.scale}, and pages are drawn of SCALE={scale}: say SCALE={known.scale}"
+        )
     return Dials(
         scale=scale,
         seeds=seeds,

@@ -94,6 +94,7 @@ def open_run(
     # what is missing is said before anything is made, or downloaded by one process before the others read it
     with lab.accelerator.main_process_first() if config.source.download else contextlib.nullcontext():
         lab.open_leaves(part for n in everything for part in parts(n.step))
+    found.look(lab, config)
     if config.yours:
         found.yours(lab, config)
     return found, scale, config, lab, numbers, looks
@@ -285,20 +286,19 @@ def keep(lab: "Lab", number: "Number", values: "Values", seconds: float) -> None
     """Store one measurement with its interval over examples and its provenance."""
     import numpy as np
 
-    from shared.claims.selection import FRACTIONS
+    from shared.claims.selection import kind_of
     from shared.experiment.provenance import provenance
     from shared.experiment.store import Measurement
     from shared.metrics import intervals
 
     given, seed = np.asarray(values.values, np.float64), number.asked.get("seed")
-    mean = intervals.mean({"all": given}, share=values.unit in FRACTIONS)
+    mean = intervals.mean({"all": given}, **kind_of(values.unit))
     lab.store.save(
         Measurement(
             number.name,
             lab.key(number.step),
             mean.value,
-            mean.low,
-            mean.high,
+            *(end if np.isfinite(end) else None for end in (mean.low, mean.high)),
             len(given),
             () if seed is None else (seed,),
             values.unit,

@@ -28,7 +28,7 @@ import numpy as np
 
 from shared.experiment import source
 from shared.files import digest
-from shared.options import free
+from shared.options import Worded, free
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -86,7 +86,7 @@ class Values:
 
 
 @dataclass(frozen=True)
-class Step:
+class Step(Worded):
     """One computation. A class whose `make` comes to mean something else in a way that its source does not show (a new version of a
     library, say) raises its `version`: all is then made again."""
 

@@ -32,6 +32,17 @@ class Facts:
     cautions: tuple[str, ...]
 
 
+def see(lab: Lab, part: Part) -> None:
+    """Read every picture once. Raises UserError, before anything long runs, for one that cannot be read, and for
+    several sizes."""
+    sizes = set()
+    for rows in torch.tensor(part.rows(lab)).split(FEW):
+        sizes.add(tuple(part.read(lab, rows.tolist())[0].shape[2:]))
+    if len(sizes) > 1:
+        (a, b), *_, (c, d) = sorted(sizes)
+        raise UserError(f"{part.spec}: pictures of {a}×{b} and {c}×{d} pixels cannot be judged together: give --size.")
+
+
 def look(lab: Lab, model: Model, defence: Defence, part: Part, own: tuple[Against, ...]) -> Facts:
     """Raises UserError for logits of the wrong shape or not finite, a model without a gradient, a defence that changes
     the size of pictures or leaves [0, 1], and an attack of the user's own that leaves the ball."""

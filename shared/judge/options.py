@@ -2,15 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from shared.options import Batch, Count, Draws, Eps, Seed, Whole, free
+from shared.errors import UserError
+from shared.options import Batch, Bounded, Count, Draws, Pixels, Range, Seed, Whole, free
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """Judge how robust a model is, alone or behind a defence, and write a page about it."""
 
     model: str = "scenes-vit-s8"
@@ -40,8 +41,8 @@ class Config:
     attack: tuple[str, ...] = ()
     """Attacks of one's own, module:name, called as attack(victim, x, y, threat, rng=rng)."""
     norm: Literal["linf", "l2"] = "linf"
-    eps: Eps = 8 / 255
-    """Radius of the ball."""
+    eps: Annotated[Pixels, Range(0, 1000, above=True, example="8/255")] = 8 / 255
+    """Radius of the ball, in pixels of [0, 1]; at most 1 in ℓ∞."""
     n: Whole = 128
     """Pictures (0: all)."""
     repeats: Draws = 8
@@ -68,6 +69,11 @@ class Config:
     device: Literal["cpu", "cpu2", "cpus", "gpu", "gpus"] | None = None
     """As in shared/experiment/launch; by default a GPU where one is seen, else a process per core."""
     headline: ClassVar[bool] = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.norm == "linf" and self.eps > 1:
+            raise UserError(f"--eps is {self.eps:g}, and pixels lie in [0, 1]: write {self.eps:g}/255 for 255ths.")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What is shown of a judgement, and the files for others: page, tables, a JSON entry; two judgements side by side."""
 
+import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -171,8 +172,12 @@ def _shown(folder: Path, name: str, table: Table) -> str:
 def compare(options: Compare) -> str:
     """Paired differences A − B under each attack that both have; what to say on the screen.
 
-    Raises UserError unless both are of the same pictures and the same ball.
+    Raises UserError unless both are of the same pictures and the same ball, and for an `out` that is one of them.
     """
+    if os.path.realpath(options.out) in map(os.path.realpath, (options.a, options.b)):
+        raise UserError(
+            f"--out {options.out} is one of the two that are compared, and has a page of its own: name another."
+        )
     a, b = Judged(options.a), Judged(options.b)
     for name in ("pictures", "norm", "eps"):
         if a.facts[name] != b.facts[name]:

@@ -20,7 +20,7 @@ from shared.experiment.step import Measured, needs
 from shared.files import digest, write_atomic
 from shared.judge import page
 from shared.judge.given import Model, Part, Set, defence_of
-from shared.judge.look import Facts, look
+from shared.judge.look import Facts, look, see
 from shared.judge.options import Config
 from shared.judge.steps import Again, Against, Said, Score, System, Worst, as_png
 from shared.models.clip import save_tensors
@@ -42,7 +42,10 @@ def judge(c: Config) -> None:
     with locked(lab.root) if lab.accelerator.is_main_process else contextlib.nullcontext():
         lab.make(needs(defence))  # what it is calibrated on, say
         own = tuple(against(c, "own", Code(spec, "--attack")) for spec in c.attack)
-        plan = Plan(lab, c, data, look(lab, model, defence, Part(data, 0, c.n, c.seed), own))
+        whole = Part(data, 0, c.n, c.seed)
+        if lab.accelerator.is_main_process:
+            see(lab, whole)
+        plan = Plan(lab, c, data, look(lab, model, defence, whole, own))
         paper = Paper("judge", {}, lambda config: None, (), plan.number, NAME, facts=plan.shown)
         evaluate(paper, "", c, lab, paper.numbers(c, page.grids(plan.rows, c.seed)))
         if lab.accelerator.is_main_process:
@@ -81,14 +84,16 @@ def names_of(c: Config) -> tuple[str, ...]:
     if not c.classes:
         return ()
     try:
-        names = [line.strip() for line in Path(c.classes).expanduser().read_text(encoding="utf-8").splitlines()]
+        text = Path(c.classes).expanduser().read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"--classes {c.classes} cannot be read ({error}): give a text file with a name a line."
         ) from error
-    if not any(names):
-        raise UserError(f"--classes {c.classes} has no names: write one a line.")
-    return tuple(name for name in names if name)
+    names = tuple(map(str.strip, text.rstrip().splitlines()))
+    if not names or not all(names):  # the place of a line counts
+        where = f"is blank in line {names.index('') + 1}" if any(names) else "has no names"
+        raise UserError(f"--classes {c.classes} {where}: write one name a line.")
+    return names
 
 
 def against(c: Config, kind: str, own: Code | None = None) -> Against:

@@ -28,6 +28,7 @@ from shared.errors import UserError
 from shared.experiment.leaves import Backbone, Pictures
 from shared.experiment.step import Kept, Lab, Tensors, Trained, free, once
 from shared.files import digest
+from shared.options import Worded
 from shared.steps.choice import Choice
 
 POSITIVES = 64  # pictures of the target class behind BadCLIP's triplet term
@@ -229,7 +230,7 @@ class Stamp:
 
 
 @dataclass(frozen=True)
-class Poison:
+class Poison(Worded):
     """One backdoor among pairs: a share of them gets the trigger and a caption of the target.
 
     captions: as in `PoisonedPairs`; None: what is usual for the trigger.

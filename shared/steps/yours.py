@@ -24,7 +24,9 @@ from shared.rng import SampleRng
 from shared.steps.purification import STREAM, Examples, Opened, Seen, Victim
 
 FEW = 8  # pictures that are looked at
-FAILS = (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError)  # of code on what it cannot take
+FAILS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, MemoryError, NameError, OSError,
+         RuntimeError, TypeError, ValueError)  # fmt: skip
+"""What code raises on what it cannot take."""
 
 
 # ---- by name ---------------------------------------------------------------------------------------------------------
@@ -42,7 +44,7 @@ class Code:
         module, _, name = self.spec.partition(":")
         try:
             found = importlib.import_module(module)
-        except Exception as error:  # whatever the user's module raises
+        except (Exception, SystemExit) as error:  # whatever the user's module raises; a script of his ends the process
             raise UserError(
                 f"{self.option} {self.spec}: the module {module} cannot be imported ({what(error)}): mend it, or start "
                 "where Python finds it."

@@ -558,7 +558,7 @@ def test_mistakes_are_sentences():
     with pytest.raises(UserError, match="G3 is G1 at the predicted clean image"):
         Guidance("G3")
     for field in ("kind", "label", "domain", "rescale", "unit", "output"):
-        with pytest.raises(UserError, match=f"{field} of the guidance is 'odd'"):
+        with pytest.raises(UserError, match=f"Guidance.{field} is 'odd'"):
             Guidance(**{field: "odd"})
     with pytest.raises(UserError, match="for domain 'x_t'"):
         Guidance(domain="x0_hat", rescale="x_t/alpha")

@@ -153,6 +153,8 @@ def test_all_papers_are_those_with_the_scale(run, capsys):
     ("reproduce-alpha", {"DEVICE": "gpu", "GPUS": "2"}, "use DEVICE=gpus"),
     ("reproduce-alpha", {"LAUNCH": "no-such-program -n 2"}, "there is no program no-such-program"),
     ("reproduce-alpha", {"SEEDS": str(2**63)}, "SEEDS takes whole numbers"),
+    ("reproduce-alpha", {"ARGS": "--scale smoke"}, "ARGS says --scale smoke, and pages are drawn of SCALE=cpu: say SCALE=smoke"),
+    ("reproduce-alpha", {"ARGS": "--results"}, "ARGS=--results: argument --results: expected one argument"),
     ("reproduce", {"DEFENCE": "my:Mine"}, "is a row of one paper: give it to make reproduce-<paper>"),
     ("figures-alpha", {"METHOD": "my:Mine"}, "is a row of one paper"),
 ])  # fmt: skip

@@ -161,6 +161,8 @@ def test_two_results_side_by_side(judged, pictures, names, tmp_path, capsys):
         run(["compare", str(bare.folder), str(tmp_path / "few"), *side])
     with pytest.raises(UserError, match="no folder that judge has written"):
         run(["compare", str(bare.folder), str(tmp_path), *side])
+    with pytest.raises(UserError, match="is one of the two that are compared"):
+        run(["compare", str(bare.folder), str(blurred.folder), "--out", str(blurred.folder)])
 
 
 @pytest.mark.parametrize(
@@ -181,7 +183,11 @@ def test_two_results_side_by_side(judged, pictures, names, tmp_path, capsys):
         (("--attack", "mine:far"), "left the ball"),
         (("--data", "/nowhere/at/all"), "no such folder"),
         (("--classes", "/nowhere/at/all"), "cannot be read"),
-        (("--eps", "300/255"), "--eps is"),
+        (("--eps", "300/255"), r"--eps is 1\.17.* and pixels lie in \[0, 1\]"),
+        (("--eps", "2000"), "--eps is 2000"),
+        (("--defence", "jpeg:75.5"), "jpeg takes a whole number, not 75.5"),
+        (("--defence", "bits:nan"), "bits takes a whole number, not nan"),
+        (("--model", "ends:model"), r"the module ends cannot be imported \(SystemExit: 0\)"),
         (("--n", "-1"), "--n is"),
     ],
 )
@@ -199,7 +205,15 @@ def test_classes_are_matched_by_name_or_by_place(pictures, tmp_path):
     given = ("judge", "--data", str(pictures), "--model", "mine:linear", "--out", str(tmp_path / "out"), *QUICK)
     with pytest.raises(UserError, match="the first is 'bluish'"):
         run([*given, "--classes", str(wrong)])
-    wrong.write_text("sky\ngrass\nbrick\n")  # one for each of bluish, greenish, reddish
+    for text, said in (
+        ("sky\n\ngrass\nbrick\n", "is blank in line 2"),
+        ("\nsky\n", "blank in line 1"),
+        ("\n", "no names"),
+    ):
+        wrong.write_text(text)
+        with pytest.raises(UserError, match=f"--classes .* {said}"):
+            run([*given, "--classes", str(wrong)])
+    wrong.write_text("sky\ngrass\nbrick\n", encoding="utf-8-sig")  # one for each of bluish, greenish, reddish
     run([*given, "--classes", str(wrong), "--model", "mine:linear"])
     found = Judged(tmp_path / "out")
     assert found.facts["names"] == ["sky", "grass", "brick"]
