@@ -16,6 +16,7 @@ from tests.papers.test_contract import PAPERS, made_up
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SCRIPT = Path(__file__).with_name("pages.cjs")
+PRINTED = {"background": "rgb(255, 255, 255)", "form": False, "contents": False, "over": False}
 LETTERS = 20  # that a column of sentences has room for
 
 
@@ -77,6 +78,14 @@ def test_sentences_have_room(looks):
         if cell["room"] < LETTERS
     ]
     assert narrow == []
+
+
+def test_the_contents_lead_to_every_part(looks):
+    assert all(one["contents"] == one["parts"] > 1 for seen in looks.values() for one in seen)
+
+
+def test_it_prints_black_on_white_and_whole(looks):
+    assert [(n, seen[-1]["print"]) for n, seen in looks.items() if seen[-1]["print"] != PRINTED] == []
 
 
 def test_axe_finds_nothing_serious(looks):

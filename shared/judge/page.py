@@ -60,7 +60,7 @@ class Judged:
     """A folder that `judge` has written. Raises UserError where there is none, and where it has not come to its end."""
 
     def __init__(self, folder: Path):
-        self.folder = folder
+        self.folder = folder = Path(folder)
         try:
             self.results = Results.load(folder, KEPT, "judge")
         except UserError:
@@ -122,7 +122,7 @@ class Judged:
         badge = f"<span class='badge {BADGES[verdict.status]}'>{verdict.status}</span>"
         options = "".join(f"{k} = {v}\n" for k, v in f.items() if k not in ("names", "attacks", "cautions", "pictures"))
         folded = {"The rule of the verdict": rule.__doc__, "All options": options}
-        body = [heading("Verdict"), f"<p>{badge} {escape(verdict.words)}</p>{cautions}", heading("Measured")]
+        body = ["<h2>Verdict</h2>", f"<p>{badge} {escape(verdict.words)}</p>{cautions}", "<h2>Measured</h2>"]
         body += [_shown(self.folder, name, table) for name, table in tables.items()]
         body += [f"<details><summary>{k}</summary><pre>{escape(v)}</pre></details>" for k, v in folded.items()]
         body.append(f"<p class='notes'>{escape(provenance_line(self.results))}</p>")
@@ -157,11 +157,6 @@ class Judged:
         }
 
 
-def heading(words: str) -> str:
-    """One that the page's contents lead to."""
-    return f'<h2 id="{words.lower()}">{words}</h2>'
-
-
 def _shown(folder: Path, name: str, table: Table) -> str:
     """A table on the page, and as files beside it."""
     write_table(table, folder / name)
@@ -174,6 +169,7 @@ def compare(options: Compare) -> str:
     Raises UserError unless both are of the same pictures and the same ball.
     """
     a, b = Judged(options.a), Judged(options.b)
+    out = Path(options.out)
     for name in ("pictures", "norm", "eps"):
         if a.facts[name] != b.facts[name]:
             raise UserError(
@@ -193,6 +189,6 @@ def compare(options: Compare) -> str:
     words = (
         f"Worst case: {sense}, A − B = {percent(d).replace('%', 'points')}. A: {a.verdict.words} B: {b.verdict.words}"
     )
-    body = f"{heading('Verdict')}<p>{escape(words)}</p>{_shown(options.out, 'compare', table)}"
-    write_atomic(options.out / "page.html", wrap(body, "Side by side", caption))
-    return f"{markdown(table)}\n{words}\npage     {options.out / 'page.html'}"
+    body = f"<h2>Verdict</h2><p>{escape(words)}</p>{_shown(out, 'compare', table)}"
+    write_atomic(out / "page.html", wrap(body, "Side by side", caption))
+    return f"{markdown(table)}\n{words}\npage     {out / 'page.html'}"

@@ -13,6 +13,7 @@ from shared.data.base import LabelledImages
 from shared.data.catalogue import Source
 from shared.data.stored import KINDS
 from shared.errors import UserError
+from shared.experiment import source
 from shared.experiment.lab import Lab
 from shared.experiment.paper import Paper, named
 from shared.experiment.scripts import evaluate, locked
@@ -33,6 +34,7 @@ NAME = named("kind", "attack", "judged", "seed{}")
 
 def judge(c: Config) -> None:
     """All of it. Raises UserError for what `look` refuses."""
+    source.renew()
     lab = Lab(c.out / page.KEPT / "judge", source_of(c), accelerator())
     data = Set(spec_of(c), names_of(c), c.template)
     every = len(data.open(lab))

@@ -6,6 +6,7 @@ two papers and `shared.judge` take one.
 
 import importlib
 import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from shared.errors import UserError
 from shared.experiment import source
 from shared.experiment.scale import Options
 from shared.experiment.step import Lab, Measured, Values, free
-from shared.files import digest, look_at
+from shared.files import digest, look_at, sha256_file
 from shared.metrics.costs import clock
 from shared.models.preprocess import straight_through
 from shared.rng import SampleRng
@@ -77,13 +78,29 @@ class Code:
                 raise UserError(f"{self.option} {self.spec} has no method {name}: write one, as docs/yours.md says.")
         return made
 
-    def identity(self, lab: Lab) -> str:
-        """Of its source, and all that this uses by name."""
+    def identity(self, lab: Lab) -> object:
+        """Of its source, and all that this uses by name; of what is installed, its name and the file that it is in.
+
+        Raises UserError where no source is found, as of what was typed at a prompt.
+        """
         thing = self.load()
-        thing = thing if hasattr(thing, "__qualname__") else type(thing)
-        for path in filter(None, map(source.file_of, {module for module, _ in source.used_by(thing)})):
+        module, _, name = self.spec.partition(":")
+        known = source.read(module)
+        file = getattr(sys.modules[module], "__file__", None)
+        if known is None and file:
+            return [self.spec, sha256_file(file)]
+        if known is not None and name not in {*known.own, *known.imported}:  # by import *
+            module, name = getattr(thing, "__module__", ""), getattr(thing, "__qualname__", "").partition(".")[0]
+            known = source.read(module)
+        if known is None or name not in {*known.own, *known.imported}:
+            raise UserError(
+                f"{self.option} {self.spec}: its source is not found, so what is measured could not be known by it: "
+                "write it in a file, or in a cell of a notebook."
+            )
+        used = source.used(module, name)
+        for path in filter(None, map(source.file_of, {module for module, _ in used})):
             look_at(path)
-        return source.of(thing)
+        return source.whole(used)
 
 
 def what(error: Exception) -> str:
