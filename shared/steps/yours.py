@@ -4,14 +4,18 @@ What a paper takes (docs/yours.md) stands where its own methods stand; a defence
 two papers and `shared.judge` take one.
 """
 
+import contextlib
 import importlib
 import inspect
+import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from shared.errors import UserError
@@ -141,8 +145,8 @@ class Own:
 
 class Shield:
     """A defence as attacks call it, (x, rng) -> x. straight: it has no gradient, the identity's stands for it (None:
-    the first call that needs a gradient finds out). What draws from torch's own generator draws the same for the same
-    rng."""
+    the first call that needs a gradient finds out). What draws from the generators of torch, NumPy or Python draws the same
+    for the same rng."""
 
     def __init__(self, opened: Callable[..., Tensor], random: bool, straight: bool | None):
         self.opened, self.random, self.straight = opened, random, straight
@@ -164,9 +168,21 @@ class Shield:
     def _out(self, x: Tensor, rng: SampleRng) -> Tensor:
         if self.takes_rng:
             return self.opened(x, rng)
-        with torch.random.fork_rng():
-            torch.manual_seed(int(digest([rng.seed, rng.stream, list(rng.indices)])[:15], 16))
+        with own_generators(int(digest([rng.seed, rng.stream, list(rng.indices)])[:8], 16)):
             return self.opened(x)
+
+
+@contextlib.contextmanager
+def own_generators(seed: int) -> Iterator[None]:
+    """Begin the generators of torch, NumPy and Python anew, and leave them as they were."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            set_seed(seed)
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 def has_gradient(call: Callable[[Tensor], Tensor], x: Tensor) -> bool:
