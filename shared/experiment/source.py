@@ -88,7 +88,7 @@ def _target(module: str, name: str, rest: str) -> tuple[str, str]:
 
 
 class Module:
-    """The definitions and imports of a module, read and not run. text: what it says; package: where its imports begin."""
+    """The definitions and imports of a module, read and not run. text: what it says; package: where imports begin."""
 
     def __init__(self, name: str, text: bytes, tree: ast.Module, package: str):
         self.name, self.text = name, text
@@ -133,8 +133,8 @@ Use = tuple[str, str, str]
 
 
 def read(module: str) -> Module | None:
-    """A module of the project, a file of the user's own or the cells of a notebook; None for a module that is installed,
-    or is none."""
+    """A module of the project, a file of the user's own or the cells of a notebook; None for one that is installed, or
+    is none."""
     if module not in _read or module == CELLS:
         path = file_of(module)
         cells = vars(sys.modules[CELLS]).get("In", ()) if path is None and module == CELLS else ()

@@ -71,7 +71,7 @@ class Config(Bounded):
     headline: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        """Raises UserError for numbers out of bounds, and for code that is given as it is: a run knows it by its name."""
+        """Raises UserError for numbers out of bounds, and for code as it is: a run knows it by its name."""
         super().__post_init__()
         attacks = self.attack if isinstance(self.attack, tuple | list) else (self.attack,)
         object.__setattr__(self, "attack", tuple(_word("attack", one) for one in attacks))

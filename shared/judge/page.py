@@ -1,5 +1,6 @@
 """What is shown of a judgement, and the files for others: page, tables, a JSON entry; two judgements side by side."""
 
+import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -15,6 +16,8 @@ from shared.options import show_eps
 from shared.report.data import Results
 from shared.report.page import wrap
 from shared.report.panels import provenance_line
+from shared.report.plots import Panel, zoom
+from shared.report.rendering import render
 from shared.report.table_text import html, markdown, write_table
 from shared.report.tables import Table
 
@@ -28,6 +31,8 @@ AGAIN = {
 STANDARD_BUDGET = {"steps": 100, "targets": 9, "queries": 5000}
 CHECKED = {"pgd": "PGD", "cascade": "cascade", "bpda": "BPDA"}  # by sanity checks
 WORST = "worst case of each picture"
+SHOWN = 4  # pictures on the page
+EXAMPLES = "examples.json"
 KEPT = "kept"  # folder of what a run leaves, below its --out
 
 
@@ -124,6 +129,9 @@ class Judged:
         folded = {"The rule of the verdict": rule.__doc__, "All options": options}
         body = ["<h2>Verdict</h2>", f"<p>{badge} {escape(verdict.words)}</p>{cautions}", "<h2>Measured</h2>"]
         body += [_shown(self.folder, name, table) for name, table in tables.items()]
+        panels = [Panel(**one) for one in json.loads((self.folder / KEPT / "judge" / EXAMPLES).read_text())]
+        if panels:
+            body += ["<h2>Pictures</h2>", strip(panels)]
         body += [f"<details><summary>{k}</summary><pre>{escape(v)}</pre></details>" for k, v in folded.items()]
         body.append(f"<p class='notes'>{escape(provenance_line(self.results))}</p>")
         about = f"{f['n']} pictures of {f['data']}, {f['norm']} ball of {show_eps(f['eps'])}"
@@ -155,6 +163,12 @@ class Judged:
             "unreliable": verdict.status in ("no verdict", "not believed"),
             "footnote": f"{verdict.words} Attacks: {'; '.join(self.attacks.values())}.",
         }
+
+
+def strip(panels: list[Panel]) -> str:
+    """Pictures with what the model says of them."""
+    caption = "As they are, under the attack that is strongest for each, and the change, its largest at full contrast."
+    return render("figure", stem="examples", caption=caption, panels=panels, zoom=zoom(panels), links={})
 
 
 def _shown(folder: Path, name: str, table: Table) -> str:

@@ -145,8 +145,8 @@ class Own:
 
 class Shield:
     """A defence as attacks call it, (x, rng) -> x. straight: it has no gradient, the identity's stands for it (None:
-    the first call that needs a gradient finds out). What draws from the generators of torch, NumPy or Python draws the same
-    for the same rng."""
+    the first call that needs a gradient finds out). What draws from the generators of torch, NumPy or Python draws the
+    same for the same rng."""
 
     def __init__(self, opened: Callable[..., Tensor], random: bool, straight: bool | None):
         self.opened, self.random, self.straight = opened, random, straight
@@ -166,6 +166,7 @@ class Shield:
         return straight_through(value, x)
 
     def _out(self, x: Tensor, rng: SampleRng) -> Tensor:
+        x = x.clone()  # of one that changes its argument
         if self.takes_rng:
             return self.opened(x, rng)
         with own_generators(int(digest([rng.seed, rng.stream, list(rng.indices)])[:8], 16)):
