@@ -63,6 +63,10 @@ def look(lab: Lab, model: Model, defence: Defence, part: Part, own: tuple[Agains
     behind = look_through(opened, x, rng)
     logits(behind, "the model behind the defence")
     random = model_random or not _same(behind, look_through(opened, x, rng.child("other")))
+    if not random:
+        halves = torch.arange(len(x)).chunk(2)
+        if not _same(behind, torch.cat([look_through(opened, x[half], rng.subset(half)) for half in halves])):
+            cautions.append("What the defence makes of a picture depends on the other pictures of a batch.")
     straight = not has_gradient(lambda pictures: opened(pictures, few), x[:2])
     if straight:
         cautions.append("The defence has no gradient to follow: attacks take the identity's in its place (BPDA).")

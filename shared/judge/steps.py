@@ -26,7 +26,7 @@ from shared.judge.given import Model
 from shared.models.preprocess import Identity
 from shared.rng import SampleRng
 from shared.steps.purification import Checked, Defence, Seen
-from shared.steps.yours import Code, Shield, what
+from shared.steps.yours import FAILS, Code, Shield, what
 
 CHOICE = 8  # passes by which the stronger of two attacks on a random system is chosen, picture by picture
 OTHER_BATCH = 7  # pictures at a time where the same answers are asked for in other batches
@@ -171,7 +171,7 @@ def by_own(own: Code, system: nn.Module, x: Tensor, y: Tensor, threat: Threat, r
     """The pictures of an attack of the user's own. Raises UserError unless they are like x, in the ball, in [0, 1]."""
     try:
         x_adv = own.load()(system, x.clone(), y, threat, rng=rng)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except FAILS as error:
         raise UserError(
             f"{own.option} {own.spec} fails ({what(error)}): it is called as attack(victim, x, y, threat, rng=rng)."
         ) from error

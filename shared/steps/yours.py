@@ -29,7 +29,17 @@ from shared.rng import SampleRng
 from shared.steps.purification import STREAM, Examples, Opened, Seen, Victim
 
 FEW = 8  # pictures that are looked at
-FAILS = (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError)  # of code on what it cannot take
+FAILS = (  # of code on what it cannot take, and of code that is wrong
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 # ---- by name ---------------------------------------------------------------------------------------------------------

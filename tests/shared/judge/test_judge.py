@@ -150,7 +150,7 @@ def test_the_cause_is_named_where_the_figure_is_not_the_same_again(judged):
 
 def test_a_model_that_wants_normalised_pictures_and_a_defence_without_gradient_are_noticed(judged):
     odd = judged("--model", "mine:normalised", "--defence", "mine:detaching").facts["cautions"]
-    assert "normalised (imagenet)" in odd[0] and "no gradient" in odd[1]
+    assert "normalised (imagenet)" in odd[0] and "depends on the other" in odd[1] and "no gradient" in odd[2]
 
 
 def test_two_results_side_by_side(judged, pictures, names, tmp_path, capsys):
