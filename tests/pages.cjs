@@ -67,10 +67,11 @@ function printed() {
         one.axe = found.violations.filter((v) => ["serious", "critical"].includes(v.impact))
           .map((v) => `${v.id}: ${v.nodes.length} times, ${v.nodes[0].html.slice(0, 160)}`);
         if (width === 1400 && colorScheme === "dark") {
+          await page.setViewportSize({ width: 940, height: 700 }); // Letter, its long side, without margins
           await page.emulateMedia({ media: "print", colorScheme });
           one.print = await page.evaluate(printed);
-          if (shots) await page.pdf({ path: path.join(shots, `${path.basename(path.dirname(file))}.pdf`), format: "A4" });
           await page.emulateMedia({ media: "screen", colorScheme });
+          await page.setViewportSize({ width, height: 1000 });
         }
         if (shots) {
           const name = path.basename(path.dirname(file));
