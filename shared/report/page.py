@@ -233,7 +233,7 @@ def _body(notebook) -> str:
 
 
 def wrap(body: str, title: str, about: str, lead: Links | None = None) -> str:
-    """A page of its own from what it shows, with contents. about: a line below its title; lead: the links below that."""
+    """A page of its own, with contents, from what it shows. about: a line below its title; lead: links below that."""
     contents: dict[str, str] = {}
 
     def named(heading: re.Match) -> str:
