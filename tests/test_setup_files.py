@@ -133,7 +133,7 @@ def dockerfile() -> list[tuple[str, str]]:
 
 
 def test_the_dockerfile_does_what_the_makefile_knows():
-    """`hadolint Dockerfile` (2.15.1) finds nothing; `test_package` runs its steps."""
+    """`hadolint Dockerfile` (2.15.1) finds nothing; `make test-image` runs its steps."""
     steps = dockerfile()
     text = repr(steps)
     assert {word for word, _ in steps} <= {"FROM", "RUN", "WORKDIR", "COPY", "ARG", "ENV", "CMD"}
