@@ -243,7 +243,9 @@ def wrap(body: str, title: str, about: str, lead: Links | None = None) -> str:
         contents[to] = words
         return f'<h2 id="{to}">{heading[1]}</h2>'
 
-    body = re.sub("<h1>.*?</h1>", "", body, count=1, flags=re.S)  # the page has its title
+    first = re.search("<h1>(.*?)</h1>", body, re.S)
+    if first and title.startswith(Markup(first[1]).striptags()):  # the page has it already
+        body = body.replace(first[0], "", 1)
     body = re.sub("<h2>(.*?)</h2>", named, body, flags=re.S)
     return render("page", title=title, about=about, links=lead, contents=contents, body=Markup(body))
 
