@@ -22,7 +22,7 @@ from pathlib import Path
 from shared.errors import DONE, UserError, run_main
 from shared.experiment.launch.__main__ import DEVICES, choose, start
 from shared.experiment.new_paper import begin
-from shared.experiment.scales import ROOT, SCALES, check_scale, scales
+from shared.experiment.scales import ROOT, SCALES, check_scale, refuse_unreadable, scales
 from shared.files import check_folder
 from shared.lifeline import supervise, tie_to_launcher
 
@@ -253,8 +253,12 @@ def bench(paper: str, given: Dials) -> None:
         _run(f"{package}.bench", *given.args)
 
 
+def _code(module: str, *options: str) -> int:
+    return supervise([[sys.executable, "-m", module, *options]], [dict(os.environ)])
+
+
 def _run(module: str, *options: str) -> None:
-    _leave(supervise([[sys.executable, "-m", module, *options]], [dict(os.environ)]))
+    _leave(_code(module, *options))
 
 
 def _leave(code: int) -> None:
@@ -290,8 +294,9 @@ def main() -> None:
     if kind == "record":
         Target(kind, given).report("record", *([paper] if paper else []))
     elif kind == "status":
-        for name in [paper] if paper else with_scale(papers, given.scale):
-            _run("shared.experiment.status", name, *given.options, *given.args)
+        asked = [paper] if paper else with_scale(papers, given.scale)
+        codes = [_code("shared.experiment.status", name, *given.options, *given.args) for name in asked]
+        _leave(next(filter(None, codes), 0))  # one that is half made is in no other's way
     elif kind == "bench":
         bench(paper, given)
     elif not papers:
@@ -305,6 +310,8 @@ def main() -> None:
         if kind != "overview":
             Target(kind, given).run(with_scale(papers, given.scale))
         Target(kind, given).report("overview")
+    if not paper and kind in ("reproduce", "headline", "figures", "status"):
+        refuse_unreadable()
 
 
 if __name__ == "__main__":

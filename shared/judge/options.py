@@ -1,6 +1,6 @@
 """What the command line of `judge` and `compare` says. Imports no torch, so that a mistake is said at once."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -70,10 +70,26 @@ class Config(Bounded):
     """As in shared/experiment/launch; by default a GPU where one is seen, else a process per core."""
     headline: ClassVar[bool] = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        """Raises UserError for numbers out of bounds, and for code as it is: a run knows it by its name."""
         super().__post_init__()
         if self.norm == "linf" and self.eps > 1:
             raise UserError(f"--eps is {self.eps:g}, and pixels lie in [0, 1]: write {self.eps:g}/255 for 255ths.")
+        attacks = self.attack if isinstance(self.attack, tuple | list) else (self.attack,)
+        object.__setattr__(self, "attack", tuple(_word("attack", one) for one in attacks))
+        for f in fields(self):
+            if f.type is str:
+                object.__setattr__(self, f.name, _word(f.name, getattr(self, f.name)))
+        object.__setattr__(self, "out", Path(self.out))
+
+
+def _word(name: str, given: object) -> str:
+    if isinstance(given, str | Path):
+        return str(given)
+    thing = given if hasattr(given, "__qualname__") else type(given)
+    raise UserError(
+        f"{name} is {given!r}: give its name, as in {name}='{thing.__module__}:{thing.__qualname__}' for code."
+    )
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from shared.attacks import Threat, cascade, check_attack, pgd
@@ -98,7 +99,7 @@ class Against(Worded):
     def __call__(self, system: Whole, x: Tensor, y: Tensor, rng: SampleRng) -> Tensor:
         """x_adv (N, 3, H, W) in the ball around x. Raises UserError where an attack of the user's own leaves it."""
         threat = Threat(self.norm, self.eps)
-        torch.manual_seed(self.seed + rng.indices[0])  # for code that draws from torch's own generator
+        set_seed((self.seed + rng.indices[0]) % 2**32)  # for code that draws from generators of its own
         if self.own is not None:
             return by_own(self.own, system, x, y, threat, rng)
         if self.kind == "bpda" or system.random:
@@ -148,7 +149,7 @@ class Against(Worded):
     def check(self, system: Whole, x: Tensor, y: Tensor, rng: SampleRng) -> dict:
         """The record of the sanity checks on the system: all for PGD, of others, which cost more, `check_balls`."""
         threat = Threat(self.norm, self.eps)
-        torch.manual_seed(self.seed)
+        set_seed(self.seed)
         if self.kind != "pgd":
             score, stream, draws = predict(system.victim), rng.child("judging"), 4 if system.random else 1
 
@@ -211,7 +212,7 @@ class Said(Kept):
     def again(self, lab: Lab, x: Tensor, batch: int) -> Tensor:
         """The labels of pictures, with the same noise whenever it is asked for."""
         whole, rng = self.system.open(lab), SampleRng(self.seed, self.seen.rows(lab), "judging")
-        torch.manual_seed(self.seed + rng.indices[0])
+        set_seed((self.seed + rng.indices[0]) % 2**32)
         return resubmit(predict(whole.victim), whole.defence, x, rng, self.repeats, batch)
 
     def share(self, lab: Lab, x: Tensor, batch: int) -> Tensor:

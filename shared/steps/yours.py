@@ -4,20 +4,25 @@ What a paper takes (docs/yours.md) stands where its own methods stand; a defence
 two papers and `shared.judge` take one.
 """
 
+import contextlib
 import importlib
 import inspect
-from collections.abc import Callable
+import random
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from shared.errors import UserError
 from shared.experiment import source
 from shared.experiment.scale import Options
 from shared.experiment.step import Lab, Measured, Values, free, once
-from shared.files import digest, look_at
+from shared.files import digest, look_at, sha256_file
 from shared.metrics.costs import phase_seconds
 from shared.models.preprocess import straight_through
 from shared.rng import SampleRng
@@ -79,13 +84,29 @@ class Code:
                 raise UserError(f"{self.option} {self.spec} has no method {name}: write one, as docs/yours.md says.")
         return made
 
-    def identity(self, lab: Lab) -> str:
-        """Of its source, and all that this uses by name."""
+    def identity(self, lab: Lab) -> object:
+        """Of its source, and all that this uses by name; of what is installed, its name and the file that it is in.
+
+        Raises UserError where no source is found, as of what was typed at a prompt.
+        """
         thing = self.load()
-        thing = thing if hasattr(thing, "__qualname__") else type(thing)
-        for path in filter(None, map(source.file_of, {module for module, _ in source.used_by(thing)})):
+        module, _, name = self.spec.partition(":")
+        known = source.read(module)
+        file = getattr(sys.modules[module], "__file__", None)
+        if known is None and file:
+            return [self.spec, sha256_file(file)]
+        if known is not None and name not in {*known.own, *known.imported}:  # by import *
+            module, name = getattr(thing, "__module__", ""), getattr(thing, "__qualname__", "").partition(".")[0]
+            known = source.read(module)
+        if known is None or name not in {*known.own, *known.imported}:
+            raise UserError(
+                f"{self.option} {self.spec}: its source is not found, so what is measured could not be known by it: "
+                "write it in a file, or in a cell of a notebook."
+            )
+        used = source.used(module, name)
+        for path in filter(None, map(source.file_of, {module for module, _ in used})):
             look_at(path)
-        return source.of(thing)
+        return source.whole(used)
 
 
 def what(error: Exception) -> str:
@@ -126,8 +147,8 @@ class Own:
 
 class Shield:
     """A defence as attacks call it, (x, rng) -> x. straight: it has no gradient, the identity's stands for it (None:
-    the first call that needs a gradient finds out). What draws from torch's own generator draws the same for the same
-    rng."""
+    the first call that needs a gradient finds out). What draws from the generators of torch, NumPy or Python draws the
+    same for the same rng."""
 
     def __init__(self, opened: Callable[..., Tensor], random: bool, straight: bool | None):
         self.opened, self.random, self.straight = opened, random, straight
@@ -147,11 +168,24 @@ class Shield:
         return straight_through(value, x)
 
     def _out(self, x: Tensor, rng: SampleRng) -> Tensor:
+        x = x.clone()  # of one that changes its argument
         if self.takes_rng:
             return self.opened(x, rng)
-        with torch.random.fork_rng():
-            torch.manual_seed(int(digest([rng.seed, rng.stream, list(rng.indices)])[:15], 16))
+        with own_generators(int(digest([rng.seed, rng.stream, list(rng.indices)])[:8], 16)):
             return self.opened(x)
+
+
+@contextlib.contextmanager
+def own_generators(seed: int) -> Iterator[None]:
+    """Begin the generators of torch, NumPy and Python anew, and leave them as they were."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            set_seed(seed)
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 def has_gradient(call: Callable[[Tensor], Tensor], x: Tensor) -> bool:

@@ -2,12 +2,14 @@
 
 import importlib
 import json
+import random
 import re
 import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -143,6 +145,11 @@ def test_a_defence_is_the_same_again_and_has_a_gradient_or_the_identitys():
     out = shield(z, rng)
     assert torch.equal(out.detach(), shield(x, rng))
     assert torch.equal(torch.autograd.grad(out.sum(), z)[0], torch.ones_like(z))
+    for draw in (lambda x: x + float(np.random.rand()), lambda x: x + random.random()):
+        assert torch.equal(Shield(draw, True, None)(x, rng), Shield(draw, True, None)(x, rng))
+    changing, before = Shield(lambda x: x.mul_(0.5), False, None), x.clone()
+    assert torch.autograd.grad(changing(z, rng).sum(), z)[0].eq(0.5).all()
+    assert torch.equal(changing(x, rng), 0.5 * before) and torch.equal(x, before)
     exact = Shield(lambda x, rng: 0.5 * x, True, None)
     assert torch.autograd.grad(exact(z, rng).sum(), z)[0].eq(0.5).all()
 

@@ -16,7 +16,7 @@ from PIL import Image
 from shared.errors import UserError
 from shared.judge.__main__ import run
 from shared.judge.given import Model, Set, Twice, defence_of
-from shared.judge.page import Judged
+from shared.judge.page import SHOWN, Judged
 from shared.models.clip import read_weights
 
 HERE = Path(__file__).parent
@@ -84,6 +84,7 @@ def test_a_plain_function_is_judged_exactly_and_everything_is_written(judged, pi
     assert np.array_equal(again.values, again.extra["before"])
 
     page = (found.folder / "page.html").read_text()
+    assert page.count("<img") == 3 * SHOWN
     assert found.verdict.words in page and not re.search(r"(src|href)=.(?!data:|#[a-z]+|[a-z]+\.(csv|tex|md))", page)
     rows = list(csv.DictReader((found.folder / "accuracy.csv").open()))
     assert [float(r["value"]) for r in rows if r["row"].startswith("worst")] == pytest.approx([100 * value["worst"]])
@@ -101,6 +102,11 @@ def test_a_plain_function_is_judged_exactly_and_everything_is_written(judged, pi
     order = kept["indices"].argsort()
     read = torch.from_numpy(np.stack([np.asarray(Image.open(f)) for f in files])).permute(0, 3, 1, 2) / 255
     assert (read - kept["x_adv"][order]).abs().max() <= 0.5 / 255 + 1e-6
+
+
+def test_a_model_that_changes_its_argument_is_judged_alike(judged):
+    found, other = judged("--attack", "mine:shift", "--pictures"), judged("--model", "mine:changing")
+    assert other.numbers["worst", "mean"].value == found.numbers["worst", "mean"].value
 
 
 def test_it_continues_and_finds_everything_there(judged, pictures, names, capsys):
@@ -144,7 +150,7 @@ def test_the_cause_is_named_where_the_figure_is_not_the_same_again(judged):
 
 def test_a_model_that_wants_normalised_pictures_and_a_defence_without_gradient_are_noticed(judged):
     odd = judged("--model", "mine:normalised", "--defence", "mine:detaching").facts["cautions"]
-    assert "normalised (imagenet)" in odd[0] and "no gradient" in odd[1]
+    assert "normalised (imagenet)" in odd[0] and "depends on the other" in odd[1] and "no gradient" in odd[2]
 
 
 def test_two_results_side_by_side(judged, pictures, names, tmp_path, capsys):
