@@ -116,7 +116,7 @@ def test_the_headline_is_a_part_of_the_whole(paper, plans, scale):
 
 
 @pytest.mark.parametrize(
-    "scale", ["cpu", *(pytest.param(other, marks=pytest.mark.slow) for other in ("smoke", "paper"))]
+    "scale", ["smoke", *(pytest.param(other, marks=pytest.mark.slow) for other in ("cpu", "paper"))]
 )
 def test_more_seeds_leave_the_others_alone(paper, plans, scale):
     more = replace(paper.presets[scale], seeds=(*paper.presets[scale].seeds, 77))

@@ -321,10 +321,8 @@ def test_a_classifier_is_as_good_as_its_card_says(name):
     assert attacked["attack"] == "apgd20" and attacked["norm"] == "linf"
 
 
-# one that resists takes a quarter of a minute
-@pytest.mark.parametrize(
-    "name", [name if name == "scenes-ten-resnet8" else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_a_classifier_resists_as_its_card_says(name):
     card, attacked = zoo.card(name), zoo.card(name)["attacked"]
     data, _ = unseen(card["set"])

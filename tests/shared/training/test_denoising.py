@@ -387,6 +387,7 @@ def test_the_card_is_of_the_defaults_and_good_enough():
     assert clean["after"] >= clean["before"] - 0.05 and attacked["after"] > attacked["before"] + 0.1
 
 
+@pytest.mark.slow
 @needs_the_zoo
 def test_the_denoiser_is_as_good_as_its_card_says():
     card, data = zoo.card(NAME), SceneSet(FINE_TUNING, "validation", 256)
