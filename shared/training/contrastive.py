@@ -100,6 +100,39 @@ def clamp_scale(clip: nn.Module) -> None:
         clip.logit_scale.clamp_(0, math.log(100))
 
 
+def fit_adamw(
+    model: nn.Module,
+    step_fn: Callable[[int], Tensor],
+    config: Any,
+    checkpoint: Path | None,
+    accelerator: Any,
+    name: str,
+    after_step: Callable[[int], None] | None = None,
+    kept: nn.Module | None = None,
+) -> float:
+    """Train all of `model` in place with AdamW; returns the last loss. It is left frozen and in eval mode.
+
+    config: has steps, lr, weight_decay, warmup, every and clip_norm. kept: what a checkpoint holds, if that is more than
+    the model. The rest as of `Fit`.
+    """
+    loss = Fit(
+        model if kept is None else kept,
+        adamw(model, config.lr, config.weight_decay),
+        config.steps,
+        config.lr,
+        step_fn,
+        config.warmup,
+        checkpoint,
+        config.every,
+        accelerator,
+        after_step,
+        config.clip_norm,
+        name,
+    ).run()
+    model.requires_grad_(False).eval()
+    return loss
+
+
 def fit_clip(
     clip: nn.Module,
     step_fn: Callable[[int], Tensor],
@@ -108,24 +141,8 @@ def fit_clip(
     accelerator: Any,
     name: str,
 ) -> float:
-    """Train all of `clip` in place with AdamW; returns the last loss. It is left frozen and in eval mode."""
-    optimizer = adamw(clip, config.lr, config.weight_decay)
-    loss = Fit(
-        clip,
-        optimizer,
-        config.steps,
-        config.lr,
-        step_fn,
-        config.warmup,
-        checkpoint,
-        config.every,
-        accelerator,
-        lambda step: clamp_scale(clip),
-        config.clip_norm,
-        name,
-    ).run()
-    clip.requires_grad_(False).eval()
-    return loss
+    """`fit_adamw` of a CLIP, whose scale stays within its bounds."""
+    return fit_adamw(clip, step_fn, config, checkpoint, accelerator, name, lambda step: clamp_scale(clip))
 
 
 def pretrain(

@@ -32,8 +32,8 @@ from shared.models.zoo import weights
 from shared.options import Batch, Bounded, Count, Decay, Positive, Share, Weight, Whole, free, from_command_line
 from shared.processes import accelerator as open_accelerator
 from shared.rng import SampleRng
-from shared.training.contrastive import adamw, batch_indices
-from shared.training.loop import Fit, OneProcess, check_batch
+from shared.training.contrastive import batch_indices, fit_adamw
+from shared.training.loop import OneProcess, check_batch
 from shared.training.zoo import VALIDATION, Making, Training, make
 
 SCENES = "scenes"
@@ -153,22 +153,7 @@ def fit_denoiser(
         noise = noise.to(x)
         return (model(denoiser.schedule.diffuse(x, t, noise), t).eps - noise).square().mean()
 
-    fit = Fit(
-        both,
-        adamw(denoiser, config.lr, config.weight_decay),
-        config.steps,
-        config.lr,
-        step_fn,
-        config.warmup,
-        checkpoint,
-        config.every,
-        accelerator,
-        both.update,
-        config.clip_norm,
-        name,
-    )
-    loss = fit.run()
-    denoiser.requires_grad_(False).eval()
+    loss = fit_adamw(denoiser, step_fn, config, checkpoint, accelerator, name, both.update, both)
     return both.average.eval(), loss
 
 

@@ -38,9 +38,9 @@ from shared.options import (
 )
 from shared.processes import accelerator as open_accelerator
 from shared.rng import SampleRng
-from shared.training.contrastive import adamw, batch_indices
+from shared.training.contrastive import batch_indices, fit_adamw
 from shared.training.denoising import SCENES, _pictures, unseen
-from shared.training.loop import Fit, OneProcess, check_batch
+from shared.training.loop import OneProcess, check_batch
 from shared.training.zoo import VALIDATION, Making, Training, make
 
 QUALITY = 75
@@ -142,22 +142,7 @@ def fit_steganographer(
         )
         return F.binary_cross_entropy_with_logits(logits, bits) + config.apart * (alike - 0.5).clamp(min=0).mean()
 
-    fit = Fit(
-        network,
-        adamw(network, config.lr, config.weight_decay),
-        config.steps,
-        config.lr,
-        step_fn,
-        config.warmup,
-        checkpoint,
-        config.every,
-        accelerator,
-        clip_norm=config.clip_norm,
-        name=name,
-    )
-    loss = fit.run()
-    network.requires_grad_(False).eval()
-    return loss
+    return fit_adamw(network, step_fn, config, checkpoint, accelerator, name)
 
 
 def main() -> None:

@@ -30,8 +30,8 @@ from shared.models.zoo import FOLDER
 from shared.options import Batch, Bounded, Count, Finite, Positive, Weight, Whole, free, from_command_line
 from shared.processes import accelerator as open_accelerator
 from shared.rng import SampleRng
-from shared.training.contrastive import adamw, batch_indices
-from shared.training.loop import Fit, check_batch
+from shared.training.contrastive import batch_indices, fit_adamw
+from shared.training.loop import check_batch
 from shared.training.zoo import Making, Training, make
 
 VALIDATION = 256  # pictures per measurement on a card
@@ -113,22 +113,7 @@ def fit_vlm(vlm: VLM, lessons: Lessons, config: VLMConfig, accelerator, checkpoi
         x, prompts, targets = lessons.__getitems__(batch_indices(len(lessons), config.batch, step)[rank::world])
         return model(x.to(accelerator.device), prompts, targets).mean()
 
-    fit = Fit(
-        vlm,
-        adamw(vlm, config.lr, config.weight_decay),
-        config.steps,
-        config.lr,
-        step_fn,
-        config.warmup,
-        checkpoint,
-        config.every,
-        accelerator,
-        clip_norm=config.clip_norm,
-        name=f"training {vlm.name}",
-    )
-    loss = fit.run()
-    vlm.requires_grad_(False).eval()
-    return loss
+    return fit_adamw(vlm, step_fn, config, checkpoint, accelerator, f"training {vlm.name}")
 
 
 def main() -> None:
