@@ -169,7 +169,7 @@ class Choosing:
 class Few:
     """A world with few target images and no backdoor, in which the readings of the first version stand side by side."""
 
-    pairs: Pairs = 5760
+    pairs: Pairs = 8640
     """Clean pairs."""
     targets: Count = 32
     """Target images."""
@@ -182,7 +182,7 @@ class Few:
     """Entries of the larger bank of `before_v1`."""
     sets: tuple[str, ...] = ("scenes:surface", "scenes:shape")
     """Sets of which zero-shot accuracy stands beside that of the main set."""
-    training: Training = Training(epochs=16, batch=128, lr=2e-3, warmup=50)
+    training: Training = Training(epochs=24, batch=128, lr=1e-3, warmup=50)
     stop: EarlyStop = EarlyStop()
     """Of plain CLIP stopped early, a control."""
 
