@@ -92,7 +92,8 @@ def open_run(
     from shared.processes import accelerator
 
     remember_digests(config.results / "digests.json")
-    lab = Lab(config.results / scale / paper, config.source, accelerator(), join=config.join)
+    root = config.results / scale / paper
+    lab = Lab(root, config.source, accelerator(), join=config.join, draws=config.draws)
     numbers = found.plan(config)
     looks, wanted = None, lab.store.asked()
     first = check_claims and scale != "smoke" and lab.accelerator.is_main_process  # no claim is judged at smoke
