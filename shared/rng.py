@@ -11,7 +11,7 @@ before. A batch draw is a stack of per-sample draws, each seeded by a hash of (s
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from operator import index
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from torch.func import _random as philox
 from shared.errors import UserError
 
 Draws = Literal["auto", "cpu", "device"]
-Device = torch.device | str | None
+Device: TypeAlias = torch.device | str | None
 _draws: Draws = "auto"
 
 
