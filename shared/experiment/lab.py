@@ -118,11 +118,11 @@ class Lab:
     # -- what steps have left --------------------------------------------------------------------------------------
 
     def key(self, step: Step) -> str:
-        """See `shared.experiment.step.key`; where the noise is not the CPU's, with the name of what draws it. All that
-        the step needs has to be made before."""
+        """See `shared.experiment.step.key`; where the noise is not the CPU's or trainings are not in fp32, it says so.
+        All that the step needs has to be made before."""
         if step not in self._keys:
-            made_of, drawn_by = key(step, self), generator(self.device)
-            self._keys[step] = made_of if drawn_by == "mt19937" else digest([made_of, drawn_by])
+            how = {generator(self.device), getattr(self.accelerator, "mixed_precision", "no")} - {"mt19937", "no"}
+            self._keys[step] = digest([key(step, self), *sorted(how)]) if how else key(step, self)
         return self._keys[step]
 
     def fingerprint(self, step: Step) -> str:

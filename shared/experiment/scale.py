@@ -30,6 +30,8 @@ class Options(Bounded):
     """Where measurements and checkpoints go."""
     draws: Literal["auto", "cpu", "device"] = "auto"
     """Who draws noise: auto (on a GPU the GPU), cpu (everywhere, for comparing machines), device (as a GPU would)."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the forward passes of CLIPs, denoisers and language models that are trained whole; attacks stay in fp32."""
     join: bool = False
     """Other runs with the same options may work on the same results at once, on this machine or on others: each takes what nobody has taken."""
     data_root: str | None = None

@@ -93,7 +93,7 @@ def open_run(
 
     remember_digests(config.results / "digests.json")
     root = config.results / scale / paper
-    lab = Lab(root, config.source, accelerator(), join=config.join, draws=config.draws)
+    lab = Lab(root, config.source, accelerator(config.precision), join=config.join, draws=config.draws)
     numbers = found.plan(config)
     looks, wanted = None, lab.store.asked()
     first = check_claims and scale != "smoke" and lab.accelerator.is_main_process  # no claim is judged at smoke
