@@ -1,6 +1,5 @@
 """Decoding, sizes, broken files, and pictures kept in memory."""
 
-import io
 import os
 import pickle
 from pathlib import Path
@@ -16,6 +15,7 @@ from shared.data.base import loader, subset
 from shared.data.files import CLIP_INPUT, NATIVE, FileImages, ImageSize, Squashed, UnreadableImage, read_picture
 from shared.data.files import decode as decode_content
 from shared.errors import UserError
+from tests.photo import jpeg
 
 
 def files(tmp_path, picture, n=6, size=(12, 9), **options):
@@ -56,34 +56,19 @@ def test_sizes_are_those_of_torchvision(tmp_path, picture, shape, size):
 JPEGS = [(500, 375), (300, 400), (224, 224), (257, 256), (90, 70)]
 
 
-@pytest.fixture(scope="module")
-def photo():
-    """(width, height) -> bytes of a JPEG with edges, colours and smooth parts."""
-
-    def made(width, height, **how):
-        y, x = np.mgrid[:height, :width] / 40
-        waves = np.stack((np.sin(x * y), np.sign(np.sin(2 * x)), np.cos(x + y)), axis=-1)
-        out = io.BytesIO()
-        image = Image.fromarray((127.5 + 120 * waves).astype(np.uint8))
-        image.convert(how.get("mode", "RGB")).save(out, how.get("format", "JPEG"), quality=92)
-        return out.getvalue()
-
-    return made
-
-
 @pytest.mark.parametrize("shape", JPEGS)
 @pytest.mark.parametrize("size", [CLIP_INPUT, ImageSize(224, 224, "bicubic"), Squashed(96, 96, "bicubic"), NATIVE])
-def test_the_fast_way_is_pillows_but_for_single_roundings(photo, shape, size):
-    slow, fast = (decode_content(photo(*shape), "a", s).int() for s in (size, size.fast()))
+def test_the_fast_way_is_pillows_but_for_single_roundings(shape, size):
+    slow, fast = (decode_content(jpeg(*shape), "a", s).int() for s in (size, size.fast()))
     apart = (slow - fast).abs()
     # a weight is off by 2^-16 at most; of four of them, and in two passes, that turns a rounding this often at most
     assert slow.shape == fast.shape and apart.max() <= 1 and apart.float().mean() < 2 * 4 * 255 / 2**16
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_the_fast_way_computes_exactly(photo, interpolation):
+def test_the_fast_way_computes_exactly(interpolation):
     """In float64, as dense matrices and in another order of sums, it is the same to the bit: so it is on every CPU."""
-    x = decode_content(photo(500, 375), "a").permute(1, 2, 0).double()
+    x = decode_content(jpeg(500, 375), "a").permute(1, 2, 0).double()
     geometry = ImageSize(256, 224, interpolation).geometry(500, 375)
     wide, high, left, top, width, height = geometry
     x = x.transpose(0, 1)
@@ -99,23 +84,23 @@ def test_the_fast_way_computes_exactly(photo, interpolation):
             .view(count, *x.shape[1:])
             .transpose(0, 1)
         )
-    fitted = resize.fit(decode_content(photo(500, 375), "a"), geometry, interpolation)
+    fitted = resize.fit(decode_content(jpeg(500, 375), "a"), geometry, interpolation)
     assert torch.equal(fitted, x.byte().permute(2, 1, 0))
 
 
-@pytest.mark.parametrize("how", [{"mode": "L"}, {"mode": "CMYK"}, {"format": "PNG"}, {"mode": "L", "format": "PNG"}])
-def test_what_is_no_colour_jpeg_is_read_as_before(photo, how):
-    content = photo(90, 70, **how)
+@pytest.mark.parametrize("how", [("L",), ("CMYK",), ("RGB", "PNG"), ("L", "PNG")])
+def test_what_is_no_colour_jpeg_is_read_as_before(how):
+    content = jpeg(90, 70, *how)
     assert torch.equal(*(decode_content(content, "a", s) for s in (ImageSize(32, 32), ImageSize(32, 32).fast())))
 
 
-def test_the_fast_way_refuses_what_the_other_does(photo):
-    content = photo(300, 200)
+def test_the_fast_way_refuses_what_the_other_does():
+    content = jpeg(300, 200)
     for broken in (content[: len(content) // 2], content[:300]):
         with pytest.raises(UnreadableImage, match="corrupt or truncated"):
             decode_content(broken, "a", ImageSize(32, 32).fast())
     with pytest.raises(UserError, match="more than"):
-        decode_content(photo(4000, 1), "a", ImageSize(400, 32).fast())
+        decode_content(jpeg(4000, 1), "a", ImageSize(400, 32).fast())
 
 
 def test_the_fast_way_has_another_version(tmp_path, picture):
