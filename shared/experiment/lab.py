@@ -38,6 +38,7 @@ from shared.experiment.step import Kept, Step, Tensors, Trained, Values, closure
 from shared.experiment.store import Store, slug
 from shared.files import digest, look_at, sha256_bytes, sha256_file, write_json
 from shared.models.clip import demand_finite, read_weights, save_tensors
+from shared.models.victim import set_compiled
 from shared.rng import Draws, generator, set_draws
 
 SHORT = 12  # hex digits of a key in a file's name
@@ -48,7 +49,8 @@ LOOK_AGAIN = 1.0  # seconds until what other runs are making is looked at again
 class Lab:
     """See the module docstring. root: the folder of results; source: where data come from; room: bytes that `once` may keep (default: a
     quarter of the device's memory, divided among the processes that share it); join: other runs make the same things
-    in the same folder; draws: who draws the noise in this process from now on, see `shared.rng.set_draws`.
+    in the same folder; draws, compiled: who draws the noise and how towers run in this process from now on, see
+    `shared.rng.set_draws` and `shared.models.victim.set_compiled`.
 
     A lab holds no configuration of the paper, so a step can depend on nothing but its own fields.
     """
@@ -61,8 +63,10 @@ class Lab:
         room: int | None = None,
         join: bool = False,
         draws: Draws = "auto",
+        compiled: bool = False,
     ):
         set_draws(draws)
+        set_compiled(compiled)
         self.root, self.source, self.accelerator, self.device = Path(root), source, accelerator, accelerator.device
         self.store = Store(self.root)
         self.room = _quarter(accelerator) if room is None else room

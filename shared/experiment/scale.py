@@ -32,6 +32,8 @@ class Options(Bounded):
     """Who draws noise: auto (on a GPU the GPU), cpu (everywhere, for comparing machines), device (as a GPU would)."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the forward passes of CLIPs, denoisers and language models that are trained whole; attacks stay in fp32."""
+    compiled: bool = False
+    """CLIPs' vision towers run through torch.compile: minutes before the first step, results to rounding."""
     join: bool = False
     """Other runs with the same options may work on the same results at once, on this machine or on others: each takes what nobody has taken."""
     data_root: str | None = None

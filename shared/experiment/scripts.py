@@ -93,7 +93,8 @@ def open_run(
 
     remember_digests(config.results / "digests.json")
     root = config.results / scale / paper
-    lab = Lab(root, config.source, accelerator(config.precision), join=config.join, draws=config.draws)
+    how = {"join": config.join, "draws": config.draws, "compiled": config.compiled}
+    lab = Lab(root, config.source, accelerator(config.precision), **how)  # type: ignore[arg-type]
     numbers = found.plan(config)
     looks, wanted = None, lab.store.asked()
     first = check_claims and scale != "smoke" and lab.accelerator.is_main_process  # no claim is judged at smoke
