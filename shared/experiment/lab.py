@@ -172,10 +172,17 @@ class Lab:
         )
         return False
 
-    def keep(self, step: Kept, tensors: Tensors, part: str = "", facts: dict[str, str] | None = None) -> None:
-        """Save what a step has made; facts: texts that stand beside the tensors. Of what all made together, one process saves it.
+    def keep(
+        self,
+        step: Kept,
+        tensors: Tensors,
+        part: str = "",
+        facts: dict[str, str] | None = None,
+        seconds: float | None = None,
+    ) -> None:
+        """Save what a step has made; facts: texts that stand beside the tensors, seconds: what it took.
 
-        Raises UserError where a number is not finite; nothing is then stored.
+        Of what all made together, one process saves it. Raises UserError where a number is not finite; nothing is then stored.
         """
         if step.together and not self.accelerator.is_main_process:
             return
@@ -185,9 +192,8 @@ class Lab:
         self._identities.clear()  # of a leaf that holds the step
         path.with_suffix(".json").unlink(missing_ok=True)
         save_tensors(tensors, path, facts)
-        write_json(
-            path.with_suffix(".json"), {"key": self.key(step), "sha256": sha256_file(path), "facts": facts or {}}
-        )
+        record = {"key": self.key(step), "sha256": sha256_file(path), "facts": facts or {}, "seconds": seconds}
+        write_json(path.with_suffix(".json"), record)
 
     def file(self, step: Kept, part: str = "") -> Path:
         """The file of what a step has left. Raises UserError where it is missing, or not as it was written."""
@@ -206,6 +212,10 @@ class Lab:
         """The texts that stand beside its tensors."""
         return self._record(step, part).get("facts", {})
 
+    def seconds(self, step: Kept) -> float | None:
+        """What making it took, since it was last gone on with; None where nobody noted it."""
+        return self._record(step).get("seconds")
+
     # -- making ----------------------------------------------------------------------------------------------------
 
     def make(self, steps: Iterable[Step]) -> None:
@@ -213,9 +223,10 @@ class Lab:
         found = [step for step in closure(steps) if isinstance(step, Kept)]
 
         def one(step: Kept) -> None:
+            began = time.monotonic()
             made = step.make(self)
             tensors, facts = made if isinstance(made, tuple) else (made, None)
-            self.keep(step, tensors, facts=facts)
+            self.keep(step, tensors, facts=facts, seconds=time.monotonic() - began)
             self.partial(step).unlink(missing_ok=True)
 
         # what is needed is there before what needs it
