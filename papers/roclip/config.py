@@ -1,6 +1,6 @@
 """Everything that can be set for RoCLIP: one dataclass, a preset per scale. `python -m papers.roclip.evaluate --scale cpu --help` lists it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Literal
 
 from papers.roclip.augment import RELEASED as RELEASED_PICTURES
@@ -8,7 +8,6 @@ from papers.roclip.augment import ImageAugmentation
 from papers.roclip.method import AS_RELEASED, BEFORE_V1, CROSS_MODAL, TWO_SIDED, Matching
 from papers.roclip.probe import Probing
 from papers.roclip.safeclip import SafeClip
-from papers.roclip.tables import ATTACKS
 from papers.roclip.training import RELEASED as RELEASED_TRAINING
 from papers.roclip.training import EarlyStop, Training
 from shared.attacks.triggers import check_fields
@@ -17,8 +16,6 @@ from shared.errors import UserError
 from shared.experiment.scale import Options, check_batch, check_seeds
 from shared.options import Count, Decay, Pairs, Part, Positive, Range, Seed, Share, Whole, shortened
 from shared.training.cleanclip import CleanClipConfig
-
-BACKDOORS = tuple(ATTACKS)
 
 
 def _within(training: Training, pairs: int) -> Training:
@@ -124,6 +121,9 @@ class Attacks:
     def planted(self) -> tuple[str, ...]:
         """The backdoors that there are."""
         return tuple(name for name in BACKDOORS if getattr(self, name).rate)
+
+
+BACKDOORS = tuple(field.name for field in fields(Attacks) if field.name != "targets")
 
 
 @dataclass(frozen=True)
