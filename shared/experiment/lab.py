@@ -17,6 +17,7 @@ import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -249,7 +250,8 @@ class Lab:
                 if not self._ours(step):
                     left.append(step)
                 elif not self.is_made(step):
-                    make(step)
+                    with _named(f"{what}: {step.name}"):
+                        make(step)
                     self.accelerator.wait_for_everyone()
                     if self.accelerator.is_main_process:
                         print(f"{what}: {step.name} by all processes, {time.monotonic() - began:.1f} s", flush=True)
@@ -312,7 +314,8 @@ class Lab:
 
         def timed(k: int, group: list) -> None:
             began = time.monotonic()
-            make(group)
+            with _named(f"{what}: {name(group)}"):
+                make(group)
             print(f"{what}: {name(group)} ({k + 1}/{len(groups)}{who}), {time.monotonic() - began:.1f} s", flush=True)
 
         if self._claims:
@@ -370,6 +373,16 @@ class _Turns:
             port = broadcast_object_list([served.port if first else None])[0]  # type: ignore[union-attr]
             self._store = served or TCPStore(host, port, is_master=False, timeout=PATIENCE)
         return self._store
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Say what failed, and on which machine, before the reason is said."""
+    try:
+        yield
+    except Exception:
+        print(f"{what} failed on {platform.node()}", file=sys.stderr, flush=True)
+        raise
 
 
 def _quarter(accelerator: Accelerator) -> int:

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import json
+import platform
 import sys
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
@@ -362,6 +363,17 @@ def test_finished_results_that_cannot_be_written_are_shown(run, monkeypatch):
     assert "5 measurements, 5 already there" in run()
     with pytest.raises(SystemExit):
         run_main(lambda: run("--value", 9))
+
+
+def test_what_fails_is_named_with_its_machine(run, monkeypatch, capsys):
+    def fails(self, lab):
+        raise UserError("it cannot be made.")
+
+    for cls, what in ((Grown, "training: grown__seed0"), (Pictures, "preparation: pictures__seed0")):
+        with monkeypatch.context() as patched, pytest.raises(UserError, match="it cannot be made"):
+            patched.setattr(cls, "make", fails)
+            run()
+        assert f"{what} failed on {platform.node()}\n" in capsys.readouterr().err
 
 
 def test_status_says_what_is_there_and_what_the_rest_would_take(run, tmp_path):
