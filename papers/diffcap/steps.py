@@ -622,7 +622,7 @@ class Consecutive(Measured):
         if self.who == "clean":
             x = self.seen.clean(lab)[0]
         elif self.who == "noise":
-            x = rng.child("pure noise").uniform(x.shape[1:]).to(x)
+            x = rng.child("pure noise").uniform(x.shape[1:], device=x.device).to(x)
         defence = self.defence.open(lab)
         with torch.no_grad():
             return defence.similarities(x, list(defence.rule.times), rng)

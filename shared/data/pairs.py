@@ -24,12 +24,11 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from shared.data.base import stack
 from shared.data.catalogue import Source
-from shared.data.files import UnreadableImage, decode, read_picture
+from shared.data.files import Squashed, UnreadableImage, decode, read_picture
 from shared.data.poison import Held
 from shared.data.scene_sets import ScenePairs
 from shared.data.shards import CAPTION, Shards, Text
@@ -71,7 +70,9 @@ class FilePairs(torch.utils.data.Dataset):
     skipped: what the store left out, and the pictures for which another one stands in.
     """
 
-    def __init__(self, spec: str, store: Store, n: int, seed: int, size: int, skip_corrupt: bool = False):
+    def __init__(
+        self, spec: str, store: Store, n: int, seed: int, size: int, skip_corrupt: bool = False, fast: bool = False
+    ):
         settle(spec, store.problems, skip_corrupt)
         if n > len(store):
             raise UserError(
@@ -85,6 +86,7 @@ class FilePairs(torch.utils.data.Dataset):
             size,
             skip_corrupt,
         )
+        self.fit = Squashed(size, size, "bicubic-fast" if fast else "bicubic")
         draw = int(SampleRng(seed, [0], "pairs").integers(2**62))
         self._order = torch.randperm(len(store), generator=torch.Generator().manual_seed(draw))
         self._bad = Skipped(spec)
@@ -95,9 +97,9 @@ class FilePairs(torch.utils.data.Dataset):
     @cached_property
     def version(self) -> str:
         """Digest of the captions of the chosen pairs, of what their pictures are read from, and of the size."""
-        return digest(
-            [[self.store.caption(i), *self.store.identity(i)] for i in self._order[: self.n].tolist()] + [self.size]
-        )[:16]
+        chosen = [[self.store.caption(i), *self.store.identity(i)] for i in self._order[: self.n].tolist()]
+        fast = [self.fit.interpolation] if self.fit.interpolation.endswith("-fast") else []
+        return digest([*chosen, self.size, *fast])[:16]
 
     @property
     def skipped(self) -> tuple[str, ...]:
@@ -140,11 +142,7 @@ class FilePairs(torch.utils.data.Dataset):
 
     def _picture(self, number: int) -> Tensor:
         """(3, size, size) uint8."""
-        return decode(
-            self.store.content(number),
-            self.store.name(number),
-            lambda image: image.resize((self.size, self.size), Image.Resampling.BICUBIC),
-        )
+        return decode(self.store.content(number), self.store.name(number), self.fit)
 
 
 def settle(name: str, problems: Sequence[str], skip_corrupt: bool) -> None:
@@ -291,6 +289,5 @@ def open_pairs(spec: str, source: Source, n: int, seed: int, size: int = 32) -> 
             f"the pairs {spec!r} are read from files: set DATA_ROOT (or --data.source.root) to the folder that holds them."
         )
     root = Path(source.root).expanduser()
-    if kind == "csv":
-        return FilePairs(spec, Table(root / name), n, seed, size, source.skip_corrupt)
-    return FilePairs(spec, Shards(root, name), n, seed, size, source.skip_corrupt)
+    store = Table(root / name) if kind == "csv" else Shards(root, name)
+    return FilePairs(spec, store, n, seed, size, source.skip_corrupt, source.fast)

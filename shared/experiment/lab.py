@@ -39,6 +39,8 @@ from shared.experiment.step import Kept, Step, Tensors, Trained, Values, closure
 from shared.experiment.store import Store, slug
 from shared.files import digest, look_at, sha256_bytes, sha256_file, write_json
 from shared.models.clip import demand_finite, read_weights, save_tensors
+from shared.models.victim import set_compiled
+from shared.rng import Draws, generator, set_draws
 
 SHORT = 12  # hex digits of a key in a file's name
 PATIENCE = timedelta(days=30)
@@ -47,14 +49,25 @@ LOOK_AGAIN = 1.0  # seconds until what other runs are making is looked at again
 
 class Lab:
     """See the module docstring. root: the folder of results; source: where data come from; room: bytes that `once` may keep (default: a
-    quarter of the device's memory, divided among the processes that share it); join: other runs make the same things in the same folder.
+    quarter of the device's memory, divided among the processes that share it); join: other runs make the same things
+    in the same folder; draws, compiled: who draws the noise and how towers run in this process from now on, see
+    `shared.rng.set_draws` and `shared.models.victim.set_compiled`.
 
     A lab holds no configuration of the paper, so a step can depend on nothing but its own fields.
     """
 
     def __init__(
-        self, root: Path, source: Source, accelerator: Accelerator, room: int | None = None, join: bool = False
+        self,
+        root: Path,
+        source: Source,
+        accelerator: Accelerator,
+        room: int | None = None,
+        join: bool = False,
+        draws: Draws = "auto",
+        compiled: bool = False,
     ):
+        set_draws(draws)
+        set_compiled(compiled)
         self.root, self.source, self.accelerator, self.device = Path(root), source, accelerator, accelerator.device
         self.store = Store(self.root)
         self.room = _quarter(accelerator) if room is None else room
@@ -110,9 +123,11 @@ class Lab:
     # -- what steps have left --------------------------------------------------------------------------------------
 
     def key(self, step: Step) -> str:
-        """See `shared.experiment.step.key`. All that the step needs has to be made before."""
+        """See `shared.experiment.step.key`; where the noise is not the CPU's or trainings are not in fp32, it says so.
+        All that the step needs has to be made before."""
         if step not in self._keys:
-            self._keys[step] = key(step, self)
+            how = {generator(self.device), getattr(self.accelerator, "mixed_precision", "no")} - {"mt19937", "no"}
+            self._keys[step] = digest([key(step, self), *sorted(how)]) if how else key(step, self)
         return self._keys[step]
 
     def fingerprint(self, step: Step) -> str:

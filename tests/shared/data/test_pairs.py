@@ -5,6 +5,7 @@ import json
 import os
 import re
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,7 @@ def test_the_choice_is_a_function_of_the_seed_and_grows(tmp_path):
     assert few.captions(range(5)) == many.captions(range(5)) == again.captions(range(5)) != other.captions(range(5))
     assert few.version == again.version and len({few.version, many.version, other.version}) == 3
     assert open_pairs("csv:pairs.csv", source, 5, 1, 8).version != few.version
+    assert open_pairs("csv:pairs.csv", replace(source, fast=True), 5, 1, 4).version != few.version
     few.__getitems__([3, 1])
     assert few.__getitems__([1])[1] == again.__getitems__([1])[1]
 
