@@ -109,6 +109,8 @@ class Data:
     """Set behind the captions of table 7 (shared.data.vision_language)."""
     retrieval: str = "scenes"
     """Pairs to retrieve among (table 7): scenes, or csv:<file>."""
+    label: str = ""
+    """What to call the pictures on the page, e.g. "CIFAR-10 (JPEG copy)"."""
 
 
 @dataclass(frozen=True)

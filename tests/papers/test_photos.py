@@ -1,0 +1,64 @@
+"""SCALE=photos of every paper: what papers share is one step, and each runs to its page on a handful of made-up pictures, shrunk by options only."""
+
+import importlib
+from functools import partial
+
+import pytest
+
+from shared.steps.pretrained import Pretrained
+from shared.steps.purification import Denoising
+from tests.papers.conftest import _run_here
+from tests.papers.ends import configured, photographs, rehearse
+
+PRETRAINING = ("--models.pretraining.steps", 3, "--models.pretraining.batch", 8, "--models.pretraining.warmup", 1)
+SMALL = {
+    "roclip": (*PRETRAINING, "--data.pretrain-n", 40, "--data.finetune-n", 30, "--data.images-n", 5, "--data.n", 6, "--data.probe-n", 12,
+               "--attacks.targets.n", 2, "--attacks.targets.m", 2, "--attacks.targets.finetune-m", 2,
+               "--methods.roclip.share", 0.2, "--methods.released.share", 0.2, "--methods.before-v1.size", 8, "--methods.cross-modal.size", 8,
+               "--methods.cross-modal.offset", 1, "--methods.safeclip.alone", 1, "--methods.safeclip.slow", 1, "--methods.safeclip.share", 0.2,
+               "--methods.cleanclip.steps", 1, "--methods.cleanclip.batch", 4, "--methods.cleanclip.warmup", 0, "--methods.cleanclip-n", 16,
+               "--pretraining.epochs", 4, "--pretraining.batch", 8, "--pretraining.warmup", 1, "--finetuning.epochs", 2, "--finetuning.batch", 8,
+               "--finetuning.warmup", 1, "--choosing.multiples", 1, 2, "--choosing.n", 6, "--probing.epochs", 1, "--few.pairs", 24,
+               "--few.targets", 2, "--few.doses", 2, 3, "--few.large", 16, "--few.training.epochs", 2, "--few.training.batch", 8,
+               "--few.training.warmup", 1, "--sweeps.strong", 3, "--sweeps.cost-steps", 1, "--sweeps.strip", 2, "--watch-n", 6),
+}  # fmt: skip
+CLASSES = ("airplane", "bird", "cat", "delivery_van", "oak tree", "ship")
+
+
+def steps(paper: str) -> tuple[object, object]:
+    """A paper's module of steps, and its photos preset."""
+    return importlib.import_module(f"papers.{paper}.steps"), importlib.import_module(f"papers.{paper}.config").PRESETS[
+        "photos"
+    ]
+
+
+def test_papers_share_what_they_train_on_photographs():
+    """Within one folder of results it is then trained once (`Lab.make`)."""
+    clips = []
+    pmg_aft, c = steps("pmg_aft")
+    clips.append(pmg_aft.base(c))
+    roclip, c = steps("roclip")
+    clips.append(roclip.begin_of(c, "finetune"))
+    assert {type(clip) for clip in clips} == {Pretrained} and len(set(clips)) == 2
+    assert {clip.architecture for clip in clips} == {"photos-vit-s8", "photos-vit-xs8"}
+    assert Pretrained.shared and Denoising.shared
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("paper", SMALL)
+def test_from_the_pictures_to_the_page(paper, tmp_path):
+    photographs(tmp_path / "pictures", CLASSES, 12, 4)
+    options = (
+        "--scale",
+        "photos",
+        "--seeds",
+        0,
+        "--gates.no-enforce",
+        "--data-root",
+        tmp_path / "pictures",
+        *SMALL[paper],
+    )
+    found = importlib.import_module(f"papers.{paper}.paper").PAPER
+    store = rehearse(paper, partial(_run_here, paper), tmp_path / "results", *options)
+    kinds = {n.tags["kind"] for n in found.plan(configured(found, *map(str, options)))}
+    assert {m.tags["kind"] for m in store.planned()} == kinds
