@@ -23,13 +23,12 @@ from shared.errors import UserError
 from shared.experiment.leaves import Backbone, Pictures
 from shared.experiment.step import Lab, Measured, Tensors, Trained, Values, free, once
 from shared.metrics.costs import activation_megabytes, step_seconds
-from shared.models.clip import create_clip
 from shared.models.victim import ZeroShot, class_matrix, labels_of
 from shared.options import Worded
 from shared.report.shown import YOURS, yours
 from shared.rng import SampleRng
 from shared.steps.choice import CandidateScore, Choice, Settings
-from shared.steps.pretrained import Pretrained, Untrained, clip_of
+from shared.steps.pretrained import Pretrained, given_clip, untrained
 from shared.steps.yours import FAILS, Code, what
 from shared.training.adversarial import FARE, Objective, TeCoA, TrainAttack, finetune, frozen
 from shared.training.loop import Diverged
@@ -145,9 +144,7 @@ class TunedByYours(Tuned):
     def look(self, lab: Lab) -> None:
         """Raises UserError unless both losses of a CLIP with random weights are as they must be on two pictures."""
         at, data = f"{self.code.option} {self.code.spec}", self.data.open(lab)
-        new = isinstance(self.clip, Pretrained)
-        clip = Untrained(self.clip.architecture, self.clip.told).fresh(lab) if new else create_clip(self.clip.name)
-        clip = clip.to(lab.device)
+        clip = untrained(lab, self.clip)
         scale = clip.logit_scale.exp().item()
         victim = ZeroShot(clip.visual, class_matrix(clip, data), scale, self.face.norm).to(lab.device)
         x, y = self.data.read(lab, [0, 1])
@@ -258,7 +255,7 @@ def _rows(c: Config, seed: int) -> dict[str, Tuned]:
 
 def base(c: Config) -> Backbone | Pretrained:
     """The CLIP before any fine-tuning."""
-    return clip_of(c.model.name, c.model.pretrained, c.model.pretraining, "--model.pretrained")
+    return given_clip(c.model.name, c.model.pretrained, c.model.pretraining, "--model.pretrained")
 
 
 def classifier(

@@ -62,7 +62,7 @@ from shared.models.victim import ZeroShot, tell_apart, text_matrix
 from shared.report.shown import YOURS
 from shared.steps.backdoor import Aim, Pairs, Poison, Seen, Stamp, side
 from shared.steps.choice import CandidateScore, Choice, Settings, settled
-from shared.steps.pretrained import FOLDER, Pretrained, Told, Untrained, clip_of
+from shared.steps.pretrained import FOLDER, Pretrained, Told, Untrained, given_clip
 from shared.steps.yours import Code
 from shared.training.cleanclip import cleanclip
 from shared.training.loop import Diverged
@@ -778,7 +778,7 @@ def begin_of(c: Config, regime: str) -> Begin:
     """What a regime begins with. A small text tower that is to speak of a folder has the words of its classes."""
     m = c.models
     if regime == "finetune":
-        return clip_of(m.tuned, m.tuned_weights, m.pretraining, "--models.tuned-weights")
+        return given_clip(m.tuned, m.tuned_weights, m.pretraining, "--models.tuned-weights")
     return Untrained(m.name, Told(FOLDER)) if c.data.main == FOLDER else Backbone(m.name, "random")
 
 

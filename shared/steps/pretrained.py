@@ -143,6 +143,23 @@ class Pretrained(Trained):
         return create_clip(self.architecture, lab.file(self))
 
 
-def clip_of(name: str, weights: str, training: ContrastiveConfig, option: str) -> Backbone | Pretrained:
+def untrained(lab: Lab, clip: Backbone | Pretrained) -> nn.Module:
+    """A CLIP of the same kind with random weights, to try things on."""
+    if isinstance(clip, Pretrained):
+        return Untrained(clip.architecture, clip.told).fresh(lab).to(lab.device)
+    return create_clip(clip.name).to(lab.device)
+
+
+def held_out(spec: str) -> str:
+    """The split of a set that settings are chosen on: where a CLIP is pre-trained on the folder, what it has not seen."""
+    return "validation" if spec.startswith(("scenes:", "folder:")) else "train"
+
+
+def fitted(spec: str) -> str:
+    """The split that is trained on beside it."""
+    return "fit" if spec.startswith("folder:") else "train"
+
+
+def given_clip(name: str, weights: str, training: ContrastiveConfig, option: str) -> Backbone | Pretrained:
     """A CLIP by its weights as an option gives them; `pretrain`: pre-trained on the pictures of the folder."""
     return Pretrained(name, Told(FOLDER), training) if weights == "pretrain" else Backbone(name, weights, option)

@@ -31,7 +31,7 @@ from tests.papers.ends import load as load_file
 ROOT = Path(__file__).resolve().parents[2]
 PAPERS = sorted(path.parent.name for path in ROOT.glob("papers/*/paper.py"))
 SCALES = ("smoke", "cpu", "photos", "paper")
-WITHOUT_PHOTOS = ("diffcap", "rvpt")
+WITHOUT_PHOTOS = ("diffcap",)
 SAME_POINT = (
     {"step": 0},  # at the beginning of a curve every method is the model that it starts from
     {"method": ["clean", "supervised"]},  # nobody has poisoned it, so without a trigger no attack has to do with it

@@ -11,6 +11,18 @@ from tests.papers.conftest import _run_here
 from tests.papers.ends import configured, photographs, rehearse
 
 PRETRAINING = ("--models.pretraining.steps", 3, "--models.pretraining.batch", 8, "--models.pretraining.warmup", 1)
+ATTACKS = (
+    "badnet",
+    "blended",
+    "issba",
+    "wanet",
+    "trojvqa",
+    "badclip",
+    "sig",
+    "badclip-published",
+    "badnet-textbook",
+    "blended-textbook",
+)
 SMALL = {
     "roclip": (*PRETRAINING, "--data.pretrain-n", 40, "--data.finetune-n", 30, "--data.images-n", 5, "--data.n", 6, "--data.probe-n", 12,
                "--attacks.targets.n", 2, "--attacks.targets.m", 2, "--attacks.targets.finetune-m", 2,
@@ -21,6 +33,19 @@ SMALL = {
                "--finetuning.warmup", 1, "--choosing.multiples", 1, 2, "--choosing.n", 6, "--probing.epochs", 1, "--few.pairs", 24,
                "--few.targets", 2, "--few.doses", 2, 3, "--few.large", 16, "--few.training.epochs", 2, "--few.training.batch", 8,
                "--few.training.warmup", 1, "--sweeps.strong", 3, "--sweeps.cost-steps", 1, "--sweeps.strip", 2, "--watch-n", 6),
+    "rvpt": (*PRETRAINING, "--data.n", 6, *(option for attack in ATTACKS for name, value in
+             (("pairs", 20), ("steps", 1), ("batch", 8), ("warmup", 0)) for option in (f"--attacks.{attack}.{name}", value)),
+             "--attacks.further-lrs", 5e-4, "--attacks.further-steps", 0, "--attacks.patch-pairs", 20,
+             *(option for patch in ("attacks.trojvqa-patch", "attacks.badclip-patch", "adversary.patch") for name, value in
+               (("steps", 1), ("batch", 4)) for option in (f"--{patch}.{name}", value)),
+             "--method.shots", 1, "--method.length", 2, "--method.tuning.epochs", 1, "--baselines.cleanclip.steps", 1,
+             "--baselines.cleanclip.batch", 8, "--baselines.cleanclip.warmup", 0, "--baselines.cleanclip-pairs", 16,
+             "--baselines.linear.epochs", 1, "--baselines.full.epochs", 1, "--baselines.words-tuning.epochs", 1,
+             "--baselines.visual-tuning.epochs", 1, "--tried.lengths", 2, "--tried.lrs", 0.02, 0.3, "--tried.probe-lrs", 0.01, 0.1,
+             "--tried.cleanclip-lrs", 3e-4, 1e-3, "--adversary.steps", 1, "--adversary.n", 4, "--adversary.sanity-n", 2,
+             "--adversary.train-steps", 1, "--sweeps.shots", 1, 2, "--sweeps.alpha", 0, 2, "--sweeps.length", 1, 2, "--sweeps.depth-output", 1, 3,
+             "--sweeps.depth-input", 1, "--sweeps.resistivity-n", 6, "--sweeps.maps", 1, "--sweeps.points", 12, "--sweeps.cost-repeats", 1,
+             "--sweeps.supervised.epochs", 1, "--sweeps.supervised.batch", 8, "--sweeps.supervised-n", 24),
 }  # fmt: skip
 CLASSES = ("airplane", "bird", "cat", "delivery_van", "oak tree", "ship")
 
@@ -39,6 +64,8 @@ def test_papers_share_what_they_train_on_photographs():
     clips.append(pmg_aft.base(c))
     roclip, c = steps("roclip")
     clips.append(roclip.begin_of(c, "finetune"))
+    rvpt, c = steps("rvpt")
+    clips += [rvpt.backbone_of(c, "first"), rvpt.backbone_of(c, "second")]
     assert {type(clip) for clip in clips} == {Pretrained} and len(set(clips)) == 2
     assert {clip.architecture for clip in clips} == {"photos-vit-s8", "photos-vit-xs8"}
     assert Pretrained.shared and Denoising.shared
