@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-from shared.steps.pretrained import Pretrained
+from shared.steps.pretrained import FOLDER, Pretrained
 from shared.steps.purification import Denoising
 from tests.papers.conftest import _run_here
 from tests.papers.ends import configured, photographs, rehearse
@@ -46,6 +46,15 @@ SMALL = {
              "--adversary.train-steps", 1, "--sweeps.shots", 1, 2, "--sweeps.alpha", 0, 2, "--sweeps.length", 1, 2, "--sweeps.depth-output", 1, 3,
              "--sweeps.depth-input", 1, "--sweeps.resistivity-n", 6, "--sweeps.maps", 1, "--sweeps.points", 12, "--sweeps.cost-repeats", 1,
              "--sweeps.supervised.epochs", 1, "--sweeps.supervised.batch", 8, "--sweeps.supervised-n", 24),
+    "diffcap": (*PRETRAINING, "--models.denoising.steps", 2, "--models.denoising.batch", 4, "--models.denoising.warmup", 1,
+ "--data.n", 4, "--attack.steps", 1, "--attack.targets", 1, "--attack.batch", 8,
+                "--method.sampler-steps", 1, "--method.calibration-n", 4, "--method.calibration-steps", 1, "--choosing.n", 4,
+                "--choosing.diffcap", 50, 100, 0, 50, 200, 0, "--choosing.times", 50, 100, "--choosing.clipure", 30, 1, "--choosing.jpeg", 75, 25,
+                "--choosing.bits", 3, 2, "--choosing.resize-pad", 0.1, 0.2, "--choosing.blur", 0.8, 0.4, "--choosing.rates", 1, 3,
+                "--tuning.steps", 1, "--tuning.batch", 4, "--tuning.warmup", 0, "--fare.steps", 1, "--fare.batch", 4, "--fare.warmup", 0,
+                "--adaptive.n", 2, "--adaptive.steps", 1, "--adaptive.eot", 1, "--adaptive.draws", 2, "--sweeps.taus", 0,
+                "--sweeps.factors", 1, 2, "--sweeps.times", 0, 50, "--sweeps.fixed", 50, "--sweeps.n", 4, "--sweeps.digits-n", 4,
+                "--sweeps.quality-n", 2, "--sweeps.cost-n", 2, "--sweeps.cost-repeats", 1),
 }  # fmt: skip
 CLASSES = ("airplane", "bird", "cat", "delivery_van", "oak tree", "ship")
 
@@ -66,6 +75,11 @@ def test_papers_share_what_they_train_on_photographs():
     clips.append(roclip.begin_of(c, "finetune"))
     rvpt, c = steps("rvpt")
     clips += [rvpt.backbone_of(c, "first"), rvpt.backbone_of(c, "second")]
+    diffcap, c = steps("diffcap")
+    clips += [diffcap.backbone(c, "clip"), diffcap.phi_of(c).clip]
+    distshift, other = steps("distshift")
+    denoisers = {diffcap.diffusion_of(c), distshift.diffusion_of(other, FOLDER)}
+    assert len(denoisers) == 1 and {type(one.weights) for one in denoisers} == {Denoising}
     assert {type(clip) for clip in clips} == {Pretrained} and len(set(clips)) == 2
     assert {clip.architecture for clip in clips} == {"photos-vit-s8", "photos-vit-xs8"}
     assert Pretrained.shared and Denoising.shared
