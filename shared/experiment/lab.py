@@ -156,9 +156,9 @@ class Lab:
         """Where an unfinished training keeps its state: no other training continues from it."""
         return self.path(step).with_suffix(".ckpt")
 
-    def _record(self, step: Kept, part: str = "") -> dict:
+    def _record(self, step: Kept, part: str = "", path: Path | None = None) -> dict:
         try:
-            record = json.loads(Path(look_at(self.path(step, part).with_suffix(".json"))).read_text())
+            record = json.loads(Path(look_at((path or self.path(step, part)).with_suffix(".json"))).read_text())
             return record if isinstance(record, dict) else {}
         except (OSError, ValueError):
             return {}
@@ -248,6 +248,10 @@ class Lab:
         # what is needed is there before what needs it
         for _, steps in itertools.groupby(sorted(found, key=depth), key=depth):
             level = list(steps)
+            if common := [step for step in level if step.shared]:
+                if self.accelerator.is_main_process:
+                    self._take_over(step for step in common if not self.is_made(step))
+                self.accelerator.wait_for_everyone()
             todo = [step for step in level if not self.is_made(step)]
             self.accelerator.wait_for_everyone()  # all have looked before anybody makes something
             what = "training" if any(isinstance(step, Trained) for step in todo) else "preparation"
@@ -255,6 +259,17 @@ class Lab:
             self._make_together(what, [step for step in (level if self._claims else todo) if step.together], one)
             alone = [[step] for step in todo if not step.together]
             self.share(what, alone, lambda group: one(group[0]), lambda group: group[0].name, self.is_made)
+
+    def _take_over(self, steps: Iterable[Kept]) -> None:
+        """What another paper of the same results has made of steps is copied."""
+        for step, part in ((one, part) for one in steps for part in one.parts):
+            own = self.path(step, part)
+            for path in sorted(self.root.parent.glob(f"*/checkpoints/{own.name}")):
+                record = self._record(step, part, path)
+                if path != own and record.get("key") == self.key(step) and sha256_file(path) == record["sha256"]:
+                    self.keep(step, read_weights(path), part, record["facts"])
+                    print(f"{own.name} is taken over from {path.parents[1].name}", flush=True)
+                    break
 
     def _make_together(self, what: str, steps: list[Kept], make: Callable[[Kept], None]) -> None:
         """Make these, each by all processes of this run, unless another run does."""
