@@ -18,8 +18,9 @@ from shared.metrics import backdoor
 from shared.models.victim import Pixels, labels_of, tell_apart
 from shared.rng import SampleRng
 from shared.steps.backdoor import Aim, Pairs, Seen, Stamp, badclip, described, prompts_of
+from shared.steps.pretrained import Pretrained
 
-Clip = Backbone | Poisoned | Defence
+Clip = Backbone | Pretrained | Poisoned | Defence
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Checks:
     """
 
     said: Said
-    clean: Backbone
+    clean: Backbone | Pretrained
     aim: Aim
 
     @once

@@ -38,6 +38,9 @@ class Source:
     """Read JPEGs faster, by torchvision's decoder and a resize of our own: single bytes differ from Pillow's."""
     wording: str = "released"
     """Prompts of the named sets: released, or corrected (without the known slips)."""
+    captions: str | None = None
+    """csv:<file>, a table of pictures and captions below DATA_ROOT: small CLIPs that are pre-trained on an image folder
+    (SCALE=photos) read these pairs too, beside its pictures with their class names in templates."""
     wnids: str | None = None
     """A text file with the classes of ImageNet30, one WNID a line in the order of labels; default: Hendrycks's."""
 
@@ -49,14 +52,15 @@ def open_set(spec: str, split: str, source: Source, n: int = 100_000) -> Labelle
     """The data set `spec` ("scenes:shape", "folder:seen", "named:cifar10"); n: length of a scenes set.
 
     split: "train" or "test"; or "validation", which settings are chosen on, and "fit", the training pictures without
-    those of the validation. Scenes have validation pictures of their own; of other sets it is a tenth of the training's.
+    those of the validation. Scenes have validation pictures of their own; of other sets it is a tenth of the training's,
+    the same for all parts of a folder.
 
     Raises UserError for an unknown kind or set, and where DATA_ROOT is needed and missing.
     """
     kind, _, name = spec.partition(":")
     if kind == "scenes":
         return SceneSet(name, "train" if split == "fit" else split, n)
-    if split in ("validation", "fit"):
+    if split in ("validation", "fit") and kind != "folder":
         return held_out(open_set(spec, "train", source), split == "validation")
     if spec == "digits:all":
         return digits(split, ImageSize.parse(source.size))
@@ -84,12 +88,16 @@ def _sped_up(data: LabelledImages, source: Source) -> LabelledImages:
 
 def _folder(part: str, split: str, source: Source) -> LabelledImages:
     root = Path(source.root).expanduser()  # type: ignore[arg-type]
+    read = "train" if split in ("validation", "fit") else split
+    whole: LabelledImages
     if source.download or (root / "cifar-10-batches-py").is_dir():
-        whole = named("cifar10", root, split, download=source.download)
+        whole = named("cifar10", root, read, download=source.download)
     else:
         size = ImageSize.parse(source.size)
-        whole = image_folder(root, split, size=size, skip_corrupt=source.skip_corrupt, in_memory=True)
+        whole = image_folder(root, read, size=size, skip_corrupt=source.skip_corrupt, in_memory=True)
         _sped_up(whole, source)
+    if split in ("validation", "fit"):
+        whole = held_out(whole, split == "validation")
     if part == "all":
         return whole
     if part not in ("seen", "unseen"):

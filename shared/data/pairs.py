@@ -1,6 +1,10 @@
-"""Pairs of picture and caption by one name: `scenes`, `csv:<file>`, `shards:<pattern>`; what CLIPs are poisoned, cleaned and defended with.
+"""Pairs of picture and caption by one name: `scenes`, `labelled:<set>`, `csv:<file>`, `shards:<pattern>`: what CLIPs are
+poisoned, cleaned and defended with.
 
 scenes   drawn on the spot, see `shared.data.scene_sets`, and kept in memory
+labelled the training pictures of a set of `shared.data.catalogue`, without the tenth that settings are chosen on, in
+         whose place the class name in a template stands (`shared.data.captioned`), and kept in memory; as large as the
+         set has its pictures
 csv      below DATA_ROOT a table with a line of column names, comma or tab between them: the first of path, image,
          filepath that is there for the picture (relative to the table's folder) and the first of caption, title, text.
          A row is one line: between commas a field may stand in quotes, between tabs a quote is a character like others
@@ -26,8 +30,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from shared.data.base import stack
-from shared.data.catalogue import Source
+from shared.data.base import Subset, stack
+from shared.data.captioned import Captioned
+from shared.data.catalogue import Source, open_set
 from shared.data.files import Squashed, UnreadableImage, decode, read_picture
 from shared.data.poison import Held
 from shared.data.scene_sets import ScenePairs
@@ -74,10 +79,7 @@ class FilePairs(torch.utils.data.Dataset):
         self, spec: str, store: Store, n: int, seed: int, size: int, skip_corrupt: bool = False, fast: bool = False
     ):
         settle(spec, store.problems, skip_corrupt)
-        if n > len(store):
-            raise UserError(
-                f"{spec} has {len(store)} pairs that can be used, and {n} are wanted: ask for fewer, or put more there."
-            )
+        _demand(n, spec, len(store))
         self.name, self.store, self.n, self.seed, self.size, self.skip_corrupt = (
             spec,
             store,
@@ -87,8 +89,7 @@ class FilePairs(torch.utils.data.Dataset):
             skip_corrupt,
         )
         self.fit = Squashed(size, size, "bicubic-fast" if fast else "bicubic")
-        draw = int(SampleRng(seed, [0], "pairs").integers(2**62))
-        self._order = torch.randperm(len(store), generator=torch.Generator().manual_seed(draw))
+        self._order = _order(len(store), seed)
         self._bad = Skipped(spec)
 
     def __len__(self) -> int:
@@ -143,6 +144,20 @@ class FilePairs(torch.utils.data.Dataset):
     def _picture(self, number: int) -> Tensor:
         """(3, size, size) uint8."""
         return decode(self.store.content(number), self.store.name(number), self.fit)
+
+
+def _order(n: int, seed: int) -> Tensor:
+    """A permutation of 0 … n − 1, of which the first are the choice."""
+    draw = int(SampleRng(seed, [0], "pairs").integers(2**62))
+    return torch.randperm(n, generator=torch.Generator().manual_seed(draw))
+
+
+def _demand(n: int, spec: str, there: int) -> None:
+    """Refuse more pairs than there are."""
+    if n > there:
+        raise UserError(
+            f"{spec} has {there} pairs that can be used, and {n} are wanted: ask for fewer, or put more there."
+        )
 
 
 def settle(name: str, problems: Sequence[str], skip_corrupt: bool) -> None:
@@ -282,8 +297,14 @@ def open_pairs(spec: str, source: Source, n: int, seed: int, size: int = 32) -> 
         raise UserError(f"{n} pairs of {size} pixels cannot be opened: use 1 or more of each.")
     if spec == "scenes":
         return Held(ScenePairs(n, size, seed))
+    if kind == "labelled" and name:
+        data = open_set(name, "fit", source)
+        _demand(n, spec, len(data))
+        return Held(Captioned(Subset(data, _order(len(data), seed)[:n]), seed))
     if kind not in ("csv", "shards") or not name:
-        raise UserError(f"the pairs {spec!r} are not understood: write scenes, csv:<file> or shards:<pattern>.")
+        raise UserError(
+            f"the pairs {spec!r} are not understood: write scenes, labelled:<set>, csv:<file> or shards:<pattern>."
+        )
     if not source.root:
         raise UserError(
             f"the pairs {spec!r} are read from files: set DATA_ROOT (or --data.source.root) to the folder that holds them."

@@ -72,6 +72,7 @@ class Denoising(Trained):
     training: DenoisingConfig
     seed: int
     weight = 2.0
+    shared = True
 
     @property
     def name(self) -> str:

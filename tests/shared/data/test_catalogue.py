@@ -45,6 +45,19 @@ def test_parts_of_an_image_folder(folder):
     assert len({whole.version, seen.version, unseen.version}) == 3
 
 
+def test_settings_are_chosen_on_the_same_pictures_of_all_parts_of_a_folder(folder):
+    source = Source(root=str(folder), size="32")
+    said = {}
+    for split in ("validation", "fit", "train"):
+        for part in ("all", "seen"):
+            data = open_set(f"folder:{part}", split, source)
+            x, y = data.__getitems__(range(len(data)))
+            said[part, split] = {(data.classes[k], float(p.mean())) for k, p in zip(y.tolist(), x, strict=True)}
+        assert said["seen", split] == {one for one in said["all", split] if one[0] in ("ant", "cat", "emu")}
+    assert len(said["all", "validation"]) == 5 and not said["all", "validation"] & said["all", "fit"]
+    assert said["all", "validation"] | said["all", "fit"] == said["all", "train"]
+
+
 def test_cifar10_below_the_root_is_found(library, any_checksum):
     data = open_set("folder:unseen", "test", Source(root=str(library)))
     assert data.classes == ("automobile", "cat", "dog", "horse", "truck")

@@ -102,6 +102,24 @@ def test_what_is_made_is_there_for_every_process_and_not_made_again(lab):
     assert not list(lab.root.rglob("*.ckpt"))
 
 
+def test_what_another_paper_has_made_of_a_shared_step_is_taken_over_while_it_is_whole(tmp_path, monkeypatch):
+    first, second, third = (Lab(tmp_path / name, Source(), one_process()) for name in ("first", "second", "third"))
+    step = Grown(2.0)
+    first.make([step])
+    second.make([step])
+    assert Grown.made[-2:] == [step, step]  # it is nobody else's
+    monkeypatch.setattr(Grown, "shared", True)
+    third.make([step])
+    assert Grown.made[-2:] == [step, step] and third.facts(step) == {"note": "as told"}
+    assert third.fingerprint(step) == first.fingerprint(step)
+    for other in (first, second, third):
+        flip(other.path(step))
+    fourth = Lab(tmp_path / "fourth", Source(), one_process())
+    before = len(Grown.made)
+    fourth.make([step])
+    assert len(Grown.made) == before + 1
+
+
 def test_a_key_cannot_be_asked_for_before_what_it_holds_is_there(lab):
     with pytest.raises(UserError, match=r"is missing: run the training"):
         lab.key(Shifted(Grown(2.0)))
