@@ -47,8 +47,8 @@ class Data:
 
     source: Source = Source()
     pairs: str = "scenes"
-    """Where pairs of picture and caption come from: scenes, labelled:<set> (class names in templates), or below DATA_ROOT
-    shards:<pattern> or csv:<file> (picture, caption)."""
+    """Where pairs of picture and caption come from: scenes, labelled:<set> (class names in templates), or below
+    DATA_ROOT shards:<pattern> or csv:<file> (picture, caption)."""
     pretrain_n: Pairs = 8640
     """Clean pairs to pre-train on; backdoored pairs are among them, target images come on top."""
     finetune_n: Pairs = 4800
@@ -335,7 +335,7 @@ PRESETS = {
             source=Source(size="32"),
             pairs=f"labelled:{FOLDER}",
             pretrain_n=15_000,
-            finetune_n=7_500,
+            finetune_n=6_000,
             main=FOLDER,
             downstream=(FOLDER, "folder:seen", "folder:unseen"),
         ),
@@ -346,7 +346,7 @@ PRESETS = {
         ),
         pretraining=Training(epochs=12, batch=128, lr=2e-3, warmup=100),
         sweeps=replace(_CPU.sweeps, strong=(34,)),
-        few=replace(_CPU.few, pairs=7_500, sets=("folder:seen", "folder:unseen")),
+        few=replace(_CPU.few, pairs=6_000, sets=("folder:seen", "folder:unseen")),
         gates=replace(_CPU.gates, accuracy=0.35),
     ),
     "paper": replace(

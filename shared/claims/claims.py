@@ -56,6 +56,9 @@ counts as reproduced; `why` says which that is. Where there is none, a kind may 
 `readings: {as_written: {method: a}, as_released: {method: b}}` names several readings of a statement: wherever the
 claim names the tags of the first, those of another stand instead. Each has a verdict; the first is the one that counts.
 
+SCALE=evening is not listed: it tests what the paper's scale does, but for `within` and what `why_not` gives a reason
+against (`why_not: {evening: …}`).
+
 Every mistake is a UserError of one sentence that names the file and the claim.
 """
 
@@ -72,6 +75,7 @@ from shared.claims.selection import Selector, in_yaml, matches
 from shared.errors import UserError
 
 UNKNOWN = "unknown"
+EVENING = "evening"  # the paper's models and data with small budgets: `testable` names the scales beside it
 Where = Literal["abstract", "table", "figure", "text", "mechanism", "code", "third-party", "ours"]
 Mark = Literal["S", "S2", "M", "I", "L", "D", "U"]
 Scale = Literal["cpu", "photos", "paper"]
@@ -216,12 +220,22 @@ class Claim(_Entry):
         return {name: under(instead) for name, instead in self.readings.items()} or {"": self}
 
     def reason_against(self, scale: str) -> str:
-        """Why the claim is not tested at `scale`."""
-        return self.why_not if isinstance(self.why_not, str) else self.why_not.get(scale, "")
+        """Why the claim is not tested at `scale`; "" where it is."""
+        why = self.why_not if isinstance(self.why_not, str) else self.why_not.get(scale, "")
+        if scale != EVENING or (not isinstance(self.why_not, str) and scale in self.why_not):
+            return "" if scale in self.testable else why
+        if "paper" not in self.testable:
+            return self.reason_against("paper")
+        return "The number is of the paper's budget." if self.predicate == "within" else ""
+
+    def is_tested(self, scale: str) -> bool:
+        """Whether the claim says that it is tested at `scale`: in the evening, whatever is at the paper's scale and no
+        number of its budget."""
+        return not self.reason_against(scale) if scale == EVENING else scale in self.testable
 
     def is_testable(self, scale: str) -> bool:
-        """Whether there can be a verdict at `scale`: the claim says so, and somebody has read the number that it needs."""
-        return scale in self.testable and not (self.predicate == "within" and self.value == UNKNOWN)
+        """Whether there can be a verdict at `scale`: it is tested, and somebody has read the number that it needs."""
+        return self.is_tested(scale) and not (self.predicate == "within" and self.value == UNKNOWN)
 
 
 class ReferenceTable(_Entry):

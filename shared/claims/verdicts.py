@@ -18,6 +18,7 @@ itself, up to rounding, decides nothing. So a verdict is a two-sided test, and `
 |--------------|------------------------------------|-------------------|----------------|-----------------------|
 | smoke        | no verdict (smoke), always                                                                      |
 | cpu, photos  | direction holds                    | direction fails   | inconclusive   | no difference         |
+| evening      | direction holds at reduced budget  | … fails at …      | inconclusive   | no difference         |
 | paper        | reproduced, if the number agrees   | differs           | inconclusive   | no difference         |
 
 At paper scale a number agrees when the interval lies within value ± tolerance (or, with no tolerance stated, contains the value); it
@@ -30,7 +31,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
-from shared.claims.claims import UNKNOWN, Claim, ClaimsFile
+from shared.claims.claims import EVENING, UNKNOWN, Claim, ClaimsFile
 from shared.claims.looks import repeated
 from shared.claims.selection import FRACTIONS, Selected
 from shared.claims.wording import detectable, margin, number, words
@@ -163,7 +164,7 @@ def _judge(claim: Claim, results: Any) -> Verdict:
     scale = results.scale
     if scale == "smoke":
         return Verdict(claim, "no verdict (smoke)", NONE, "The smoke scale only shows that the code runs.")
-    if scale not in claim.testable:
+    if not claim.is_tested(scale):
         return Verdict(claim, "not testable here", NONE, claim.reason_against(scale))
     if not claim.is_testable(scale):
         return Verdict(
@@ -325,7 +326,8 @@ def _status(claim: Claim, scale: str, outcome: _Outcome, estimates: tuple[Estima
     if outcome.holds is None:
         return "inconclusive", UNSURE, ""
     if scale != "paper":
-        return ("direction holds", GOOD, "") if outcome.holds else ("direction fails", BAD, "")
+        at = " at reduced budget" if scale == EVENING else ""
+        return (f"direction holds{at}", GOOD, "") if outcome.holds else (f"direction fails{at}", BAD, "")
     if not outcome.holds:
         return "differs", BAD, ""
     if claim.value is None or claim.predicate == "within":

@@ -46,7 +46,7 @@ def vocabulary_of(classes: Sequence[str], captions: Sequence[str] = ()) -> tuple
 
 
 class Captioned(torch.utils.data.Dataset):
-    """A labelled set as pairs of picture and caption: the class name in one of the templates, drawn by (seed, index)."""
+    """A labelled set as pairs of picture and caption: its class name in one of the templates, by (seed, index)."""
 
     def __init__(self, data: LabelledImages, seed: int = 0):
         self.data, self.seed = data, seed

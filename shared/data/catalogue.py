@@ -52,8 +52,8 @@ def open_set(spec: str, split: str, source: Source, n: int = 100_000) -> Labelle
     """The data set `spec` ("scenes:shape", "folder:seen", "named:cifar10"); n: length of a scenes set.
 
     split: "train" or "test"; or "validation", which settings are chosen on, and "fit", the training pictures without
-    those of the validation. Scenes have validation pictures of their own; of other sets it is a tenth of the training's,
-    the same for all parts of a folder.
+    those of the validation. Scenes have validation pictures of their own; of other sets it is a tenth of the
+    training's, the same for all parts of a folder.
 
     Raises UserError for an unknown kind or set, and where DATA_ROOT is needed and missing.
     """

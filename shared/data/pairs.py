@@ -1,10 +1,9 @@
-"""Pairs of picture and caption by one name: `scenes`, `labelled:<set>`, `csv:<file>`, `shards:<pattern>`: what CLIPs are
-poisoned, cleaned and defended with.
+"""Pairs of picture and caption by one name: `scenes`, `labelled:<set>`, `csv:<file>`, `shards:<pattern>`: what CLIPs
+are poisoned, cleaned and defended with.
 
 scenes   drawn on the spot, see `shared.data.scene_sets`, and kept in memory
-labelled the training pictures of a set of `shared.data.catalogue`, without the tenth that settings are chosen on, in
-         whose place the class name in a template stands (`shared.data.captioned`), and kept in memory; as large as the
-         set has its pictures
+labelled the training pictures of a set of `shared.data.catalogue` without the tenth that settings are chosen on, each
+         with its class name in a template (`shared.data.captioned`); kept in memory, as large as the set has them
 csv      below DATA_ROOT a table with a line of column names, comma or tab between them: the first of path, image,
          filepath that is there for the picture (relative to the table's folder) and the first of caption, title, text.
          A row is one line: between commas a field may stand in quotes, between tabs a quote is a character like others

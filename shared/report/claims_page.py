@@ -14,7 +14,8 @@ from shared.report.rendering import Links, render
 from shared.report.table_text import escape_markdown
 
 _NB = "\u00a0"  # a blank that does not break
-ORDER = ("reproduced", "direction holds", "differs", "direction fails", EQUIVALENT, "inconclusive", "gate failed", "no verdict (smoke)",
+ORDER = ("reproduced", "direction holds", "direction holds at reduced budget", "differs", "direction fails",
+         "direction fails at reduced budget", EQUIVALENT, "inconclusive", "gate failed", "no verdict (smoke)",
          "not measured", "not testable here")  # fmt: skip
 _INDENT = 19  # of the terminal table: the longest common status and a blank
 MARK_WORDS = {
@@ -30,6 +31,8 @@ SCALE_WORDS = {
     "smoke": "smoke: a few generated images and a few steps; it only shows that the code runs, so there are no verdicts.",
     "cpu": "cpu: small models in a generated world. A verdict here speaks of the direction of a claim, never of the paper's own numbers.",
     "photos": "photos: small models on real photographs. A verdict speaks of the direction of a claim, never of the paper's own numbers.",
+    "evening": "evening: published models and public data with small budgets. A verdict speaks of the direction of a "
+    "claim at a reduced budget, never of the paper's own numbers.",
     "paper": "paper: the paper's own models, data and budgets.",
 }
 

@@ -108,7 +108,7 @@ def gpu(probe: Mapping, driver: list[str], given: Mapping[str, str] = os.environ
             "gpu",
             f"the driver lists {driver[0]!r}; torch has to be importable to tell whether it can be used",
         )
-    return Line("ok", "gpu", "none; SCALE=cpu and photos do without, SCALE=paper needs one")
+    return Line("ok", "gpu", "none; SCALE=cpu and photos do without, SCALE=evening and paper need one")
 
 
 def memory(available: float | None = None) -> Line:
