@@ -8,7 +8,7 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 
 # ---- the dials -------------------------------------------------------------------------------------------------------------
 
-SCALE ?= cpu##         smoke (seconds, proves that it runs) | cpu (minutes, no GPU) | photos (real photographs) | evening (published models, 1-4 GPU hours a paper) | paper (GPU hours to days)
+SCALE ?= cpu##         smoke (seconds) | cpu (minutes, no GPU) | photos (yours) | evening (one GPU, hours) | paper (GPU hours to days)
 SEEDS ?=##             seeds instead of the preset's, as in SEEDS="0 1 2 3"
 ARGS ?=##              further options of train and evaluate, as in ARGS="--attack.eps 2/255"
 DATA_ROOT ?=##         folder with the images (SCALE=photos, evening and paper)
