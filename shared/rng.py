@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from shared.repeat import repeated
+
 
 class SampleRng:
     """Numbers for N samples. The same method called twice gives the same numbers; `child` opens an independent stream."""
@@ -31,16 +33,12 @@ class SampleRng:
         """An independent stream of the same samples, e.g. one per restart or per step."""
         return SampleRng(self.seed, self.indices, f"{self.stream}/{name}")
 
-    def _generators(self):
-        prefix = f"{self.seed}:{self.stream}:".encode()
-        for index in self.indices:
-            seed = int.from_bytes(hashlib.blake2b(prefix + str(index).encode(), digest_size=8).digest(), "little") >> 1
-            yield torch.Generator().manual_seed(seed)
-
     def _stack(self, draw, shape, dtype, device) -> Tensor:
         out = torch.empty((len(self), *shape), dtype=dtype)
-        for row, generator in zip(out, self._generators(), strict=True):
-            draw(row, generator)
+        prefix = f"{self.seed}:{self.stream}:".encode()
+        for row, index in repeated(list(zip(out, self.indices, strict=True))):
+            seed = int.from_bytes(hashlib.blake2b(prefix + str(index).encode(), digest_size=8).digest(), "little") >> 1
+            draw(row, torch.Generator().manual_seed(seed))
         return out if device is None else out.to(device)
 
     def uniform(self, shape: Sequence[int], low: float = 0.0, high: float = 1.0, device=None) -> Tensor:

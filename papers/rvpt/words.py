@@ -23,6 +23,7 @@ from shared.attacks.pgd import ascend
 from shared.attacks.threat import Threat
 from shared.errors import UserError
 from shared.models.victim import ZeroShot
+from shared.repeat import joined_all
 from shared.rng import SampleRng
 from shared.training.adversarial import TrainAttack
 
@@ -79,19 +80,15 @@ class _Bank(torch.utils.data.Dataset):
     """F(x_a) of every picture, and its label."""
 
     def __init__(self, victim: ZeroShot, data, threat: Threat, attack: TrainAttack, seed: int, device):
-        rows = []
-        for indices in torch.arange(len(data)).split(64):
-            x, y = data.__getitems__(indices.tolist())
-            x_adv = _attacked(
-                embedding_divergence(victim, x.to(device)),
-                x.to(device),
-                threat,
-                attack,
-                SampleRng(seed, indices, "bank"),
-            )
+        def embedded(indices: list[int]) -> tuple[Tensor, Tensor]:
+            x, y = data.__getitems__(indices)
+            rng = SampleRng(seed, indices, "bank")
+            x_adv = _attacked(embedding_divergence(victim, x.to(device)), x.to(device), threat, attack, rng)
             with torch.no_grad():
-                rows.append((victim.embed(x_adv).cpu(), y))
-        self.embeddings, self.labels = (torch.cat(t) for t in zip(*rows, strict=True))
+                return victim.embed(x_adv).cpu(), y
+
+        rows = list(range(len(data)))
+        self.embeddings, self.labels = joined_all(embedded, [rows[k : k + 64] for k in range(0, len(rows), 64)])
 
     def __len__(self) -> int:
         return len(self.labels)

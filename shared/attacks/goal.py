@@ -74,8 +74,9 @@ class Goal:
 
     def hold(self, logits: Tensor, labels: Tensor) -> None:
         """Raise UserError unless labels (N,) are classes of logits (N, K); for a loss that is a function they may be more."""
-        outside = labels[(labels < 0) | (labels >= logits.shape[1])] if self.classes else labels[:0]
-        if len(outside):
+        wrong = (labels < 0) | (labels >= logits.shape[1])
+        if self.classes and wrong.any():
+            outside = labels[wrong]
             raise UserError(
                 f"{len(outside)} of {len(labels)} labels are no class of the victim, which has {logits.shape[1]}, numbered "
                 f"from 0, such as {int(outside[0])}: give labels of its own classes."

@@ -1,7 +1,7 @@
 """What `make` does once the environment is there: its variables checked, then the scripts of a target in turn.
 
     python -m shared.experiment.make check NAME=value …                one line on stdout for the first mistake
-    python -m shared.experiment.make reproduce-pmg_aft NAME=value …    or headline-, figures-, status-, bench-; of all without a paper
+    python -m shared.experiment.make reproduce-pmg_aft NAME=value …    or headline-, figures-, status-, plan-, bench-; of all without a paper
 
 Standard library only. Notes when each stage begins in <results>/<scale>/<paper>/times.txt, which the overview reads.
 """
@@ -39,6 +39,7 @@ class Dials:
     gpus: int | None = None
     launch: tuple[str, ...] = ()
     budget: int = 0
+    gpu: str = "measure"
 
     @property
     def options(self) -> list[str]:
@@ -98,6 +99,7 @@ def dials(words: Sequence[str]) -> Dials:
         gpus=int(gpus) if gpus else None,
         launch=launch,
         budget=int(budget or 0),
+        gpu=given.get("GPU") or "measure",
     )
 
 
@@ -253,6 +255,9 @@ def main() -> None:
     elif kind == "status":
         for name in [paper] if paper else with_scale(papers, given.scale):
             _run("shared.experiment.status", name, *given.options, *given.args)
+    elif kind == "plan":
+        for name in [paper] if paper else with_scale(papers, given.scale):
+            _run("shared.experiment.plan", name, given.gpu, *given.options, *given.args)
     elif kind == "bench":
         bench(paper, given)
     elif not papers:

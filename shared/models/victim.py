@@ -10,6 +10,7 @@ from shared.data.base import LabelledImages
 from shared.data.skipped import say
 from shared.errors import UserError
 from shared.models.clip import MEAN_STD
+from shared.repeat import joined
 
 Norm = str | tuple[Sequence[float], Sequence[float]]  # a key of MEAN_STD, or mean and std per channel
 
@@ -122,7 +123,7 @@ def predicted(logits: Tensor) -> Tensor:
 @torch.no_grad()
 def labels_of(victim: nn.Module, x: Tensor, batch: int) -> Tensor:
     """The classes that a victim names in pictures (N, 3, H, W), `batch` at a time: (N,) int64; see `predicted`."""
-    return torch.cat([predicted(victim(part)) for part in x.split(batch)])
+    return joined(lambda part: predicted(victim(part)), x.split(batch))
 
 
 class ZeroShot(nn.Module):

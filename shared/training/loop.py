@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from shared.errors import UserError
 from shared.files import atomic_path
+from shared.repeat import repeated
 
 
 class Diverged(UserError):
@@ -36,7 +37,7 @@ class Fit:
     model: the module whose state is saved. optimizer: over its trained parameters. steps, lr, warmup: the schedule. step_fn(step) -> scalar loss
     (and is free to log). checkpoint: file to continue from and to write every `every` steps (None: never). accelerator: an
     `accelerate.Accelerator`, or None for a plain single process. after_step(step): called after each update, e.g. for a curve along training.
-    clip_norm: gradient-norm bound (None: none).
+    clip_norm: gradient-norm bound (None: none). alike: steps of one value cost the same, for plans.
     """
 
     model: nn.Module
@@ -51,6 +52,7 @@ class Fit:
     after_step: Callable[[int], None] | None = None
     clip_norm: float | None = None
     name: str = "training"
+    alike: Callable[[int], object] = lambda step: None
     _start: int | None = None
 
     def run(self) -> float:
@@ -60,7 +62,7 @@ class Fit:
         start, main = self.start(), self.accelerator is None or self.accelerator.is_main_process
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         bar = tqdm(
-            range(start, self.steps),
+            repeated(range(start, self.steps), alike=self.alike),
             initial=start,
             total=self.steps,
             desc=self.name,

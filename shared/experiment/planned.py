@@ -1,0 +1,373 @@
+"""A laboratory in which steps run without numbers: what a plan counts, `shared.experiment.tally`, is what their own `make` does.
+
+Weights, pictures and what steps leave have shapes only, so neither weights nor data nor a GPU have to be there. Every step runs
+once for all those that cost the same: steps whose fields are equal but for texts for people, the values of real numbers (zero
+is another one), seeds after the first, and the weights of models. What steps share in memory (`Lab.once`) counts once.
+
+A tensor that is left on another device than its partner raises an error here as it would there.
+"""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import _disable_current_modes
+
+import shared.data.catalogue
+import shared.data.pairs
+import shared.metrics.costs
+import shared.models.clip
+import shared.models.victim
+from shared import repeat
+from shared.data.base import LabelledImages
+from shared.data.catalogue import Source
+from shared.data.scene_sets import ScenePairs
+from shared.data.sizes import PUBLIC
+from shared.errors import UserError
+from shared.experiment.leaves import Pictures
+from shared.experiment.step import Kept, Step, Values, counted
+from shared.experiment.tally import Cost, Numbers, Tally
+from shared.training.poisoning import OneProcess
+
+SAMPLE = 64  # pictures that are read to see how long one takes
+
+
+@dataclass
+class Traced:
+    """One run without numbers. cost: its own; shared: what it asked `Lab.once` for, with where in the step each part of the
+    name stands, and the cost of making it; left: the shapes of what it left, by part."""
+
+    cost: Cost
+    shared: list[tuple[tuple, Cost]] = field(default_factory=list)
+    left: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    facts: dict[str, str] = field(default_factory=dict)
+    why: str = ""
+
+
+@dataclass
+class _Shared:
+    """What `Lab.once` keeps, the cost of making it, and the bytes that it holds."""
+
+    made: object
+    cost: Cost
+    size: int
+
+
+class PlannedPictures(LabelledImages):
+    """A labelled set as large as the real one, of pictures without numbers."""
+
+    def __init__(self, spec: str, split: str, lab: "PlanLab"):
+        self.lab, self.name = lab, spec.partition(":")[2]
+        self.seconds = 0.0
+        try:
+            real = shared.data.catalogue.open_set(spec, split, lab.source)
+        except UserError:
+            if self.name not in PUBLIC:
+                raise
+            classes, self.side, test, train = PUBLIC[self.name]
+            self.n = test if split == "test" else train
+            self.classes = _AnyClass(f"class {k}" for k in range(classes))
+            self.prompts = tuple(f"This is a photo of a {name}" for name in self.classes)
+            self.labels = np.arange(self.n) % classes
+        else:
+            self.n, self.classes, self.prompts, self.labels = len(real), real.classes, real.prompts, real.labels
+            some = real.usable(range(min(SAMPLE, self.n)))
+            began = time.process_time()
+            self.side = real.__getitems__(some)[0].shape[-1]
+            self.seconds = (time.process_time() - began) / len(some)
+        self.version = spec + split
+
+    labels = None
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitems__(self, indices) -> tuple[Tensor, Tensor]:
+        return self.lab.read(self, len(indices)), torch.zeros(len(indices), dtype=torch.int64)
+
+
+class _AnyClass(tuple):
+    """Names of classes of a set that is not here: whichever is asked for is one."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+    def index(self, name: object, *bounds: int) -> int:
+        return 0
+
+
+class PlannedPairs(torch.utils.data.Dataset):
+    """n pairs of picture and caption without numbers. say: a caption like theirs."""
+
+    def __init__(self, lab: "PlanLab", spec: str, n: int, size: int):
+        self.lab, self.name, self.n, self.side, self.version = lab, spec, n, size, spec
+        self.seconds, self.say = 0.0, "a photo of a dog on a table in front of a window"
+        if spec == "scenes":
+            real = ScenePairs(n, size)
+            began = time.process_time()
+            self.say = max(real.__getitems__(range(SAMPLE))[1], key=len)
+            self.seconds = (time.process_time() - began) / SAMPLE
+
+    def __len__(self) -> int:
+        return self.n
+
+    def captions(self, indices) -> list[str]:
+        return [self.say] * len(indices)
+
+    def __getitems__(self, indices) -> tuple[Tensor, list[str]]:
+        return self.lab.read(self, len(indices)), self.captions(indices)
+
+
+class PlanLab:
+    """What a `Lab` is to steps; see the module docstring. To be used inside `planning`."""
+
+    def __init__(self, device: torch.device, source: Source):
+        self.device, self.source, self.accelerator = device, source, OneProcess(device)
+        self.tally, self.fake = Tally(device), FakeTensorMode(allow_non_fake_inputs=True)
+        self.sets: dict[tuple[str, str], PlannedPictures] = {}
+        self.rates: dict[str, float] = {}
+        self._traced: dict[object, Traced] = {}
+        self._forms: dict[object, object] = {}
+        self._shared: dict[object, _Shared] = {}
+        self._asked: dict[Hashable, object] = {}
+        self._files: dict[Path, tuple[Kept, str]] = {}
+        self._kept: list[dict] = []
+
+    # -- what steps ask for ------------------------------------------------------------------------------------------------
+
+    def data(self, spec: str, split: str = "test") -> PlannedPictures:
+        if (spec, split) not in self.sets:
+            with _disable_current_modes():
+                self.sets[spec, split] = PlannedPictures(spec, split, self)
+        return self.sets[spec, split]
+
+    def pairs(self, spec: str, source: Source, n: int, seed: int, size: int) -> PlannedPairs:
+        with _disable_current_modes():
+            return PlannedPairs(self, spec, n, size)
+
+    def read(self, data: object, n: int) -> Tensor:
+        """n pictures of a set, counted."""
+        self.tally.cost.pictures[data.name] += n * self.tally.factor
+        self.rates[data.name] = data.seconds
+        return torch.empty(n, 3, data.side, data.side)
+
+    def once(self, name: Hashable, make: Callable[[], object]):
+        form = self.form(name)
+        if form not in self._shared:
+            before, inside = self.tally.bytes, len(self._shared)
+            with self.tally.apart() as cost:
+                made = make()
+            others = sum(one.size for one in list(self._shared.values())[inside:])
+            self._shared[form] = _Shared(made, cost, max(0, self.tally.bytes - before - others))
+        self._asked.setdefault(name, form)
+        return self._shared[form].made
+
+    def identity(self, leaf: Hashable) -> object:
+        return self.form(leaf)
+
+    def key(self, step: Step) -> object:
+        return type(step).__name__, tuple((name, value) for name, value in counted(step))
+
+    fingerprint = key
+
+    def is_made(self, step: Step) -> bool:
+        return True
+
+    def path(self, step: Kept, part: str = "") -> Path:
+        path = Path("/nowhere") / f"{abs(hash((step, part)))}.safetensors"
+        self._files[path] = step, part
+        return path
+
+    file = path
+
+    def partial(self, step: Kept) -> Path:
+        return self.path(step).with_suffix(".ckpt")
+
+    def weights(self, step: Kept, part: str = "") -> dict[str, Tensor]:
+        return {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in self.trace(step).left[part].items()}
+
+    def facts(self, step: Kept, part: str = "") -> dict[str, str]:
+        return self.trace(step).facts
+
+    def keep(self, step: Kept, tensors: dict, part: str = "", facts: dict[str, str] | None = None) -> None:
+        self._kept[-1][part] = {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
+        self.tally.cost.disk += sum(t.numel() * t.itemsize for t in tensors.values())
+
+    # -- what a plan asks for ----------------------------------------------------------------------------------------------
+
+    def trace(self, step: Step) -> Traced:
+        """What it costs. Raises whatever the step raises."""
+        form = self.form(step)
+        if form not in self._traced:
+            self._traced[form] = Traced(Cost(), why="it needs itself")
+            self._traced[form] = self._run(step)
+        found = self._traced[form]
+        if found.why:
+            raise UserError(found.why)
+        return found
+
+    def _run(self, step: Step) -> Traced:
+        outside, self._asked, before = self._asked, {}, self.tally.bytes
+        known = set(self._shared)
+        self._kept.append({})
+        facts: dict[str, str] = {}
+        try:
+            with self.tally.apart() as cost:
+                made = step.make(self)
+                if not isinstance(made, Values):
+                    tensors, facts = made if isinstance(made, tuple) else (made, {})
+                    self.keep(step, tensors)
+            places = list(_places(step))
+            shared = [(_resolve(places, name), self._shared[form].cost) for name, form in self._asked.items()]
+            held = {form for form in self._asked.values() if form in known}
+            cost.peak += sum(self._shared[form].size for form in held) - before
+            return Traced(cost, shared, self._kept[-1], facts or {})
+        except Exception as error:
+            return Traced(Cost(), why=f"{type(error).__name__}: {' '.join(str(error).split())[:160]}")
+        finally:
+            self._kept.pop()
+            self._asked = outside
+
+    def form(self, x: object) -> object:
+        """What of x changes its cost, hashable."""
+        if isinstance(x, bool | int | None):
+            return x
+        if isinstance(x, float):
+            return x > 0, x < 0
+        if isinstance(x, str):
+            return x
+        if isinstance(x, tuple | list):
+            return tuple(self._left(part) if isinstance(part, Kept) else self.form(part) for part in x)
+        if x not in self._forms:
+            self._forms[x] = self._form(x)
+        return self._forms[x]
+
+    def _form(self, x: object) -> object:
+        if isinstance(x, Pictures):
+            data = self.data(x.spec, x.split)
+            return "pictures", len(data), data.side, len(data.classes), x.split, x.n
+        if not is_dataclass(x):
+            raise TypeError(f"a {type(x).__name__} has no cost")
+        values = {f.name: getattr(x, f.name) for f in fields(x)}
+        said = {f.name for f in fields(x) if f.metadata.get("free") and isinstance(values[f.name], str)}
+        return type(x), tuple(
+            (name, value == 0 if name == "seed" else self._left(value) if isinstance(value, Kept) else self.form(value))
+            for name, value in values.items()
+            if name not in said
+        )
+
+    def _left(self, step: Kept) -> object:
+        """A step as it counts for one that needs it: by the shapes that it leaves."""
+        left = self.trace(step).left
+        return type(step), str(sorted((part, sorted(tensors.items())) for part, tensors in left.items()))
+
+
+def _places(x: object, path: tuple = ()) -> Iterator[tuple[object, tuple]]:
+    """Everything in a step with the names that lead to it."""
+    yield x, path
+    if isinstance(x, tuple):
+        for k, part in enumerate(x):
+            yield from _places(part, (*path, k))
+    elif is_dataclass(x):
+        for f in fields(x):
+            value = getattr(x, f.name)
+            if is_dataclass(value) or isinstance(value, tuple):
+                yield from _places(value, (*path, f.name))
+
+
+def _resolve(places: list[tuple[object, tuple]], name: Hashable) -> tuple:
+    """The parts of a name, those that stand in the step by their place there."""
+    parts = name if isinstance(name, tuple) else (name,)
+    at = {}
+    for value, path in places:
+        if is_dataclass(value):
+            at.setdefault(value, path)
+    return tuple(("at", at[part]) if is_dataclass(part) and part in at else ("is", part) for part in parts)
+
+
+def name_in(step: Step, parts: tuple) -> tuple:
+    """The same name for another step of the same form."""
+    found = []
+    for how, what in parts:
+        value = step if how == "at" else what
+        for inside in what if how == "at" else ():
+            value = value[inside] if isinstance(inside, int) else getattr(value, inside)
+        found.append(value)
+    return tuple(found)
+
+
+# ---- the surroundings ------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def planning(lab: PlanLab) -> Iterator[None]:
+    """Inside, tensors have no numbers, loops run once, and nothing is read from files."""
+    original, from_file = shared.models.clip.create_clip, shared.models.clip.read_weights
+
+    def untrained(name: str, pretrained: object = None, vocabulary: object = None) -> nn.Module:
+        return original(name, None, vocabulary)
+
+    def read(path: Path) -> dict[str, Tensor]:
+        if Path(path) in lab._files:
+            return lab.weights(*lab._files[Path(path)])
+        with _disable_current_modes():  # what the repository itself holds
+            return from_file(path)
+
+    def update(train: Callable, device: object, without: object = None) -> np.ndarray:
+        train(1, None)
+        return np.zeros(1)
+
+    stand_ins = (
+        (original, untrained),
+        (from_file, read),
+        (shared.models.clip.read_metadata, lambda path: lab.facts(*lab._files[Path(path)])),
+        (shared.data.pairs.open_pairs, lab.pairs),
+        (shared.models.victim.tell_apart, lambda *_: None),
+        (shared.metrics.costs.activation_megabytes, update),
+        (shared.metrics.costs.clock, lambda device: time.process_time()),
+    )
+    ours = [m for name, m in sys.modules.items() if name.startswith(("shared.", "papers."))]
+    repeat.watched.append(lab.tally.times)
+    with contextlib.ExitStack() as stack:
+        for module in ours:
+            for name, value in list(vars(module).items()):
+                for replaced, stand_in in stand_ins:
+                    if value is replaced:
+                        stack.enter_context(mock.patch.object(module, name, stand_in))
+        stack.enter_context(mock.patch.object(nn.Module, "_apply", _apply))
+        # half precision is for devices that are there: products of a plan are in single
+        stack.enter_context(mock.patch.object(torch, "autocast", lambda *_, **__: contextlib.nullcontext()))
+        stack.enter_context(lab.fake)
+        stack.enter_context(lab.tally)
+        stack.enter_context(Numbers())
+        try:
+            yield
+        finally:
+            repeat.watched.pop()
+            for cached in (value for module in ours for value in vars(module).values()):
+                if hasattr(cached, "cache_clear"):  # of tensors without numbers
+                    cached.cache_clear()
+
+
+def _apply(self: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+    """`nn.Module._apply`, which cannot exchange the contents of tensors without numbers: parameters and buffers are replaced."""
+    for child in self.children() if recurse else ():
+        child._apply(fn)
+    for name, parameter in self._parameters.items():
+        if parameter is not None:
+            with torch.no_grad():
+                moved = fn(parameter)
+            if moved is not parameter:
+                self._parameters[name] = nn.Parameter(moved.detach(), parameter.requires_grad)
+    for name, buffer in self._buffers.items():
+        if buffer is not None:
+            self._buffers[name] = fn(buffer)
+    return self
