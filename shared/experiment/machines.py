@@ -7,8 +7,8 @@ Peak rates, bandwidth and memory are the makers' data sheets. What a program sus
 measures it there: `SUSTAINED` of a GPU's peak rate and bandwidth, `LAUNCH` seconds for each operation that Python starts.
 """
 
-import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -98,14 +98,14 @@ class Measured:
         except Exception:  # numbers that it cannot do with, or no memory
             return CORE.seconds(operation)
 
-    def _repeat(self, call) -> float:
-        """The median of a few runs after the first, of more where they are short."""
+    def _repeat(self, call: Callable[[], object], least: int = 4) -> float:
+        """The least of a few runs, of more where they are short: whatever else the machine does only adds to it."""
         took: list[float] = []
-        while len(took) < 3 or (sum(took) < 2e-3 and len(took) < 30):
+        while len(took) < least or (sum(took) < 4e-3 and len(took) < 40):
             began = self._now()
             call()
             took.append(self._now() - began)
-        return statistics.median(took[1:])
+        return min(took)
 
     def _now(self) -> float:
         """Processor time on a CPU: others may be at work there."""
@@ -118,7 +118,7 @@ class Measured:
         """What modules, autograd and Python take for each operation: a training step of a layer of 8 numbers has 20."""
         layer = torch.nn.Linear(8, 8, device=self.device)
         x = torch.zeros(2, 8, device=self.device)
-        return self._repeat(lambda: layer(torch.nn.functional.gelu(layer(x))).sum().backward()) / 20
+        return self._repeat(lambda: layer(torch.nn.functional.gelu(layer(x))).sum().backward(), 50) / 20
 
 
 def machine(name: str) -> Machine | Measured:

@@ -48,7 +48,9 @@ def test_evaluation_without_gradients_has_the_flops_of_the_closed_formula(device
         with torch.no_grad():
             visual(torch.empty(4, 3, 224, 224, device=device))
 
-    last = 4 * 2 * (L - 1) * M * M * 10 + 4 * 4 * (L - 1) * L * M  # of the last block, all but the class token's queries
+    last = (
+        4 * 2 * (L - 1) * M * M * 10 + 4 * 4 * (L - 1) * L * M
+    )  # of the last block, all but the class token's queries
     assert closed(4) - last <= cost_of(lab, run).flops <= closed(4) * 1.001
 
 
