@@ -19,7 +19,7 @@ class SampleRng:
 
     def __init__(self, seed: int, indices: Sequence[int] | Tensor, stream: str = ""):
         self.seed, self.stream = int(seed), stream
-        self.indices = tuple(int(i) for i in indices)
+        self.indices = tuple(indices.tolist() if isinstance(indices, Tensor) else map(int, indices))
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -36,9 +36,9 @@ class SampleRng:
     def _stack(self, draw, shape, dtype, device) -> Tensor:
         out = torch.empty((len(self), *shape), dtype=dtype)
         prefix = f"{self.seed}:{self.stream}:".encode()
-        for row, index in repeated(list(zip(out, self.indices, strict=True))):
-            seed = int.from_bytes(hashlib.blake2b(prefix + str(index).encode(), digest_size=8).digest(), "little") >> 1
-            draw(row, torch.Generator().manual_seed(seed))
+        for k in repeated(range(len(self))):
+            of_sample = hashlib.blake2b(prefix + str(self.indices[k]).encode(), digest_size=8)
+            draw(out[k], torch.Generator().manual_seed(int.from_bytes(of_sample.digest(), "little") >> 1))
         return out if device is None else out.to(device)
 
     def uniform(self, shape: Sequence[int], low: float = 0.0, high: float = 1.0, device=None) -> Tensor:

@@ -39,8 +39,6 @@ class Machine:
 
     def seconds(self, operation: Operation) -> float:
         """Of one process that has its device for itself."""
-        if operation.device != self.device:
-            return CORE.seconds(operation)
         rate = self.half if operation.dtype in (torch.float16, torch.bfloat16) else self.single
         return max(operation.flops / rate, operation.bytes / self.bandwidth) + self.overhead
 
@@ -92,7 +90,7 @@ class Measured:
     def _time(self, operation: Operation) -> float:
         func, form = operation.call
         try:
-            args, kwargs = tree_map_only(Shape, _filled, form)
+            args, kwargs = tree_map_only(Shape, self._filled, form)
             with torch.no_grad():
                 return self._repeat(lambda: func(*args, **kwargs))
         except Exception:  # numbers that it cannot do with, or no memory
@@ -114,6 +112,10 @@ class Measured:
             return time.perf_counter()
         return time.process_time()
 
+    def _filled(self, shape: Shape) -> torch.Tensor:
+        tensor = torch.empty_strided(shape.size, shape.stride, dtype=shape.dtype, device=self.device)
+        return tensor.normal_() if tensor.is_floating_point() else tensor.zero_()
+
     def _python(self) -> float:
         """What modules, autograd and Python take for each operation: a training step of a layer of 8 numbers has 20."""
         layer = torch.nn.Linear(8, 8, device=self.device)
@@ -128,11 +130,6 @@ def machine(name: str) -> Machine | Measured:
     if name not in NAMED:
         raise UserError(f"there is no GPU={name}; choose one of: measure {' '.join(NAMED)}")
     return NAMED[name]
-
-
-def _filled(shape: Shape) -> torch.Tensor:
-    tensor = torch.empty_strided(shape.size, shape.stride, dtype=shape.dtype, device=shape.device)
-    return tensor.normal_() if tensor.is_floating_point() else tensor.zero_()
 
 
 def _memory() -> float:

@@ -2,7 +2,9 @@
 
 For each stage, the steps of one kind: how many there are, floating-point operations, peak memory, disk, pictures read, hours on a
 machine of `shared.experiment.machines`. Needs no GPU, no weights and no data (`shared.experiment.planned`). Attacks that leave
-out pictures which they have broken are expected to take half of their steps. One process makes everything here: what several
+out pictures which they have broken are expected to take half of their steps. Tensors without numbers are the CPU's also where a
+GPU is priced, since without one torch runs no backward pass of theirs: half precision and the CPU's own noise count as the
+GPU's single precision. One process makes everything here: what several
 would each make for themselves counts once.
 """
 
@@ -20,7 +22,7 @@ from shared.experiment.machines import Machine, Measured, machine
 from shared.experiment.planned import PlanLab, name_in, planning
 from shared.experiment.scale import parse
 from shared.experiment.step import Step, Trained, closure, parts
-from shared.experiment.tally import GPU, Cost
+from shared.experiment.tally import Cost
 
 READ = 0.003  # seconds of one core for a picture from a file: 500 × 375 JPEG to 224 pixels, measured; of sets that can be opened, measured anew
 USABLE = 0.92  # of a device's memory: the rest is the libraries' and lost between blocks; an assumption
@@ -88,7 +90,7 @@ def plan(paper: str, gpu: str, argv: Sequence[str]) -> str:
     made = importlib.import_module(f"papers.{paper}.paper").PAPER
     scale, config = parse(made.presets, __doc__, argv, check=made.check)
     on = machine(gpu)
-    lab = PlanLab(GPU if on.device == "cuda" else torch.device("cpu"), config.source)
+    lab = PlanLab(torch.device("cpu"), config.source)
     with planning(lab):
         found = stages(made.plan(config), lab)
     price(found, lab, on)

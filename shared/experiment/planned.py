@@ -3,8 +3,6 @@
 Weights, pictures and what steps leave have shapes only, so neither weights nor data nor a GPU have to be there. Every step runs
 once for all those that cost the same: steps whose fields are equal but for texts for people, the values of real numbers (zero
 is another one), seeds after the first, and the weights of models. What steps share in memory (`Lab.once`) counts once.
-
-A tensor that is left on another device than its partner raises an error here as it would there.
 """
 
 import contextlib

@@ -26,8 +26,6 @@ from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
 
 aten = torch.ops.aten
-GPU = torch.device("lazy")
-"""Stands for the GPU: autograd runs backward passes of tensors without numbers on "cuda" where there is a real one, on this anywhere."""
 TOKENS = 20  # an assumption: so many tokens has the longest text of a batch
 
 
@@ -63,7 +61,6 @@ class Operation:
     """One operation at one shape. call: (operation, arguments with shapes in place of tensors)."""
 
     name: str
-    device: str
     dtype: torch.dtype
     flops: float
     bytes: float
@@ -77,7 +74,6 @@ class Shape:
     size: tuple[int, ...]
     stride: tuple[int, ...]
     dtype: torch.dtype
-    device: str
 
 
 @dataclass
@@ -156,7 +152,6 @@ class Tally(TorchDispatchMode):
         if key not in self._operations:
             self._operations[key] = Operation(
                 f"{func} {len(self._operations)}",
-                _kind(outputs[0]),
                 outputs[0].dtype,
                 flops(func, args, kwargs, out),
                 sum(map(_size, (*_tensors((args, kwargs)), *outputs))),
@@ -258,10 +253,6 @@ def _tensors(x: object) -> list[Tensor]:
     return found
 
 
-def _kind(tensor: Tensor) -> str:
-    return "cuda" if tensor.device.type == GPU.type else tensor.device.type
-
-
 def _note(x: tuple | list, key: list) -> None:
     """Append what of arguments changes the cost: shapes, and whole numbers, which may be sizes."""
     for part in x:
@@ -280,7 +271,7 @@ def _size(tensor: Tensor) -> int:
 
 def _shape(x: object) -> object:
     if isinstance(x, Tensor):
-        return Shape(tuple(x.shape), tuple(x.stride()), x.dtype, _kind(x))
+        return Shape(tuple(x.shape), tuple(x.stride()), x.dtype)
     if isinstance(x, torch.Generator):
         return None
     return 0.5 if isinstance(x, float) else x

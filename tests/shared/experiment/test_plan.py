@@ -12,8 +12,8 @@ from shared.errors import UserError
 from shared.experiment.machines import NAMED, machine
 from shared.experiment.plan import Stage, misfits, plan, price, stages
 from shared.experiment.planned import PlanLab, planning
-from shared.experiment.scales import papers_with
-from shared.experiment.tally import GPU, Cost
+from shared.experiment.step import Trained, closure
+from shared.experiment.tally import Cost
 from shared.models import clip
 from shared.repeat import joined, most, repeated
 
@@ -29,7 +29,7 @@ def closed(n: int) -> int:
 
 @pytest.fixture
 def lab():
-    return PlanLab(GPU, Source())
+    return PlanLab(torch.device("cpu"), Source())
 
 
 def cost_of(lab: PlanLab, run) -> Cost:
@@ -38,15 +38,12 @@ def cost_of(lab: PlanLab, run) -> Cost:
     return cost
 
 
-@pytest.mark.parametrize("device", ["cpu", GPU.type])
-def test_evaluation_without_gradients_has_the_flops_of_the_closed_formula(device):
-    lab = PlanLab(torch.device(device), Source())
-
+def test_evaluation_without_gradients_has_the_flops_of_the_closed_formula(lab):
     def run() -> None:
-        visual = clip.create_clip("ViT-B-32-quickgelu").visual.to(device)
+        visual = clip.create_clip("ViT-B-32-quickgelu").visual
         lab.tally.cost.operations.clear()
         with torch.no_grad():
-            visual(torch.empty(4, 3, 224, 224, device=device))
+            visual(torch.empty(4, 3, 224, 224))
 
     last = (
         4 * 2 * (L - 1) * M * M * 10 + 4 * 4 * (L - 1) * L * M
@@ -56,17 +53,12 @@ def test_evaluation_without_gradients_has_the_flops_of_the_closed_formula(device
 
 def test_memory_is_of_what_a_backward_pass_needs_at_once(lab):
     def run() -> None:
-        x = torch.empty(1000, 1000, device=GPU, requires_grad=True)
+        x = torch.empty(1000, 1000, requires_grad=True)
         for _ in range(5):
             x = x.sigmoid()
         x.sum().backward()
 
     assert 7 * 4e6 <= cost_of(lab, run).peak <= 9 * 4e6  # x, five activations, a gradient or three
-
-
-def test_a_tensor_on_another_device_raises(lab):
-    with planning(lab), pytest.raises(RuntimeError, match="device"):
-        nn.Linear(3, 3).to(GPU)(torch.zeros(2, 3))
 
 
 def test_loops_run_once_and_count_for_all(lab):
@@ -76,7 +68,7 @@ def test_loops_run_once_and_count_for_all(lab):
         for k in repeated(range(10)):
             for _ in repeated(range(6), 0.5):
                 seen.append(k)
-                torch.ones(3, 3, device=GPU) @ torch.ones(3, 3, device=GPU)
+                torch.ones(3, 3) @ torch.ones(3, 3)
         assert joined(lambda part: part * 2, torch.ones(10, 2).split(4)).shape == (10, 2)
         assert [k for k, _ in zip(most(9), range(3), strict=False)] == [0]
         assert list(repeated(range(9), alike=lambda k: k % 4 == 0)) == [0, 1]
@@ -97,7 +89,7 @@ def test_whoever_plans_leaves_nothing_behind(lab):
 
 
 def test_an_unknown_machine_is_named():
-    with pytest.raises(UserError, match="GPU=a100-80"):
+    with pytest.raises(UserError, match="a100-80"):
         machine("a100")
 
 
@@ -117,15 +109,15 @@ def test_a_plan_is_a_table(capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("device", [GPU.type, "cpu"])
-@pytest.mark.parametrize("scale", ["smoke", "cpu"])
-@pytest.mark.parametrize("paper", papers_with("smoke"))
-def test_no_step_leaves_a_tensor_on_the_wrong_device(paper, scale, device):
+@pytest.mark.parametrize("paper", ["pmg_aft", "rvpt"])
+def test_every_training_has_an_estimate(paper):
     made = importlib.import_module(f"papers.{paper}.paper").PAPER
-    config = made.presets[scale]
-    lab = PlanLab(torch.device(device), config.source)
+    config = made.presets["smoke"]
+    lab = PlanLab(torch.device("cpu"), config.source)
     with planning(lab):
         found = stages(made.plan(config), lab)
-    price(found, lab, NAMED["a100-80" if device == GPU.type else "cpu2"])
-    wrong = {why for stage in found.values() for why in stage.why if "device" in why}
-    assert not wrong
+    price(found, lab, NAMED["cpu2"])
+    kinds = {type(step).__name__ for step in closure(n.step for n in made.plan(config)) if isinstance(step, Trained)}
+    trained = {name: stage for name, stage in found.items() if name.split()[0] in kinds}
+    assert trained and not [name for name, stage in trained.items() if stage.why]
+    assert all(stage.seconds > 0 for stage in trained.values())
