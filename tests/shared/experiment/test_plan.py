@@ -101,7 +101,8 @@ def test_what_does_not_fit_names_the_option():
     assert said == "Tuned pmg_aft needs 20 GB, rtx4090 has 10: use --tuning.batch 64"
 
 
-def test_a_plan_is_a_table(capsys):
+@pytest.mark.slow
+def test_a_plan_is_a_table():
     said = plan("pmg_aft", "a100-80", ["--scale", "smoke", "--headline"])
     lines = said.splitlines()
     assert lines[1].split()[:2] == ["stage", "steps"] and any(line.startswith("all ") for line in lines)
