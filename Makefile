@@ -22,10 +22,14 @@ LAUNCH ?=##            what starts a script instead, as in LAUNCH="srun accelera
 PYTHON ?=##            the Python that makes .venv; by default the newest of 3.11 to 3.14 that is there
 TORCH ?=##             cpu: no CUDA libraries, 1.5 GB instead of 6 (README: from where)
 VENV ?= .venv##        another environment with the same pins, as in VENV="$CONDA_PREFIX"
+DEFENCE ?=##           module:name of a defence of your own, a row in every table of diffcap, distshift or rvpt (docs/yours.md)
+OBJECTIVE ?=##         the same for an objective of fine-tuning (pmg_aft)
+METHOD ?=##            the same for a way to train CLIP (roclip)
+NAME ?=##              of the paper that `make new-paper` begins
 SURE ?=##              yes: `make clean-results` may delete
 
 # The text of a variable's help ends its line, so the blanks before it would belong to the value.
-KNOBS := SCALE SEEDS ARGS DATA_ROOT BUDGET RESULTS SET DEVICE GPU GPUS LAUNCH PYTHON TORCH VENV SURE
+KNOBS := SCALE SEEDS ARGS DATA_ROOT BUDGET RESULTS SET DEVICE GPU GPUS LAUNCH PYTHON TORCH VENV DEFENCE OBJECTIVE METHOD NAME SURE
 $(foreach v,$(KNOBS),$(if $(filter file,$(origin $v)),$(eval $v := $(strip $(value $v)))))
 
 PAPERS := $(patsubst papers/%/train.py,%,$(sort $(wildcard papers/*/train.py)))
@@ -68,7 +72,7 @@ endif
 
 # ---- targets ---------------------------------------------------------------------------------------------------------------
 
-.PHONY: help setup lock reproduce headline overview status plan record test lint smoke test-slow test-pages test-cpus bench zoo doctor clean-results FORCE
+.PHONY: help setup lock reproduce headline overview status plan new-paper record docs test lint smoke test-slow test-pages test-cpus bench zoo doctor clean-results FORCE
 
 # LC_ALL=C: in Turkish, i is not between a and z.
 help: ## this text
@@ -107,6 +111,9 @@ plan: environment ## what this SCALE would take on GPU=…, computed from the pl
 status: environment ## what is measured at this SCALE, what is missing, and what the rest would take; measures nothing
 	$(call do,$@)
 
+new-paper: environment ## a small working paper to begin with: papers/NAME and its test (docs/yours.md)
+	$(call do,$@)
+
 record: environment ## publish what finished runs of all papers drew as the record in figures/ and the READMEs; refuses what is partial
 	$(call do,$@)
 
@@ -120,6 +127,9 @@ record: environment ## publish what finished runs of all papers drew as the reco
 reproduce-% headline-% figures-% status-% plan-% bench-% record-%: environment FORCE
 	$(call do,$@)
 
+docs: environment ## the page of the public names, docs/api/vlm_robust.html, from their docstrings
+	@$(PY) -m pdoc --no-show-source --template-directory docs/template --output-directory docs/api vlm_robust
+
 # A process per core, at most four (each imports torch), and the files in the order in which they stand: those of papers take longest and come first,
 # where xdist would begin with the files of most tests. A file stays whole, so what its tests share is made once. ARGS="-n 0" for one process.
 workers = $(if $(filter 1,$(cores))$(findstring no:xdist,$(ARGS)),,-n $(if $(filter 2 3,$(cores)),$(cores),4) --dist loadfile --no-loadscope-reorder)
@@ -129,9 +139,10 @@ test: lint smoke ## ruff, the import rules, one paper at SCALE=smoke, a few test
 	@$(if $(ARGS),,$(PY) -m tests.cpus --quick $(workers))
 	@$(PY) -m pytest -m "not slow and not bench" $(workers) $(ARGS)
 
-lint: environment ## ruff and the import rules alone (seconds)
+lint: environment ## ruff, the import rules and the types of the public names alone (half a minute, then seconds)
 	@$(PY) -m ruff check .
 	@$(PY) -c "from importlinter.cli import lint_imports_command as main; main()" --no-logo
+	@$(PY) -m mypy
 
 smoke: environment ## one paper end to end at SCALE=smoke, in a temporary folder (under a minute)
 	$(call do,$@)

@@ -6,6 +6,9 @@
 `from_command_line` holds what it reads to these, under the names of options; a subclass of `Bounded` holds itself to
 them wherever it is made, and `check_bounds` any other; `bounded` holds the arguments of a function to theirs. A number
 whose type has no bounds is finite, and an integer has 64 bits.
+
+A `warmup` is a number of updates, and no longer than the `steps` beside it: where a quick try shortens these, it is cut
+to them and a note says so, so that what runs is what the options say. One that was asked for is refused.
 """
 
 import dataclasses
@@ -13,11 +16,13 @@ import functools
 import inspect
 import itertools
 import math
+import sys
 import types
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from numbers import Integral, Real
+from operator import attrgetter
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tyro
@@ -131,10 +136,12 @@ Blur = Annotated[float, Range(0, 100, above=True)]
 """Standard deviation of a Gaussian, in pixels."""
 _INTEGER = Range(-(2**63), 2**63 - 1)
 
-_later = ContextVar("bounds are checked later", default=False)
+_later: ContextVar[list[str] | None] = ContextVar(
+    "bounds are checked later, and what is noted is said then", default=None
+)
 
 
-def free(default: object = dataclasses.MISSING) -> dataclasses.Field:
+def free(default: Any = dataclasses.MISSING) -> Any:
     """A field that changes no outcome: how many at a time, how many processes read ahead, how often it is saved, what
     it is called.
 
@@ -166,18 +173,46 @@ class Bounded:
     """
 
     def __post_init__(self) -> None:
-        if not _later.get():
+        if _later.get() is None:
             check_bounds(self, f"{type(self).__name__}.")
+        if {"warmup", "steps"} <= hints(type(self)).keys():
+            object.__setattr__(self, "warmup", shortened(self.warmup, self.steps))
+
+
+def shortened(warmup: int, updates: int) -> int:
+    """A warm-up in a training of so many updates: no longer than that, since no learning rate would reach its value."""
+    if warmup > updates:
+        said = f"note: a training of {updates} updates ends before a warm-up of {warmup}: that is cut to {updates}."
+        if (notes := _later.get()) is None:
+            _say(said)
+        else:
+            notes.append(said)
+    return min(warmup, updates)
+
+
+@functools.cache  # options are made again wherever one of them is changed
+def _say(note: str) -> None:
+    print(note, file=sys.stderr, flush=True)
 
 
 def from_command_line(kind: type[T], **how: Any) -> T:
     """`tyro.cli(kind, **how)`, with every number held to its bounds by the name of its option. Raises UserError."""
-    later = _later.set(True)  # what is inside would name itself
+    notes: list[str] = []
+    later = _later.set(notes)  # what is inside would name itself
     try:
         options = tyro.cli(kind, **how)
     finally:
         _later.reset(later)
     check_bounds(options)
+    given = how.get("args")
+    words = [part for word in (sys.argv[1:] if given is None else given) for part in word.split("=", 1)]
+    for name, value in dict(itertools.pairwise(words)).items():
+        if name.startswith("--") and name.endswith("warmup"):
+            left = attrgetter(name[2:].replace("-", "_"))(options)
+            if int(value) > left:
+                raise UserError(f"{name} is {value}, more than the {left} updates of its training: make it smaller.")
+    for note in notes:
+        _say(note)
     return options
 
 

@@ -46,7 +46,9 @@ container() {
 node() {
     root || { skip node "it needs root"; return; }
     chmod 755 "$work"
-    setpriv --reuid=54321 --regid=54321 --clear-groups "$venv/bin/python" -c "" 2>/dev/null || { skip node "its user may not read $venv"; return; }
+    # by env, since setpriv itself still has root's rights when it starts something
+    setpriv --reuid=54321 --regid=54321 --clear-groups env "$venv/bin/python" -c "" 2>/dev/null ||
+        { skip node "its user may not read $venv or the Python under it"; return; }
     git clone -q "$here" "$work/node" && chown -R 54321:54321 "$work/node" || exit 2
     check node "$work/node" env HOME=/proc TMPDIR=/tmp http_proxy=http://127.0.0.1:9 https_proxy=http://127.0.0.1:9 \
         setpriv --reuid=54321 --regid=54321 --clear-groups

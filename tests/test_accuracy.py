@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.accuracy import assert_as_accurate, assert_within_rounding, float64, in_both
+from tests.accuracy import assert_as_accurate, assert_same_way, assert_within_rounding, float64, in_both
 
 WIDE = 768
 
@@ -124,3 +124,23 @@ def test_trees_are_compared_one_by_one():
             assert_as_accurate(other, tree, float64(tree), terms=1)
     with pytest.raises(AssertionError, match="to be float64"):
         assert_as_accurate(small, small, small, terms=1)
+
+
+def test_a_training_goes_the_same_way_in_any_order_but_not_without_an_example():
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(32, 20, generator=generator), torch.randn(32, 10, generator=generator)
+    start = {"weight": torch.randn(20, 10, generator=generator)}
+
+    def trained(rows):
+        weight = start["weight"].clone().requires_grad_()
+        optimizer = torch.optim.Adam([weight], 1e-2)
+        for _ in range(3):
+            optimizer.zero_grad()
+            (x[rows] @ weight - y[rows]).square().mean().backward()
+            optimizer.step()
+        return {"weight": weight.detach()}
+
+    one = trained(torch.arange(32))
+    assert_same_way(one, trained(torch.arange(31, -1, -1)), start)
+    with pytest.raises(AssertionError, match="apart after a way of"):
+        assert_same_way(one, trained(torch.arange(31)), start)

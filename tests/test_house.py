@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.golden.plan import PAPERS
+
 ROOT = Path(__file__).parents[1]
-FILES = sorted(path for room in ("shared", "papers") for path in (ROOT / room).rglob("*.py"))
+ROOMS = ("shared", "vlm_robust", *(f"papers/{paper}" for paper in PAPERS))  # no paper of the user's own
+FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 FORM = {
     tokenize.COMMENT,
     tokenize.NL,
@@ -55,7 +58,7 @@ def untyped_parameters() -> int:
 @pytest.mark.parametrize(
     ("count", "limit"),
     [
-        (tokens, 296_000),  # the goal is 205,000
+        (tokens, 306_500),  # the goal is 205,000
         (wide_lines, 1_300),  # 0
         (inner_imports, 60),
         (untyped_parameters, 523),  # 400

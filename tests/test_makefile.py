@@ -75,7 +75,7 @@ def place(tmp_path):
 CORES = min(8, os.cpu_count())
 SPREAD = f" -n {min(4, CORES)} --dist loadfile --no-loadscope-reorder" if CORES > 1 else ""
 DIALS = {"SCALE": "cpu", **dict.fromkeys(("SEEDS", "ARGS", "DATA_ROOT", "BUDGET"), ""), "RESULTS": "results",
-         **dict.fromkeys(("SET", "DEVICE", "GPUS", "LAUNCH", "TORCH"), "")}  # fmt: skip
+         **dict.fromkeys(("SET", "DEVICE", "GPUS", "LAUNCH", "TORCH", "DEFENCE", "OBJECTIVE", "METHOD", "NAME"), "")}  # fmt: skip
 
 
 def do(target: str, **given: str) -> str:
@@ -138,6 +138,8 @@ def test_the_environment_sets_a_dial_too(place):
     (["ARGS=--name 'a"], "is not closed"),
     (["DEVICE=tpu"], "there is no DEVICE=tpu; choose one of: cpu cpu2 cpus gpu gpus"),
     (["RESULTS="], "RESULTS is empty"),
+    (["DEFENCE=my_module"], "DEFENCE=my_module: write module:name, as in DEFENCE=my_module:Mine"),
+    (["DEFENCE=a:B", "METHOD=c:D"], "a run has one row of your own"),
     (["SET=digits"], 'SET takes name=value, not "digits"'),
 ])  # fmt: skip
 def test_a_mistake_is_one_sentence(place, words, said):
@@ -226,13 +228,14 @@ def test_make_test_runs_rules_smoke_and_then_pytest(place):
     assert place.calls == [
         "-m ruff check .",
         "lint-imports",
+        "-m mypy",
         smoke,
         f"-m tests.cpus --quick{SPREAD}",
         f"-m pytest -m not slow and not bench{SPREAD}",
     ]
 
 
-@pytest.mark.parametrize(("word", "calls"), [("ruff", 1), ("smoke", 3), ("cpus", 4), ("bench", 5)])
+@pytest.mark.parametrize(("word", "calls"), [("ruff", 1), ("mypy", 3), ("smoke", 4), ("cpus", 5), ("bench", 6)])
 def test_make_test_fails_where_a_part_fails(place, word, calls):
     (place.root / "fails").write_text(word)
     assert place.make("test").returncode == 2

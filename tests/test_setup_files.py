@@ -124,3 +124,16 @@ def test_ci_calls_make_test_and_nothing_else():
     assert script.stat().st_mode & stat.S_IXUSR
     code = [line for line in script.read_text().splitlines() if not line.startswith("#")]
     assert code == ['cd "$(dirname "$0")/.." && exec make test']
+
+
+def test_the_dockerfile_does_what_the_makefile_knows():
+    """Its instructions, with continued lines joined. `hadolint Dockerfile` finds nothing."""
+    text = re.sub(r"\\\n", " ", re.sub(r"^#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.M))
+    steps = [line.partition(" ")[::2] for line in text.splitlines() if line]
+    assert {word for word, _ in steps} <= {"FROM", "RUN", "WORKDIR", "COPY", "ARG", "ENV", "CMD"}
+    python = re.fullmatch(r"python:(\d+)\.(\d+)-slim", steps[0][1])
+    assert steps[0][0] == "FROM" and pins.unfit((int(python[1]), int(python[2]), 0)) is None
+    assert not re.search(r"https?:|index", text)
+    assert ("ARG", "TORCH=cpu") in steps and any("make setup TORCH=$TORCH" in said for _, said in steps)
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    assert not [path for path in ("shared", "papers", "vlm_robust", "requirements.lock", ".git") if path in ignored]

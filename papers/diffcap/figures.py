@@ -14,12 +14,14 @@ from papers.diffcap.tables import (
     METHODS,
     MODELS,
     ONLY_DIFFCAP,
+    PURIFIERS,
     TASKS,
     ablation,
     at,
     existing,
     fading,
     judging,
+    named,
     on,
     recovery,
     rows,
@@ -55,7 +57,7 @@ def fig_tradeoff(grid: Filled) -> Figure:
     intervals."""
     worst = written(grid.config.attack.eps[-1])
     fig, axes = style.figure(style.PAGE, 2.5, columns=3)
-    look = style.looks(list(METHODS.values()))
+    look = style.looks(list(named(grid.config, METHODS).values()))
     for ax, (task, (unit, factor)) in zip(axes, UNITS.items(), strict=True):
         points = {name: (grid[name, f"{task} clean"], grid[name, f"{task} {worst}"]) for name in grid.rows}
         points = {name: pair for name, pair in points.items() if all(pair)}
@@ -279,13 +281,13 @@ def fig_recovery(grid: Filled) -> Figure:
 def _known(c) -> Grid:
     """Every attacker of either purifier, mean and worst."""
     lines = {
-        f"{METHODS[m]}, {how}": {"method": m, "judged": how}
-        for m in ("diffpure", "diffcap")
+        f"{label}, {how}": {"method": m, "judged": how}
+        for m, label in named(c, PURIFIERS).items()
         for how in ("mean", "worst")
     }
 
     def joined(row: dict, column: dict) -> dict | None:
-        return None if row["method"] == "diffpure" and column["against"] in ONLY_DIFFCAP else {**row, **column}
+        return None if row["method"] != "diffcap" and column["against"] in ONLY_DIFFCAP else {**row, **column}
 
     columns = {label: {"against": a} for a, label in AGAINST.items()}
     return Grid(lines, columns, on(c, "adaptive", eps=c.adaptive.eps), joined=joined)

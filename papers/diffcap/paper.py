@@ -2,10 +2,12 @@
 
 from papers.diffcap import figures, tables
 from papers.diffcap.config import PRESETS, Config, check
-from papers.diffcap.steps import Stopping, describe, number, stopping_of
+from papers.diffcap.steps import Stopping, data_of, describe, number, stopping_of
 from shared.experiment.paper import Gate, Grid, Paper, Tags
 from shared.experiment.scale import show_eps
+from shared.experiment.step import Lab
 from shared.experiment.store import slug
+from shared.steps.yours import Yours
 
 POINTS = ("offset", "factor", "candidate", "against", "judged", "t", "quantity", "pairs", "measure", "string")
 
@@ -51,10 +53,15 @@ def defence(model: object) -> Stopping:
     return stopping_of(c, *c.choosing.diffcap[0])
 
 
+def yours(lab: Lab, c: Config) -> None:
+    """A look at the user's own defence, on a few pictures of the first set to classify."""
+    Yours.of(c).look(lab, data_of(c, c.data.classes[0]))
+
+
 EXAMPLES = (
     *("data.n", "attack.target_n", "adaptive.n", "adaptive.caption_n"),
     *("sweeps.n", "sweeps.digits_n", "sweeps.quality_n"),
 )
-PAPER = Paper(
-    "diffcap", PRESETS, check, [tables, figures], number, name, describe, gates, examples=EXAMPLES, defence=defence
-)
+SHOWN = [tables, figures]
+FITS = {"examples": EXAMPLES, "defence": defence, "yours": yours}
+PAPER = Paper("diffcap", PRESETS, check, SHOWN, number, name, describe, gates, **FITS)

@@ -20,7 +20,7 @@ from papers.diffcap import theory
 from papers.diffcap.baselines import CLIPure, blank_direction
 from papers.diffcap.config import Config
 from papers.diffcap.method import Calibration, DiffCAP, StopRule, calibrate_tau
-from papers.diffcap.tables import CLIP, DIGITS, GRIDS, TOWERS, VARIANTS, sets, strengths, task_of
+from papers.diffcap.tables import CLIP, DIGITS, GRIDS, TOWERS, VARIANTS, YOURS, sets, strengths, task_of
 from papers.diffcap.texts import Answers, Later, Texts
 from shared.attacks import Threat, cascade, check_attack, pgd
 from shared.attacks.adaptive import DefendedVLM, resubmit, summaries
@@ -57,6 +57,7 @@ from shared.steps.purification import (
     through,
     usual,
 )
+from shared.steps.yours import DefenceSeconds, Yours
 from shared.training.adversarial import FARE, TeCoA, TrainAttack, Tuning, finetune, frozen
 
 TEMPLATES = ("a photo of a {}.", "a picture of a {}.")
@@ -996,6 +997,8 @@ def variant_of(c: Config, name: str) -> Chosen:
 
 def defence_of(c: Config, method: str, model: str = CLIP) -> Defence:
     """What stands in front of the victim in a row; identity for rows that change the model."""
+    if method == YOURS:
+        return Yours.of(c)
     if method in ("none", *TOWERS, "clipure"):
         return Transform()
     if method in VARIANTS:
@@ -1060,6 +1063,8 @@ def number(c: Config, kind: str, method: str, model: str, data: str, eps: float,
     if kind == "named":
         return Named(victim_of(c, model, data), seen, c.attack.batch)
     if kind == "stop":
+        if method == YOURS:
+            return None
         return Stop(seen, defence_of(c, method, model), seed, m.batch)
     victim = victim_of(c, model, data, method)
     if kind == "score":
@@ -1073,6 +1078,9 @@ def number(c: Config, kind: str, method: str, model: str, data: str, eps: float,
         return Consecutive(few, loop, method, point["t"], seed)
     if kind == "recovery":
         return Recovery(victim, seen, purification_of(c), method, s.times, seed)
+    if kind == "cost" and method == YOURS:
+        few, timed = replace(seen, n=s.cost_n), point["quantity"] == "seconds"
+        return DefenceSeconds(victim, few, Yours.of(c), s.cost_repeats, seed) if timed else None
     if kind == "cost":
         return Cost(victim, replace(seen, n=s.cost_n), defence_of(c, method), s.cost_repeats, seed, point["quantity"])
     if kind == "strip":

@@ -5,11 +5,12 @@ The paper's own tables could not be read; theirs have numbers that we do not kno
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from shared.experiment.paper import Grid
 from shared.report.choices import candidate_grid, choices
-from shared.report.shown import Filled, Shown, claimed, table, table_of
+from shared.report.shown import YOURS, Filled, Shown, claimed, table, table_of, with_yours
 from shared.report.tables import Table
 
 if TYPE_CHECKING:
@@ -29,9 +30,11 @@ METHODS = {
     "diffpure": "DiffPure",
     "diffcap": "DiffCAP",
 }
+named = partial(with_yours, METHODS)
 TOWERS = ("tecoa", "fare")  # robust encoders: defences that change the model
-RANDOM = ("resize_pad", "noise", "diffpure", "diffcap")  # measured once per seed
-CLAIMED_RANDOM = ("diffpure", "diffcap")  # those that claims read of language models: the others have one seed there
+RANDOM = ("resize_pad", "noise", "diffpure", "diffcap", YOURS)  # measured once per seed
+PURIFIERS = ("diffpure", "diffcap")
+CLAIMED_RANDOM = (*PURIFIERS, YOURS)  # as those that claims read of language models: the others have one seed there
 CLIP = "clip"
 LANGUAGE = ("llava", "flamingo")
 MODELS = {"llava": "LLaVA", "flamingo": "Flamingo-type", CLIP: "CLIP"}
@@ -93,8 +96,11 @@ def sets(c) -> tuple[str, ...]:
 
 
 def rows(c, methods: Iterable[str] = METHODS, random: Iterable[str] = RANDOM) -> dict[str, dict]:
-    """One method a row; what is not random is measured once."""
-    return {METHODS[m]: {"method": m} if m in random else {"method": m, "seed": c.seeds[0]} for m in methods}
+    """One method a row, the user's own last; what is not random is measured once."""
+    return {
+        label: {"method": m} if m in random else {"method": m, "seed": c.seeds[0]}
+        for m, label in named(c, methods).items()
+    }
 
 
 def at(c: "Config", where: Mapping, eps: float) -> dict:
@@ -175,11 +181,11 @@ def classes(c):
 
 
 def attackers(c, names: Iterable[str]) -> dict[str, dict]:
-    """(defence, attacker) of either purifier."""
+    """(defence, attacker) of either purifier, and of the user's own."""
     names = list(names)
     return {
-        f"{METHODS[m]}, {AGAINST[a]}": {"method": m, "against": a}
-        for m in ("diffpure", "diffcap")
+        f"{label}, {AGAINST[a]}": {"method": m, "against": a}
+        for m, label in named(c, PURIFIERS).items()
         for a in names
         if m == "diffcap" or a not in ONLY_DIFFCAP
     }
@@ -222,7 +228,7 @@ def targeted(c):
         f"Attacks towards a string, LLaVA, ε = {written(a.eps[-1])}, {a.target_steps} steps: share of answers (%) that "
         "hold it. Purifiers face the attack on the undefended model."
     )
-    lines = {METHODS[m]: {"method": m} for m in ("none", *TOWERS, "jpeg", "diffpure", "diffcap")}
+    lines = {label: {"method": m} for m, label in named(c, ("none", *TOWERS, "jpeg", *PURIFIERS)).items()}
     return Shown(lines, columns, on(c, "targeted", "llava", eps=a.eps[-1]), caption=caption, best="min")
 
 
@@ -334,7 +340,8 @@ MEASURES = {"psnr": "PSNR (dB)", "ssim": "SSIM", "clip": "cosine of φ"}
 
 @table
 def quality(c):
-    lines = {METHODS[m]: {"method": m} for m in METHODS if m not in (*TOWERS, "clipure")}
+    shown = named(c, [m for m in METHODS if m not in (*TOWERS, "clipure")])
+    lines = {label: {"method": m} for m, label in shown.items()}
     columns = {
         f"{label}, {level}": {"measure": measure, **tags}
         for measure, label in MEASURES.items()
@@ -356,7 +363,7 @@ COSTS = {
 
 @table
 def cost(c):
-    lines = {METHODS[m]: {"method": m} for m in ("diffpure", "diffcap")}
+    lines = {label: {"method": m} for m, label in named(c, PURIFIERS).items()}
     columns = {label: {"quantity": q} for q, label in COSTS.items()}
     factor = {name: 1000 if "ms" in name else 1 for name in columns}
     caption = "Cost per picture on the machine that measured, one batch, one process (processor time without a GPU)."
@@ -393,7 +400,7 @@ def scores(c, methods: Iterable[str], task: str) -> Grid:
 def stops(c) -> list[Grid]:
     """Diffusion times of both purifiers in the main tables."""
     columns = {f"{where} {e}": at(c, where, e) for task in TASKS for where in judging(c, task) for e in strengths(c)}
-    return [Grid(rows(c, CLAIMED_RANDOM, ("diffcap",)), columns, {"kind": "stop"}, c.seeds)]
+    return [Grid(rows(c, PURIFIERS, ("diffcap",)), columns, {"kind": "stop"}, c.seeds)]
 
 
 def fading(c) -> Grid:

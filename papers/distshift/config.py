@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from papers.distshift.baselines import Pull
 from papers.distshift.method import Guidance
 from papers.distshift.tables import VARIANTS
+from shared.attacks.autoattack import STANDARD, WITHOUT_FAB, Stage
 from shared.data.catalogue import Source
 from shared.errors import UserError
 from shared.experiment.scale import Options, check_seeds
@@ -93,8 +94,8 @@ class Attack:
     """ε of the ℓ2 ball."""
     steps: Count = 20
     """PGD steps of 2.5·ε/steps; along the sign of the gradient (ℓ∞) or the normalised gradient (ℓ2). No picture leaves at its first success."""
-    stages: tuple[str, ...] = ("apgd-ce", "apgd-t", "square")
-    """Stages of the cascade that stands for AutoAttack (FAB is not in it)."""
+    stages: tuple[Stage, ...] = WITHOUT_FAB
+    """Stages of the cascade that stands for AutoAttack, whose `standard` has FAB-T, too."""
     auto_steps: Count = 20
     """Iterations of each APGD run of the cascade."""
     targets: Count = 3
@@ -350,7 +351,7 @@ PRESETS = {
             ),
         ),
         data=Data(n=512),
-        attack=Attack(steps=20, auto_steps=100, targets=9, queries=5000, sanity_n=64, batch=64),
+        attack=Attack(steps=20, stages=STANDARD, auto_steps=100, targets=9, queries=5000, sanity_n=64, batch=64),
         # t* as the first author's code has it, and its guidance: nothing is left to choose
         choosing=Choosing(split="train", times=(470,), guidances=("g5-released",), pulls=(600.0,)),
         released=Released(

@@ -16,17 +16,18 @@ from papers.distshift.tables import (
     GUIDED,
     METHODS,
     NORMS,
-    STATES,
     adversaries,
     both,
     candidates,
     conditions,
+    named,
     of_place,
     on_first,
     radius,
     rows,
     sets,
     short,
+    state_names,
     states,
     time,
     under,
@@ -42,8 +43,8 @@ REFERENCE = Path(__file__).with_name("released.csv")
 FULL = (-4, 104)  # limits of an axis of per cents
 
 
-def _look() -> dict:
-    return style.looks([METHODS[m] for m in ORDER])
+def _look(c: object) -> dict:
+    return style.looks(list(named(c, ORDER).values()))
 
 
 def _measured(series: dict[str, Sequence]) -> dict[str, Sequence]:
@@ -64,7 +65,7 @@ def fig_tradeoff(*places: Filled) -> Figure:
     """Clean accuracy against accuracy under attack (mean over both attacks), for each set and ball. Whiskers: 95 % intervals."""
     places = [grid for grid in places if any(grid)]
     fig, axes = style.figure(style.PAGE, 2.4 * len(places), rows=len(places), columns=2, squeeze=False)
-    look = _look()
+    look = _look(places[0].config)
     for grid, line in zip(places, axes, strict=True):
         for ax, (norm, ball) in zip(line, NORMS.items(), strict=True):
             points = {name: (grid[name, "clean"], grid[name, norm]) for name in grid.rows}
@@ -84,7 +85,8 @@ EPS_ROWS = ("none", "pgd_at", "jpeg", "diffpure", "gdmp", "distshift")
 def _growing(norm: str) -> Callable[[object], Grid]:
     def grid(c) -> Grid:
         columns = {written(t * radius(c, norm)): under(c, norm, times=t) for t in c.sweeps.times}
-        return Grid({METHODS[m]: {"method": m} for m in EPS_ROWS}, columns, on_first(c, "eps"))
+        lines = {label: {"method": m} for m, label in named(c, EPS_ROWS).items()}
+        return Grid(lines, columns, on_first(c, "eps"))
 
     return grid
 
@@ -92,7 +94,7 @@ def _growing(norm: str) -> Callable[[object], Grid]:
 @figure(*(_growing(norm) for norm in NORMS))
 def fig_eps(*balls: Filled) -> Figure:
     """Accuracy against ε under PGD, in either ball. One seed."""
-    look = _look()
+    look = _look(balls[0].config)
     fig, axes = style.figure(style.PAGE, 2.5, columns=2)
     for ax, grid, ball in zip(axes, balls, NORMS.values(), strict=True):
         series = grid.series()
@@ -125,7 +127,7 @@ def _swept(
 def _panels(grids: Sequence[Filled], xlabel: str, vertical: float | None) -> Figure:
     names = conditions(grids[0].config, ("pgd",))
     fig, axes = style.figure(style.PAGE, 2.3, columns=len(names), sharey=True)
-    look = _look()
+    look = _look(grids[0].config)
     for ax, grid, name in zip(axes, grids, names, strict=True):
         series = grid.series()
         looks = {label: look[label] for label in series}
@@ -306,12 +308,12 @@ def _in_first_ball(c) -> Grid:
 @figure(_in_first_ball)
 def fig_adaptive(grid: Filled) -> Figure:
     """Accuracy under attackers who know the defence: the mean over repeated purifications and the worst of them. Whiskers: 95 % intervals."""
-    own, series, look = _look(), {}, {}
-    for m in (BASELINE, *GUIDED):
+    own, series, look = _look(grid.config), {}, {}
+    for m, name in named(grid.config, (BASELINE, *GUIDED)).items():
         for how, hatch in (("mean", ""), ("worst", "//////")):
-            label = f"{METHODS[m]}, {how}"
+            label = f"{name}, {how}"
             series[label] = [grid[m, f"{a} {how}"] for a in AGAINST]
-            look[label] = replace(own[METHODS[m]], hatch=hatch)
+            look[label] = replace(own[name], hatch=hatch)
     series = _measured(series)
     shown = [k for k in range(len(AGAINST)) if any(cells[k] for cells in series.values())]
     fig, ax = style.figure(style.PAGE, 2.8)
@@ -335,10 +337,11 @@ def fig_adaptive(grid: Filled) -> Figure:
 def fig_distribution(grid: Filled) -> Figure:
     """Left: pictures in the plane of two principal axes of the victim's features (clean and adversarial together); grey: the clean pictures that each
     sample is compared with. Right: MMD² to those, with 95 % intervals; the p-value of the permutation test is written beside it."""
-    shown = [s for s in STATES if grid[s, "mmd2"]]
+    names = state_names(grid.config)
+    shown = [s for s in names if grid[s, "mmd2"]]
     extra = {s: grid.measurements(s, "mmd2")[0].extra for s in shown}
     fig, axes = style.figure(style.PAGE, 3.0, columns=2, width_ratios=(1.15, 1))
-    look = style.looks(list(STATES.values()))
+    look = style.looks(list(names.values()))
     axes[0].plot(
         *extra[shown[0]]["reference"].T,
         linestyle="none",
@@ -350,7 +353,7 @@ def fig_distribution(grid: Filled) -> Figure:
     for s in shown:
         if s in ("clean", "purified_clean"):
             continue
-        one = look[STATES[s]]
+        one = look[names[s]]
         axes[0].plot(
             *extra[s]["xy"].T,
             linestyle="none",
@@ -358,12 +361,12 @@ def fig_distribution(grid: Filled) -> Figure:
             markersize=2.6,
             color=one.colour,
             alpha=0.75,
-            label=STATES[s],
+            label=names[s],
         )
     axes[0].grid(True, axis="both")
     axes[0].set(xlabel="first axis", ylabel="second axis")
     for k, s in enumerate(shown):
-        e, p, one = grid[s, "mmd2"], grid[s, "p"], look[STATES[s]]
+        e, p, one = grid[s, "mmd2"], grid[s, "p"], look[names[s]]
         spread = [[max(0, e.value - e.low)], [max(0, e.high - e.value)]]
         axes[1].errorbar(
             e.value, -k, xerr=spread, fmt=one.marker, markersize=4.5, color=one.colour, elinewidth=0.9, capsize=1.5
@@ -373,7 +376,7 @@ def fig_distribution(grid: Filled) -> Figure:
                 f"p = {p.value:.3f}", (e.value, -k), textcoords="offset points", xytext=(0, 5), ha="center", fontsize=6
             )
     axes[1].axvline(0, color="#333333", linewidth=0.6)
-    axes[1].set_yticks([-k for k in range(len(shown))], [STATES[s] for s in shown])
+    axes[1].set_yticks([-k for k in range(len(shown))], [names[s] for s in shown])
     axes[1].grid(True, axis="x")
     axes[1].set(xlabel="MMD² to other clean pictures", ylim=(-len(shown) + 0.4, 0.7))
     figures.legend(fig, axes[0], 3)

@@ -14,11 +14,13 @@ from papers.distshift.steps import (
     purification_of,
     time_of,
 )
+from shared.experiment.leaves import Pictures
 from shared.experiment.paper import Gate, Grid, Paper, Tags
 from shared.experiment.scale import show_eps
 from shared.experiment.step import Lab
 from shared.experiment.store import slug
 from shared.steps.choice import settled
+from shared.steps.yours import Yours
 
 POINTS = ("against", "judged", "measure", "quantity", "t", "rounds", "scale", "variant", "candidate")
 
@@ -77,6 +79,12 @@ def defence(model: object) -> Shift:
     return Shift(purification, model, guidance_named(c, c.choosing.guidances[0]), c.method.rounds)
 
 
+def yours(lab: Lab, c: Config) -> None:
+    """A look at the user's own defence, on a few pictures of every set."""
+    for spec in tables.sets(c):
+        Yours.of(c).look(lab, Pictures(spec, "test", c.data.n, c.data.seed))
+
+
 EXAMPLES = ("data.n", "adaptive.n", "adaptive.square_n", "sweeps.n", "sweeps.features_n", "sweeps.quality_n")
 PAPER = Paper(
     "distshift",
@@ -90,4 +98,5 @@ PAPER = Paper(
     facts,
     examples=EXAMPLES,
     defence=defence,
+    yours=yours,
 )

@@ -17,7 +17,7 @@ from papers.distshift import adaptive
 from papers.distshift.baselines import GDMP, Pull
 from papers.distshift.config import Config, Protected
 from papers.distshift.method import Distshift, Guidance
-from papers.distshift.tables import BASELINE, GUIDED, HEADLINE_ADAPTIVE, NORMS, VARIANTS, radius, sets
+from papers.distshift.tables import BASELINE, GUIDED, HEADLINE_ADAPTIVE, NORMS, VARIANTS, YOURS, radius, sets
 from shared.attacks import Threat, cascade, check_attack, pgd, square
 from shared.attacks.adaptive import Defended
 from shared.attacks.gradient import input_gradient
@@ -50,6 +50,7 @@ from shared.steps.purification import (
     Transform,
     as_bytes,
 )
+from shared.steps.yours import DefenceSeconds, Yours
 from shared.training.classify import ClassifierTraining, train_classifier
 
 # ---- victims and defences ----------------------------------------------------------------------------------------------
@@ -379,6 +380,10 @@ class Distribution(Measured):
                independent, so that it has an interval (Zaremba et al. 2013)
         p      of the permutation test on all pictures at once, with the median distance in the pooled sample as width
 
+    Both samples have equally many pictures of every class, one class after the other. A block of pictures in that order
+    would hold no two of a class, and MMD² be negative where nothing differs; so blocks are drawn from the samples at
+    random, and divisions exchange pictures of a class only.
+
     The kernel's width of MMD² is the median distance among the other clean pictures, one for all states. Beside it stands where the pictures lie in
     the plane of two principal axes of clean and adversarial features together.
     """
@@ -409,7 +414,7 @@ class Distribution(Measured):
         return lab.once(("distribution", self.group), lambda: self._measured(lab))[self.quantity]
 
     def _measured(self, lab: Lab) -> dict[str, Values]:
-        seen, other = self._samples(lab)
+        seen, other, classes = self._samples(lab)
         victim = self.victim.open(lab)
 
         def features(x: Tensor) -> Tensor:
@@ -418,18 +423,22 @@ class Distribution(Measured):
 
         reference, adversarial, z = features(other), features(seen.pictures(lab)), features(self._state(lab, seen))
         width = median_distance(reference)
-        blocks = [mmd2(a, b, width) for a, b in zip(z.split(self.block), reference.split(self.block), strict=True)]
-        p = permutation_test(z, reference, n=self.permutations, seed=self.seed)[1]
+        rng = np.random.default_rng(self.seed)
+        parts = [part[rng.permutation(len(part))].split(self.block) for part in (z, reference)]
+        blocks = [mmd2(a, b, width) for a, b in zip(*parts, strict=True)]
+        labels = seen.clean(lab)[1].cpu().numpy()
+        strata = np.concatenate([labels, classes.cpu().numpy()])
+        p = permutation_test(z, reference, n=self.permutations, seed=self.seed, strata=strata)[1]
         axes, middle = plane(torch.cat([reference, adversarial]))
         places = {"xy": ((z - middle) @ axes).numpy(), "reference": ((reference - middle) @ axes).numpy()}
-        extra = {**places, "labels": seen.clean(lab)[1].cpu().numpy()}
+        extra = {**places, "labels": labels}
         return {
             "mmd2": Values(np.array(blocks, np.float64), "MMD²", extra),
             "p": Values(np.array([p], np.float64), "p"),
         }
 
-    def _samples(self, lab: Lab) -> tuple[Seen, Tensor]:
-        """(the first pictures, as many other clean pictures)."""
+    def _samples(self, lab: Lab) -> tuple[Seen, Tensor, Tensor]:
+        """(the first pictures, as many other clean pictures, the classes of these)."""
         n = min(self.n, len(self.seen.rows(lab))) // self.block * self.block
         seen = replace(self.seen, n=n)
         wide, taken = replace(self.seen.data, n=3 * self.n), set(seen.rows(lab)) if n else set()
@@ -439,7 +448,7 @@ class Distribution(Measured):
                 f"{self.seen.data.spec}: two samples of {max(n, self.block)} different pictures are needed for the distribution view: lower "
                 "--sweeps.features-n."
             )
-        return seen, wide.read(lab, rest)[0]
+        return seen, *wide.read(lab, rest)
 
     def _state(self, lab: Lab, seen: Seen) -> Tensor:
         if self.state == "adversarial":
@@ -613,6 +622,7 @@ def defence_of(c: Config, method: str, spec: str) -> Defence:
     """What stands in front of the victim in a row; identity for the undefended and the adversarially trained one."""
     b = c.baselines
     return {
+        YOURS: lambda: Yours.of(c),
         "none": lambda: Transform(),
         "pgd_at": lambda: Transform(),
         "jpeg": lambda: Transform("jpeg", b.jpeg),
@@ -678,13 +688,19 @@ def number(
             replace(seen, n=s.quality_n), defence_of(c, method, data), seed, point["measure"], c.method.batch
         )
     if kind == "distribution":
-        state = {"diffpure": "purified", "purified_clean": "clean"}.get(method, method)
+        state = {"diffpure": "purified", "purified_clean": "clean", YOURS: "purified"}.get(method, method)
         unguided = diffpure_of(c, data) if method in ("diffused", "diffpure") else None
         defence = shift_of(c, data) if method in ("purified", "purified_clean") else unguided
+        if method == YOURS:
+            defence = Yours.of(c)
         settings = (s.features_n, s.block, s.permutations, seed, point["quantity"])
         return Distribution(victim, seen, state, defence, *settings, **batches)
     if kind == "strip":
         return Strip(victim, replace(seen, n=s.strip), diffpure_of(c, data), shift_of(c, data), seed, c.method.batch)
+    if kind == "cost" and method == YOURS:
+        few, gradient = replace(seen, n=s.cost_n), point["quantity"] == "gradient_seconds"
+        timed = point["quantity"].endswith("seconds")
+        return DefenceSeconds(victim, few, Yours.of(c), s.cost_repeats, seed, gradient) if timed else None
     if kind == "cost":
         return Cost(
             victim, replace(seen, n=s.cost_n), defence_of(c, method, data), s.cost_repeats, seed, point["quantity"]
@@ -730,7 +746,7 @@ def known_of(c: Config, method: str, spec: str, norm: str, eps: float, seed: int
     eot = c.released.bpda_draws if released else a.eot
     n = a.headline_n if against in HEADLINE_ADAPTIVE.get(method, ()) else a.n
     seen = Seen(Pictures(spec, "test", c.data.n, c.data.seed), n=a.square_n if search else n)
-    checked = a.sanity_n if against == "exact" and method in (BASELINE, *GUIDED) else 0
+    checked = a.sanity_n if against == "exact" and method in (BASELINE, *GUIDED, YOURS) else 0
     budget = (steps, eot, a.draws, checked, c.attack.seed, seed)
     options = {
         "batch": c.method.batch,

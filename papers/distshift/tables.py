@@ -4,11 +4,12 @@ Apart from four numbers of the abstract the paper's tables could not be read; th
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
 from shared.experiment.paper import Grid
 from shared.report import tables
 from shared.report.choices import candidate_grid, choices
-from shared.report.shown import Filled, Shown, claimed, table, table_of
+from shared.report.shown import YOURS, Filled, Shown, claimed, table, table_of, with_yours, yours
 
 METHODS = {
     "none": "no defence",
@@ -23,9 +24,10 @@ METHODS = {
     "gdmp": "GDMP",
     "distshift": "distshift",
 }
+named = partial(with_yours, METHODS)
 BASELINE = "diffpure"
 GUIDED = ("gdmp", "distshift")
-RANDOM = ("resize_pad", "noise", "one_step", BASELINE, *GUIDED)  # measured once per seed
+RANDOM = ("resize_pad", "noise", "one_step", BASELINE, *GUIDED, YOURS)  # measured once per seed
 NORMS = {"linf": "ℓ∞", "l2": "ℓ2"}
 ATTACKS = {"pgd": "PGD", "autoattack": "AutoAttack-type"}
 CLEAN = {"attack": "clean", "norm": "none", "eps": 0.0}
@@ -48,6 +50,7 @@ ADAPTIVE = {
     "gdmp": ("control", "transfer", "bpda_eot", "exact"),
     "distshift": ("control", "transfer", "bpda", "bpda_eot", "exact", "exact_first_order", "guide", "square"),
 }
+ADAPTIVE_YOURS = ADAPTIVE["diffpure"]
 STATES = {
     "clean": "clean (control)",
     "adversarial": "adversarial",
@@ -152,8 +155,11 @@ def in_words(guidance) -> str:
 
 
 def rows(c, methods: Iterable[str] = METHODS) -> dict[str, dict]:
-    """One method a row; what is not random is measured once."""
-    return {METHODS[m]: {"method": m} if m in RANDOM else {"method": m, "seed": c.seeds[0]} for m in methods}
+    """One method a row, the user's own last; what is not random is measured once."""
+    return {
+        label: {"method": m} if m in RANDOM else {"method": m, "seed": c.seeds[0]}
+        for m, label in named(c, methods).items()
+    }
 
 
 def under(c, norm: str, attack: str = "pgd", times: float = 1.0) -> dict:
@@ -249,7 +255,7 @@ def known(c, pairs: Mapping[str, Sequence[str]], judged: Mapping[str, dict]) -> 
     """Attackers who know the defence: (method, attacker) × ways of judging, in every ball."""
     balls = {n: f", {NORMS[n]}" if len(c.adaptive.norms) > 1 else "" for n in c.adaptive.norms}
     lines = {
-        f"{METHODS[m]}, {'exact' if m == 'pgd_at' else AGAINST[a]}{ball}": {
+        f"{named(c)[m]}, {'exact' if m == 'pgd_at' else AGAINST[a]}{ball}": {
             "method": m,
             "against": a,
             **under(c, n, "adaptive"),
@@ -266,8 +272,10 @@ def known(c, pairs: Mapping[str, Sequence[str]], judged: Mapping[str, dict]) -> 
 def adversaries(c) -> dict[str, tuple[str, ...]]:
     """Defence -> attackers."""
     apgd = ("apgd",) if c.adaptive.apgd else ()
+    everyone = ADAPTIVE | dict.fromkeys(yours(c), ADAPTIVE_YOURS)
     return {
-        m: (*attackers, *apgd) if m in ("diffpure", "distshift") else attackers for m, attackers in ADAPTIVE.items()
+        m: (*attackers, *apgd) if m in ("diffpure", "distshift", YOURS) else attackers
+        for m, attackers in everyone.items()
     }
 
 
@@ -361,11 +369,16 @@ def released(c: object):
     return Shown(lines, released_conditions(c), on_first(c, "released"), caption=caption, best=None, joined=joined)
 
 
+def state_names(c: object) -> dict[str, str]:
+    """Of every state, with pictures behind the user's own."""
+    return STATES | {m: f"adversarial, {label}" for m, label in yours(c).items()}
+
+
 def states(c: object) -> Grid:
     """Both two-sample tests of every state."""
     where = {**first_set(c, "distribution"), **under(c, "linf")}
     columns = {"mmd2": {"quantity": "mmd2"}, "p": {"quantity": "p", "seed": c.seeds[0]}}
-    return Grid({s: {"method": s} for s in STATES}, columns, where, c.seeds)
+    return Grid({s: {"method": s} for s in state_names(c)}, columns, where, c.seeds)
 
 
 @table_of(states)
@@ -373,7 +386,7 @@ def distribution(grid: Filled):
     """Two-sample tests."""
     c = grid.config
     lines = [
-        (STATES[s], [grid[s, "mmd2"], f"{grid[s, 'p'].value:.3f}"])
+        (state_names(c)[s], [grid[s, "mmd2"], f"{grid[s, 'p'].value:.3f}"])
         for s in grid.rows
         if grid[s, "mmd2"] and grid[s, "p"]
     ]
@@ -409,15 +422,17 @@ COSTS = ("denoiser_calls", "victim_calls", "seconds", "gradient_seconds")
 def costs(c) -> Grid:
     """Every quantity of every diffusion defence."""
     where = {**on_first(c, "cost"), **under(c, "linf")}
-    return Grid({m: {"method": m} for m in (BASELINE, *GUIDED)}, {q: {"quantity": q} for q in COSTS}, where)
+    return Grid({m: {"method": m} for m in named(c, (BASELINE, *GUIDED))}, {q: {"quantity": q} for q in COSTS}, where)
 
 
 @table_of(costs)
 def cost(grid: Filled):
     """What purification costs."""
-    measured = {m: grid.row(m) for m in grid.rows}
+    measured, names = {m: grid.row(m) for m in grid.rows}, named(grid.config)
     lines = [
-        (METHODS[m], [*(f"{e.value:g}" for e in cells[:2]), *cells[2:]]) for m, cells in measured.items() if all(cells)
+        (names[m], [*(e and f"{e.value:g}" for e in cells[:2]), *cells[2:]])
+        for m, cells in measured.items()
+        if all(cells[2:])
     ]
     if not lines:
         return None
@@ -446,7 +461,8 @@ def headline(c) -> list[Grid]:
         c.seeds,
     )
     main = [Grid(rows(c, HEADLINE_ROWS), conditions(c), of_place(c, place), c.seeds) for place in range(len(sets(c)))]
-    judged = known(c, HEADLINE_ADAPTIVE, {how: {"judged": how} for how in JUDGED})
+    everyone = HEADLINE_ADAPTIVE | dict.fromkeys(yours(c), ("control", "exact"))
+    judged = known(c, everyone, {how: {"judged": how} for how in JUDGED})
     return [*main, twice(c, ("pgd_at", "distshift")), judged, pictures, states(c)]
 
 

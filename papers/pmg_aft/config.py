@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 
+from shared.attacks.autoattack import STANDARD, WITHOUT_FAB, Stage
 from shared.data.catalogue import Source
 from shared.data.scene_sets import FINE_TUNING, HOLD_OUT, ZERO_SHOT
 from shared.errors import UserError
@@ -64,6 +65,8 @@ class Attack:
     """Factors on ε of the table over strengths."""
     auto_n: Whole = 24
     """Pictures per set under the AutoAttack-style cascade (0: all of n)."""
+    auto_stages: tuple[Stage, ...] = WITHOUT_FAB
+    """Stages of the cascade; AutoAttack's `standard`, as in the paper, has FAB-T, too."""
     auto_steps: Count = 20
     """Iterations of each APGD run in the cascade."""
     auto_targets: Count = 3
@@ -216,6 +219,7 @@ PRESETS = {
             eps=1 / 255,
             long_steps=100,
             auto_n=1000,
+            auto_stages=STANDARD,
             auto_steps=100,
             auto_targets=9,
             auto_queries=5000,

@@ -2,10 +2,11 @@
 
 from papers.pmg_aft import tables
 from papers.pmg_aft.config import PRESETS, Config, check
-from papers.pmg_aft.steps import describe, number
+from papers.pmg_aft.steps import describe, methods, number
 from shared.experiment.paper import Gate, Grid, Paper, named
 from shared.experiment.scale import show_eps
 from shared.experiment.step import Lab
+from shared.report.shown import YOURS
 
 
 def gates(c: Config) -> list[Gate]:
@@ -46,6 +47,11 @@ def gates(c: Config) -> list[Gate]:
     ]
 
 
+def yours(lab: Lab, c: Config) -> None:
+    """A look at the user's own objective."""
+    methods(c, c.seeds[0])[YOURS].look(lab)
+
+
 NAMES = named("kind", "method", "seed{}", "attack", "set", "step{}", "point")
 EXAMPLES = ("data.n", "attack.auto_n", "sweeps.curve_n", "sweeps.test_batch_n")
-PAPER = Paper("pmg_aft", PRESETS, check, [tables], number, NAMES, describe, gates, examples=EXAMPLES)
+PAPER = Paper("pmg_aft", PRESETS, check, [tables], number, NAMES, describe, gates, examples=EXAMPLES, yours=yours)

@@ -6,7 +6,7 @@
 import copy
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from papers.pmg_aft.baselines import Contrastive
 from papers.pmg_aft.config import Config
 from papers.pmg_aft.method import PMGAFT, PMGLoss
-from papers.pmg_aft.tables import CHOSEN, CLIP, READ, SWEPT, name_of, set_names
+from papers.pmg_aft.tables import CLIP, READ, SWEPT, chosen, name_of, set_names
 from shared.attacks import Threat, cascade, check_attack, pgd
 from shared.data.captioned import Captioned, flip_and_shift, vocabulary_of
+from shared.errors import UserError
 from shared.experiment.leaves import Backbone, Pictures
 from shared.experiment.step import Lab, Measured, Tensors, Trained, Values, free
 from shared.metrics.costs import activation_megabytes, step_seconds
@@ -28,9 +29,11 @@ from shared.models.clip import create_clip
 from shared.models.sources import open_clip_model
 from shared.models.victim import ZeroShot, class_matrix, labels_of
 from shared.repeat import joined
+from shared.report.shown import YOURS, yours
 from shared.rng import SampleRng
 from shared.steps.choice import CandidateScore, Choice
-from shared.training.adversarial import FARE, TeCoA, TrainAttack, Tuning, finetune, frozen
+from shared.steps.yours import FAILS, Code, what
+from shared.training.adversarial import FARE, Objective, TeCoA, TrainAttack, Tuning, finetune, frozen
 from shared.training.contrastive import ContrastiveConfig, pretrain
 from shared.training.loop import Diverged
 
@@ -168,12 +171,52 @@ class Tuned(Trained):
         }[self.objective]()
 
 
+@dataclass(frozen=True)
+class TunedByYours(Tuned):
+    """The same with an objective of the user's own, OBJECTIVE=module:name: a class as `Objective` describes it, made
+    without arguments or with one, the frozen pre-trained victim. `attack_loss` gives (N,), `loss` a scalar."""
+
+    _: KW_ONLY
+    code: Code
+
+    def objective_of(self, victim: ZeroShot) -> Objective:
+        """It, made anew."""
+        torch.manual_seed(self.seed)  # for code that draws from torch's own generator
+        return self.code.having("attack_loss", "loss", offered=(frozen(victim),))
+
+    def look(self, lab: Lab) -> None:
+        """Raises UserError unless both losses of a CLIP with random weights are as they must be on two pictures."""
+        at, data, new = f"{self.code.option} {self.code.spec}", self.data.open(lab), isinstance(self.clip, Pretrained)
+        name, words = (self.clip.architecture, vocabulary_of(data.classes)) if new else (self.clip.name, None)
+        clip = create_clip(name, vocabulary=words).to(lab.device)
+        scale = clip.logit_scale.exp().item()
+        victim = ZeroShot(clip.visual, class_matrix(clip, data), scale, self.face.norm).to(lab.device)
+        x, y = self.data.read(lab, [0, 1])
+        objective = self.objective_of(victim)
+        try:
+            raised = objective.attack_loss(victim, x, y)
+            each = y.float() if raised is None else raised(x)
+            loss = objective.loss(victim, x, x, y)
+        except FAILS as error:
+            raise UserError(
+                f"{at} fails on two pictures ({what(error)}): its arguments are in docs/yours.md."
+            ) from error
+        for name, value, shape in (("attack_loss", each, (2,)), ("loss", loss, ())):
+            got = tuple(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            if got != shape:
+                raise UserError(f"{at}: its {name} of two pictures is {got}, and must be of shape {shape}.")
+            if not value.isfinite().all():
+                raise UserError(f"{at}: its {name} is not finite.")
+        if not loss.requires_grad:
+            raise UserError(f"{at}: its loss has no gradient, so nothing would be trained: take victim(x_adv).")
+
+
 @cache
 def methods(c: Config, seed: int = 0) -> dict[str, Tuned]:
     """What is trained for each row, by its name. Rows of `CHOSEN` have a learning rate chosen for themselves, those that
     vary one thing of such a row have its."""
     rows = _rows(c, seed)
-    return {name: replace(step, lr=choice(c, chosen_for(name))) for name, step in rows.items()}
+    return {name: replace(step, lr=choice(c, chosen_for(c, name))) for name, step in rows.items()}
 
 
 @cache
@@ -197,12 +240,12 @@ def choice(c: Config, name: str) -> Choice:
     return Choice(tried, SeenAccuracy(validation, adversary(c, kind)), name)
 
 
-def chosen_for(name: str) -> str:
+def chosen_for(c: Config, name: str) -> str:
     """The row whose learning rate a row has."""
     if name == "pmg_released_april":
         return "pmg_released"
     row = name.partition("_on_")[0]
-    return row if row in CHOSEN else "pmg_aft"
+    return row if row in chosen(c) else "pmg_aft"
 
 
 @cache
@@ -215,6 +258,10 @@ def _rows(c: Config, seed: int) -> dict[str, Tuned]:
         tuning = replace(c.fare if objective == "fare" else c.tuning, **changes)
         attack = TrainAttack(c.attack.train_steps, 1.0, face.reduction, face.autocast)
         return Tuned(base(c), objective, loss, face, Pictures(train, "train"), tuning, attack, c.attack.eps, seed)
+
+    def by_yours() -> Tuned:
+        usual = tuned(YOURS)
+        return TunedByYours(**{f.name: getattr(usual, f.name) for f in fields(usual)}, code=Code(c.yours, "OBJECTIVE"))
 
     def pmg(face: Face = Face(), **changes) -> Tuned:
         return tuned("pmg_aft", PMGLoss(**changes), face)
@@ -231,17 +278,19 @@ def _rows(c: Config, seed: int) -> dict[str, Tuned]:
         "pmg_released": pmg(RELEASED, reduction="sum"),
         "pmg_released_april": pmg(RELEASED, direction="adversarial_first", reduction="sum"),
     }
+    headline = (*HEADLINE, *yours(c))
+    out |= {name: by_yours() for name in yours(c)}
     out |= {
         SWEPT(a, b): pmg(alpha=a, beta=b) for a in c.sweeps.alphas for b in c.sweeps.betas if SWEPT(a, b) not in out
     }
     out |= {
         f"{m}_on_{name_of(train)}": replace(out[m], data=Pictures(train, "train"))
         for train in c.data.other_train
-        for m in HEADLINE
+        for m in headline
     }
     out |= {f"pmg_last{k}": replace(out["pmg_aft"], tuning=replace(c.tuning, last=k)) for k in c.sweeps.last}
     curve = c.sweeps.curve if seed == c.seeds[0] else ()
-    return {name: replace(step, row=name, curve=curve if name in HEADLINE else ()) for name, step in out.items()}
+    return {name: replace(step, row=name, curve=curve if name in headline else ()) for name, step in out.items()}
 
 
 def base(c: Config) -> Backbone | Pretrained:
@@ -303,6 +352,7 @@ class Adversary:
     steps: int = 0
     step_size: float = 0.0
     kappa: float = 0.0
+    stages: tuple[str, ...] = ()
     targets: int = 0
     queries: int = 0
     seed: int = 0
@@ -321,6 +371,7 @@ class Adversary:
                 y,
                 threat,
                 rng=rng,
+                stages=self.stages,
                 steps=self.steps,
                 targets=self.targets,
                 queries=self.queries,
@@ -466,7 +517,7 @@ def number(
     """The step behind a number, from its tags; None: there is none."""
     if kind == "choice":
         return CandidateScore(choice(c, method), c.choosing.multiples.index(point), "share", chosen=attack == "taken")
-    if attack in ("auto", "pgd_paired") and method not in (CLIP, *CHOSEN):
+    if attack in ("auto", "pgd_paired") and method not in (CLIP, *chosen(c)):
         return None
     tuned = None if method == CLIP else methods(c, seed)[method]
     if kind == "cost":
@@ -494,9 +545,8 @@ def adversary(c: Config, name: str) -> Adversary:
     if kind == "clean":
         return Adversary("clean", batch=a.batch)
     if kind == "auto":
-        return Adversary(
-            "auto", a.eps, a.auto_steps, targets=a.auto_targets, queries=a.auto_queries, seed=a.seed, batch=a.batch
-        )
+        budget = {"stages": a.auto_stages, "targets": a.auto_targets, "queries": a.auto_queries}
+        return Adversary("auto", a.eps, a.auto_steps, **budget, seed=a.seed, batch=a.batch)
     multiple = float(name[5:]) if name.startswith("pgd_x") else 1.0
     steps = {"pgd_long": a.long_steps, "pgd_strong": a.strong_steps}.get(name, a.steps)
     size = 2.5 / a.strong_steps if name == "pgd_strong" else a.ratio

@@ -4,6 +4,7 @@ The paper's own numbering is unknown to us (its full text could not be read), so
 """
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
@@ -11,7 +12,7 @@ from matplotlib.figure import Figure
 from shared.experiment.paper import Grid
 from shared.report import figures, style
 from shared.report.choices import choices
-from shared.report.shown import Filled, Shown, claimed, figure, table, table_of
+from shared.report.shown import Filled, Shown, claimed, figure, table, table_of, with_yours, yours
 from shared.report.tables import Table
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ METHODS = {
     "fare": "FARE",
     "pmg_aft": "PMG-AFT",
 }
+named = partial(with_yours, METHODS)
 CHOSEN = {  # rows whose learning rate is chosen for themselves
     "ft_clean": "FT-Clean",
     "ft_adv": "FT-Adv",
@@ -80,8 +82,14 @@ def growing(c: "Config") -> dict[str, str]:
 # ---- rows and columns ------------------------------------------------------------------------------------------------------
 
 
-def rows(names: Iterable[str] = METHODS) -> dict[str, dict]:
-    return {METHODS[m]: {"method": m, **({"seed": None} if m == CLIP else {})} for m in names}
+def rows(c: "Config", names: Iterable[str] = METHODS) -> dict[str, dict]:
+    """One method a row, the user's own last."""
+    return {label: {"method": m, **({"seed": None} if m == CLIP else {})} for m, label in named(c, names).items()}
+
+
+def chosen(c: "Config") -> dict[str, str]:
+    """The same of rows whose learning rate is chosen for themselves."""
+    return CHOSEN | yours(c)
 
 
 def unseen(c: "Config", *without: str) -> list[dict]:
@@ -120,7 +128,7 @@ def label(c: "Config") -> str:
 
 
 def accuracies(c: "Config", attack: str, caption: str, seeds: Sequence[int]) -> Shown:
-    return Shown(rows(), by_set(c), {"kind": "accuracy", "attack": attack}, seeds, caption + label(c))
+    return Shown(rows(c), by_set(c), {"kind": "accuracy", "attack": attack}, seeds, caption + label(c))
 
 
 @table
@@ -164,7 +172,7 @@ def strengths(c: "Config") -> Shown:
         for e, a in growing(c).items()
     }
     return Shown(
-        rows(),
+        rows(c),
         columns,
         {"kind": "accuracy"},
         c.seeds[:1],
@@ -220,11 +228,9 @@ def faces(c: "Config") -> Shown:
 @table
 def training_data(c: "Config") -> Shown:
     trained = {
-        f"{METHODS[m]} on {name_of(t).replace('_', ' ')}": {
-            "method": m if t == c.data.train else f"{m}_on_{name_of(t)}"
-        }
+        f"{label} on {name_of(t).replace('_', ' ')}": {"method": m if t == c.data.train else f"{m}_on_{name_of(t)}"}
         for t in (c.data.train, *c.data.other_train)
-        for m in FIRST
+        for m, label in named(c, FIRST).items()
     }
     sets = unseen(c, *c.data.other_train, c.data.train) or unseen(c)
     columns = {what: [{"attack": a, **s} for s in sets] for what, a in (("clean", "clean"), ("robust", "pgd"))}
@@ -264,7 +270,7 @@ def cost(c: "Config") -> Shown:
         "MB kept for the backward pass": {"point": "megabytes"},
     }
     return Shown(
-        rows(list(METHODS)[1:]),
+        rows(c, list(METHODS)[1:]),
         columns,
         {"kind": "cost"},
         c.seeds[:1],
@@ -280,7 +286,7 @@ def tried(c: "Config") -> Grid:
     """Every candidate of every choice."""
     lines = {
         f"{label}, lr × {m:g}": {"method": name, "point": m}
-        for name, label in CHOSEN.items()
+        for name, label in chosen(c).items()
         for m in c.choosing.multiples
     }
     columns = {"score": {"attack": "pgd"}, "chosen": {"attack": "taken"}}
@@ -305,7 +311,7 @@ def settings(grid: Filled) -> Table:
 
 def means(c: "Config", kind: str = "accuracy", seeds: Sequence[int] = (), methods: Iterable[str] = METHODS) -> Grid:
     return Grid(
-        rows(methods), {a: [{"attack": a, **s} for s in unseen(c)] for a in BOTH}, {"kind": kind}, seeds or c.seeds
+        rows(c, methods), {a: [{"attack": a, **s} for s in unseen(c)] for a in BOTH}, {"kind": kind}, seeds or c.seeds
     )
 
 
@@ -318,7 +324,7 @@ def fig_tradeoff(grid: Filled) -> Figure:
     return fig
 
 
-@figure(lambda c: Grid(rows(), by_set(c), {"kind": "accuracy", "attack": "pgd"}, c.seeds))
+@figure(lambda c: Grid(rows(c), by_set(c), {"kind": "accuracy", "attack": "pgd"}, c.seeds))
 def fig_sets(grid: Filled) -> Figure:
     """Robust accuracy of every method on every set, beside the mean over the zero-shot sets."""
     fig, ax = style.figure(style.PAGE, 2.6)
@@ -329,7 +335,7 @@ def fig_sets(grid: Filled) -> Figure:
 
 @figure(
     lambda c: Grid(
-        rows(),
+        rows(c),
         {e: [{"attack": a, **s} for s in unseen(c)] for e, a in growing(c).items()},
         {"kind": "accuracy"},
         c.seeds[:1],
@@ -371,8 +377,8 @@ def fig_sweep(clean: Filled, robust: Filled) -> Figure:
 def along(attack: str):
     def grid(c: "Config"):
         lines = {
-            f"{METHODS[m]}, {where}": [{"method": m, **s} for s in sets]
-            for m in FIRST
+            f"{label}, {where}": [{"method": m, **s} for s in sets]
+            for m, label in named(c, FIRST).items()
             for where, sets in (("seen", [{"set": name_of(c.data.seen)}]), ("zero-shot", unseen(c)))
         }
         steps = [*(s for s in c.sweeps.curve if s < c.tuning.steps), c.tuning.steps]
@@ -421,14 +427,14 @@ def fig_test_batch(released: Filled, correct: Filled) -> Figure:
 @claimed
 def paired(c: "Config") -> list[Grid]:
     """PGD on the cascade's pictures, so that the two can be compared picture by picture."""
-    return [Grid(rows(), by_name(c), {"kind": "accuracy", "attack": "pgd_paired"}, c.seeds[:1])]
+    return [Grid(rows(c), by_name(c), {"kind": "accuracy", "attack": "pgd_paired"}, c.seeds[:1])]
 
 
 @claimed
 def long(c: "Config") -> list[Grid]:
     """The literature's PGD-100, where it is measured."""
     return (
-        [Grid(rows(), by_name(c), {"kind": "accuracy", "attack": "pgd_long"}, c.seeds[:1])]
+        [Grid(rows(c), by_name(c), {"kind": "accuracy", "attack": "pgd_long"}, c.seeds[:1])]
         if c.attack.long_steps
         else []
     )
@@ -437,5 +443,5 @@ def long(c: "Config") -> list[Grid]:
 def headline(c: "Config") -> list[Grid]:
     """What the headline claims read, under every reading."""
     pairs = {CHOSEN[name]: {"method": name} for name in READ}
-    written = [Grid(rows((CLIP, *FIRST)), by_name(c), {"kind": "accuracy", "attack": a}, c.seeds) for a in BOTH]
+    written = [Grid(rows(c, (CLIP, *FIRST)), by_name(c), {"kind": "accuracy", "attack": a}, c.seeds) for a in BOTH]
     return [*written, Grid(pairs, both(c), {"kind": "accuracy"}, c.seeds)]

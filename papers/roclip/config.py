@@ -14,11 +14,17 @@ from papers.roclip.training import EarlyStop, Training
 from shared.attacks.triggers import check_fields
 from shared.data.catalogue import Source
 from shared.errors import UserError
-from shared.experiment.scale import Options, check_seeds
-from shared.options import Count, Decay, Pairs, Part, Positive, Range, Seed, Share, Whole
+from shared.experiment.scale import Options, check_batch, check_seeds
+from shared.options import Count, Decay, Pairs, Part, Positive, Range, Seed, Share, Whole, shortened
 from shared.training.cleanclip import CleanClipConfig
 
 BACKDOORS = tuple(ATTACKS)
+
+
+def _within(training: Training, pairs: int) -> Training:
+    """No warm-up is longer than the training on these pairs."""
+    updates = training.epochs * (pairs // max(1, training.batch))
+    return replace(training, warmup=shortened(training.warmup, updates)) if updates else training
 
 
 @dataclass(frozen=True)
@@ -180,6 +186,9 @@ class Few:
     stop: EarlyStop = field(default_factory=EarlyStop)
     """Of plain CLIP stopped early, a control."""
 
+    def __post_init__(self):
+        object.__setattr__(self, "training", _within(self.training, self.pairs))
+
 
 @dataclass(frozen=True)
 class Sweeps:
@@ -248,6 +257,10 @@ class Config(Options):
     variant and the larger bank have (0: all)."""
     together: bool = False
     """All processes train one CLIP together; otherwise each takes whole trainings, and SafeCLIP is always trained by one."""
+
+    def __post_init__(self):
+        object.__setattr__(self, "pretraining", _within(self.pretraining, self.data.pretrain_n))
+        object.__setattr__(self, "finetuning", _within(self.finetuning, self.data.finetune_n))
 
     def training(self, regime: str) -> Training:
         """Of pretrain, finetune or few."""
@@ -395,8 +408,21 @@ def check(config: Config) -> None:
             "--choosing.multiples are multiples of the learning rates that are set, each larger than the one before, 1 "
             "among them; without any nothing is chosen."
         )
+    if max(a.targets.n, few.targets) > config.data.images_n:
+        raise UserError(
+            "--attacks.targets.n and --few.targets are chosen among --data.images-n pictures, "
+            f"{config.data.images_n}: make them smaller."
+        )
     if not few.doses or list(few.doses) != sorted(set(few.doses)):
         raise UserError("--few.doses are numbers of captions, one or more, each larger than the one before.")
+    data, targets = config.data, a.targets
+    for option, batch, pairs in (
+        ("--pretraining.batch", config.pretraining.batch, data.pretrain_n + targets.n * targets.m),
+        ("--finetuning.batch", config.finetuning.batch, data.finetune_n + targets.n * targets.finetune_m),
+        ("--few.training.batch", few.training.batch, few.pairs + few.targets * few.doses[0]),
+        ("--methods.cleanclip.batch", config.methods.cleanclip.batch, config.methods.cleanclip_n),
+    ):
+        check_batch(option, batch, pairs // (config.choosing.part if tried else 1))
     if config.methods.cross_modal.offset >= few.training.epochs or config.methods.roclip.every > few.training.epochs:
         raise UserError(
             f"of {few.training.epochs} epochs in the world of few targets none would be a RoCLIP epoch: raise "

@@ -13,23 +13,23 @@ from papers.roclip.tables import (
     ACCURACY,
     EITHER,
     MATCHED,
-    METHODS,
     PSR,
     REGIMES,
     SCORED,
     SWEEPS,
-    TRAINED,
     after,
     backdoors,
     by_epochs,
     default,
     downstream,
     few_grid,
+    named,
     points,
     poisoning,
     runs,
     sets,
     short,
+    trained,
     value,
 )
 from shared.experiment.paper import Grid
@@ -42,8 +42,8 @@ LETTERS = "abcdefghij"
 FULL = (-4, 104)  # limits of an axis of per cents
 
 
-def _look() -> dict[str, style.Look]:
-    return style.looks(list(METHODS.values()))
+def _look(c: object) -> dict[str, style.Look]:
+    return style.looks(list(named(c).values()))
 
 
 def _first_backdoor(c) -> dict | None:
@@ -51,7 +51,7 @@ def _first_backdoor(c) -> dict | None:
 
 
 def _success(regime: str) -> Callable[[object], Grid]:
-    return lambda c: Grid(runs(c, TRAINED[regime]), poisoning(c), {"kind": "score", "regime": regime}, c.seeds)
+    return lambda c: Grid(runs(c, trained(c, regime)), poisoning(c), {"kind": "score", "regime": regime}, c.seeds)
 
 
 @figure(*map(_success, REGIMES))
@@ -60,7 +60,7 @@ def fig_success(*regimes: Filled) -> Figure:
     (full colour) and after its last plain epoch (hatched). Whiskers: 95 % intervals."""
     found = [grid for grid in regimes if any(grid)]
     fig, axes = style.figure(style.PAGE, 2.2 * len(found) + 0.3, rows=len(found), sharex=False, squeeze=False)
-    own = _look()
+    own = _look(found[0].config)
     for ax, grid in zip(axes[:, 0], found, strict=True):
         series = grid.series()
         look = {}
@@ -121,8 +121,8 @@ def fig_similarity(*grids: Filled) -> Figure:
 def _by_epoch(ax: Axes, grid: Filled, *, factor: float = 100, thin: bool = False, **labels: str) -> None:
     """A line per method over the epochs; RoCLIP epochs have larger markers."""
     epochs = [int(e) for e in grid.columns]
-    look = _look()
-    for m, name in METHODS.items():
+    look = _look(grid.config)
+    for m, name in named(grid.config).items():
         found = [after(grid, m, e) for e in grid.columns]
         series = [values and values.mean() for values in found]
         if not any(series):
@@ -228,7 +228,7 @@ def _whiskers(ax: Axes, line, series: Sequence[Estimate | None], aside: float) -
 
 
 def _pretrained(measure: str) -> Callable[[object], Grid]:
-    return lambda c: downstream(c, "pretrain", measure, TRAINED["pretrain"], EITHER[:1])
+    return lambda c: downstream(c, "pretrain", measure, trained(c, "pretrain"), EITHER[:1])
 
 
 @figure(_pretrained("accuracy"), _pretrained("linear_probe"))
@@ -237,7 +237,7 @@ def fig_downstream(*measures: Filled) -> Figure:
     after its last RoCLIP epoch. Whiskers: 95 % intervals."""
     shown = [*map(short, sets(measures[0].config, "linear_probe")), "mean"]
     fig, axes = style.figure(style.PAGE, 4.4, rows=2, sharex=True)
-    own = _look()
+    own = _look(measures[0].config)
     for ax, grid, label in zip(axes, measures, ("zero-shot accuracy (%)", "linear probe (%)"), strict=True):
         series = {}
         for row in grid.series():

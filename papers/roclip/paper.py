@@ -2,8 +2,10 @@
 
 from papers.roclip import figures, tables
 from papers.roclip.config import PRESETS, Config, check
-from papers.roclip.steps import describe, number
+from papers.roclip.steps import describe, number, yours_of
+from papers.roclip.yours import Mine
 from shared.experiment.paper import Gate, Grid, Paper, Tags
+from shared.experiment.step import Lab
 from shared.experiment.store import slug
 
 
@@ -40,4 +42,9 @@ def gates(c: Config) -> list[Gate]:
     return found
 
 
-PAPER = Paper("roclip", PRESETS, check, [tables, figures], number, name, describe, gates)
+def yours(lab: Lab, c: Config) -> None:
+    """A look at the user's own loss."""
+    Mine(code=yours_of(c)).look()
+
+
+PAPER = Paper("roclip", PRESETS, check, [tables, figures], number, name, describe, gates, yours=yours)

@@ -42,6 +42,7 @@ from papers.roclip.safeclip import SafeClip, SafeTrained, safeclip
 from papers.roclip.tables import CHOSEN, COSTED, MATCHED, default, in_name, rate
 from papers.roclip.training import EarlyStop, Method, Training, make_pools, train
 from papers.roclip.training import Trained as Outcome
+from papers.roclip.yours import Mine, train_by
 from shared.attacks.triggers import at_test
 from shared.data.base import LabelledImages, Subset
 from shared.data.language import TEMPLATES
@@ -58,8 +59,10 @@ from shared.metrics.costs import clock
 from shared.models.clip import create_clip
 from shared.models.sources import locate
 from shared.models.victim import ZeroShot, tell_apart, text_matrix
+from shared.report.shown import YOURS
 from shared.steps.backdoor import Aim, Pairs, Poison, Seen, Stamp, side
 from shared.steps.choice import CandidateScore, Choice, Settings, settled
+from shared.steps.yours import Code
 from shared.training.cleanclip import cleanclip
 from shared.training.loop import Diverged
 
@@ -412,6 +415,19 @@ class Contrastive(Trained):
         return pools
 
 
+@dataclass(frozen=True)
+class ByYours(Contrastive):
+    """The same with a loss of the user's own, by one process."""
+
+    def _train(
+        self, lab: Lab, clip: nn.Module, pairs: Dataset, accelerator: Accelerator | None = None, **options: object
+    ) -> Outcome:
+        training = self.tuning.open(lab)
+        if self.nth:
+            training = replace(training, warmup=training.warmup // self.nth)
+        return train_by(self.method, clip, pairs, training, **options)
+
+
 def every(nth: int, pairs: Dataset) -> PairSubset:
     """The pairs of a candidate."""
     return PairSubset(pairs, range(0, len(pairs), nth))
@@ -721,6 +737,22 @@ class StepSeconds(Measured):
         return found
 
 
+@dataclass(frozen=True)
+class StepSecondsByYours(StepSeconds):
+    """The same of the user's own alone, the only one of `methods`."""
+
+    def _seconds(self, lab: Lab) -> list[list[float]]:
+        clean = self.clean.open(lab)
+        pairs = Held(PairSubset(clean, range(min(len(clean), self.steps * self.batch))))
+        training, marks = Training(1, min(self.batch, len(pairs)), self.lr, 1), []
+        for _ in range(REPEATS + 1):  # the first warms up
+            clip = start(lab, self.clip, 0)
+            marks.append(clock(lab.device))
+            train_by(self.methods[0], clip, pairs, training)
+            marks.append(clock(lab.device))
+        return [[(b - a) / training.per_epoch(len(pairs)) for a, b in zip(marks[2::2], marks[3::2], strict=True)]]
+
+
 # ---- what the tags of a number mean ----------------------------------------------------------------------------------
 
 
@@ -775,6 +807,8 @@ def few_method(c: Config, method: str, seed: int) -> Method:
     augmentation."""
     if method == "clip_aug":
         return method_of(c, method, seed, "", "")
+    if method == YOURS:
+        return Mine(code=yours_of(c))
     m = c.methods
     matchings = {
         "roclip": m.roclip,
@@ -836,7 +870,14 @@ def model(
     watched = Pictures(c.data.main, "train", c.watch_n, c.data.seed)
     together = c.together and method != "safeclip"
     poisons = poisons_of(c, regime, seed, m)
+    if method == YOURS:
+        return ByYours(begin, poisons, how, tuning, watched, seed, row=row)
     return Contrastive(begin, poisons, how, tuning, watched, seed, stop, row=row, together=together)
+
+
+def yours_of(c: Config) -> Code:
+    """The user's own (`papers.roclip.yours`)."""
+    return Code(c.yours, "METHOD")
 
 
 def method_of(c: Config, method: str, seed: int, sweep: str, value: float | str) -> Method:
@@ -849,6 +890,8 @@ def method_of(c: Config, method: str, seed: int, sweep: str, value: float | str)
         images = None if value == "none" else images
         alpha = (alpha or c.sweeps.alpha) if value == "both" else 0.0
     captions = CaptionAugmentation(alpha, 1 + seed) if alpha else None
+    if method == YOURS:
+        return Mine(None, images, captions, code=yours_of(c))
     if method not in MATCHED:
         return Method(None, images, captions)
     changes = {"pool": {"share": value, "size": None}, "augment": {}, "": {}}.get(sweep, {sweep: value})
@@ -874,7 +917,7 @@ def number(
 ) -> Measured | None:
     """The step behind a number; None where a training has no such epoch."""
     if kind == "cost":
-        return seconds(c, method, seed)
+        return seconds_by_yours(c, seed) if method == YOURS else seconds(c, method, seed)
     if kind == "dose":
         return CandidateScore(dose_of(c), c.few.doses.index(m), "share", measure == "chosen")
     if kind == "choice":
@@ -920,6 +963,13 @@ def seconds(c: Config, method: str, seed: int) -> StepSeconds:
     clip, clean = Backbone(c.models.name, "random"), clean_of(c, "pretrain", seed)
     t = c.pretraining
     return StepSeconds(clip, clean, methods, COSTED.index(method), c.sweeps.cost_steps, t.batch, t.lr)
+
+
+def seconds_by_yours(c: Config, seed: int) -> StepSecondsByYours:
+    """The same of the user's own."""
+    usual = seconds(c, COSTED[0], seed)
+    mine = (Mine(None, usual.methods[0].images, usual.methods[0].captions, code=yours_of(c)),)
+    return StepSecondsByYours(usual.clip, usual.clean, mine, 0, usual.steps, usual.batch, usual.lr)
 
 
 def describe(

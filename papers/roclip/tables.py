@@ -6,13 +6,14 @@ after its last RoCLIP epoch, and after its last plain epoch.
 """
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from shared.claims.selection import Selected
 from shared.experiment.paper import Grid
 from shared.report import tables
 from shared.report.choices import choices
-from shared.report.shown import Filled, Shown, table, table_of
+from shared.report.shown import Filled, Shown, table, table_of, with_yours, yours
 
 if TYPE_CHECKING:
     from papers.roclip.config import Config
@@ -25,6 +26,7 @@ METHODS = {
     "cleanclip": "CLIP, then CleanCLIP",
     "safeclip": "SafeCLIP (later; inferred)",
 }
+named = partial(with_yours, METHODS)
 FEW = {
     "clip": "CLIP",
     "clip_aug": "CLIP + augmentation",
@@ -154,6 +156,11 @@ def poison(c, regime: str) -> str:
     return f"{clean:,} pairs, of which {said}, and {targets.n} target images with {m} captions ({part} of all)"
 
 
+def trained(c: object, regime: str) -> tuple[str, ...]:
+    """The methods of a regime, with the user's own."""
+    return (*TRAINED[regime], *yours(c))
+
+
 # ---- rows and columns ------------------------------------------------------------------------------------------------
 
 
@@ -166,7 +173,7 @@ def runs(
         for scored in either if m in MATCHED else (other,):
             tags = {"method": m, "scored": scored}
             few = [{**tags, "seed": s} for s in further(c)]
-            rows[METHODS[m] + SCORED[scored]] = few if m == "safeclip" else tags
+            rows[named(c)[m] + SCORED[scored]] = few if m == "safeclip" else tags
     return rows
 
 
@@ -204,7 +211,7 @@ def by_epochs(c, regime: str, asked: dict | None) -> Grid:
     kind."""
     if asked is None:
         return Grid({}, {})
-    rows = runs(c, (m for m in TRAINED[regime] if m != "cleanclip"), other="plain_epoch")
+    rows = runs(c, (m for m in trained(c, regime) if m != "cleanclip"), other="plain_epoch")
     epochs = (c.pretraining if regime == "pretrain" else c.finetuning).epochs
     columns = {str(e): {"epoch": e} for e in range(1, epochs + 1)}
     return Grid(rows, columns, {"kind": "epoch", "regime": regime, **asked}, c.seeds)
@@ -212,7 +219,7 @@ def by_epochs(c, regime: str, asked: dict | None) -> Grid:
 
 def after(filled: Filled, method: str, epoch: str) -> Selected | None:
     """What such a grid has of a method after an epoch of whichever kind."""
-    rows = [METHODS[method] + SCORED[scored] for scored in EITHER]
+    rows = [named(filled.config)[method] + SCORED[scored] for scored in EITHER]
     return next((found for row in rows if row in filled.rows and (found := filled.values(row, epoch))), None)
 
 
@@ -229,7 +236,7 @@ def frequencies(c) -> dict[str, dict]:
         tags = {"method": "released"} if every == c.methods.released.every else {"method": "released", "every": every}
         for scored in EITHER:
             rows[f"{METHODS['released']}, K = {every}{SCORED[scored]}"] = {**tags, "scored": scored}
-    return rows
+    return rows | {label: {"method": m, "scored": "last"} for m, label in yours(c).items()}
 
 
 def few_names(c: "Config") -> dict[str, str]:
@@ -247,7 +254,7 @@ def few_runs(c: "Config") -> dict[str, dict | list[dict]]:
     for method, name in few_names(c).items():
         tags = {"method": method, "scored": "stopped" if method == "clip_stopped" else "last"}
         rows[name] = [{**tags, "seed": s} for s in further(c)] if method in FEWER_SEEDS else tags
-    return rows
+    return rows | {label: {"method": m, "scored": "last"} for m, label in yours(c).items()}
 
 
 def few_grid(c: "Config", columns: dict[str, dict]) -> Grid:
@@ -268,7 +275,7 @@ def points(c, sweep: str) -> dict[str, dict]:
 
 
 def main_table(c, regime: str) -> Shown:
-    grid = scores(c, regime, TRAINED[regime])
+    grid = scores(c, regime, trained(c, regime))
     cosine = [column for column in grid.columns if column.startswith("cosine")]
     taken = ", ".join(ATTACKS[a] for a in demanded(c))
     caption = (
@@ -291,7 +298,7 @@ def finetune(c):
 
 
 def downstream_table(c, regime: str, measure: str) -> Shown:
-    grid = downstream(c, regime, measure, TRAINED[regime])
+    grid = downstream(c, regime, measure, trained(c, regime))
     whats = {
         "accuracy": "Zero-shot accuracy",
         "linear_probe": "Accuracy of a linear probe on projected features that are not normalised",
@@ -326,7 +333,8 @@ def probe_finetuned(c):
 def by_epoch(filled: Filled):
     """PSR by epoch, pre-training."""
     methods = filled.config.methods
-    rows = {METHODS[m]: [after(filled, m, e) for e in filled.columns] for m in TRAINED["pretrain"]}
+    names = named(filled.config)
+    rows = {names[m]: [after(filled, m, e) for e in filled.columns] for m in trained(filled.config, "pretrain")}
     caption = (
         f"PSR (%) by epoch of pre-training. Of RoCLIP's epochs every {_nth(methods.roclip.every)} is a RoCLIP epoch "
         f"(released: every {_nth(methods.released.every)})."
@@ -375,11 +383,11 @@ def dose(c: "Config"):
 def chosen_rows(c: "Config") -> dict[str, dict]:
     """The candidates of every method whose learning rate is chosen, in every regime that has it."""
     regimes = REGIMES | {"few": "few targets"} if c.choosing.multiples else {}
-    names = {"few": {m: name for m, name in few_names(c).items() if m not in (*CHOSEN, "clip_stopped")}}
+    of_few = {m: name for m, name in few_names(c).items() if m not in (*CHOSEN, "clip_stopped")} | yours(c)
     return {
         f"{name}, {title}, lr × {times:g}": {"regime": regime, "method": m, "value": times}
         for regime, title in regimes.items()
-        for m, name in names.get(regime, {m: METHODS[m] for m in TRAINED.get(regime, ())}).items()
+        for m, name in (of_few if regime == "few" else {m: named(c)[m] for m in trained(c, regime)}).items()
         for times in c.choosing.multiples
     }
 
@@ -469,7 +477,7 @@ def returned(c):
 def costs(c) -> Grid:
     """An update of every method."""
     common = {"kind": "cost", "regime": "pretrain", "attack": "none", "scored": "last"}
-    return Grid({m: {"method": m} for m in COSTED}, {"step": {"measure": "seconds"}}, common, c.seeds[:1])
+    return Grid({m: {"method": m} for m in (*COSTED, *yours(c))}, {"step": {"measure": "seconds"}}, common, c.seeds[:1])
 
 
 @table_of(costs)
@@ -481,7 +489,7 @@ def cost(filled: Filled):
     for m, seconds in found.items():
         if seconds:
             times = seconds.over(plain) if plain and m != "clip_aug" else "1"
-            lines.append((METHODS[m], [seconds.mean().scaled(1000), times]))
+            lines.append((named(filled.config)[m], [seconds.mean().scaled(1000), times]))
     if not lines:
         return None
     caption = (
@@ -494,5 +502,6 @@ def cost(filled: Filled):
 
 def headline(c) -> list[Grid]:
     """What the claims of the abstract read."""
-    main = [scores(c, regime, HEADLINE) for regime in REGIMES]
-    return [*main, *(downstream(c, "pretrain", measure, HEADLINE) for measure in ("accuracy", "linear_probe"))]
+    methods = (*HEADLINE, *yours(c))
+    main = [scores(c, regime, methods) for regime in REGIMES]
+    return [*main, *(downstream(c, "pretrain", measure, methods) for measure in ("accuracy", "linear_probe"))]

@@ -13,9 +13,10 @@ from shared.attacks.triggers import check_fields
 from shared.attacks.triggers.optimised import PatchConfig
 from shared.data.catalogue import Source
 from shared.errors import UserError
-from shared.experiment.scale import Options, check_seeds
+from shared.experiment.scale import Options, check_batch, check_seeds
 from shared.options import (
     Batch,
+    Bounded,
     Cosine,
     Count,
     Decay,
@@ -111,7 +112,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Bounded):
     """How one attack poisons a CLIP."""
 
     strengths: tuple[str, ...] = ()
@@ -524,6 +525,11 @@ def check(config: Config) -> None:
         raise UserError(
             "the sweeps go through the defaults: --sweeps.alpha, --sweeps.shots and --sweeps.length must contain those of --method."
         )
+    if not m.first < s.blocks >= max(s.depth_output + s.depth_input, default=1):
+        raise UserError(
+            f"--method.first is below the number of blocks, --sweeps.blocks {s.blocks}, and --sweeps.depth-output and "
+            "--sweeps.depth-input go up to it: make them smaller."
+        )
     t = config.tried
     tried = (len(t.lengths) * len(t.lrs), len(t.probe_lrs), len(t.cleanclip_lrs))
     if len(set(tried)) > 1:
@@ -531,6 +537,7 @@ def check(config: Config) -> None:
             f"--tried gives prompts, linear probe and CleanCLIP {tried} settings to choose from: give each as many."
         )
     b = config.baselines
+    check_batch("--baselines.cleanclip.batch", b.cleanclip.batch, b.cleanclip_pairs)
     own = ((m.length, t.lengths), (m.tuning.lr, t.lrs), (b.linear.lr, t.probe_lrs), (b.cleanclip.lr, t.cleanclip_lrs))
     if any(grid and value not in grid for value, grid in own):
         raise UserError(
@@ -540,6 +547,7 @@ def check(config: Config) -> None:
         if not isinstance(recipe, Recipe):
             continue
         option = f"--attacks.{attack.replace('_', '-')}"
+        check_batch(f"{option}.batch", recipe.batch, recipe.pairs)
         name = attack.partition("_")[0]
         check_fields(name, recipe.fields, f"{option}.fields ")
         if name not in OPTIMISED:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from papers.rvpt.defences import Cleaned, Prompts, model_of
+from papers.rvpt.defences import ByYours, Cleaned, Prompts, model_of
 from papers.rvpt.method import DeepPrompts
 from shared.experiment.step import Lab, Measured, Values
 from shared.metrics.costs import activation_megabytes, clock
@@ -147,3 +147,34 @@ class Cost(Measured):
         with contextlib.suppress(_Enough):
             defence.tuned(lab, after_step=after)
         return whole
+
+
+@dataclass(frozen=True)
+class CostOfYours(Measured):
+    """The same of a defence of the user's own, whose updates nobody can count: seconds of its whole tuning, `repeats`
+    times, and the parameters that it has changed."""
+
+    weight: ClassVar[float] = 40.0
+    defence: ByYours
+    measure: Literal["seconds", "trained", "share", "share_whole", "samples"]
+    repeats: int
+
+    def make(self, lab: Lab) -> Values:
+        defence = self.defence
+        before = defence.clip.open(lab)
+        if self.measure == "seconds":
+            marks = []
+            for _ in range(self.repeats):
+                clip = copy.deepcopy(before)
+                marks.append(clock(lab.device))
+                defence.train(lab, clip)
+                marks.append(clock(lab.device))
+            return Values(np.diff(marks)[::2], "s")
+        if self.measure == "samples":
+            return Values(np.array([float(len(defence.shots.open(lab, defence.seed)[0]))]), UNITS[self.measure])
+        after = model_of(lab, defence).clip
+        pairs = zip(before.parameters(), after.parameters(), strict=True)
+        changed = sum(int((a != b).sum()) for a, b in pairs)
+        share = trained_share(before, None)._replace(trained=changed)
+        value = {"trained": share.trained, "share": share.of_rest, "share_whole": share.of_whole}[self.measure]
+        return Values(np.array([float(value)]), UNITS[self.measure])

@@ -30,13 +30,16 @@ from papers.rvpt.tuning import PromptTuning, Tuning, few_shot, tune
 from papers.rvpt.words import LearnedWords, tune_words
 from shared.attacks import Threat
 from shared.attacks.triggers import at_test
-from shared.data.base import ClassSubset, LabelledImages
+from shared.data.base import ClassSubset, LabelledImages, Subset
+from shared.errors import UserError
 from shared.experiment.leaves import Backbone, Pictures
 from shared.experiment.step import Lab, Tensors, Trained, free
 from shared.metrics import backdoor
+from shared.models.clip import create_clip
 from shared.models.victim import ZeroShot, predicted, tell_apart, text_matrix
 from shared.steps.backdoor import Aim, Pairs, Poison, prompts_of
 from shared.steps.choice import Settings
+from shared.steps.yours import FAILS, Code, what
 from shared.training.adversarial import TrainAttack
 from shared.training.cleanclip import CleanClipConfig, cleanclip
 from shared.training.poisoning import FineTuning, finetune_clip
@@ -366,6 +369,48 @@ class Cleaned(Rewritten):
     def options(self, lab: Lab) -> CleanClipConfig:
         """How this one is trained."""
         return replace(self.tuning.open(lab), seed=self.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByYours(Rewritten):
+    """A defence of the user's own, DEFENCE=module:name, a class that is made without arguments:
+
+        def tune(self, victim: ZeroShot, shots: LabelledImages, seed: int) -> None: ...
+
+    victim: pictures (N, 3, H, W) in [0, 1] -> logits (N, K); `victim.visual`, the vision tower of a copy of the
+    poisoned CLIP, is trained in place, text embeddings stay. shots: the few labelled pictures, of which
+    `shots.__getitems__(rows)` gives x (n, 3, H, W) and labels (n,); torch's own generator has the seed. All weights are
+    kept, and must be finite.
+    """
+
+    shots: Shots
+    code: Code
+
+    def train(self, lab: Lab, clip: nn.Module) -> None:
+        shots, texts = self.shots.open(lab, self.seed)
+        self.tuned(bare(clip).zero_shot(texts), shots)
+
+    def tuned(self, victim: ZeroShot, shots: LabelledImages) -> None:
+        """Tune a classifier in place. Raises UserError where the user's code fails, or replaces the tower."""
+        at, tower = f"{self.code.option} {self.code.spec}", victim.visual
+        tower.eval().requires_grad_(True)
+        made = self.code.having("tune")
+        try:
+            with torch.random.fork_rng():
+                torch.manual_seed(self.seed)
+                made.tune(victim, shots, self.seed)
+        except FAILS as error:
+            raise UserError(f"{at} fails ({what(error)}): it is called as tune(victim, shots, seed).") from error
+        if victim.visual is not tower:
+            raise UserError(f"{at} has put another tower in place of victim.visual: train its weights in place.")
+        if not all(p.isfinite().all() for p in tower.parameters()):
+            raise UserError(f"{at} leaves weights that are not finite: lower its learning rate.")
+        victim.requires_grad_(False).eval()
+
+    def look(self, lab: Lab) -> None:
+        """Raises UserError unless it can tune a CLIP with random weights on two pictures."""
+        clip = create_clip(self.clip.clip.name).to(lab.device)
+        self.tuned(bare(clip).zero_shot(self.shots.prompts(lab)), Subset(self.shots.data.open(lab), [0, 1]))
 
 
 def model_of(lab: Lab, clip: Backbone | Poisoned | Defence) -> Model:

@@ -14,18 +14,18 @@ from papers.rvpt.tables import (
     DEFENCES,
     HERE,
     MAIN,
-    METHODS,
     SIX,
     THREE,
     attacks,
     known,
+    named,
     rows,
     spread,
 )
 from shared.experiment.paper import Grid
 from shared.metrics import intervals
 from shared.report import figures, style
-from shared.report.shown import Filled, figure
+from shared.report.shown import Filled, figure, yours
 
 PANELS = {"none": "backdoored CLIP", "vpt": "with VPT", "rvpt": "with RVPT", "supervised": "supervised ViT"}
 CHANGES = {"noise": "noise", "blur": "blur", "colour": "colour", "flip": "flip", "trigger": "trigger"}
@@ -40,6 +40,11 @@ SWEEPS = {
 PIXELS = 70_000  # of all pictures of a figure together, so that its PDF stays small
 
 
+def panel_names(c: Any) -> dict[str, str]:
+    """method -> title of its panel, with the user's own."""
+    return PANELS | yours(c)
+
+
 # ---- figures 1, 7, 8 -------------------------------------------------------------------------------------------------
 
 
@@ -47,7 +52,7 @@ def resistivities(attack: str) -> Callable[[object], Grid]:
     """Every encoder under every perturbation."""
 
     def grid(c) -> Grid:
-        encoders = {m: {"method": m} for m in PANELS if m != "supervised" or c.models.supervised != "none"}
+        encoders = {m: {"method": m} for m in panel_names(c) if m != "supervised" or c.models.supervised != "none"}
         common = {**HERE, "kind": "resistivity", "attack": attack, "measure": "pr"}
         return Grid(encoders, {name: {"perturbation": name} for name in CHANGES}, common, c.seeds[:1])
 
@@ -62,7 +67,7 @@ def panels(grid: Filled) -> Figure:
     measured = {m: found for m, found in measured.items() if found}
     fig, axes = style.figure(style.PAGE, 2.3, columns=len(measured), sharey=True, squeeze=False)
     look = style.looks(list(CHANGES.values()))
-    for ax, letter, (method, found) in zip(axes[0], "abcd", measured.items(), strict=False):
+    for ax, letter, (method, found) in zip(axes[0], "abcde", measured.items(), strict=False):
         series = {
             CHANGES[name]: [intervals.mean({"all": v}) for v in (*m.extra["layers"].astype(np.float64).T, m.values)]
             for name, m in found.items()
@@ -80,7 +85,7 @@ def panels(grid: Filled) -> Figure:
         )
         if len(at) > 8:  # every second label, and the last
             ax.set_xticklabels([t if k % 2 == 0 or t == "out" else "" for k, t in enumerate(at[:-2])] + ["", "out"])
-        ax.set_title(f"({letter}) {PANELS[method]}")
+        ax.set_title(f"({letter}) {panel_names(grid.config)[method]}")
     low = min(line.get_ydata().min() for ax in axes[0] for line in ax.get_lines())
     axes[0][0].set_ylim(low - 0.06 * (1 - low), 1 + 0.04 * (1 - low))
     figures.legend(fig, axes, 5)
@@ -185,12 +190,13 @@ def fig_ablations(swept, without):
 
 
 def shown(kind: str, measure: str, methods: tuple[str, ...], attack: str) -> Callable[[object], Grid]:
-    """One number, with pictures, of each of some methods."""
+    """One number, with pictures, of each of some methods, and of the user's own beside them."""
 
     def grid(c) -> Grid:
         seed = {"seed": 0} if attack == "clean" else {}
         common = {**HERE, "kind": kind, "attack": attack, "measure": measure, **seed}
-        return Grid({m: {"method": m} for m in methods}, {"": {}}, common, c.seeds[:1])
+        mine = yours(c) if "rvpt" in methods else {}
+        return Grid({m: {"method": m} for m in (*methods, *mine)}, {"": {}}, common, c.seeds[:1])
 
     return grid
 
@@ -229,7 +235,7 @@ def fig_attention(grid):
     where it is right; below the maps the share of the attention that lies under the patch."""
     found = measured(grid)
     methods = list(found)
-    extra = {m: found[m].extra for m in methods}
+    extra, names, titles = {m: found[m].extra for m in methods}, named(grid.config), panel_names(grid.config)
     n, first = len(extra[methods[0]]["truth"]), extra[methods[0]]
     columns = [(state, who) for state in ("clean", "triggered") for who in (None, *methods)]
     fig, axes = style.figure(style.PAGE, 1.42 * n + 0.3, rows=n, columns=len(columns), squeeze=False)
@@ -241,7 +247,7 @@ def fig_attention(grid):
             if who is None:
                 _picture(ax, shown[state][i])
                 ax.set_title("" if i else f"{state}\npicture", fontsize=6.5)
-                _answers(ax, [(METHODS[m], str(extra[m][f"{state}_said"][i])) for m in methods], str(first["truth"][i]))
+                _answers(ax, [(names[m], str(extra[m][f"{state}_said"][i])) for m in methods], str(first["truth"][i]))
                 continue
             grey = shown[state][i].mean(-1)
             ax.imshow(grey, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
@@ -255,11 +261,11 @@ def fig_attention(grid):
                 interpolation="nearest",
             )
             ax.set_axis_off()
-            ax.set_title("" if i else f"{state}\n{PANELS[who]}", fontsize=6.5)
+            ax.set_title("" if i else f"{state}\n{titles[who]}", fontsize=6.5)
             share = found[who].values[i] if state == "triggered" else extra[who]["clean"][i]
             ax.text(0.5, -0.04, f"{100 * share:.0f} %", transform=ax.transAxes, ha="center", va="top", fontsize=5.5)
     mean = {m: (grid[m, ""], extra[m]["clean"].mean(), extra[m]["area"].mean()) for m in methods}
-    words = [f"{PANELS[m]}: {100 * e.value:.0f} % (clean {100 * clean:.0f} %)" for m, (e, clean, _) in mean.items()]
+    words = [f"{titles[m]}: {100 * e.value:.0f} % (clean {100 * clean:.0f} %)" for m, (e, clean, _) in mean.items()]
     where = (
         f"attention under the patch (its tokens are {100 * mean[methods[0]][2]:.0f} % of the picture), mean over "
         f"{mean[methods[0]][0].n} triggered pictures:"
@@ -371,7 +377,7 @@ def fig_embedding(grid):
         ax.set_xticks([])
         ax.set_yticks([])
         target = extra["to_target"].mean()
-        ax.set_title(PANELS[method])
+        ax.set_title(panel_names(grid.config)[method])
         ax.set_xlabel(f"own class {100 * grid[method, ''].value:.0f} %, target {100 * target:.0f} %")
     for marker, size, label in (("o", 2.6, "clean"), ("*", 5, "triggered")):
         axes[0][0].plot([], [], linestyle="none", marker=marker, markersize=size, color="#333333", label=label)
@@ -391,7 +397,7 @@ def fig_tradeoff(grid):
     """Clean accuracy against attack success rate of every defence, one panel per attack: right and down is better.
     Whiskers: 95 % intervals.
     """
-    names = METHODS.values()
+    names = named(grid.config).values()
     points = {a: {name: (grid[name, f"{a} ca"], grid[name, f"{a} asr"]) for name in names} for a in SIX}
     points = {a: {k: v for k, v in found.items() if all(v)} for a, found in points.items()}
     points = {a: found for a, found in points.items() if found}
@@ -457,7 +463,7 @@ def _dots(filled: dict, columns: list[str]) -> dict[str, list[float]]:
 def fig_adaptive(grid):
     """BadCLIP's patch as it was planted, and patches optimised against the very model that the user has; on the clean
     CLIP a patch is an adversarial example, which is the control. Whiskers: 95 % intervals."""
-    methods = [name for m, name in METHODS.items() if m in ("clean", "none", "vpt", "rvpt")]
+    methods = list(named(grid.config, ("clean", "none", "vpt", "rvpt")).values())
     fig, axes = style.figure(style.PAGE, 2.3, columns=2, sharey=True)
     for ax, column, label in zip(
         axes, grid.columns, ("attack success rate (%)", "triggered accuracy (%)"), strict=True

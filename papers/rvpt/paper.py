@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 from papers.rvpt import figures, tables
 from papers.rvpt.config import PRESETS, Config, check
-from papers.rvpt.steps import describe, number
-from papers.rvpt.tables import FURTHER, MAIN, place, spec_of, there, under_attack
+from papers.rvpt.steps import clip_of, describe, number
+from papers.rvpt.tables import FURTHER, MAIN, THREE, YOURS, place, spec_of, there, under_attack
 from shared.experiment.paper import Gate, Grid, Paper, Tags
+from shared.experiment.step import Lab
 from shared.experiment.store import slug
 
 WHERE = ("kind", "method", "attack", "measure", "backbone", "place", "at")
@@ -87,5 +88,11 @@ def gates(c: Config) -> list[Gate]:
     return found
 
 
+def yours(lab: Lab, c: Config) -> None:
+    """A look at the user's own defence."""
+    clip_of(c, YOURS, THREE[0], "first", "main", "main", c.seeds[0]).look(lab)
+
+
 EXAMPLES = ("data.n", "adversary.n", "sweeps.resistivity_n", "sweeps.captions_n", "sweeps.candidates")
-PAPER = Paper("rvpt", PRESETS, check, [tables, figures], number, name, describe, gates, examples=EXAMPLES)
+SHOWN = [tables, figures]
+PAPER = Paper("rvpt", PRESETS, check, SHOWN, number, name, describe, gates, examples=EXAMPLES, yours=yours)

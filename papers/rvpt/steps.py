@@ -9,8 +9,9 @@ from functools import cache
 
 from papers.rvpt.baselines import VPT
 from papers.rvpt.config import Config
-from papers.rvpt.costs import Cost
+from papers.rvpt.costs import Cost, CostOfYours
 from papers.rvpt.defences import (
+    ByYours,
     Cleaned,
     Contrastive,
     Defence,
@@ -27,13 +28,14 @@ from papers.rvpt.method import Repulsion
 from papers.rvpt.pictures import Attention, Change, Embedding, Perturbed, Resistivity, Triggers
 from papers.rvpt.scores import Adversarial, Checks, Clip, HeldOut, KnownPatch, KnownScore, Said, Score
 from papers.rvpt.supervised import Supervised, Torchvision
-from papers.rvpt.tables import OPTIMISED, attacked, place, spec_of, tried
+from papers.rvpt.tables import OPTIMISED, YOURS, attacked, place, spec_of, tried
 from papers.rvpt.tuning import PromptTuning
 from shared.attacks.triggers import parse_fields
 from shared.experiment.leaves import Backbone, Pictures, Weights
 from shared.experiment.step import Measured
 from shared.steps.backdoor import Aim, Pairs, Patch, PatchFile, Poison, Seen, Stamp
 from shared.steps.choice import CandidateScore, Choice, Settings
+from shared.steps.yours import Code
 from shared.training.adversarial import TrainAttack
 from shared.training.poisoning import FineTuning
 
@@ -229,6 +231,8 @@ def defended(
             return Contrastive(**common, pairs=pairs, first=m.first, repulsion=fr, tuning=b.cleanclip)
         case "cleanclip":
             return Cleaned(**common, pairs=pairs, tuning=tuned_by)
+        case "yours":
+            return ByYours(**common, shots=shots, code=Code(c.yours, "DEFENCE"))
     raise ValueError(f"there is no defence {method!r}")
 
 
@@ -293,6 +297,8 @@ def number(
     clip = clip_of(c, method, attack, backbone, place, tuned, seed, **changes)
     said = Said(clip, Seen(pictures(c, at), stamp), template_of(c, at, changes), batch)
     unstamped = replace(said, seen=replace(said.seen, stamp=None))
+    if kind == "cost" and method == YOURS:
+        return None if measure == "memory" else CostOfYours(clip, measure, s.cost_repeats)
     match kind:
         case "caption":
             data = Described(c.data.captioned, s.captions_n, c.data.seed, c.data.main.data)

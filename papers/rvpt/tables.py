@@ -11,10 +11,11 @@ shift1 … shift4, whose pictures are seen; tuned: the place of the few shots; a
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from shared.experiment.paper import Grid, Tags
-from shared.report.shown import Filled, Shown, table, table_of
+from shared.report.shown import YOURS, Filled, Shown, table, table_of, with_yours, yours
 from shared.report.tables import Table
 
 METHODS = {
@@ -25,6 +26,7 @@ METHODS = {
     "vpt": "VPT",
     "rvpt": "RVPT",
 }
+named = partial(with_yours, METHODS)
 DEFENCES = ("cleanclip", "linear_probe", "vpt", "rvpt")  # of which the best is bold
 ATTACKS = {
     "badnet": "BadNet",
@@ -109,8 +111,10 @@ def there(name: str) -> dict[str, str]:
 
 
 def rows(c, names: Iterable[str] = METHODS) -> dict[str, dict]:
-    """Methods; a model that nobody poisoned is measured once."""
-    return {METHODS[name]: {"method": name, **({"seed": c.seeds[0]} if name == "clean" else {})} for name in names}
+    """Methods, the user's own last; a model that nobody poisoned is measured once."""
+    return {
+        label: {"method": m, **({"seed": c.seeds[0]} if m == "clean" else {})} for m, label in named(c, names).items()
+    }
 
 
 def attacks(names: Iterable[str]) -> dict[str, dict]:
@@ -150,7 +154,8 @@ def beside(
             several = [tags] if isinstance(tags, Mapping) else tags
             columns[label] = [{**one, "measure": measure} for one in several]
             best[label] = sense
-    among = [label for label, row in lines.items() if row.get("method") in defences]
+    rivals = (*defences, YOURS) if defences else ()
+    among = [label for label, row in lines.items() if row.get("method") in rivals]
     return Shown(lines, columns, common, seeds, caption, best, among=among, **options)
 
 
@@ -206,9 +211,9 @@ def t4(c):
         )
         groups[f"{place_name(c, p)}, with it"] = seeded({"kind": "score", **there(p)}, further(c))
     lines = {
-        f"{ATTACKS[a]}, {METHODS[m]}": {"attack": a, "method": m}
+        f"{ATTACKS[a]}, {label}": {"attack": a, "method": m}
         for a in (*FURTHER, "badclip")
-        for m in ("vpt", "rvpt")
+        for m, label in named(c, ("vpt", "rvpt")).items()
     }
 
     def joined(row: Tags, column: Tags) -> dict | None:
@@ -236,6 +241,9 @@ def t5(c):
         "VPT, tuned there": {"kind": "score", "method": "vpt"},
         "RVPT, tuned there": {"kind": "score", "method": "rvpt"},
     }
+    for m, label in yours(c).items():
+        lines[f"{label}, tuned on {here}"] = {"kind": "cross", "method": m, "tuned": "main"}
+        lines[f"{label}, tuned there"] = {"kind": "score", "method": m}
     return beside(
         lines,
         elsewhere(c),
@@ -249,9 +257,9 @@ def t5(c):
 @table
 def t6(c):
     lines = {
-        f"{place_name(c, at)}, {METHODS[m]}": {"at": at, "method": m}
+        f"{place_name(c, at)}, {label}": {"at": at, "method": m}
         for at in (f"shift{k + 1}" for k in range(len(c.data.shifted)))
-        for m in ("none", "cleanclip", "vpt", "rvpt")
+        for m, label in named(c, ("none", "cleanclip", "vpt", "rvpt")).items()
     }
     return beside(
         lines,
@@ -349,6 +357,7 @@ def t9(c):
         "CleanCLIP": {"method": "cleanclip", **there("main")},
         f"VPT, {place_name(c, 'main')}": {"method": "vpt", **there("main")},
         **{f"RVPT, {place_name(c, p)}": {"method": "rvpt", **there(p)} for p in places(c, ("main", "third"))},
+        **{label: {"method": m, **there("main")} for m, label in yours(c).items()},
     }
 
     def joined(row: Tags, column: Tags) -> dict | None:
@@ -373,10 +382,13 @@ def t9(c):
 @table
 def t10(c):
     lines = {
-        f"“{p.format('CLS')}”, {METHODS[m]}": {"kind": "hand", "prompt": k, "method": m}
+        f"“{p.format('CLS')}”, {label}": {"kind": "hand", "prompt": k, "method": m}
         for k, p in enumerate(c.sweeps.prompts)
-        for m in ("vpt", "rvpt")
-    } | {f"the set's own prompt, {METHODS[m]}": {"kind": "score", "method": m} for m in ("vpt", "rvpt")}
+        for m, label in named(c, ("vpt", "rvpt")).items()
+    } | {
+        f"the set's own prompt, {label}": {"kind": "score", "method": m}
+        for m, label in named(c, ("vpt", "rvpt")).items()
+    }
     return beside(
         lines,
         attacks(THREE),
@@ -540,11 +552,11 @@ def strengths_chosen(c: Any):
 @table
 def not_passed(c: Any):
     lines = {
-        f"{ATTACKS[a]}, {place_name(c, p)}, {getattr(c.models, b).name}: {METHODS[m]}": {
+        f"{ATTACKS[a]}, {place_name(c, p)}, {getattr(c.models, b).name}: {label}": {
             "attack": a, "method": m, "backbone": b, **there(p), **({"seed": c.seeds[0]} if m == "clean" else {}),
         }
         for b, p, a, _ in under_attack(c)
-        for m in METHODS
+        for m, label in named(c).items()
         if b == "first" or m != "cleanclip"  # which has not cleaned further backbones
     }  # fmt: skip
     return Shown(
@@ -597,8 +609,8 @@ def more(c):
 def known(c) -> Shown:
     """Patches planted, and optimised against the model as the user has it."""
     lines = {
-        f"{METHODS[m]}, {label}": {"method": m, "against": who}
-        for m in ("clean", "none", "vpt", "rvpt")
+        f"{name}, {label}": {"method": m, "against": who}
+        for m, name in named(c, ("clean", "none", "vpt", "rvpt")).items()
         for who, label in AGAINST.items()
     }
     return beside(

@@ -6,8 +6,9 @@ gradient    gradients of the input alone, fp32 and summed by default; eval mode 
 goal        a victim with a loss and the rule of success; mean over evaluations for random victims
 pgd         ascend (any loss; used in training), pgd, fgsm
 apgd        apgd, apgd_ce, apgd_dlr, apgd_t, on an engine that keeps them full (apgd_engine); reach: when a run is hopeless
+fab         fab_t, which looks for the nearest point of another class
 square      gradient-free random search
-autoattack  the cascade APGD-CE -> APGD-T -> Square on the survivors (no FAB-T, see there)
+autoattack  the cascade APGD-CE -> APGD-T -> Square on the survivors; `STANDARD` has FAB-T, too
 sanity      checks that an attack can be trusted on a victim
 language    attacks on vision-language models, by the likelihood of texts; language_sanity: their checks
 triggers    triggers of backdoors, drawn, optimised or trained
@@ -18,6 +19,7 @@ Every attack returns detached images in B(x), changes neither x nor the victim, 
 
 from shared.attacks.apgd import apgd, apgd_ce, apgd_dlr, apgd_t
 from shared.attacks.autoattack import autoattack, cascade
+from shared.attacks.fab import fab_t
 from shared.attacks.gradient import input_gradient
 from shared.attacks.pgd import ascend, fgsm, pgd
 from shared.attacks.sanity import check_attack
@@ -26,5 +28,5 @@ from shared.attacks.threat import Threat
 
 __all__ = [
     "Threat", "apgd", "apgd_ce", "apgd_dlr", "apgd_t", "ascend", "autoattack", "cascade", "check_attack",
-    "fgsm", "input_gradient", "pgd", "square",
+    "fab_t", "fgsm", "input_gradient", "pgd", "square",
 ]  # fmt: skip

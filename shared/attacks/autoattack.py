@@ -1,20 +1,23 @@
 """The cascade: each attack is tried on what the ones before it left correct.
 
-Default stages: APGD-CE -> APGD-T -> Square, for heads of any number of classes (see `apgd_t` for fewer than four). A sample is
-robust only if none succeeds, so accuracy falls from stage to stage and the last is the reported one.
+Default stages: APGD-CE -> APGD-T -> Square, for heads of any number of classes (see `apgd_t` for fewer than four). A
+sample is robust only if none succeeds, so accuracy falls from stage to stage and the last is the reported one.
 
-Not AutoAttack `standard` (Croce & Hein 2020), which has FAB-T between APGD-T and Square. FAB looks for the *nearest* point of another
-class (projections onto linearised decision boundaries) instead of raising a loss inside the ball. As a different kind of search
-it can break samples that APGD leaves, so accuracy under this cascade is an upper bound of that under `standard`. Call its numbers
-"APGD-CE + APGD-T + Square", not AutoAttack. Square also differs in use: it runs here with windows per sample.
+That is not AutoAttack `standard` (Croce & Hein 2020), which is `STANDARD`: with FAB-T between APGD-T and Square, a
+different kind of search that can break samples which APGD leaves. Accuracy under the default stages is an upper bound of
+that under `standard`: call its numbers "APGD-CE + APGD-T + Square", not AutoAttack. Square also differs in use: it runs
+here with windows per sample.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from shared.attacks.apgd import apgd_ce, apgd_dlr, apgd_t
+from shared.attacks.fab import fab_t
 from shared.attacks.goal import Goal, check_batch, check_rng
 from shared.attacks.gradient import eval_mode
 from shared.attacks.square import square
@@ -24,7 +27,16 @@ from shared.options import Count, Positive, bounded
 from shared.repeat import joined
 from shared.rng import SampleRng
 
-STAGES = {"apgd-ce": apgd_ce, "apgd-dlr": apgd_dlr, "apgd-t": apgd_t, "square": square}
+Stage = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square"]
+STAGES: dict[str, Callable[..., Tensor]] = {
+    "apgd-ce": apgd_ce,
+    "apgd-dlr": apgd_dlr,
+    "apgd-t": apgd_t,
+    "fab-t": fab_t,
+    "square": square,
+}
+WITHOUT_FAB: tuple[Stage, ...] = ("apgd-ce", "apgd-t", "square")
+STANDARD: tuple[Stage, ...] = ("apgd-ce", "apgd-t", "fab-t", "square")
 
 
 @dataclass(frozen=True)
@@ -47,7 +59,7 @@ def cascade(
     threat: Threat,
     *,
     rng: SampleRng,
-    stages: tuple[str, ...] = ("apgd-ce", "apgd-t", "square"),
+    stages: tuple[Stage, ...] = WITHOUT_FAB,
     steps: Count = 100,
     targets: Count = 9,
     queries: Count = 5000,
@@ -58,9 +70,9 @@ def cascade(
 ) -> Cascade:
     """Run the stages on the survivors. x in [0, 1], y (N,) labels; the victim is used in eval mode.
 
-    stages: names out of `STAGES`, in order. steps, eot_iter, first_step, give_up: see `apgd`. targets: see `apgd_t`. queries: see
-    `square`. batch_size: images in the victim at a time (default N); hand over the whole set with a batch_size, rather than
-    batch by batch, and the batches stay full as samples break.
+    stages: names out of `STAGES`, in order. steps, eot_iter, first_step, give_up: see `apgd`. targets: see `apgd_t` and
+    `fab_t`. queries: see `square`. batch_size: images in the victim at a time (default N); hand over the whole set with a
+    batch_size, rather than batch by batch, and the batches stay full as samples break.
     Samples that nothing broke come back at the last stage's strongest point. For deterministic victims: one success counts.
     Raises UserError for unknown stages, images outside [0, 1], a missing or ill-sized rng, labels that are no
     class, or settings out of bounds.
@@ -71,11 +83,12 @@ def cascade(
     if unknown or not stages:
         raise UserError(f"unknown or no stages {', '.join(map(repr, unknown))}: choose from {', '.join(STAGES)}.")
     batch_size = batch_size or max(len(x), 1)
-    of_apgd = {"steps": steps, "eot_iter": eot_iter, "first_step": first_step, "give_up": give_up}
-    budgets = {
+    of_apgd: dict[str, object] = {"steps": steps, "eot_iter": eot_iter, "first_step": first_step, "give_up": give_up}
+    budgets: dict[str, dict[str, object]] = {
         "apgd-ce": of_apgd,
         "apgd-dlr": of_apgd,
         "apgd-t": of_apgd | {"targets": targets},
+        "fab-t": {"steps": steps, "targets": targets},
         "square": {"queries": queries},
     }
     x_adv = x.detach().clone()
@@ -85,7 +98,7 @@ def cascade(
         for stage in stages:
             rows = alive.nonzero().flatten()
             if len(rows):
-                part = {"rng": rng.subset(rows).child(stage), "batch_size": batch_size} | budgets[stage]
+                part = {**budgets[stage], "rng": rng.subset(rows).child(stage), "batch_size": batch_size}
                 x_adv[rows] = STAGES[stage](victim, x[rows], y[rows], threat, **part)
                 alive = alive.clone()
                 alive[rows] = _correct(victim, x_adv[rows], y[rows], batch_size)

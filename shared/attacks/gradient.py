@@ -29,7 +29,11 @@ def precision(x: Tensor, autocast: str | None) -> Iterator[None]:
     """fp32 whatever the caller's autocast (None), or autocast to "fp16" / "bf16" on the device of `x`."""
     if autocast is not None and autocast not in HALF:
         raise UserError(f"unknown autocast {autocast!r}: use None (fp32), 'fp16' or 'bf16'.")
-    with torch.autocast(x.device.type, dtype=HALF.get(autocast, torch.bfloat16), enabled=autocast is not None):
+    with torch.autocast(
+        x.device.type,
+        dtype=HALF.get(autocast, torch.bfloat16),  # type: ignore[arg-type]
+        enabled=autocast is not None,
+    ):
         yield
 
 

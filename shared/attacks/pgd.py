@@ -114,7 +114,7 @@ def pgd(
     labels = y if targeted is None else targeted
     with eval_mode(victim):
         if keep == "last":
-            start = None if not random_start else rng.child(f"restart{restarts - 1}")
+            start = None if not random_start else rng.child(f"restart{restarts - 1}")  # type: ignore[union-attr]
             return _run_last(goal, x, labels, threat, steps, step_size, start)
         best = _Best(x, drop)
         if drop:
@@ -123,7 +123,7 @@ def pgd(
             todo = best.open()
             if len(todo) == 0:
                 break
-            start = rng.child(f"restart{restart}").subset(todo) if random_start else None
+            start = rng.child(f"restart{restart}").subset(todo) if random_start else None  # type: ignore[union-attr]
             _run_best(goal, x[todo], labels[todo], todo, threat, steps, step_size, start, best)
         return best.x_adv
 

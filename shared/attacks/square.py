@@ -89,7 +89,7 @@ class _Search:
         if drop:
             self._drop(self.goal.judge(self.x, self.y)[1])
         if len(self.where):
-            self.best = self.threat.project(self.start(), self.x)
+            self.best = self.threat.project(self.start(), self.x)  # type: ignore[attr-defined]
             self.value, done = self.goal.judge(self.best, self.y)
         for query in repeated(range(queries), EARLY if drop else 1.0):
             if drop and len(self.where):
@@ -101,7 +101,10 @@ class _Search:
                     (BLOCK, self.numbers), device=self.x.device
                 )
             side = window_side(query, self.p_init, *self.x.shape[2:])
-            new = self.threat.project(self.propose(self.block[:, query % BLOCK], side), self.x)
+            new = self.threat.project(
+                self.propose(self.block[:, query % BLOCK], side),  # type: ignore[attr-defined]
+                self.x,
+            )
             value, done = self.goal.judge(new, self.y)
             better = value > self.value
             self.best = torch.where(per_sample(better, new), new, self.best)
@@ -136,7 +139,7 @@ class _Search:
 
 class _Linf(_Search):
     @property
-    def numbers(self) -> int:
+    def numbers(self) -> int:  # type: ignore[override]
         return 2 + self.x.shape[1]
 
     def start(self) -> Tensor:
@@ -151,7 +154,7 @@ class _Linf(_Search):
 
 class _L2(_Search):
     @property
-    def numbers(self) -> int:
+    def numbers(self) -> int:  # type: ignore[override]
         return 5 + self.x.shape[1]
 
     def start(self) -> Tensor:

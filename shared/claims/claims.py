@@ -96,9 +96,9 @@ def _selector(tags: object) -> dict:
     for tag, wanted in tags.items():
         if isinstance(wanted, dict) and set(wanted) != {"not"}:
             raise ValueError(f"is wrong: tag {tag} must be a value, a list or {{not: …}}, not {wanted!r}")
+        inner = wanted["not"] if isinstance(wanted, dict) else wanted
         if any(
-            isinstance(one, float) and not math.isfinite(one)
-            for one in (wanted if isinstance(wanted, list) else [wanted])
+            isinstance(one, float) and not math.isfinite(one) for one in (inner if isinstance(inner, list) else [inner])
         ):
             raise ValueError(f"is wrong: tag {tag} must be finite, not {wanted!r}")
     return tags

@@ -16,6 +16,7 @@ from shared.metrics import intervals
 from shared.metrics.intervals import Estimate
 
 Selector = Mapping[str, object]
+FRACTIONS = ("share", "fraction", "rate")  # units of numbers in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,14 @@ class Selected:
 
     def mean(self) -> Estimate:
         """The mean over the sets with its interval."""
-        return intervals.mean(self.sets)
+        return intervals.mean(self.sets, self.unit in FRACTIONS)
 
     def minus(self, other: "Selected") -> Estimate:
         """mean(self) − mean(other): paired example by example where both hold the same sets, unpaired where they share none."""
-        a, b = _shared_seeds(self, other)
+        a, b, share = *_shared_seeds(self, other), self.unit in FRACTIONS
         if a.keys() == b.keys() and all(a[name].shape[1] == b[name].shape[1] for name in a):
-            return intervals.paired_difference(a, b)
-        return intervals.unpaired_difference(a, b)
+            return intervals.paired_difference(a, b, share)
+        return intervals.unpaired_difference(a, b, share)
 
     def over(self, other: "Selected") -> Estimate:
         """mean(self) / mean(other)."""

@@ -32,13 +32,12 @@ from typing import Any
 
 from shared.claims.claims import UNKNOWN, Claim, ClaimsFile
 from shared.claims.looks import repeated
-from shared.claims.selection import Selected
+from shared.claims.selection import FRACTIONS, Selected
 from shared.claims.wording import detectable, margin, number, words
 from shared.errors import UserError
 from shared.metrics.intervals import Estimate
 
 GOOD, BAD, UNSURE, NONE = "good", "bad", "unsure", "none"  # tone of a status: what colour its badge has
-FRACTIONS = ("share", "fraction", "rate")  # units of numbers in [0, 1]
 ERROR = 0.05  # of each verdict, and the share of wrong decisions that `survives` allows
 EQUIVALENT = "no difference"
 LEAST_N, LEAST_SEEDS = 96, 3  # behind a headline claim
@@ -181,10 +180,9 @@ def _judge(claim: Claim, results: Any) -> Verdict:
         command = f"make {goal}-{results.paper}" + ("" if scale == "cpu" else f" SCALE={scale}")
         return Verdict(claim, "not measured", NONE, f"{absent} Run `{command}`.")
     slugs = tuple(dict.fromkeys(slug for selected in found for slug in selected.slugs))
-    if claim.ratio is not None and found[1].mean().value <= 0:
-        return Verdict(
-            claim, "inconclusive", UNSURE, "There is no ratio: what would be divided by is not above zero.", (), slugs
-        )
+    if claim.ratio is not None and (found[0].mean().value < 0 or found[1].mean().value <= 0):
+        sentence = "There is no ratio: what would be divided is below zero, or by what is not above zero."
+        return Verdict(claim, "inconclusive", UNSURE, sentence, (), slugs)
     estimates = tuple(repeated(e, results.looks) for e in _estimates(claim, found))
     failed = results.failed_gates()
     if failed:

@@ -124,7 +124,7 @@ class View(LabelledImages):
         return np.asarray(self.data.labels)[self.indices]
 
     @property
-    def renameable(self) -> bool:
+    def renameable(self) -> bool:  # type: ignore[override]
         return self.data.renameable
 
     @property
@@ -149,14 +149,14 @@ class View(LabelledImages):
 class Subset(View):
     """The examples `indices` of a set, in that order."""
 
-    def __init__(self, data: LabelledImages, indices: Sequence[int], name: str | None = None):
+    def __init__(self, data: LabelledImages, indices: Sequence[int] | np.ndarray, name: str | None = None):
         self.data, self.indices = data, np.asarray(indices, np.int64).reshape(-1)
         self.name, self.classes, self.prompts = name or data.name, data.classes, data.prompts
         if len(self.indices) and not (self.indices.min() >= 0 and self.indices.max() < len(data)):
             raise IndexError(f"{data.name} has the examples 0 … {len(data) - 1}")
 
     @cached_property
-    def version(self) -> str:
+    def version(self) -> str:  # type: ignore[override]
         return digest([self.data.version, self.indices.tolist()])[:12]
 
 
@@ -198,7 +198,7 @@ class ClassSubset(Relabelled):
         self.new[keep] = np.arange(len(keep))
 
     @cached_property
-    def indices(self) -> np.ndarray:
+    def indices(self) -> np.ndarray:  # type: ignore[override]
         """(len,) the examples of the set that are kept, ascending."""
         return np.flatnonzero(self.new[np.asarray(self.data.labels)] >= 0)
 

@@ -68,12 +68,12 @@ def open_set(spec: str, split: str, source: Source, n: int = 100_000) -> Labelle
         )
     if kind == "named":
         how = {"wording": source.wording, "download": source.download, "wnids": source.wnids}
-        return named(name, source.root, split, skip_corrupt=source.skip_corrupt, **how)
+        return named(name, source.root, split, skip_corrupt=source.skip_corrupt, **how)  # type: ignore[arg-type]
     return _folder(name, split, source)
 
 
 def _folder(part: str, split: str, source: Source) -> LabelledImages:
-    root = Path(source.root).expanduser()
+    root = Path(source.root).expanduser()  # type: ignore[arg-type]
     if source.download or (root / "cifar-10-batches-py").is_dir():
         whole = named("cifar10", root, split, download=source.download)
     else:

@@ -32,19 +32,19 @@ from shared.data.catalogue import Source
 from shared.data.files import UnreadableImage, decode, read_picture
 from shared.data.poison import Held
 from shared.data.scene_sets import ScenePairs
-from shared.data.shards import Shards
+from shared.data.shards import CAPTION, Shards, Text
 from shared.data.skipped import HOW, Skipped, is_utf8, say
 from shared.data.targets import captions_of
 from shared.errors import UserError
 from shared.files import digest, sha256_file
 from shared.rng import SampleRng
 
-PICTURES, CAPTIONS = ("path", "image", "filepath"), ("caption", "title", "text")  # names of columns
+PICTURES = ("path", "image", "filepath")  # names of columns
 STAND_INS = 100  # pairs that are tried in the place of one that cannot be read
 
 
 class Store(Protocol):
-    """Where pairs lie: numbered, each with a caption and the bytes of a picture.
+    """Where pairs lie: numbered, each with a caption (or another `Text`) and the bytes of a picture.
 
     problems: what is no pair and left out, in words.
     """
@@ -158,25 +158,26 @@ def settle(name: str, problems: Sequence[str], skip_corrupt: bool) -> None:
 
 
 class Table:
-    """The pairs of a CSV or TSV file. problems: rows that are none.
+    """The pairs of a CSV or TSV file. of: the text of a pair. problems: rows that are none.
 
     Raises UserError for a file that is missing, no table, without such columns, or with one of them twice.
     """
 
-    def __init__(self, path: Path):
-        self.path, self.rows, self.problems = path, [], []
+    def __init__(self, path: Path, of: Text = CAPTION):
+        self.path, self.of, self.rows, self.problems = path, of, [], []
+        unread = f"{path} cannot be read as a table of pictures and {of.name}s:"
         try:
             if path.exists() and not path.is_file():
-                raise UserError(f"{path} cannot be read as a table of pictures and captions: it is no file.")
+                raise UserError(f"{unread} it is no file.")
             # what is not UTF-8 is found row by row; lines end where they end in the file
             with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
                 self._fill(file)
         except FileNotFoundError:
             raise UserError(
-                f"there is no file {path}: put it there, or set DATA_ROOT to the folder it is in."
+                f"there is no file {path}: put it there, or set DATA_ROOT (judge: --data-root) to the folder it is in."
             ) from None
         except OSError as error:
-            raise UserError(f"{path} cannot be read as a table of pictures and captions: {error.strerror}.") from None
+            raise UserError(f"{unread} {error.strerror}.") from None
 
     def _fill(self, lines: Iterable[str]) -> None:
         lines = iter(lines)
@@ -188,12 +189,12 @@ class Table:
             raise UserError(
                 f"{self.path}: the line of column names {error}: write the table as UTF-8, with commas or tabs."
             ) from None
-        columns = [next((names.index(n) for n in known if n in names), None) for known in (PICTURES, CAPTIONS)]
+        columns = [next((names.index(n) for n in known if n in names), None) for known in (PICTURES, self.of.columns)]
         if None in columns:
             found = ", ".join(names[:6]) or "nothing"
             raise UserError(
                 f"{self.path} begins with the columns {found}: name one of them {' or '.join(PICTURES)}, "
-                f"with the paths of downloaded pictures, and one {' or '.join(CAPTIONS)}, with commas or "
+                f"with the paths of downloaded pictures, and one {' or '.join(self.of.columns)}, with commas or "
                 "tabs between them."
             )
         twice = [names[column] for column in columns if names.count(names[column]) > 1]
@@ -209,10 +210,10 @@ class Table:
                     raise ValueError(
                         f"has {len(row)} fields and the first line {len(names)} ({rule}; none has a line break)"
                     )
-                picture, caption = (row[column].strip() for column in columns)
-                if not picture or not caption:
-                    raise ValueError("lacks a picture or a caption")
-                self.rows.append((picture, caption))
+                picture, text = (row[column].strip() for column in columns)
+                if not picture or not text:
+                    raise ValueError(f"lacks a picture or a {self.of.name}")
+                self.rows.append((picture, text))
             except ValueError as error:
                 self.problems.append(f"row {number} of {self.path} {error}")
 

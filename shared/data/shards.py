@@ -1,17 +1,17 @@
 """Random access to the pairs in the tar files of a web data set, through a table of contents that is made once.
 
-The table says where in which file each picture begins and ends, and holds the captions: reading a pair is one seek. It
-is kept beside the files, or where nothing can be written there, in the user's cache folder, and it is made anew when a
-file has come, gone or changed its length or its time.
+The table says where in which file each picture begins and ends, and holds the texts (captions, or labels): reading a
+pair is one seek. It is kept beside the files, or where nothing can be written there, in the user's cache folder, and it
+is made anew when a file has come, gone or changed its length or its time.
 
 The webdataset package is not the reader: it is a stream, so a run could go on only by reading everything before once
 more; its keys end at the first dot (v1.5_0001 and v1.5_0002 become one); and samples that lack a part are not counted.
 Its patterns are those of the package braceexpand, as here.
 
-A key is the name up to its last dot, folders included. Of a sample, one picture and one caption (.txt before .json) are
+A key is the name up to its last dot, folders included. Of a sample, one picture and one text (see `Text`) are
 read; further members, such as 0001.cls or 0001.seg.png beside a complete 0001, hidden files and those that network
 disks and archivers leave, are counted by kind. Everything else that is no pair is a problem: a key without picture or
-caption, or with several; captions that are no UTF-8; links; what a break hides. Tars that were joined end to end are
+text, or with several; texts that are no UTF-8; links; what a break hides. Tars that were joined end to end are
 read to their end.
 """
 
@@ -27,6 +27,7 @@ import sys
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -39,12 +40,45 @@ from shared.data.skipped import say_unread, shown
 from shared.errors import UserError
 from shared.files import atomic_path, digest, sha256_file
 
-FORMAT = "pairs-2"  # of the table; raise it when what is in it changes
-PICTURES, CAPTIONS = ("jpg", "jpeg", "png", "webp"), ("txt", "json")
+FORMAT = 2  # of the table; raise it when what is in it changes
+PICTURES = ("jpg", "jpeg", "png", "webp")
 MOST_FILES = 1_000_000  # that a pattern may stand for
-LONGEST = 2**20  # bytes of a caption's file
+LONGEST = 2**20  # bytes of a text's file
 _RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?\d+)?\}")
 _DAMAGED = (tarfile.TarError, EOFError, ValueError, OverflowError)
+
+
+@dataclass(frozen=True)
+class Text:
+    """What stands beside a picture, by its name, and where it is looked for; of several places the first counts.
+
+    pairs: name of the pairs with it. suffixes: of the members of a shard. keys: of a .json, whose value has one of
+    `types`. columns: of a table.
+    """
+
+    name: str
+    pairs: str
+    suffixes: tuple[str, ...]
+    keys: tuple[str, ...]
+    columns: tuple[str, ...]
+    types: tuple[type, ...] = (str,)
+
+    def of_json(self, content: bytes) -> str:
+        """What a .json says, "" where it does not. Raises ValueError or RecursionError where it cannot be read."""
+        said = json.loads(content)
+        found = [said[key] for key in self.keys if type(said.get(key)) in self.types] if isinstance(said, dict) else []
+        return str(found[0]).strip() if found else ""
+
+
+CAPTION = Text("caption", "pairs", ("txt", "json"), ("caption",), ("caption", "title", "text"))
+LABEL = Text(
+    "label",
+    "labels",
+    ("cls", "txt", "json"),
+    ("label", "class", "caption"),
+    ("label", "class", *CAPTION.columns),
+    (str, int),
+)
 
 
 def expand(pattern: str) -> list[str]:
@@ -73,18 +107,19 @@ def shard_files(root: Path, pattern: str) -> list[str]:
 
 
 class Shards:
-    """The pairs of tar files, as a store of `shared.data.pairs`.
+    """The pairs of tar files, as a store of `shared.data.pairs`. of: the text of a pair.
 
     problems: missing, broken and compressed files, and members that are no pair. Raises UserError where
     there is no file at all.
     """
 
-    def __init__(self, root: Path, pattern: str):
-        self.root, self.names = Path(root), shard_files(Path(root), pattern)
+    def __init__(self, root: Path, pattern: str, of: Text = CAPTION):
+        self.root, self.names, self.of = Path(root), shard_files(Path(root), pattern), of
         present = [self._facts(name) for name in self.names]
         if not any(size >= 0 for _, size, _ in present):
             raise UserError(
-                f"there is no file {self.root / pattern}: put the shards there, or set DATA_ROOT to the folder that holds them."
+                f"there is no file {self.root / pattern}: put the shards there, or set DATA_ROOT (judge: --data-root) to "
+                "the folder that holds them."
             )
         table = self._table(pattern, present)
         self.problems: list[str] = table["about"]["problems"]
@@ -135,15 +170,15 @@ class Shards:
         return [name, facts.st_size, facts.st_mtime_ns] if stat.S_ISREG(facts.st_mode) else [name, -1, 0]
 
     def _table(self, pattern: str, present: list) -> dict:
-        file = f".pairs-{digest(pattern)[:12]}.npz"
+        file = f".{self.of.pairs}-{digest(pattern)[:12]}.npz"
         folder = self.root / os.path.dirname(next(name for name, size, _ in present if size >= 0))
         places = [folder / file, cache_folder() / f"{digest(str(self.root.absolute()))[:12]}{file}"]
         for place in places:
             table = _load(place)
             if table is not None and table["about"]["files"] == present:
                 return table
-        print(f"pairs: reading the contents of {len(self.names)} shards, once", file=sys.stderr, flush=True)
-        table = contents(self.root, present)
+        print(f"{self.of.pairs}: reading the contents of {len(self.names)} shards, once", file=sys.stderr, flush=True)
+        table = contents(self.root, present, self.of)
         for place in places:
             try:
                 with atomic_path(place) as temporary:
@@ -154,7 +189,7 @@ class Shards:
         return table
 
 
-def contents(root: Path, present: Sequence[Sequence]) -> dict:
+def contents(root: Path, present: Sequence[Sequence], of: Text) -> dict:
     """The table of some files (name, length, time): arrays over the pairs, and in "about" which files it is of and what is left out."""
     rows: list[tuple] = []
     problems: list[str] = []
@@ -163,7 +198,7 @@ def contents(root: Path, present: Sequence[Sequence]) -> dict:
         if size < 0:
             problems.append(f"the shard {root / name} is missing, or no file")
             continue
-        found, wrong, others = _members(root / name)
+        found, wrong, others = _members(root / name, of)
         rows += [(k, *row) for row in found]
         problems += wrong
         unread += others
@@ -181,40 +216,42 @@ def contents(root: Path, present: Sequence[Sequence]) -> dict:
 
 
 class _Sample:
-    """What a shard has under one key: where its pictures lie, and the contents of its captions by suffix.
+    """What a shard has under one key: where its pictures lie, and the contents of its texts by suffix.
 
     wrong: why it cannot be read.
     """
 
-    def __init__(self):
+    def __init__(self, of: Text):
+        self.of, self.wrong = of, ""
         self.pictures: list[tuple[int, int]] = []
-        self.captions: dict[str, bytes] = {}
-        self.wrong = ""
+        self.texts: dict[str, bytes] = {}
 
     def problem(self) -> str:
         """Why it is no pair; empty for a pair."""
-        return self.wrong or ("" if self.pictures else "has no picture") or ("" if self.captions else "has no caption")
+        no_text = "" if self.texts else f"has no {self.of.name}"
+        return self.wrong or ("" if self.pictures else "has no picture") or no_text
 
-    def caption(self) -> str:
-        """The text, or what the JSON says. Raises ValueError, in words that go on after the key."""
+    def text(self) -> str:
+        """What the first of its texts says. Raises ValueError, in words that go on after the key."""
+        text = ""
         try:
-            text = self.captions.get("txt", b"").decode("utf-8-sig").strip()
-            if not text and "json" in self.captions:
-                said = json.loads(self.captions["json"])
-                text = said.get("caption") if isinstance(said, dict) else None
-                text = text.strip() if isinstance(text, str) else ""
+            for suffix in self.of.suffixes:
+                content = b"" if text else self.texts.get(suffix, b"")
+                if content:
+                    text = self.of.of_json(content) if suffix == "json" else content.decode("utf-8-sig").strip()
             text.encode()  # JSON can spell halves of characters
         except UnicodeError:
-            raise ValueError("has a caption that is not UTF-8") from None
+            raise ValueError(f"has a {self.of.name} that is not UTF-8") from None
         except (ValueError, RecursionError):
-            raise ValueError("has a .json that cannot be read, and no caption") from None
+            raise ValueError(f"has a .json that cannot be read, and no {self.of.name}") from None
         if not text or "\0" in text:
-            raise ValueError("has no caption" if not text else "has a caption with a character of number 0")
+            no_text = f"has a {self.of.name} with a character of number 0" if text else f"has no {self.of.name}"
+            raise ValueError(no_text)
         return text
 
 
-def _members(path: Path) -> tuple[list[tuple[str, int, int, str]], list[str], Counter]:
-    """([(key, where its picture begins, how long it is, caption)], what is wrong, further members by kind) of one file.
+def _members(path: Path, of: Text) -> tuple[list[tuple[str, int, int, str]], list[str], Counter]:
+    """([(key, where its picture begins, how long it is, text)], what is wrong, further members by kind) of one file.
 
     What comes before a break is kept.
     """
@@ -224,7 +261,7 @@ def _members(path: Path) -> tuple[list[tuple[str, int, int, str]], list[str], Co
     try:
         with open(path, "rb") as whole:
             for tar, member in _archives(whole):
-                _take(tar, member, samples, unread)
+                _take(tar, member, samples, unread, of)
     except OSError as error:
         problems.append(f"the shard {path} cannot be read ({error.strerror or error})")
     except _DAMAGED as error:
@@ -234,7 +271,7 @@ def _members(path: Path) -> tuple[list[tuple[str, int, int, str]], list[str], Co
         try:
             if what := sample.problem():
                 raise ValueError(what)
-            rows.append((key, *sample.pictures[0], sample.caption()))
+            rows.append((key, *sample.pictures[0], sample.text()))
         except ValueError as error:
             folder, base = posixpath.split(key)
             owner = samples.get(posixpath.join(folder, base.partition(".")[0]))
@@ -261,7 +298,9 @@ def _archives(whole: BinaryIO) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInf
         whole.seek(-len(block), os.SEEK_CUR)
 
 
-def _take(tar: tarfile.TarFile, member: tarfile.TarInfo, samples: dict[str, _Sample], unread: Counter) -> None:
+def _take(
+    tar: tarfile.TarFile, member: tarfile.TarInfo, samples: dict[str, _Sample], unread: Counter, of: Text
+) -> None:
     name = posixpath.normpath(member.name)
     stem, dot, suffix = name.rpartition(".")
     suffix = suffix.lower() if dot and "/" not in suffix else ""
@@ -269,20 +308,20 @@ def _take(tar: tarfile.TarFile, member: tarfile.TarInfo, samples: dict[str, _Sam
         return
     if any(map(is_service, name.split("/"))):
         unread["hidden files"] += 1
-    elif suffix not in (*PICTURES, *CAPTIONS):
+    elif suffix not in (*PICTURES, *of.suffixes):
         unread[f".{suffix}" if suffix else "files without a suffix"] += 1
     else:
-        sample = samples.setdefault(stem, _Sample())
+        sample = samples.setdefault(stem, _Sample(of))
         if not member.isreg() or member.issparse():
             sample.wrong = f"is a link or no plain file ({posixpath.basename(name)})"
         elif suffix in PICTURES:
             sample.pictures.append((member.offset_data, member.size))
-        elif suffix in sample.captions:
+        elif suffix in sample.texts:
             sample.wrong = f"has more than one .{suffix}"
         elif member.size > LONGEST:
-            sample.wrong = f"has a .{suffix} of {member.size:,} bytes, which is no caption"
+            sample.wrong = f"has a .{suffix} of {member.size:,} bytes, which is no {of.name}"
         else:
-            sample.captions[suffix] = tar.extractfile(member).read()
+            sample.texts[suffix] = tar.extractfile(member).read()
         if len(sample.pictures) > 1:
             sample.wrong = "has more than one picture"
 

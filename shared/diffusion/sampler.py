@@ -153,7 +153,7 @@ class Sampler(Bounded):
         if not on_sample:
             return out
         with torch.enable_grad():
-            moved = guide(x if x.requires_grad else x.detach().requires_grad_(), t, x0, eps)
+            moved = guide(x if x.requires_grad else x.detach().requires_grad_(), t, x0, eps)  # type: ignore[misc]
         return out + moved
 
     def _deviation(self, beta: Tensor, shrink: Tensor, v: Tensor | None, x: Tensor) -> Tensor:
@@ -163,7 +163,9 @@ class Sampler(Bounded):
             raise UserError("this denoiser has not learned a variance: use the sampler's variance small or large.")
         if kind == "learned":
             low = (shrink * beta).clamp_min(1e-20).log()  # −∞ in the last step, where no noise is added
-            return torch.exp((v * per_sample(beta.log(), x) + (1 - v) * per_sample(low, x)) / 2)
+            return torch.exp(
+                (v * per_sample(beta.log(), x) + (1 - v) * per_sample(low, x)) / 2  # type: ignore[operator]
+            )
         return per_sample((beta if kind == "large" else shrink * beta).sqrt(), x)
 
     def _solve(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, recomputed: bool, guide: Guide | None) -> Tensor:

@@ -31,7 +31,7 @@ from shared.data.base import LabelledImages
 from shared.data.catalogue import Source, open_set
 from shared.errors import UserError
 from shared.experiment.paper import Number
-from shared.experiment.step import Kept, Step, Trained, Values, closure, depth, key, needs
+from shared.experiment.step import Kept, Step, Tensors, Trained, Values, closure, depth, key, needs
 from shared.experiment.store import Store, slug
 from shared.files import digest, look_at, sha256_bytes, sha256_file, write_json
 from shared.models.clip import demand_finite, read_weights, save_tensors
@@ -96,7 +96,7 @@ class Lab:
     def identity(self, leaf: Hashable) -> object:
         """What tells a leaf from others: the contents of what stands behind it, looked at once."""
         if leaf not in self._identities:
-            self._identities[leaf] = leaf.identity(self)
+            self._identities[leaf] = leaf.identity(self)  # type: ignore[attr-defined]
         return self._identities[leaf]
 
     # -- what steps have left --------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ class Lab:
         )
         return False
 
-    def keep(self, step: Kept, tensors: dict[str, Tensor], part: str = "", facts: dict[str, str] | None = None) -> None:
+    def keep(self, step: Kept, tensors: Tensors, part: str = "", facts: dict[str, str] | None = None) -> None:
         """Save what a step has made; facts: texts that stand beside the tensors. Of what all made together, one process saves it.
 
         Raises UserError where a number is not finite; nothing is then stored.
@@ -285,7 +285,7 @@ class _Turns:
         if self._store is None:
             host, first = os.environ.get("MASTER_ADDR", "127.0.0.1"), self.accelerator.is_main_process
             served = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=PATIENCE) if first else None
-            port = broadcast_object_list([served.port if first else None])[0]
+            port = broadcast_object_list([served.port if first else None])[0]  # type: ignore[union-attr]
             self._store = served or TCPStore(host, port, is_master=False, timeout=PATIENCE)
         return self._store
 

@@ -2,6 +2,7 @@
 
     python -m shared.experiment.make check NAME=value …                one line on stdout for the first mistake
     python -m shared.experiment.make reproduce-pmg_aft NAME=value …    or headline-, figures-, status-, plan-, bench-; of all without a paper
+    python -m shared.experiment.make new-paper NAME=x                  see `new_paper`
 
 Standard library only. Notes when each stage begins in <results>/<scale>/<paper>/times.txt, which the overview reads.
 """
@@ -20,9 +21,12 @@ from pathlib import Path
 
 from shared.errors import DONE, UserError, run_main
 from shared.experiment.launch.__main__ import DEVICES, choose, start
+from shared.experiment.new_paper import begin
 from shared.experiment.scales import ROOT, SCALES, check_scale, scales
 from shared.files import check_folder
 from shared.lifeline import supervise, tie_to_launcher
+
+YOURS = ("DEFENCE", "OBJECTIVE", "METHOD")  # a method of the user's own, by what a paper's are called
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,8 @@ class Dials:
     launch: tuple[str, ...] = ()
     budget: int = 0
     gpu: str = "measure"
+    yours: str = ""
+    name: str = ""
 
     @property
     def options(self) -> list[str]:
@@ -50,6 +56,7 @@ class Dials:
             self.scale,
             *seeds,
             *(["--data-root", self.data_root] if self.data_root else []),
+            *(["--yours", self.yours] if self.yours else []),
             "--results",
             self.results,
         ]
@@ -75,6 +82,11 @@ def dials(words: Sequence[str]) -> Dials:
         raise UserError("RESULTS is empty; name a folder or leave it out")
     if given.get("TORCH", "") not in ("", "cpu"):
         raise UserError(f"there is no TORCH={given['TORCH']}; choose cpu or leave it out")
+    yours = [f"{word}={given[word]}" for word in YOURS if given.get(word)]
+    if len(yours) > 1:
+        raise UserError(f"{' and '.join(yours)}: a run has one row of your own, so give one of them")
+    if yours and not all(yours[0].partition("=")[2].partition(":")):
+        raise UserError(f"{yours[0]}: write module:name, as in {yours[0].partition('=')[0]}=my_module:Mine")
     launch = _words("LAUNCH", given)
     if launch and (device or gpus):
         raise UserError(
@@ -100,6 +112,8 @@ def dials(words: Sequence[str]) -> Dials:
         launch=launch,
         budget=int(budget or 0),
         gpu=given.get("GPU") or "measure",
+        yours=yours[0].partition("=")[2] if yours else "",
+        name=given.get("NAME", ""),
     )
 
 
@@ -131,6 +145,8 @@ class Target:
                 raise UserError(f"LAUNCH={shlex.join(self.given.launch)}: there is no program {self.given.launch[0]}")
         elif self.kind != "figures":
             choose(self.given.device, self.given.gpus)
+        for paper in papers if self.given.set and self.kind != "figures" else ():
+            self.report("page", paper, "--check", *self._settings)  # before what takes hours
         until = time.monotonic() + 60 * self.given.budget
         goes_on = self.given.budget and self.kind != "figures"
         for paper in papers:
@@ -161,9 +177,13 @@ class Target:
     def _page(self, paper: str) -> None:
         if self.kind != "figures":
             self._note(paper, "page")
-        self.report("page", paper, *(word for pair in self.given.set for word in ("--set", pair)))
+        self.report("page", paper, *self._settings)
         if self.kind != "figures":
             self._note(paper, "end")
+
+    @property
+    def _settings(self) -> list[str]:
+        return [word for pair in self.given.set for word in ("--set", pair)]
 
     def report(self, what: str, *options: str) -> None:
         """A page is drawn."""
@@ -204,7 +224,8 @@ def with_scale(papers: Sequence[str], scale: str) -> list[str]:
     """The papers that have this scale; those that have not are named before anything runs."""
     for paper in papers:
         if scale not in scales(paper):
-            print(f"{paper} is left out: it has no SCALE={scale}, only {', '.join(scales(paper))}", flush=True)
+            there = ", ".join(scales(paper)) or "none that can be read"
+            print(f"{paper} is left out: it has no SCALE={scale}, only {there}", flush=True)
     return [paper for paper in papers if scale in scales(paper)]
 
 
@@ -248,6 +269,16 @@ def main() -> None:
     papers = with_file("train.py")
     kind, _, paper = goal.partition("-")
     given = dials(words)
+    if goal == "new-paper":
+        for folder in begin(given.name):
+            print(f"made {folder.relative_to(ROOT)}")
+        print(f"next: make reproduce-{given.name} SCALE=smoke")
+        return
+    if given.yours and not (paper and kind in ("reproduce", "headline", "status")):
+        raise UserError(
+            f"a method of your own ({given.yours}) is a row of one paper: give it to make reproduce-<paper>, "
+            "headline-<paper> or status-<paper>"
+        )
     if paper and paper not in papers:
         raise UserError(f"there is no paper '{paper}' with a train.py; there is: {' '.join(papers) or 'none yet'}")
     if kind == "record":

@@ -110,6 +110,8 @@ class Paper:
     number_name: asked tags -> the name of a number; see `named`.
     gates: (config) -> what must hold first.
     defence: (model) -> its method in front of a model, for `shared.judge`; None where it has none of that kind.
+    yours: (lab, config) -> None, a look at the user's own method (`config.yours`) before anything long runs; None where
+    no table has a row for one.
     examples: the options that say how many pictures numbers have, as in data.n; `shared.experiment.looks` doubles them.
     facts: (lab, config) -> what the page needs to know of the data; it stands in the plan among the fields of the configuration.
     """
@@ -125,6 +127,7 @@ class Paper:
     facts: Callable[[Lab, object], dict[str, object]] = lambda lab, config: {}
     examples: Sequence[str] = ("data.n",)
     defence: Callable[[object], object] | None = None
+    yours: Callable[[Lab, object], None] | None = None
 
     def plan(self, config: object) -> list[Number]:
         """Every number that a gate reads or that is shown or claimed (with `config.headline`: of the headline), each once."""

@@ -24,6 +24,8 @@ class Options:
     """Seeds of what a claim rests on; sweeps use the first."""
     headline: bool = False
     """Only what the claims of the abstract need."""
+    yours: str = ""
+    """module:name of your own method, a row in every table (docs/yours.md); with make: DEFENCE, OBJECTIVE, METHOD."""
     results: Path = Path("results")
     """Where measurements and checkpoints go."""
     data_root: str | None = None
@@ -49,6 +51,12 @@ def check_seeds(seeds: Sequence[int]) -> None:
     """Refuse no seeds, and the same one twice."""
     if not seeds or len(set(seeds)) < len(seeds):
         raise UserError(f"--seeds must be one or more different numbers, not {' '.join(map(str, seeds)) or 'nothing'}.")
+
+
+def check_batch(option: str, batch: int, n: int) -> None:
+    """Refuse a batch that is larger than the set it is drawn from."""
+    if batch > n:
+        raise UserError(f"{option} is {batch}, more than the {n:,} pairs there are to train on: make it smaller.")
 
 
 def parse(

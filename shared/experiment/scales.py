@@ -10,9 +10,14 @@ SCALES = ("smoke", "cpu", "photos", "paper")
 
 
 def scales(paper: str, papers: Path = ROOT / "papers") -> tuple[str, ...]:
-    """The keys of PRESETS in papers/<paper>/config.py; all scales where these are not written there as a dictionary."""
+    """The keys of PRESETS in papers/<paper>/config.py; all scales where these are not written there as a dictionary,
+    none where that is no Python (yet)."""
     config = papers / paper / "config.py"
-    for statement in ast.parse(config.read_text(encoding="utf-8")).body if config.is_file() else ():
+    try:
+        body = ast.parse(config.read_text(encoding="utf-8")).body if config.is_file() else []
+    except SyntaxError:
+        return ()
+    for statement in body:
         if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Dict):
             if [getattr(target, "id", None) for target in statement.targets] == ["PRESETS"]:
                 return tuple(ast.literal_eval(key) for key in statement.value.keys)
@@ -28,4 +33,6 @@ def check_scale(paper: str, scale: str, papers: Path = ROOT / "papers") -> None:
     """Raise `UserError` where a paper has no such scale."""
     there = scales(paper, papers)
     if scale not in there:
-        raise UserError(f"{paper} has no SCALE={scale}; it has {', '.join(there)}.")
+        raise UserError(
+            f"{paper} has no SCALE={scale}; it has {', '.join(there) or 'none that can be read: mend its config.py'}."
+        )

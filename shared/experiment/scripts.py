@@ -70,6 +70,8 @@ def open_run(
 
     found: Paper = importlib.import_module(f"papers.{paper}.paper").PAPER
     scale, config = parse(found.presets, doc, argv, check=found.check)
+    if config.yours and found.yours is None:
+        raise UserError(f"{paper} has no row for a method of your own ({config.yours}): leave it out.")
 
     from shared.experiment import source
     from shared.experiment.lab import Lab
@@ -92,6 +94,8 @@ def open_run(
     # what is missing is said before anything is made, or downloaded by one process before the others read it
     with lab.accelerator.main_process_first() if config.source.download else contextlib.nullcontext():
         lab.open_leaves(part for n in everything for part in parts(n.step))
+    if config.yours:
+        found.yours(lab, config)
     return found, scale, config, lab, numbers, looks
 
 
@@ -279,12 +283,13 @@ def keep(lab: "Lab", number: "Number", values: "Values", seconds: float) -> None
     """Store one measurement with its interval over examples and its provenance."""
     import numpy as np
 
+    from shared.claims.selection import FRACTIONS
     from shared.experiment.provenance import provenance
     from shared.experiment.store import Measurement
     from shared.metrics import intervals
 
     given, seed = np.asarray(values.values, np.float64), number.asked.get("seed")
-    mean = intervals.mean({"all": given})
+    mean = intervals.mean({"all": given}, share=values.unit in FRACTIONS)
     lab.store.save(
         Measurement(
             number.name,

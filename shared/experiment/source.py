@@ -121,21 +121,21 @@ Use = tuple[str, str, str]
 @cache
 def read(module: str) -> Module | None:
     """A module of the project or a file of the user's own; None for a module that is installed, or is none."""
-    path = _file(module)
+    path = file_of(module)
     return None if path is None else Module(module, path)
 
 
-def _file(module: str) -> Path | None:
+def file_of(module: str) -> Path | None:
     """The source of a module that is not installed: of the project, or a file of the user's own."""
-    loaded = getattr(sys.modules.get(module), "__file__", None)
-    if loaded is not None:
-        path = Path(loaded)
-        return None if path.suffix != ".py" or _installed(path) else path
-    base = ROOT.joinpath(*module.split("."))
-    return next((p for p in (base.with_suffix(".py"), base / "__init__.py") if p.is_file()), None)
+    loaded, base = getattr(sys.modules.get(module), "__file__", None), ROOT.joinpath(*module.split("."))
+    there = [Path(loaded)] if loaded else [base.with_suffix(".py"), base / "__init__.py"]
+    return next((p for p in there if p.suffix == ".py" and p.is_file() and not _installed(p)), None)
 
 
 def _installed(path: Path) -> bool:
+    """Whether it belongs to another package. The project's own counts when it is installed, too."""
+    if any(path.resolve().is_relative_to(ROOT / room) for room in ("shared", "papers")):
+        return False
     return (
         "site-packages" in path.parts
         or "dist-packages" in path.parts

@@ -67,7 +67,7 @@ class Measurement:
 
     def _read(self) -> dict[str, np.ndarray]:
         try:
-            with np.load(self.path, allow_pickle=False) as archive:
+            with np.load(self.path, allow_pickle=False) as archive:  # type: ignore[arg-type]
                 return {name: archive[name] for name in archive.files}
         except Exception as error:
             raise UserError(
@@ -103,7 +103,7 @@ class Store:
             found = Measurement(**{**facts, "seeds": tuple(facts["seeds"])}, path=path.with_suffix(".npz"))
             if (
                 said == digest([facts, values])
-                and sha256_file(found.path) == values
+                and sha256_file(found.path) == values  # type: ignore[arg-type]
                 and (found.slug, found.key) == (name, key)
             ):
                 return found
@@ -137,7 +137,7 @@ class Store:
         path = self._path(measurement.slug, measurement.key)
         path.unlink(missing_ok=True)
         with atomic_path(path.with_suffix(".npz")) as temporary:
-            np.savez(temporary, values=measurement.values, **measurement.extra)
+            np.savez(temporary, values=measurement.values, **measurement.extra)  # type: ignore[arg-type]
         hidden = ("path", "given", "given_extra")
         facts = {
             k: v

@@ -3,9 +3,11 @@
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from shared.errors import UserError, run_main
 from shared.experiment.launch.__main__ import start
+from shared.experiment.scales import ROOT
 from shared.files import check_folder
 from shared.judge.options import Compare, Config
 from shared.judge.page import compare
@@ -35,12 +37,22 @@ def run(argv: Sequence[str]) -> None:
     judge(options)
 
 
+def refuse_namesakes() -> None:
+    """Raises UserError where a package in this folder would be imported in place of one of ours, installed elsewhere."""
+    for room in ("shared", "papers"):
+        if Path(room, "__init__.py").is_file() and Path(room).resolve() != ROOT / room:
+            raise UserError(
+                f"the folder {Path.cwd()} has a package named {room}, which hides the one of vlm-robust: start elsewhere."
+            )
+
+
 def main() -> None:
     """From the command line to the exit code; `judge` starts its processes first."""
     tie_to_launcher()
     argv = sys.argv[1:]
 
     def command() -> None:
+        refuse_namesakes()
         options = None if STARTED in os.environ else parse(argv)
         if isinstance(options, Config):
             sys.exit(start(["-m", "shared.judge", *argv], options.device))

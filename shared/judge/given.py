@@ -1,19 +1,21 @@
 """What a user brings, by what the command line says: pictures, a model, code of his own, a defence."""
 
+import contextlib
+import copy
 import importlib
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from shared.data.base import LabelledImages, Relabelled, subset
 from shared.data.files import ImageSize
 from shared.data.folders import image_folder, is_divided
 from shared.data.prompts import clean, fill
+from shared.data.stored import KINDS, StoredImages, stored
 from shared.errors import UserError
 from shared.experiment import source
 from shared.experiment.leaves import Backbone, Weights
@@ -21,14 +23,16 @@ from shared.experiment.step import Lab
 from shared.files import digest
 from shared.judge.hf import open_hf
 from shared.models import zoo
+from shared.models.blocks import LeanBlock, LeanCLIP, LeanVision
 from shared.models.classifier import open_classifier
-from shared.models.preprocess import straight_through
 from shared.models.sources import identity, locate
 from shared.models.victim import ZeroShot, class_matrix
-from shared.rng import SampleRng
-from shared.steps.purification import Defence, Diffusion, Opened, Purification, Transform
+from shared.steps.purification import Defence, Diffusion, Purification, Transform
+from shared.steps.yours import Code, Own
 
 # ---- pictures ------------------------------------------------------------------------------------
+
+LEAN = (LeanBlock, LeanVision, LeanCLIP)
 
 
 class Named(Relabelled):
@@ -36,9 +40,17 @@ class Named(Relabelled):
 
     def __init__(self, data: LabelledImages, names: Sequence[str], template: str):
         said, have = [clean(name) for name in names], [clean(name) for name in data.classes]
+        numbered = isinstance(data, StoredImages) and data.numbered
         lost = [name for name in have if said.count(name) != 1]
-        if len(lost) == len(have) == len(names) and not set(said) & set(have):
+        if len(lost) == len(have) == len(names) and not set(said) & set(have) and not numbered:
             places = range(len(names))
+        elif lost and numbered:
+            places = [int(name) for name in data.classes]
+            if max(places) >= len(names):
+                raise UserError(
+                    f"--classes has {len(names)} names and the pictures have the label {max(places)}: line i + 1 names "
+                    "the number i, so give a line for each."
+                )
         elif lost:
             raise UserError(
                 f"--classes: {len(lost)} of the {len(have)} classes of the pictures are not, or not once, among the "
@@ -64,7 +76,17 @@ class Set:
         return lab.once(self, lambda: self._open(lab))
 
     def _open(self, lab: Lab) -> LabelledImages:
-        data = _folder(lab) if self.spec == "folder:all" else lab.data(self.spec, "test")
+        size, skip = ImageSize.parse(lab.source.size), lab.source.skip_corrupt
+        if self.spec == "folder:all":
+            data = _folder(lab.source.root, size, skip)
+        elif self.spec.partition(":")[0] in KINDS:
+            data = stored(self.spec, lab.source.root, size, skip)
+            if data.numbered and not self.names:
+                raise UserError(
+                    f"the labels of {self.spec} are numbers: name them with --classes, line i + 1 for the number i."
+                )
+        else:
+            data = lab.data(self.spec, "test")
         return Named(data, self.names, self.template) if self.names else data
 
     def identity(self, lab: Lab) -> list:
@@ -73,10 +95,9 @@ class Set:
         return [data.version, source.of(type(data.data if isinstance(data, Named) else data))]
 
 
-def _folder(lab: Lab) -> LabelledImages:
+def _folder(root: str, size: ImageSize, skip_corrupt: bool) -> LabelledImages:
     """All pictures of a folder that is not divided, the test pictures of one that is."""
-    root = lab.source.root
-    return image_folder(root, "test" if is_divided(root) else None, size=ImageSize.parse(lab.source.size))
+    return image_folder(root, "test" if is_divided(root) else None, size=size, skip_corrupt=skip_corrupt)
 
 
 @dataclass(frozen=True)
@@ -114,68 +135,6 @@ class Part:
         """x (N, 3, H, W) in [0, 1] and y (N,) of some of the set's pictures, on the device."""
         x, y = self.open(lab).__getitems__(list(rows))
         return x.to(lab.device), y.to(lab.device)
-
-
-# ---- code of one's own ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Code:
-    """module:name, a leaf, known by its source. option: that named it, for errors."""
-
-    spec: str
-    option: str
-
-    def load(self) -> Any:
-        """The object. Raises UserError for a module that does not import and a name that it lacks."""
-        module, _, name = self.spec.partition(":")
-        try:
-            found = importlib.import_module(module)
-        except Exception as error:  # whatever the user's module raises
-            raise UserError(
-                f"{self.option} {self.spec}: the module {module} cannot be imported ({what(error)}): mend it, or start "
-                "where Python finds it."
-            ) from error
-        if not callable(getattr(found, name, None)):
-            names = ", ".join(key for key, value in vars(found).items() if callable(value) and key[0] != "_") or "none"
-            raise UserError(
-                f"{self.option} {self.spec}: the module {module} has no class or function {name!r}; it has {names}."
-            )
-        return getattr(found, name)
-
-    def made(self) -> Any:
-        """The object, or what it makes where it is a class or takes no argument."""
-        thing = self.load()
-        needed = [p for p in _parameters(thing) if p.default is p.empty]
-        if not isinstance(thing, type) and (isinstance(thing, nn.Module) or needed):
-            return thing
-        try:
-            return thing()
-        except Exception as error:
-            raise UserError(
-                f"{self.option} {self.spec}: it cannot be made without arguments ({what(error)}): give a function that "
-                "makes it."
-            ) from error
-
-    def identity(self, lab: Lab) -> str:
-        """Of its source, and all that this uses by name."""
-        thing = self.load()
-        return source.of(thing if hasattr(thing, "__qualname__") else type(thing))
-
-
-def what(error: Exception) -> str:
-    """An error in a line."""
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-
-
-def _parameters(thing: Callable) -> list[inspect.Parameter]:
-    """The parameters that a call fills by place."""
-    call = thing.forward if isinstance(thing, nn.Module) else thing
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    try:
-        return [p for p in inspect.signature(call).parameters.values() if p.kind in kinds]
-    except ValueError:  # of a builtin
-        return [inspect.Parameter("x", kinds[0])]
 
 
 # ---- models --------------------------------------------------------------------------------------
@@ -249,44 +208,41 @@ class Model:
         return ZeroShot(clip.visual, class_matrix(clip, data), clip.logit_scale.exp().item())
 
 
-# ---- defences ------------------------------------------------------------------------------------
+class Plain(nn.Module):
+    """A model by operations that have a second derivative: open_clip's own blocks for the quick ones, attention by
+    plain products. The weights are the model's.
+
+    The quick blocks are once differentiable. torch.autograd.grad does not say so: of the second derivative it leaves out
+    what goes through them, since the node that would raise is on no way to its inputs.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        if any(isinstance(module, LEAN) for module in model.modules()):
+            weights = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+            model = copy.deepcopy(model, weights)
+            for module in model.modules():
+                if type(module) in LEAN:
+                    module.__class__ = type(module).__base__
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        with sdpa_kernel(SDPBackend.MATH) if torch.is_grad_enabled() else contextlib.nullcontext():
+            return self.model(x)
 
 
 @dataclass(frozen=True)
-class Own:
-    """A defence of the user's own."""
+class Twice:
+    """A model for a defence that follows its gradient, and is itself differentiated by attacks."""
 
-    code: Code
+    model: Model
 
-    def open(self, lab: Lab) -> Opened:
-        """It, or what its `open(lab)` returns. Raises UserError for what cannot be called."""
-        made = self.code.made()
-        made = made.open(lab) if hasattr(made, "open") else made
-        if not callable(made):
-            raise UserError(
-                f"{self.code.option} {self.code.spec}: a {type(made).__name__} has neither __call__(x) nor open(lab): "
-                "write one of them."
-            )
-        return made.to(lab.device).eval() if isinstance(made, nn.Module) else made
+    def open(self, lab: Lab) -> nn.Module:
+        """As of the model, opened once."""
+        return lab.once(self, lambda: Plain(self.model.open(lab)).eval())
 
 
-class Shield:
-    """A defence as attacks call it, (x, rng) -> x. straight: it has no gradient, the identity's stands for it."""
-
-    def __init__(self, opened: Callable[..., Tensor], random: bool, straight: bool):
-        self.opened, self.random, self.straight = opened, random, straight
-        second = _parameters(opened)[1:2]
-        self.takes_rng = any(p.default is p.empty or p.name == "rng" for p in second)
-
-    def __call__(self, x: Tensor, rng: SampleRng) -> Tensor:
-        if not self.straight:
-            return self._out(x, rng)
-        with torch.no_grad():
-            value = self._out(x, rng)
-        return straight_through(value, x)
-
-    def _out(self, x: Tensor, rng: SampleRng) -> Tensor:
-        return self.opened(x, rng) if self.takes_rng else self.opened(x)
+# ---- defences ------------------------------------------------------------------------------------
 
 
 def defence_of(spec: str, denoiser: str, model: Model) -> Defence:
@@ -307,7 +263,7 @@ def defence_of(spec: str, denoiser: str, model: Model) -> Defence:
     if (source.ROOT / "papers" / kind / "paper.py").is_file():
         found = importlib.import_module(f"papers.{kind}.paper").PAPER.defence
         if found is not None:
-            return found(model)
+            return found(Twice(model))
     raise UserError(
         f"there is no defence {spec!r}: write none, {', '.join(f'{name}:NUMBER' for name in transforms)}, diffpure, "
         "diffcap, distshift, or module:name for one of your own."

@@ -2,6 +2,7 @@
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from shared.data.base import LabelledImages
@@ -13,9 +14,9 @@ from shared.models.victim import Pixels, ZeroShot
 class Tower(nn.Module):
     """The vision tower of a CLIP of transformers, as `Pixels.of` and `ZeroShot` know those of open_clip."""
 
-    def __init__(self, model: nn.Module, size: tuple[int, int], mean: list[float], std: list[float]):
+    def __init__(self, model: nn.Module, size: tuple[int, int], how: dict[str, object]):
         super().__init__()
-        self.model, self.image_size, self.preprocess_cfg = model, size, {"mean": mean, "std": std}
+        self.model, self.image_size, self.preprocess_cfg = model, size, how
 
     def forward(self, x: Tensor) -> Tensor:
         return _tensor(self.model.get_image_features(pixel_values=x))
@@ -53,8 +54,15 @@ def open_hf(source: str, data: LabelledImages) -> nn.Module:
     cut = getattr(seen, "crop_size", None) or seen.size
     side = cut.get("shortest_edge")
     size = (side, side) if side else (cut["height"], cut["width"])
+    normed = seen.do_normalize
+    how = {
+        "mean": seen.image_mean if normed else [0.0] * 3,
+        "std": seen.image_std if normed else [1.0] * 3,
+        "interpolation": "bilinear" if seen.resample == Image.Resampling.BILINEAR else "bicubic",
+        "resize_mode": "shortest" if seen.size.get("shortest_edge") else "squash",
+    }
     if tokenizer is None:
-        return Logits(model, Pixels(size, (seen.image_mean, seen.image_std)))
+        return Logits(model, Pixels.of(Tower(model, size, how)))
     if not hasattr(model, "get_text_features") or not hasattr(model, "logit_scale"):
         raise UserError(
             f"--model hf:{source} is a {type(model).__name__}, neither a CLIP nor a classifier: give one of these."
@@ -65,7 +73,7 @@ def open_hf(source: str, data: LabelledImages) -> nn.Module:
             list(data.prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         )
         text = F.normalize(_tensor(model.get_text_features(**words)), dim=-1)
-    return ZeroShot(Tower(model, size, seen.image_mean, seen.image_std), text, model.logit_scale.exp().item())
+    return ZeroShot(Tower(model, size, how), text, model.logit_scale.exp().item())
 
 
 def _tensor(out: object) -> Tensor:

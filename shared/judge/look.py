@@ -1,7 +1,6 @@
 """A look at what the user brings, on a few pictures, before anything long runs: what cannot work is refused in a
 sentence, what is odd is said."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,25 +9,18 @@ from torch import Tensor, nn
 from shared.attacks import Threat
 from shared.errors import UserError
 from shared.experiment.step import Lab
-from shared.judge.given import Model, Part, Shield, what
+from shared.judge.given import Model, Part
 from shared.judge.steps import Against, System, by_own
 from shared.models.clip import MEAN_STD
 from shared.models.victim import predicted
 from shared.rng import SampleRng
 from shared.steps.purification import Defence, Transform
+from shared.steps.yours import FAILS, Shield, has_gradient, look_through, what
 
 FEW = 32  # pictures
 SAME = 1e-3  # of the largest logit: what float rounding may change
 GAIN = 0.2  # accuracy that normalised pictures may gain by chance
 NORMS = {**{k: v for k, v in MEAN_STD.items() if k != "none"}, "0.5": ((0.5,) * 3, (0.5,) * 3)}
-FAILS = (
-    RuntimeError,
-    TypeError,
-    ValueError,
-    IndexError,
-    AttributeError,
-    KeyError,
-)  # of code on pictures it cannot take
 
 
 @dataclass(frozen=True)
@@ -62,18 +54,18 @@ def look(lab: Lab, model: Model, defence: Defence, part: Part, own: tuple[Agains
             "The model's answers depend on the other pictures of a batch, as with batch statistics in train mode."
         )
     cautions += _normalised(victim, x, y, z)
-    if not _has_gradient(victim, x[:2]):
+    if not has_gradient(victim, x[:2]):
         raise UserError(
             f"the logits of {model.spec} have no gradient with respect to the pictures, so all would seem robust: "
             "compute them by torch, without no_grad or detach."
         )
     opened = Shield(defence.open(lab), True, False)
-    behind = _through(opened, x, rng)
+    behind = look_through(opened, x, rng)
     logits(behind, "the model behind the defence")
-    random = model_random or not _same(behind, _through(opened, x, rng.child("other")))
-    straight = not _has_gradient(lambda pictures: opened(pictures, few), x[:2])
+    random = model_random or not _same(behind, look_through(opened, x, rng.child("other")))
+    straight = not has_gradient(lambda pictures: opened(pictures, few), x[:2])
     if straight:
-        cautions.append("The defence has no gradient: attacks take the identity's in its place (BPDA).")
+        cautions.append("The defence has no gradient to follow: attacks take the identity's in its place (BPDA).")
     system = System(model, defence, random, straight)
     for against in own:
         by_own(against.own, system.open(lab), x[:2], y[:2], Threat(against.norm, against.eps), few)
@@ -117,36 +109,3 @@ def _normalised(victim: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> list
         f"The model is right about {plain:.0%} of the pictures as they are and {found[name]:.0%} once they are "
         f"normalised ({name}): it seems to expect them so. Put mean and std inside it, so that ε is in pixels."
     ]
-
-
-def _has_gradient(call: Callable[[Tensor], Tensor], x: Tensor) -> bool:
-    try:
-        with torch.enable_grad():
-            x = x.clone().requires_grad_()
-            torch.autograd.grad(call(x).sum(), x)
-    except RuntimeError:
-        return False
-    return True
-
-
-@torch.no_grad()
-def _through(defence: Shield, x: Tensor, rng: SampleRng) -> Tensor:
-    """x behind the defence. Raises UserError where the size changes, or [0, 1] is left."""
-    try:
-        out = defence(x.clone(), rng)
-    except FAILS as error:
-        raise UserError(
-            f"the defence fails on pictures {tuple(x.shape)} ({what(error)}): it is called as defence(x) or "
-            "defence(x, rng)."
-        ) from error
-    if not isinstance(out, Tensor) or out.shape != x.shape:
-        got = tuple(out.shape) if isinstance(out, Tensor) else f"a {type(out).__name__}"
-        raise UserError(
-            f"the defence made {got} of pictures {tuple(x.shape)}: return pictures of the size that came in."
-        )
-    low, high = out.min().item(), out.max().item()
-    if not (low >= -1e-6 and high <= 1 + 1e-6):
-        raise UserError(
-            f"the defence's pictures go from {low:.3g} to {high:.3g}: keep them in [0, 1], mean and std in the model."
-        )
-    return out

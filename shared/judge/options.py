@@ -18,14 +18,18 @@ class Config:
     torchvision:NAME[@FILE]; or module:name, a function from pictures in [0, 1] to logits, or one without arguments that
     makes such a model."""
     data: str = "scenes:combinations"
-    """A folder with a folder of pictures per class; torchvision:NAME (below --data-root); scenes:SET, drawn here."""
+    """A folder with a folder of pictures per class; csv:FILE, with columns path (or image) and label (or class);
+    shards:PATTERN, tar files with 0001.jpg and 0001.cls (or .txt, .json); hf:FOLDER, as save_to_disk of datasets writes
+    it; torchvision:NAME; scenes:SET, drawn here."""
     data_root: str = "."
-    """Where torchvision's sets are."""
+    """Where tables, shards and torchvision's sets are."""
     size: str = "native"
-    """Size of a folder's pictures: native, 224, 256:224 (short side, centre crop)."""
+    """Size of pictures from files: native, 224, 256:224 (short side, centre crop)."""
+    skip_corrupt: bool = False
+    """Leave unreadable pictures out, counted and reported, instead of stopping at the first."""
     classes: str = ""
     """A text file with the model's classes, one a line, in the order of its logits; every class of the pictures is
-    among them, or line i names the i-th class."""
+    among them, or line i names the i-th class. Where labels are numbers, line i + 1 names the number i."""
     template: str = "a photo of a {}"
     """Makes a prompt of a name of --classes."""
     defence: str = "none"

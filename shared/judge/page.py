@@ -25,6 +25,8 @@ AGAIN = {
     "in batches of another size": "batches",
     "rounded to 8 bits (PNG)": "rounded",
 }
+STANDARD_BUDGET = {"steps": 100, "targets": 9, "queries": 5000}
+CHECKED = {"pgd": "PGD", "cascade": "cascade", "bpda": "BPDA"}  # by sanity checks
 WORST = "worst case of each picture"
 KEPT = "kept"  # folder of what a run leaves, below its --out
 
@@ -32,7 +34,7 @@ KEPT = "kept"  # folder of what a run leaves, below its --out
 def rows(c: Config, random: bool) -> dict[str, str]:
     """Attack -> what it is, as the table says it."""
     noise = f", EOT {c.eot}" if random else ""
-    apgd = f"APGD-CE, APGD-T, Square ({c.steps} steps, {c.targets} targets, {c.queries} queries)"
+    apgd = f"APGD-CE, APGD-T, FAB-T, Square ({c.steps} steps, {c.targets} targets, {c.queries} queries)"
     out = {
         "clean": "no attack",
         "pgd": f"PGD-{c.steps}{noise}",
@@ -93,7 +95,13 @@ class Judged:
             notes.append(f"Something is random: each picture is shown {f['repeats']} times.")
         where = f"Accuracy under attack; {f['norm']}, ε = {show_eps(f['eps'])}, {f['n']} pictures of {f['data']}."
         again = [(label, [self._cell("worst", how)]) for label, how in AGAIN.items()]
-        checks = {k: v for k, v in (self.numbers["pgd", "mean"].sanity or {}).items() if k != "passed"}
+        checks = {
+            f"{label}: {name}": v
+            for attack, label in CHECKED.items()
+            if attack in self.attacks
+            for name, v in (self.numbers[attack, "mean"].sanity or {}).items()
+            if name != "passed"
+        }
         sanity = [
             (name, ["passed" if v["passed"] else "failed", f"{v['value']:.3g}", f"{v['threshold']:.3g}", v["detail"]])
             for name, v in checks.items()
@@ -101,11 +109,11 @@ class Judged:
         return {
             "accuracy": Table(list(columns), cells, where, notes),
             "again": Table(["accuracy (%)"], again, "The strongest pictures, shown again as they are stored."),
-            "sanity": Table(["outcome", "value", "at most", "what"], sanity, "Sanity checks of PGD."),
+            "sanity": Table(["outcome", "value", "at most", "what"], sanity, "Sanity checks of the attacks."),
         }
 
     def _cell(self, attack: str, how: str) -> Estimate | None:
-        return mean([self.numbers[attack, how].values]) if (attack, how) in self.numbers else None
+        return mean([self.numbers[attack, how].values], share=True) if (attack, how) in self.numbers else None
 
     def write(self) -> str:
         """Page, tables and the JSON entry; what to say on the screen."""
@@ -125,9 +133,11 @@ class Judged:
         return "\n".join(said)
 
     def entry(self) -> dict:
-        """What is measured, in the shape of RobustBench's model info. Its "autoattack_acc" is for the four attacks of
-        the original, so the worst case stands under "external"."""
+        """What is measured, in the shape of RobustBench's model info. "autoattack_acc" is of the cascade where it has the
+        budget of AutoAttack's `standard`; the worst case of all attacks stands under "external"."""
         f, verdict = self.facts, self.verdict
+        whole = not f["random"] and all(f[name] >= least for name, least in STANDARD_BUDGET.items())
+        cascade = f"{100 * self.numbers['cascade', 'mean'].value:.2f}"
         return {
             "link": None,
             "name": self.title,
@@ -140,7 +150,7 @@ class Judged:
             "eps": show_eps(f["eps"]),
             "clean_acc": f"{100 * self.numbers['clean', 'mean'].value:.2f}",
             "reported": None,
-            "autoattack_acc": None,
+            "autoattack_acc": cascade if whole else None,
             "external": f"{100 * verdict.robust.value:.2f}",
             "unreliable": verdict.status in ("no verdict", "not believed"),
             "footnote": f"{verdict.words} Attacks: {'; '.join(self.attacks.values())}.",
@@ -172,7 +182,7 @@ def compare(options: Compare) -> str:
 
     def pair(attack: str) -> Sequence[Estimate]:
         left, right = (x.numbers[attack, "mean"].values for x in (a, b))
-        return mean([left]), mean([right]), paired_difference([left], [right])
+        return mean([left], True), mean([right], True), paired_difference([left], [right], True)
 
     both = [k for k in a.attacks if k in b.attacks and (k[:3] != "own" or a.attacks[k] == b.attacks[k])]
     shared = {a.attacks[attack]: pair(attack) for attack in both}

@@ -9,7 +9,9 @@ import torch
 from PIL import Image
 from torchvision import models
 
+from shared.data.base import LabelledImages
 from shared.data.catalogue import Source
+from shared.data.stored import KINDS
 from shared.errors import UserError
 from shared.experiment.lab import Lab
 from shared.experiment.paper import Paper, named
@@ -17,13 +19,14 @@ from shared.experiment.scripts import evaluate, locked
 from shared.experiment.step import Measured, needs
 from shared.files import digest, write_atomic
 from shared.judge import page
-from shared.judge.given import Code, Model, Part, Set, defence_of
+from shared.judge.given import Model, Part, Set, defence_of
 from shared.judge.look import Facts, look
 from shared.judge.options import Config
 from shared.judge.steps import Again, Against, Said, Score, System, Worst, as_png
 from shared.models.clip import save_tensors
 from shared.processes import accelerator
 from shared.steps.purification import Attacked, Checked, Seen
+from shared.steps.yours import Code
 
 NAME = named("kind", "attack", "judged", "seed{}")
 
@@ -39,7 +42,7 @@ def judge(c: Config) -> None:
     with locked(lab.root) if lab.accelerator.is_main_process else contextlib.nullcontext():
         lab.make(needs(defence))  # what it is calibrated on, say
         own = tuple(against(c, "own", Code(spec, "--attack")) for spec in c.attack)
-        plan = Plan(c, data, look(lab, model, defence, Part(data, 0, c.n, c.seed), own))
+        plan = Plan(lab, c, data, look(lab, model, defence, Part(data, 0, c.n, c.seed), own))
         paper = Paper("judge", {}, lambda config: None, (), plan.number, NAME, facts=plan.shown)
         evaluate(paper, "", c, lab, paper.numbers(c, page.grids(plan.rows, c.seed)))
         if lab.accelerator.is_main_process:
@@ -51,18 +54,22 @@ def judge(c: Config) -> None:
 
 def source_of(c: Config) -> Source:
     """Where the pictures are."""
-    return Source(root=c.data_root if c.data.startswith("torchvision:") else c.data, size=c.size)
+    root = c.data if spec_of(c) == "folder:all" else c.data_root
+    return Source(root=root, size=c.size, skip_corrupt=c.skip_corrupt)
 
 
 def spec_of(c: Config) -> str:
     """The set as `shared.data.catalogue` names it. Raises UserError for what is neither a set nor a folder."""
     kind, colon, name = c.data.partition(":")
-    if colon and kind in ("scenes", "digits"):
+    if colon and kind in ("scenes", "digits", *(KINDS if name else ())):
         return c.data
     if kind == "torchvision" and name:
         return f"named:{name}"
     if not Path(c.data).expanduser().is_dir():
-        raise UserError(f"--data {c.data}: there is no such folder; write a folder, torchvision:NAME or scenes:SET.")
+        raise UserError(
+            f"--data {c.data}: there is no such folder; write a folder, csv:FILE, shards:PATTERN, hf:FOLDER, "
+            "torchvision:NAME or scenes:SET."
+        )
     return "folder:all"
 
 
@@ -92,10 +99,12 @@ def against(c: Config, kind: str, own: Code | None = None) -> Against:
 class Plan:
     """What the tags of a number mean."""
 
-    def __init__(self, c: Config, data: Set, facts: Facts):
+    def __init__(self, lab: Lab, c: Config, data: Set, facts: Facts):
         self.c, self.data, self.facts = c, data, facts
         self.rows = page.rows(c, facts.system.random)
-        self.chunks = [Part(data, k, min(c.part, c.n - k), c.seed) for k in range(0, c.n, c.part)]
+        parts = (Part(data, k, min(c.part, c.n - k), c.seed) for k in range(0, c.n, c.part))
+        self.chunks = [part for part in parts if part.rows(lab)]  # a part may hold nothing that can be read
+        self.n = sum(len(part.rows(lab)) for part in self.chunks)
 
     def shown(self, lab: Lab, config: Config) -> dict:
         """What the page needs to know beside the options."""
@@ -104,9 +113,15 @@ class Plan:
             "attacks": list(self.rows.items()),
             "names": list(data.classes),
             "random": self.facts.system.random,
-            "cautions": list(self.facts.cautions),
+            "n": self.n,
+            "cautions": [*self.facts.cautions, *self._left_out(data)],
             "pictures": digest([data.version, self.c.n, self.c.seed]),
         }
+
+    def _left_out(self, data: LabelledImages) -> list[str]:
+        """What is said where files could not be read."""
+        lost = data.skipped
+        return [f"{len(lost)} things cannot be read and are left out, the first is: {lost[0]}"] if lost else []
 
     def said(self, attack: str, system: System) -> tuple[Said, ...]:
         """What a system says of the pictures of an attack; transfer is on the model alone, all others on the system."""
@@ -142,8 +157,9 @@ class Plan:
             return Score(Worst((self.said(attack, self.facts.bare),))) if known else None
         if judged == "all" and not self.facts.system.random:
             return None
-        few = Seen(self.chunks[0], n=c.sanity_n)
-        checks = Checked(self.facts.system, few, self.against("pgd")) if (attack, judged) == ("pgd", "mean") else None
+        few, checks = Seen(self.chunks[0], n=c.sanity_n), None
+        if attack in page.CHECKED and judged == "mean":
+            checks = Checked(self.facts.system, few, self.against(attack))
         return Score(Worst((self.said(attack, self.facts.system),)), judged, checks)
 
 

@@ -7,7 +7,7 @@ attack has seen.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -15,14 +15,17 @@ from torch import Tensor, nn
 
 from shared.attacks import Threat, cascade, check_attack, pgd
 from shared.attacks.adaptive import AdaptiveAttack, predict, resubmit
+from shared.attacks.autoattack import STANDARD
+from shared.attacks.sanity_balls import check_balls
 from shared.attacks.sanity_random import check_adaptive
 from shared.errors import UserError
 from shared.experiment.step import Kept, Lab, Measured, Tensors, Values, free
 from shared.experiment.store import slug
-from shared.judge.given import Code, Model, Shield, what
+from shared.judge.given import Model
 from shared.models.preprocess import Identity
 from shared.rng import SampleRng
 from shared.steps.purification import Checked, Defence, Seen
+from shared.steps.yours import Code, Shield, what
 
 CHOICE = 8  # passes by which the stronger of two attacks on a random system is chosen, picture by picture
 OTHER_BATCH = 7  # pictures at a time where the same answers are asked for in other batches
@@ -62,8 +65,9 @@ class Against:
     """An attack through a system, as `shared.steps.purification.Attack` describes attacks.
 
     pgd       steps of 2.5·ε/steps (Madry et al. 2018), the best iterate; with noise EOT and the last iterate
-    cascade   APGD-CE, APGD-T and Square on what is left; with noise APGD with EOT on the cross-entropy and on the DLR
-              loss, both on every picture, of which the stronger is kept (AutoAttack's version "rand" has these two)
+    cascade   APGD-CE, APGD-T, FAB-T and Square, each on what is left (AutoAttack's "standard"); with noise APGD with EOT
+              on the cross-entropy and on the DLR loss, both on every picture, of which the stronger is kept
+              (AutoAttack's "rand" has these two)
     bpda      APGD with the identity's gradient for the defence's (Athalye et al. 2018); with noise logits are averaged
     own       the user's
     """
@@ -86,7 +90,9 @@ class Against:
     @property
     def weight(self) -> float:
         """Gradient steps per picture, roughly."""
-        return self.steps * (1.0 + self.targets) + self.queries / 3 if self.kind == "cascade" else float(self.steps)
+        return (
+            self.steps * (1.0 + 2.0 * self.targets) + self.queries / 3 if self.kind == "cascade" else float(self.steps)
+        )
 
     def __call__(self, system: Whole, x: Tensor, y: Tensor, rng: SampleRng) -> Tensor:
         """x_adv (N, 3, H, W) in the ball around x. Raises UserError where an attack of the user's own leaves it."""
@@ -102,7 +108,7 @@ class Against:
                 [self._pgd(system, x[p], y[p], threat, steps=self.steps, rng=rng.subset(p)) for p in parts]
             )
         budget = {"steps": self.steps, "targets": self.targets, "queries": self.queries, "batch_size": self.batch}
-        return cascade(system, x, y, threat, rng=rng, **budget).x_adv
+        return cascade(system, x, y, threat, rng=rng, stages=STANDARD, **budget).x_adv
 
     @staticmethod
     def _pgd(victim: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, steps: int, rng: SampleRng) -> Tensor:
@@ -139,9 +145,18 @@ class Against:
         return AdaptiveAttack("exact", self.eot, optimiser="pgd", steps=self.steps)
 
     def check(self, system: Whole, x: Tensor, y: Tensor, rng: SampleRng) -> dict:
-        """The record of the sanity checks of PGD on the system."""
+        """The record of the sanity checks on the system: all for PGD, of others, which cost more, `check_balls`."""
         threat = Threat(self.norm, self.eps)
         torch.manual_seed(self.seed)
+        if self.kind != "pgd":
+            score, stream, draws = predict(system.victim), rng.child("judging"), 4 if system.random else 1
+
+            def right(pictures: Tensor) -> Tensor:
+                return resubmit(score, system.defence, pictures, stream, draws, self.batch) == y[:, None]
+
+            with torch.no_grad():
+                classes = system(x[:1]).shape[1]
+            return check_balls(lambda ball: replace(self, eps=ball.eps)(system, x, y, rng), right, x, threat, classes)
         if system.random:
             batch = max(1, self.batch // self.eot)
             how = {"rng": rng, "defence_rng": rng.child("defence"), "n": 4, "images": len(x), "batch": batch}

@@ -6,8 +6,8 @@
 3. no verdict     There is a defence, and the attack leaves the undefended model more than half of its clean accuracy:
                   there was nothing to defend against.
 4. broken         The worst case leaves at most 10 %.
-5. not believed   There are signs of gradient masking: a sanity check of the attack failed, or transfer or BPDA leaves
-                  less, by over 5 points, than the gradient through the defence. The figure is an upper bound.
+5. not believed   There are signs of gradient masking: a sanity check of PGD or the cascade failed, or transfer or BPDA
+                  leaves less, by over 5 points, than the gradient through the defence. It is an upper bound.
 6. stands         None of these: the figure is what the attacks leave, and no check speaks against it.
 """
 
@@ -47,7 +47,7 @@ def judge(numbers: Numbers, classes: int, random: bool) -> Verdict:
     """By the rule. classes: K; random: whether two looks of the system at a picture may differ."""
 
     def of(attack: str, judged: str = "mean") -> Estimate:
-        return mean([numbers[attack, judged].values])
+        return mean([numbers[attack, judged].values], share=True)
 
     robust, clean, masked = of("worst"), of("clean"), signs(numbers)
     seen = f"gradient masking: {'; '.join(masked) or 'no sign'}."
@@ -76,6 +76,8 @@ def signs(numbers: Numbers) -> list[str]:
     """What speaks for gradient masking, a phrase each."""
     out = []
     for (attack, _), m in numbers.items():
+        if attack == "bpda":  # a wrong gradient by design: its checks are shown beside it
+            continue
         failed = [name for name, (passed, _) in sanity_outcomes(m.sanity or {}).items() if passed is False]
         if failed:
             out.append(f"of the checks of {attack} failed {', '.join(failed)}")
@@ -92,7 +94,7 @@ def changed(numbers: Numbers, random: bool) -> str:
     for how, cause in CAUSES.items():
         m = numbers["worst", how]
         before, after = m.extra["before"], m.values
-        difference = paired_difference([after], [before])
+        difference = paired_difference([after], [before], share=True)
         apart = not difference.low <= 0 <= difference.high
         if apart if random else (before != after).mean() > CHANGED:
             first, then = f"{before.mean():.1%}", f"{after.mean():.1%}"

@@ -36,6 +36,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shared.errors import UserError
+from shared.metrics.texts import check_texts
 
 LONGEST = 4  # n-grams of 1 … 4 words
 SIGMA = 6.0
@@ -143,6 +144,7 @@ class Cider:
     def __init__(self, corpus: Sequence[Sequence[str]], variant: str = "cider-d"):
         if variant not in VARIANTS:
             raise UserError(f"there is no CIDEr variant {variant!r}: use {' or '.join(VARIANTS)}.")
+        check_texts(corpus)
         if len(corpus) < 2:
             raise UserError(
                 f"CIDEr needs the references of at least 2 pictures to tell rare words from common ones, got {len(corpus)}."
@@ -158,7 +160,10 @@ class Cider:
             self._vectors(references)
 
     def score(self, captions: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
-        """(N,) float64, 0 … 10: caption i against its own references. Raises UserError if their numbers differ or a picture has no references."""
+        """(N,) float64, 0 … 10: caption i against its own references.
+
+        Raises UserError if their numbers differ, a picture has no references, or something is no list of texts."""
+        check_texts([captions, *references])
         if len(captions) != len(references):
             raise UserError(
                 f"{len(captions)} captions cannot be scored against {len(references)} lists of references: give one list per caption."

@@ -79,7 +79,7 @@ class Estimate:
             high,
             self.n,
             self.seeds,
-            lambda z: tuple(sorted(end * factor for end in self.at(z))),
+            lambda z: tuple(sorted(end * factor for end in self.at(z))),  # type: ignore[arg-type, return-value]
             self.of_seeds,
         )
 
@@ -124,18 +124,23 @@ class Estimate:
         return self.value - (self.value - self.low) * z / Z, self.value + (self.high - self.value) * z / Z
 
 
-def mean(sets: Sets) -> Estimate:
-    """The mean over `sets` with its interval (module docstring)."""
+def mean(sets: Sets, share: bool | None = None) -> Estimate:
+    """The mean over `sets` with its interval (module docstring).
+
+    share: whether the values are shares, from 0 to 1. Of such the interval stays within [0, 1]; of others, values that
+    all happen to be 0 or 1 are no rates. None: they are shares where all are 0 or 1."""
     matrices = _matrices(sets)
     terms = [(1 / len(matrices), matrix) for matrix in matrices]
-    return _estimate(_value(terms), _distances(terms), _seeds(terms), terms, (0.0, 1.0) if _rates(matrices) else None)
+    rates = share is not False and _rates(matrices)
+    limits = (0.0, 1.0) if share or rates else None
+    return _estimate(_value(terms), _distances(terms, rates), _seeds(terms), terms, limits)
 
 
-def paired_difference(a: Sets, b: Sets) -> Estimate:
+def paired_difference(a: Sets, b: Sets, share: bool | None = None) -> Estimate:
     """The interval of mean(a) − mean(b), where set k of `a` and of `b` hold the same examples in the same order.
 
     Mappings are paired by name. One seed against several is repeated; otherwise row s of `a` belongs to row s of `b`.
-    Raises UserError when the sets or their numbers of examples differ.
+    share: as of `mean`. Raises UserError when the sets or their numbers of examples differ.
     """
     if isinstance(a, Mapping) and isinstance(b, Mapping) and a.keys() != b.keys():
         raise UserError(
@@ -145,8 +150,9 @@ def paired_difference(a: Sets, b: Sets) -> Estimate:
     if [m.shape for m in left] != [m.shape for m in right]:
         raise UserError("a paired difference needs the same examples on both sides, but their numbers differ")
     terms = [(1 / len(left), x - y) for x, y in zip(left, right, strict=True)]
-    if not _rates(left + right):
-        return _estimate(_value(terms), _distances(terms), _seeds(terms), terms, None)
+    if share is False or not _rates(left + right):
+        limits = (-1.0, 1.0) if share else None
+        return _estimate(_value(terms), _distances(terms, False), _seeds(terms), terms, limits)
     gained = _value([(c, np.maximum(d, 0)) for c, d in terms])
     lost = _value([(c, np.maximum(-d, 0)) for c, d in terms])
     pairs = _effective(terms, gained + lost - (gained - lost) ** 2)
@@ -155,19 +161,22 @@ def paired_difference(a: Sets, b: Sets) -> Estimate:
     )
 
 
-def unpaired_difference(a: Sets, b: Sets) -> Estimate:
-    """The interval of mean(a) − mean(b) for different sets of examples; seeds stay paired, since they are the same models."""
+def unpaired_difference(a: Sets, b: Sets, share: bool | None = None) -> Estimate:
+    """The interval of mean(a) − mean(b) for different sets of examples. share: as of `mean`.
+
+    Seeds stay paired, since they are the same models."""
     left, right = _same_seeds(_matrices(a), _matrices(b))
     plus = [(1 / len(left), m) for m in left]
     minus = [(1 / len(right), m) for m in right]
-    of_a, of_b = _distances(plus), _distances(minus)
+    rates = share is not False and _rates(left + right)
+    of_a, of_b = (_distances(terms, share is not False and _rates([m for _, m in terms])) for terms in (plus, minus))
 
     def distances(z: float) -> tuple[float, float]:
         (low_a, high_a), (low_b, high_b) = of_a(z), of_b(z)
         return math.hypot(low_a, high_b), math.hypot(high_a, low_b)
 
     terms = plus + [(-c, m) for c, m in minus]
-    return _estimate(_value(terms), distances, _seeds(terms), terms, (-1.0, 1.0) if _rates(left + right) else None)
+    return _estimate(_value(terms), distances, _seeds(terms), terms, (-1.0, 1.0) if share or rates else None)
 
 
 def ratio(a: Sets, b: Sets) -> Estimate:
@@ -175,12 +184,15 @@ def ratio(a: Sets, b: Sets) -> Estimate:
 
     MOVER-R (Donner & Zou 2012, Stat. Methods Med. Res. 21, 347-359), which is Fieller's for symmetric intervals: an end r solves
     (A − rB)² = (distance of A's end)² + r² (distance of B's opposite end)². Where B may be zero the upper end is ∞.
-    Raises UserError for a denominator that is not above zero.
+    Raises UserError for a numerator below zero, and for a denominator that is not above it.
     """
     left, right = _same_seeds(_matrices(a), _matrices(b))
     top, bottom = mean(left), mean(right)
-    if bottom.value <= 0:
-        raise UserError(f"a ratio needs a denominator above zero, got {bottom.value:g}")
+    if top.value < 0 or bottom.value <= 0:
+        raise UserError(
+            "a ratio needs a numerator of zero or more and a denominator above zero, "
+            f"got {top.value:g} and {bottom.value:g}"
+        )
 
     def ends(z: float) -> tuple[float, float]:
         (a_low, a_high), (b_low, b_high) = top.at(z), bottom.at(z)
@@ -224,9 +236,9 @@ def _value(terms: Terms) -> float:
     return float(sum(c * matrix.mean() for c, matrix in terms))
 
 
-def _distances(terms: Terms) -> Ends:
-    """How far the ends of Σ c_k mean(V_k) are from it when only examples vary."""
-    if _rates([matrix for _, matrix in terms]):
+def _distances(terms: Terms, rates: bool) -> Ends:
+    """How far the ends of Σ c_k mean(V_k) are from it when only examples vary. rates: whether all values are 0 or 1."""
+    if rates:
         value = min(_value(terms), 1.0)
         n = _effective(terms, value * (1 - value))
         return lambda z: _exact(n * value, n, z)
@@ -292,7 +304,10 @@ def _root(function: Callable[[float], float], low: float, high: float) -> float:
 
 def _matrices(sets: Sets) -> list[np.ndarray]:
     arrays = [sets[name] for name in sorted(sets)] if isinstance(sets, Mapping) else list(sets)
-    out = [np.atleast_2d(np.asarray(array, dtype=np.float64)) for array in arrays]
+    try:
+        out = [np.atleast_2d(np.asarray(array, dtype=np.float64)) for array in arrays]
+    except (TypeError, ValueError) as error:
+        raise UserError(f"per-example values are real numbers, as many for every seed, not these: {error}") from None
     if not out or any(m.ndim != 2 or m.size == 0 for m in out):
         raise UserError("an interval needs at least one set, each of shape (seeds, examples) with at least one example")
     if len({len(m) for m in out}) != 1:

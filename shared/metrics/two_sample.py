@@ -31,17 +31,24 @@ def mmd2(x, y, bandwidth: float | None = None) -> float:
     return float(_statistic(kernel, np.arange(len(kernel))[None] < m)[0])
 
 
-def permutation_test(x, y, bandwidth: float | None = None, n: int = 500, seed: int = 0) -> tuple[float, float]:
+def permutation_test(
+    x, y, bandwidth: float | None = None, n: int = 500, seed: int = 0, strata: np.ndarray | None = None
+) -> tuple[float, float]:
     """(MMD²_u, p) under the hypothesis that both samples are of one distribution, by `n` random divisions, a function of `seed`.
 
-    The width is that of the pooled sample and so does not depend on the division. Arguments and errors as in `mmd2`.
+    strata: the class of every row of x, then of y, where the samples were drawn class by class: rows then change places
+    within their class only, since a division that mixes classes otherwise could not have been drawn, and p would be too large.
+    The width is that of the pooled sample and so does not depend on the division. Other arguments and errors as in `mmd2`.
     """
     if n < 1:
         raise UserError(f"a permutation test needs at least 1 division, not {n}.")
     kernel, m = _kernel(x, y, bandwidth)
     rng, total = np.random.default_rng(seed), len(kernel)
     first = np.arange(total)[None] < m
-    masks = rng.permuted(np.repeat(first, n, 0), axis=1)
+    masks = np.repeat(first, n, 0)
+    for stratum in np.unique(classes := np.zeros(total, np.int64) if strata is None else np.asarray(strata)):
+        rows = np.flatnonzero(classes == stratum)
+        masks[:, rows] = rng.permuted(masks[:, rows], axis=1)
     observed, others = _statistic(kernel, first)[0], _statistic(kernel, masks)
     # a division that gives the same two samples must count, whatever the order it was summed in
     return float(observed), float((1 + np.sum(others >= observed - 1e-12)) / (1 + n))

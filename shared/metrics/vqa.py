@@ -21,6 +21,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from shared.errors import UserError
+from shared.metrics.texts import check_texts
 
 _SIGNS = ';/[]"{}()=+\\_-><@`,?!'
 _NUMBERS = {
@@ -74,8 +75,10 @@ def first_answer(generated: str) -> str:
 def vqa_accuracy(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> np.ndarray:
     """(N,) float64 in [0, 1]: prediction i against the answers that people gave to question i.
 
-    Raises UserError if their numbers differ, or a question has fewer than 4 answers (nothing could then be fully right).
+    Raises UserError if their numbers differ, a question has fewer than 4 answers (nothing could then be fully right), or
+    something is no list of texts.
     """
+    check_texts([predictions, *answers])
     if len(predictions) != len(answers):
         raise UserError(
             f"{len(predictions)} predictions cannot be scored against {len(answers)} lists of answers: give one list per prediction."

@@ -135,7 +135,8 @@ def _open_clip(name: str, pretrained: str | Path | None) -> nn.Module:
     local = pretrained is not None and (Path(pretrained).suffix in SUFFIXES or Path(pretrained).is_file())
     if pretrained is not None and not local:
         _demand_tag(name, str(pretrained))
-    weights = read_weights(pretrained) if local else None  # before the model is built, which takes seconds
+    # before the model is built, which takes seconds
+    weights = read_weights(pretrained) if local else None  # type: ignore[arg-type]
     preprocess = _common_preprocessing(name) if local else None
     root = logging.getLogger()
     if local:
@@ -152,7 +153,12 @@ def _open_clip(name: str, pretrained: str | Path | None) -> nn.Module:
     finally:
         root.removeFilter(_is_no_false_alarm)
     if local:
-        load(model, weights, f"the checkpoint {pretrained}", "give the model name it was made with")
+        load(
+            model,
+            weights,  # type: ignore[arg-type]
+            f"the checkpoint {pretrained}",
+            "give the model name it was made with",
+        )
     else:
         demand_finite(model.state_dict(), f"the weights {pretrained!r} of {name}")
     return _finish(model, open_clip.get_tokenizer(name))
@@ -202,7 +208,7 @@ def _finish(model: nn.Module, tokenizer) -> nn.Module:
     from shared.models.blocks import make_lean
 
     conv = getattr(model.visual, "conv1", None)
-    if type(conv) is nn.Conv2d and conv.stride == conv.kernel_size:
+    if type(conv) is nn.Conv2d and conv.stride == conv.kernel_size:  # type: ignore[union-attr]
         conv.__class__ = PatchEmbedding
     model.tokenizer = tokenizer
     return make_lean(model.float().eval())
@@ -318,7 +324,7 @@ def save_clip(model: nn.Module, path: str | Path) -> None:
     save_tensors(model.state_dict(), path, words)
 
 
-def save_tensors(tensors: dict[str, Tensor], path: str | Path, metadata: dict[str, str] | None = None) -> None:
+def save_tensors(tensors: Mapping[str, Tensor], path: str | Path, metadata: dict[str, str] | None = None) -> None:
     """Write tensors as .safetensors, atomically; the file is equal for equal tensors and metadata."""
     from safetensors.torch import save
 

@@ -40,7 +40,7 @@ class Pixels(nn.Module):
         self.register_buffer("shift", -mean / std, persistent=False)
 
     @classmethod
-    def of(cls, visual: nn.Module, norm: str = "clip") -> "Pixels":
+    def of(cls, visual: nn.Module, norm: Norm = "clip") -> "Pixels":
         """What the tower of an open_clip model expects. norm: "clip" for its own mean and std, or another key of MEAN_STD to have those instead."""
         own = getattr(visual, "preprocess_cfg", {})
         if norm == "clip" and own:

@@ -12,6 +12,7 @@ Below: what each paper's runs cost. A paper that was not run at this scale is li
 import argparse
 import csv
 import io
+import sys
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
@@ -106,7 +107,14 @@ class Overview:
         names = sorted(path.parent.name for path in Path(papers).glob("*/train.py"))
         if not names:
             raise UserError(f"there is no paper in {papers}: a paper is a folder with a train.py and a claims.yaml.")
-        self.papers = [read(Path(papers) / name, self.folder, scale) for name in names]
+        self.papers = []
+        for name in names:
+            try:
+                self.papers.append(read(Path(papers) / name, self.folder, scale))
+            except UserError as error:  # one that is half made, say
+                print(f"note: {name} is left out of the overview: {error}", file=sys.stderr, flush=True)
+        if not self.papers:
+            raise UserError(f"no paper in {papers} can be shown: see the notes above.")
 
     @property
     def counts(self) -> Counter:

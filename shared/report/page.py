@@ -16,6 +16,7 @@ import re
 import shutil
 import signal
 import sys
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -52,10 +53,13 @@ def main(argv: list[str] | None = None) -> None:
         return
     looked_at.clear()
     notebook = Path(args.notebook) if args.notebook else ROOT / "papers" / args.paper / "notebook.ipynb"
+    parameters = settings(notebook, args.set)
+    if args.check:
+        return
     claims = Path(args.claims) if args.claims else notebook.parent / "claims.yaml"
     results = Path(args.results).absolute()
     figures = Path(args.figures).absolute() if args.figures else figures_folder(args.paper, args.scale, results)
-    given = {"scale": args.scale, "results": str(results), "figures": str(figures), **settings(notebook, args.set)}
+    given = {"scale": args.scale, "results": str(results), "figures": str(figures), **parameters}
     loaded = Results.load(
         results, args.scale, args.paper
     )  # before the notebook, so that "nothing measured" is one sentence
@@ -103,6 +107,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the notebook; may be repeated"
     )
+    parser.add_argument("--check", action="store_true", help="only say whether the notebook takes these")
     return parser.parse_args(argv)
 
 
@@ -169,9 +174,10 @@ def _execute(notebook, name: str, executed: Path, parameters: dict, out: Path):
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what else it says is in the errors that it raises
     try:
         target = str(executed).replace("{", "{{").replace("}", "}}")  # papermill formats the path with the parameters
-        done = papermill.execute_notebook(
-            notebook, target, parameters, kernel_manager_class=_this_interpreter(), **options
-        )
+        with tempfile.TemporaryDirectory() as profile:
+            done = papermill.execute_notebook(
+                notebook, target, parameters, kernel_manager_class=_this_interpreter(profile), **options
+            )
     except PapermillExecutionError as error:
         shutil.copyfile(executed, failed)
         said = " ".join(str(error.evalue).split())
@@ -185,8 +191,11 @@ def _execute(notebook, name: str, executed: Path, parameters: dict, out: Path):
     return done
 
 
-def _this_interpreter():
-    """A kernel manager whose kernel is this interpreter, whatever kernels the user has installed elsewhere under the same name."""
+def _this_interpreter(profile: str):
+    """A kernel manager whose kernel is this interpreter, whatever kernels the user has installed elsewhere under the same name.
+
+    profile: an empty folder for what IPython keeps; the user's own, whose scripts run at the start, has no part in a
+    page, and HOME need not be there."""
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
 
@@ -196,7 +205,7 @@ def _this_interpreter():
         @property
         def kernel_spec(self):
             argv = [sys.executable, "-c", _KERNEL, "-f", "{connection_file}", *_QUIET]
-            env = {"PYDEVD_DISABLE_FILE_VALIDATION": "1", STARTED: "1"}
+            env = {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "IPYTHONDIR": profile, STARTED: "1"}
             return KernelSpec(argv=argv, display_name="Python 3", language="python", env=env)
 
         async def start_kernel(self, **options):

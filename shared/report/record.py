@@ -33,6 +33,8 @@ def complaint(paper: str, scale: str, results: Path) -> str:
     drawn = manifest.read(figures_folder(paper, scale, results))
     redraw = manifest.redraw_command(loaded)
     again = redraw.replace("make figures-", "make reproduce-")
+    if own := plan.get("config", {}).get("yours"):
+        return f"{paper}: a row of your own ({own}) is in it, which is no part of the record; run {again} without it."
     if plan.get("headline"):
         return f"{paper}: only the headline has been measured; run {again} first."
     if loaded.missing:

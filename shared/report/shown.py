@@ -18,7 +18,7 @@ paper's classes are not there, so what tables compute from a configuration is a 
 """
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -89,6 +89,20 @@ class Filled:
 
     def __iter__(self) -> Iterator[Estimate | None]:
         return (self[row, column] for row in self.rows for column in self.columns)
+
+
+YOURS = "yours"
+
+
+def yours(c: object) -> dict[str, str]:
+    """method -> label of the row of the user's own (docs/yours.md); {} where there is none. c: any configuration."""
+    spec = getattr(c, "yours", "")
+    return {YOURS: f"yours: {spec.rpartition(':')[2]}"} if spec else {}
+
+
+def with_yours(labels: Mapping[str, str], c: object, methods: Iterable[str] | None = None) -> dict[str, str]:
+    """method -> label of some methods (None: of all), the user's own last."""
+    return {m: labels[m] for m in (labels if methods is None else methods)} | yours(c)
 
 
 def table(make: Callable[[object], Shown]) -> Callable[[Results], tables.Table | None]:

@@ -4,10 +4,12 @@ import dataclasses
 import importlib
 import inspect
 import math
+from operator import attrgetter
 from typing import Annotated, get_args, get_origin
 
 import pytest
 
+from shared import options
 from shared.errors import UserError
 from shared.experiment.scale import parse
 from shared.options import Bounded, Range, alternatives, check_bounds, hints, range_of
@@ -115,6 +117,19 @@ def test_the_presets_are_in_bounds(paper):
     ("pmg_aft --data.source.size 256:0", "the image size's crop is 0"),
     ("pmg_aft --data.source.size ²", "image size '²' is not understood"),
     ("pmg_aft --tuning.last 0", "the last 0 parameter tensors are nothing to train"),
+    ("pmg_aft --tuning.warmup 300 --tuning.steps 100", "--tuning.warmup is 300, more than the 100 updates of its training"),
+    ("pmg_aft --tuning.steps=100 --tuning.warmup=300", "--tuning.warmup is 300, more than the 100 updates of its training"),
+    ("rvpt --baselines.cleanclip.warmup 61", "--baselines.cleanclip.warmup is 61, more than the 60 updates"),
+    ("rvpt --attacks.badnet-textbook.warmup 81", "--attacks.badnet-textbook.warmup is 81, more than the 80 updates"),
+    ("roclip --few.training.warmup 9999", "--few.training.warmup is 9999, more than the 720 updates"),
+    ("roclip --data.pretrain-n 960 --pretraining.warmup 50", "--pretraining.warmup is 50, more than the 42 updates"),
+    ("rvpt --attacks.wanet.pairs 3", "--attacks.wanet.batch is 128, more than the 3 pairs there are to train on"),
+    ("rvpt --baselines.cleanclip.batch 6401", "--baselines.cleanclip.batch is 6401, more than the 6,400 pairs"),
+    ("roclip --few.training.batch 5761", "--few.training.batch is 5761, more than the"),
+    ("roclip --pretraining.batch 20000", "--pretraining.batch is 20000, more than the"),
+    ("roclip --data.images-n 3", "--attacks.targets.n and --few.targets are chosen among --data.images-n pictures, 3"),
+    ("rvpt --method.first 4", "--method.first is below the number of blocks, --sweeps.blocks 4"),
+    ("rvpt --sweeps.depth-input 5", "--sweeps.depth-input go up to it"),
     ("rvpt --sweeps.perturbations.kernel 4", "use an odd number of pixels"),
     ("pmg_aft --attack.multiples 1 200", "beyond the pixel range"),
 ])  # fmt: skip
@@ -123,6 +138,26 @@ def test_what_numbers_are_together_is_looked_at_as_early(line, said):
     config = config_of(paper)
     with pytest.raises(UserError, match=said):
         parse(config.PRESETS, "", given, check=config.check)
+
+
+@pytest.mark.parametrize(("line", "at", "left"), [
+    ("pmg_aft --tuning.steps 3", "tuning", 3), ("pmg_aft --tuning.warmup 5 --tuning.steps 5", "tuning", 5),
+    ("diffcap --fare.steps 5", "fare", 5), ("distshift --denoising.steps 1", "denoising", 1),
+    ("rvpt --attacks.badnet.steps 14", "attacks.badnet", 14), ("rvpt --baselines.cleanclip.steps 4", "baselines.cleanclip", 4),
+    ("roclip --data.pretrain-n 960", "pretraining", 42), ("roclip --few.pairs 384 --few.training.epochs 6", "few.training", 18),
+    ("roclip --pretraining.batch 960", "pretraining", 50),
+])  # fmt: skip
+def test_a_warm_up_of_the_preset_is_no_longer_than_what_is_trained(line, at, left, capsys):
+    options._say.cache_clear()
+    paper, *given = line.split()
+    config = config_of(paper)
+    parsed = parse(config.PRESETS, "", given, check=config.check)[1]
+    assert attrgetter(f"{at}.warmup")(parsed) == left
+    said = capsys.readouterr().err.splitlines()
+    before = attrgetter(f"{at}.warmup")(config.PRESETS["cpu"])
+    assert said == [f"note: a training of {left} updates ends before a warm-up of {before}: that is cut to {left}."] * (
+        left < before
+    )
 
 
 @pytest.mark.parametrize("line", WRONG)

@@ -1,12 +1,13 @@
 """Bounds as part of a type: what lies in a range and how it is said, and who holds what to it."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 import numpy as np
 import pytest
 
+from shared import options
 from shared.errors import UserError
 from shared.options import (
     Bounded,
@@ -21,6 +22,7 @@ from shared.options import (
     Seed,
     Share,
     Weight,
+    Whole,
     bounded,
     check_bounds,
     from_command_line,
@@ -118,6 +120,39 @@ def test_options_hold_themselves_where_they_are_made_but_not_twice():
     assert from_command_line(Guided, args=["--guide.scale", "3"]) == Guided(Guide(3.0))
     with pytest.raises(UserError, match="Guide"):  # after that as before
         Guide(math.nan)
+
+
+@dataclass(frozen=True)
+class Schedule(Bounded):
+    steps: Count = 10
+    warmup: Whole = 4
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """Options."""
+
+    train: Schedule = field(default_factory=Schedule)
+
+
+def test_a_warm_up_ends_with_the_training_at_the_latest(capsys):
+    """So the learning rate reaches its value, and what is written down is what ran."""
+    options._say.cache_clear()
+    said = "note: a training of 3 updates ends before a warm-up of 4: that is cut to 3.\n"
+    assert Schedule().warmup == 4 and Schedule(4).warmup == 4 and not capsys.readouterr().err
+    assert Schedule(steps=3) == Schedule(3, 3) == replace(Schedule(), steps=3)
+    assert capsys.readouterr().err == said  # once, however often it is made
+    options._say.cache_clear()
+    assert from_command_line(Scheduled, args=["--train.steps", "3"]) == Scheduled(Schedule(3, 3))
+    assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize("given", ["--train.warmup 4 --train.steps 3", "--train.steps=3 --train.warmup=4"])
+def test_a_longer_one_that_was_asked_for_is_refused(given, capsys):
+    with pytest.raises(UserError, match=r"^--train\.warmup is 4, more than the 3 updates of its training: make it"):
+        from_command_line(Scheduled, args=given.split())
+    assert not capsys.readouterr().err
+    assert from_command_line(Scheduled, args=["--train.warmup", "4"]) == Scheduled()
 
 
 def test_a_function_holds_its_arguments():

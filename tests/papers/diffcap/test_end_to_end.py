@@ -60,6 +60,7 @@ def test_a_second_run_makes_nothing(reference, script):
     check_second_run(script, reference, 100, *SMALL)
 
 
+@pytest.mark.slow
 def test_another_tau_measures_only_what_depends_on_it(copy, script, measured):
     changed = (*SMALL, "--method.tau", 0.5)
     before, old = {n.name: n.step for n in PAPER.plan(configured(PAPER, *SMALL))}, measured(copy)

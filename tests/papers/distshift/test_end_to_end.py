@@ -94,6 +94,7 @@ def test_a_second_run_makes_nothing(reference, script):
     assert "training: 3 runs, 3 already there" in check_second_run(script, reference, 300, *SMALL)
 
 
+@pytest.mark.slow
 def test_another_scale_of_the_guidance_measures_only_what_depends_on_it(copy, script, measured):
     changed = (*SMALL, "--guidance.scale", 0.4)
     before, old = {n.name: n.step for n in PAPER.plan(configured(PAPER, *SMALL))}, measured(copy)

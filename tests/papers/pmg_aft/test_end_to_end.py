@@ -145,6 +145,7 @@ def test_a_training_that_was_stopped_half_way_gives_the_same_weights(reference, 
     assert not list(folder(tmp_path).rglob("*.ckpt"))
 
 
+@pytest.mark.slow
 def test_killed_and_continued_is_as_if_nothing_had_happened(reference, nursery, measured, tmp_path):
     """kill -9 of the process group in the middle of training on two processes, continued on one, and of evaluation on two, continued on two."""
     options, results = (*SMALL, "--results", tmp_path), folder(tmp_path)

@@ -51,6 +51,7 @@ PHOTOS = ("--scale", "photos", "--seeds", 0, "--gates.no-enforce", "--data.n", 6
           "--sweeps.cost-steps", 1)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_photographs(script, tmp_path):
     """A small CLIP is pre-trained on the folder, tuned on every other class, and measured on these, the others and all.
 
@@ -90,6 +91,7 @@ def test_photographs(script, tmp_path):
     assert re.fullmatch(r"error: the picture .*bird.* is corrupt or truncated: .*--skip-corrupt.*\n", broken.err)
 
 
+@pytest.mark.slow
 def test_pre_training_on_two_processes_is_that_of_one(script, nursery, tmp_path):
     """Each process takes half of every batch and all negatives; sums in another order round differently, and that is all."""
     from safetensors.torch import load_file

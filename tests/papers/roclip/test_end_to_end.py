@@ -185,6 +185,7 @@ def test_a_failed_gate_stops_before_any_defence(script, tmp_path):
     assert not all(g["passed"] for g in json.loads((folder(tmp_path) / "gates.json").read_text()))
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_continues_to_the_same_weights(reference, script, tmp_path, monkeypatch):
     """Killed in the last epoch, after the weights of the last plain epoch were kept."""
     options = (*SMALL, "--headline", "--pretraining.every", 1, "--results", tmp_path)

@@ -232,6 +232,7 @@ def test_killed_and_continued_is_bit_equal(tiny, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), tiny.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_it_learns_to_read_its_messages_and_to_hide_them_differently_in_every_picture(tiny):
     x = Pictures().__getitems__(range(64))[0]
     tiny.strength = 0.2

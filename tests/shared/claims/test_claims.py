@@ -103,6 +103,7 @@ def test_the_example_in_the_docstring_is_valid(tmp_path):
     ({"equivalence": 0}, "`equivalence` must be above 0"),
     ({"predicate": "equal_within", "equivalence": 2.0}, "`equivalence` belongs to predicates greater and exceeds_all"),
     ({"quantity": {"eps": float("nan")}}, "tag eps must be finite"),
+    ({"quantity": {"eps": {"not": [0, float("inf")]}}}, "tag eps must be finite"),
     ({"headline": "perhaps"}, "`headline` must be true or false"),
     ({"text": 5}, "`text` must be a text"),
     ({"rivals": "b"}, "`rivals` must be a list"),

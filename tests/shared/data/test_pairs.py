@@ -178,7 +178,7 @@ def test_shards_give_pictures_and_captions(tmp_path, pattern):
 def test_the_contents_are_read_once_and_again_after_a_change(tmp_path, monkeypatch):
     source, seen = cc3m(tmp_path, 2), []
     inner = shards._members
-    monkeypatch.setattr(shards, "_members", lambda path: seen.append(path.name) or inner(path))
+    monkeypatch.setattr(shards, "_members", lambda path, of: seen.append(path.name) or inner(path, of))
     first = open_pairs("shards:cc3m/*.tar", source, 8, 0, 4)
     again = open_pairs("shards:cc3m/*.tar", source, 8, 0, 4)
     assert len(seen) == 2 and first.version == again.version
@@ -205,7 +205,7 @@ def test_a_folder_that_cannot_be_written_to_has_its_table_in_the_cache(tmp_path,
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     first = open_pairs("shards:cc3m/*.tar", source, 4, 0, 4).version
     assert len(list((tmp_path / "cache").rglob("*.npz"))) == 1
-    monkeypatch.setattr(shards, "_members", lambda path: pytest.fail("read again"))
+    monkeypatch.setattr(shards, "_members", lambda path, of: pytest.fail("read again"))
     assert open_pairs("shards:cc3m/*.tar", source, 4, 0, 4).version == first
     monkeypatch.undo()
     monkeypatch.setattr(shards, "atomic_path", lambda path: refuse(tmp_path / "data" / "x"))  # nowhere at all

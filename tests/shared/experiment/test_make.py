@@ -68,9 +68,11 @@ def test_a_paper_is_trained_evaluated_and_drawn(run, tmp_path):
         "2/255",
     ]
     given = {"SEEDS": "0 1", "DATA_ROOT": "/my pictures", "ARGS": "--attack.eps 2/255", "SET": "digits=1 name='a b'"}
+    settings = ["--set", "digits=1", "--set", "name=a b", *options[:2], *options[-4:-2]]
     assert run("reproduce-beta", **given) == [
+        ["-m", "shared.report.page", "beta", "--check", *settings],  # a mistake there is said before hours of work
         ["-m", "papers.beta.train", *options], ["-m", "papers.beta.evaluate", *options],
-        ["-m", "shared.report.page", "beta", "--set", "digits=1", "--set", "name=a b", *options[:2], *options[-4:-2]]]  # fmt: skip
+        ["-m", "shared.report.page", "beta", *settings]]  # fmt: skip
     assert all("--headline" in call for call in run("headline-beta") if call[1].startswith("papers"))
     assert [call[1] for call in run("figures-beta")] == ["shared.report.page"]
     assert run("status-beta", **given) == [["-m", "shared.experiment.status", "beta", *options]]
@@ -117,6 +119,14 @@ def test_results_among_the_arguments_are_those_of_the_page_too(run, tmp_path):
     )
 
 
+def test_a_row_of_ones_own_reaches_the_scripts_of_its_paper(run):
+    train, evaluate, drawn = run("reproduce-alpha", OBJECTIVE="my:Mine")
+    (said,) = run("status-alpha", DEFENCE="my:Mine")
+    assert said[1:3] == ["shared.experiment.status", "alpha"]
+    assert all(call[call.index("--yours") + 1] == "my:Mine" for call in (train, evaluate, said))
+    assert "--yours" not in drawn
+
+
 def test_when_each_stage_began_is_noted(run, tmp_path):
     run("headline-alpha")
     run("figures-alpha")
@@ -143,6 +153,8 @@ def test_all_papers_are_those_with_the_scale(run, capsys):
     ("reproduce-alpha", {"DEVICE": "gpu", "GPUS": "2"}, "use DEVICE=gpus"),
     ("reproduce-alpha", {"LAUNCH": "no-such-program -n 2"}, "there is no program no-such-program"),
     ("reproduce-alpha", {"SEEDS": str(2**63)}, "SEEDS takes whole numbers"),
+    ("reproduce", {"DEFENCE": "my:Mine"}, "is a row of one paper: give it to make reproduce-<paper>"),
+    ("figures-alpha", {"METHOD": "my:Mine"}, "is a row of one paper"),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused_before_anything_runs(run, asked, goal, given, said):
     with pytest.raises(UserError, match=said):

@@ -15,7 +15,7 @@ from PIL import Image
 
 from shared.errors import UserError
 from shared.judge.__main__ import run
-from shared.judge.given import Model, Set, defence_of
+from shared.judge.given import Model, Set, Twice, defence_of
 from shared.judge.page import Judged
 from shared.models.clip import read_weights
 
@@ -44,14 +44,6 @@ def names(tmp_path_factory):
     path = tmp_path_factory.mktemp("names") / "names.txt"
     path.write_text("reddish\ngreenish\nbluish\n")
     return path
-
-
-@pytest.fixture(autouse=True, scope="session")
-def users_folder():
-    """Where `mine` is, as the folder that a command is started in."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(HERE))
-        yield
 
 
 @pytest.fixture(scope="session")
@@ -95,6 +87,8 @@ def test_a_plain_function_is_judged_exactly_and_everything_is_written(judged, pi
     assert found.verdict.words in page and not re.search(r"(src|href)=.(?!data:|#[a-z]+|[a-z]+\.(csv|tex|md))", page)
     rows = list(csv.DictReader((found.folder / "accuracy.csv").open()))
     assert [float(r["value"]) for r in rows if r["row"].startswith("worst")] == pytest.approx([100 * value["worst"]])
+    checks = [row for row, _ in found.tables()["sanity"].rows]
+    assert {"PGD: more_steps", "cascade: in_ball", "cascade: larger_eps", "cascade: unbounded"} <= set(checks)
     assert r"\toprule" in (found.folder / "accuracy.tex").read_text()
     entry = json.loads((found.folder / "model_info.json").read_text())
     assert entry["eps"] == "20/255" and float(entry["external"]) == pytest.approx(100 * value["worst"], abs=0.01)
@@ -125,6 +119,7 @@ def test_a_defence_that_masks_gradients_is_not_believed(judged, pictures):
     assert value["worst"] <= value["bpda"] <= exact(pictures, EPS) + 2 / COUNT
     assert found.verdict.status == "not believed" and "zero_samples" in found.verdict.words
     assert found.numbers["clean", "bare"].value == exact(pictures, 0)
+    assert "BPDA: in_ball" in [row for row, _ in found.tables()["sanity"].rows]
 
 
 @pytest.mark.parametrize("name", ["mine:Noisy", "mine:drawn"])
@@ -213,7 +208,7 @@ def test_classes_are_matched_by_name_or_by_place(pictures, tmp_path):
 
 def test_a_paper_s_defence_stands_before_any_model():
     model = Model("scenes-ten-resnet8", Set("scenes:ten"))
-    assert defence_of("distshift", "", model).victim == model
+    assert defence_of("distshift", "", model).victim == Twice(model)
     assert type(defence_of("diffcap", "", model)).__name__ == "Stopping"
 
 

@@ -213,6 +213,9 @@ def test_pairing_errors():
         mean([np.array([0.0, np.nan])])
     with pytest.raises(UserError, match="at least one"):
         mean({})
+    for wrong in (["a", "b"], [[1, 0], [1]], [1j]):
+        with pytest.raises(UserError, match="per-example values are real numbers"):
+            mean([wrong])
 
 
 def test_ratio_of_costs():
@@ -223,6 +226,8 @@ def test_ratio_of_costs():
     assert e.low < e.value < e.high and e.half_width < 0.02
     with pytest.raises(UserError, match="above zero"):
         ratio([slow], [np.zeros(3)])
+    with pytest.raises(UserError, match="numerator of zero or more"):
+        ratio([-slow], [fast])
 
 
 def test_deterministic_and_global_generators_untouched():
@@ -262,3 +267,19 @@ def test_the_detectable_difference_is_seen_in_four_runs_of_five():
     true = 0.28
     seen = sum(mean([rng.normal(true, 1, 100)]).low > 0 for _ in range(runs))
     assert seen / runs == pytest.approx(0.8, abs=0.03)
+
+
+def test_the_interval_of_a_share_stays_within_its_range_and_other_values_are_no_rates():
+    """Ten looks at each of few pictures: Student's interval alone would end above 1."""
+    shares = np.array([1.0] * 7 + [0.7])
+    assert mean([shares]).high > 1
+    bounded = mean([shares], share=True)
+    assert bounded.high == 1 and bounded.low == mean([shares]).low and bounded.at(5.0)[1] == 1
+    far = paired_difference([shares], [1 - shares], share=True)
+    assert far.high == 1 < paired_difference([shares], [1 - shares]).high
+    assert unpaired_difference([shares], [1 - shares[:7]], share=True).high == 1
+    similar = np.ones(24)  # an index of similarity of a picture with itself
+    assert mean([similar], share=False).low == 1 > mean([similar]).low
+    coin = np.array([0.0, 1.0] * 6)
+    assert mean([coin], share=True) == mean([coin])
+    assert mean([coin], share=False) != mean([coin])

@@ -52,6 +52,21 @@ def test_the_level_under_the_hypothesis():
     assert p.mean() == pytest.approx(0.5, abs=0.06) and p.min() >= 1 / 100 and p.max() <= 1
 
 
+def test_the_level_where_samples_are_drawn_class_by_class():
+    """Classes far apart, three of each in either sample: divisions across classes are all further apart than what was drawn."""
+    classes = np.arange(24) // 3
+    centres = np.stack([40.0 * np.cos(classes), 40.0 * np.sin(classes), classes], axis=1)
+    samples = [centres + np.random.default_rng(k).normal(size=(24, 3)) for k in range(400)]
+    pairs = [(samples[2 * k], samples[2 * k + 1]) for k in range(200)]
+    strata = np.concatenate([classes, classes])
+    within = np.array([permutation_test(x, y, 2.0, 99, k, strata)[1] for k, (x, y) in enumerate(pairs)])
+    across = np.array([permutation_test(x, y, 2.0, 99, k)[1] for k, (x, y) in enumerate(pairs[:20])])
+    assert within.mean() == pytest.approx(0.5, abs=0.08) and (within <= 0.05).mean() == pytest.approx(0.05, abs=0.05)
+    assert across.mean() > 0.8  # 0.5 if it were a test
+    shifted = [permutation_test(x, y + 2.0, 2.0, 99, k, strata)[1] for k, (x, y) in enumerate(pairs[:20])]
+    assert np.mean(np.array(shifted) <= 0.05) >= 0.9
+
+
 @pytest.mark.parametrize("change", [lambda y: y + 0.8, lambda y: 3 * y], ids=["shift", "scale"])
 def test_power(change):
     p = [permutation_test(normal(2 * k, 40), change(normal(2 * k + 1, 40)), n=99, seed=k)[1] for k in range(20)]

@@ -159,11 +159,17 @@ def test_files_have_records_and_are_the_same_when_made_again(place):
     assert "| later | not run | 4 |  | 3 | 1 |" in made["verdicts.md"].decode()
 
 
-def test_mistakes_are_one_sentence(place, tmp_path):
+def test_mistakes_are_one_sentence(place, tmp_path, capsys):
     with pytest.raises(UserError, match="there is no paper in"):
         overview.Overview("cpu", place / "results", "", tmp_path / "nowhere")
     (place / "papers" / "later" / "claims.yaml").unlink()
-    with pytest.raises(UserError, match="there is no claims file here"):
+    left = [paper.name for paper in opened(place).papers]
+    assert left and "later" not in left
+    said = capsys.readouterr().err
+    assert "note: later is left out of the overview: " in said and "there is no claims file here" in said
+    for name in left:
+        (place / "papers" / name / "claims.yaml").unlink()
+    with pytest.raises(UserError, match="can be shown: see the notes above"):
         opened(place)
 
 

@@ -157,6 +157,16 @@ def test_a_setting_of_another_type_is_refused(tmp_path, text, said):
         page.settings(tmp_path / "notebook.ipynb", [text])
 
 
+def test_settings_can_be_looked_at_before_there_is_anything_to_draw(tmp_path, capsys):
+    cell = nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "notebook.ipynb")
+    given = ["alpha", "--notebook", str(tmp_path / "notebook.ipynb"), "--results", str(tmp_path), "--check", "--set"]
+    page.main([*given, "whole=2"])
+    with pytest.raises(UserError, match=r"--set nosuch: nosuch is no parameter of notebook\.ipynb; it can set: many,"):
+        page.main([*given, "nosuch=5"])
+    assert not capsys.readouterr().out and [path.name for path in tmp_path.iterdir()] == ["notebook.ipynb"]
+
+
 def children(pid: int) -> list[int]:
     return [int(child) for child in (Path("/proc") / str(pid) / "task" / str(pid) / "children").read_text().split()]
 

@@ -80,6 +80,8 @@ def test_what_is_partial_is_refused_and_nothing_is_touched(place, write):
 
     (root / "plan.json").write_text(json.dumps({**plan, "headline": True}))
     refused("only the headline has been measured; run make reproduce-fake first")
+    (root / "plan.json").write_text(json.dumps({**plan, "config": {**plan["config"], "yours": "my:Mine"}}))
+    refused(r"a row of your own \(my:Mine\) is in it")
     (root / "plan.json").write_text(json.dumps({**plan, "keys": {**plan["keys"], "more": "0" * 64}}))
     refused("1 measurements are missing, the first is more")
     (root / "plan.json").write_text(json.dumps(plan))

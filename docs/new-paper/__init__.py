@@ -1,0 +1,1 @@
+"""newpaper: say here in a line what the paper shows."""
