@@ -16,7 +16,7 @@ BUDGET ?=##            minutes in all; what the plan leaves of them goes to open
 RESULTS ?= results##   where measurements and checkpoints go
 SET ?=##               parameters of the notebook, as in SET="name=value name=value"
 DEVICE ?=##            cpus (a process per core) | cpu | cpu2 | gpu | gpus (a process each); gpu where one is seen, else cpus
-GPU ?= measure##       of make plan: a100-80 | h200 | rtx4090 | rtx3090 | cpu2, or measure: the machine that it runs on
+GPU ?= measure##       of make plan: some of a100-80,h200,rtx4090,rtx3090,cpu2, or measure: the machine that it runs on
 GPUS ?=##              how many with DEVICE=gpus; all by default
 LAUNCH ?=##            what starts a script instead, as in LAUNCH="srun accelerate launch" (shared/experiment/launch/README.md)
 PYTHON ?=##            the Python that makes .venv; by default the newest of 3.11 to 3.14 that is there

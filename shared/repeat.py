@@ -4,14 +4,16 @@ Everywhere else these are the plain loop and the plain concatenation.
 """
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
+from itertools import cycle, islice
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 Part = TypeVar("Part")
+Rows = TypeVar("Rows", bound=Sized)
 EARLY = 0.5
 """Of the passes of an attack that leaves out a picture once it has succeeded, the share that a plan expects: an assumption."""
 watched: list[Callable[[float], AbstractContextManager]] = []
@@ -30,6 +32,21 @@ def repeated(
     for kind, count in Counter(kinds).items():
         with watched[-1](max(1.0, share * count)):
             yield passes[kinds.index(kind)]
+
+
+def batches(parts: Sequence[Rows]) -> Iterator[Rows]:
+    """The batches of a loop, each with a length. A plan takes the first for all, as often as it goes into their sum."""
+    if not watched or len(parts) < 2:
+        yield from parts
+        return
+    with watched[-1](sum(map(len, parts)) / len(parts[0])):
+        yield parts[0]
+
+
+def listed(function: Callable[[Rows], list], parts: Sequence[Rows]) -> list:
+    """What `function` makes of each batch, one after another."""
+    made = [one for part in batches(parts) for one in function(part)]
+    return made if not watched else list(islice(cycle(made), sum(map(len, parts))))
 
 
 def joined(function: Callable[[Part], Tensor], parts: Sequence[Part]) -> Tensor:

@@ -29,3 +29,9 @@ PUBLIC: dict[str, tuple[int, int, int, int]] = {  # name -> classes, side, test 
     "Caltech101Split": (101, 224, 2_603, 6_074),
     "Caltech101CoOp": (100, 224, 2_465, 4_128),
 }
+TEXTS: dict[str, int] = {  # name -> pictures of the test split, questions where there are several of a picture
+    "coco": 5_000,
+    "flickr30k": 1_000,
+    "vqav2": 214_354,
+    "textvqa": 5_000,
+}

@@ -1,7 +1,7 @@
-"""What a paper at a scale would take, before anybody pays: `python -m shared.experiment.plan PAPER GPU --scale paper …`
+"""What a paper at a scale would take, before anybody pays: `python -m shared.experiment.plan PAPER GPU[,GPU…] --scale paper …`
 
-For each stage, the steps of one kind: how many there are, floating-point operations, peak memory, disk, pictures read, hours on a
-machine of `shared.experiment.machines`. Needs no GPU, no weights and no data (`shared.experiment.planned`). Attacks that leave
+For each stage, the steps of one kind: how many there are, floating-point operations, peak memory, disk, pictures read, hours on
+machines of `shared.experiment.machines`. Needs no GPU, no weights and no data (`shared.experiment.planned`). Attacks that leave
 out pictures which they have broken are expected to take half of their steps. Tensors without numbers are the CPU's also where a
 GPU is priced, since without one torch runs no backward pass of theirs: half precision and the CPU's own noise count as the
 GPU's single precision. One process makes everything here: what several
@@ -9,11 +9,10 @@ would each make for themselves counts once.
 """
 
 import importlib
-import math
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 
 import torch
 
@@ -21,7 +20,7 @@ from shared.errors import run_main
 from shared.experiment.machines import Machine, Measured, machine
 from shared.experiment.planned import PlanLab, name_in, planning
 from shared.experiment.scale import parse
-from shared.experiment.step import Step, Trained, closure, parts
+from shared.experiment.step import Step, Trained, closure
 from shared.experiment.tally import Cost
 
 READ = 0.003  # seconds of one core for a picture from a file: 500 × 375 JPEG to 224 pixels, measured; of sets that can be opened, measured anew
@@ -36,16 +35,14 @@ class Stage:
     cost: Cost = field(default_factory=Cost)
     why: Counter = field(default_factory=Counter)
     largest: Step | None = None
-    seconds: float = 0.0
 
 
 def stages(numbers: Sequence, lab: PlanLab) -> dict[str, Stage]:
     """Every step of a plan by its stage, in the order in which they are made."""
-    kinds = {n.step: _kind(n.tags) for n in reversed(numbers)}
     found: dict[str, Stage] = {}
     seen: set = set()
-    for step in closure(n.step for n in numbers):
-        stage = found.setdefault(kinds.get(step) or _name(step), Stage())
+    for step, name in names(numbers).items():
+        stage = found.setdefault(name, Stage())
         stage.count += 1
         try:
             traced = lab.trace(step)
@@ -55,12 +52,18 @@ def stages(numbers: Sequence, lab: PlanLab) -> dict[str, Stage]:
         if traced.cost.peak > stage.cost.peak:
             stage.largest = step
         stage.cost.add(traced.cost)
-        for name, cost in traced.shared:
-            own = name_in(step, name)
+        for parts_of_name, cost in traced.shared:
+            own = name_in(step, parts_of_name)
             if own not in seen:
                 seen.add(own)
                 stage.cost.add(cost)
     return found
+
+
+def names(numbers: Sequence) -> dict[Step, str]:
+    """Every step of a plan with its stage, in the order in which they are made."""
+    kinds = {n.step: _kind(n.tags) for n in reversed(numbers)}
+    return {step: kinds.get(step) or _name(step) for step in closure(n.step for n in numbers)}
 
 
 def _kind(tags: Mapping[str, object]) -> str:
@@ -72,12 +75,13 @@ def _name(step: Step) -> str:
     return f"{type(step).__name__} {what if isinstance(what, str) else ''}".strip()
 
 
-def price(found: Mapping[str, Stage], lab: PlanLab, on: Machine | Measured) -> None:
-    """Fill in the seconds: of one process on a CPU, reading included; on a GPU others read ahead."""
-    for stage in found.values():
-        stage.seconds = sum(count * on.seconds(operation) for operation, count in stage.cost.operations.items())
-        if on.device == "cpu":
-            stage.seconds += reading(stage, lab)
+def price(found: Mapping[str, Stage], lab: PlanLab, on: Machine | Measured) -> dict[str, float]:
+    """Seconds of the stages: of one process on a CPU, reading included; on a GPU others read ahead."""
+    return {
+        name: sum(count * on.seconds(operation) for operation, count in stage.cost.operations.items())
+        + (reading(stage, lab) if on.device == "cpu" else 0.0)
+        for name, stage in found.items()
+    }
 
 
 def reading(stage: Stage, lab: PlanLab) -> float:
@@ -89,70 +93,89 @@ def plan(paper: str, gpu: str, argv: Sequence[str]) -> str:
     """The table, what has no estimate, and what does not fit."""
     made = importlib.import_module(f"papers.{paper}.paper").PAPER
     scale, config = parse(made.presets, __doc__, argv, check=made.check)
-    on = machine(gpu)
-    lab = PlanLab(torch.device("cpu"), config.source)
+    machines = [machine(name) for name in gpu.split(",")]
+    lab = PlanLab(torch.device("cpu"), config.source, half=machines[0].device != "cpu")
     with planning(lab):
         found = stages(made.plan(config), lab)
-    price(found, lab, on)
-    lines = [f"{paper} at SCALE={scale} on {on.name}: {on.source}"]
-    head = ("stage", "steps", "TFLOP", "peak GB", "disk GB", "pictures", "hours")
-    rows = [_row(name, stage) for name, stage in found.items()]
-    whole = Stage(sum(s.count for s in found.values()), seconds=sum(s.seconds for s in found.values()))
+        said = [line for on in machines for line in misfits(found, made, config, lab, on)]
+    spent = [price(found, lab, on) for on in machines]
+    lines = [f"{paper} at SCALE={scale}", *(f"{on.name}: {on.source}" for on in machines)]
+    head = ("stage", "steps", "TFLOP", "peak GB", "disk GB", "pictures", *(f"h {on.name}" for on in machines))
+    rows = [_row(name, stage, [seconds[name] for seconds in spent]) for name, stage in found.items()]
+    whole = Stage(sum(s.count for s in found.values()))
     for stage in found.values():
         whole.cost.add(stage.cost)
-    rows.append(_row("all", whole))
+    rows.append(_row("all", whole, [sum(seconds.values()) for seconds in spent]))
     widths = [max(len(row[k]) for row in (head, *rows)) for k in range(len(head))]
     lines += ["  ".join(t.ljust(w) if k == 0 else t.rjust(w) for k, (t, w) in enumerate(zip(row, widths, strict=True)))
               for row in (head, *rows)]  # fmt: skip
     trainings = sum(s.count for name, s in found.items() if name in {_name(t) for t in _trainings(made, config)})
-    lines.append(f"{trainings} trainings; {_hours(whole.seconds / on.processes)} hours with {on.processes} processes")
-    if on.device != "cpu":
-        lines.append(f"reading pictures: {_hours(sum(reading(s, lab) for s in found.values()))} hours of one core")
+    read = _hours(sum(reading(stage, lab) for stage in found.values()))
+    lines.append(f"{trainings} trainings; reading pictures takes {read} hours of one core, on a CPU among the others")
+    for on, seconds in zip(machines, spent, strict=True):
+        hours = _hours(sum(seconds.values()) / on.processes)
+        lines.append(f"{on.name}: {hours} hours with {on.processes} process{'es' if on.processes > 1 else ''}")
     for name, stage in found.items():
         lines += [f"not estimated: {n} of {stage.count} {name}: {why}" for why, n in stage.why.items()]
-    lines += misfits(found, config, on)
-    return "\n".join(lines)
+    return "\n".join([*lines, *said])
 
 
 def _trainings(made: object, config: object) -> list[Step]:
     return [step for step in closure(n.step for n in made.plan(config)) if isinstance(step, Trained)]
 
 
-def misfits(found: Mapping[str, Stage], config: object, on: Machine | Measured) -> Iterator[str]:
-    """What does not fit the memory of a machine, and which option to change."""
+def misfits(found: Mapping[str, Stage], made: object, config: object, lab: PlanLab, on: Machine | Measured) -> list[str]:
+    """What does not fit the memory of a machine, and which option makes it fit. To be used inside `planning`."""
+    room, said = USABLE * on.memory, []
     for name, stage in found.items():
-        room = USABLE * on.memory
-        if stage.cost.peak <= room or stage.largest is None:
-            continue
-        inside = {id(x) for x in parts(stage.largest)}
-        same = [x for x in parts(stage.largest) if any(f.name == "batch" for f in fields(x))]
-        options = [
-            (path, x) for path, x in _options(config) if id(x) in inside or any(type(x) is type(s) for s in same)
-        ]
-        advice = "no option makes it smaller"
-        for path, x in options:
-            smaller = 2 ** int(math.log2(max(1.0, x.batch * room / stage.cost.peak)))
-            advice = f"use --{path}.batch {smaller}"
-            break
-        yield f"{name} needs {stage.cost.peak / 1e9:.0f} GB, {on.name} has {on.memory / 1e9:.0f}: {advice}"
+        if stage.cost.peak > room and stage.largest is not None:
+            needs = f"{name} needs {_gigabytes(stage.cost.peak)} GB, {on.name} has {_gigabytes(on.memory)}"
+            said.append(f"{needs}: {smaller(stage, made, config, lab, room)}")
+    return said
+
+
+def smaller(stage: Stage, made: object, config: object, lab: PlanLab, room: float) -> str:
+    """The first option that has a batch with which the largest step of a stage fits: halved for as long as that helps."""
+    place = list(names(made.plan(config))).index(stage.largest)
+    for path, x in _options(config):
+        batch, peak = x.batch, stage.cost.peak
+        while batch > 1:
+            batch, before = batch // 2, peak
+            step = list(names(made.plan(_with(config, path.split("."), batch))))[place]
+            peak = lab.trace(step).cost.peak
+            if peak <= room:
+                return f"use --{path.replace('_', '-')} {batch} ({_gigabytes(peak)} GB)"
+            if peak > 0.95 * before:
+                break
+    return "no batch makes it fit"
+
+
+def _with(config: object, path: Sequence[str], value: int) -> object:
+    """A configuration with one option changed."""
+    inside = value if len(path) == 1 else _with(getattr(config, path[0]), path[1:], value)
+    return replace(config, **{path[0]: inside})
 
 
 def _options(x: object, path: str = "") -> Iterator[tuple[str, object]]:
-    """The dataclasses of a configuration that have a batch, with the names of their options."""
-    if not is_dataclass(x):
-        return
-    if path and any(f.name == "batch" for f in fields(x)):
-        yield path, x
+    """The batches among the options of a configuration, with the dataclasses that have them."""
     for f in fields(x):
-        name = f.name.replace("_", "-")
-        yield from _options(getattr(x, f.name), f"{path}.{name}" if path else name)
+        inside = getattr(x, f.name)
+        if f.name == "batch" and isinstance(inside, int):
+            yield f"{path}batch", x
+        if is_dataclass(inside):
+            yield from _options(inside, f"{path}{f.name}.")
 
 
-def _row(name: str, stage: Stage) -> tuple[str, ...]:
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:.0f}" if size >= 1e10 else f"{size / 1e9:.1f}"
+
+
+def _row(name: str, stage: Stage, spent: Sequence[float]) -> tuple[str, ...]:
     c = stage.cost
     estimated = stage.count > sum(stage.why.values())
     pictures = f"{sum(c.pictures.values()):,.0f}"
-    values = (f"{c.flops / 1e12:,.1f}", f"{c.peak / 1e9:.1f}", f"{c.disk / 1e9:.1f}", pictures, _hours(stage.seconds))
+    sizes = (f"{c.flops / 1e12:,.1f}", f"{c.peak / 1e9:.1f}", f"{c.disk / 1e9:.1f}", pictures)
+    values = (*sizes, *map(_hours, spent))
     return (name, str(stage.count), *(values if estimated else ("?",) * len(values)))
 
 

@@ -6,6 +6,7 @@ is another one), seeds after the first, and the weights of models. What steps sh
 """
 
 import contextlib
+import functools
 import sys
 import time
 from collections.abc import Callable, Hashable, Iterator
@@ -16,26 +17,30 @@ from unittest import mock
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 import shared.data.catalogue
 import shared.data.pairs
 import shared.metrics.costs
+import shared.metrics.perceptual
 import shared.models.clip
 import shared.models.victim
 from shared import repeat
 from shared.data.base import LabelledImages
 from shared.data.catalogue import Source
 from shared.data.scene_sets import ScenePairs
-from shared.data.sizes import PUBLIC
+from shared.data.sizes import PUBLIC, TEXTS
+from shared.data.vision_language import INSTRUCTION, VisionLanguageSet
 from shared.errors import UserError
+from shared.experiment import published
 from shared.experiment.leaves import Pictures
 from shared.experiment.step import Kept, Step, Values, counted
-from shared.experiment.tally import Cost, Numbers, Tally
+from shared.experiment.tally import Cost, Numbers, Tally, may_be_known, with_numbers
 from shared.training.poisoning import OneProcess
 
 SAMPLE = 64  # pictures that are read to see how long one takes
+CAPTION, QUESTION = "a photo of a dog on a table in front of a window", "what is the dog doing on the table"
 
 
 @dataclass
@@ -88,7 +93,9 @@ class PlannedPictures(LabelledImages):
         return self.n
 
     def __getitems__(self, indices) -> tuple[Tensor, Tensor]:
-        return self.lab.read(self, len(indices)), torch.zeros(len(indices), dtype=torch.int64)
+        with _disable_current_modes():
+            labels = torch.tensor([int(self.labels[i]) for i in indices], dtype=torch.int64)
+        return self.lab.read(self, len(indices)), with_numbers(self.lab.fake, labels)
 
 
 def _seconds(read: Callable[[], object]) -> float:
@@ -116,7 +123,7 @@ class PlannedPairs(torch.utils.data.Dataset):
 
     def __init__(self, lab: "PlanLab", spec: str, n: int, size: int):
         self.lab, self.name, self.n, self.side, self.version = lab, spec, n, size, spec
-        self.seconds, self.say = 0.0, "a photo of a dog on a table in front of a window"
+        self.seconds, self.say = 0.0, CAPTION
         if spec == "scenes":
             real, some = ScenePairs(n, size), range(min(SAMPLE, n))
             self.say = max(real.__getitems__(some)[1], key=len)
@@ -132,11 +139,48 @@ class PlannedPairs(torch.utils.data.Dataset):
         return self.lab.read(self, len(indices)), self.captions(indices)
 
 
-class PlanLab:
-    """What a `Lab` is to steps; see the module docstring. To be used inside `planning`."""
+class PlannedTexts(VisionLanguageSet):
+    """A set of pictures with text as large as the real one, with its texts where it is here."""
 
-    def __init__(self, device: torch.device, source: Source):
-        self.device, self.source, self.accelerator = device, source, OneProcess(device)
+    prompt, skipped = INSTRUCTION, ()
+
+    def __init__(self, lab: "PlanLab", spec: str, split: str, size: object):
+        self.lab, self.name, self.version, self.seconds = lab, spec, spec + split, 0.0
+        try:
+            self.real = shared.data.catalogue.open_vl(spec, split, lab.source, size)
+        except UserError:
+            if spec not in TEXTS:
+                raise
+            self.real, self.n, self.side = None, TEXTS[spec], int(size or 224)
+        else:
+            self.n, self.side = len(self.real), self.real.pictures([0]).shape[-1]
+            self.seconds = _seconds(lambda: self.real.pictures(range(SAMPLE))) / SAMPLE
+
+    def __len__(self) -> int:
+        return self.n
+
+    def pictures(self, indices) -> Tensor:
+        return self.lab.read(self, len(indices))
+
+    def scenes(self, indices) -> object:
+        return self.real.scenes(indices)
+
+    def references(self, indices) -> list[list[str]]:
+        return self.real.references(indices) if self.real else [[CAPTION] * 5 for _ in indices]
+
+    def questions(self, indices) -> list[str]:
+        return self.real.questions(indices) if self.real else [QUESTION] * len(indices)
+
+    def answers(self, indices) -> list[list[str]]:
+        return self.real.answers(indices) if self.real else [[f"word {k}" for k in range(10)] for _ in indices]
+
+
+class PlanLab:
+    """What a `Lab` is to steps; see the module docstring. To be used inside `planning`. half: published language models are
+    in half precision, as on a GPU."""
+
+    def __init__(self, device: torch.device, source: Source, half: bool = False):
+        self.device, self.source, self.accelerator, self.half = device, source, OneProcess(device), half
         self.tally, self.fake = Tally(device), FakeTensorMode(allow_non_fake_inputs=True)
         self.sets: dict[tuple[str, str], PlannedPictures] = {}
         self.rates: dict[str, float] = {}
@@ -158,6 +202,10 @@ class PlanLab:
     def pairs(self, spec: str, source: Source, n: int, seed: int, size: int) -> PlannedPairs:
         with _disable_current_modes():
             return PlannedPairs(self, spec, n, size)
+
+    def texts(self, spec: str, split: str, source: Source, size: object = None) -> PlannedTexts:
+        with _disable_current_modes():
+            return PlannedTexts(self, spec, split, size)
 
     def read(self, data: object, n: int) -> Tensor:
         """n pictures of a set, counted."""
@@ -336,11 +384,16 @@ def planning(lab: PlanLab) -> Iterator[None]:
         (from_file, read),
         (shared.models.clip.read_metadata, lambda path: lab.facts(*lab._files[Path(path)])),
         (shared.data.pairs.open_pairs, lab.pairs),
+        (shared.data.catalogue.open_vl, lab.texts),
+        (published.open_vlm, functools.partial(published.vlm, half=lab.half)),
+        (published.open_denoiser, published.denoiser),
+        (published.open_classifier, published.classifier),
         (shared.models.victim.tell_apart, lambda *_: None),
         (shared.metrics.costs.activation_megabytes, update),
         (shared.metrics.costs.clock, lambda device: time.process_time()),
+        (shared.metrics.perceptual.ssim, lambda x, y: np.zeros(len(x))),
     )
-    ours = [m for name, m in sys.modules.items() if name.startswith(("shared.", "papers."))]
+    ours = [m for name, m in sys.modules.items() if name.startswith(("shared.", "papers.")) and m is not published]
     repeat.watched.append(lab.tally.times)
     with contextlib.ExitStack() as stack:
         for module in ours:
@@ -349,6 +402,8 @@ def planning(lab: PlanLab) -> Iterator[None]:
                     if value is replaced:
                         stack.enter_context(mock.patch.object(module, name, stand_in))
         stack.enter_context(mock.patch.object(nn.Module, "_apply", _apply))
+        stack.enter_context(mock.patch.object(FakeTensor, "__deepcopy__", _copied, create=True))
+        stack.enter_context(mock.patch.object(FakeTensorMode, "may_turn_const", lambda mode, t: may_be_known(t)))
         # half precision is for devices that are there: products of a plan are in single
         stack.enter_context(mock.patch.object(torch, "autocast", lambda *_, **__: contextlib.nullcontext()))
         stack.enter_context(lab.fake)
@@ -361,6 +416,13 @@ def planning(lab: PlanLab) -> Iterator[None]:
             for cached in (value for module in ours for value in vars(module).values()):
                 if hasattr(cached, "cache_clear"):  # of tensors without numbers
                     cached.cache_clear()
+
+
+def _copied(self: FakeTensor, memo: dict) -> FakeTensor:
+    """`Tensor.__deepcopy__`, which would copy the numbers of constants as if they had none."""
+    memo[id(self)] = copied = self.detach().clone().requires_grad_(self.requires_grad)
+    copied._is_param = getattr(self, "_is_param", False)
+    return copied
 
 
 def _apply(self: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:

@@ -5,11 +5,17 @@
     peak memory                 of all storages of the device that are alive at once, activations of a backward pass among them
     pictures, disk              as the planning laboratory reads and keeps them
 
-Tensors without numbers cannot answer a question. Those that steps ask are answered so that work goes on: `any` is no and other
-tests are yes (nothing has broken, nobody has succeeded), masks and `nonzero` keep everything, the largest token of a text is
-at `TOKENS`. So early stops never happen here; loops that have one say which share of their passes to expect (`shared.repeat`).
+Small tensors that follow from constants alone, such as the times of a sampler, keep their numbers. Others cannot answer a
+question. Those that steps ask are answered so that work goes on: `any` is no and other tests are yes (nothing has broken, nobody
+has succeeded), masks and `nonzero` keep everything, what is written where nobody knows changes nothing that is known, the largest
+token of a text is at `TOKENS`. So early stops never happen here; loops that have one say which share of their passes to expect
+(`shared.repeat`).
+
+A backward pass runs when the loop whose pass it goes back through has ended, so operations of a node of the graph count as often
+as those of the forward pass that made it: nodes are numbered in the order in which they are made.
 """
 
+import bisect
 import contextlib
 import weakref
 from collections import Counter
@@ -19,14 +25,18 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
 
 aten = torch.ops.aten
 TOKENS = 20  # an assumption: so many tokens has the longest text of a batch
+KNOWN = 100_000  # elements of a tensor that may keep its numbers
+FILLED = {"full": None, "full_like": None, "zeros": 0, "zeros_like": 0, "new_zeros": 0, "ones": 1, "ones_like": 1}
+UNKNOWN = {"_local_scalar_dense", "equal", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive"}
+UNKNOWN |= {"index", "index_put_", "_index_put_impl_", "any"}
 
 
 def attention_flops(n: int, heads: int, queries: int, keys: int, each: int) -> int:
@@ -104,6 +114,7 @@ class Tally(TorchDispatchMode):
         super().__init__()
         self.device, self.cost, self.factor = device, Cost(), 1.0
         self.bytes = 0  # that are alive
+        self._marks: list[tuple[int, float]] = [(0, 1.0)]  # from which node of the graph on which factor holds
         self._operations: dict[tuple, Operation] = {}
         self._views: dict[object, bool] = {}
         self._alive: dict[int, int] = {}
@@ -111,22 +122,40 @@ class Tally(TorchDispatchMode):
     @contextlib.contextmanager
     def times(self, count: float) -> Iterator[None]:
         """What runs inside counts so often."""
-        before, self.factor = self.factor, self.factor * count
+        before = self.factor
+        self._set(self.factor * count)
         try:
             yield
         finally:
-            self.factor = before
+            self._set(before)
 
     @contextlib.contextmanager
     def apart(self) -> Iterator[Cost]:
         """What runs inside is counted by itself, once."""
-        before = self.cost, self.factor
-        self.cost, self.factor = Cost(), 1.0
+        outer, before = self.cost, self.factor
+        self.cost = inner = Cost()
+        self._set(1.0)
         try:
-            yield self.cost
+            yield inner
         finally:
-            (self.cost, self.factor), inner = before, self.cost
+            self.cost = outer
+            self._set(before)
             self.cost.peak = max(self.cost.peak, inner.peak)
+
+    def _set(self, factor: float) -> None:
+        self.factor = factor
+        self._marks.append((torch._C._autograd._get_sequence_nr(), factor))
+
+    def _often(self) -> float:
+        """How often the operation under way counts."""
+        node = torch._C._current_autograd_node()
+        if node is None:
+            return self.factor
+        place = bisect.bisect_right(self._marks, node._sequence_nr(), key=lambda mark: mark[0])
+        factor = self._marks[max(0, place - 1)][1]
+        if self._marks[-1][1] != factor:  # of nodes that are made on the way back: passes that are computed again
+            self._marks.append((torch._C._autograd._get_sequence_nr(), factor))
+        return factor
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -157,7 +186,7 @@ class Tally(TorchDispatchMode):
                 sum(map(_size, (*_tensors((args, kwargs)), *outputs))),
                 (func, tree_map(_shape, (args, kwargs))),
             )
-        self.cost.operations[self._operations[key]] += self.factor
+        self.cost.operations[self._operations[key]] += self._often()
 
     def _hold(self, tensor: Tensor) -> None:
         if tensor.device.type != self.device.type:
@@ -189,15 +218,15 @@ def flops(func: object, args: tuple, kwargs: dict, out: object) -> float:
 def answer(func: object, args: tuple, kwargs: dict) -> object:
     """What an operation that depends on numbers gives without them; NotImplemented for all others."""
     name = func._overloadpacket.__name__
+    if name in FILLED or name == "arange":
+        return _constant(func, args, kwargs)
+    if name in UNKNOWN and all(known(x) is not None for x in _tensors((args, kwargs))):
+        return NotImplemented
     if name == "_local_scalar_dense":
         (x,) = args
         if x.dtype == torch.bool:
             return not getattr(x, "_some", False)
         return min(getattr(x, "_below", 1) - 1, TOKENS) if not x.is_floating_point() else 1.0
-    if name in ("full", "full_like"):
-        out = func(*args, **kwargs)
-        out._value = args[1]
-        return out
     if name == "equal":
         return True
     if name == "nonzero":
@@ -210,7 +239,7 @@ def answer(func: object, args: tuple, kwargs: dict) -> object:
         return (x.new_empty(x.shape if name == "unique_dim" else x.numel()), whole, whole)
     if name == "index" and any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1]):
         return func(args[0], _kept(args[1]))
-    if name in ("index_put_", "_index_put_impl_") and any(i is not None and i.dtype == torch.bool for i in args[1]):
+    if name in ("index_put_", "_index_put_impl_") and _nowhere(*args[:2]):
         return args[0]
     if name == "any":
         out = func(*args, **kwargs)
@@ -227,22 +256,68 @@ def answer(func: object, args: tuple, kwargs: dict) -> object:
     return NotImplemented
 
 
+def may_be_known(x: Tensor) -> bool:
+    """Places and times, and whatever is a single number; parameters, which are in single precision, are not."""
+    whole = x.dtype in (torch.bool, torch.int64, torch.float64) and x.numel() <= KNOWN
+    return (whole or x.numel() == 1) and x.device.type == "cpu" and not x.is_sparse
+
+
+def known(x: Tensor) -> Tensor | None:
+    """The numbers of a tensor, on the CPU, or None."""
+    return getattr(x, "constant", None) if isinstance(x, FakeTensor) else x
+
+
+def with_numbers(mode: FakeTensorMode, numbers: Tensor) -> Tensor:
+    """A tensor of the mode that keeps its numbers."""
+    with _disable_current_modes():
+        return mode.fake_tensor_converter.from_real_tensor(mode, numbers, make_constant=True)
+
+
+def _constant(func: object, args: tuple, kwargs: dict) -> Tensor:
+    """What a factory makes, with its numbers where they may be known."""
+    out, name = func(*args, **kwargs), func._overloadpacket.__name__
+    if not isinstance(out, FakeTensor) or not may_be_known(out):
+        return out
+    with _disable_current_modes():
+        value = args[1] if FILLED.get(name, 0) is None else FILLED.get(name)
+        out.constant = func(*args, **kwargs) if name == "arange" else torch.full(out.shape, value, dtype=out.dtype)
+    out.fake_mode.fake_tensor_converter.add_constant_storage_mapping(out)
+    return out
+
+
+def _nowhere(x: Tensor, indices: list[Tensor | None]) -> bool:
+    """Whether nobody knows where in x is written: by a mask, or in what is known."""
+    unknown = [i for i in indices if i is not None and known(i) is None]
+    return any(i.dtype == torch.bool for i in unknown) or (bool(unknown) and known(x) is not None)
+
+
 def _kept(indices: list[Tensor | None]) -> list[Tensor | None]:
-    """Indices with all that a mask could keep in its place."""
+    """Indices with all that a mask could keep in its place, or with what it keeps where it is known."""
     out: list[Tensor | None] = []
     for i in indices:
-        mask = i is not None and i.dtype in (torch.bool, torch.uint8)
-        out += [i.new_empty(i.numel(), dtype=torch.int64) for _ in i.shape] if mask else [i]
+        if i is None or i.dtype not in (torch.bool, torch.uint8):
+            out.append(i)
+        elif known(i) is None:
+            out += [i.new_empty(i.numel(), dtype=torch.int64) for _ in i.shape]
+        else:
+            with _disable_current_modes():
+                out += known(i).nonzero(as_tuple=True)
     return out
 
 
 class Numbers(TorchFunctionMode):
-    """Zeros (or what it was filled with), of the right shape, where a fake tensor is asked for all of its numbers at once."""
+    """Its numbers, or zeros where nobody knows them, where a fake tensor is asked for all of them at once."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func in (Tensor.numpy, Tensor.__array__, Tensor.tolist) and isinstance(args[0], FakeTensor):
             x = args[0]
-            same = np.full(tuple(x.shape), getattr(x, "_value", 0), str(x.dtype).removeprefix("torch."))
+            if x.device.type != "cpu" and func is not Tensor.tolist:
+                raise TypeError(f"a tensor on {x.device.type} has no NumPy array: it needs .cpu()")
+            if known(x) is not None:
+                with _disable_current_modes():
+                    same = known(x).detach().numpy().copy()
+            else:
+                same = np.zeros(tuple(x.shape), str(x.dtype).removeprefix("torch."))
             return same.tolist() if func is Tensor.tolist else same
         return func(*args, **(kwargs or {}))
 

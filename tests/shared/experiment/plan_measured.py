@@ -1,0 +1,110 @@
+"""Planned against measured processor seconds, by stage: what `make plan GPU=measure` says of steps, and what they then take here.
+
+    nice python -m tests.shared.experiment.plan_measured --scale cpu --seconds 60 pmg_aft rvpt
+
+Of each kind of number one is made, with all that it needs: the one of which a plan says that it takes least, unless that is more
+than so many seconds. Both are processor time of one core in one run, so that other work on the machine changes no ratio.
+"""
+
+import argparse
+import importlib
+import statistics
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from shared.experiment.lab import Lab
+from shared.experiment.machines import CORE, Measured
+from shared.experiment.plan import names, price, stages
+from shared.experiment.planned import PlanLab, planning
+from shared.experiment.step import Kept, Step, closure
+
+LEAST = 0.5  # seconds of a stage: less says nothing
+
+
+def compare(paper: str, scale: str, seconds: float) -> dict[str, tuple[float, float]]:
+    """Stage -> planned and measured seconds."""
+    made = importlib.import_module(f"papers.{paper}.paper").PAPER
+    config, on = made.presets[scale], Measured()
+    lab = PlanLab(torch.device("cpu"), config.source)
+    with planning(lab):
+        numbers = cheapest(made.plan(config), lab, seconds)
+        found = stages(numbers, lab)
+    planned = price(found, lab, on)
+    spent = measured(numbers, config)
+    return {f"{paper}: {name}": (planned[name], took) for name, took in spent.items() if took >= LEAST}
+
+
+def cheapest(numbers: Sequence, lab: PlanLab, most: float) -> list:
+    """One number of each kind."""
+    taken: dict[Step, float] = {}
+    chosen: list = []
+    kinds = names(numbers)
+    by_kind: dict[str, list] = {}
+    for number in numbers:
+        by_kind.setdefault(kinds[number.step], []).append(number)
+
+    def more(number: object) -> dict[Step, float]:
+        return {step: seconds_of(step, lab) for step in closure([number.step]) if step not in taken}
+
+    for some in by_kind.values():
+        best = min(some[:40], key=lambda number: sum(more(number).values()))
+        new = more(best)
+        if sum(new.values()) <= most:
+            taken |= new
+            chosen.append(best)
+    return chosen
+
+
+def seconds_of(step: Step, lab: PlanLab) -> float:
+    """By the rates of a core that nobody has measured; infinite where there is no estimate."""
+    try:
+        operations = lab.trace(step).cost.operations
+    except Exception:
+        return float("inf")
+    return sum(count * CORE.seconds(operation) for operation, count in operations.items())
+
+
+def measured(numbers: Sequence, config: object) -> Counter:
+    """Stage -> processor seconds of its steps."""
+    spent: Counter = Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        lab = Lab(Path(folder), config.source, Accelerator(cpu=True))
+        for step, name in names(numbers).items():
+            began = time.process_time()
+            made = step.make(lab)
+            spent[name] += time.process_time() - began
+            if isinstance(step, Kept):
+                tensors, facts = made if isinstance(made, tuple) else (made, None)
+                lab.keep(step, tensors, facts=facts)
+    return spent
+
+
+def summary(found: dict[str, tuple[float, float]]) -> tuple[float, float]:
+    """The median of |planned/measured − 1|, and the largest factor between the two."""
+    ratios = [planned / took for planned, took in found.values()]
+    return statistics.median(abs(r - 1) for r in ratios), max(max(r, 1 / r) for r in ratios)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("papers", nargs="+")
+    options.add_argument("--scale", default="cpu")
+    options.add_argument("--seconds", type=float, default=60.0)
+    given = options.parse_args()
+    found: dict[str, tuple[float, float]] = {}
+    for paper in given.papers:
+        for name, (planned, took) in compare(paper, given.scale, given.seconds).items():
+            found[name] = planned, took
+            print(f"{name:60} planned / measured = {planned / took:.2f}", flush=True)
+    median, worst = summary(found)
+    print(f"{len(found)} stages: median error {median:.0%}, worst {worst:.1f}×")
+
+
+if __name__ == "__main__":
+    main()
