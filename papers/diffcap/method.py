@@ -255,7 +255,7 @@ def calibrate_tau(
             raise UserError(f"calibration pairs of {name}: {shapes}; give as many of both, at least one.")
         rng = SampleRng(seed, range(len(clean)), f"tau/{name}")
 
-        def similarity(rows: Tensor, pair: tuple[Tensor, Tensor] = (clean, adversarial), rng: SampleRng = rng) -> Tensor:
+        def similarity(rows: Tensor, pair: tuple = (clean, adversarial), rng: SampleRng = rng) -> Tensor:
             seen = [diffcap.embed_at(images[rows.to(images.device)], rng.subset(rows), level) for images in pair]
             return F.cosine_similarity(*seen, dim=1).float().cpu()
 

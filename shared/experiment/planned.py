@@ -28,7 +28,7 @@ import shared.models.clip
 import shared.models.victim
 from shared import repeat
 from shared.data.base import LabelledImages
-from shared.data.catalogue import Source
+from shared.data.catalogue import Source, open_vl
 from shared.data.scene_sets import ScenePairs
 from shared.data.sizes import PUBLIC, TEXTS
 from shared.data.vision_language import INSTRUCTION, VisionLanguageSet
@@ -147,7 +147,7 @@ class PlannedTexts(VisionLanguageSet):
     def __init__(self, lab: "PlanLab", spec: str, split: str, size: object):
         self.lab, self.name, self.version, self.seconds = lab, spec, spec + split, 0.0
         try:
-            self.real = shared.data.catalogue.open_vl(spec, split, lab.source, size)
+            self.real = open_vl(spec, split, lab.source, size)
         except UserError:
             if spec not in TEXTS:
                 raise
@@ -365,6 +365,7 @@ def name_in(step: Step, parts: tuple) -> tuple:
 def planning(lab: PlanLab) -> Iterator[None]:
     """Inside, tensors have no numbers, loops run once, and nothing is read from files."""
     original, from_file = shared.models.clip.create_clip, shared.models.clip.read_weights
+    beside = shared.models.clip.read_metadata
 
     def untrained(name: str, pretrained: object = None, vocabulary: object = None) -> nn.Module:
         return original(name, None, vocabulary)
@@ -375,6 +376,9 @@ def planning(lab: PlanLab) -> Iterator[None]:
         with _disable_current_modes():  # what the repository itself holds
             return from_file(path)
 
+    def facts(path: Path) -> dict[str, str]:
+        return lab.facts(*lab._files[Path(path)]) if Path(path) in lab._files else beside(path)
+
     def update(train: Callable, device: object, without: object = None) -> np.ndarray:
         train(1, None)
         return np.zeros(1)
@@ -382,9 +386,9 @@ def planning(lab: PlanLab) -> Iterator[None]:
     stand_ins = (
         (original, untrained),
         (from_file, read),
-        (shared.models.clip.read_metadata, lambda path: lab.facts(*lab._files[Path(path)])),
+        (shared.models.clip.read_metadata, facts),
         (shared.data.pairs.open_pairs, lab.pairs),
-        (shared.data.catalogue.open_vl, lab.texts),
+        (open_vl, lab.texts),
         (published.open_vlm, functools.partial(published.vlm, half=lab.half)),
         (published.open_denoiser, published.denoiser),
         (published.open_classifier, published.classifier),
@@ -393,7 +397,8 @@ def planning(lab: PlanLab) -> Iterator[None]:
         (shared.metrics.costs.clock, lambda device: time.process_time()),
         (shared.metrics.perceptual.ssim, lambda x, y: np.zeros(len(x))),
     )
-    ours = [m for name, m in sys.modules.items() if name.startswith(("shared.", "papers.")) and m is not published]
+    ours = [m for name, m in sys.modules.items() if name.startswith(("shared.", "papers."))]
+    ours = [m for m in ours if m not in (published, sys.modules[__name__])]
     repeat.watched.append(lab.tally.times)
     with contextlib.ExitStack() as stack:
         for module in ours:

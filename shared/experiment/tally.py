@@ -220,6 +220,10 @@ def answer(func: object, args: tuple, kwargs: dict) -> object:
     name = func._overloadpacket.__name__
     if name in FILLED or name == "arange":
         return _constant(func, args, kwargs)
+    if name in ("new_empty", "empty_like"):  # of a tensor whose numbers are known these are not
+        out = func(*args, **kwargs)
+        out.constant = None
+        return out
     if name in UNKNOWN and all(known(x) is not None for x in _tensors((args, kwargs))):
         return NotImplemented
     if name == "_local_scalar_dense":
@@ -230,13 +234,13 @@ def answer(func: object, args: tuple, kwargs: dict) -> object:
     if name == "equal":
         return True
     if name == "nonzero":
-        return args[0].new_empty((args[0].numel(), args[0].dim()), dtype=torch.int64)
+        return _unknown(args[0], (args[0].numel(), args[0].dim()))
     if name == "masked_select":
-        return args[0].new_empty(args[0].numel())
+        return _unknown(args[0], (args[0].numel(),), args[0].dtype)
     if name in ("_unique2", "unique_dim", "unique_consecutive"):
         x = args[0]
-        whole = x.new_empty(x.numel(), dtype=torch.int64)
-        return (x.new_empty(x.shape if name == "unique_dim" else x.numel()), whole, whole)
+        whole = _unknown(x, (x.numel(),))
+        return (_unknown(x, tuple(x.shape) if name == "unique_dim" else (x.numel(),), x.dtype), whole, whole)
     if name == "index" and any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1]):
         return func(args[0], _kept(args[1]))
     if name in ("index_put_", "_index_put_impl_") and _nowhere(*args[:2]):
@@ -285,6 +289,11 @@ def _constant(func: object, args: tuple, kwargs: dict) -> Tensor:
     return out
 
 
+def _unknown(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.int64) -> Tensor:
+    """A tensor on the same device whose numbers nobody knows."""
+    return torch.empty(shape, dtype=dtype, device=like.device)
+
+
 def _nowhere(x: Tensor, indices: list[Tensor | None]) -> bool:
     """Whether nobody knows where in x is written: by a mask, or in what is known."""
     unknown = [i for i in indices if i is not None and known(i) is None]
@@ -298,7 +307,7 @@ def _kept(indices: list[Tensor | None]) -> list[Tensor | None]:
         if i is None or i.dtype not in (torch.bool, torch.uint8):
             out.append(i)
         elif known(i) is None:
-            out += [i.new_empty(i.numel(), dtype=torch.int64) for _ in i.shape]
+            out += [_unknown(i, (i.numel(),)) for _ in i.shape]
         else:
             with _disable_current_modes():
                 out += known(i).nonzero(as_tuple=True)
