@@ -29,8 +29,8 @@ def apgd(
     first_step: η_0 in units of ε (default 2).   rho: ρ above (default 0.75).
     eot_iter: every gradient and loss is the mean over so many evaluations (default 1).
     batch_size: images in the victim at a time (default N).
-    give_up: c of `shared.attacks.reach` (default 5): a run that is hopeless by c times its linear model ends early. It saves up to three
-        quarters of the calls on samples that hold. None: every run that does not succeed goes to its end, as published.
+    give_up: c of `shared.attacks.reach` (default 8): a run that is hopeless by c times its linear model ends early. It saves up to two
+        thirds of the calls on samples that hold. None: every run that does not succeed goes to its end, as published.
     drop: samples leave at their first success (default; those misclassified to begin with come back as they are), and the others
         come back at their point of highest loss. With drop=False every run goes to its end and all samples come back at that
         point: use it for random victims, where one lucky draw is not success. It switches give_up off.

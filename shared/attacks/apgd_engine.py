@@ -20,7 +20,7 @@ from shared.repeat import EARLY, joined, most
 from shared.rng import SampleRng
 
 MOMENTUM = 0.75  # a of the update rule
-LEAST_STEPS = 10  # before a run may be given up
+WINDOW = 5  # points whose gradients say together whether a run may be given up
 NEVER = 1 << 30  # the rank of a success that has not happened
 
 Rows = dict[str, Tensor]  # the runs under way, one entry per row in every tensor
@@ -56,7 +56,7 @@ class Runs:
         rho: Share = 0.75,
         batch_size: Count | None = None,
         drop: bool = True,
-        give_up: Positive | None = 5.0,
+        give_up: Positive | None = 8.0,
         start: Tensor | None = None,
         autocast: str | None = None,
     ):
@@ -71,7 +71,7 @@ class Runs:
         windows = checkpoint_windows(steps)
         self.windows = torch.tensor(windows, device=x.device)
         self.give_up = give_up if drop else None
-        self.patience = max(next(k for k, window in enumerate(windows) if window), LEAST_STEPS)
+        self.patience = max(next(k for k, window in enumerate(windows) if window), WINDOW - 1)
         self.x_adv = self.x.clone()
         self.won = torch.full_like(y, NEVER)  # rank of the run whose success is in x_adv; −1: x itself
         self.loss = torch.full(y.shape, -torch.inf, device=x.device)  # of x_adv, while no run has succeeded
@@ -141,7 +141,7 @@ class Runs:
             "sample": sample, "rank": rank, "k": torch.zeros_like(rank), "x": x, "x_adv": x_adv, "previous": x_adv,
             "grad": x_adv, "best_x": x_adv, "best_grad": x_adv, "loss": zero, "best": zero - torch.inf, "last": zero + torch.inf,
             "rises": zero, "step": zero + self.first_step, "halved": zero == 0, "best_at_check": zero - torch.inf,
-            "promise": zero + torch.inf, "trusted": zero == 0,
+            "promise": zero + torch.inf, "trusted": zero == 0, "gains": zero[:, None].expand(-1, WINDOW),
         }  # fmt: skip
 
     def _remember_best(self, rows: Rows) -> None:
@@ -153,18 +153,15 @@ class Runs:
 
     def _hopeless(self, rows: Rows, loss: object) -> Tensor:
         """Runs that may be given up (see `shared.attacks.reach`), (R,) bool."""
-        due = (rows["k"] == 0) | (rows["k"] >= self.patience)
-        if self.give_up is None or not has_score(loss) or not due.any():
-            return torch.zeros_like(due)
-        value, gain = score(loss, rows["loss"], reach(self.threat, rows["x"], rows["x_adv"], rows["grad"]))
-        promise = value + self.give_up * gain
-        rows["promise"] = torch.where(due, torch.fmin(rows["promise"], promise), rows["promise"])
-        best, _ = score(loss, rows["best"], gain)
-        broken = best > rows["promise"]
-        rows["trusted"] = rows["trusted"] & ~(
-            due & broken
-        )  # `due`: what happens to a row must not depend on the others
-        return rows["trusted"] & (promise < 0) & (rows["k"] >= self.patience)
+        if self.give_up is None or not has_score(loss):
+            return torch.zeros_like(rows["trusted"])
+        best, gain = score(loss, rows["best"], rows["loss"], reach(self.threat, rows["x"], rows["x_adv"], rows["grad"]))
+        rows["gains"] = torch.cat((gain[:, None], rows["gains"][:, :-1]), dim=1)
+        promise = best + self.give_up * rows["gains"].sum(dim=1) / (rows["k"] + 1).clamp(max=WINDOW)
+        late = rows["k"] >= self.patience
+        rows["promise"] = torch.where(late | (rows["k"] == 0), torch.fmin(rows["promise"], promise), rows["promise"])
+        rows["trusted"] = rows["trusted"] & ~(best > rows["promise"])
+        return rows["trusted"] & late & (promise < 0)
 
     def _settle(self, rows: Rows, done: Tensor, hopeless: Tensor) -> Tensor:
         """Write down the results of the runs that end here; returns which rows leave, (R,) bool."""

@@ -70,6 +70,7 @@ def lines(name: str, outcome: Outcome, judge: bool = True) -> list[str]:
         f"  {r.median:.2f} {word} ({r.low:.2f} to {r.high:.2f} over {case.repetitions}{aim}): {seconds(outcome.ours)} against "
         f"{seconds(outcome.reference)}",
         f"  share of the matrix-multiplication rate: {outcome.share_ours.median:.0%}{share_aim} against {outcome.share_reference.median:.0%}",
+        f"  tensors at the peak: {outcome.peak_ours / 1e6:.0f} MB against {outcome.peak_reference / 1e6:.0f} MB",
     ]
     out += [
         f"  {fact}: {value:.4g} against {outcome.facts_reference[fact]:.4g}"
@@ -92,6 +93,7 @@ def record(outcome: Outcome) -> dict:
         "against": case.against, "aim": case.aim, "kind": case.kind, "share_aim": case.share_aim, "repetitions": case.repetitions,
         "missed": outcome.missed(), "threads": torch.get_num_threads(), "provenance": provenance(),
         "facts": {"ours": outcome.facts_ours, "reference": outcome.facts_reference},
+        "peak": {"ours": outcome.peak_ours, "reference": outcome.peak_reference},
         **{name: asdict(getattr(outcome, name)) for name in ("ours", "reference", "ratio", "rate", "share_ours", "share_reference")},
     }  # fmt: skip
 

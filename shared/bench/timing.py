@@ -12,8 +12,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import flop_counter
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
 PRODUCT = 1536  # side of the square matrices that set the machine's rate
 
@@ -32,6 +34,8 @@ class Case:
     kind: Literal["speed-up", "time"] = "speed-up"
     share_aim: float | None = None
     """Least share of the machine's rate that ours should reach."""
+    less_memory: bool = False
+    """Whether the peak of ours may not be above the reference's."""
     agree: Callable[[dict, dict], str | None] | None = None
     """Compares the facts of the two; returns what is wrong, or None."""
     repetitions: int = 5
@@ -52,7 +56,8 @@ class Spread:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What `measure` found. Seconds per call; rate in floating-point operations per second; shares of that rate; facts as means over calls."""
+    """What `measure` found. Seconds per call; rate in floating-point operations per second; shares of that rate; the most bytes that the tensors
+    made by a call held at once; facts as means over calls."""
 
     case: Case
     ours: Spread
@@ -61,6 +66,8 @@ class Outcome:
     rate: Spread
     share_ours: Spread
     share_reference: Spread
+    peak_ours: int
+    peak_reference: int
     facts_ours: dict[str, float]
     facts_reference: dict[str, float]
 
@@ -73,6 +80,8 @@ class Outcome:
             out.append(f"{case.kind} {self.ratio.median:.2f}, aim {'≥' if case.kind == 'speed-up' else '≤'} {case.aim}")
         if case.share_aim is not None and self.share_ours.median < case.share_aim:
             out.append(f"{self.share_ours.median:.0%} of the machine's rate, aim ≥ {case.share_aim:.0%}")
+        if case.less_memory and self.peak_ours > self.peak_reference:
+            out.append(f"{self.peak_ours / 1e6:.0f} MB at the peak, aim ≤ {self.peak_reference / 1e6:.0f}")
         wrong = case.agree(self.facts_ours, self.facts_reference) if case.agree else None
         return [*out, wrong] if wrong else out
 
@@ -80,7 +89,7 @@ class Outcome:
 def measure(case: Case) -> Outcome:
     """Call both once to warm up and count their operations, then time them `case.repetitions` times in turns."""
     sides = (case.ours, case.reference)
-    results, work = zip(*(counted(side) for side in sides), strict=True)
+    results, work, peaks = zip(*(counted(side) for side in sides), strict=True)
     product = matrix_product()
     seconds: tuple[list[float], list[float]] = ([], [])
     facts = tuple([case.facts(result)] for result in results)
@@ -101,6 +110,7 @@ def measure(case: Case) -> Outcome:
         Spread.of(ratio),
         Spread.of(rates),
         *shares,
+        *peaks,
         *({name: statistics.mean(found[name] for found in side) for name in side[0]} for side in facts),
     )
 
@@ -118,14 +128,16 @@ def matrix_product() -> Callable[[], Tensor]:
     return lambda: torch.mm(a, b, out=out)
 
 
-def counted(call: Callable[[], Any]) -> tuple[Any, int]:
-    """The call's result, and the floating-point operations of its matrix products, attention and convolutions (a multiply-add is two).
+def counted(call: Callable[[], Any]) -> tuple[Any, int, int]:
+    """The call's result, the floating-point operations of its matrix products, attention and convolutions (a multiply-add is two), and the most
+    bytes that the tensors it made held at once.
 
-    Operations that are carried out are counted, so doing less work is no larger a share of the machine's rate.
+    Operations that are carried out are counted, so doing less work is no larger a share of the machine's rate. What an operator needs inside
+    itself is no tensor and not counted.
     """
     with _Counter() as counter:
         result = call()
-    return result, counter.operations
+    return result, counter.operations, counter.peak
 
 
 class _Counter(TorchDispatchMode):
@@ -134,6 +146,8 @@ class _Counter(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.operations = 0
+        self.peak = 0
+        self.held: dict[StorageWeakRef, int] = {}
         aten = torch.ops.aten
         self.formulas = {k: lambda args, out, f=f: f(*args, out_val=out) for k, f in flop_counter.flop_registry.items()} | {
             aten.addmm_: lambda args, out: 2 * out.numel() * args[1].shape[1],
@@ -148,4 +162,12 @@ class _Counter(TorchDispatchMode):
         formula = self.formulas.get(func._overloadpacket)
         if formula is not None:
             self.operations += formula(args, out)
+        for tensor in tree_flatten(out)[0]:
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                self.held[StorageWeakRef(storage)] = storage.nbytes()
+        total = sum(self.held.values())
+        if total > self.peak:  # some of it may be gone by now
+            self.held = {storage: size for storage, size in self.held.items() if not storage.expired()}
+            self.peak = max(self.peak, sum(self.held.values()))
         return out

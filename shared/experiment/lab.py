@@ -12,12 +12,14 @@ the rest of it is for people.
 import itertools
 import json
 import os
+import platform
 import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -30,6 +32,7 @@ from torch.distributed import TCPStore
 from shared.data.base import LabelledImages
 from shared.data.catalogue import Source, open_set
 from shared.errors import UserError
+from shared.experiment.claimed import Claims
 from shared.experiment.paper import Number
 from shared.experiment.step import Kept, Step, Tensors, Trained, Values, closure, depth, key, needs
 from shared.experiment.store import Store, slug
@@ -38,16 +41,19 @@ from shared.models.clip import demand_finite, read_weights, save_tensors
 
 SHORT = 12  # hex digits of a key in a file's name
 PATIENCE = timedelta(days=30)
+LOOK_AGAIN = 1.0  # seconds until what other runs are making is looked at again
 
 
 class Lab:
     """See the module docstring. root: the folder of results; source: where data come from; room: bytes that `once` may keep (default: a
-    quarter of the device's memory, divided among the processes that share it).
+    quarter of the device's memory, divided among the processes that share it); join: other runs make the same things in the same folder.
 
     A lab holds no configuration of the paper, so a step can depend on nothing but its own fields.
     """
 
-    def __init__(self, root: Path, source: Source, accelerator: Accelerator, room: int | None = None):
+    def __init__(
+        self, root: Path, source: Source, accelerator: Accelerator, room: int | None = None, join: bool = False
+    ):
         self.root, self.source, self.accelerator, self.device = Path(root), source, accelerator, accelerator.device
         self.store = Store(self.root)
         self.room = _quarter(accelerator) if room is None else room
@@ -59,6 +65,7 @@ class Lab:
         self._paths: dict[str, Path] = {}
         self._made: set[Step] = set()
         self._turns = _Turns(accelerator)
+        self._claims = Claims(self.root) if join else None
 
     # -- what is given ---------------------------------------------------------------------------------------------
 
@@ -212,18 +219,41 @@ class Lab:
             self.partial(step).unlink(missing_ok=True)
 
         # what is needed is there before what needs it
-        for _, level in itertools.groupby(sorted(found, key=depth), key=depth):
+        for _, steps in itertools.groupby(sorted(found, key=depth), key=depth):
+            level = list(steps)
             todo = [step for step in level if not self.is_made(step)]
             self.accelerator.wait_for_everyone()  # all have looked before anybody makes something
             what = "training" if any(isinstance(step, Trained) for step in todo) else "preparation"
-            for step in (step for step in todo if step.together):
-                began = time.monotonic()
-                one(step)
-                self.accelerator.wait_for_everyone()
-                if self.accelerator.is_main_process:
-                    print(f"{what}: {step.name} by all processes, {time.monotonic() - began:.1f} s", flush=True)
+            # where runs have joined, two processes of this one may have seen different things
+            self._make_together(what, [step for step in (level if self._claims else todo) if step.together], one)
             alone = [[step] for step in todo if not step.together]
-            self.share(what, alone, lambda group: one(group[0]), lambda group: group[0].name)
+            self.share(what, alone, lambda group: one(group[0]), lambda group: group[0].name, self.is_made)
+
+    def _make_together(self, what: str, steps: list[Kept], make: Callable[[Kept], None]) -> None:
+        """Make these, each by all processes of this run, unless another run does."""
+        while steps:
+            left = []
+            for step in steps:
+                began = time.monotonic()
+                if not self._ours(step):
+                    left.append(step)
+                elif not self.is_made(step):
+                    make(step)
+                    self.accelerator.wait_for_everyone()
+                    if self.accelerator.is_main_process:
+                        print(f"{what}: {step.name} by all processes, {time.monotonic() - began:.1f} s", flush=True)
+                if self._claims and self.accelerator.is_main_process:
+                    self._claims.give_back(self.key(step))
+            if len(left) == len(steps):
+                time.sleep(LOOK_AGAIN)
+            steps = left
+
+    def _ours(self, step: Step) -> bool:
+        """Whether this run, all processes of it, may make a step."""
+        if self._claims is None:
+            return True
+        got = self._claims.take(self.key(step)) if self.accelerator.is_main_process else None
+        return broadcast_object_list([got])[0] if self.accelerator.num_processes > 1 else bool(got)
 
     def measure(self, numbers: Iterable[Number], save: Callable[[Number, Values, float], None]) -> None:
         """Make numbers; those of one group (see `Measured.group`) are made by one process, one after another. save: keeps one."""
@@ -245,24 +275,65 @@ class Lab:
                 save(number, values, time.monotonic() - began)
 
         self.share(
-            "evaluation", list(groups.values()), one, lambda group: f"{group[0].name}, {len(group)} measurements"
+            "evaluation",
+            list(groups.values()),
+            one,
+            lambda group: f"{group[0].name}, {len(group)} measurements",
+            lambda number: self.store.fresh(number.name, self.key(number.step)),
         )
 
     def share(
-        self, what: str, groups: Sequence[list], make: Callable[[list], None], name: Callable[[list], str]
+        self,
+        what: str,
+        groups: Sequence[list],
+        make: Callable[[list], None],
+        name: Callable[[list], str],
+        is_there: Callable[[Any], bool],
     ) -> None:
         """Every process takes the next group that nobody has taken, the longest first, until none is left; then all wait for each other.
-        All processes give the same groups; which one makes a group changes nothing in its result."""
+        All processes of a run give the same groups; which one makes a group changes nothing in its result. is_there: whether one of a group has
+        been made, where runs have joined."""
         self.accelerator.wait_for_everyone()
         groups = sorted(groups, key=lambda group: -sum(getattr(one, "step", one).weight for one in group))
         who = f" by process {self.accelerator.process_index}" if self.accelerator.num_processes > 1 else ""
-        for k in self._turns.of(len(groups)):
+        if self._claims:
+            who += f" of {platform.node()}"
+
+        def timed(k: int, group: list) -> None:
             began = time.monotonic()
-            make(groups[k])
-            print(
-                f"{what}: {name(groups[k])} ({k + 1}/{len(groups)}{who}), {time.monotonic() - began:.1f} s", flush=True
-            )
+            make(group)
+            print(f"{what}: {name(group)} ({k + 1}/{len(groups)}{who}), {time.monotonic() - began:.1f} s", flush=True)
+
+        if self._claims:
+            self._share_among_runs(self._claims, groups, timed, is_there)
+        else:
+            for k in self._turns.of(len(groups)):
+                timed(k, groups[k])
         self.accelerator.wait_for_everyone()
+
+    def _share_among_runs(
+        self, claims: Claims, groups: Sequence[list], make: Callable[[int, list], None], is_there: Callable[[Any], bool]
+    ) -> None:
+        """Make what nobody else makes until everything is there. Other runs may have other parts of a group left, so each part has a claim."""
+        left = dict(enumerate(groups))
+        while left:
+            busy = {}
+            for k, group in left.items():
+                missing = [one for one in group if not is_there(one)]
+                ours = [one for one in missing if claims.take(self._key_of(one))]
+                # between the look and the lock, another may have come to its end
+                if to_make := [one for one in ours if not is_there(one)]:
+                    make(k, to_make)
+                for one in ours:
+                    claims.give_back(self._key_of(one))
+                if len(ours) < len(missing):
+                    busy[k] = [one for one in missing if one not in ours]
+            if busy.keys() == left.keys():
+                time.sleep(LOOK_AGAIN)
+            left = busy
+
+    def _key_of(self, one: Step | Number) -> str:
+        return f"{one.name} {self.key(one.step)}" if isinstance(one, Number) else self.key(one)
 
 
 class _Turns:

@@ -28,6 +28,8 @@ class Options:
     """module:name of your own method, a row in every table (docs/yours.md); with make: DEFENCE, OBJECTIVE, METHOD."""
     results: Path = Path("results")
     """Where measurements and checkpoints go."""
+    join: bool = False
+    """Other runs with the same options may work on the same results at once, on this machine or on others: each takes what nobody has taken."""
     data_root: str | None = None
     """DATA_ROOT, same as --data.source.root."""
     download: bool = False

@@ -54,7 +54,7 @@ def run(paper: str, script: str, doc: str, argv: Sequence[str] | None = None) ->
     opened = open_run(paper, doc, argv, check_claims=script == "train")
     config, lab = opened[2:4]
     digests = config.results / "digests.json"
-    with locked(lab.root) if lab.accelerator.is_main_process else contextlib.nullcontext():
+    with locked(lab.root, config.join) if lab.accelerator.is_main_process else contextlib.nullcontext():
         text = {"train": train, "evaluate": evaluate}[script](*opened)
         if lab.accelerator.is_main_process:
             note_digests(digests)
@@ -79,7 +79,7 @@ def open_run(
     from shared.processes import accelerator
 
     remember_digests(config.results / "digests.json")
-    lab = Lab(config.results / scale / paper, config.source, accelerator())
+    lab = Lab(config.results / scale / paper, config.source, accelerator(), join=config.join)
     numbers = found.plan(config)
     looks, wanted = None, lab.store.asked()
     first = check_claims and scale != "smoke" and lab.accelerator.is_main_process  # no claim is judged at smoke
@@ -114,9 +114,10 @@ def claims_of(paper: "Paper", scale: str, headline: bool) -> "tuple[Claim, ...]"
 
 
 @contextlib.contextmanager
-def locked(root: Path) -> Iterator[None]:
+def locked(root: Path, join: bool = False) -> Iterator[None]:
     """Hold the results folder for this run. Raises UserError, with the owner's name, while another run holds it.
 
+    join: together with other runs that join; see `shared.experiment.claimed`.
     A folder that cannot be written needs no lock: whoever has something to write is refused there. The system gives the lock back when its owner
     ends, however that is.
     """
@@ -128,12 +129,13 @@ def locked(root: Path) -> Iterator[None]:
         return
     with handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, (fcntl.LOCK_SH if join else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             handle.seek(0)
             owner = handle.read().strip() or "another process"
             raise UserError(
-                f"another run is at work in {root}: {owner}. Wait until it has ended, or choose another folder (RESULTS=…)."
+                f"another run is at work in {root}: {owner}. Wait until it has ended, or choose another folder (RESULTS=…); runs "
+                "that all have --join may share one."
             ) from None
         except OSError as error:
             print(

@@ -204,6 +204,28 @@ def test_killed_and_continued_by_the_launcher(reference, launched, measured, tmp
     assert_equal(measured(reference), measured(tmp_path))
 
 
+@pytest.mark.slow
+def test_runs_that_joined_share_the_work_and_one_outlives_the_other(reference, nursery, measured, tmp_path):
+    """Two launchers of two processes each, as two nodes have them; one is killed in the middle."""
+    logs = []
+    for name, place, pattern, enough in (
+        ("train", "checkpoints", "*.safetensors", 4),
+        ("evaluate", "measurements", "*.json", 30),
+    ):
+        logs += [tmp_path / f"{name}-{node}.log" for node in range(2)]
+        killed, other = (nursery.start(log, 2, name, *SMALL, "--join", "--results", tmp_path) for log in logs[-2:])
+        killed.wait_until(
+            lambda place=place, pattern=pattern, enough=enough: len(whole(folder(tmp_path) / place, pattern)) >= enough
+        )
+        killed.kill_group()
+        other.finish()
+    assert weights(tmp_path) == weights(reference)
+    assert_equal(measured(reference), measured(tmp_path))
+    made = re.findall(r"^training: (\S+) \(", "".join(log.read_text() for log in logs), re.M)
+    assert len(made) == len(set(made)) > 4  # what was finished was not made again
+    assert all("training: " in log.read_text() for log in logs[:2])
+
+
 # -- the page ---------------------------------------------------------------------------------------------------------------------------------
 
 

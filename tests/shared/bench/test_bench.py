@@ -69,6 +69,19 @@ def test_operations_are_counted():
     assert counted(gradient)[1] == 2 * 2 * 5 * 7 * 11
 
 
+def test_the_peak_is_what_tensors_hold_at_once():
+    def twice(keep):
+        first = torch.ones(1000)
+        second = first + 1
+        if not keep:
+            del first
+        return second * 2
+
+    assert counted(lambda: twice(True))[2] == 3 * 4000
+    assert counted(lambda: twice(False))[2] == 2 * 4000
+    assert counted(lambda: torch.ones(1000).view(10, 100)[:5])[2] == 4000  # a view holds nothing of its own
+
+
 def test_repetitions_take_turns_and_facts_are_means():
     calls = []
 
@@ -84,15 +97,16 @@ def test_repetitions_take_turns_and_facts_are_means():
     assert outcome.facts_ours == {"value": 2.0} and outcome.facts_reference == {"value": 6.0}
 
 
-def outcome(ratio, share=0.5, facts=({}, {}), **case):
+def outcome(ratio, share=0.5, peaks=(8, 8), facts=({}, {}), **case):
     spread = Spread.of([ratio])
     case = Case("x", None, None, None, **case)
-    return Outcome(case, spread, spread, spread, spread, Spread.of([share]), spread, *facts)
+    return Outcome(case, spread, spread, spread, spread, Spread.of([share]), spread, *peaks, *facts)
 
 
 @pytest.mark.parametrize(("given", "missed"), [
     (outcome(1.5, aim=1.4), 0), (outcome(1.3, aim=1.4), 1), (outcome(0.4, aim=0.5, kind="time"), 0), (outcome(0.6, aim=0.5, kind="time"), 1),
     (outcome(1.5, aim=1.4, share_aim=0.6), 1), (outcome(1.5, 0.7, aim=1.4, share_aim=0.6), 0),
+    (outcome(1.5, peaks=(9, 8), aim=1.4, less_memory=True), 1), (outcome(1.5, aim=1.4, less_memory=True), 0),
     (outcome(1.5, facts=({"v": 1}, {"v": 2}), aim=1.4, agree=lambda a, b: "they differ" if a != b else None), 1),
 ])  # fmt: skip
 def test_aims(given, missed):

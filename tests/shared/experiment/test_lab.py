@@ -1,5 +1,8 @@
 """What steps leave: kept whole or not at all, found again, refused where it is damaged or no number; shared out over processes."""
 
+import contextlib
+import subprocess
+import sys
 import threading
 from dataclasses import dataclass
 from queue import Queue
@@ -13,6 +16,8 @@ import torch
 from shared.data.catalogue import Source
 from shared.errors import UserError
 from shared.experiment import lab as lab_module
+from shared.experiment import scripts
+from shared.experiment.claimed import Claims
 from shared.experiment.lab import Lab
 from shared.experiment.paper import Number
 from shared.experiment.step import Kept, Measured, Trained, Values, free
@@ -193,3 +198,56 @@ def test_every_turn_goes_to_one_process(monkeypatch):
         thread.join(60)
     for count, a, b in zip((40, 0, 7), *taken, strict=True):
         assert sorted(a + b) == list(range(count))
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from shared.experiment.claimed import Claims
+claims = Claims(Path(sys.argv[1]))
+print(*map(claims.take, sys.argv[2:]), flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def held_elsewhere(root, *keys):
+    """Another process that has taken these keys."""
+    command = [sys.executable, "-c", HOLD, root, *keys]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline().split() == ["True"] * len(keys)
+        yield process
+        process.kill()
+
+
+def test_what_another_process_has_taken_is_free_once_it_is_killed(tmp_path):
+    claims = Claims(tmp_path)
+    with held_elsewhere(tmp_path, "a", "b") as process:
+        assert [claims.take(key) for key in "abc"] == [False, False, True]
+        process.kill()
+        process.wait()
+        assert claims.take("a")
+    claims.give_back("a")
+    with held_elsewhere(tmp_path, "a"):
+        assert not claims.take("a")
+
+
+def test_runs_that_joined_make_what_is_free_first_and_then_what_a_killed_one_left(lab, monkeypatch):
+    joined = Lab(lab.root, lab.source, lab.accelerator, join=True)
+    steps = [Grown(float(k), f"step {k}") for k in range(3)]
+    with held_elsewhere(lab.root, joined.key(steps[0]), joined.key(steps[1])) as process:
+        lab.make([steps[1]])  # by the other run
+        monkeypatch.setattr(lab_module.time, "sleep", lambda _: process.kill())
+        joined.make(steps)
+    assert Grown.made == [steps[1], steps[2], steps[0]]
+    numbers = [Number(f"n{k}", Level(step), {}, {}) for k, step in enumerate(steps)]
+    saved = []
+
+    def keep(number: Number, values: Values, seconds: float) -> None:
+        saved.append(number.name)
+        scripts.keep(joined, number, values, seconds)
+
+    joined.measure(numbers, keep)
+    assert sorted(saved) == ["n0", "n1", "n2"]
+    joined.measure(numbers, lambda *made: saved.append("again"))
+    assert len(saved) == 3

@@ -302,6 +302,16 @@ def test_two_runs_at_once_are_refused_with_the_name_of_the_first(run):
     assert "5 already there" in run()
 
 
+def test_runs_that_join_share_a_folder_and_one_that_does_not_is_refused(run):
+    with scripts.locked(run.root, join=True):
+        run("--join")
+        with pytest.raises(UserError, match=r"another run is at work in .*; runs that all have --join may share one"):
+            run()
+    with scripts.locked(run.root), pytest.raises(UserError, match=r"another run is at work"):
+        run("--join", "--seeds", 3)
+    assert values(run) == WHOLE
+
+
 def spoil_npz(path):
     content = bytearray(path.with_suffix(".npz").read_bytes())
     content[len(content) // 2] ^= 255
