@@ -72,7 +72,7 @@ endif
 
 # ---- targets ---------------------------------------------------------------------------------------------------------------
 
-.PHONY: help setup lock reproduce headline overview status plan new-paper record docs test lint smoke test-slow test-pages test-cpus bench zoo doctor clean-results FORCE
+.PHONY: help setup lock reproduce headline overview status plan new-paper record docs test lint smoke test-slow test-pages test-image test-cpus bench zoo doctor clean-results FORCE
 
 # LC_ALL=C: in Turkish, i is not between a and z.
 help: ## this text
@@ -156,6 +156,9 @@ test-pages: environment ## the pages in a real browser, at three widths, light a
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
 	npm install --silent --no-save --prefix "$$folder" playwright-core@1.65 axe-core@4.14 >/dev/null && \
 	NODE_PATH="$$folder/node_modules" $(PY) -m pytest tests/test_pages.py $(ARGS)
+
+test-image: environment ## the steps of the Dockerfile as a script, and `pip install .` (needs the network; minutes, 7 GB)
+	@$(PY) -m tests.image $(ARGS)
 
 test-cpus: environment ## the tests that compare floats as other CPUs would run them: no vectors, AVX2, AVX-512, 1 to 4 threads (an hour)
 	@$(PY) -m tests.cpus $(workers) $(ARGS)

@@ -1,11 +1,12 @@
-"""Options: dataclasses whose fields are what can be set, and the numbers that a field may hold.
+"""Options: dataclasses whose fields are what can be set, and the numbers and words that a field may hold.
 
     steps: Count = 10                              # the bounds of a field are part of its type
     share: Annotated[float, Range(0, 0.5)] = 0.1
+    optimizer: Literal["sgd", "adamw"] = "sgd"     # and so are its words
 
 `from_command_line` holds what it reads to these, under the names of options; a subclass of `Bounded` holds itself to
-them wherever it is made, and `check_bounds` any other; `bounded` holds the arguments of a function to theirs. A number
-whose type has no bounds is finite, and an integer has 64 bits.
+them wherever it is made (one of `Worded` to the words alone), and `check_bounds` any other; `bounded` holds the
+arguments of a function to theirs. A number whose type has no bounds is finite, and an integer has 64 bits.
 
 A `warmup` is a number of updates, and no longer than the `steps` beside it: where a quick try shortens these, it is cut
 to them and a note says so, so that what runs is what the options say. One that was asked for is refused.
@@ -18,12 +19,12 @@ import itertools
 import math
 import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from numbers import Integral, Real
 from operator import attrgetter
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
@@ -128,6 +129,10 @@ Side = Annotated[int, Range(1, 8192)]
 """Of a picture, in pixels."""
 Draws = Annotated[int, Range(1, 10_000)]
 """Repetitions of something random, or of a timing."""
+Classes = Annotated[int, Range(1, 1_000_000)]
+"""That a model tells apart."""
+Label = Annotated[int, Range(0, 999_999)]
+"""Of a class: its place among them."""
 Quality = Annotated[int, Range(1, 95)]
 """Of JPEG, on libjpeg's scale."""
 Bits = Annotated[int, Range(1, 8)]
@@ -151,7 +156,7 @@ def free(default: Any = dataclasses.MISSING) -> Any:
 
 
 def check_bounds(options: object, prefix: str = "--") -> None:
-    """Hold every number in a dataclass of options, and in those inside it, to the bounds of its type.
+    """Hold every number and word in a dataclass of options, and in those inside it, to its type.
 
     prefix: before the names of fields; "--" for the spelling of the command line. Raises UserError with the first field
     that holds anything else, what it holds, and what it may hold.
@@ -166,8 +171,16 @@ def check_values(kind: type, values: Mapping[str, object], prefix: str = "--") -
         _check(spelled, value, hints(kind)[name])
 
 
+class Worded:
+    """Base of a dataclass: raises UserError where one is made with a word that its type does not have."""
+
+    def __post_init__(self) -> None:
+        for name, hint in _worded(type(self)).items():
+            _check(f"{type(self).__name__}.{name}", getattr(self, name), hint)
+
+
 class Bounded:
-    """Base of a dataclass of options: raises UserError where one is made with a number out of bounds.
+    """Base of a dataclass of options: raises UserError where one is made with a number out of bounds, or another word.
 
     A `__post_init__` of its own calls this one first.
     """
@@ -177,6 +190,12 @@ class Bounded:
             check_bounds(self, f"{type(self).__name__}.")
         if {"warmup", "steps"} <= hints(type(self)).keys():
             object.__setattr__(self, "warmup", shortened(self.warmup, self.steps))
+
+
+def check_warmup(option: str, warmup: int, updates: int) -> None:
+    """Refuse a warm-up that was asked for and is longer than its training."""
+    if warmup > updates:
+        raise UserError(f"{option} is {warmup}, more than the {updates} updates of its training: make it smaller.")
 
 
 def shortened(warmup: int, updates: int) -> int:
@@ -208,9 +227,7 @@ def from_command_line(kind: type[T], **how: Any) -> T:
     words = [part for word in (sys.argv[1:] if given is None else given) for part in word.split("=", 1)]
     for name, value in dict(itertools.pairwise(words)).items():
         if name.startswith("--") and name.endswith("warmup"):
-            left = attrgetter(name[2:].replace("-", "_"))(options)
-            if int(value) > left:
-                raise UserError(f"{name} is {value}, more than the {left} updates of its training: make it smaller.")
+            check_warmup(name, int(value), attrgetter(name[2:].replace("-", "_"))(options))
     for note in notes:
         _say(note)
     return options
@@ -238,6 +255,11 @@ def hints(kind: Callable) -> dict[str, Any]:
     return {f.name: found[f.name] for f in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else found
 
 
+@functools.cache
+def _worded(kind: type) -> dict[str, Any]:
+    return {name: hint for name, hint in hints(kind).items() if "Literal[" in str(hint)}
+
+
 def range_of(hint: Any) -> Range | None:
     """The range of a number's type; None for what is no number."""
     named = [extra for extra in get_args(hint)[1:] if isinstance(extra, Range)] if get_origin(hint) is Annotated else []
@@ -254,9 +276,17 @@ def _check(name: str, value: object, hint: Any) -> None:
     if dataclasses.is_dataclass(value):
         check_bounds(value, f"{name}.")
     elif isinstance(value, tuple | list):
-        kinds = next((get_args(a) for a in alternatives(hint) if get_origin(a) in (tuple, list)), ())
+        kinds = next((get_args(a) for a in alternatives(hint) if get_origin(a) in (tuple, list, Sequence)), ())
         for item, kind in zip(value, itertools.cycle(kinds[:1] if ... in kinds else kinds), strict=False):
             _check(name, item, kind)
+    elif words := [word for a in alternatives(hint) if get_origin(a) is Literal for word in get_args(a)]:
+        function = Callable in map(get_origin, alternatives(hint))
+        other = tuple(a for a in alternatives(hint) if isinstance(a, type))
+        if value not in words and not isinstance(value, other) and not (function and callable(value)):
+            said = " or ".join(filter(None, [", ".join(map(repr, words[:-1])), repr(words[-1])]))
+            raise UserError(f"{name} is {value!r}: use {said}{', or a function' * function}.")
+    elif {get_origin(a) for a in alternatives(hint)} == {tuple}:
+        raise UserError(f"{name} is {value!r}: use a tuple, as in ({value!r},).")
     else:
         number = next((a for a in alternatives(hint) if range_of(a) is not None), None)
         other = tuple(a for a in alternatives(hint) if isinstance(a, type) and a is not number)

@@ -7,19 +7,29 @@ are the same on every device.
 
 import hashlib
 from collections.abc import Sequence
+from operator import index
 
 import torch
 from torch import Tensor
 
-from shared.repeat import repeated
+from shared.errors import UserError
 
 
 class SampleRng:
-    """Numbers for N samples. The same method called twice gives the same numbers; `child` opens an independent stream."""
+    """Numbers for N samples. The same method called twice gives the same numbers; `child` opens an independent stream.
+
+    Raises UserError for a seed or an index that is no whole number.
+    """
 
     def __init__(self, seed: int, indices: Sequence[int] | Tensor, stream: str = ""):
-        self.seed, self.stream = int(seed), stream
-        self.indices = tuple(indices.tolist() if isinstance(indices, Tensor) else map(int, indices))
+        given = indices.tolist() if isinstance(indices, Tensor) else indices
+        try:
+            self.seed, self.stream = index(seed), stream
+            self.indices = tuple(map(index, given))
+        except TypeError:
+            raise UserError(
+                f"random streams are of a whole seed and whole indices, not {seed!r} and {given}."
+            ) from None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -33,12 +43,16 @@ class SampleRng:
         """An independent stream of the same samples, e.g. one per restart or per step."""
         return SampleRng(self.seed, self.indices, f"{self.stream}/{name}")
 
+    def _generators(self):
+        prefix = f"{self.seed}:{self.stream}:".encode()
+        for sample in self.indices:
+            seed = int.from_bytes(hashlib.blake2b(prefix + str(sample).encode(), digest_size=8).digest(), "little") >> 1
+            yield torch.Generator().manual_seed(seed)
+
     def _stack(self, draw, shape, dtype, device) -> Tensor:
         out = torch.empty((len(self), *shape), dtype=dtype)
-        prefix = f"{self.seed}:{self.stream}:".encode()
-        for k in repeated(range(len(self))):
-            of_sample = hashlib.blake2b(prefix + str(self.indices[k]).encode(), digest_size=8)
-            draw(out[k], torch.Generator().manual_seed(int.from_bytes(of_sample.digest(), "little") >> 1))
+        for row, generator in zip(out, self._generators(), strict=True):
+            draw(row, generator)
         return out if device is None else out.to(device)
 
     def uniform(self, shape: Sequence[int], low: float = 0.0, high: float = 1.0, device=None) -> Tensor:

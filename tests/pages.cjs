@@ -32,9 +32,20 @@ function seen() {
     over: document.documentElement.scrollWidth > width,
     height: document.documentElement.scrollHeight,
     narrow, filtered,
+    contents: document.querySelectorAll("nav.contents a").length,
+    parts: document.querySelectorAll("h2").length,
     zoomed: Array.from(document.querySelectorAll(".panels img")).map((image) =>
       getComputedStyle(image).imageRendering === "pixelated" ? image.getBoundingClientRect().width / image.naturalWidth : 0),
     links: Array.from(new Set(Array.from(document.querySelectorAll("a[href]")).map((a) => a.getAttribute("href")))),
+  };
+}
+
+function printed() {
+  const shown = (what) => Array.from(document.querySelectorAll(what)).some((one) => one.getClientRects().length > 0);
+  return {
+    background: getComputedStyle(document.body).backgroundColor,
+    form: shown("form.filter"), contents: shown("nav.contents"),
+    over: document.documentElement.scrollWidth > document.documentElement.clientWidth,
   };
 }
 
@@ -55,6 +66,13 @@ function seen() {
         const found = await page.evaluate(() => window.axe.run(document, { resultTypes: ["violations"] }));
         one.axe = found.violations.filter((v) => ["serious", "critical"].includes(v.impact))
           .map((v) => `${v.id}: ${v.nodes.length} times, ${v.nodes[0].html.slice(0, 160)}`);
+        if (width === 1400 && colorScheme === "dark") {
+          await page.setViewportSize({ width: 940, height: 700 }); // Letter, its long side, without margins
+          await page.emulateMedia({ media: "print", colorScheme });
+          one.print = await page.evaluate(printed);
+          await page.emulateMedia({ media: "screen", colorScheme });
+          await page.setViewportSize({ width, height: 1000 });
+        }
         if (shots) {
           const name = path.basename(path.dirname(file));
           await page.screenshot({ path: path.join(shots, `${name}-${width}-${colorScheme}.png`), fullPage: true });

@@ -55,13 +55,23 @@ def untyped_parameters() -> int:
     return sum(a.annotation is None and a.arg not in ("self", "cls") for a in found)
 
 
+def test_a_class_with_words_holds_itself_to_them():
+    """Else a word that nobody knows would run as the last branch of some `if`. (Configurations hold what is in them.)"""
+    free = []
+    for path in (path for path in FILES if path.name != "config.py"):
+        for node in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef)):
+            worded = any(isinstance(s, ast.AnnAssign) and "Literal[" in ast.unparse(s.annotation) for s in node.body)
+            free += [f"{path}: {node.name}"] * (worded and not node.bases)
+    assert not free
+
+
 @pytest.mark.parametrize(
     ("count", "limit"),
     [
-        (tokens, 306_500),  # the goal is 205,000
-        (wide_lines, 1_300),  # 0
-        (inner_imports, 60),
-        (untyped_parameters, 523),  # 400
+        (tokens, 308_500),  # the goal is 205,000
+        (wide_lines, 1_290),  # 0
+        (inner_imports, 22),
+        (untyped_parameters, 505),  # 400
     ],
     ids=lambda x: getattr(x, "__name__", ""),
 )

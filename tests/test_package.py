@@ -89,9 +89,9 @@ def test_installed_it_runs_from_anywhere(kind, copy, wheel, tmp_path):
     pip = [sys.executable, "-m", "pip", "--python", programs / "python", "install", "--no-index", "--no-deps", "-q"]
     run(*pip, *what, cwd=tmp_path)
 
-    asked = "import vlm_robust, shared; print(vlm_robust.pgd, shared.__file__)"
+    asked = "import vlm_robust, shared, papers.rvpt.paper; print(vlm_robust.pgd, shared.__file__, papers.__file__)"
     where = run(programs / "python", "-c", asked, cwd=tmp_path)
-    assert str(site if kind == "wheel" else copy) in where
+    assert where.count(str(site if kind == "wheel" else copy)) == 2
     assert "--defence" in run(programs / "vlm-robust", "judge", "--help", cwd=tmp_path)
     if kind == "editable":  # the rest is the repository's code
         return

@@ -1,4 +1,5 @@
-"""The pages in a real browser (`make test-pages`): all five papers with made-up numbers, and the overview, at three widths, light and dark."""
+"""The pages in a real browser (`make test-pages`): all five papers with made-up numbers, the overview, and the judge's
+two, at three widths, light and dark, and as they are printed."""
 
 import importlib
 import json
@@ -11,11 +12,13 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from shared.experiment.store import Store, gate
+from shared.judge.__main__ import run as judge
 from shared.report import overview, page
 from tests.papers.test_contract import PAPERS, made_up
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SCRIPT = Path(__file__).with_name("pages.cjs")
+PRINTED = {"background": "rgb(255, 255, 255)", "form": False, "contents": False, "over": False}
 LETTERS = 20  # that a column of sentences has room for
 
 
@@ -51,8 +54,11 @@ def looks(tmp_path_factory) -> dict[str, list[dict]]:
     results = tmp_path_factory.mktemp("results")
     pages = [draw(name, results) for name in PAPERS]
     overview.main(["--scale", "cpu", "--results", str(results)])
-    pages.append(results / "cpu" / "overview" / "page.html")
-    return look(pages)
+    few = ("--n", "8", "--part", "8", "--steps", "2", "--queries", "2", "--targets", "1", "--sanity-n", "4")
+    for name, defence in (("bare", "none"), ("blurred", "blur:1")):
+        judge(["judge", *few, "--defence", defence, "--out", str(results / name)])
+    judge(["compare", str(results / "bare"), str(results / "blurred"), "--out", str(results / "compared")])
+    return look([*pages, *(results / name / "page.html" for name in ("cpu/overview", "blurred", "compared"))])
 
 
 def look(pages: list[Path], shots: Path | str = "") -> dict[str, list[dict]]:
@@ -77,6 +83,15 @@ def test_sentences_have_room(looks):
         if cell["room"] < LETTERS
     ]
     assert narrow == []
+
+
+def test_the_contents_lead_to_every_part(looks):
+    counted = {(n, one["contents"], one["parts"]) for n, seen in looks.items() for one in seen}
+    assert {found for found in counted if not found[1] == found[2] > 0} == set()
+
+
+def test_it_prints_black_on_white_and_whole(looks):
+    assert [(n, seen[-1]["print"]) for n, seen in looks.items() if seen[-1]["print"] != PRINTED] == []
 
 
 def test_axe_finds_nothing_serious(looks):

@@ -39,6 +39,7 @@ def test_links_and_named_files_exist(path):
             assert (ROOT / name).exists(), name
 
 
+@pytest.mark.slow
 def test_the_example_of_the_readme_runs():
     code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -1,6 +1,6 @@
 """Everything that can be set for newpaper: one dataclass, a preset per scale."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from papers.newpaper.method import Method
 from shared.data.catalogue import Source
@@ -14,7 +14,7 @@ class Data:
 
     spec: str = "scenes:combinations"
     """Set, as in shared.data.catalogue."""
-    source: Source = field(default_factory=Source)
+    source: Source = Source()
     n: Whole = 96
     """Test pictures (0: all)."""
 
@@ -36,9 +36,9 @@ class Config(Options):
     """open_clip name, or a small configuration of shared/models/configs."""
     weights: str = "zoo:scenes-vit-s8"
     """zoo:<name>, a tag of open_clip, or the path of a checkpoint."""
-    data: Data = field(default_factory=Data)
-    attack: Attack = field(default_factory=Attack)
-    method: Method = field(default_factory=Method)
+    data: Data = Data()
+    attack: Attack = Attack()
+    method: Method = Method()
 
 
 PRESETS = {

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from shared.errors import UserError
 from shared.models.victim import ZeroShot, text_matrix
+from shared.options import Positive, Whole, bounded
 
 
 def blank_direction(model: nn.Module, templates: Sequence[str]) -> Tensor:
@@ -38,25 +39,20 @@ class CLIPure(nn.Module):
     gradient: "exact" through the steps; "detached": v constant, as released; "bpda": the identity.
     """
 
+    @bounded
     def __init__(
         self,
         victim: ZeroShot,
         blank: Tensor,
-        steps: int = 10,
-        step_size: float = 30.0,
+        steps: Whole = 10,
+        step_size: Positive = 30.0,
         scope: Literal["sample", "batch"] = "sample",
         gradient: Literal["exact", "detached", "bpda"] = "exact",
     ):
         super().__init__()
-        if scope not in ("sample", "batch") or gradient not in ("exact", "detached", "bpda"):
-            raise UserError(
-                f"CLIPure with scope {scope!r} and gradient {gradient!r}: use 'sample' or 'batch', and 'exact', 'detached' or 'bpda'."
-            )
-        if steps < 0 or blank.shape != victim.text.shape[1:]:
+        if blank.shape != victim.text.shape[1:]:
             size = tuple(victim.text.shape[1:])
-            raise UserError(
-                f"CLIPure with {steps} steps and a blank embedding {tuple(blank.shape)}: use 0 or more, and one of {size}."
-            )
+            raise UserError(f"CLIPure with a blank embedding {tuple(blank.shape)}: use one of {size}.")
         self.victim, self.steps, self.step_size, self.scope, self.gradient = (
             victim,
             steps,

@@ -1,6 +1,6 @@
 """Everything that can be set for DiffCAP: one dataclass, one preset per scale. `python -m papers.diffcap.evaluate --scale cpu --help` lists it."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from shared.data.catalogue import Source
@@ -62,7 +62,7 @@ class Data:
     classes: tuple[str, ...] = ("scenes:combinations", "scenes:cluttered")
     train: str = "scenes:combinations"
     """Set that the robust encoders (TeCoA, FARE) are fine-tuned on."""
-    source: Source = field(default_factory=Source)
+    source: Source = Source()
     n: Whole = 96
     """Test pictures per set (0: all)."""
     seed: Seed = 42
@@ -207,18 +207,18 @@ class Gates:
 class Config(Options):
     """DiffCAP."""
 
-    models: Models = field(default_factory=Models)
-    data: Data = field(default_factory=Data)
-    attack: Attack = field(default_factory=Attack)
-    method: Method = field(default_factory=Method)
-    choosing: Choosing = field(default_factory=Choosing)
-    tuning: Tuning = field(default_factory=Tuning)
+    models: Models = Models()
+    data: Data = Data()
+    attack: Attack = Attack()
+    method: Method = Method()
+    choosing: Choosing = Choosing()
+    tuning: Tuning = Tuning()
     """Optimiser and schedule of TeCoA."""
-    fare: Tuning = field(default_factory=Tuning)
+    fare: Tuning = Tuning()
     """Optimiser and schedule of FARE."""
-    adaptive: Adaptive = field(default_factory=Adaptive)
-    sweeps: Sweeps = field(default_factory=Sweeps)
-    gates: Gates = field(default_factory=Gates)
+    adaptive: Adaptive = Adaptive()
+    sweeps: Sweeps = Sweeps()
+    gates: Gates = Gates()
 
 
 _CPU_TUNING = Tuning(steps=60, batch=64, lr=1e-3, warmup=6)

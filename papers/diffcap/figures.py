@@ -60,9 +60,7 @@ def fig_tradeoff(grid: Filled) -> Figure:
     look = style.looks(list(named(grid.config, METHODS).values()))
     for ax, (task, (unit, factor)) in zip(axes, UNITS.items(), strict=True):
         points = {name: (grid[name, f"{task} clean"], grid[name, f"{task} {worst}"]) for name in grid.rows}
-        points = {name: pair for name, pair in points.items() if all(pair)}
-        looks = {name: look[name] for name in points}
-        figures.tradeoff(ax, points, xlabel=f"clean {unit}", ylabel=f"{unit} at {worst}", factor=factor, look=looks)
+        figures.tradeoff(ax, points, xlabel=f"clean {unit}", ylabel=f"{unit} at {worst}", factor=factor, look=look)
         ax.set_title(task)
     figures.legend(fig, axes, 6)
     return fig
@@ -241,10 +239,9 @@ def fig_fading(distances: Filled, consecutive: Filled, tau: Filled) -> Figure:
     )
     series = consecutive.series()
     if series:
-        look = {name: looks[name] for name in series}
         later = [int(t) for t in consecutive.columns]
         ylabel = "cos(φ(x$_{t−Δt}$), φ(x$_t$))"
-        figures.lines(axes[1], later, series, xlabel="t (steps)", ylabel=ylabel, factor=1, look=look)
+        figures.lines(axes[1], later, series, xlabel="t (steps)", ylabel=ylabel, factor=1, look=looks)
         if tau["", "τ"]:
             axes[1].axhline(tau["", "τ"].value, color="#333333", linestyle="--", linewidth=0.8, label="τ")
     figures.legend(fig, axes, 5)

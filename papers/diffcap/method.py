@@ -17,9 +17,8 @@ Gradient (for attacks): t* is found without one. Given t* and the noise, x_{t*} 
 and reverse process is differentiated exactly, the stop index straight through. What is unknown: papers/diffcap/README.md, "Differences".
 """
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -57,14 +56,6 @@ class StopRule(Bounded):
 
     def __post_init__(self):
         super().__post_init__()
-        choices = {
-            "coupling": ("cumulative", "redraw"),
-            "encode": ("x_t", "x_t/alpha"),
-            "fallback": ("t_max", "max_similarity", "none"),
-        }
-        for field, allowed in choices.items():
-            if getattr(self, field) not in allowed:
-                raise UserError(f"{field} is {getattr(self, field)!r}: use one of {', '.join(map(repr, allowed))}.")
         if self.t_max % self.dt:
             raise UserError(f"dt is {self.dt} and t_max {self.t_max}: t_max is a multiple of dt.")
 
@@ -109,12 +100,6 @@ class DiffCAP(nn.Module):
                 f"t_max is {rule.t_max}, but the diffusion model has {purifier.denoiser.schedule.steps} steps: use at most that."
             )
         self.purifier, self.phi, self.rule = purifier, phi, rule
-
-    def with_rule(self, **changes) -> "DiffCAP":
-        """The same models under another rule, e.g. with_rule(tau=0.9)."""
-        other = copy.copy(self)
-        other.rule = replace(self.rule, **changes)
-        return other
 
     def forward(self, x: Tensor, rng: SampleRng) -> Tensor:
         stop = self.stop_times(x, rng)

@@ -2,9 +2,9 @@
 
 from papers.diffcap import figures, tables
 from papers.diffcap.config import PRESETS, Config, check
-from papers.diffcap.steps import Stopping, data_of, describe, number, stopping_of
+from papers.diffcap.steps import Stopping, data_of, describe, diffusion_of, number, stopping_of
 from shared.experiment.paper import Gate, Grid, Paper, Tags
-from shared.experiment.scale import show_eps
+from shared.experiment.scale import check_batch, show_eps
 from shared.experiment.step import Lab
 from shared.experiment.store import slug
 from shared.steps.yours import Yours
@@ -53,6 +53,15 @@ def defence(model: object) -> Stopping:
     return stopping_of(c, *c.choosing.diffcap[0])
 
 
+def look(lab: Lab, c: Config) -> None:
+    """Raises UserError for a time that the diffusion model does not have, and a batch larger than what is trained on."""
+    times = {"--choosing.diffcap": [t_max for _, t_max, _ in c.choosing.diffcap], "--choosing.times": c.choosing.times}
+    diffusion_of(c).check_times(lab, times)
+    n = len(lab.data(c.data.train, "train"))
+    check_batch("--tuning.batch", c.tuning.batch, n, "pictures")
+    check_batch("--fare.batch", c.fare.batch, n, "pictures")
+
+
 def yours(lab: Lab, c: Config) -> None:
     """A look at the user's own defence, on a few pictures of the first set to classify."""
     Yours.of(c).look(lab, data_of(c, c.data.classes[0]))
@@ -63,5 +72,5 @@ EXAMPLES = (
     *("sweeps.n", "sweeps.digits_n", "sweeps.quality_n"),
 )
 SHOWN = [tables, figures]
-FITS = {"examples": EXAMPLES, "defence": defence, "yours": yours}
+FITS = {"examples": EXAMPLES, "defence": defence, "look": look, "yours": yours}
 PAPER = Paper("diffcap", PRESETS, check, SHOWN, number, name, describe, gates, **FITS)

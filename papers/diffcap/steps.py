@@ -30,14 +30,15 @@ from shared.attacks.pgd import ascend
 from shared.data.language import named_objects, objects
 from shared.diffusion import Purifier, Sampler
 from shared.experiment.leaves import Backbone, Pictures, Weights
-from shared.experiment.step import Kept, Lab, Measured, Tensors, Trained, Values, free
+from shared.experiment.step import Kept, Lab, Measured, Tensors, Trained, Values, free, once
 from shared.experiment.store import slug
-from shared.metrics.costs import clock
+from shared.metrics.costs import phase_seconds
 from shared.metrics.perceptual import embedding_similarity
 from shared.models.preprocess import ResizeOnly
 from shared.models.victim import ZeroShot, class_matrix, labels_of, predicted
 from shared.models.vlm import open_vlm
-from shared.repeat import batches, joined, joined_all, repeated
+from shared.options import Worded
+from shared.repeat import batches, joined, joined_all
 from shared.rng import SampleRng
 from shared.steps.choice import CandidateScore, Choice, settled
 from shared.steps.purification import (
@@ -107,19 +108,16 @@ class Classifier:
     spec: str
     tower: Robust | Choice | None = None
 
+    @once
     def open(self, lab: Lab) -> ZeroShot:
         """The classifier, opened once."""
-
-        def make() -> ZeroShot:
-            clip, data = self.clip.open(lab), lab.data(self.spec)
-            text = lab.once(("text", self.clip, self.spec), lambda: class_matrix(clip, data))
-            visual = clip.visual
-            if self.tower is not None:
-                visual = copy.deepcopy(visual)
-                visual.load_state_dict(lab.weights(settled(lab, self.tower)))
-            return ZeroShot(visual, text, clip.logit_scale.exp().item()).to(lab.device).requires_grad_(False).eval()
-
-        return lab.once(self, make)
+        clip, data = self.clip.open(lab), lab.data(self.spec)
+        text = lab.once(("text", self.clip, self.spec), lambda: class_matrix(clip, data))
+        visual = clip.visual
+        if self.tower is not None:
+            visual = copy.deepcopy(visual)
+            visual.load_state_dict(lab.weights(settled(lab, self.tower)))
+        return ZeroShot(visual, text, clip.logit_scale.exp().item()).to(lab.device).requires_grad_(False).eval()
 
     def embed(self, lab: Lab) -> Embed:
         """x (N, 3, H, W) in [0, 1] -> embeddings (N, D)."""
@@ -146,16 +144,13 @@ class Speaker:
     weights: Weights
     tower: Robust | Choice | None = None
 
+    @once
     def open(self, lab: Lab) -> nn.Module:
         """The model, opened once."""
-
-        def make() -> nn.Module:
-            vlm = open_vlm(self.weights.spec, device=lab.device)
-            if self.tower is not None:
-                vlm.set_vision(lab.weights(settled(lab, self.tower)))
-            return vlm
-
-        return lab.once(self, make)
+        vlm = open_vlm(self.weights.spec, device=lab.device)
+        if self.tower is not None:
+            vlm.set_vision(lab.weights(settled(lab, self.tower)))
+        return vlm
 
     def embed(self, lab: Lab) -> Embed:
         """As of `Classifier`."""
@@ -172,14 +167,11 @@ class Encoder:
 
     clip: Backbone
 
+    @once
     def embed(self, lab: Lab) -> Embed:
         """As of `Classifier`."""
-
-        def make() -> ZeroShot:
-            nothing = torch.zeros(1, 1, device=lab.device)  # no classes
-            return ZeroShot(self.clip.open(lab).visual, nothing, 1.0).to(lab.device).requires_grad_(False).eval()
-
-        return lab.once(self, make).embed
+        nothing = torch.zeros(1, 1, device=lab.device)  # no classes
+        return ZeroShot(self.clip.open(lab).visual, nothing, 1.0).to(lab.device).requires_grad_(False).eval().embed
 
 
 @dataclass(frozen=True)
@@ -190,21 +182,18 @@ class Probe:
     tower: Classifier
     data: Pictures
 
+    @once
     def open(self, lab: Lab) -> nn.Module:
         """x (N, 3, H, W) in [0, 1] -> logits (N, K); fitted once."""
-
-        def make() -> nn.Module:
-            embed = self.tower.embed(lab)
-            x, y = self.data.read(lab, self.data.rows(lab))
-            with torch.no_grad():
-                features = joined(embed, x.split(256)).cpu()
-            mean, scale = features.mean(dim=0), features.std(dim=0).clamp_min(1e-6)
-            fitted = LogisticRegression(max_iter=1000).fit(((features - mean) / scale).numpy(), y.cpu().numpy())
-            weight = torch.tensor(fitted.coef_, dtype=torch.float32) / scale
-            bias = torch.tensor(fitted.intercept_, dtype=torch.float32) - weight @ mean
-            return Probed(embed, weight, bias).to(lab.device).eval()
-
-        return lab.once(self, make)
+        embed = self.tower.embed(lab)
+        x, y = self.data.read(lab, self.data.rows(lab))
+        with torch.no_grad():
+            features = joined(embed, x.split(256)).cpu()
+        mean, scale = features.mean(dim=0), features.std(dim=0).clamp_min(1e-6)
+        fitted = LogisticRegression(max_iter=1000).fit(((features - mean) / scale).numpy(), y.cpu().numpy())
+        weight = torch.tensor(fitted.coef_, dtype=torch.float32) / scale
+        bias = torch.tensor(fitted.intercept_, dtype=torch.float32) - weight @ mean
+        return Probed(embed, weight, bias).to(lab.device).eval()
 
 
 class Probed(nn.Module):
@@ -227,7 +216,7 @@ Victim = Classifier | Speaker | Probe
 
 
 @dataclass(frozen=True)
-class Adversary:
+class Adversary(Worded):
     """The attack of the main tables in an ℓ∞ ball: APGD-CE and APGD-T on a classifier, the staged ensembles on language
     models; PGD on the probe."""
 
@@ -402,7 +391,7 @@ class Calibrated:
 
 
 @dataclass(frozen=True)
-class Stopping:
+class Stopping(Worded):
     """DiffCAP. tau: calibrated, or given; raised: by so much as a candidate; offset: moves it beyond that, to at most
     1; factor: of Δt."""
 
@@ -626,9 +615,10 @@ class Consecutive(Measured):
         return replace(self, t=self.defence.dt)
 
     def make(self, lab: Lab) -> Values:
-        s = lab.once(("chain", self.group), lambda: self._chain(lab))
+        s = self.group._chain(lab)
         return Values(s[:, self.t // self.defence.dt - 1].cpu().numpy(), "cosine", skipped=self.seen.skipped(lab))
 
+    @once
     def _chain(self, lab: Lab) -> Tensor:
         x, rng = self.seen.pictures(lab), SampleRng(self.seed, self.seen.rows(lab), STREAM)
         if self.who == "clean":
@@ -755,34 +745,38 @@ class Cost(Measured):
         return replace(self, quantity="seconds")
 
     def make(self, lab: Lab) -> Values:
-        values = lab.once(("cost", self.group), lambda: self._measured(lab))[self.quantity]
+        values = self.group._measured(lab)[self.quantity]
         return Values(values, "s" if "seconds" in self.quantity else "passes", skipped=self.seen.skipped(lab))
 
+    @once
     def _measured(self, lab: Lab) -> dict[str, np.ndarray]:
         x, rng = self.seen.pictures(lab), SampleRng(self.seed, self.seen.rows(lab), STREAM)
         defence, victim = self.defence.open(lab), self.victim.open(lab)
         purifier = defence.purifier if isinstance(defence, DiffCAP) else defence
-        times: dict[str, list[float]] = {"encoder_seconds": [], "reverse_seconds": [], "seconds": []}
+
+        def noised() -> tuple[Tensor, Tensor, np.ndarray]:
+            """The state that is denoised, its time, and how often φ has looked at it."""
+            if isinstance(defence, DiffCAP):
+                stop = defence.stop_times(x, rng)
+                return stop.state, stop.t, stop.encoded.cpu().numpy()
+            t = torch.full((len(x),), defence.t)
+            return purifier.noise(purifier.to_native(x), t, rng), t, np.zeros(len(x))
+
+        @torch.no_grad()
+        def run(done: Callable[[], None]) -> None:
+            state, t, _ = noised()
+            done()
+            out = purifier.from_native(purifier.reverse(state, t, rng), tuple(x.shape[-2:]))
+            done()
+            victim(out)
+            done()
+
+        spent = phase_seconds(run, self.repeats, x.device) / len(x)
         with torch.no_grad():
-            for _ in repeated(range(self.repeats + 1)):  # the first does not count
-                marks = [clock(x.device)]
-                if isinstance(defence, DiffCAP):
-                    stop = defence.stop_times(x, rng)
-                    state, t, looks = stop.state, stop.t, stop.encoded.cpu().numpy()
-                else:
-                    t, looks = torch.full((len(x),), defence.t), np.zeros(len(x))
-                    state = purifier.noise(purifier.to_native(x), t, rng)
-                marks.append(clock(x.device))
-                out = purifier.from_native(purifier.reverse(state, t, rng), tuple(x.shape[-2:]))
-                marks.append(clock(x.device))
-                victim(out)
-                marks.append(clock(x.device))
-                times["encoder_seconds"].append((marks[1] - marks[0]) / len(x))
-                times["reverse_seconds"].append((marks[2] - marks[1]) / len(x))
-                times["seconds"].append((marks[3] - marks[0]) / len(x))
+            _, t, looks = noised()
         grid = purifier.sampler.times(t.cpu())
         calls = (grid[:, :-1] > grid[:, 1:]).sum(1).numpy()
-        seconds = {name: np.array(found[1:]) for name, found in times.items()}
+        seconds = {"encoder_seconds": spent[:, 0], "reverse_seconds": spent[:, 1], "seconds": spent.sum(1)}
         return {"denoiser_calls": calls, "encoder_calls": looks, **seconds}
 
 

@@ -25,7 +25,6 @@ from torch import Tensor
 from papers.distshift.method import Calls, Guided, large_variance, mean_factor
 from shared.diffusion import Purifier
 from shared.diffusion.sampler import Guide
-from shared.errors import UserError
 from shared.options import Bounded, Eps, Weight
 from shared.rng import SampleRng
 
@@ -41,13 +40,6 @@ class Pull(Bounded):
     """w ≥ 0, for D per image: the published one over the batch."""
     eps: Eps = 8 / 255
     """ε of m, in pixels."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.loss not in ("MSE", "SSIM") or self.target not in ("diffused", "x_adv"):
-            raise UserError(
-                f"GDMP with loss {self.loss!r} and target {self.target!r}: use 'MSE' or 'SSIM', and 'diffused' or 'x_adv'."
-            )
 
 
 class GDMP(Guided):

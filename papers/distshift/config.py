@@ -1,6 +1,6 @@
 """Everything that can be set for distshift: one dataclass, a preset per scale. `python -m papers.distshift.evaluate --scale cpu --help` lists it."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from papers.distshift.baselines import Pull
@@ -55,16 +55,10 @@ class Protected:
 class Models:
     """The two sets of the paper's tables, in its order."""
 
-    first: Protected = field(
-        default_factory=lambda: Protected(
-            "scenes:ten", "resnet8", "zoo:scenes-ten-resnet8", "zoo:scenes-ten-resnet8-at"
-        )
-    )
+    first: Protected = Protected("scenes:ten", "resnet8", "zoo:scenes-ten-resnet8", "zoo:scenes-ten-resnet8-at")
     """In the place of CIFAR10."""
-    second: Protected = field(
-        default_factory=lambda: Protected(
-            "scenes:thirty", "resnet8", "zoo:scenes-thirty-resnet8", "zoo:scenes-thirty-resnet8-at"
-        )
+    second: Protected = Protected(
+        "scenes:thirty", "resnet8", "zoo:scenes-thirty-resnet8", "zoo:scenes-thirty-resnet8-at"
     )
     """In the place of ImageNet30."""
     denoiser_config: str = "photos"
@@ -75,7 +69,7 @@ class Models:
 class Data:
     """The pictures."""
 
-    source: Source = field(default_factory=Source)
+    source: Source = Source()
     n: Whole = 96
     """Test pictures per set (0: all)."""
     seed: Seed = 42
@@ -140,7 +134,7 @@ class Baselines:
     """Weight of total variation."""
     pad: Share = 0.15
     """Share of the side that random resize-and-pad may add."""
-    gdmp: Pull = field(default_factory=Pull)
+    gdmp: Pull = Pull()
     """What GDMP's guidance pulls towards; how strongly is chosen, see --choosing."""
     gdmp_rounds: Draws = 2
     """Rounds of GDMP (published: 4 on CIFAR-10)."""
@@ -263,24 +257,24 @@ class Gates:
 class Config(Options):
     """distshift."""
 
-    models: Models = field(default_factory=Models)
-    data: Data = field(default_factory=Data)
-    attack: Attack = field(default_factory=Attack)
-    guidance: Guidance = field(default_factory=lambda: Guidance(rescale="x_t/alpha"))
+    models: Models = Models()
+    data: Data = Data()
+    attack: Attack = Attack()
+    guidance: Guidance = Guidance(rescale="x_t/alpha")
     """What the candidates for the guide of the reverse process leave open; which the paper has is unknown."""
-    choosing: Choosing = field(default_factory=Choosing)
-    released: Released = field(default_factory=Released)
-    method: Method = field(default_factory=Method)
-    baselines: Baselines = field(default_factory=Baselines)
-    training: ClassifierTraining = field(default_factory=ClassifierTraining)
+    choosing: Choosing = Choosing()
+    released: Released = Released()
+    method: Method = Method()
+    baselines: Baselines = Baselines()
+    training: ClassifierTraining = ClassifierTraining()
     """Of victims with weights `train`."""
-    at_training: ClassifierTraining = field(default_factory=ClassifierTraining)
+    at_training: ClassifierTraining = ClassifierTraining()
     """Of adversarially trained victims with weights `train`."""
-    denoising: DenoisingConfig = field(default_factory=DenoisingConfig)
+    denoising: DenoisingConfig = DenoisingConfig()
     """Of denoisers `train`."""
-    adaptive: Adaptive = field(default_factory=Adaptive)
-    sweeps: Sweeps = field(default_factory=Sweeps)
-    gates: Gates = field(default_factory=Gates)
+    adaptive: Adaptive = Adaptive()
+    sweeps: Sweeps = Sweeps()
+    gates: Gates = Gates()
 
 
 _CPU = Config()

@@ -69,10 +69,8 @@ def fig_tradeoff(*places: Filled) -> Figure:
     for grid, line in zip(places, axes, strict=True):
         for ax, (norm, ball) in zip(line, NORMS.items(), strict=True):
             points = {name: (grid[name, "clean"], grid[name, norm]) for name in grid.rows}
-            points = {name: pair for name, pair in points.items() if all(pair)}
             at = written(radius(grid.config, norm))
-            looks = {name: look[name] for name in points}
-            figures.tradeoff(ax, points, ylabel=f"accuracy at {ball} {at} (%)", look=looks)
+            figures.tradeoff(ax, points, ylabel=f"accuracy at {ball} {at} (%)", look=look)
             ax.set_title(f"{short(grid.config, grid.grid.common['data'])}, {ball}")
             ax.set(ylim=FULL)
     figures.legend(fig, axes, 5)
@@ -97,11 +95,8 @@ def fig_eps(*balls: Filled) -> Figure:
     look = _look(balls[0].config)
     fig, axes = style.figure(style.PAGE, 2.5, columns=2)
     for ax, grid, ball in zip(axes, balls, NORMS.values(), strict=True):
-        series = grid.series()
-        looks = {name: look[name] for name in series}
-        figures.lines(
-            ax, grid.columns, series, xlabel=f"ε ({ball})", ylabel="accuracy (%)", look=looks, categorical=True
-        )
+        label = {"xlabel": f"ε ({ball})", "ylabel": "accuracy (%)"}
+        figures.lines(ax, grid.columns, grid.series(), **label, look=look, categorical=True)
         ax.set(ylim=FULL)
     figures.legend(fig, axes, 6)
     return fig
@@ -129,10 +124,8 @@ def _panels(grids: Sequence[Filled], xlabel: str, vertical: float | None) -> Fig
     fig, axes = style.figure(style.PAGE, 2.3, columns=len(names), sharey=True)
     look = _look(grids[0].config)
     for ax, grid, name in zip(axes, grids, names, strict=True):
-        series = grid.series()
-        looks = {label: look[label] for label in series}
         ylabel = "accuracy (%)" if ax is axes[0] else ""
-        figures.lines(ax, [float(v) for v in grid.columns], series, xlabel=xlabel, ylabel=ylabel, look=looks)
+        figures.lines(ax, [float(v) for v in grid.columns], grid.series(), xlabel=xlabel, ylabel=ylabel, look=look)
         if vertical is not None:
             _dashed(ax.axvline, vertical)
         ax.set_title(name)

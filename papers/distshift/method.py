@@ -42,7 +42,7 @@ Gradient (for attacks): δ depends on the image and is a gradient itself, so the
 import contextlib
 import copy
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
@@ -61,15 +61,6 @@ from shared.rng import SampleRng
 FLOOR = 1e-30  # largest entry of a gradient that counts as zero: its inverse, which "ratio" needs, is not a float32 far below
 MORE = 2  # noising steps between x_t and x_t⁺
 SAME = 1e-4  # outputs of the victim that differ by less, relative to their size, are the same: float32 networks are exact to about 1e-6
-
-_CHOICES = {
-    "kind": ("G1", "G2", "G3", "G4", "G5"),
-    "label": ("x_adv", "running", "moving"),
-    "domain": ("x_t", "x0_hat"),
-    "rescale": ("none", "x_t/alpha", "native"),
-    "unit": ("ratio", "score", "mean", "sample"),
-    "output": ("logits", "features"),
-}
 
 
 @dataclass(frozen=True)
@@ -96,11 +87,6 @@ class Guidance(Bounded):
 
     def __post_init__(self):
         super().__post_init__()
-        for field, allowed in _CHOICES.items():
-            if getattr(self, field) not in allowed:
-                raise UserError(
-                    f"{field} of the guidance is {getattr(self, field)!r}: use one of {', '.join(map(repr, allowed))}."
-                )
         if self.kind == "G3" and self.domain != "x0_hat":
             raise UserError("G3 is G1 at the predicted clean image: use it with domain 'x0_hat', or G1 with 'x_t'.")
         if self.rescale != "none" and self.domain != "x_t":
@@ -260,10 +246,6 @@ class Distshift(Guided):
         self.victim, self.guidance = victim, guidance
         if self.guided and guidance.unit == "mean":
             large_variance(purifier)
-
-    def with_guidance(self, **changes) -> "Distshift":
-        """The same under another guidance, e.g. with_guidance(scale=0.2)."""
-        return self.with_(guidance=replace(self.guidance or Guidance(scale=0.0), **changes))
 
     @property
     def guided(self) -> bool:

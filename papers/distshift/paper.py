@@ -7,6 +7,7 @@ from papers.distshift.config import PRESETS, Config, check
 from papers.distshift.steps import (
     Shift,
     describe,
+    diffusion_of,
     guidance_named,
     guidance_of,
     number,
@@ -16,7 +17,7 @@ from papers.distshift.steps import (
 )
 from shared.experiment.leaves import Pictures
 from shared.experiment.paper import Gate, Grid, Paper, Tags
-from shared.experiment.scale import show_eps
+from shared.experiment.scale import check_batch, show_eps
 from shared.experiment.step import Lab
 from shared.experiment.store import slug
 from shared.steps.choice import settled
@@ -79,6 +80,23 @@ def defence(model: object) -> Shift:
     return Shift(purification, model, guidance_named(c, c.choosing.guidances[0]), c.method.rounds)
 
 
+def look(lab: Lab, c: Config) -> None:
+    """Raises UserError for a time that a diffusion model does not have, and a batch larger than what is trained on."""
+    for name, p in ((name, p) for name, p in vars(c.models).items() if getattr(p, "data", "")):
+        times = {f"--models.{name}.t": (p.t,)} if p.t else {"--choosing.times": c.choosing.times}
+        first, own = name == "first", c.released.second_times
+        diffusion_of(c, p.data).check_times(
+            lab, {**times, **({"--sweeps.t": c.sweeps.t} if first else {"--released.second-times": own})}
+        )
+        for option, weights, training in (
+            ("--training.batch", p.weights, c.training),
+            ("--at-training.batch", p.at_weights, c.at_training),
+            ("--denoising.batch", p.denoiser, c.denoising),
+        ):
+            if weights == "train":
+                check_batch(option, training.batch, len(lab.data(p.data, "train")), "pictures")
+
+
 def yours(lab: Lab, c: Config) -> None:
     """A look at the user's own defence, on a few pictures of every set."""
     for spec in tables.sets(c):
@@ -98,5 +116,6 @@ PAPER = Paper(
     facts,
     examples=EXAMPLES,
     defence=defence,
+    look=look,
     yours=yours,
 )

@@ -4,6 +4,7 @@
 of it, the adversarially trained victim for itself.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
@@ -24,13 +25,14 @@ from shared.attacks.gradient import input_gradient
 from shared.data.imagenet30 import LOGITS
 from shared.errors import UserError
 from shared.experiment.leaves import Pictures, Weights
-from shared.experiment.step import Lab, Measured, Tensors, Trained, Values, free
+from shared.experiment.step import Lab, Measured, Tensors, Trained, Values, free, once
 from shared.experiment.store import slug
-from shared.metrics.costs import clock
+from shared.metrics.costs import phase_seconds
 from shared.metrics.two_sample import median_distance, mmd2, permutation_test
 from shared.models.classifier import Classifier, open_classifier, random_classifier
 from shared.models.victim import labels_of
-from shared.repeat import joined, repeated
+from shared.options import Worded
+from shared.repeat import joined
 from shared.rng import SampleRng
 from shared.steps.choice import CandidateScore, Choice, settled
 from shared.steps.purification import (
@@ -92,18 +94,15 @@ class Victim:
     weights: Weights | Network
     restrict: bool = False
 
+    @once
     def open(self, lab: Lab) -> Classifier:
         """The classifier, opened once."""
-
-        def make() -> Classifier:
-            if isinstance(self.weights, Network):
-                source = str(lab.file(self.weights))
-            else:
-                source = self.weights.spec
-            keep = list(LOGITS) if self.restrict and isinstance(self.weights, Weights) and source != "random" else None
-            return open_classifier(self.arch, source, lab.data(self.spec).num_classes, keep, lab.device)
-
-        return lab.once(self, make)
+        if isinstance(self.weights, Network):
+            source = str(lab.file(self.weights))
+        else:
+            source = self.weights.spec
+        keep = list(LOGITS) if self.restrict and isinstance(self.weights, Weights) and source != "random" else None
+        return open_classifier(self.arch, source, lab.data(self.spec).num_classes, keep, lab.device)
 
     def says(self, lab: Lab, x: Tensor, batch: int) -> Tensor:
         """(N,) its labels for pictures, `batch` at a time."""
@@ -194,7 +193,7 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class Adversary:
+class Adversary(Worded):
     """An attack on the bare victim: PGD with steps of 2.5·ε/steps, or the cascade that stands for AutoAttack.
 
     step: of PGD in place of that, in pixels, and then the last iterate counts: the first author's attack is 5 steps of
@@ -412,8 +411,9 @@ class Distribution(Measured):
         return 0.05 if self.defence is None else passes(self.defence)
 
     def make(self, lab: Lab) -> Values:
-        return lab.once(("distribution", self.group), lambda: self._measured(lab))[self.quantity]
+        return self.group._measured(lab)[self.quantity]
 
+    @once
     def _measured(self, lab: Lab) -> dict[str, Values]:
         seen, other, classes = self._samples(lab)
         victim = self.victim.open(lab)
@@ -490,26 +490,26 @@ class Cost(Measured):
         return replace(self, quantity="seconds")
 
     def make(self, lab: Lab) -> Values:
-        values = lab.once(("cost", self.group), lambda: self._measured(lab))[self.quantity]
+        values = self.group._measured(lab)[self.quantity]
         return Values(values, "s" if "seconds" in self.quantity else "passes")
 
+    @once
     def _measured(self, lab: Lab) -> dict[str, np.ndarray]:
         x, y = self.seen.pictures(lab), self.seen.clean(lab)[1]
         victim, defence = self.victim.open(lab), self.defence.open(lab)
         rng = SampleRng(self.seed, self.seen.rows(lab), STREAM)
-        times: dict[str, list[float]] = {"seconds": [], "gradient_seconds": []}
-        for _ in repeated(range(self.repeats + 1)):  # the first does not count
-            marks = [clock(x.device)]
+
+        def run(done: Callable[[], None]) -> None:
             with torch.no_grad():
                 victim(defence(x, rng))
-            marks.append(clock(x.device))
+            done()
             input_gradient(lambda z: F.cross_entropy(victim(defence(z, rng)), y, reduction="none"), x)
-            marks.append(clock(x.device))
-            times["seconds"].append((marks[1] - marks[0]) / len(x))
-            times["gradient_seconds"].append((marks[2] - marks[1]) / len(x))
+            done()
+
+        seconds, gradient = phase_seconds(run, self.repeats, x.device).T / len(x)
         calls = {"denoiser_calls": defence.calls.denoiser, "victim_calls": defence.calls.victim}
         counted = {name: np.full(len(x), float(count)) for name, count in calls.items()}
-        return counted | {name: np.array(found[1:]) for name, found in times.items()}
+        return counted | {"seconds": seconds, "gradient_seconds": gradient}
 
 
 # ---- what the tags of a number mean ------------------------------------------------------------------------------------
@@ -690,10 +690,8 @@ def number(
         )
     if kind == "distribution":
         state = {"diffpure": "purified", "purified_clean": "clean", YOURS: "purified"}.get(method, method)
-        unguided = diffpure_of(c, data) if method in ("diffused", "diffpure") else None
-        defence = shift_of(c, data) if method in ("purified", "purified_clean") else unguided
-        if method == YOURS:
-            defence = Yours.of(c)
+        behind = {"diffused": BASELINE, "purified": "distshift", "purified_clean": "distshift"}.get(method, method)
+        defence = defence_of(c, behind, data) if behind in (BASELINE, "distshift", YOURS) else None
         settings = (s.features_n, s.block, s.permutations, seed, point["quantity"])
         return Distribution(victim, seen, state, defence, *settings, **batches)
     if kind == "strip":

@@ -1,6 +1,6 @@
 """Everything that can be set for PMG-AFT: one dataclass, one preset per scale. `python -m papers.pmg_aft.train --scale cpu --help` lists it."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from shared.attacks.autoattack import STANDARD, WITHOUT_FAB, Stage
 from shared.data.catalogue import Source
@@ -20,7 +20,7 @@ class Model:
     """open_clip name, or a small configuration of shared/models/configs."""
     pretrained: str = "zoo:scenes-vit-s8"
     """zoo:<name>, `pretrain` (train it first on the captions of the training pictures), an open_clip tag, a local checkpoint, or `random`."""
-    pretraining: ContrastiveConfig = field(default_factory=ContrastiveConfig)
+    pretraining: ContrastiveConfig = ContrastiveConfig()
     """Only for `pretrain`."""
 
 
@@ -38,7 +38,7 @@ class Data:
     """Further sets that are reported, but not averaged."""
     other_train: tuple[str, ...] = ("scenes:colour_shape", "scenes:surface_shape")
     """Training sets of the table on training data."""
-    source: Source = field(default_factory=Source)
+    source: Source = Source()
     n: Whole = 128
     """Test pictures per set (0: all)."""
     label: str = ""
@@ -133,16 +133,16 @@ class Gates:
 class Config(Options):
     """PMG-AFT."""
 
-    model: Model = field(default_factory=Model)
-    data: Data = field(default_factory=Data)
-    attack: Attack = field(default_factory=Attack)
-    tuning: Tuning = field(default_factory=Tuning)
+    model: Model = Model()
+    data: Data = Data()
+    attack: Attack = Attack()
+    tuning: Tuning = Tuning()
     """Optimiser and schedule of all methods but FARE."""
-    fare: Tuning = field(default_factory=Tuning)
+    fare: Tuning = Tuning()
     """Optimiser and schedule of FARE, which has a recipe of its own."""
-    choosing: Choosing = field(default_factory=Choosing)
-    sweeps: Sweeps = field(default_factory=Sweeps)
-    gates: Gates = field(default_factory=Gates)
+    choosing: Choosing = Choosing()
+    sweeps: Sweeps = Sweeps()
+    gates: Gates = Gates()
 
 
 _SMALL = Tuning(steps=160, batch=64, lr=1e-3, warmup=5)

@@ -4,7 +4,7 @@ from papers.pmg_aft import tables
 from papers.pmg_aft.config import PRESETS, Config, check
 from papers.pmg_aft.steps import describe, methods, number
 from shared.experiment.paper import Gate, Grid, Paper, named
-from shared.experiment.scale import show_eps
+from shared.experiment.scale import check_batch, show_eps
 from shared.experiment.step import Lab
 from shared.report.shown import YOURS
 
@@ -47,6 +47,15 @@ def gates(c: Config) -> list[Gate]:
     ]
 
 
+def look(lab: Lab, c: Config) -> None:
+    """Raises UserError for a batch that is larger than what is trained on."""
+    n = len(lab.data(c.data.train, "train"))
+    check_batch("--tuning.batch", c.tuning.batch, n, "pictures")
+    check_batch("--fare.batch", c.fare.batch, n, "pictures")
+    if c.model.pretrained == "pretrain":
+        check_batch("--model.pretraining.batch", c.model.pretraining.batch, n, "pictures")
+
+
 def yours(lab: Lab, c: Config) -> None:
     """A look at the user's own objective."""
     methods(c, c.seeds[0])[YOURS].look(lab)
@@ -54,4 +63,6 @@ def yours(lab: Lab, c: Config) -> None:
 
 NAMES = named("kind", "method", "seed{}", "attack", "set", "step{}", "point")
 EXAMPLES = ("data.n", "attack.auto_n", "sweeps.curve_n", "sweeps.test_batch_n")
-PAPER = Paper("pmg_aft", PRESETS, check, [tables], number, NAMES, describe, gates, examples=EXAMPLES, yours=yours)
+PAPER = Paper(
+    "pmg_aft", PRESETS, check, [tables], number, NAMES, describe, gates, examples=EXAMPLES, look=look, yours=yours
+)

@@ -23,17 +23,18 @@ from shared.attacks import Threat, cascade, check_attack, pgd
 from shared.data.captioned import Captioned, flip_and_shift, vocabulary_of
 from shared.errors import UserError
 from shared.experiment.leaves import Backbone, Pictures
-from shared.experiment.step import Lab, Measured, Tensors, Trained, Values, free
+from shared.experiment.step import Lab, Measured, Tensors, Trained, Values, free, once
 from shared.metrics.costs import activation_megabytes, step_seconds
 from shared.models.clip import create_clip
 from shared.models.sources import open_clip_model
 from shared.models.victim import ZeroShot, class_matrix, labels_of
+from shared.options import Worded
 from shared.repeat import joined
 from shared.report.shown import YOURS, yours
 from shared.rng import SampleRng
-from shared.steps.choice import CandidateScore, Choice
+from shared.steps.choice import CandidateScore, Choice, Settings
 from shared.steps.yours import FAILS, Code, what
-from shared.training.adversarial import FARE, Objective, TeCoA, TrainAttack, Tuning, finetune, frozen
+from shared.training.adversarial import FARE, Objective, TeCoA, TrainAttack, finetune, frozen
 from shared.training.contrastive import ContrastiveConfig, pretrain
 from shared.training.loop import Diverged
 
@@ -63,13 +64,14 @@ class Pretrained(Trained):
         pretrain(clip, Captioned(data), self.training, lab.accelerator, lab.partial(self), augment=flip_and_shift)
         return clip.state_dict(), {"vocabulary": json.dumps(clip.tokenizer.vocabulary)}
 
+    @once
     def open(self, lab: Lab) -> nn.Module:
         """Never trained again."""
-        return lab.once(self, lambda: open_clip_model(self.architecture, lab.file(self), lab.device))
+        return open_clip_model(self.architecture, lab.file(self), lab.device)
 
 
 @dataclass(frozen=True)
-class Face:
+class Face(Worded):
     """Text and released code differ; each is a configuration with a name (README, "Differences")."""
 
     temperature: Literal["model", "one"] = "model"
@@ -91,16 +93,14 @@ class Tuned(Trained):
     """A vision tower, fine-tuned with one of the objectives."""
 
     clip: Backbone | Pretrained
-    objective: Literal["ft_clean", "ft_adv", "tecoa", "fare", "pmg_aft"]
+    objective: Literal["ft_clean", "ft_adv", "tecoa", "fare", "pmg_aft", "yours"]
     loss: PMGLoss | None
     face: Face
     data: Pictures
-    tuning: Tuning
+    tuning: Settings
     attack: TrainAttack
     eps: float
     seed: int
-    lr: Choice | None = None
-    """Where the peak learning rate comes from; None: from `tuning`."""
     row: str = free("")
     curve: tuple[int, ...] = free(())
     candidate: bool = free(False)
@@ -112,19 +112,13 @@ class Tuned(Trained):
 
     @property
     def parts(self) -> tuple[str, ...]:
-        return ("", *(f"step{s}" for s in self.curve if 0 < s < self.tuning.steps))
+        return ("", *(f"step{s}" for s in self.curve if 0 < s < self.tuning.given.steps))
 
     def make(self, lab: Lab) -> Tensors | tuple[Tensors, dict[str, str]]:
         def snapshot(step: int, visual: nn.Module) -> None:
             if f"step{step}" in self.parts:
                 lab.keep(self, visual.state_dict(), f"step{step}")
 
-        if self.lr is not None:
-            best = self.lr.settle(lab)
-            settled = replace(self, tuning=replace(self.tuning, lr=best.tuning.lr), lr=None)
-            if lab.key(settled) == lab.key(best):
-                return self._copy(lab, best)
-            return settled.run(lab, snapshot, lab.partial(self)).state_dict()
         try:
             return self.run(lab, snapshot, lab.partial(self)).state_dict()
         except Diverged:
@@ -135,12 +129,6 @@ class Tuned(Trained):
                 lab.keep(self, untouched, part)
             return untouched, {"diverged": "yes"}
 
-    def _copy(self, lab: Lab, best: "Tuned") -> Tensors:
-        """What the candidate has left that was trained so."""
-        for part in self.parts[1:]:
-            lab.keep(self, lab.weights(best, part), part)
-        return lab.weights(best)
-
     def run(self, lab: Lab, after_step: Callable[[int, nn.Module], None], partial: Path | None = None) -> nn.Module:
         """Fine-tune a copy of the tower; returns it."""
         data, visual = lab.data(self.data.spec, self.data.split), copy.deepcopy(self.clip.open(lab).visual)
@@ -149,7 +137,7 @@ class Tuned(Trained):
             victim,
             self.objective_of(victim),
             data,
-            self.tuning,
+            self.tuning.open(lab),
             Threat("linf", self.eps),
             self.attack,
             self.seed,
@@ -216,7 +204,10 @@ def methods(c: Config, seed: int = 0) -> dict[str, Tuned]:
     """What is trained for each row, by its name. Rows of `CHOSEN` have a learning rate chosen for themselves, those that
     vary one thing of such a row have its."""
     rows = _rows(c, seed)
-    return {name: replace(step, lr=choice(c, chosen_for(c, name))) for name, step in rows.items()}
+    return {
+        name: replace(step, tuning=replace(step.tuning, choice=choice(c, chosen_for(c, name))))
+        for name, step in rows.items()
+    }
 
 
 @cache
@@ -231,7 +222,7 @@ def choice(c: Config, name: str) -> Choice:
         replace(
             step,
             data=fitted,
-            tuning=replace(step.tuning, lr=step.tuning.lr * m),
+            tuning=Settings(replace(step.tuning.given, lr=step.tuning.given.lr * m)),
             row=f"{name}_lr_x{m:g}",
             candidate=True,
         )
@@ -252,12 +243,10 @@ def chosen_for(c: Config, name: str) -> str:
 def _rows(c: Config, seed: int) -> dict[str, Tuned]:
     """What is trained for each row, with the preset's learning rate."""
 
-    def tuned(
-        objective: str, loss: PMGLoss | None = None, face: Face = Face(), train: str = c.data.train, **changes
-    ) -> Tuned:
-        tuning = replace(c.fare if objective == "fare" else c.tuning, **changes)
+    def tuned(objective: str, loss: PMGLoss | None = None, face: Face = Face()) -> Tuned:
+        tuning, data = Settings(c.fare if objective == "fare" else c.tuning), Pictures(c.data.train, "train")
         attack = TrainAttack(c.attack.train_steps, 1.0, face.reduction, face.autocast)
-        return Tuned(base(c), objective, loss, face, Pictures(train, "train"), tuning, attack, c.attack.eps, seed)
+        return Tuned(base(c), objective, loss, face, data, tuning, attack, c.attack.eps, seed)
 
     def by_yours() -> Tuned:
         usual = tuned(YOURS)
@@ -288,7 +277,10 @@ def _rows(c: Config, seed: int) -> dict[str, Tuned]:
         for train in c.data.other_train
         for m in headline
     }
-    out |= {f"pmg_last{k}": replace(out["pmg_aft"], tuning=replace(c.tuning, last=k)) for k in c.sweeps.last}
+    out |= {
+        f"pmg_last{k}": replace(out["pmg_aft"], tuning=Settings(c.tuning, changes=(("last", k),)))
+        for k in c.sweeps.last
+    }
     curve = c.sweeps.curve if seed == c.seeds[0] else ()
     return {name: replace(step, row=name, curve=curve if name in headline else ()) for name, step in out.items()}
 
@@ -331,23 +323,23 @@ class Tower:
     def norm(self) -> str:
         return "clip" if self.tuned is None else self.tuned.face.norm
 
+    @once
     def visual(self, lab: Lab) -> nn.Module:
-        def make() -> nn.Module:
-            visual = copy.deepcopy(self.clip.open(lab).visual)
+        visual = self.clip.open(lab).visual
+        if self.tuned is not None:
+            visual = copy.deepcopy(visual)
             visual.load_state_dict(lab.weights(self.tuned, self.part))
-            return visual.requires_grad_(False).eval()
-
-        return self.clip.open(lab).visual if self.tuned is None else lab.once(self, make)
+        return visual.requires_grad_(False).eval()
 
     def on(self, lab: Lab, spec: str) -> ZeroShot:
         return classifier(lab, self.clip, self.visual(lab), spec, self.norm)
 
 
 @dataclass(frozen=True)
-class Adversary:
+class Adversary(Worded):
     """An attack of the evaluation. kind: clean, pgd, cw (PGD on the κ margin), auto (the cascade), released, correct (see `TestBatch`)."""
 
-    kind: str
+    kind: Literal["clean", "pgd", "cw", "auto", "released", "correct"]
     eps: float = 0.0
     steps: int = 0
     step_size: float = 0.0
@@ -496,7 +488,9 @@ class UpdateCost(Measured):
 
     def make(self, lab: Lab) -> Values:
         def train(steps: int, after: Callable[[int], None] | None) -> None:
-            short = replace(self.tuned, tuning=replace(self.tuned.tuning, steps=steps, every=0))
+            given = self.tuned.tuning.given  # at whichever rate
+            few = {"steps": steps, "warmup": min(steps, given.warmup), "every": 0}
+            short = replace(self.tuned, tuning=replace(self.tuned.tuning, given=replace(given, **few), choice=None))
             short.run(lab, lambda step, visual: after and after(step))
 
         if self.quantity == "seconds":
@@ -522,7 +516,7 @@ def number(
     tuned = None if method == CLIP else methods(c, seed)[method]
     if kind == "cost":
         return UpdateCost(tuned, point, c.sweeps.cost_steps)
-    first = step is None or step == 0 or (tuned is not None and step == tuned.tuning.steps)
+    first = step is None or step == 0 or (tuned is not None and step == tuned.tuning.given.steps)
     tower = Tower(base(c), None if step == 0 else tuned, "" if first else f"step{step}")
     n = {"curve": c.sweeps.curve_n, "test_batch": c.sweeps.test_batch_n, "gate": 256}.get(kind, c.data.n)
     n = c.attack.auto_n if attack in ("auto", "pgd_paired") else n

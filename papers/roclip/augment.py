@@ -15,13 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shared.data.augment import EDA
+from shared.data.augment import EDA, GREY, cropped, luminance
 from shared.errors import UserError
 from shared.options import Blur, Bounded, Count, OpenShare, Part, Range, Seed, Share, Whole
 from shared.rng import SampleRng
 
-_GREY = (0.299, 0.587, 0.114)
-_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
+_YIQ = (GREY, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class ImageAugmentation(Bounded):
         if self.shift:
             x = self._shifted(x, u[:, 1:3])
         if self.area is not None:
-            x = self._cropped(x, u[:, 3:7])
+            x = cropped(x, u[:, 3:7], self.area)
         x = self._coloured(x, u[:, 7:13])
         if self.blur is not None:
             x = self._blurred(x, self.blur[0] + (self.blur[1] - self.blur[0]) * u[:, 13])
@@ -82,37 +81,20 @@ class ImageAugmentation(Bounded):
         places = (rows[:, :, None] * width + columns[:, None, :]).reshape(n, 1, height * width)
         return x.flatten(2).gather(2, places.expand(n, x.shape[1], -1)).reshape(x.shape)
 
-    def _cropped(self, x: Tensor, u: Tensor) -> Tensor:
-        share = self.area[0] + (self.area[1] - self.area[0]) * u[:, 0]
-        ratio = ((2 * u[:, 1] - 1) * math.log(4 / 3)).exp()
-        width, height = ((share * r).sqrt().clamp(max=1) for r in (ratio, 1 / ratio))
-        theta = x.new_zeros(len(x), 2, 3)
-        theta[:, 0, 0], theta[:, 1, 1] = width, height
-        theta[:, 0, 2], theta[:, 1, 2] = (1 - width) * (2 * u[:, 2] - 1), (1 - height) * (2 * u[:, 3] - 1)
-        return F.grid_sample(
-            x,
-            F.affine_grid(theta, list(x.shape), align_corners=False),
-            mode="bilinear",
-            padding_mode="border",
-            align_corners=False,
-        )
-
     def _coloured(self, x: Tensor, u: Tensor) -> Tensor:
         on = u[:, 0] < self.jittered
         by = torch.where(on[:, None], 2 * u[:, 1:5] - 1, 0.0)
         if self.brightness:
             x = (x * _wide(1 + self.brightness * by[:, 0])).clamp(0, 1)
         if self.contrast:
-            mean = _luminance(x).mean((2, 3), keepdim=True)
+            mean = luminance(x).mean((2, 3), keepdim=True)
             x = torch.lerp(mean.expand_as(x), x, _wide(1 + self.contrast * by[:, 1]).expand_as(x)).clamp(0, 1)
         if self.saturation:
-            x = torch.lerp(_luminance(x).expand_as(x), x, _wide(1 + self.saturation * by[:, 2]).expand_as(x)).clamp(
-                0, 1
-            )
+            x = torch.lerp(luminance(x).expand_as(x), x, _wide(1 + self.saturation * by[:, 2]).expand_as(x)).clamp(0, 1)
         if self.hue:
             x = _turned(x, 2 * math.pi * self.hue * by[:, 3]).clamp(0, 1)
         if self.grey:
-            x = torch.where(_wide(u[:, 5] < self.grey), _luminance(x), x)
+            x = torch.where(_wide(u[:, 5] < self.grey), luminance(x), x)
         return x
 
     def _blurred(self, x: Tensor, sigma: Tensor) -> Tensor:
@@ -169,10 +151,6 @@ class BoundCaptions:
 
 def _wide(v: Tensor) -> Tensor:
     return v[:, None, None, None]
-
-
-def _luminance(x: Tensor) -> Tensor:
-    return torch.einsum("nchw,c->nhw", x, x.new_tensor(_GREY))[:, None]
 
 
 def _turned(x: Tensor, angle: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Everything that can be set for RoCLIP: one dataclass, a preset per scale. `python -m papers.roclip.evaluate --scale cpu --help` lists it."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from papers.roclip.augment import RELEASED as RELEASED_PICTURES
@@ -43,7 +43,7 @@ class Models:
 class Data:
     """The pictures."""
 
-    source: Source = field(default_factory=Source)
+    source: Source = Source()
     pairs: str = "scenes"
     """Where pairs of picture and caption come from: scenes, or below DATA_ROOT shards:<pattern> or csv:<file> (picture, caption)."""
     pretrain_n: Pairs = 8640
@@ -113,12 +113,12 @@ class Recipe:
 class Attacks:
     """One poisoned set has all of them, each backdoor with a target class of its own."""
 
-    targets: Targets = field(default_factory=Targets)
-    badnet: Recipe = field(default_factory=lambda: Recipe("blue", fields=("patch=8",)))
-    blended: Recipe = field(default_factory=lambda: Recipe("red", fields=("ratio=0.5",)))
-    wanet: Recipe = field(default_factory=lambda: Recipe("green", 0.08, "cleanclip", ("s=20.0",)))
-    sig: Recipe = field(default_factory=lambda: Recipe("yellow", 0.05, "cleanclip", ("ratio=0.5",)))
-    label_consistent: Recipe = field(default_factory=lambda: Recipe("purple", captions="usual"))
+    targets: Targets = Targets()
+    badnet: Recipe = Recipe("blue", fields=("patch=8",))
+    blended: Recipe = Recipe("red", fields=("ratio=0.5",))
+    wanet: Recipe = Recipe("green", 0.08, "cleanclip", ("s=20.0",))
+    sig: Recipe = Recipe("yellow", 0.05, "cleanclip", ("ratio=0.5",))
+    label_consistent: Recipe = Recipe("purple", captions="usual")
 
     @property
     def planted(self) -> tuple[str, ...]:
@@ -130,21 +130,21 @@ class Attacks:
 class Methods:
     """RoCLIP's two versions, the augmentation that it and `clip_aug` have, and the other defences."""
 
-    images: ImageAugmentation = field(default_factory=lambda: ImageAugmentation(shift=1, brightness=0.2))
+    images: ImageAugmentation = ImageAugmentation(shift=1, brightness=0.2)
     """Of pictures, in every epoch."""
     alpha: Decay = 0.0
     """α of the captions' static augmentation (0: none)."""
-    roclip: Matching = field(default_factory=lambda: TWO_SIDED)
+    roclip: Matching = TWO_SIDED
     """First version, of the abstract."""
-    released: Matching = field(default_factory=lambda: replace(AS_RELEASED, share=0.02, size=None))
+    released: Matching = replace(AS_RELEASED, share=0.02, size=None)
     """Second version, of the released code."""
-    before_v1: Matching = field(default_factory=lambda: BEFORE_V1)
+    before_v1: Matching = BEFORE_V1
     """The authors' repository before the first version; in the world of few targets, as the next."""
-    cross_modal: Matching = field(default_factory=lambda: CROSS_MODAL)
+    cross_modal: Matching = CROSS_MODAL
     """Its cross-modal variant."""
-    safeclip: SafeClip = field(default_factory=lambda: SafeClip(images=ImageAugmentation(shift=1, brightness=0.2)))
+    safeclip: SafeClip = SafeClip(images=ImageAugmentation(shift=1, brightness=0.2))
     """Later work."""
-    cleanclip: CleanClipConfig = field(default_factory=lambda: CleanClipConfig(steps=80, batch=128, lr=1e-3, warmup=10))
+    cleanclip: CleanClipConfig = CleanClipConfig(steps=80, batch=128, lr=1e-3, warmup=10)
     """Of the CLIP that fine-tuning has poisoned."""
     cleanclip_n: Pairs = 4800
     """Clean pairs that it is given."""
@@ -169,7 +169,7 @@ class Choosing:
 class Few:
     """A world with few target images and no backdoor, in which the readings of the first version stand side by side."""
 
-    pairs: Pairs = 5760
+    pairs: Pairs = 8640
     """Clean pairs."""
     targets: Count = 32
     """Target images."""
@@ -182,8 +182,8 @@ class Few:
     """Entries of the larger bank of `before_v1`."""
     sets: tuple[str, ...] = ("scenes:surface", "scenes:shape")
     """Sets of which zero-shot accuracy stands beside that of the main set."""
-    training: Training = field(default_factory=lambda: Training(epochs=16, batch=128, lr=2e-3, warmup=50))
-    stop: EarlyStop = field(default_factory=EarlyStop)
+    training: Training = Training(epochs=24, batch=128, lr=1e-3, warmup=50)
+    stop: EarlyStop = EarlyStop()
     """Of plain CLIP stopped early, a control."""
 
     def __post_init__(self):
@@ -239,17 +239,17 @@ class Config(Options):
     """RoCLIP."""
 
     seeds: tuple[Seed, ...] = (0, 1, 2)
-    models: Models = field(default_factory=Models)
-    data: Data = field(default_factory=Data)
-    attacks: Attacks = field(default_factory=Attacks)
-    few: Few = field(default_factory=Few)
-    methods: Methods = field(default_factory=Methods)
-    pretraining: Training = field(default_factory=lambda: Training(epochs=6, batch=128, lr=2e-3, warmup=50))
-    finetuning: Training = field(default_factory=lambda: Training(epochs=6, batch=128, lr=1e-3, warmup=20))
-    choosing: Choosing = field(default_factory=Choosing)
-    probing: Probing = field(default_factory=Probing)
-    sweeps: Sweeps = field(default_factory=Sweeps)
-    gates: Gates = field(default_factory=Gates)
+    models: Models = Models()
+    data: Data = Data()
+    attacks: Attacks = Attacks()
+    few: Few = Few()
+    methods: Methods = Methods()
+    pretraining: Training = Training(epochs=6, batch=128, lr=2e-3, warmup=50)
+    finetuning: Training = Training(epochs=6, batch=128, lr=1e-3, warmup=20)
+    choosing: Choosing = Choosing()
+    probing: Probing = Probing()
+    sweeps: Sweeps = Sweeps()
+    gates: Gates = Gates()
     watch_n: Count = 256
     """Test pictures of the measurements at the end of every epoch; other than those of the tables where a set has enough."""
     more_seeds: Whole = 1
@@ -259,6 +259,7 @@ class Config(Options):
     """All processes train one CLIP together; otherwise each takes whole trainings, and SafeCLIP is always trained by one."""
 
     def __post_init__(self):
+        super().__post_init__()
         object.__setattr__(self, "pretraining", _within(self.pretraining, self.data.pretrain_n))
         object.__setattr__(self, "finetuning", _within(self.finetuning, self.data.finetune_n))
 

@@ -75,19 +75,6 @@ class Matching(Bounded):
 
     def __post_init__(self):
         super().__post_init__()
-        choices = {
-            "sides": ("both", "image", "text"),
-            "query": ("own", "cross"),
-            "directions": ("both", "one"),
-            "bank": ("apart", "joint"),
-            "refresh": ("matched", "always"),
-            "start": ("gaussian", "unit", "pairs"),
-            "wrap": ("drop", "ring"),
-            "own": ("allowed", "excluded"),
-        }
-        for field, allowed in choices.items():
-            if getattr(self, field) not in allowed:
-                raise UserError(f"RoCLIP's {field} is {getattr(self, field)!r}: choose one of {', '.join(allowed)}.")
         if (self.share is None) == (self.size is None):
             raise UserError("say how large a pool is either by a share of the pairs or by a number of entries.")
         if self.bank == "joint" and (self.query == "cross" or self.start == "pairs"):

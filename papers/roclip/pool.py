@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared.errors import UserError
+from shared.options import bounded
 
 NOISE = -1  # the pair of an entry that came from none
 
@@ -32,8 +33,14 @@ class Pool(nn.Module):
     Raises UserError for a pool without entries.
     """
 
+    @bounded
     def __init__(
-        self, size: int, dim: int, start: str = "gaussian", wrap: Literal["drop", "ring"] = "ring", seed: int = 0
+        self,
+        size: int,
+        dim: int,
+        start: Literal["gaussian", "unit", "pairs"] = "gaussian",
+        wrap: Literal["drop", "ring"] = "ring",
+        seed: int = 0,
     ):
         super().__init__()
         if size < 1 or dim < 1:

@@ -11,8 +11,7 @@ the safe part grows by nothing but the similarities, equal weights of the two lo
 """
 
 import json
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -28,7 +27,7 @@ from shared.errors import UserError
 from shared.models.victim import Pixels
 from shared.options import Bounded, Count, Part, Range, Share
 from shared.repeat import joined
-from shared.training.contrastive import batch_indices
+from shared.training.contrastive import batch_indices, clamp_scale
 from shared.training.loop import Fit, cosine_schedule
 
 TRAINING = Training()
@@ -51,7 +50,7 @@ class SafeClip(Bounded):
     share: Part = 0.02
     """Entries of either pool as a share of the pairs."""
     images: ImageAugmentation = MILD
-    captions: CaptionAugmentation = field(default_factory=CaptionAugmentation)
+    captions: CaptionAugmentation = CaptionAugmentation()
 
 
 def safe_pairs(cosine: Tensor, confidence: float = 0.9, rounds: int = 100) -> Tensor:
@@ -183,8 +182,8 @@ def safeclip(
         return loss
 
     def after_step(done: int) -> None:
+        clamp_scale(clip)
         with torch.no_grad():
-            clip.logit_scale.clamp_(0, math.log(100))
             if done % per_epoch == 0 and after_epoch is not None:
                 clip.eval()
                 state.history.append(
@@ -201,10 +200,9 @@ def safeclip(
         training.warmup,
         checkpoint,
         training.every,
-        None,
-        after_step,
-        training.clip_norm,
-        name,
+        after_step=after_step,
+        clip_norm=training.clip_norm,
+        name=name,
         alike=lambda step: (
             step // per_epoch >= config.alone,
             step // per_epoch < config.alone + config.slow,

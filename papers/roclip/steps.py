@@ -52,7 +52,7 @@ from shared.data.scene_sets import SceneSet
 from shared.data.targets import Target
 from shared.errors import UserError
 from shared.experiment.leaves import Backbone, Pictures
-from shared.experiment.step import Lab, Measured, Tensors, Trained, Values, free
+from shared.experiment.step import Lab, Measured, Tensors, Trained, Values, free, once
 from shared.experiment.store import slug
 from shared.metrics import backdoor
 from shared.metrics.costs import clock
@@ -181,11 +181,9 @@ class Poisons:
         """How many pairs there are."""
         return self.clean.n + self.n * self.dose(lab)
 
+    @once
     def open(self, lab: Lab) -> Poisoned:
         """The pairs with their manifests, drawn when they are asked for."""
-        return lab.once(("poisons", self), lambda: self._make(lab))
-
-    def _make(self, lab: Lab) -> Poisoned:
         clean = self.clean.open(lab)
         images = self.images.open(lab)
         said = targets(lab, self.spec)
@@ -199,10 +197,10 @@ class Poisons:
             planted[one.stamp.attack] = (one.stamp.open(lab), said[one.aim.label(lab)], one.rate, one.captions)
         return Poisoned(clean, planted, images, found, [said[k] for k in classes], m, self.seed, scan)
 
+    @once
     def held(self, lab: Lab) -> Poisoned | Held:
         """The pairs; those that are drawn on the spot are drawn once."""
-        scenes = self.clean.spec == "scenes"
-        return lab.once(("held", self), lambda: Held(self.open(lab)) if scenes else self.open(lab))
+        return Held(self.open(lab)) if self.clean.spec == "scenes" else self.open(lab)
 
     def target_images(self, lab: Lab) -> tuple[Tensor, list[int], list[str]]:
         """Pictures (N, 3, H, W) of the target images, their adversarial classes, the first caption that each was
@@ -404,9 +402,10 @@ class Contrastive(Trained):
         """It as it was after an epoch; it may be changed."""
         return filled(lab, self.clip, self.seed, lab.weights(self, part))
 
+    @once
     def history(self, lab: Lab) -> list[dict]:
         """What was measured at the end of every epoch."""
-        return lab.once(("history", self), lambda: json.loads(lab.facts(self)["history"]))
+        return json.loads(lab.facts(self)["history"])
 
     def pools(self, lab: Lab) -> dict[str, Pool]:
         """The pools at the end, by modality."""
@@ -503,9 +502,10 @@ class Snapshot:
     model: Contrastive | Cleaned
     part: str = ""
 
+    @once
     def open(self, lab: Lab) -> nn.Module:
         """It, opened once; not to be changed."""
-        return lab.once(self, lambda: self.model.open(lab, self.part))
+        return self.model.open(lab, self.part)
 
     def victim(self, lab: Lab, spec: str) -> ZeroShot:
         """The zero-shot classifier of a set."""
@@ -718,9 +718,9 @@ class StepSeconds(Measured):
     lr: float
 
     def make(self, lab: Lab) -> Values:
-        found = lab.once(("seconds", replace(self, which=0)), lambda: self._seconds(lab))
-        return Values(np.array(found[self.which]), "s")
+        return Values(np.array(replace(self, which=0)._seconds(lab)[self.which]), "s")
 
+    @once
     def _seconds(self, lab: Lab) -> list[list[float]]:
         clean = self.clean.open(lab)
         pairs = Held(PairSubset(clean, range(min(len(clean), self.steps * self.batch))))
@@ -729,28 +729,12 @@ class StepSeconds(Measured):
         for repeat in range(-1, REPEATS):  # the first warms up
             turns = list(zip(self.methods, found, strict=True))
             for method, seconds in reversed(turns) if repeat % 2 else turns:
-                clip = start(lab, self.clip, 0)
+                clip, by_yours = start(lab, self.clip, 0), isinstance(method, Mine)
                 began = clock(lab.device)
-                train(clip, pairs, method, training)
+                train_by(method, clip, pairs, training) if by_yours else train(clip, pairs, method, training)
                 if repeat >= 0:
                     seconds.append((clock(lab.device) - began) / training.per_epoch(len(pairs)))
         return found
-
-
-@dataclass(frozen=True)
-class StepSecondsByYours(StepSeconds):
-    """The same of the user's own alone, the only one of `methods`."""
-
-    def _seconds(self, lab: Lab) -> list[list[float]]:
-        clean = self.clean.open(lab)
-        pairs = Held(PairSubset(clean, range(min(len(clean), self.steps * self.batch))))
-        training, marks = Training(1, min(self.batch, len(pairs)), self.lr, 1), []
-        for _ in range(REPEATS + 1):  # the first warms up
-            clip = start(lab, self.clip, 0)
-            marks.append(clock(lab.device))
-            train_by(self.methods[0], clip, pairs, training)
-            marks.append(clock(lab.device))
-        return [[(b - a) / training.per_epoch(len(pairs)) for a, b in zip(marks[2::2], marks[3::2], strict=True)]]
 
 
 # ---- what the tags of a number mean ----------------------------------------------------------------------------------
@@ -965,11 +949,11 @@ def seconds(c: Config, method: str, seed: int) -> StepSeconds:
     return StepSeconds(clip, clean, methods, COSTED.index(method), c.sweeps.cost_steps, t.batch, t.lr)
 
 
-def seconds_by_yours(c: Config, seed: int) -> StepSecondsByYours:
-    """The same of the user's own."""
+def seconds_by_yours(c: Config, seed: int) -> StepSeconds:
+    """The same of the user's own alone."""
     usual = seconds(c, COSTED[0], seed)
-    mine = (Mine(None, usual.methods[0].images, usual.methods[0].captions, code=yours_of(c)),)
-    return StepSecondsByYours(usual.clip, usual.clean, mine, 0, usual.steps, usual.batch, usual.lr)
+    mine = Mine(None, usual.methods[0].images, usual.methods[0].captions, code=yours_of(c))
+    return replace(usual, methods=(mine,), which=0)
 
 
 def describe(

@@ -6,7 +6,6 @@ step is a plain step with one matrix product per pool, and a tower that has no g
 """
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +18,11 @@ from torch import Tensor, nn
 from papers.roclip.augment import CaptionAugmentation, ImageAugmentation
 from papers.roclip.method import Matching, clip_loss, matched_loss, pools_of
 from papers.roclip.pool import Pool
-from shared.errors import UserError
 from shared.models.victim import Pixels
 from shared.options import Bounded, Count, Decay, Positive, Range, Seed, Share, Weight, Whole, Workers, free
 from shared.repeat import joined_all
-from shared.training.contrastive import Batches, adamw, batch_indices
-from shared.training.loop import Fit, cosine_schedule
-from shared.training.poisoning import OneProcess
+from shared.training.contrastive import Batches, adamw, batch_indices, clamp_scale
+from shared.training.loop import Fit, OneProcess, check_batch, cosine_schedule
 
 
 @dataclass(frozen=True)
@@ -63,11 +60,6 @@ class Training(Bounded):
     """Processes that read and augment pairs ahead, for each process that trains; for pictures in files."""
     seed: Seed = 0
     """Of the order of the pairs."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.decayed not in ("matrices", "names"):
-            raise UserError(f"weight decay is on {self.decayed!r}: use 'matrices' or 'names'.")
 
     def per_epoch(self, pairs: int) -> int:
         """Updates of an epoch."""
@@ -177,15 +169,7 @@ def train(
     """
     accelerator = accelerator or OneProcess(clip.logit_scale.device)
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
-    if training.batch > len(pairs):
-        raise UserError(
-            f"{name}: a batch of {training.batch} pairs is larger than the set, which has {len(pairs)}: make it smaller."
-        )
-    if training.batch % world:
-        raise UserError(
-            f"{name}: a batch of {training.batch} pairs has no equal shares for {world} processes: change the batch size or the number "
-            "of processes."
-        )
+    check_batch(name, training.batch, len(pairs), world)
     matching, per_epoch = method.matching, training.per_epoch(len(pairs))
     updates = training.epochs * per_epoch
     reader, pools = _Reader(pairs, method, clip.tokenizer), make_pools(clip, matching, len(pairs), device)
@@ -219,8 +203,7 @@ def train(
         return loss
 
     def after_step(done: int) -> None:
-        with torch.no_grad():
-            clip.logit_scale.clamp_(0, math.log(100))
+        clamp_scale(clip)
         if done % per_epoch:
             return
         epoch = done // per_epoch

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from papers.roclip.training import AfterEpoch, Method, Trained, Training, train
 from shared.errors import UserError
 from shared.steps.yours import FAILS, Code, what
-from shared.training.poisoning import OneProcess
+from shared.training.loop import OneProcess
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,9 @@ Table 12 compares with "adversarial prompt tuning", which learns text prompts (p
 many shots the linear probe has is not written.
 """
 
-import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,15 +20,13 @@ from torch import Tensor, nn
 
 from papers.rvpt.method import Repulsion, depth_of, encode, repulsion_loss, rvpt_loss
 from papers.rvpt.tuning import Tuning, optimise, same_classes
-from shared.attacks.pgd import ascend
 from shared.attacks.threat import Threat
 from shared.errors import UserError
 from shared.models.victim import Pixels, ZeroShot
 from shared.repeat import joined_all
 from shared.rng import SampleRng
 from shared.training.adversarial import TrainAttack
-from shared.training.contrastive import ContrastiveConfig, adamw, batch_indices
-from shared.training.loop import Fit
+from shared.training.contrastive import ContrastiveConfig, batch_indices, fit_clip
 
 VPT = Repulsion(alpha=0.0)
 LINEAR = Tuning(epochs=40, batch=32, lr=0.01, momentum=0.9, weight_decay=0.0, schedule="constant")
@@ -126,12 +123,13 @@ def finetune_fully(
     data,
     tuning: Tuning,
     seed: int,
-    device="cpu",
-    checkpoint: Path | None = None,
-    after_step: Callable[[int], None] | None = None,
     name: str = "full fine-tuning",
+    **how: Any,
 ) -> float:
-    """Train the whole vision tower of `victim` in place with L_CE + α·L_FR; returns the last loss. Text embeddings and scale stay."""
+    """Train the whole vision tower of `victim` in place with L_CE + α·L_FR; returns the last loss. Text embeddings and scale stay.
+
+    how: device, checkpoint and after_step of `optimise`.
+    """
     same_classes(victim, data)
     tower = victim.visual.eval().requires_grad_(True)
 
@@ -144,7 +142,7 @@ def finetune_fully(
         return rvpt_loss(logits, y, tokens[:, repelled.first :], repelled.reference(x), repelled.repulsion)[0]
 
     try:
-        return optimise(tower, loss_fn, data, tuning, seed, device, checkpoint, after_step, name)
+        return optimise(tower, loss_fn, data, tuning, seed, name=name, **how)
     finally:
         victim.requires_grad_(False).eval()
 
@@ -183,27 +181,7 @@ def finetune_contrastively(
             tokens[:, repelled.first :], repelled.reference(x), repulsion.margin
         )
 
-    def clamp(step: int) -> None:
-        with torch.no_grad():
-            clip.logit_scale.clamp_(0, math.log(100))
-
-    fit = Fit(
-        clip,
-        adamw(clip, config.lr, config.weight_decay),
-        config.steps,
-        config.lr,
-        step_fn,
-        config.warmup,
-        checkpoint,
-        config.every,
-        after_step=clamp,
-        clip_norm=config.clip_norm,
-        name=name,
-    )
-    try:
-        return fit.run()
-    finally:
-        clip.requires_grad_(False).eval()
+    return fit_clip(clip, step_fn, config, checkpoint, None, name)
 
 
 def tune_adversarially(
@@ -213,28 +191,22 @@ def tune_adversarially(
     threat: Threat,
     attack: TrainAttack,
     seed: int,
-    device="cpu",
-    checkpoint: Path | None = None,
     name: str = "adversarial prompt tuning",
+    **how: Any,
 ) -> float:
-    """Tune the prompts of a prompted victim in place on the cross-entropy of PGD examples, found anew in each update; returns the last loss."""
+    """Tune the prompts of a prompted victim in place on the cross-entropy of PGD examples, found anew in each update; returns the last loss.
+
+    how: device and checkpoint of `optimise`.
+    """
     same_classes(victim, data)
     prompts = victim.visual.requires_grad_(True)
 
     def loss_fn(x: Tensor, y: Tensor, indices: list[int], step: int) -> Tensor:
-        x_adv = ascend(
-            lambda z: F.cross_entropy(victim(z), y, reduction="none"),
-            x,
-            threat,
-            steps=attack.steps,
-            step_size=attack.ratio * threat.eps,
-            rng=SampleRng(seed, indices, f"train{step}"),
-            reduction=attack.reduction,
-            autocast=None if attack.autocast == "none" else attack.autocast,
-        )
+        rng = SampleRng(seed, indices, f"train{step}")
+        x_adv = attack(lambda z: F.cross_entropy(victim(z), y, reduction="none"), x, threat, rng)
         return F.cross_entropy(victim(x_adv), y)
 
     try:
-        return optimise(prompts, loss_fn, data, tuning, seed, device, checkpoint, None, name)
+        return optimise(prompts, loss_fn, data, tuning, seed, name=name, **how)
     finally:
         victim.requires_grad_(False).eval()

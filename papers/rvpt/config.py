@@ -2,7 +2,7 @@
 --help` lists it.
 """
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Literal
 
 from papers.rvpt.baselines import LINEAR
@@ -49,17 +49,17 @@ class Clip:
 class Models:
     """The victims before anyone poisons them."""
 
-    first: Clip = field(default_factory=lambda: Clip("scenes-vit-s8", "zoo:scenes-vit-s8"))
+    first: Clip = Clip("scenes-vit-s8", "zoo:scenes-vit-s8")
     """Of all tables (ViT-B/32)."""
-    second: Clip = field(default_factory=lambda: Clip("scenes-vit-xs8", "zoo:scenes-vit-xs8"))
+    second: Clip = Clip("scenes-vit-xs8", "zoo:scenes-vit-xs8")
     """Of table 11 (ViT-B/16)."""
-    third: Clip = field(default_factory=lambda: Clip("scenes-vit-d8", "zoo:scenes-vit-d8"))
+    third: Clip = Clip("scenes-vit-d8", "zoo:scenes-vit-d8")
     """Of table 11 (ViT-L/14)."""
     captioner: str = "zoo:scenes-llava"
     """The vision-language model of table 7, whose tower is replaced."""
     captioner_tower: Literal["first", "second", "third", "own"] = "first"
     """Which backbone's tower it has; own: `captioner_clip`."""
-    captioner_clip: Clip = field(default_factory=Clip)
+    captioner_clip: Clip = Clip()
     """A CLIP with the captioner's own tower, poisoned for table 7 alone (ViT-L/14 at 336 pixels)."""
     supervised: str = "train"
     """Panel (d) of figure 1: `train` (the first backbone's tower, trained here on labels), torchvision:<name>, or
@@ -83,12 +83,12 @@ class Place:
 class Data:
     """The pictures."""
 
-    source: Source = field(default_factory=Source)
-    main: Place = field(default_factory=lambda: Place("scenes:colour", "blue"))
+    source: Source = Source()
+    main: Place = Place("scenes:colour", "blue")
     """In the place of ImageNet (banana)."""
-    second: Place = field(default_factory=lambda: Place("scenes:shape", "star"))
+    second: Place = Place("scenes:shape", "star")
     """In the place of Caltech101 (accordion)."""
-    third: Place = field(default_factory=lambda: Place("scenes:background", "navy"))
+    third: Place = Place("scenes:background", "navy")
     """In the place of OxfordPets (samoyed)."""
     shifted: tuple[str, ...] = (
         "scenes:low_contrast",
@@ -147,23 +147,21 @@ class Recipe(Bounded):
 class Attacks:
     """The attacks: table 1's six, then ours. Settings of the small scales: see README for how they were found."""
 
-    badnet: Recipe = field(default_factory=lambda: Recipe(("patch=4", "patch=5")))
-    blended: Recipe = field(default_factory=lambda: Recipe(("ratio=0.2", "ratio=0.4")))
-    issba: Recipe = field(default_factory=lambda: Recipe(("strength=0.1",), steps=160))
-    wanet: Recipe = field(default_factory=lambda: Recipe(("s=5.0", "s=8.0"), fields=("k=16",), steps=200))
-    trojvqa: Recipe = field(default_factory=lambda: Recipe(("patch=4", "patch=5")))
-    badclip: Recipe = field(default_factory=lambda: Recipe(("patch=4", "patch=5"), captions="templates"))
-    sig: Recipe = field(default_factory=lambda: Recipe(("amplitude=0.16", "amplitude=0.24")))
-    badclip_published: Recipe = field(default_factory=lambda: Recipe(captions="templates"))
-    badnet_textbook: Recipe = field(default_factory=Recipe)
-    blended_textbook: Recipe = field(default_factory=Recipe)
+    badnet: Recipe = Recipe(("patch=4", "patch=5"))
+    blended: Recipe = Recipe(("ratio=0.2", "ratio=0.4"))
+    issba: Recipe = Recipe(("strength=0.1",), steps=160)
+    wanet: Recipe = Recipe(("s=5.0", "s=8.0"), fields=("k=16",), steps=200)
+    trojvqa: Recipe = Recipe(("patch=4", "patch=5"))
+    badclip: Recipe = Recipe(("patch=4", "patch=5"), captions="templates")
+    sig: Recipe = Recipe(("amplitude=0.16", "amplitude=0.24"))
+    badclip_published: Recipe = Recipe(captions="templates")
+    badnet_textbook: Recipe = Recipe()
+    blended_textbook: Recipe = Recipe()
     more: tuple[Literal["sig", "badnet_textbook", "blended_textbook"], ...] = ("sig",)
     """Which of ours are measured."""
-    trojvqa_patch: PatchConfig = field(default_factory=lambda: PatchConfig(steps=200, lr=0.02, cosine=1.0))
+    trojvqa_patch: PatchConfig = PatchConfig(steps=200, lr=0.02, cosine=1.0)
     """How TrojVQA's patch is optimised."""
-    badclip_patch: PatchConfig = field(
-        default_factory=lambda: PatchConfig(steps=200, lr=0.02, contrastive=1.0, triplet=500.0)
-    )
+    badclip_patch: PatchConfig = PatchConfig(steps=200, lr=0.02, contrastive=1.0, triplet=500.0)
     """How BadCLIP's patch is optimised."""
     published_patch: str = ""
     """A picture of the patch that BadCLIP's authors published, which is then measured beside ours; empty: it is not."""
@@ -203,7 +201,7 @@ class Method:
     """Pictures per class."""
     drop_target: bool = False
     """Table 4: take the missing class out of the softmax too (unknown in the paper)."""
-    tuning: Tuning = field(default_factory=lambda: Tuning(epochs=40, lr=0.02))
+    tuning: Tuning = Tuning(epochs=40, lr=0.02)
     """Optimiser and schedule."""
 
 
@@ -211,21 +209,21 @@ class Method:
 class Baselines:
     """What RVPT is compared with."""
 
-    cleanclip: CleanClipConfig = field(default_factory=lambda: CleanClipConfig(steps=60, batch=64, lr=1e-3, warmup=5))
+    cleanclip: CleanClipConfig = CleanClipConfig(steps=60, batch=64, lr=1e-3, warmup=5)
     cleanclip_pairs: Pairs = 6400
     """Clean pairs for CleanCLIP and for the contrastive fine-tuning of table 8."""
     gentle: tuple[str, ...] = ("wanet", "issba")
     """Attacks against which CleanCLIP takes `gentle_lr`."""
     gentle_lr: Weight = 0.0
     """0: that of all."""
-    linear: Tuning = field(default_factory=lambda: LINEAR)
+    linear: Tuning = LINEAR
     """The linear probe, on the same shots."""
-    full: Tuning = field(default_factory=lambda: Tuning(epochs=30, lr=0.01))
+    full: Tuning = Tuning(epochs=30, lr=0.01)
     """Full fine-tuning of the vision tower (table 8)."""
     words: Annotated[int, Range(1, 1000)] = 8
     """Learned context words of adversarial prompt tuning (table 12)."""
-    words_tuning: Tuning = field(default_factory=lambda: Tuning(epochs=20, lr=0.02))
-    visual_tuning: Tuning = field(default_factory=lambda: Tuning(epochs=10, lr=0.02))
+    words_tuning: Tuning = Tuning(epochs=20, lr=0.02)
+    visual_tuning: Tuning = Tuning(epochs=10, lr=0.02)
     """Adversarial tuning of visual prompts (table 12, ours)."""
 
 
@@ -259,7 +257,7 @@ class Adversary:
     """Pictures of the checks of PGD."""
     train_steps: Count = 3
     """PGD steps inside adversarial tuning."""
-    patch: PatchConfig = field(default_factory=lambda: PatchConfig(steps=150, lr=0.02, contrastive=1.0, triplet=500.0))
+    patch: PatchConfig = PatchConfig(steps=150, lr=0.02, contrastive=1.0, triplet=500.0)
     """How the patch against the prompted model is optimised."""
     seed: Seed = 0
 
@@ -280,7 +278,7 @@ class Sweeps:
     """L of the first backbone: which of the depths is the default's."""
     prompts: tuple[str, ...] = ("{}",)
     """Table 10's prompts besides that of the set."""
-    perturbations: Perturbations = field(default_factory=Perturbations)
+    perturbations: Perturbations = Perturbations()
     resistivity_n: Count = 256
     """Pictures behind figures 1, 7 and 8."""
     maps: Count = 3
@@ -294,7 +292,7 @@ class Sweeps:
     retrieval_poisoned: Count = 32
     """Poisoned candidates of table 7, one at a time."""
     cost_repeats: Draws = 2
-    supervised: Tuning = field(default_factory=lambda: Tuning(epochs=8, batch=64, lr=0.02))
+    supervised: Tuning = Tuning(epochs=8, batch=64, lr=0.02)
     """Training of panel (d)'s vision transformer, on `supervised_n` labelled pictures."""
     supervised_n: Count = 4096
 
@@ -329,15 +327,15 @@ class Gates:
 class Config(Options):
     """RVPT."""
 
-    models: Models = field(default_factory=Models)
-    data: Data = field(default_factory=Data)
-    attacks: Attacks = field(default_factory=Attacks)
-    method: Method = field(default_factory=Method)
-    baselines: Baselines = field(default_factory=Baselines)
-    tried: Tried = field(default_factory=Tried)
-    adversary: Adversary = field(default_factory=Adversary)
-    sweeps: Sweeps = field(default_factory=Sweeps)
-    gates: Gates = field(default_factory=Gates)
+    models: Models = Models()
+    data: Data = Data()
+    attacks: Attacks = Attacks()
+    method: Method = Method()
+    baselines: Baselines = Baselines()
+    tried: Tried = Tried()
+    adversary: Adversary = Adversary()
+    sweeps: Sweeps = Sweeps()
+    gates: Gates = Gates()
     more_seeds: Whole = 1
     """How many of the seeds the tables beyond the first have (0: all)."""
     batch: Batch = 256

@@ -17,7 +17,7 @@ from shared.metrics.costs import activation_megabytes, clock
 from shared.training.cleanclip import cleanclip
 
 STEPS = 6  # updates whose time is taken, after the first
-UNITS = {"trained": "parameters", "share": "share", "share_whole": "share", "samples": "pictures"}
+UNITS = {"trained": "parameters", "share": "fraction", "share_whole": "fraction", "samples": "pictures"}
 
 
 class Share(NamedTuple):

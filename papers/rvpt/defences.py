@@ -33,7 +33,7 @@ from shared.attacks.triggers import at_test
 from shared.data.base import ClassSubset, LabelledImages, Subset
 from shared.errors import UserError
 from shared.experiment.leaves import Backbone, Pictures
-from shared.experiment.step import Lab, Tensors, Trained, free
+from shared.experiment.step import Lab, Tensors, Trained, free, once
 from shared.metrics import backdoor
 from shared.models.clip import create_clip
 from shared.models.victim import ZeroShot, predicted, tell_apart, text_matrix
@@ -140,9 +140,10 @@ class Poisoned(Trained):
         accuracies = (backdoor.clean_accuracy(clean, y.cpu()), success, backdoor.triggered_accuracy(stamped, y.cpu()))
         return tuple(float(values.mean()) for values in accuracies)
 
+    @once
     def open(self, lab: Lab) -> nn.Module:
         """The CLIP, which nobody changes."""
-        return lab.once(self, lambda: filled(self.clip.open(lab), lab.weights(self)))
+        return filled(self.clip.open(lab), lab.weights(self))
 
     def model(self, lab: Lab) -> Model:
         """The same, at work."""
@@ -248,11 +249,11 @@ class Prompts(Defence):
         first = self.first if self.first >= 0 else depth_of(tower) + self.first
         prompts = DeepPrompts(tower, first, tuning.length, self.last, self.std, self.seed).to(lab.device)
         victim = prompted(self.clip.model(lab).zero_shot(texts), prompts)
+        how = {"device": lab.device, "checkpoint": partial, "name": self.name}
         if self.attack is None:
-            tune(victim, shots, tuning, self.repulsion, self.seed, lab.device, partial, after_step, self.name)
+            tune(victim, shots, tuning, self.repulsion, self.seed, after_step=after_step, **how)
         else:
-            threat = Threat("linf", self.eps)
-            tune_adversarially(victim, shots, tuning, threat, self.attack, self.seed, lab.device, partial, self.name)
+            tune_adversarially(victim, shots, tuning, Threat("linf", self.eps), self.attack, self.seed, **how)
         return prompts
 
     def model(self, lab: Lab) -> Model:
@@ -336,7 +337,8 @@ class Whole(Rewritten):
         shots, texts = self.shots.open(lab, self.seed)
         repelled = Repelled(self.clip.open(lab).visual, self.repulsion, self.first)
         victim = bare(clip).zero_shot(texts)
-        finetune_fully(victim, repelled, shots, self.tuning, self.seed, lab.device, lab.partial(self), name=self.name)
+        how = {"device": lab.device, "checkpoint": lab.partial(self), "name": self.name}
+        finetune_fully(victim, repelled, shots, self.tuning, self.seed, **how)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ from shared.data.vision_language import CaptionSet
 from shared.errors import UserError
 from shared.experiment import source
 from shared.experiment.leaves import Weights
-from shared.experiment.step import Lab, Measured, Values, free
+from shared.experiment.step import Lab, Measured, Values, free, once
 from shared.metrics import backdoor
 from shared.metrics.captions import Cider, tokens
 from shared.models.victim import Pixels
@@ -98,20 +98,22 @@ class Described:
         data = self.open(lab)
         return [data.version, source.of(type(data)), self.n, self.seed]
 
+    @once
     def open(self, lab: Lab) -> CaptionSet:
         """The whole set."""
         spec = "scenes-captions:plain" if self.spec == "scenes-captions" else self.spec
-        return lab.once(("set", self), lambda: open_vl(spec, "test", lab.source, side(lab, self.like)))
+        return open_vl(spec, "test", lab.source, side(lab, self.like))
 
     def rows(self, lab: Lab) -> list[int]:
         """The indices of the choice."""
         data = self.open(lab)
         return data.usable(np.random.default_rng(self.seed).permutation(len(data)).tolist()[: self.n])
 
+    @once
     def pictures(self, lab: Lab) -> Tensor:
         """x (n, 3, H, W), on the device."""
         data, parts = self.open(lab), _split(self.rows(lab), 64)
-        return lab.once(self, lambda: torch.cat([data.pictures(part) for part in parts]).to(lab.device))
+        return torch.cat([data.pictures(part) for part in parts]).to(lab.device)
 
     def references(self, lab: Lab) -> list[list[str]]:
         """The captions of each."""
@@ -132,11 +134,9 @@ class Captioned:
     stamp: Stamp | None
     batch: int = free(256)
 
+    @once
     def captions(self, lab: Lab) -> list[str]:
         """One per picture, made once."""
-        return lab.once(self, lambda: self._captions(lab))
-
-    def _captions(self, lab: Lab) -> list[str]:
         x = self.data.pictures(lab)
         if self.stamp is not None:
             x = at_test(self.stamp.open(lab), x, self.data.rows(lab), 64)
@@ -229,14 +229,12 @@ class Search:
     seed: int
     batch: int = free(256)
 
+    @once
     def cosines(self, lab: Lab) -> dict[str, np.ndarray]:
         """clean (pairs × pairs), queries (captions of the target × candidates), poisoned (captions × poisoned).
 
         of_target (candidates,): which of them show the target. Made once.
         """
-        return lab.once(self, lambda: self._cosines(lab))
-
-    def _cosines(self, lab: Lab) -> dict[str, np.ndarray]:
         model, pairs, target = model_of(lab, self.clip), self.pairs.open(lab), self.aim.said
         texts = pairs.captions(range(len(pairs)))
         named = [target.named_in(text) for text in texts]

@@ -9,6 +9,7 @@ from papers.rvpt.tables import FURTHER, MAIN, THREE, YOURS, place, spec_of, ther
 from shared.experiment.paper import Gate, Grid, Paper, Tags
 from shared.experiment.step import Lab
 from shared.experiment.store import slug
+from shared.options import check_warmup
 
 WHERE = ("kind", "method", "attack", "measure", "backbone", "place", "at")
 VARIED = (
@@ -88,6 +89,18 @@ def gates(c: Config) -> list[Gate]:
     return found
 
 
+def look(lab: Lab, c: Config) -> None:
+    """Raises UserError for a warm-up that is longer than its training, of which only the set tells the length."""
+    shots = c.method.shots * lab.data(c.data.main.data, "train").num_classes
+    b = c.baselines
+    few = {"linear": b.linear, "full": b.full, "words-tuning": b.words_tuning, "visual-tuning": b.visual_tuning}
+    trained = {"--method.tuning": c.method.tuning, **{f"--baselines.{name}": tuning for name, tuning in few.items()}}
+    for option, tuning in trained.items():
+        check_warmup(f"{option}.warmup", tuning.warmup, tuning.steps(shots))
+    supervised = c.sweeps.supervised
+    check_warmup("--sweeps.supervised.warmup", supervised.warmup, supervised.steps(c.sweeps.supervised_n))
+
+
 def yours(lab: Lab, c: Config) -> None:
     """A look at the user's own defence."""
     clip_of(c, YOURS, THREE[0], "first", "main", "main", c.seeds[0]).look(lab)
@@ -95,4 +108,4 @@ def yours(lab: Lab, c: Config) -> None:
 
 EXAMPLES = ("data.n", "adversary.n", "sweeps.resistivity_n", "sweeps.captions_n", "sweeps.candidates")
 SHOWN = [tables, figures]
-PAPER = Paper("rvpt", PRESETS, check, SHOWN, number, name, describe, gates, examples=EXAMPLES, yours=yours)
+PAPER = Paper("rvpt", PRESETS, check, SHOWN, number, name, describe, gates, examples=EXAMPLES, look=look, yours=yours)

@@ -13,7 +13,7 @@ from shared.attacks import Threat, check_attack, pgd
 from shared.attacks.triggers import at_test
 from shared.attacks.triggers.optimised import PatchConfig
 from shared.experiment.leaves import Backbone, Pictures
-from shared.experiment.step import Kept, Lab, Measured, Tensors, Values, free
+from shared.experiment.step import Kept, Lab, Measured, Tensors, Values, free, once
 from shared.metrics import backdoor
 from shared.models.victim import Pixels, labels_of, tell_apart
 from shared.repeat import joined
@@ -45,9 +45,10 @@ class Said:
             tell_apart(model.clip, data, prompts)
         return model.zero_shot(self.seen.say(lab, prompts), data.classes)
 
+    @once
     def labels(self, lab: Lab) -> np.ndarray:
         """(N,), one per picture."""
-        return lab.once(self, lambda: self.of(self.classifier(lab), self.seen.pictures(lab)))
+        return self.of(self.classifier(lab), self.seen.pictures(lab))
 
     def of(self, classifier: nn.Module, x: Tensor) -> np.ndarray:
         """The labels of other pictures."""
@@ -88,11 +89,9 @@ class Checks:
     clean: Backbone
     aim: Aim
 
+    @once
     def record(self, lab: Lab) -> dict:
         """The outcome of each check, made once."""
-        return lab.once(("checks", self), lambda: self._record(lab))
-
-    def _record(self, lab: Lab) -> dict:
         seen, label = self.said.seen, self.aim.label(lab)
         bare = replace(seen, stamp=None)
 

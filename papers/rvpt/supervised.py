@@ -26,11 +26,10 @@ from shared.data.base import Subset
 from shared.errors import UserError
 from shared.experiment.leaves import Pictures, Weights
 from shared.experiment.step import Lab, Tensors, Trained
-from shared.models.classifier import open_classifier
+from shared.models.classifier import IMAGENET_CLASSES, open_classifier
 from shared.models.clip import create_clip
 from shared.models.victim import Pixels
 
-IMAGENET_CLASSES = 1000
 Encoder = Callable[[Tensor], Features]
 
 

@@ -18,10 +18,10 @@ from papers.rvpt.method import Repulsion, rvpt_loss
 from shared.data.base import LabelledImages, Subset, loader
 from shared.errors import UserError
 from shared.models.victim import ZeroShot
-from shared.options import Batch, Bounded, Count, Decay, Part, Positive, Weight, Whole, Workers, free
+from shared.options import Batch, Bounded, Count, Decay, Part, Positive, Weight, Whole, Workers, free, shortened
 from shared.repeat import joined_all
 from shared.rng import SampleRng
-from shared.training.contrastive import batch_indices
+from shared.training.contrastive import Batches
 from shared.training.loop import Fit
 
 
@@ -40,7 +40,7 @@ class Tuning(Bounded):
     weight_decay: Weight = 5e-4
     """Not in the paper: Dassl's default."""
     warmup: Whole = 0
-    """Updates of linear warm-up."""
+    """Updates of linear warm-up; no more than there are (a note says so)."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """After the warm-up."""
     augment: Literal["none", "crop_flip"] = "none"
@@ -119,38 +119,37 @@ def optimise(
     from, removed by nobody. after_step(step): called after each update. Raises UserError if the loss is no number at the end.
     """
     steps = tuning.steps(len(data))
+    warmup = shortened(tuning.warmup, steps)
     optimizer = torch.optim.SGD(
         [p for p in module.parameters() if p.requires_grad],
         lr=tuning.lr,
         momentum=tuning.momentum,
         weight_decay=tuning.weight_decay,
     )
+    batches = Batches.shuffled(data, tuning.batch, steps, seed, tuning.workers)
+
+    def step_fn(step: int) -> Tensor:
+        if tuning.schedule == "constant" and step >= warmup:
+            for group in optimizer.param_groups:  # over the cosine that the loop has just set
+                group["lr"] = tuning.lr
+        x, y = (t.to(device, non_blocking=True) for t in batches(step))
+        at = batches.indices(step)
+        if tuning.augment == "crop_flip":
+            x = crop_flip(x, SampleRng(seed, at, f"augment{step}"), tuning.crop)
+        return loss_fn(x, y, at, step)
+
     fit = Fit(
         module,
         optimizer,
         steps,
         tuning.lr,
-        None,
-        tuning.warmup,
+        step_fn,
+        warmup,
         checkpoint,
         tuning.every,
         after_step=after_step,
         name=name,
     )
-    batches = [batch_indices(len(data), tuning.batch, step, seed) for step in range(fit.start(), steps)]
-    stream = iter(loader(data, batches, tuning.workers))
-
-    def step_fn(step: int) -> Tensor:
-        if tuning.schedule == "constant" and step >= tuning.warmup:
-            for group in optimizer.param_groups:  # over the cosine that the loop has just set
-                group["lr"] = tuning.lr
-        x, y = (t.to(device, non_blocking=True) for t in next(stream))
-        indices = batches[step - steps]
-        if tuning.augment == "crop_flip":
-            x = crop_flip(x, SampleRng(seed, indices, f"augment{step}"), tuning.crop)
-        return loss_fn(x, y, indices, step)
-
-    fit.step_fn = step_fn
     return fit.run()
 
 

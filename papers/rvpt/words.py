@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from papers.rvpt.tuning import Tuning, optimise, same_classes
-from shared.attacks.pgd import ascend
 from shared.attacks.threat import Threat
 from shared.errors import UserError
 from shared.models.victim import ZeroShot
@@ -27,7 +26,6 @@ from shared.repeat import joined_all
 from shared.rng import SampleRng
 from shared.training.adversarial import TrainAttack
 
-ADVPT = Tuning(epochs=100, batch=32, lr=0.002)
 WORD = "a"  # stands where a vector goes; every tokenizer has it
 
 
@@ -82,8 +80,8 @@ class _Bank(torch.utils.data.Dataset):
     def __init__(self, victim: ZeroShot, data, threat: Threat, attack: TrainAttack, seed: int, device):
         def embedded(indices: list[int]) -> tuple[Tensor, Tensor]:
             x, y = data.__getitems__(indices)
-            rng = SampleRng(seed, indices, "bank")
-            x_adv = _attacked(embedding_divergence(victim, x.to(device)), x.to(device), threat, attack, rng)
+            x = x.to(device)
+            x_adv = attack(embedding_divergence(victim, x), x, threat, SampleRng(seed, indices, "bank"))
             with torch.no_grad():
                 return victim.embed(x_adv).cpu(), y
 
@@ -95,19 +93,6 @@ class _Bank(torch.utils.data.Dataset):
 
     def __getitems__(self, indices):
         return self.embeddings[list(indices)], self.labels[list(indices)]
-
-
-def _attacked(loss_fn, x: Tensor, threat: Threat, attack: TrainAttack, rng: SampleRng) -> Tensor:
-    return ascend(
-        loss_fn,
-        x,
-        threat,
-        steps=attack.steps,
-        step_size=attack.ratio * threat.eps,
-        rng=rng,
-        reduction=attack.reduction,
-        autocast=None if attack.autocast == "none" else attack.autocast,
-    )
 
 
 def tune_words(
@@ -146,13 +131,8 @@ def tune_words(
     def anew(x: Tensor, y: Tensor, indices: list[int], step: int) -> Tensor:
         now = learned(words())
         fixed = learned(now.text.detach())
-        x_adv = _attacked(
-            lambda z: F.cross_entropy(fixed(z), y, reduction="none"),
-            x,
-            threat,
-            attack,
-            SampleRng(seed, indices, f"train{step}"),
-        )
+        rng = SampleRng(seed, indices, f"train{step}")
+        x_adv = attack(lambda z: F.cross_entropy(fixed(z), y, reduction="none"), x, threat, rng)
         with torch.no_grad():
             f = victim.embed(x_adv)
         return F.cross_entropy(now.classify(f), y)

@@ -48,10 +48,8 @@ class _Front(nn.Module):
     """A defence before something: fresh draws at every call, `draws` of them in one pass."""
 
     @bounded
-    def __init__(self, defence: Defence, rng: SampleRng, gradient: str, draws: Count):
+    def __init__(self, defence: Defence, rng: SampleRng, gradient: Literal["exact", "bpda"], draws: Count):
         super().__init__()
-        if gradient not in ("exact", "bpda"):
-            raise UserError(f"unknown gradient {gradient!r} through a defence: use 'exact' or 'bpda'.")
         self.defence, self.rng, self.gradient = defence, rng, gradient
         self.draws = draws if getattr(defence, "random", True) else 1  # all draws of a deterministic defence are one
         self.calls = 0
@@ -112,13 +110,12 @@ class Defended(_Front):
         self._last = mean, logits, None if self.extra is None else self.mean(self.extra(repeated, rng))
         return mean
 
+    @bounded
     def loss(
         self, loss: LossName | Callable[..., Tensor], average: Literal["loss", "logits"] = "loss"
     ) -> Callable[..., Tensor]:
         """A loss for an attack on this victim: (logits of the last call, labels, …) -> (N,), the mean over draws of `loss`, plus the extra term."""
         of_one = Goal(self, loss).loss
-        if average not in ("loss", "logits"):
-            raise UserError(f"unknown average {average!r}: use 'loss' or 'logits'.")
 
         def averaged(logits: Tensor, *labels: Tensor) -> Tensor:
             if self._last is None or self._last[0] is not logits:
@@ -239,10 +236,8 @@ class AdaptiveAttack(Bounded):
     def _ascend(self, target: nn.Module, x: Tensor, y: Tensor, threat: Threat, rng: SampleRng, loss) -> Tensor:
         if self.optimiser == "apgd":
             return apgd(target, x, y, threat, steps=self.steps, rng=rng, restarts=self.restarts, loss=loss, drop=False)
-        if self.optimiser != "pgd" or self.restarts != 1:
-            raise UserError(
-                f"optimiser {self.optimiser!r} with {self.restarts} restarts: use 'apgd', or 'pgd' with one."
-            )
+        if self.restarts != 1:
+            raise UserError(f"optimiser 'pgd' with {self.restarts} restarts: use 'apgd', or 'pgd' with one.")
         share = 2.5 / self.steps if self.step_size is None else self.step_size
         return pgd(
             target, x, y, threat, steps=self.steps, step_size=share * threat.eps, rng=rng, loss=loss, keep="last"

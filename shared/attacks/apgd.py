@@ -29,7 +29,7 @@ def apgd(
     first_step: η_0 in units of ε (default 2).   rho: ρ above (default 0.75).
     eot_iter: every gradient and loss is the mean over so many evaluations (default 1).
     batch_size: images in the victim at a time (default N).
-    give_up: c of `shared.attacks.reach` (default 8): a run that is hopeless by c times its linear model ends early. It saves up to two
+    give_up: c of `shared.attacks.reach` (default 7): a run that is hopeless by c times its linear model ends early. It saves up to two
         thirds of the calls on samples that hold. None: every run that does not succeed goes to its end, as published.
     drop: samples leave at their first success (default; those misclassified to begin with come back as they are), and the others
         come back at their point of highest loss. With drop=False every run goes to its end and all samples come back at that
@@ -77,6 +77,5 @@ def apgd_t(victim: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, targets: 
         classes = logits.shape[1]
         if classes < 4:
             return runs.ascend("dlr" if classes == 3 else "margin", 1)
-        wrong = logits.scatter(1, y[:, None], float("-inf"))
-        wanted = wrong.topk(min(targets, classes - 1), dim=1).indices.T
+        wanted = L.likeliest_wrong(logits, y, targets)
         return runs.ascend(L.dlr_targeted, len(wanted), wanted)

@@ -56,7 +56,7 @@ class Runs:
         rho: Share = 0.75,
         batch_size: Count | None = None,
         drop: bool = True,
-        give_up: Positive | None = 8.0,
+        give_up: Positive | None = 7.0,
         start: Tensor | None = None,
         autocast: str | None = None,
     ):

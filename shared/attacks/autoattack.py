@@ -65,7 +65,7 @@ def cascade(
     queries: Count = 5000,
     eot_iter: Count = 1,
     first_step: Positive = 2.0,
-    give_up: Positive | None = 8.0,
+    give_up: Positive | None = 7.0,
     batch_size: Count | None = None,
 ) -> Cascade:
     """Run the stages on the survivors. x in [0, 1], y (N,) labels; the victim is used in eval mode.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from shared.attacks.goal import Goal, check_batch
 from shared.attacks.gradient import eval_mode
+from shared.attacks.losses import likeliest_wrong
 from shared.attacks.threat import Threat, per_sample
 from shared.options import Count, bounded
 from shared.repeat import EARLY, joined, repeated
@@ -59,8 +60,7 @@ def _nearest(victim: nn.Module, x: Tensor, y: Tensor, threat: Threat, steps: int
     logits = goal.logits(x)
     nearest, least = x.clone(), torch.full((len(x),), torch.inf, device=x.device)
     least[goal.done(logits, y)] = 0
-    wanted = logits.scatter(1, y[:, None], -torch.inf).topk(min(targets, logits.shape[1] - 1), dim=1).indices.T
-    for target in repeated(wanted, EARLY):
+    for target in repeated(likeliest_wrong(logits, y, targets), EARLY):
         rows = (least > threat.eps).nonzero().flatten()
         if not len(rows):
             break

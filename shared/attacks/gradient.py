@@ -14,7 +14,10 @@ HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 @contextlib.contextmanager
 def eval_mode(victim: nn.Module) -> Iterator[None]:
-    """The victim in eval mode; on leaving, every submodule gets back the mode it had (they need not all have been the same)."""
+    """The victim in eval mode; on leaving, every submodule gets back the mode it had (they need not all have been the
+    same). Raises UserError for what is no module."""
+    if not hasattr(victim, "modules"):
+        raise UserError(f"the victim is a {type(victim).__name__}: give an nn.Module that maps pictures to logits.")
     modes = [(module, module.training) for module in victim.modules()]
     victim.eval()
     try:

@@ -13,6 +13,7 @@ from torch import Tensor
 from shared.attacks import sanity as S
 from shared.attacks.goal import check_rng
 from shared.attacks.language import Score, judge, nll_gradient
+from shared.attacks.record import Checks
 from shared.attacks.threat import Threat
 from shared.errors import UserError
 from shared.rng import SampleRng
@@ -58,17 +59,7 @@ def check_language_attack(
     if n == 0 or threat.eps == 0:
         raise UserError("sanity checks need at least one image and an eps above 0.")
     x, prompts, truths, everyone = x[:n], list(prompts[:n]), list(truths[:n]), torch.arange(n, device=x.device)
-    wide = Threat(threat.norm, min(2 * threat.eps, 1.0) if threat.norm == "linf" else 2 * threat.eps)
-    boundless = Threat(threat.norm, 1.0 if threat.norm == "linf" else x[0].numel() ** 0.5)
-    report: dict[str, dict] = {}
-
-    def check(name: str, value: float, threshold: float, detail: str) -> None:
-        report[name] = {
-            "passed": bool(value <= threshold),
-            "value": float(value),
-            "threshold": float(threshold),
-            "detail": detail,
-        }
+    wide, boundless, checks = threat.doubled(), threat.boundless(x), Checks()
 
     def scores(pictures: Tensor) -> np.ndarray:
         return judge(
@@ -87,7 +78,7 @@ def check_language_attack(
         return attack(rows, inside, steps=budget, rng=rng.subset(rows))
 
     clean = scores(x).mean()
-    check(
+    checks.add(
         "clean",
         float(clean <= 0),
         0.0,
@@ -96,18 +87,10 @@ def check_language_attack(
     if clean > 0:
         x_adv = run()
         left = scores(x_adv) / clean
-        outside = max(
-            (threat.distance(x_adv, x).max() - threat.eps).item(), -x_adv.min().item(), x_adv.max().item() - 1
-        )
-        check(
-            "in_ball",
-            outside,
-            S.TOLERANCE,
-            f"largest step outside the ball or [0, 1]; {left.mean():.3f} of the clean score {clean:.4g} is left",
-        )
+        checks.in_ball(x_adv, x, threat, f"{left.mean():.3f} of the clean score {clean:.4g} is left")
 
         single = (scores(run(1)) / clean).mean()
-        check(
+        checks.add(
             "iterative",
             left.mean() - single,
             S.ITERATIVE_MARGIN,
@@ -115,7 +98,7 @@ def check_language_attack(
         )
 
         both = np.minimum(left, scores(run(MORE_STEPS_FACTOR * steps)) / clean).mean()
-        check(
+        checks.add(
             "more_steps",
             left.mean() - both,
             S.MORE_STEPS_MARGIN,
@@ -123,27 +106,15 @@ def check_language_attack(
         )
 
         twice = (scores(run(inside=wide)) / clean).mean()
-        check(
-            "larger_eps",
-            twice - left.mean(),
-            S.LARGER_EPS_MARGIN,
-            f"score at eps {wide.eps:.4g} above that at {threat.eps:.4g}",
-        )
+        checks.larger_eps(twice - left.mean(), S.LARGER_EPS_MARGIN, wide, threat, "score")
 
         free = (scores(run(inside=boundless)) / clean).mean()
-        check("unbounded", free, UNBOUNDED, f"score left at eps {boundless.eps:.4g}")
+        checks.add("unbounded", free, UNBOUNDED, f"score left at eps {boundless.eps:.4g}")
 
         size = S.small_batch(n)
         small = torch.cat([run(rows=rows) for rows in everyone.split(size)])
         differ = np.abs(scores(small) / clean - left).mean()
-        check("batch_size", differ, BATCH, f"mean difference of the score between batches of {n} and {size}")
+        checks.add("batch_size", differ, BATCH, f"mean difference of the score between batches of {n} and {size}")
 
-    zero = (nll_gradient(vlm, x, prompts, [texts[0] for texts in truths], batch_size=batch_size) == 0).flatten(1)
-    check(
-        "zero_samples",
-        zero.all(dim=1).float().mean().item(),
-        S.ZERO_SAMPLES,
-        "samples whose gradient is exactly zero everywhere",
-    )
-    check("zero_pixels", zero.float().mean().item(), S.ZERO_PIXELS, "pixel values whose gradient is exactly zero")
-    return report | {"passed": all(entry["passed"] for entry in report.values())}
+    checks.gradient(nll_gradient(vlm, x, prompts, [texts[0] for texts in truths], batch_size=batch_size))
+    return checks.record()

@@ -26,6 +26,12 @@ def runner_up(z: Tensor, y: Tensor) -> Tensor:
     return z.scatter(1, y[:, None], -torch.inf).amax(dim=1)
 
 
+def likeliest_wrong(z: Tensor, y: Tensor, n: int) -> Tensor:
+    """The min(n, K − 1) wrong classes of highest logit, (that many, N), the highest first."""
+    wrong = z.scatter(1, y[:, None], -torch.inf)
+    return wrong.topk(min(n, z.shape[1] - 1), dim=1).indices.T
+
+
 def margin(z: Tensor, y: Tensor, kappa: float | None = None) -> Tensor:
     """ℓ = max_{j≠y} z_j − z_y, positive exactly where the sample is misclassified.
 

@@ -89,10 +89,10 @@ def pgd(
     other, and a random start without rng.
     """
     check_batch(x, y)
+    if targeted is not None:
+        check_batch(x, targeted)
     if random_start:
         check_rng(x, rng)
-    if keep not in ("best", "last"):
-        raise UserError(f"unknown keep {keep!r}: use 'best' or 'last'.")
     if restarts > 1 and not random_start:
         raise UserError(
             f"{restarts} restarts without a random start are all the same: use a random start, or 1 restart."

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from shared.attacks.goal import Goal, Loss, check_batch, check_rng
 from shared.attacks.gradient import eval_mode
 from shared.attacks.pgd import fgsm, pgd
+from shared.attacks.record import Checks
 from shared.attacks.square import square
 from shared.attacks.threat import Threat
 from shared.errors import UserError
@@ -24,14 +25,10 @@ ITERATIVE_MARGIN = 0.05  # accuracy the attack may leave above a single step's
 MORE_STEPS_FACTOR = 4
 MORE_STEPS_MARGIN = 0.05  # accuracy that so many times the steps may take away
 LARGER_EPS_MARGIN = 0.02  # accuracy by which twice the eps may be weaker
-UNBOUNDED_MARGIN = 0.05  # accuracy above chance, 1/K, that an unbounded attack may leave
-ZERO_SAMPLES = 0.01  # share of samples whose gradient is exactly zero everywhere
-ZERO_PIXELS = 0.05  # share of pixel values whose gradient is exactly zero
 TRANSFER_MARGIN = 0.05  # accuracy the white box may leave above the transfer attack's
 BLACK_BOX_MARGIN = 0.05  # accuracy that a gradient-free attack may take from the survivors
 BATCH_MARGIN = 0.05  # share of samples whose outcome may depend on the batch size
 SMALL_BATCH = 7  # or half the images, where 7 would be no division of them
-TOLERANCE = 1e-6  # of the distance, in pixel units
 
 Attack = Callable[..., Tensor]  # attack(victim, x, y, threat, *, steps, rng) -> x_adv
 
@@ -77,22 +74,11 @@ def check_attack(
     x, y, rng = x[:images], y[:images], rng.subset(torch.arange(min(images, len(x))))
     if len(x) == 0 or threat.eps == 0:
         raise UserError("sanity checks need at least one image and an eps above 0.")
-    wide = Threat(threat.norm, min(2 * threat.eps, 1.0) if threat.norm == "linf" else 2 * threat.eps)
-    boundless = Threat(threat.norm, 1.0 if threat.norm == "linf" else x[0].numel() ** 0.5)
+    wide, boundless, checks = threat.doubled(), threat.boundless(x), Checks()
     goal = Goal(victim, loss, reduction=reduction, autocast=autocast)
-    report: dict[str, dict] = {}
-
-    def check(name: str, value: float, threshold: float, detail: str) -> None:
-        report[name] = {
-            "passed": bool(value <= threshold),
-            "value": float(value),
-            "threshold": float(threshold),
-            "detail": detail,
-        }
 
     with eval_mode(victim):
         logits = goal.logits(x)
-        classes = logits.shape[1]
 
         def correct(images: Tensor) -> Tensor:
             return ~goal.done(goal.logits(images), y)
@@ -105,13 +91,10 @@ def check_attack(
         accuracy = left.float().mean().item()
         says = f"{(~goal.done(logits, y)).float().mean():.3f} clean, {accuracy:.3f} attacked, {len(x)} images"
 
-        outside = max(
-            (threat.distance(x_adv, x).max() - threat.eps).item(), -x_adv.min().item(), x_adv.max().item() - 1
-        )
-        check("in_ball", outside, TOLERANCE, f"largest step outside the ball or [0, 1]; {says}")
+        checks.in_ball(x_adv, x, threat, says)
 
         single = correct(fgsm(victim, x, y, threat)).float().mean().item()
-        check(
+        checks.add(
             "iterative",
             accuracy - single,
             ITERATIVE_MARGIN,
@@ -119,7 +102,7 @@ def check_attack(
         )
 
         both = (left & correct(run(MORE_STEPS_FACTOR * steps))).float().mean().item()
-        check(
+        checks.add(
             "more_steps",
             accuracy - both,
             MORE_STEPS_MARGIN,
@@ -127,34 +110,16 @@ def check_attack(
         )
 
         twice = correct(run(inside=wide)).float().mean().item()
-        check(
-            "larger_eps",
-            twice - accuracy,
-            LARGER_EPS_MARGIN,
-            f"accuracy at eps {wide.eps:.4g} above that at {threat.eps:.4g}",
-        )
+        checks.larger_eps(twice - accuracy, LARGER_EPS_MARGIN, wide, threat)
 
         free = correct(run(inside=boundless)).float().mean().item()
-        check(
-            "unbounded",
-            free,
-            1 / classes + UNBOUNDED_MARGIN,
-            f"accuracy at eps {boundless.eps:.4g}; chance is {1 / classes:.3f}",
-        )
-
-        zero = (goal.gradient(x, y)[2] == 0).flatten(1)
-        check(
-            "zero_samples",
-            zero.all(dim=1).float().mean().item(),
-            ZERO_SAMPLES,
-            "samples whose gradient is exactly zero everywhere",
-        )
-        check("zero_pixels", zero.float().mean().item(), ZERO_PIXELS, "pixel values whose gradient is exactly zero")
+        checks.unbounded(free, logits.shape[1], boundless)
+        checks.gradient(goal.gradient(x, y)[2])
 
         if surrogate is not None:
             with eval_mode(surrogate):
                 moved = correct(run(on=surrogate)).float().mean().item()
-            check(
+            checks.add(
                 "transfer",
                 accuracy - moved,
                 TRANSFER_MARGIN,
@@ -163,7 +128,7 @@ def check_attack(
 
         if queries:
             searched = (left & correct(square(victim, x, y, threat, rng=rng, queries=queries))).float().mean().item()
-            check(
+            checks.add(
                 "black_box",
                 accuracy - searched,
                 BLACK_BOX_MARGIN,
@@ -175,11 +140,11 @@ def check_attack(
             for part in torch.arange(len(x), device=x.device).split(small_batch(len(x)))
         ]
         differ = (correct(torch.cat(small)) != left).float().mean().item()
-        check(
+        checks.add(
             "batch_size",
             differ,
             BATCH_MARGIN,
             f"samples whose outcome differs between batches of {len(x)} and {small_batch(len(x))}",
         )
 
-    return report | {"passed": all(entry["passed"] for entry in report.values())}
+    return checks.record()

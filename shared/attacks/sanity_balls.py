@@ -5,10 +5,9 @@ Records and thresholds are those of `shared.attacks.sanity` and `shared.attacks.
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
-from shared.attacks.sanity import TOLERANCE, UNBOUNDED_MARGIN
+from shared.attacks.record import Checks
 from shared.attacks.sanity_random import LARGER_EPS_MARGIN
 from shared.attacks.threat import Threat
 
@@ -24,28 +23,10 @@ def check_balls(
 
     attack: a ball -> x_adv (N, C, H, W) for the pictures x. right: pictures -> (N, draws) bool. classes: K.
     """
-    wide, boundless = (
-        Threat(threat.norm, min(radius, 1.0) if threat.norm == "linf" else radius)
-        for radius in (2 * threat.eps, x[0].numel() ** 0.5)
-    )
+    wide, boundless, checks = threat.doubled(), threat.boundless(x), Checks()
     x_adv = attack(threat)
     left, twice, free = (right(found).float().mean().item() for found in (x_adv, attack(wide), attack(boundless)))
-    outside = torch.stack([threat.distance(x_adv, x).max() - threat.eps, -x_adv.min(), x_adv.max() - 1]).max().item()
-    said = {
-        "in_ball": (outside, TOLERANCE, f"largest step outside the ball or [0, 1]; {left:.3f} left, {len(x)} images"),
-        "larger_eps": (
-            twice - left,
-            LARGER_EPS_MARGIN,
-            f"accuracy at eps {wide.eps:.4g} above that at {threat.eps:.4g}",
-        ),
-        "unbounded": (
-            free,
-            1 / classes + UNBOUNDED_MARGIN,
-            f"accuracy at eps {boundless.eps:.4g}; chance is {1 / classes:.3f}",
-        ),
-    }
-    report = {
-        name: {"passed": bool(value <= bar), "value": value, "threshold": bar, "detail": detail}
-        for name, (value, bar, detail) in said.items()
-    }
-    return report | {"passed": all(entry["passed"] for entry in report.values())}
+    checks.in_ball(x_adv, x, threat, f"{left:.3f} left, {len(x)} images")
+    checks.larger_eps(twice - left, LARGER_EPS_MARGIN, wide, threat)
+    checks.unbounded(free, classes, boundless)
+    return checks.record()

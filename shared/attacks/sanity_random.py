@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from shared.attacks.adaptive import AdaptiveAttack, Defence, Defended, predict, resubmit
 from shared.attacks.goal import Goal, check_batch, check_rng
 from shared.attacks.gradient import eval_mode
-from shared.attacks.sanity import TOLERANCE, UNBOUNDED_MARGIN, ZERO_PIXELS, ZERO_SAMPLES, small_batch
+from shared.attacks.record import Checks
+from shared.attacks.sanity import small_batch
 from shared.attacks.threat import Threat
 from shared.errors import UserError
 from shared.rng import SampleRng
@@ -53,17 +54,7 @@ def check_adaptive(
         raise UserError("sanity checks need at least one image and an eps above 0.")
     if attack.gradient != "exact":
         raise UserError(f"the attack to check has gradient {attack.gradient!r}: check the one with the exact gradient.")
-    wide = Threat(threat.norm, min(2 * threat.eps, 1.0) if threat.norm == "linf" else 2 * threat.eps)
-    boundless = Threat(threat.norm, 1.0 if threat.norm == "linf" else x[0].numel() ** 0.5)
-    report: dict[str, dict] = {}
-
-    def check(name: str, value: float, threshold: float, detail: str) -> None:
-        report[name] = {
-            "passed": bool(value <= threshold),
-            "value": float(value),
-            "threshold": float(threshold),
-            "detail": detail,
-        }
+    wide, boundless, checks = threat.doubled(), threat.boundless(x), Checks()
 
     def correct(submitted: Tensor) -> Tensor:
         """(N, n) bool."""
@@ -80,21 +71,18 @@ def check_adaptive(
         accuracy = left.float().mean().item()
         says = f"{control:.3f} without an attack, {accuracy:.3f} attacked, mean of {n} passes of {len(x)} images"
 
-        outside = max(
-            (threat.distance(x_adv, x).max() - threat.eps).item(), -x_adv.min().item(), x_adv.max().item() - 1
-        )
-        check("in_ball", outside, TOLERANCE, f"largest step outside the ball or [0, 1]; {says}")
+        checks.in_ball(x_adv, x, threat, says)
 
         bpda = correct(run(gradient="bpda")).float().mean().item()
         moved = correct(run(gradient="none")).float().mean().item()
-        check("exact_bpda", accuracy - bpda, EXACT_MARGIN, f"accuracy above BPDA's, which leaves {bpda:.3f}")
-        check(
+        checks.add("exact_bpda", accuracy - bpda, EXACT_MARGIN, f"accuracy above BPDA's, which leaves {bpda:.3f}")
+        checks.add(
             "exact_transfer",
             accuracy - moved,
             EXACT_MARGIN,
             f"accuracy above the transfer attack's, which leaves {moved:.3f}",
         )
-        check(
+        checks.add(
             "bpda_transfer",
             bpda - moved,
             BPDA_MARGIN,
@@ -102,44 +90,28 @@ def check_adaptive(
         )
 
         twice = correct(run(wide)).float().mean().item()
-        check(
-            "larger_eps",
-            twice - accuracy,
-            LARGER_EPS_MARGIN,
-            f"accuracy at eps {wide.eps:.4g} above that at {threat.eps:.4g}",
-        )
+        checks.larger_eps(twice - accuracy, LARGER_EPS_MARGIN, wide, threat)
 
         free = correct(run(boundless)).float().mean().item()
         target = Defended(victim, defence, defence_rng.child("sanity"), draws=attack.draws)
-        logits = Goal(target, "margin").logits(x)
-        chance = 1 / logits.shape[1]
-        check(
-            "unbounded", free, chance + UNBOUNDED_MARGIN, f"accuracy at eps {boundless.eps:.4g}; chance is {chance:.3f}"
-        )
+        checks.unbounded(free, Goal(target, "margin").logits(x).shape[1], boundless)
 
-        grad = Goal(target, target.loss(attack.loss, attack.average)).gradient(x, y)[2].flatten(1)
-        check(
+        grad = Goal(target, target.loss(attack.loss, attack.average)).gradient(x, y)[2]
+        checks.add(
             "finite",
             (~grad.isfinite()).float().mean().item(),
             0.0,
             "pixel values whose gradient is not a number or infinite",
         )
-        zero = grad == 0
-        check(
-            "zero_samples",
-            zero.all(dim=1).float().mean().item(),
-            ZERO_SAMPLES,
-            "samples whose gradient is exactly zero everywhere",
-        )
-        check("zero_pixels", zero.float().mean().item(), ZERO_PIXELS, "pixel values whose gradient is exactly zero")
+        checks.gradient(grad)
 
         size = small_batch(min(batch or len(x), len(x)))
         differ = (correct(run(at_once=size)) != left).float().mean().item()
-        check(
+        checks.add(
             "batch_size",
             differ,
             BATCH_MARGIN,
             f"submissions that differ between attacks in batches of {min(batch or len(x), len(x))} and {size}",
         )
 
-    return report | {"passed": all(entry["passed"] for entry in report.values())}
+    return checks.record()

@@ -35,10 +35,20 @@ class Threat(Bounded):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.norm not in ("linf", "l2"):
-            raise UserError(f"unknown norm {self.norm!r}: use 'linf' or 'l2'.")
         if self.norm == "linf" and self.eps > 1:
             raise UserError(f"eps is {self.eps} but pixels live in [0, 1]: write {self.eps:g}/255 if you meant 255ths.")
+
+    def within(self, eps: float) -> "Threat":
+        """The ball of another radius, cut where it holds all pictures anyway."""
+        return Threat(self.norm, min(eps, 1.0) if self.norm == "linf" else eps)
+
+    def doubled(self) -> "Threat":
+        """The ball of twice the radius."""
+        return self.within(2 * self.eps)
+
+    def boundless(self, x: Tensor) -> "Threat":
+        """A ball that holds every picture of the size of those in x (N, …)."""
+        return self.within(x[0].numel() ** 0.5)
 
     def projector(self, x: Tensor) -> Callable[[Tensor], Tensor]:
         """A function x' -> a point of B(x); it may overwrite its argument. What depends on x alone is computed once.

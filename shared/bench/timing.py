@@ -17,11 +17,13 @@ from torch.utils import flop_counter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from shared.options import Worded
+
 PRODUCT = 1536  # side of the square matrices that set the machine's rate
 
 
 @dataclass(frozen=True)
-class Case:
+class Case(Worded):
     """One comparison: `ours` and `reference` do all the work when called, `facts` says what their results are worth (not timed)."""
 
     against: str

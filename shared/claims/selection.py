@@ -17,6 +17,12 @@ from shared.metrics.intervals import Estimate
 
 Selector = Mapping[str, object]
 FRACTIONS = ("share", "fraction", "rate")  # units of numbers in [0, 1]
+COUNTS = ("parameters", "fraction", "pictures", "epochs", "p")  # of what is counted or worked out, no sample
+
+
+def kind_of(unit: str) -> dict[str, bool]:
+    """What `shared.metrics.intervals` has to know of numbers of this unit."""
+    return {"share": unit in FRACTIONS, "exact": unit in COUNTS}
 
 
 @dataclass(frozen=True)
@@ -31,18 +37,18 @@ class Selected:
 
     def mean(self) -> Estimate:
         """The mean over the sets with its interval."""
-        return intervals.mean(self.sets, self.unit in FRACTIONS)
+        return intervals.mean(self.sets, **kind_of(self.unit))
 
     def minus(self, other: "Selected") -> Estimate:
         """mean(self) − mean(other): paired example by example where both hold the same sets, unpaired where they share none."""
-        a, b, share = *_shared_seeds(self, other), self.unit in FRACTIONS
+        a, b = _shared_seeds(self, other)
         if a.keys() == b.keys() and all(a[name].shape[1] == b[name].shape[1] for name in a):
-            return intervals.paired_difference(a, b, share)
-        return intervals.unpaired_difference(a, b, share)
+            return intervals.paired_difference(a, b, **kind_of(self.unit))
+        return intervals.unpaired_difference(a, b, **kind_of(self.unit))
 
     def over(self, other: "Selected") -> Estimate:
         """mean(self) / mean(other)."""
-        return intervals.ratio(*_shared_seeds(self, other))
+        return intervals.ratio(*_shared_seeds(self, other), kind_of(self.unit)["exact"])
 
 
 def gather(

@@ -70,7 +70,7 @@ def with_unit(value: str, unit: str) -> str:
 
 def decimals(x: float, unit: str) -> int:
     """Two for percent, points and ratios; else what gives three significant digits."""
-    if unit in ("%", "points", "ratio") or x == 0:
+    if unit in ("%", "points", "ratio") or x == 0 or math.isinf(x):
         return 2
     return max(0, 2 - math.floor(math.log10(abs(x))))
 

@@ -19,7 +19,7 @@ from shared.errors import UserError
 from shared.options import Bounded, Count, Decay, OpenShare, Part, Seed, Share
 from shared.rng import SampleRng
 
-_GREY = (0.299, 0.587, 0.114)
+GREY = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True)
@@ -46,36 +46,42 @@ class CropAndJitter(Bounded):
 
     def __call__(self, x: Tensor, step: int, indices: Sequence[int]) -> Tensor:
         u = SampleRng(self.seed, indices, f"crop/{step}").uniform((10,)).to(x)
-        return self._colour(self._crop(x, u[:, :5]), u[:, 5:]).clamp(0, 1)
-
-    def _crop(self, x: Tensor, u: Tensor) -> Tensor:
-        share = self.area[0] + (self.area[1] - self.area[0]) * u[:, 0]
-        ratio = ((2 * u[:, 1] - 1) * math.log(4 / 3)).exp()
-        width, height = ((share * r).sqrt().clamp(max=1) for r in (ratio, 1 / ratio))
-        theta = x.new_zeros(len(x), 2, 3)
-        theta[:, 0, 0] = torch.where(u[:, 4] < 0.5, -width, width) if self.mirror else width
-        theta[:, 1, 1], theta[:, 0, 2], theta[:, 1, 2] = (
-            height,
-            (1 - width) * (2 * u[:, 2] - 1),
-            (1 - height) * (2 * u[:, 3] - 1),
-        )
-        grid = F.affine_grid(theta, list(x.shape), align_corners=False)
-        return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
+        mirrored = u[:, 4] < 0.5 if self.mirror else None
+        return self._colour(cropped(x, u[:, :4], self.area, mirrored), u[:, 5:]).clamp(0, 1)
 
     def _colour(self, x: Tensor, u: Tensor) -> Tensor:
         factor = torch.where(u[:, :1] < self.jittered, 1 + self.strength * (2 * u[:, 1:4] - 1), 1.0)[
             :, :, None, None, None
         ]
         x = (x * factor[:, 0]).clamp(0, 1)
-        mean = _luminance(x).mean((2, 3), keepdim=True)
+        mean = luminance(x).mean((2, 3), keepdim=True)
         x = (mean + factor[:, 1] * (x - mean)).clamp(0, 1)
-        grey = _luminance(x)
+        grey = luminance(x)
         x = (grey + factor[:, 2] * (x - grey)).clamp(0, 1)
-        return torch.where((u[:, 4] < self.grey)[:, None, None, None], _luminance(x), x)
+        return torch.where((u[:, 4] < self.grey)[:, None, None, None], luminance(x), x)
 
 
-def _luminance(x: Tensor) -> Tensor:
-    return torch.einsum("nchw,c->nhw", x, x.new_tensor(_GREY))[:, None]
+def cropped(x: Tensor, u: Tensor, area: tuple[float, float], mirrored: Tensor | None = None) -> Tensor:
+    """A part of each picture x (N, 3, H, W), stretched to the whole.
+
+    u (N, 4), uniform on [0, 1[, says its share of the picture, between the two of `area`; its width/height, log-uniform
+    on [3/4, 4/3]; and where it lies. mirrored: (N,) which are mirrored, too.
+    """
+    share = area[0] + (area[1] - area[0]) * u[:, 0]
+    ratio = ((2 * u[:, 1] - 1) * math.log(4 / 3)).exp()
+    width, height = ((share * r).sqrt().clamp(max=1) for r in (ratio, 1 / ratio))
+    theta = x.new_zeros(len(x), 2, 3)
+    theta[:, 0, 0] = width if mirrored is None else torch.where(mirrored, -width, width)
+    theta[:, 1, 1] = height
+    theta[:, 0, 2] = (1 - width) * (2 * u[:, 2] - 1)
+    theta[:, 1, 2] = (1 - height) * (2 * u[:, 3] - 1)
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def luminance(x: Tensor) -> Tensor:
+    """(N, 1, H, W) of pictures (N, 3, H, W)."""
+    return torch.einsum("nchw,c->nhw", x, x.new_tensor(GREY))[:, None]
 
 
 def _groups(synonyms: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:

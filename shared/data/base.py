@@ -204,8 +204,17 @@ class ClassSubset(Relabelled):
 
 
 def held_out(data: LabelledImages, kept: bool) -> Subset:
-    """A tenth of every class (at least one), by an order that its examples and the seed 0 fix; not `kept`: the rest."""
+    """A tenth of every class (at least one), by an order that its examples and the seed 0 fix; not `kept`: the rest.
+
+    Raises UserError for a class of one picture: nothing of it would be left to train on.
+    """
     labels = np.asarray(data.labels)
+    alone = np.flatnonzero(np.bincount(labels, minlength=data.num_classes) == 1)
+    if len(alone):
+        raise UserError(
+            f"{data.name}: the class {data.classes[alone[0]]!r} has one picture to train on, and settings are chosen on "
+            "pictures that are held out: give it two."
+        )
     tenth = 10 * _ranks(labels, seed=0) < np.bincount(labels)[labels]
     return Subset(data, np.flatnonzero(tenth == kept))
 

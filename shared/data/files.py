@@ -16,6 +16,7 @@ import stat
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import torch
@@ -44,11 +45,9 @@ class ImageSize(Bounded):
 
     short: Side | None = None
     crop: Side | None = None
-    interpolation: str = "bilinear"
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
 
     def __post_init__(self):
-        if self.interpolation not in _FILTERS:
-            raise UserError(f"interpolation {self.interpolation!r} is not known; use {' or '.join(_FILTERS)}.")
         super().__post_init__()
         if (self.short is None) != (self.crop is None) or (self.short is not None and self.crop > self.short):
             raise UserError(

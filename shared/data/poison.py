@@ -23,6 +23,7 @@ from shared.data.targets import CHUNK, Target, captions_of, naming
 from shared.data.targets import target as target_of
 from shared.errors import UserError
 from shared.files import digest
+from shared.options import bounded
 from shared.rng import SampleRng
 
 Captions = Literal["templates", "real", "kept"]
@@ -58,6 +59,7 @@ class PoisonedPairs(_Manifested):
     pairs only (None: all). Raises UserError if there are not as many pairs as asked for, or no caption names the target.
     """
 
+    @bounded
     def __init__(
         self,
         pairs,
@@ -76,8 +78,6 @@ class PoisonedPairs(_Manifested):
         self.trigger = trigger
         captions = captions or ("kept" if trigger.clean_label else "real" if trigger.name == "badclip" else "templates")
         target = target_of(target) if isinstance(target, str) else target
-        if captions not in ("templates", "real", "kept"):
-            raise UserError(f"captions of poisoned pairs are {captions!r}: use 'templates', 'real' or 'kept'.")
         if captions == "kept" and avoid_target:
             raise UserError("pairs that keep a caption of the target cannot avoid the target: set one of the two.")
         count = _count(len(pairs), rate, count)

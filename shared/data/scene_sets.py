@@ -7,7 +7,7 @@ colour, surface and shape equally often, so that a loss over their prompts speak
 "colour" in domains of which `SETS` has two more.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ class LabelSpace:
 
     attributes: tuple[str, ...]
     template: str = "a photo of {}"
-    domain: Domain = field(default_factory=lambda: Domain(kinds=_ONE))
+    domain: Domain = Domain(kinds=_ONE)
     residue: int | None = None
 
     def combos(self) -> np.ndarray:

@@ -23,6 +23,7 @@ from shared.data.files import FileImages, ImageSize, decode, read_picture, unrea
 from shared.data.pairs import PICTURES, Store, Table, settle
 from shared.data.prompts import DEFAULT_TEMPLATE, clean, fill
 from shared.data.shards import LABEL, Shards
+from shared.data.skipped import say
 from shared.errors import UserError
 from shared.files import digest, sha256_file
 
@@ -35,7 +36,7 @@ class StoredImages(FileImages):
     """The pictures of a store, whose captions are labels. numbered: whether these are numbers, which are no names.
 
     Raises UserError for what is no labelled picture (with skip_corrupt it is left out and counted), fewer than two
-    classes, and a number below 0, which is no class.
+    classes, a number below 0, which is no class, and a picture with two labels.
     """
 
     def __init__(self, spec: str, store: Store, size: ImageSize, skip_corrupt: bool):
@@ -55,6 +56,16 @@ class StoredImages(FileImages):
             )
         place = {name: k for k, name in enumerate(classes)}
         labels = [place[name] for name in found]
+        if broken := next((path for path, text in zip(paths, said, strict=True) if len(text.splitlines()) > 1), ""):
+            raise UserError(f"{spec}: the label of {broken} has several lines: give one.")
+        spelled = dict(zip(said, found, strict=True))
+        if not self.numbered and len(spelled) > len(classes):
+            joined = [text for text, name in spelled.items() if list(spelled.values()).count(name) > 1]
+            say(spec, "labels that are one class with another spelling of it", joined)
+        first: dict[str, str] = {}
+        for path, name in zip(map(os.path.normpath, paths), found, strict=True):
+            if first.setdefault(path, name) != name:
+                raise UserError(f"{spec}: the picture {path} is {first[path]!r} and {name!r}: keep one of them.")
         prompts = fill(DEFAULT_TEMPLATE, classes)
         super().__init__(spec, ".", paths, labels, classes, prompts, size=size, skip_corrupt=skip_corrupt)
         self.renameable = True

@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from shared.diffusion.schedule import Schedule, per_sample
 from shared.errors import UserError
+from shared.options import bounded
 
 
 class Prediction(NamedTuple):
@@ -73,6 +74,7 @@ class UNetDenoiser(Denoiser):
     of_thousand: the U-Net is told (t − 1)·1000/T in place of t − 1, as improved-diffusion's (`rescale_timesteps`).
     """
 
+    @bounded
     def __init__(
         self,
         unet: nn.Module,

@@ -55,15 +55,6 @@ class Sampler(Bounded):
     clip: bool = True
     """Clip x̂₀ to [−1, 1]."""
 
-    def __post_init__(self):
-        super().__post_init__()
-        kinds = ("ddim", "ddpm", "dpm++", "one_step")
-        if self.kind not in kinds or self.variance not in ("auto", "small", "large", "learned"):
-            raise UserError(
-                f"there is no sampler {self.kind!r} with variance {self.variance!r}: choose ddim, ddpm, dpm++ or "
-                "one_step, and auto, small, large or learned."
-            )
-
     def times(self, t: Tensor) -> Tensor:
         """The times visited from the start times t (N,), falling to 0: (N, K + 1)."""
         steps = 1 if self.kind == "one_step" else self.steps

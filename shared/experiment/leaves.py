@@ -2,19 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from shared.data.base import LabelledImages, subset
 from shared.experiment import source
+from shared.experiment.step import Lab, free, once
 from shared.models.clip import small_config
 from shared.models.sources import identity, locate, open_clip_model
-from shared.options import free
-
-if TYPE_CHECKING:
-    from shared.experiment.step import Lab
 
 
 @dataclass(frozen=True)
@@ -26,20 +22,21 @@ class Pictures:
     n: int = 0
     seed: int = 0
 
-    def identity(self, lab: "Lab") -> list:
+    def identity(self, lab: Lab) -> list:
         """The contents of the set, the code that makes its pictures, and which of them are chosen."""
         data = self.open(lab)
         return [data.version, source.of(type(data)), self.n, self.seed]
 
-    def open(self, lab: "Lab") -> LabelledImages:
+    def open(self, lab: Lab) -> LabelledImages:
         """The whole set. Raises UserError where it is not known or not there."""
         return lab.data(self.spec, self.split)
 
-    def rows(self, lab: "Lab") -> list[int]:
+    @once
+    def rows(self, lab: Lab) -> list[int]:
         """The indices of the choice."""
-        return lab.once(("rows", self), lambda: subset(self.open(lab), self.n or None, self.seed))
+        return subset(self.open(lab), self.n or None, self.seed)
 
-    def read(self, lab: "Lab", rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def read(self, lab: Lab, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
         """x (N, 3, H, W) in [0, 1] and y (N,) of some of the set's pictures, on the device."""
         x, y = self.open(lab).__getitems__(list(rows))
         return x.to(lab.device), y.to(lab.device)
@@ -56,13 +53,14 @@ class Backbone:
     weights: str
     option: str = free("--model.pretrained")
 
-    def identity(self, lab: "Lab") -> list:
+    def identity(self, lab: Lab) -> list:
         """Its name, its dimensions where they are ours, and the contents of its weights (a tag as it is)."""
         return [self.name, small_config(self.name), locate(self.weights, self.option)[1]]
 
-    def open(self, lab: "Lab") -> torch.nn.Module:
+    @once
+    def open(self, lab: Lab) -> torch.nn.Module:
         """The model, in eval mode, opened once."""
-        return lab.once(self, lambda: open_clip_model(self.name, locate(self.weights, self.option)[0], lab.device))
+        return open_clip_model(self.name, locate(self.weights, self.option)[0], lab.device)
 
 
 @dataclass(frozen=True)
@@ -71,6 +69,6 @@ class Weights:
 
     spec: str
 
-    def identity(self, lab: "Lab") -> str:
+    def identity(self, lab: Lab) -> str:
         """The contents of the file or of every file of the folder, else the name."""
         return identity(self.spec)

@@ -22,7 +22,7 @@ from pathlib import Path
 from shared.errors import DONE, UserError, run_main
 from shared.experiment.launch.__main__ import DEVICES, choose, start
 from shared.experiment.new_paper import begin
-from shared.experiment.scales import ROOT, SCALES, check_scale, scales
+from shared.experiment.scales import ROOT, SCALES, check_scale, refuse_unreadable, scales
 from shared.files import check_folder
 from shared.lifeline import supervise, tie_to_launcher
 
@@ -97,9 +97,17 @@ def dials(words: Sequence[str]) -> Dials:
         if "=" not in pair:
             raise UserError(f'SET takes name=value, not "{pair}"')
     # ARGS="--results X" is RESULTS=X, so that pages are drawn from where the scripts measure
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     own.add_argument("--results", default=given.get("RESULTS", "results"))
-    known, args = own.parse_known_args(_words("ARGS", given))
+    own.add_argument("--scale", default=scale)
+    try:
+        known, args = own.parse_known_args(_words("ARGS", given))
+    except argparse.ArgumentError as error:
+        raise UserError(f"ARGS={given['ARGS']}: {error}") from None
+    if known.scale != scale:
+        raise UserError(
+            f"ARGS says --scale {known.scale}, and pages are drawn of SCALE={scale}: say SCALE={known.scale}"
+        )
     return Dials(
         scale=scale,
         seeds=seeds,
@@ -247,8 +255,12 @@ def bench(paper: str, given: Dials) -> None:
         _run(f"{package}.bench", *given.args)
 
 
+def _code(module: str, *options: str) -> int:
+    return supervise([[sys.executable, "-m", module, *options]], [dict(os.environ)])
+
+
 def _run(module: str, *options: str) -> None:
-    _leave(supervise([[sys.executable, "-m", module, *options]], [dict(os.environ)]))
+    _leave(_code(module, *options))
 
 
 def _leave(code: int) -> None:
@@ -283,12 +295,11 @@ def main() -> None:
         raise UserError(f"there is no paper '{paper}' with a train.py; there is: {' '.join(papers) or 'none yet'}")
     if kind == "record":
         Target(kind, given).report("record", *([paper] if paper else []))
-    elif kind == "status":
-        for name in [paper] if paper else with_scale(papers, given.scale):
-            _run("shared.experiment.status", name, *given.options, *given.args)
-    elif kind == "plan":
-        for name in [paper] if paper else with_scale(papers, given.scale):
-            _run("shared.experiment.plan", name, given.gpu, *given.options, *given.args)
+    elif kind in ("status", "plan"):
+        asked = [paper] if paper else with_scale(papers, given.scale)
+        on = [given.gpu] if kind == "plan" else []
+        codes = [_code(f"shared.experiment.{kind}", name, *on, *given.options, *given.args) for name in asked]
+        _leave(next(filter(None, codes), 0))  # one that is half made is in no other's way
     elif kind == "bench":
         bench(paper, given)
     elif not papers:
@@ -302,6 +313,8 @@ def main() -> None:
         if kind != "overview":
             Target(kind, given).run(with_scale(papers, given.scale))
         Target(kind, given).report("overview")
+    if not paper and kind in ("reproduce", "headline", "figures", "status"):
+        refuse_unreadable()
 
 
 if __name__ == "__main__":

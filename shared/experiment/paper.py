@@ -110,6 +110,8 @@ class Paper:
     number_name: asked tags -> the name of a number; see `named`.
     gates: (config) -> what must hold first.
     defence: (model) -> its method in front of a model, for `shared.judge`; None where it has none of that kind.
+    look: (lab, config) -> None, raises UserError for options that do not go with the data and models, once these are
+    there and before anything is made.
     yours: (lab, config) -> None, a look at the user's own method (`config.yours`) before anything long runs; None where
     no table has a row for one.
     examples: the options that say how many pictures numbers have, as in data.n; `shared.experiment.looks` doubles them.
@@ -127,6 +129,7 @@ class Paper:
     facts: Callable[[Lab, object], dict[str, object]] = lambda lab, config: {}
     examples: Sequence[str] = ("data.n",)
     defence: Callable[[object], object] | None = None
+    look: Callable[[Lab, object], None] = lambda lab, config: None
     yours: Callable[[Lab, object], None] | None = None
 
     def plan(self, config: object) -> list[Number]:

@@ -37,7 +37,8 @@ from shared.experiment import published
 from shared.experiment.leaves import Pictures
 from shared.experiment.step import Kept, Step, Values, counted
 from shared.experiment.tally import Cost, Numbers, Tally, may_be_known, with_numbers
-from shared.training.poisoning import OneProcess
+from shared.rng import SampleRng
+from shared.training.loop import OneProcess
 
 SAMPLE = 64  # pictures that are read to see how long one takes
 CAPTION, QUESTION = "a photo of a dog on a table in front of a window", "what is the dog doing on the table"
@@ -383,6 +384,18 @@ def planning(lab: PlanLab) -> Iterator[None]:
         train(1, None)
         return np.zeros(1)
 
+    def phases(run: Callable, repeats: int, device: object) -> np.ndarray:
+        done: list[None] = []
+        with lab.tally.times(repeats + 1):
+            run(lambda: done.append(None))
+        return np.zeros((repeats, len(done)))
+
+    def drawn(rng: SampleRng, draw: Callable, shape: tuple, dtype: torch.dtype, device: object) -> Tensor:
+        out = torch.empty((len(rng), *shape), dtype=dtype)
+        with lab.tally.times(len(rng)):
+            draw(out[:1], torch.Generator())
+        return out if device is None else out.to(device)
+
     stand_ins = (
         (original, untrained),
         (from_file, read),
@@ -394,7 +407,7 @@ def planning(lab: PlanLab) -> Iterator[None]:
         (published.open_classifier, published.classifier),
         (shared.models.victim.tell_apart, lambda *_: None),
         (shared.metrics.costs.activation_megabytes, update),
-        (shared.metrics.costs.clock, lambda device: time.process_time()),
+        (shared.metrics.costs.phase_seconds, phases),
         (shared.metrics.perceptual.ssim, lambda x, y: np.zeros(len(x))),
     )
     ours = [m for name, m in sys.modules.items() if name.startswith(("shared.", "papers."))]
@@ -406,6 +419,7 @@ def planning(lab: PlanLab) -> Iterator[None]:
                 for replaced, stand_in in stand_ins:
                     if value is replaced:
                         stack.enter_context(mock.patch.object(module, name, stand_in))
+        stack.enter_context(mock.patch.object(SampleRng, "_stack", drawn))
         stack.enter_context(mock.patch.object(nn.Module, "_apply", _apply))
         stack.enter_context(mock.patch.object(FakeTensor, "__deepcopy__", _copied, create=True))
         stack.enter_context(mock.patch.object(FakeTensorMode, "may_turn_const", lambda mode, t: may_be_known(t)))

@@ -10,14 +10,14 @@ from typing import TypeVar
 
 from shared.data.catalogue import Source
 from shared.errors import UserError
-from shared.options import Seed, from_command_line
+from shared.options import Bounded, Seed, from_command_line
 from shared.options import show_eps as show_eps
 
 Config = TypeVar("Config")
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Bounded):
     """What every paper's configuration has, under the names that make uses. A subclass has a field `data` with a `source`."""
 
     seeds: tuple[Seed, ...] = (0, 1, 2)
@@ -55,10 +55,10 @@ def check_seeds(seeds: Sequence[int]) -> None:
         raise UserError(f"--seeds must be one or more different numbers, not {' '.join(map(str, seeds)) or 'nothing'}.")
 
 
-def check_batch(option: str, batch: int, n: int) -> None:
+def check_batch(option: str, batch: int, n: int, of: str = "pairs") -> None:
     """Refuse a batch that is larger than the set it is drawn from."""
     if batch > n:
-        raise UserError(f"{option} is {batch}, more than the {n:,} pairs there are to train on: make it smaller.")
+        raise UserError(f"{option} is {batch}, more than the {n:,} {of} there are to train on: make it smaller.")
 
 
 def parse(

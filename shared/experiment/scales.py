@@ -36,3 +36,9 @@ def check_scale(paper: str, scale: str, papers: Path = ROOT / "papers") -> None:
         raise UserError(
             f"{paper} has no SCALE={scale}; it has {', '.join(there) or 'none that can be read: mend its config.py'}."
         )
+
+
+def refuse_unreadable(papers: Path = ROOT / "papers") -> None:
+    """Raise `UserError` where a paper was left out by mistake; the others are through by then."""
+    if lost := sorted(path.parent.name for path in papers.glob("*/train.py") if not scales(path.parent.name, papers)):
+        raise UserError(f"all is done but for {', '.join(lost)}, whose config.py cannot be read: mend it.")

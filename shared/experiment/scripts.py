@@ -16,6 +16,7 @@ import os
 import platform
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -62,13 +63,25 @@ def run(paper: str, script: str, doc: str, argv: Sequence[str] | None = None) ->
     lab.accelerator.end_training()
 
 
+def paper_of(name: str) -> "Paper":
+    """What papers/<name>/paper.py puts together. Raises UserError for one that does not import, half-made say."""
+    try:
+        return importlib.import_module(f"papers.{name}.paper").PAPER
+    except UserError:
+        raise
+    except Exception as error:
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        said = f"{type(error).__name__}: {error}; {at.filename}, line {at.lineno}"
+        raise UserError(f"the paper {name} cannot be imported ({said}): mend it.") from error
+
+
 def open_run(
     paper: str, doc: str, argv: Sequence[str], check_claims: bool = False
 ) -> "tuple[Paper, str, Options, Lab, list[Number], Looks]":
     """What these options ask for: the paper, its scale and configuration, the laboratory, and the numbers."""
     from shared.experiment.scale import parse
 
-    found: Paper = importlib.import_module(f"papers.{paper}.paper").PAPER
+    found = paper_of(paper)
     scale, config = parse(found.presets, doc, argv, check=found.check)
     if config.yours and found.yours is None:
         raise UserError(f"{paper} has no row for a method of your own ({config.yours}): leave it out.")
@@ -94,6 +107,7 @@ def open_run(
     # what is missing is said before anything is made, or downloaded by one process before the others read it
     with lab.accelerator.main_process_first() if config.source.download else contextlib.nullcontext():
         lab.open_leaves(part for n in everything for part in parts(n.step))
+    found.look(lab, config)
     if config.yours:
         found.yours(lab, config)
     return found, scale, config, lab, numbers, looks
@@ -285,20 +299,19 @@ def keep(lab: "Lab", number: "Number", values: "Values", seconds: float) -> None
     """Store one measurement with its interval over examples and its provenance."""
     import numpy as np
 
-    from shared.claims.selection import FRACTIONS
+    from shared.claims.selection import kind_of
     from shared.experiment.provenance import provenance
     from shared.experiment.store import Measurement
     from shared.metrics import intervals
 
     given, seed = np.asarray(values.values, np.float64), number.asked.get("seed")
-    mean = intervals.mean({"all": given}, share=values.unit in FRACTIONS)
+    mean = intervals.mean({"all": given}, **kind_of(values.unit))
     lab.store.save(
         Measurement(
             number.name,
             lab.key(number.step),
             mean.value,
-            mean.low,
-            mean.high,
+            *(end if np.isfinite(end) else None for end in (mean.low, mean.high)),
             len(given),
             () if seed is None else (seed,),
             values.unit,

@@ -21,14 +21,14 @@ The source counts too, see `shared.experiment.source`: the classes of a step and
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from functools import cache
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from functools import cache, wraps
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
 import numpy as np
 
 from shared.experiment import source
 from shared.files import digest
-from shared.options import free
+from shared.options import Worded, free
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,8 +38,9 @@ if TYPE_CHECKING:
     from shared.data.base import LabelledImages
     from shared.data.catalogue import Source
 
-__all__ = ["Kept", "Lab", "Measured", "Step", "Tensors", "Trained", "Values", "free"]
+__all__ = ["Kept", "Lab", "Measured", "Step", "Tensors", "Trained", "Values", "free", "once"]
 
+F = TypeVar("F", bound=Callable)
 Tensors = Mapping[str, "Tensor"]
 
 
@@ -62,6 +63,16 @@ class Lab(Protocol):
     def partial(self, step: "Kept") -> "Path": ...
 
 
+def once(method: F) -> F:
+    """A method(self, lab) of a step or leaf whose outcome is kept (`Lab.once`): nobody changes it."""
+
+    @wraps(method)
+    def kept(self: Hashable, lab: Lab) -> object:
+        return lab.once((method.__qualname__, self), lambda: method(self, lab))
+
+    return kept  # type: ignore[return-value]
+
+
 @dataclass(frozen=True)
 class Values:
     """What a measurement leaves. values: (n,), one number per example; unit: "share", "s", …; extra: further arrays, for figures;
@@ -75,7 +86,7 @@ class Values:
 
 
 @dataclass(frozen=True)
-class Step:
+class Step(Worded):
     """One computation. A class whose `make` comes to mean something else in a way that its source does not show (a new version of a
     library, say) raises its `version`: all is then made again."""
 

@@ -30,16 +30,17 @@ from shared.files import atomic_path, digest, look_at, sha256_file, write_change
 class Measurement:
     """One number with what it was made from.
 
-    value, low, high: the mean over examples and its 95 % interval; n: examples; seeds: of training; unit: e.g. "share", "s"; seconds: how long it
-    took; sanity: outcome of the attack's sanity checks (robust cells only); tags: what it is a measurement of; values: per-example numbers;
-    extra: further named arrays that a figure draws (pictures, curves, texts as arrays of strings), kept beside the values.
+    value, low, high: the mean over examples and its 95 % interval (None: an end without bound); n: examples; seeds: of
+    training; unit: e.g. "share", "s"; seconds: how long it took; sanity: outcome of the attack's sanity checks (robust
+    cells only); tags: what it is a measurement of; values: per-example numbers; extra: further named arrays that a
+    figure draws (pictures, curves, texts as arrays of strings), kept beside the values.
     """
 
     slug: str
     key: str
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     n: int
     seeds: tuple[int, ...]
     unit: str

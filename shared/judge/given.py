@@ -141,14 +141,14 @@ class Part:
 
 
 class Called(nn.Module):
-    """A plain function from pictures to logits as a model."""
+    """A function or module from pictures to logits, which may change its argument, as a model."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]):
         super().__init__()
         self.function = function
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
+        return self.function(x.clone())
 
 
 @dataclass(frozen=True)
@@ -192,10 +192,9 @@ class Model:
             if not callable(made):
                 kind = type(made).__name__
                 raise UserError(f"--model {name}: a {kind} cannot be called with pictures: give a model.")
-            if not isinstance(made, nn.Module):
-                return Called(made)
-            made.came_training = made.training
-            return made
+            model = Called(made)
+            model.came_training = getattr(made, "training", False)
+            return model
         if kind == "hf":
             return open_hf(name, data)
         if kind == "torchvision":

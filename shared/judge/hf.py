@@ -50,17 +50,8 @@ def open_hf(source: str, data: LabelledImages) -> nn.Module:
             f"--model hf:{source} cannot be had ({said}): give the whole folder, or a hub name and a network."
         ) from error
     kind = transformers.AutoModel if tokenizer else transformers.AutoModelForImageClassification
+    size, how = _preprocessing(seen, source)
     model = from_pretrained(kind, source, "transformers")
-    cut = getattr(seen, "crop_size", None) or seen.size
-    side = cut.get("shortest_edge")
-    size = (side, side) if side else (cut["height"], cut["width"])
-    normed = seen.do_normalize
-    how = {
-        "mean": seen.image_mean if normed else [0.0] * 3,
-        "std": seen.image_std if normed else [1.0] * 3,
-        "interpolation": "bilinear" if seen.resample == Image.Resampling.BILINEAR else "bicubic",
-        "resize_mode": "shortest" if seen.size.get("shortest_edge") else "squash",
-    }
     if tokenizer is None:
         return Logits(model, Pixels.of(Tower(model, size, how)))
     if not hasattr(model, "get_text_features") or not hasattr(model, "logit_scale"):
@@ -74,6 +65,28 @@ def open_hf(source: str, data: LabelledImages) -> nn.Module:
         )
         text = F.normalize(_tensor(model.get_text_features(**words)), dim=-1)
     return ZeroShot(Tower(model, size, how), text, model.logit_scale.exp().item())
+
+
+def _preprocessing(seen: object, source: str) -> tuple[tuple[int, int], dict[str, object]]:
+    """(height, width) of what the model takes, and the rest as `Pixels.of` reads it. Raises UserError for what
+    `Pixels` does not do."""
+    told = {name: getattr(seen, name, None) for name in ("size", "crop_size", "resample", "do_normalize")}
+    whole, cut = told["size"] or {}, told["crop_size"] or told["size"] or {}
+    side, scale = cut.get("shortest_edge"), getattr(seen, "do_rescale", True) * getattr(seen, "rescale_factor", 1 / 255)
+    size = (side, side) if side else (cut.get("height"), cut.get("width"))
+    filters = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}
+    if None in size or told["resample"] not in filters or abs(255 * scale - 1) > 1e-6:
+        raise UserError(
+            f"--model hf:{source}: its preprocessing is no bilinear or bicubic way to one size with pixels of [0, 1]: "
+            "give it as module:name, a model of pictures in [0, 1]."
+        )
+    normed = told["do_normalize"]
+    return size, {
+        "mean": seen.image_mean if normed else [0.0] * 3,
+        "std": seen.image_std if normed else [1.0] * 3,
+        "interpolation": filters[told["resample"]],
+        "resize_mode": "shortest" if whole.get("shortest_edge") else "squash",
+    }
 
 
 def _tensor(out: object) -> Tensor:

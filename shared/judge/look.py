@@ -32,6 +32,17 @@ class Facts:
     cautions: tuple[str, ...]
 
 
+def see(lab: Lab, part: Part) -> None:
+    """Read every picture once. Raises UserError, before anything long runs, for one that cannot be read, and for
+    several sizes."""
+    sizes = set()
+    for rows in torch.tensor(part.rows(lab)).split(FEW):
+        sizes.add(tuple(part.read(lab, rows.tolist())[0].shape[2:]))
+    if len(sizes) > 1:
+        (a, b), *_, (c, d) = sorted(sizes)
+        raise UserError(f"{part.spec}: pictures of {a}×{b} and {c}×{d} pixels cannot be judged together: give --size.")
+
+
 def look(lab: Lab, model: Model, defence: Defence, part: Part, own: tuple[Against, ...]) -> Facts:
     """Raises UserError for logits of the wrong shape or not finite, a model without a gradient, a defence that changes
     the size of pictures or leaves [0, 1], and an attack of the user's own that leaves the ball."""
@@ -63,6 +74,10 @@ def look(lab: Lab, model: Model, defence: Defence, part: Part, own: tuple[Agains
     behind = look_through(opened, x, rng)
     logits(behind, "the model behind the defence")
     random = model_random or not _same(behind, look_through(opened, x, rng.child("other")))
+    if not random:
+        halves = torch.arange(len(x)).chunk(2)
+        if not _same(behind, torch.cat([look_through(opened, x[half], rng.subset(half)) for half in halves])):
+            cautions.append("What the defence makes of a picture depends on the other pictures of a batch.")
     straight = not has_gradient(lambda pictures: opened(pictures, few), x[:2])
     if straight:
         cautions.append("The defence has no gradient to follow: attacks take the identity's in its place (BPDA).")
@@ -103,7 +118,7 @@ def _normalised(victim: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> list
         shift, scale = (torch.tensor(v).view(1, 3, 1, 1).to(x) for v in (mean, std))
         found[name] = victim((x - shift) / scale).argmax(dim=1).eq(y).float().mean().item()
     name = max(found, key=found.get)
-    if found[name] <= plain + GAIN:
+    if found[name] <= plain + max(GAIN, 2 * (0.5 / len(x)) ** 0.5):  # two standard errors, at most, of few pictures
         return []
     return [
         f"The model is right about {plain:.0%} of the pictures as they are and {found[name]:.0%} once they are "

@@ -1,16 +1,17 @@
 """What the command line of `judge` and `compare` says. Imports no torch, so that a mistake is said at once."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from shared.options import Batch, Count, Draws, Eps, Seed, Whole, free
+from shared.errors import UserError
+from shared.options import Batch, Bounded, Count, Draws, Pixels, Range, Seed, Whole, free
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bounded):
     """Judge how robust a model is, alone or behind a defence, and write a page about it."""
 
     model: str = "scenes-vit-s8"
@@ -40,8 +41,8 @@ class Config:
     attack: tuple[str, ...] = ()
     """Attacks of one's own, module:name, called as attack(victim, x, y, threat, rng=rng)."""
     norm: Literal["linf", "l2"] = "linf"
-    eps: Eps = 8 / 255
-    """Radius of the ball."""
+    eps: Annotated[Pixels, Range(0, 1000, above=True, example="8/255")] = 8 / 255
+    """Radius of the ball, in pixels of [0, 1]; at most 1 in ℓ∞."""
     n: Whole = 128
     """Pictures (0: all)."""
     repeats: Draws = 8
@@ -68,6 +69,27 @@ class Config:
     device: Literal["cpu", "cpu2", "cpus", "gpu", "gpus"] | None = None
     """As in shared/experiment/launch; by default a GPU where one is seen, else a process per core."""
     headline: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Raises UserError for numbers out of bounds, and for code as it is: a run knows it by its name."""
+        super().__post_init__()
+        if self.norm == "linf" and self.eps > 1:
+            raise UserError(f"--eps is {self.eps:g}, and pixels lie in [0, 1]: write {self.eps:g}/255 for 255ths.")
+        attacks = self.attack if isinstance(self.attack, tuple | list) else (self.attack,)
+        object.__setattr__(self, "attack", tuple(_word("attack", one) for one in attacks))
+        for f in fields(self):
+            if f.type is str:
+                object.__setattr__(self, f.name, _word(f.name, getattr(self, f.name)))
+        object.__setattr__(self, "out", Path(self.out))
+
+
+def _word(name: str, given: object) -> str:
+    if isinstance(given, str | Path):
+        return str(given)
+    thing = given if hasattr(given, "__qualname__") else type(given)
+    raise UserError(
+        f"{name} is {given!r}: give its name, as in {name}='{thing.__module__}:{thing.__qualname__}' for code."
+    )
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """What is shown of a judgement, and the files for others: page, tables, a JSON entry; two judgements side by side."""
 
+import json
+import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -15,6 +17,8 @@ from shared.options import show_eps
 from shared.report.data import Results
 from shared.report.page import wrap
 from shared.report.panels import provenance_line
+from shared.report.plots import Panel, zoom
+from shared.report.rendering import render
 from shared.report.table_text import html, markdown, write_table
 from shared.report.tables import Table
 
@@ -28,6 +32,8 @@ AGAIN = {
 STANDARD_BUDGET = {"steps": 100, "targets": 9, "queries": 5000}
 CHECKED = {"pgd": "PGD", "cascade": "cascade", "bpda": "BPDA"}  # by sanity checks
 WORST = "worst case of each picture"
+SHOWN = 4  # pictures on the page
+EXAMPLES = "examples.json"
 KEPT = "kept"  # folder of what a run leaves, below its --out
 
 
@@ -60,7 +66,7 @@ class Judged:
     """A folder that `judge` has written. Raises UserError where there is none, and where it has not come to its end."""
 
     def __init__(self, folder: Path):
-        self.folder = folder
+        self.folder = folder = Path(folder)
         try:
             self.results = Results.load(folder, KEPT, "judge")
         except UserError:
@@ -122,8 +128,11 @@ class Judged:
         badge = f"<span class='badge {BADGES[verdict.status]}'>{verdict.status}</span>"
         options = "".join(f"{k} = {v}\n" for k, v in f.items() if k not in ("names", "attacks", "cautions", "pictures"))
         folded = {"The rule of the verdict": rule.__doc__, "All options": options}
-        body = [heading("Verdict"), f"<p>{badge} {escape(verdict.words)}</p>{cautions}", heading("Measured")]
+        body = ["<h2>Verdict</h2>", f"<p>{badge} {escape(verdict.words)}</p>{cautions}", "<h2>Measured</h2>"]
         body += [_shown(self.folder, name, table) for name, table in tables.items()]
+        panels = [Panel(**one) for one in json.loads((self.folder / KEPT / "judge" / EXAMPLES).read_text())]
+        if panels:
+            body += ["<h2>Pictures</h2>", strip(panels)]
         body += [f"<details><summary>{k}</summary><pre>{escape(v)}</pre></details>" for k, v in folded.items()]
         body.append(f"<p class='notes'>{escape(provenance_line(self.results))}</p>")
         about = f"{f['n']} pictures of {f['data']}, {f['norm']} ball of {show_eps(f['eps'])}"
@@ -157,9 +166,10 @@ class Judged:
         }
 
 
-def heading(words: str) -> str:
-    """One that the page's contents lead to."""
-    return f'<h2 id="{words.lower()}">{words}</h2>'
+def strip(panels: list[Panel]) -> str:
+    """Pictures with what the model says of them."""
+    caption = "As they are, under the attack that is strongest for each, and the change, its largest at full contrast."
+    return render("figure", stem="examples", caption=caption, panels=panels, zoom=zoom(panels), links={})
 
 
 def _shown(folder: Path, name: str, table: Table) -> str:
@@ -171,9 +181,14 @@ def _shown(folder: Path, name: str, table: Table) -> str:
 def compare(options: Compare) -> str:
     """Paired differences A − B under each attack that both have; what to say on the screen.
 
-    Raises UserError unless both are of the same pictures and the same ball.
+    Raises UserError unless both are of the same pictures and the same ball, and for an `out` that is one of them.
     """
+    if os.path.realpath(options.out) in map(os.path.realpath, (options.a, options.b)):
+        raise UserError(
+            f"--out {options.out} is one of the two that are compared, and has a page of its own: name another."
+        )
     a, b = Judged(options.a), Judged(options.b)
+    out = Path(options.out)
     for name in ("pictures", "norm", "eps"):
         if a.facts[name] != b.facts[name]:
             raise UserError(
@@ -193,6 +208,6 @@ def compare(options: Compare) -> str:
     words = (
         f"Worst case: {sense}, A − B = {percent(d).replace('%', 'points')}. A: {a.verdict.words} B: {b.verdict.words}"
     )
-    body = f"{heading('Verdict')}<p>{escape(words)}</p>{_shown(options.out, 'compare', table)}"
-    write_atomic(options.out / "page.html", wrap(body, "Side by side", caption))
-    return f"{markdown(table)}\n{words}\npage     {options.out / 'page.html'}"
+    body = f"<h2>Verdict</h2><p>{escape(words)}</p>{_shown(out, 'compare', table)}"
+    write_atomic(out / "page.html", wrap(body, "Side by side", caption))
+    return f"{markdown(table)}\n{words}\npage     {out / 'page.html'}"

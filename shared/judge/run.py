@@ -1,30 +1,34 @@
 """From options to a page: what is given is looked at, the numbers are planned, made as every paper's are, and shown."""
 
+import base64
 import contextlib
 import io
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from PIL import Image
+from torch import Tensor
 from torchvision import models
 
 from shared.data.base import LabelledImages
 from shared.data.catalogue import Source
 from shared.data.stored import KINDS
 from shared.errors import UserError
+from shared.experiment import source
 from shared.experiment.lab import Lab
 from shared.experiment.paper import Paper, named
 from shared.experiment.scripts import evaluate, locked
 from shared.experiment.step import Measured, needs
-from shared.files import digest, write_atomic
+from shared.files import digest, write_atomic, write_json
 from shared.judge import page
 from shared.judge.given import Model, Part, Set, defence_of
-from shared.judge.look import Facts, look
+from shared.judge.look import Facts, look, see
 from shared.judge.options import Config
 from shared.judge.steps import Again, Against, Said, Score, System, Worst, as_png
 from shared.models.clip import save_tensors
 from shared.processes import accelerator
+from shared.report.plots import Panel
 from shared.steps.purification import Attacked, Checked, Seen
 from shared.steps.yours import Code
 
@@ -33,6 +37,7 @@ NAME = named("kind", "attack", "judged", "seed{}")
 
 def judge(c: Config) -> None:
     """All of it. Raises UserError for what `look` refuses."""
+    source.renew()
     lab = Lab(c.out / page.KEPT / "judge", source_of(c), accelerator())
     data = Set(spec_of(c), names_of(c), c.template)
     every = len(data.open(lab))
@@ -42,10 +47,14 @@ def judge(c: Config) -> None:
     with locked(lab.root) if lab.accelerator.is_main_process else contextlib.nullcontext():
         lab.make(needs(defence))  # what it is calibrated on, say
         own = tuple(against(c, "own", Code(spec, "--attack")) for spec in c.attack)
-        plan = Plan(lab, c, data, look(lab, model, defence, Part(data, 0, c.n, c.seed), own))
+        whole = Part(data, 0, c.n, c.seed)
+        if lab.accelerator.is_main_process:
+            see(lab, whole)
+        plan = Plan(lab, c, data, look(lab, model, defence, whole, own))
         paper = Paper("judge", {}, lambda config: None, (), plan.number, NAME, facts=plan.shown)
         evaluate(paper, "", c, lab, paper.numbers(c, page.grids(plan.rows, c.seed)))
         if lab.accelerator.is_main_process:
+            write_json(lab.root / page.EXAMPLES, examples(lab, plan))
             if c.pictures:
                 write_pictures(lab, c, plan)
             print(page.Judged(c.out).write(), flush=True)
@@ -81,14 +90,16 @@ def names_of(c: Config) -> tuple[str, ...]:
     if not c.classes:
         return ()
     try:
-        names = [line.strip() for line in Path(c.classes).expanduser().read_text(encoding="utf-8").splitlines()]
+        text = Path(c.classes).expanduser().read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"--classes {c.classes} cannot be read ({error}): give a text file with a name a line."
         ) from error
-    if not any(names):
-        raise UserError(f"--classes {c.classes} has no names: write one a line.")
-    return tuple(name for name in names if name)
+    names = tuple(map(str.strip, text.rstrip().splitlines()))
+    if not names or not all(names):  # the place of a line counts
+        where = f"is blank in line {names.index('') + 1}" if any(names) else "has no names"
+        raise UserError(f"--classes {c.classes} {where}: write one name a line.")
+    return names
 
 
 def against(c: Config, kind: str, own: Code | None = None) -> Against:
@@ -163,6 +174,35 @@ class Plan:
         return Score(Worst((self.said(attack, self.facts.system),)), judged, checks)
 
 
+def examples(lab: Lab, plan: Plan) -> list[dict]:
+    """`Panel`s for the page: the first pictures that the system is right about, row by row as they are, under the
+    attack that is strongest for each, and what that changes."""
+    part, worst, names = plan.chunks[0], plan.worst, plan.data.open(lab).classes
+    x, y = (kept.cpu() for kept in Seen(part).clean(lab))
+    first = torch.stack([lab.weights(parts[0])["labels"][:, 0].cpu() for parts in worst.attacks])
+    chosen, attacked = worst.chosen(lab)[: len(x)], worst.pictures(lab)[0].cpu()
+    said = first[chosen, torch.arange(len(x))]
+    out = []
+    for row, i in enumerate(first[0].eq(y).nonzero()[: page.SHOWN, 0].tolist(), start=1):
+        change = (attacked[i] - x[i]) / (2 * (attacked[i] - x[i]).abs().max().clamp_min(1e-6)) + 0.5
+        for column, (title, picture, label) in enumerate(
+            (("no attack", x[i], first[0, i]), ("attacked", attacked[i], said[i]), ("change", change, None)), start=1
+        ):
+            tone = "" if label is None else "good" if label == y[i] else "bad"
+            words = [] if label is None else [(names[int(label)], tone)]
+            data = base64.b64encode(png(picture)).decode()
+            panel = Panel(row, column, title if row == 1 else "", words, data, picture.shape[2], picture.shape[1])
+            out.append(asdict(panel))
+    return out
+
+
+def png(picture: Tensor) -> bytes:
+    """A picture (3, H, W) in [0, 1] as a file."""
+    buffer = io.BytesIO()
+    Image.fromarray((picture * 255).round().byte().permute(1, 2, 0).numpy()).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def write_pictures(lab: Lab, c: Config, plan: Plan) -> None:
     """The strongest pictures as PNG (rounded to 8 bits) and, as they are, in one file of tensors with their labels."""
     parts = plan.worst.pictures(lab)
@@ -170,6 +210,4 @@ def write_pictures(lab: Lab, c: Config, plan: Plan) -> None:
     y = torch.cat([Seen(part).clean(lab)[1] for part in plan.chunks]).cpu()
     save_tensors({"x_adv": x, "y": y, "indices": torch.tensor(rows)}, c.out / "adversarial.safetensors")
     for row, label, picture in zip(rows, y.tolist(), as_png(x), strict=True):
-        buffer = io.BytesIO()
-        Image.fromarray((picture * 255).round().byte().permute(1, 2, 0).numpy()).save(buffer, "PNG")
-        write_atomic(c.out / "adversarial" / f"{row:06d}-class{label}.png", buffer.getvalue())
+        write_atomic(c.out / "adversarial" / f"{row:06d}-class{label}.png", png(picture))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from shared.attacks import Threat, cascade, check_attack, pgd
@@ -23,9 +24,10 @@ from shared.experiment.step import Kept, Lab, Measured, Tensors, Values, free
 from shared.experiment.store import slug
 from shared.judge.given import Model
 from shared.models.preprocess import Identity
+from shared.options import Worded
 from shared.rng import SampleRng
 from shared.steps.purification import Checked, Defence, Seen
-from shared.steps.yours import Code, Shield, what
+from shared.steps.yours import FAILS, Code, Shield, what
 
 CHOICE = 8  # passes by which the stronger of two attacks on a random system is chosen, picture by picture
 OTHER_BATCH = 7  # pictures at a time where the same answers are asked for in other batches
@@ -61,7 +63,7 @@ class System:
 
 
 @dataclass(frozen=True)
-class Against:
+class Against(Worded):
     """An attack through a system, as `shared.steps.purification.Attack` describes attacks.
 
     pgd       steps of 2.5·ε/steps (Madry et al. 2018), the best iterate; with noise EOT and the last iterate
@@ -97,7 +99,7 @@ class Against:
     def __call__(self, system: Whole, x: Tensor, y: Tensor, rng: SampleRng) -> Tensor:
         """x_adv (N, 3, H, W) in the ball around x. Raises UserError where an attack of the user's own leaves it."""
         threat = Threat(self.norm, self.eps)
-        torch.manual_seed(self.seed + rng.indices[0])  # for code that draws from torch's own generator
+        set_seed((self.seed + rng.indices[0]) % 2**32)  # for code that draws from generators of its own
         if self.own is not None:
             return by_own(self.own, system, x, y, threat, rng)
         if self.kind == "bpda" or system.random:
@@ -147,7 +149,7 @@ class Against:
     def check(self, system: Whole, x: Tensor, y: Tensor, rng: SampleRng) -> dict:
         """The record of the sanity checks on the system: all for PGD, of others, which cost more, `check_balls`."""
         threat = Threat(self.norm, self.eps)
-        torch.manual_seed(self.seed)
+        set_seed(self.seed)
         if self.kind != "pgd":
             score, stream, draws = predict(system.victim), rng.child("judging"), 4 if system.random else 1
 
@@ -170,7 +172,7 @@ def by_own(own: Code, system: nn.Module, x: Tensor, y: Tensor, threat: Threat, r
     """The pictures of an attack of the user's own. Raises UserError unless they are like x, in the ball, in [0, 1]."""
     try:
         x_adv = own.load()(system, x.clone(), y, threat, rng=rng)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except FAILS as error:
         raise UserError(
             f"{own.option} {own.spec} fails ({what(error)}): it is called as attack(victim, x, y, threat, rng=rng)."
         ) from error
@@ -210,7 +212,7 @@ class Said(Kept):
     def again(self, lab: Lab, x: Tensor, batch: int) -> Tensor:
         """The labels of pictures, with the same noise whenever it is asked for."""
         whole, rng = self.system.open(lab), SampleRng(self.seed, self.seen.rows(lab), "judging")
-        torch.manual_seed(self.seed + rng.indices[0])
+        set_seed((self.seed + rng.indices[0]) % 2**32)
         return resubmit(predict(whole.victim), whole.defence, x, rng, self.repeats, batch)
 
     def share(self, lab: Lab, x: Tensor, batch: int) -> Tensor:

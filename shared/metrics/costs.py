@@ -16,6 +16,19 @@ def clock(device: torch.device) -> float:
     return time.perf_counter()
 
 
+def phase_seconds(run: Callable[[Callable[[], None]], None], repeats: int, device: torch.device) -> np.ndarray:
+    """Seconds of each phase of each run, (repeats, phases), after one run that does not count.
+
+    run(done): something to be timed, which calls done() at the end of each of its phases.
+    """
+    found: list[list[float]] = []
+    for _ in range(repeats + 1):
+        marks = [clock(device)]
+        run(lambda marks=marks: marks.append(clock(device)))
+        found.append(marks)
+    return np.diff(found[1:], axis=1)
+
+
 def step_seconds(train: Callable, steps: int, device: torch.device) -> np.ndarray:
     """Seconds of each of `steps` updates, after one that does not count; reading the pictures is included. train(steps, after_step): trains."""
     marks: list[float] = []

@@ -22,7 +22,8 @@ examples only: `Estimate.seeds` says so. What d is:
 * Differences of 0/1 values, example by example: Tango's score interval (1998, Stat. Med. 17, 891-908), for n* pairs. It excludes zero exactly where
   McNemar's test rejects equality; Fagerland, Lydersen & Laake (2014, Stat. Med. 33, 2850-2875) recommend it.
 * Differences of rates on different examples: the two sides' d added as squares (Newcombe 1998, Stat. Med. 17, 873-890).
-* Other values: t sqrt(V_E), with Student's t of Σ (n_k − 1) degrees of freedom.
+* Other values: t sqrt(V_E), with Student's t of Σ (n_k − 1) degrees of freedom; ∞ where a set has one example, of whose
+  spread nothing is known. What is no sample but a count (`exact`) has no spread.
 
 n* is the number of independent examples that would give the variance V_E (Korn & Graubard 1998, Surv. Methodol. 24, 193-201): with Kish's
 N = (Σ|c_k|)² / Σ c_k²/n_k and σ² the variance of one example drawn from all sets,
@@ -84,7 +85,9 @@ class Estimate:
         )
 
     def interval(self, level: float) -> tuple[float, float]:
-        """(low, high) at another level, e.g. 0.9 for two one-sided tests at 5 % each."""
+        """(low, high) at another level, e.g. 0.9 for two one-sided tests at 5 % each. Raises UserError outside (0, 1)."""
+        if not 0 < level < 1:
+            raise UserError(f"the level of an interval is {level}: use a number above 0 and below 1, e.g. 0.95.")
         return self.at(float(ndtri((1 + level) / 2)))
 
     def p_value(self, bar: float) -> float:
@@ -124,23 +127,26 @@ class Estimate:
         return self.value - (self.value - self.low) * z / Z, self.value + (self.high - self.value) * z / Z
 
 
-def mean(sets: Sets, share: bool | None = None) -> Estimate:
+def mean(sets: Sets, share: bool | None = None, exact: bool = False) -> Estimate:
     """The mean over `sets` with its interval (module docstring).
 
     share: whether the values are shares, from 0 to 1. Of such the interval stays within [0, 1]; of others, values that
-    all happen to be 0 or 1 are no rates. None: they are shares where all are 0 or 1."""
+    all happen to be 0 or 1 are no rates. None: they are shares where all are 0 or 1. exact: they are counts of what is
+    there, as of parameters, and no sample: between examples nothing varies. Raises UserError for shares outside [0, 1].
+    """
     matrices = _matrices(sets)
+    _demand_shares(matrices, share)
     terms = [(1 / len(matrices), matrix) for matrix in matrices]
-    rates = share is not False and _rates(matrices)
+    rates = share is not False and _rates(matrices) and not exact
     limits = (0.0, 1.0) if share or rates else None
-    return _estimate(_value(terms), _distances(terms, rates), _seeds(terms), terms, limits)
+    return _estimate(_value(terms), _distances(terms, rates, exact), _seeds(terms), terms, limits)
 
 
-def paired_difference(a: Sets, b: Sets, share: bool | None = None) -> Estimate:
+def paired_difference(a: Sets, b: Sets, share: bool | None = None, exact: bool = False) -> Estimate:
     """The interval of mean(a) − mean(b), where set k of `a` and of `b` hold the same examples in the same order.
 
     Mappings are paired by name. One seed against several is repeated; otherwise row s of `a` belongs to row s of `b`.
-    share: as of `mean`. Raises UserError when the sets or their numbers of examples differ.
+    share, exact: as of `mean`. Raises UserError when the sets or their numbers of examples differ.
     """
     if isinstance(a, Mapping) and isinstance(b, Mapping) and a.keys() != b.keys():
         raise UserError(
@@ -149,10 +155,11 @@ def paired_difference(a: Sets, b: Sets, share: bool | None = None) -> Estimate:
     left, right = _same_seeds(_matrices(a), _matrices(b))
     if [m.shape for m in left] != [m.shape for m in right]:
         raise UserError("a paired difference needs the same examples on both sides, but their numbers differ")
+    _demand_shares(left + right, share)
     terms = [(1 / len(left), x - y) for x, y in zip(left, right, strict=True)]
-    if share is False or not _rates(left + right):
+    if exact or share is False or not _rates(left + right):
         limits = (-1.0, 1.0) if share else None
-        return _estimate(_value(terms), _distances(terms, False), _seeds(terms), terms, limits)
+        return _estimate(_value(terms), _distances(terms, False, exact), _seeds(terms), terms, limits)
     gained = _value([(c, np.maximum(d, 0)) for c, d in terms])
     lost = _value([(c, np.maximum(-d, 0)) for c, d in terms])
     pairs = _effective(terms, gained + lost - (gained - lost) ** 2)
@@ -161,15 +168,19 @@ def paired_difference(a: Sets, b: Sets, share: bool | None = None) -> Estimate:
     )
 
 
-def unpaired_difference(a: Sets, b: Sets, share: bool | None = None) -> Estimate:
-    """The interval of mean(a) − mean(b) for different sets of examples. share: as of `mean`.
+def unpaired_difference(a: Sets, b: Sets, share: bool | None = None, exact: bool = False) -> Estimate:
+    """The interval of mean(a) − mean(b) for different sets of examples. share, exact: as of `mean`.
 
     Seeds stay paired, since they are the same models."""
     left, right = _same_seeds(_matrices(a), _matrices(b))
+    _demand_shares(left + right, share)
     plus = [(1 / len(left), m) for m in left]
     minus = [(1 / len(right), m) for m in right]
-    rates = share is not False and _rates(left + right)
-    of_a, of_b = (_distances(terms, share is not False and _rates([m for _, m in terms])) for terms in (plus, minus))
+    rates = share is not False and _rates(left + right) and not exact
+    of_a, of_b = (
+        _distances(terms, share is not False and _rates([m for _, m in terms]) and not exact, exact)
+        for terms in (plus, minus)
+    )
 
     def distances(z: float) -> tuple[float, float]:
         (low_a, high_a), (low_b, high_b) = of_a(z), of_b(z)
@@ -179,15 +190,15 @@ def unpaired_difference(a: Sets, b: Sets, share: bool | None = None) -> Estimate
     return _estimate(_value(terms), distances, _seeds(terms), terms, (-1.0, 1.0) if share or rates else None)
 
 
-def ratio(a: Sets, b: Sets) -> Estimate:
+def ratio(a: Sets, b: Sets, exact: bool = False) -> Estimate:
     """The interval of mean(a) / mean(b), the two sides independent (costs), from their own intervals.
 
     MOVER-R (Donner & Zou 2012, Stat. Methods Med. Res. 21, 347-359), which is Fieller's for symmetric intervals: an end r solves
-    (A − rB)² = (distance of A's end)² + r² (distance of B's opposite end)². Where B may be zero the upper end is ∞.
+    (A − rB)² = (distance of A's end)² + r² (distance of B's opposite end)². Where B may be zero the upper end is ∞. exact: as of `mean`.
     Raises UserError for a numerator below zero, and for a denominator that is not above it.
     """
     left, right = _same_seeds(_matrices(a), _matrices(b))
-    top, bottom = mean(left), mean(right)
+    top, bottom = mean(left, exact=exact), mean(right, exact=exact)
     if top.value < 0 or bottom.value <= 0:
         raise UserError(
             "a ratio needs a numerator of zero or more and a denominator above zero, "
@@ -196,6 +207,8 @@ def ratio(a: Sets, b: Sets) -> Estimate:
 
     def ends(z: float) -> tuple[float, float]:
         (a_low, a_high), (b_low, b_high) = top.at(z), bottom.at(z)
+        if not all(map(math.isfinite, (a_low, a_high, b_low, b_high))):
+            return 0.0, math.inf
         product = top.value * bottom.value
         a_low, a_high, b_low, b_high = (
             end * (2 * e.value - end) for end, e in ((a_low, top), (a_high, top), (b_low, bottom), (b_high, bottom))
@@ -225,7 +238,7 @@ def _estimate(
 
 
 def _with_seeds(distance: float, from_seeds: float, seeds: int, z: float) -> float:
-    if from_seeds <= 0 or z <= 0:
+    if from_seeds <= 0 or z <= 0 or distance == math.inf:
         return distance
     both = distance**2 + z * z * from_seeds
     quantile = (z * distance**2 - float(stdtrit(seeds - 1, ndtr(-z))) * z * z * from_seeds) / both
@@ -236,17 +249,17 @@ def _value(terms: Terms) -> float:
     return float(sum(c * matrix.mean() for c, matrix in terms))
 
 
-def _distances(terms: Terms, rates: bool) -> Ends:
+def _distances(terms: Terms, rates: bool, exact: bool) -> Ends:
     """How far the ends of Σ c_k mean(V_k) are from it when only examples vary. rates: whether all values are 0 or 1."""
+    if exact or (not rates and any(matrix.shape[1] == 1 for _, matrix in terms)):
+        return lambda z: (0.0 if exact else math.inf,) * 2
     if rates:
         value = min(_value(terms), 1.0)
         n = _effective(terms, value * (1 - value))
         return lambda z: _exact(n * value, n, z)
     df = sum(matrix.shape[1] - 1 for _, matrix in terms)
-    error = math.sqrt(
-        sum(c * c * matrix.mean(0).var(ddof=1) / matrix.shape[1] for c, matrix in terms if matrix.shape[1] > 1)
-    )
-    return lambda z: (-float(stdtrit(max(df, 1), ndtr(-z))) * error,) * 2
+    error = math.sqrt(sum(c * c * matrix.mean(0).var(ddof=1) / matrix.shape[1] for c, matrix in terms))
+    return lambda z: (-float(stdtrit(df, ndtr(-z))) * error,) * 2
 
 
 def _seeds(terms: Terms) -> float:
@@ -327,6 +340,11 @@ def _same_seeds(left: list[np.ndarray], right: list[np.ndarray]) -> tuple[list[n
     return [np.broadcast_to(m, (seeds, m.shape[1])) for m in left], [
         np.broadcast_to(m, (seeds, m.shape[1])) for m in right
     ]
+
+
+def _demand_shares(matrices: list[np.ndarray], share: bool | None) -> None:
+    if share and not all((m >= -_SLACK).all() and (m <= 1 + _SLACK).all() for m in matrices):
+        raise UserError("values that are called shares are not all from 0 to 1: give shares, or leave `share` out")
 
 
 def _rates(matrices: list[np.ndarray]) -> bool:

@@ -17,6 +17,7 @@ from shared.errors import UserError
 from shared.models import zoo
 from shared.models.clip import demand_finite, demand_fit, read_weights, save_tensors
 from shared.models.residual import ResNet, WideResNet
+from shared.options import Classes, Label, Seed, bounded
 
 Normalisation = tuple[tuple[float, float, float], tuple[float, float, float]]
 IDENTITY: Normalisation = ((0.0,) * 3, (1.0,) * 3)
@@ -28,6 +29,7 @@ ARCHS: dict[str, tuple[Callable[[int], nn.Module], Normalisation]] = {
     "wrn-28-10": (lambda classes: WideResNet(28, 10, classes), IDENTITY),
 }
 SEED = 0  # of the weights "random"
+IMAGENET_CLASSES = 1000  # of a network with the weights "random" of which some logits are kept
 
 
 class Classifier(nn.Module):
@@ -69,19 +71,26 @@ class Classifier(nn.Module):
         return {**self.net.state_dict(), **{f"{self._name}.{k}": v for k, v in self.head.state_dict().items()}}
 
 
-def random_classifier(arch: str, classes: int, seed: int = SEED, keep: Sequence[int] | None = None) -> Classifier:
+@bounded
+def random_classifier(
+    arch: str, classes: Classes, seed: Seed = SEED, keep: Sequence[Label] | None = None
+) -> Classifier:
     """Random weights, a function of (arch, classes, seed), in eval mode; torch's global generator is left as it was.
 
-    arch: a key of ARCHS, or torchvision:<name>. Raises UserError for an unknown one.
+    arch: a key of ARCHS, or torchvision:<name>. keep: logits of the `classes` ones. Raises UserError for an unknown
+    architecture, numbers of classes below 1, and logits that it does not have.
     """
+    if keep is not None and max(keep, default=0) >= classes:
+        raise UserError(f"logit {max(keep)} is to be kept of {classes} classes: give indices below {classes}.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net, normalisation = _build(arch, classes)
     return Classifier(net, normalisation, keep).eval()
 
 
+@bounded
 def open_classifier(
-    arch: str, weights: str, classes: int, keep: Sequence[int] | None = None, device: torch.device | str = "cpu"
+    arch: str, weights: str, classes: Classes, keep: Sequence[Label] | None = None, device: torch.device | str = "cpu"
 ) -> Classifier:
     """A trained classifier of `classes` classes in eval mode (BatchNorm by its running statistics), nothing of which asks for a gradient.
 
@@ -89,13 +98,13 @@ def open_classifier(
     kept, `classes` of them: a 1,000-way classifier restricted to 30 classes. Raises UserError for weights that cannot be read, do not fit the
     architecture or have another number of classes.
     """
-    if keep is not None and (len(keep) != classes or len(set(keep)) < classes or min(keep, default=0) < 0):
+    if keep is not None and (len(keep) != classes or len(set(keep)) < classes):
         raise UserError(
             f"{classes} classes are asked for and {len(keep)} logits to keep: give {classes} different indices of logits."
         )
     tensors = _read(arch, weights)
     if tensors is None:
-        width = classes if keep is None else max(1000 if arch.startswith("torchvision:") else 0, max(keep) + 1)
+        width = classes if keep is None else IMAGENET_CLASSES
         classifier = random_classifier(arch, width, keep=keep)
     else:
         classifier = _filled(arch, tensors, weights, classes, keep)

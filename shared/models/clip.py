@@ -132,7 +132,7 @@ def _open_clip(name: str, pretrained: str | Path | None) -> nn.Module:
     if name not in known:
         near = ", ".join(difflib.get_close_matches(name, known, 3)) or "none"
         raise UserError(f"there is no CLIP model named {name!r}; near names: {near}.")
-    local = pretrained is not None and (Path(pretrained).suffix in SUFFIXES or Path(pretrained).is_file())
+    local = pretrained is not None and is_path(pretrained)
     if pretrained is not None and not local:
         _demand_tag(name, str(pretrained))
     # before the model is built, which takes seconds
@@ -249,8 +249,13 @@ def refuse_misfit(
 
 
 def demand_finite(tensors: Mapping[str, Tensor], source: str) -> None:
-    """Raises UserError with the first name, unless all numbers are finite."""
+    """Raises UserError with the first name, unless all tensors are plain ones and all numbers finite."""
     for name, tensor in tensors.items():
+        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_nested or tensor.is_meta:
+            raise UserError(
+                f"{source} holds {name!r}, which is sparse, quantised, nested or without numbers: store it as a dense "
+                "tensor of floating point numbers."
+            )
         if (
             not (tensor.float() if tensor.itemsize == 1 else tensor).isfinite().all()
         ):  # torch cannot ask this of every 8-bit float
@@ -260,14 +265,28 @@ def demand_finite(tensors: Mapping[str, Tensor], source: str) -> None:
             )
 
 
+def is_path(weights: str | Path) -> bool:
+    """Whether this is the path of a file of weights, or of a folder; else it is a name, even where a folder has it too."""
+    before = str(weights).partition(":")[0]  # of a colon, as in hf-hub:OWNER/NAME
+    return Path(weights).suffix in SUFFIXES or "/" in before or Path(weights).is_file()
+
+
+def weights_file(path: str | Path, option: str = "") -> Path:
+    """The path of a file of weights. Raises UserError where there is none. option: that gave it, for the sentence."""
+    path = Path(path)
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "is no file" if path.exists() else "does not exist"
+        advice = f"give {option} the path of a .safetensors or .pt file".replace("  ", " ")
+        raise UserError(f"the checkpoint {path} {what}: {advice}.")
+    return path
+
+
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Tensors of a .safetensors file, or of a .pt file read with `weights_only=True` (a plain pickle is refused).
 
     Raises UserError, also for numbers that are not finite: weights from files pass through here, or through `demand_finite` where a library reads.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"the checkpoint {path} does not exist: give the path of a .safetensors or .pt file.")
+    path = weights_file(path)
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -299,7 +318,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 def read_metadata(path: str | Path) -> dict[str, str]:
     """The string metadata of a .safetensors file ({} for other files). Raises UserError for a damaged file."""
-    path = Path(path)
+    path = weights_file(path)
     if path.suffix != ".safetensors":
         return {}
     from safetensors import safe_open
@@ -307,10 +326,6 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     try:
         with safe_open(path, "pt") as handle:
             return handle.metadata() or {}
-    except FileNotFoundError as error:
-        raise UserError(
-            f"the checkpoint {path} does not exist: give the path of a .safetensors or .pt file."
-        ) from error
     except Exception as error:
         raise UserError(
             f"the checkpoint {path} cannot be read ({type(error).__name__}): it is truncated or damaged; "

@@ -161,10 +161,6 @@ class ResizeOnly(Bounded):
     antialias: bool = True
     random: ClassVar[bool] = False
 
-    def __post_init__(self):
-        super().__post_init__()
-        demand(self.mode in ("bilinear", "bicubic"), f"unknown resize mode {self.mode!r}: use 'bilinear' or 'bicubic'.")
-
     @property
     def name(self) -> str:
         return f"resize {self.size}"

@@ -5,10 +5,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from shared.errors import UserError
 from shared.files import sha256_file, sha256_folder
 from shared.models import zoo
-from shared.models.clip import SUFFIXES, create_clip
+from shared.models.clip import create_clip, is_path, weights_file
 
 
 def locate(weights: str, option: str) -> tuple[str | Path | None, str]:
@@ -20,12 +19,10 @@ def locate(weights: str, option: str) -> tuple[str | Path | None, str]:
         return None, "random"
     if weights.startswith("zoo:"):
         path = zoo.weights(weights.removeprefix("zoo:"))
-    elif Path(weights).suffix in SUFFIXES or "/" in weights.partition(":")[0] or Path(weights).is_file():
-        path = Path(weights)
+    elif is_path(weights):
+        path = weights_file(weights, option)
     else:
         return weights, weights
-    if not path.is_file():
-        raise UserError(f"the checkpoint {path} does not exist: give {option} the path of a .safetensors or .pt file.")
     return path, sha256_file(path)
 
 

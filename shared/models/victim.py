@@ -1,6 +1,7 @@
 """What an attack sees: pixels in, logits out. Mean/std, resizing and temperature are inside, so that every ε is in pixels."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from shared.data.base import LabelledImages
 from shared.data.skipped import say
 from shared.errors import UserError
 from shared.models.clip import MEAN_STD
+from shared.options import bounded
 from shared.repeat import joined
 
 Norm = str | tuple[Sequence[float], Sequence[float]]  # a key of MEAN_STD, or mean and std per channel
@@ -26,8 +28,13 @@ class Pixels(nn.Module):
     "bilinear"; resize_mode: "shortest" or "squash". Differentiable. Raises UserError for an unknown key.
     """
 
+    @bounded
     def __init__(
-        self, size: tuple[int, int], norm: Norm = "clip", interpolation: str = "bicubic", resize_mode: str = "shortest"
+        self,
+        size: tuple[int, int],
+        norm: Norm = "clip",
+        interpolation: Literal["bicubic", "bilinear"] = "bicubic",
+        resize_mode: Literal["shortest", "squash"] = "shortest",
     ):
         super().__init__()
         if isinstance(norm, str) and norm not in MEAN_STD:

@@ -144,4 +144,6 @@ def _arrays(
     there = [i for i, e in enumerate(estimates) if e is not None]
     scaled = [estimates[i].scaled(factor) for i in there]
     mid = np.array([e.value for e in scaled])
-    return mid, mid - np.array([e.low for e in scaled]), np.array([e.high for e in scaled]) - mid, there
+    ends = [np.array([e.low for e in scaled]), np.array([e.high for e in scaled])]
+    low, high = (np.where(np.isfinite(end), end, np.nan) for end in ends)  # nothing is drawn without bound
+    return mid, mid - low, high - mid, there

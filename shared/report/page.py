@@ -233,9 +233,20 @@ def _body(notebook) -> str:
 
 
 def wrap(body: str, title: str, about: str, lead: Links | None = None) -> str:
-    """A page of its own from what it shows. about: a line below its title; lead: the links below that."""
-    headings = re.findall(r'<h2 id="([^"]*)">(.*?)</h2>', body, re.S)
-    contents = [(to, Markup(words).striptags()) for to, words in headings]
+    """A page of its own, with contents, from what it shows. about: a line below its title; lead: links below that."""
+    contents: dict[str, str] = {}
+
+    def named(heading: re.Match) -> str:
+        words = Markup(heading[1]).striptags()
+        to = "-".join(re.findall(r"\w+", words.lower()))
+        to += f"-{len(contents)}" if to in contents else ""
+        contents[to] = words
+        return f'<h2 id="{to}">{heading[1]}</h2>'
+
+    first = re.search("<h1>(.*?)</h1>", body, re.S)
+    if first and title.startswith(Markup(first[1]).striptags()):  # the page has it already
+        body = body.replace(first[0], "", 1)
+    body = re.sub("<h2>(.*?)</h2>", named, body, flags=re.S)
     return render("page", title=title, about=about, links=lead, contents=contents, body=Markup(body))
 
 

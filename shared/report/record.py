@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shared.errors import UserError, run_main
-from shared.experiment.scales import papers_with
+from shared.experiment.scales import papers_with, refuse_unreadable
 from shared.experiment.store import Store
 from shared.report import manifest, readme
 from shared.report.data import Results
@@ -52,6 +52,14 @@ def complaint(paper: str, scale: str, results: Path) -> str:
     return ""
 
 
+def unfinished(paper: str, scale: str, results: Path) -> bool:
+    """Whether a paper that has no record was not run either, which is said: a half-made one is in no other's way."""
+    if place(paper, scale).is_dir() or (results / scale / paper / "plan.json").is_file():
+        return False
+    print(f"{paper} is left out: it has no record, and nothing has been measured of it at SCALE={scale}", flush=True)
+    return True
+
+
 def publish(names: Sequence[str], scale: str, results: Path) -> list[Path]:
     """Put the files of these folders into figures/, each folder whole; returns them. Files of the record before are removed."""
     out = []
@@ -87,16 +95,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(
             f"there is no paper {unknown[0]!r} with a scale {args.scale}: choose among {', '.join(everyone)}."
         )
+    if not args.papers:
+        names = [name for name in names if not unfinished(name, args.scale, results)]
+        if not names:
+            raise UserError(f"nothing is published: no paper has been run at SCALE={args.scale}.")
     wrong = [text for name in names if (text := complaint(name, args.scale, results))]
     if wrong:
         raise UserError("nothing is published: " + " ".join(wrong))
-    if set(names) == set(everyone):  # the verdicts on all claims are of all papers
+    if not args.papers or set(names) == set(everyone):  # the verdicts on all claims are of all papers
         if not manifest.read(figures_folder("overview", args.scale, results)):
             raise UserError("nothing is published: the overview is not drawn; run make overview first.")
         names = [*names, "overview"]
     for folder in publish(names, args.scale, results):
         print(f"published {os.path.relpath(folder, ROOT)}", flush=True)
     readme.main()
+    if not args.papers:
+        refuse_unreadable()
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def latex(table: Table) -> str:
 def _latex_cell(table: Table, r: int, c: int, cell) -> str:
     if not isinstance(cell, Estimate):
         return escape_latex(EMPTY if cell is None else cell)
-    value, low, high, half = (x.replace("-", "$-$") for x in table.numbers(c, cell))
+    value, low, high, half = (escape_latex(x).replace("-", "$-$") for x in table.numbers(c, cell))
     value = rf"\textbf{{{value}}}" if (r, c) in table.bold else value
     pm, brackets = rf"{{\scriptsize\,$\pm$\,{half}}}", rf" {{\scriptsize[{low}, {high}]}}"
     return value + {"pm": pm if half else brackets, "brackets": brackets, "none": ""}[table.interval_style]

@@ -11,17 +11,19 @@ table = from_results(
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from shared.claims.selection import Selector
 from shared.errors import UserError
 from shared.metrics.intervals import Estimate
+from shared.options import Worded
 
 Cell = Estimate | str | None
 PM_FROM = 6  # from so many columns on, intervals are written ±half instead of [low, high]
 
 
 @dataclass(frozen=True)
-class Table:
+class Table(Worded):
     """Rows of cells under `columns`. An estimate is shown times `factor` with `digits` decimals, one number for all or by column name.
 
     `bold` holds the (row, column) positions to print bold. `interval` is "brackets", "pm", "none" or "auto" (by the number of columns).
@@ -35,16 +37,15 @@ class Table:
     factor: float | Mapping[str, float] = 100
     digits: int | Mapping[str, int] = 1
     bold: Collection[tuple[int, int]] = frozenset()
-    interval: str = "auto"
+    interval: Literal["auto", "brackets", "pm", "none"] = "auto"
 
     def __post_init__(self):
+        super().__post_init__()
         for label, cells in self.rows:
             if len(cells) != len(self.columns):
                 raise UserError(
                     f"table row {label!r} has {len(cells)} cells, but there are {len(self.columns)} columns"
                 )
-        if self.interval not in ("auto", "brackets", "pm", "none"):
-            raise UserError(f"interval must be auto, brackets, pm or none, not {self.interval!r}")
 
     def beside(self, more: Mapping[str, Mapping[str, Cell]]) -> "Table":
         """The same with further columns: label -> row -> cell."""
@@ -58,7 +59,7 @@ class Table:
     def numbers(self, column: int, cell: Estimate) -> tuple[str, str, str, str]:
         """(value, low, high, half width) as text with the column's decimals; no half width where ± would not be true of both sides."""
         digits, e = self._of(self.digits, column, 1), self.shown(column, cell)
-        value, low, high, half = (f"{x:.{digits}f}" for x in (e.value, e.low, e.high, e.half_width))
+        value, low, high, half = (f"{x:.{digits}f}".replace("inf", "∞") for x in (e.value, e.low, e.high, e.half_width))
         return value, low, high, "" if e.lopsided else half
 
     @property

@@ -26,8 +26,9 @@ from shared.data.scene_sets import ScenePairs
 from shared.data.targets import Target, naming, scene_target, target
 from shared.errors import UserError
 from shared.experiment.leaves import Backbone, Pictures
-from shared.experiment.step import Kept, Lab, Tensors, Trained, free
+from shared.experiment.step import Kept, Lab, Tensors, Trained, free, once
 from shared.files import digest
+from shared.options import Worded
 from shared.steps.choice import Choice
 
 POSITIVES = 64  # pictures of the target class behind BadCLIP's triplet term
@@ -54,10 +55,10 @@ class Pairs:
         pairs = ScenePairs(self.n, side(lab, self.like), self.seed) if scenes else self.open(lab)
         return [self.n, pairs.version]
 
+    @once
     def open(self, lab: Lab):
         """The pairs, opened once."""
-        size = side(lab, self.like)
-        return lab.once(self, lambda: open_pairs(self.spec, lab.source, self.n, self.seed, size))
+        return open_pairs(self.spec, lab.source, self.n, self.seed, side(lab, self.like))
 
 
 def side(lab: Lab, spec: str) -> int:
@@ -210,29 +211,26 @@ class Stamp:
         """All numbers that the trigger is made of."""
         return self.open(lab).spec
 
+    @once
     def open(self, lab: Lab) -> Trigger:
         """The trigger, opened once."""
-
-        def make() -> Trigger:
-            if self.choice is not None:
-                return self.choice.settle(lab).poison.stamp.open(lab)
-            given = parse_fields(self.fields)
-            if isinstance(self.patch, PatchFile):
-                return make_trigger(self.attack, self.preset, pixels=self.patch.open(), **given)
-            if self.patch is not None:
-                spec = json.loads(lab.facts(self.patch)["trigger"])
-                pixels = lab.weights(self.patch)["pixels"]
-                return make_trigger(**{**spec, "pixels": pixels, **given, "preset": self.preset})
-            return make_trigger(self.attack, self.preset, size=side(lab, self.like), **given)
-
-        return lab.once(self, make)
+        if self.choice is not None:
+            return self.choice.settle(lab).poison.stamp.open(lab)
+        given = parse_fields(self.fields)
+        if isinstance(self.patch, PatchFile):
+            return make_trigger(self.attack, self.preset, pixels=self.patch.open(), **given)
+        if self.patch is not None:
+            spec = json.loads(lab.facts(self.patch)["trigger"])
+            pixels = lab.weights(self.patch)["pixels"]
+            return make_trigger(**{**spec, "pixels": pixels, **given, "preset": self.preset})
+        return make_trigger(self.attack, self.preset, size=side(lab, self.like), **given)
 
 
 # ---- what is made of them --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Poison:
+class Poison(Worded):
     """One backdoor among pairs: a share of them gets the trigger and a caption of the target.
 
     captions: as in `PoisonedPairs`; None: what is usual for the trigger.

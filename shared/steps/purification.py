@@ -7,7 +7,7 @@ fields are its identity, so a defence of one's own is one more such class.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -19,12 +19,14 @@ from shared.attacks import Threat
 from shared.attacks.adaptive import AdaptiveAttack, Extra, majority, predict, resubmit, summaries
 from shared.attacks.sanity_random import check_adaptive
 from shared.diffusion import Denoiser, Purifier, Sampler, Schedule, open_denoiser
-from shared.diffusion.weights import CONFIGS, denoiser_facts, read_denoiser
+from shared.diffusion.weights import CONFIGS, denoiser_facts, random_denoiser, read_denoiser
+from shared.errors import UserError
 from shared.experiment.leaves import Pictures, Weights
-from shared.experiment.step import Kept, Lab, Measured, Tensors, Trained, Values, free
+from shared.experiment.step import Kept, Lab, Measured, Tensors, Trained, Values, free, once
 from shared.experiment.store import slug
 from shared.metrics.perceptual import psnr, ssim
 from shared.models import preprocess
+from shared.options import Worded
 from shared.repeat import joined
 from shared.rng import SampleRng
 from shared.steps.choice import Choice, settled
@@ -99,22 +101,29 @@ class Diffusion:
 
     weights: Weights | Denoising
 
+    @once
     def open(self, lab: Lab) -> Denoiser:
         """The denoiser, opened once."""
+        if isinstance(self.weights, Weights):
+            return open_denoiser(self.weights.spec).to(lab.device)
+        return read_denoiser(lab.file(self.weights)).to(lab.device)
 
-        def make() -> Denoiser:
-            if isinstance(self.weights, Weights):
-                return open_denoiser(self.weights.spec).to(lab.device)
-            return read_denoiser(lab.file(self.weights)).to(lab.device)
-
-        return lab.once(self, make)
+    def check_times(self, lab: Lab, times: Mapping[str, Sequence[int]]) -> None:
+        """Raises UserError for a time beyond the model's schedule. times: by the option that gives them."""
+        trained = isinstance(self.weights, Denoising)  # of which the schedule is known before
+        steps = (random_denoiser(self.weights.config) if trained else self.open(lab)).schedule.steps
+        for option, asked in times.items():
+            if max(asked, default=0) > steps:
+                raise UserError(
+                    f"{option} is {max(asked)}, and the diffusion model has {steps} steps: use at most that."
+                )
 
 
 # ---- defences ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Transform:
+class Transform(Worded):
     """A transformation without a network (`shared.models.preprocess`) by its kind; value: its one setting, where it has
     one."""
 
@@ -125,14 +134,20 @@ class Transform:
         """The transformation."""
         makers: dict[str, Callable[[], Opened]] = {
             "identity": preprocess.Identity,
-            "jpeg": lambda: preprocess.JPEG(int(self.value)),
-            "bits": lambda: preprocess.BitDepth(int(self.value)),
+            "jpeg": lambda: preprocess.JPEG(self._whole),
+            "bits": lambda: preprocess.BitDepth(self._whole),
             "tv": lambda: preprocess.TotalVariation(self.value),
             "resize_pad": lambda: preprocess.ResizePad(1 + self.value),
             "blur": lambda: preprocess.GaussianBlur(self.value),
-            "resize": lambda: preprocess.ResizeOnly(int(self.value)),
+            "resize": lambda: preprocess.ResizeOnly(self._whole),
         }
         return makers[self.kind]()
+
+    @property
+    def _whole(self) -> int:
+        if not float(self.value).is_integer():
+            raise UserError(f"{self.kind} takes a whole number, not {self.value:g}.")
+        return int(self.value)
 
 
 @dataclass(frozen=True)
@@ -163,7 +178,7 @@ class SameNoise:
 
 
 @dataclass(frozen=True)
-class Purification:
+class Purification(Worded):
     """Noising to time t and the reverse process of a sampler; `Purifier` in shared/diffusion/purifier.py."""
 
     diffusion: Diffusion

@@ -4,27 +4,34 @@ What a paper takes (docs/yours.md) stands where its own methods stand; a defence
 two papers and `shared.judge` take one.
 """
 
+import contextlib
 import importlib
 import inspect
-from collections.abc import Callable
+import random
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from shared.errors import UserError
 from shared.experiment import source
 from shared.experiment.scale import Options
-from shared.experiment.step import Lab, Measured, Values, free
-from shared.files import digest, look_at
-from shared.metrics.costs import clock
+from shared.experiment.step import Lab, Measured, Values, free, once
+from shared.files import digest, look_at, sha256_file
+from shared.metrics.costs import phase_seconds
 from shared.models.preprocess import straight_through
 from shared.rng import SampleRng
 from shared.steps.purification import STREAM, Examples, Opened, Seen, Victim
 
 FEW = 8  # pictures that are looked at
-FAILS = (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError)  # of code on what it cannot take
+FAILS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, MemoryError, NameError, OSError,
+         RuntimeError, TypeError, ValueError)  # fmt: skip
+"""What code raises on what it cannot take."""
 
 
 # ---- by name ---------------------------------------------------------------------------------------------------------
@@ -42,7 +49,7 @@ class Code:
         module, _, name = self.spec.partition(":")
         try:
             found = importlib.import_module(module)
-        except Exception as error:  # whatever the user's module raises
+        except (Exception, SystemExit) as error:  # whatever the user's module raises; a script of his ends the process
             raise UserError(
                 f"{self.option} {self.spec}: the module {module} cannot be imported ({what(error)}): mend it, or start "
                 "where Python finds it."
@@ -77,13 +84,29 @@ class Code:
                 raise UserError(f"{self.option} {self.spec} has no method {name}: write one, as docs/yours.md says.")
         return made
 
-    def identity(self, lab: Lab) -> str:
-        """Of its source, and all that this uses by name."""
+    def identity(self, lab: Lab) -> object:
+        """Of its source, and all that this uses by name; of what is installed, its name and the file that it is in.
+
+        Raises UserError where no source is found, as of what was typed at a prompt.
+        """
         thing = self.load()
-        thing = thing if hasattr(thing, "__qualname__") else type(thing)
-        for path in filter(None, map(source.file_of, {module for module, _ in source.used_by(thing)})):
+        module, _, name = self.spec.partition(":")
+        known = source.read(module)
+        file = getattr(sys.modules[module], "__file__", None)
+        if known is None and file:
+            return [self.spec, sha256_file(file)]
+        if known is not None and name not in {*known.own, *known.imported}:  # by import *
+            module, name = getattr(thing, "__module__", ""), getattr(thing, "__qualname__", "").partition(".")[0]
+            known = source.read(module)
+        if known is None or name not in {*known.own, *known.imported}:
+            raise UserError(
+                f"{self.option} {self.spec}: its source is not found, so what is measured could not be known by it: "
+                "write it in a file, or in a cell of a notebook."
+            )
+        used = source.used(module, name)
+        for path in filter(None, map(source.file_of, {module for module, _ in used})):
             look_at(path)
-        return source.of(thing)
+        return source.whole(used)
 
 
 def what(error: Exception) -> str:
@@ -124,8 +147,8 @@ class Own:
 
 class Shield:
     """A defence as attacks call it, (x, rng) -> x. straight: it has no gradient, the identity's stands for it (None:
-    the first call that needs a gradient finds out). What draws from torch's own generator draws the same for the same
-    rng."""
+    the first call that needs a gradient finds out). What draws from the generators of torch, NumPy or Python draws the
+    same for the same rng."""
 
     def __init__(self, opened: Callable[..., Tensor], random: bool, straight: bool | None):
         self.opened, self.random, self.straight = opened, random, straight
@@ -145,11 +168,24 @@ class Shield:
         return straight_through(value, x)
 
     def _out(self, x: Tensor, rng: SampleRng) -> Tensor:
+        x = x.clone()  # of one that changes its argument
         if self.takes_rng:
             return self.opened(x, rng)
-        with torch.random.fork_rng():
-            torch.manual_seed(int(digest([rng.seed, rng.stream, list(rng.indices)])[:15], 16))
+        with own_generators(int(digest([rng.seed, rng.stream, list(rng.indices)])[:8], 16)):
             return self.opened(x)
+
+
+@contextlib.contextmanager
+def own_generators(seed: int) -> Iterator[None]:
+    """Begin the generators of torch, NumPy and Python anew, and leave them as they were."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            set_seed(seed)
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 def has_gradient(call: Callable[[Tensor], Tensor], x: Tensor) -> bool:
@@ -204,14 +240,11 @@ class Yours:
         """What the options say."""
         return cls(Code(config.yours, "DEFENCE"))
 
+    @once
     def open(self, lab: Lab) -> Shield:
         """The defence, opened once."""
-
-        def make() -> Shield:
-            opened = Own(self.code).open(lab)
-            return Shield(opened, getattr(opened, "random", True), None)
-
-        return lab.once(self, make)
+        opened = Own(self.code).open(lab)
+        return Shield(opened, getattr(opened, "random", True), None)
 
     def look(self, lab: Lab, data: Examples) -> None:
         """Raises UserError unless it makes of a few pictures others of their size in [0, 1]."""
@@ -233,14 +266,15 @@ class DefenceSeconds(Measured):
 
     def make(self, lab: Lab) -> Values:
         x, rng = self.seen.pictures(lab), SampleRng(self.seed, self.seen.rows(lab), STREAM)
-        victim, defence, marks = self.victim.open(lab), self.defence.open(lab), []
-        for _ in range(self.repeats + 2):  # the first time does not count
-            marks.append(clock(x.device))
+        victim, defence = self.victim.open(lab), self.defence.open(lab)
+
+        def run(done: Callable[[], None]) -> None:
             if self.gradient:
                 z = x.clone().requires_grad_()
                 torch.autograd.grad(victim(defence(z, rng)).amax(dim=1).sum(), z)
             else:
                 with torch.no_grad():
                     victim(defence(x, rng))
-        spent = torch.tensor(marks, dtype=torch.float64).diff()[1:]
-        return Values((spent / len(x)).numpy(), "s")
+            done()
+
+        return Values(phase_seconds(run, self.repeats, x.device)[:, 0] / len(x), "s")

@@ -17,12 +17,11 @@ from torch import Tensor
 
 from shared.attacks.pgd import ascend
 from shared.attacks.threat import Threat
-from shared.data.base import loader
 from shared.errors import UserError
 from shared.models.victim import ZeroShot
 from shared.options import Batch, Bounded, Count, Decay, Positive, Range, Weight, Whole, Workers, free
 from shared.rng import SampleRng
-from shared.training.contrastive import batch_indices
+from shared.training.contrastive import Batches
 from shared.training.loop import Fit
 
 
@@ -78,6 +77,19 @@ class TrainAttack(Bounded):
     """How per-sample losses are joined before the gradient is taken; only matters in half precision."""
     autocast: Literal["none", "fp16"] = "none"
     """fp16: the forward pass of the attack in half precision without loss scaling, as some released code does."""
+
+    def __call__(self, raised: Callable[[Tensor], Tensor], x: Tensor, threat: Threat, rng: SampleRng) -> Tensor:
+        """x_a in B(x): PGD up `raised`, x' -> per-sample losses (N,)."""
+        return ascend(
+            raised,
+            x,
+            threat,
+            steps=self.steps,
+            step_size=self.ratio * threat.eps,
+            rng=rng,
+            reduction=self.reduction,
+            autocast=None if self.autocast == "none" else self.autocast,
+        )
 
 
 @dataclass(frozen=True)
@@ -147,42 +159,29 @@ def finetune(
         if tuning.optimizer == "sgd"
         else torch.optim.AdamW(trained, lr=tuning.lr, weight_decay=tuning.weight_decay)
     )
-    fit = Fit(
+    batches = Batches.shuffled(data, tuning.batch, tuning.steps, seed, tuning.workers)
+
+    def step_fn(step: int) -> Tensor:
+        x, y = (t.to(device, non_blocking=True) for t in batches(step))
+        raised = objective.attack_loss(victim, x, y)
+        x_adv = x
+        if raised is not None and attack.steps:
+            rng = SampleRng(seed, batches.indices(step)).child(f"train{step}")
+            x_adv = attack(raised, x, threat, rng)
+        return objective.loss(victim, x, x_adv, y)
+
+    victim.train()
+    loss = Fit(
         victim.visual,
         optimizer,
         tuning.steps,
         tuning.lr,
-        None,
+        step_fn,
         tuning.warmup,
         checkpoint,
         tuning.every,
         after_step=snapshot,
         name=name,
-    )
-    batches = [batch_indices(len(data), tuning.batch, step, seed) for step in range(fit.start(), tuning.steps)]
-    stream = iter(loader(data, batches, tuning.workers))
-    autocast = None if attack.autocast == "none" else attack.autocast
-
-    def step_fn(step: int) -> Tensor:
-        x, y = (t.to(device, non_blocking=True) for t in next(stream))
-        raised = objective.attack_loss(victim, x, y)
-        x_adv = x
-        if raised is not None and attack.steps:
-            rng = SampleRng(seed, batches[step - tuning.steps]).child(f"train{step}")
-            x_adv = ascend(
-                raised,
-                x,
-                threat,
-                steps=attack.steps,
-                step_size=attack.ratio * threat.eps,
-                rng=rng,
-                reduction=attack.reduction,
-                autocast=autocast,
-            )
-        return objective.loss(victim, x, x_adv, y)
-
-    victim.train()
-    fit.step_fn = step_fn
-    loss = fit.run()
+    ).run()
     victim.requires_grad_(False).eval()
     return loss

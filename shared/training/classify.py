@@ -13,11 +13,8 @@ and BatchNorm would see other batches in each process.
 """
 
 import os
-import shlex
-import sys
-import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -29,13 +26,11 @@ from shared.attacks import cascade
 from shared.attacks.gradient import eval_mode
 from shared.attacks.pgd import ascend
 from shared.attacks.threat import Threat
-from shared.data.base import Subset, loader, subset
+from shared.data.base import Subset, subset
 from shared.data.catalogue import Source, open_set
-from shared.errors import UserError, run_main
-from shared.files import digest
+from shared.errors import run_main
 from shared.lifeline import tie_to_launcher
 from shared.models.classifier import open_classifier, random_classifier, save_classifier
-from shared.models.zoo import write_card
 from shared.options import (
     Batch,
     Bounded,
@@ -44,7 +39,6 @@ from shared.options import (
     Pixels,
     Positive,
     Range,
-    Seed,
     Weight,
     Whole,
     Workers,
@@ -52,10 +46,10 @@ from shared.options import (
     from_command_line,
 )
 from shared.rng import SampleRng
-from shared.training.contrastive import batch_indices
+from shared.training.contrastive import Batches
 from shared.training.denoising import Averaged
-from shared.training.loop import Fit
-from shared.training.pretrain import VALIDATION, _commit, training_facts
+from shared.training.loop import Fit, OneProcess, check_batch
+from shared.training.zoo import VALIDATION, Making, Training, make
 
 SHIFT = 4  # pixels
 ATTACKED, ATTACK_STEPS = 8 / 255, 20  # of the card
@@ -92,8 +86,8 @@ class ClassifierTraining(Bounded):
     """Processes that read pictures ahead of the training."""
 
 
-@dataclass(frozen=True)
-class Args:
+@dataclass(frozen=True, kw_only=True)
+class Args(Making):
     """Train a classifier."""
 
     out: Path
@@ -104,13 +98,7 @@ class Args:
     """DATA_ROOT, for sets that are read from files."""
     arch: str = "resnet8"
     """Architecture, see shared/models/classifier.py."""
-    seed: Seed = 0
-    """Of the initial weights, the order of the pictures and the attack's random starts."""
-    train: ClassifierTraining = field(default_factory=ClassifierTraining)
-    work: Path = Path("results/zoo")
-    """Folder of the checkpoint of an unfinished run."""
-    card_only: bool = False
-    """Train nothing: measure the weights at `--out` again and write their card."""
+    train: ClassifierTraining = ClassifierTraining()
 
 
 class AveragedWithStatistics(Averaged):
@@ -149,40 +137,35 @@ def train_classifier(
     data: labelled images with batched access. checkpoint: file to continue from, removed by nobody. Raises UserError where a batch is larger than the
     set or the loss is no number at the end.
     """
-    if training.batch > len(data):
-        raise UserError(
-            f"{name}: a batch of {training.batch} pictures is larger than the set, which has {len(data)}: make it smaller."
-        )
+    check_batch(name, training.batch, len(data), what="pictures")
     model.requires_grad_(True).train()
     both = AveragedWithStatistics(model, training.average) if training.average else None
     optimizer = torch.optim.SGD(
         model.parameters(), lr=training.lr, momentum=0.9, nesterov=True, weight_decay=training.weight_decay
     )
-    fit = Fit(
-        both or model,
-        optimizer,
-        training.steps,
-        training.lr,
-        None,
-        training.warmup,
-        checkpoint,
-        training.every,
-        after_step=both.update if both else None,
-        name=name,
-    )
-    batches = [batch_indices(len(data), training.batch, step, seed) for step in range(fit.start(), training.steps)]
-    stream = iter(loader(data, batches, training.workers))
+    batches = Batches.shuffled(data, training.batch, training.steps, seed, training.workers)
 
     def step_fn(step: int) -> Tensor:
-        x, y = (t.to(device, non_blocking=True) for t in next(stream))
-        rng = SampleRng(seed, batches[step - training.steps]).child(f"train{step}")
+        x, y = (t.to(device, non_blocking=True) for t in batches(step))
+        rng = SampleRng(seed, batches.indices(step)).child(f"train{step}")
         if training.augment == "shift_flip":
             x = shift_flip(x, rng.child("augment"))
         if training.eps:
             x = hardest(model, x, y, training, rng.child("attack"))
         return F.cross_entropy(model(x), y)
 
-    fit.step_fn = step_fn
+    fit = Fit(
+        both or model,
+        optimizer,
+        training.steps,
+        training.lr,
+        step_fn,
+        training.warmup,
+        checkpoint,
+        training.every,
+        after_step=both.update if both else None,
+        name=name,
+    )
     loss = fit.run()
     if both is not None:
         model.load_state_dict(both.average.state_dict())
@@ -208,37 +191,22 @@ def main() -> None:
     args = from_command_line(Args)
     if int(os.environ.get("RANK", 0)):
         return
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    facts = training_facts(args.out) if args.card_only else train(args, device)
-    write_card(
-        args.out, kind="classifier", **facts, **measured(args.out, args.data, args.data_root, facts["model"], device)
-    )
-    print(f"wrote the card of {args.out}" if args.card_only else f"wrote {args.out} and its card", flush=True)
+    alone = OneProcess("cuda" if torch.cuda.is_available() else "cpu")
 
+    def begin() -> Training:
+        data = open_set(args.data, "train", Source(root=args.data_root), n=args.train.steps * args.train.batch)
+        classifier = random_classifier(args.arch, data.num_classes, args.seed).to(alone.device)
 
-def train(args: Args, device) -> dict:
-    """Train, write the weights, and return what the card says about it. seconds: None if the run was interrupted in between."""
-    commit, began = _commit(), time.monotonic()
-    data = open_set(args.data, "train", Source(root=args.data_root), n=args.train.steps * args.train.batch)
-    classifier = random_classifier(args.arch, data.num_classes, args.seed).to(device)
-    # named by all that the weights depend on, so that a run with other options does not continue from it
-    settings = {k: v for k, v in asdict(args.train).items() if k not in ("every", "workers")}
-    identity = digest([args.arch, args.seed, args.data, data.version, settings])
-    checkpoint = args.work / f"{args.out.stem}-{identity[:12]}.ckpt"
-    interrupted = checkpoint.is_file()
-    loss = train_classifier(classifier, data, args.train, args.seed, device, checkpoint, args.out.stem)
-    save_classifier(classifier, args.out)
-    checkpoint.unlink(missing_ok=True)
-    return {
-        "model": args.arch,
-        "config": asdict(args.train),
-        "seed": args.seed,
-        "data": data.version,
-        "loss": loss,
-        "commit": commit,
-        "command": shlex.join(["python", "-m", "shared.training.classify", *sys.argv[1:]]),
-        "seconds": None if interrupted else time.monotonic() - began,
-    }
+        def fit(checkpoint: Path) -> tuple[float, nn.Module]:
+            how = (args.train, args.seed, alone.device, checkpoint, args.out.stem)
+            return train_classifier(classifier, data, *how), classifier
+
+        return Training(args.arch, data.version, [args.data], fit, save_classifier)
+
+    def card(arch: str, device: str) -> dict:
+        return measured(args.out, args.data, args.data_root, arch, device)
+
+    make(args, "classify", begin, card, alone, kind="classifier")
 
 
 def unseen(spec: str, root: str | None = None):

@@ -10,7 +10,6 @@ and in its code. The authors augment pictures by AutoAugment's policy for ImageN
 works at 32 pixels, and the captions have the synonyms that `EDA` is given.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared.data.augment import EDA, CropAndJitter
-from shared.errors import UserError
 from shared.options import Seed, Weight
-from shared.training.contrastive import Batches, PixelCLIP, adamw, batch_indices
-from shared.training.loop import Fit
-from shared.training.poisoning import FineTuning, OneProcess, prepared
+from shared.training.contrastive import Batches, PixelCLIP, fit_clip
+from shared.training.loop import OneProcess, check_batch
+from shared.training.poisoning import FineTuning
 
 
 @dataclass(frozen=True)
@@ -38,9 +36,6 @@ class CleanClipConfig(FineTuning):
     seed: Seed = 0
     """Of the augmentations, and of the order of the pairs."""
 
-
-PAPER = CleanClipConfig(steps=10 * (250_000 // 64), batch=64, lr=5e-6, warmup=50, every=1000, workers=8)
-"""RVPT App. C.2: 10 epochs of 250,000 pairs; 3e-6 against WaNet and ISSBA. Warm-up as in CleanCLIP."""
 
 AugmentImages = Callable[[Tensor, int, Sequence[int]], Tensor]
 AugmentTexts = Callable[[Sequence[str], int, Sequence[int]], list[str]]
@@ -81,24 +76,17 @@ def cleanclip(
     """
     accelerator = accelerator or OneProcess(clip.logit_scale.device)
     rank, world = accelerator.process_index, accelerator.num_processes
-    if config.batch % world:
-        raise UserError(
-            f"{name}: a batch of {config.batch} pairs has no equal shares for {world} processes: change the batch size or the number of "
-            "processes."
-        )
+    check_batch(name, config.batch, len(pairs), world)
     augment_images = augment_images or CropAndJitter(seed=config.seed)
     augment_texts = augment_texts or EDA.of(clip.tokenizer, seed=config.seed)
-    model = accelerator.prepare(PixelCLIP(prepared(clip, pairs, config, name).train()))
-
-    def indices(step: int) -> list[int]:
-        return batch_indices(len(pairs), config.batch, step, config.seed)[rank::world]
-
-    batches = Batches(pairs, indices, config.steps, config.workers)
+    model = accelerator.prepare(PixelCLIP(clip.requires_grad_(True).train()))
+    share = slice(rank, None, world)
+    batches = Batches.shuffled(pairs, config.batch, config.steps, config.seed, config.workers, share)
 
     def step_fn(step: int) -> Tensor:
-        x, texts = batches(step)
-        x = torch.cat([x, augment_images(x, step, indices(step))]).to(accelerator.device)
-        tokens = clip.tokenizer([*texts, *augment_texts(texts, step, indices(step))]).to(accelerator.device)
+        (x, texts), indices = batches(step), batches.indices(step)
+        x = torch.cat([x, augment_images(x, step, indices)]).to(accelerator.device)
+        tokens = clip.tokenizer([*texts, *augment_texts(texts, step, indices)]).to(accelerator.device)
         image, text, scale = model(x, tokens)  # one pass for both halves
         parts = [part for both in (image, text) for part in both.chunk(2)]
         if world > 1:
@@ -108,24 +96,4 @@ def cleanclip(
         image, image_aug, text, text_aug = parts
         return cleanclip_loss(image, text, image_aug, text_aug, scale, config)
 
-    def clamp(step: int) -> None:
-        with torch.no_grad():
-            clip.logit_scale.clamp_(0, math.log(100))
-
-    optimizer = adamw(clip, config.lr, config.weight_decay)
-    loss = Fit(
-        clip,
-        optimizer,
-        config.steps,
-        config.lr,
-        step_fn,
-        config.warmup,
-        checkpoint,
-        config.every,
-        accelerator,
-        clamp,
-        config.clip_norm,
-        name,
-    ).run()
-    clip.requires_grad_(False).eval()
-    return loss
+    return fit_clip(clip, step_fn, config, checkpoint, accelerator, name)

@@ -8,15 +8,15 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from shared.data.base import loader
-from shared.errors import UserError
 from shared.models.victim import Pixels
 from shared.options import Batch, Bounded, Count, Positive, Weight, Whole, Workers, free
-from shared.training.loop import Fit
+from shared.training.loop import Fit, OneProcess, check_batch
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,17 @@ class Batches:
         self.data, self.indices, self.steps, self.workers = data, indices, steps, workers
         self._next, self._stream = -1, iter(())
 
+    @classmethod
+    def shuffled(
+        cls, data, batch: int, steps: int, seed: int = 0, workers: int = 0, share: slice = slice(None)
+    ) -> "Batches":
+        """Those of `batch_indices`. share: the part of each batch that this process takes."""
+        return cls(data, lambda step: batch_indices(len(data), batch, step, seed)[share], steps, workers)
+
     def __call__(self, step: int):
         if step != self._next:
-            self._next, self._stream = (
-                step,
-                iter(loader(self.data, (self.indices(s) for s in range(step, self.steps)), self.workers)),
-            )
+            to_come = (self.indices(s) for s in range(step, self.steps))
+            self._next, self._stream = step, iter(loader(self.data, to_come, self.workers))
         self._next += 1
         return next(self._stream)
 
@@ -89,51 +94,30 @@ def adamw(
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
 
 
-def pretrain(
-    clip: nn.Module,
-    pairs,
-    config: ContrastiveConfig,
-    accelerator,
-    checkpoint: Path | None = None,
-    augment=None,
-    name: str = "pre-training",
+def clamp_scale(clip: nn.Module) -> None:
+    """s ≤ 100, and ≥ 1."""
+    with torch.no_grad():
+        clip.logit_scale.clamp_(0, math.log(100))
+
+
+def fit_adamw(
+    model: nn.Module,
+    step_fn: Callable[[int], Tensor],
+    config: Any,
+    checkpoint: Path | None,
+    accelerator: Any,
+    name: str,
+    after_step: Callable[[int], None] | None = None,
+    kept: nn.Module | None = None,
 ) -> float:
-    """Train `clip` in place; returns the last loss.
+    """Train all of `model` in place with AdamW; returns the last loss. It is left frozen and in eval mode.
 
-    pairs: a data set whose `__getitems__(indices)` gives pictures (N, 3, H, W) and N captions, at least steps × batch long (or read in epochs of a
-    permutation that is a function of the epoch). augment(x, step, indices): optional, on pictures. Every process takes its share of each batch.
-    Raises UserError if the batch is no multiple of the number of processes.
+    config: has steps, lr, weight_decay, warmup, every and clip_norm. kept: what a checkpoint holds, if that is more than
+    the model. The rest as of `Fit`.
     """
-    import open_clip
-
-    rank, world = accelerator.process_index, accelerator.num_processes
-    if min(config.batch, len(pairs)) % world:
-        raise UserError(
-            f"{name}: a batch of {min(config.batch, len(pairs))} pairs has no equal shares for {world} processes: change the batch "
-            "size or the number of processes."
-        )
-    model = accelerator.prepare(PixelCLIP(clip.train()))
-    loss_fn = open_clip.ClipLoss(local_loss=world > 1, gather_with_grad=world > 1, rank=rank, world_size=world)
-    optimizer = adamw(clip, config.lr, config.weight_decay)
-
-    def indices(step: int) -> list[int]:
-        return batch_indices(len(pairs), config.batch, step)[rank::world]
-
-    batches = Batches(pairs, indices, config.steps, config.workers)
-
-    def step_fn(step: int) -> Tensor:
-        x, texts = batches(step)
-        x, tokens = x.to(accelerator.device), clip.tokenizer(texts).to(accelerator.device)
-        image, text, scale = model(x if augment is None else augment(x, step, indices(step)), tokens)
-        return loss_fn(image, text, scale)
-
-    def clamp(step: int) -> None:
-        with torch.no_grad():
-            clip.logit_scale.clamp_(0, math.log(100))
-
-    fit = Fit(
-        clip,
-        optimizer,
+    loss = Fit(
+        model if kept is None else kept,
+        adamw(model, config.lr, config.weight_decay),
         config.steps,
         config.lr,
         step_fn,
@@ -141,13 +125,60 @@ def pretrain(
         checkpoint,
         config.every,
         accelerator,
-        clamp,
+        after_step,
         config.clip_norm,
         name,
-    )
-    loss = fit.run()
-    clip.eval()
+    ).run()
+    model.requires_grad_(False).eval()
     return loss
+
+
+def fit_clip(
+    clip: nn.Module,
+    step_fn: Callable[[int], Tensor],
+    config: ContrastiveConfig,
+    checkpoint: Path | None,
+    accelerator: Any,
+    name: str,
+) -> float:
+    """`fit_adamw` of a CLIP, whose scale stays within its bounds."""
+    return fit_adamw(clip, step_fn, config, checkpoint, accelerator, name, lambda step: clamp_scale(clip))
+
+
+def pretrain(
+    clip: nn.Module,
+    pairs,
+    config: ContrastiveConfig,
+    accelerator=None,
+    checkpoint: Path | None = None,
+    augment=None,
+    name: str = "pre-training",
+) -> float:
+    """Train `clip` in place; returns the last loss. It is left frozen and in eval mode.
+
+    pairs: a data set whose `__getitems__(indices)` gives pictures (N, 3, H, W) and N captions, at least steps × batch long (or read in epochs of a
+    permutation that is a function of the epoch). augment(x, step, indices): optional, on pictures. accelerator: every
+    process takes its share of each batch; None: this process alone.
+    Raises UserError if the batch is no multiple of the number of processes.
+    """
+    import open_clip
+
+    accelerator = accelerator or OneProcess(clip.logit_scale.device)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    check_batch(name, min(config.batch, len(pairs)), len(pairs), world)
+    clip.requires_grad_(True).train()
+    model = accelerator.prepare(PixelCLIP(clip))
+    loss_fn = open_clip.ClipLoss(local_loss=world > 1, gather_with_grad=world > 1, rank=rank, world_size=world)
+    share = slice(rank, None, world)
+    batches = Batches.shuffled(pairs, config.batch, config.steps, workers=config.workers, share=share)
+
+    def step_fn(step: int) -> Tensor:
+        x, texts = batches(step)
+        x, tokens = x.to(accelerator.device), clip.tokenizer(texts).to(accelerator.device)
+        image, text, scale = model(x if augment is None else augment(x, step, batches.indices(step)), tokens)
+        return loss_fn(image, text, scale)
+
+    return fit_clip(clip, step_fn, config, checkpoint, accelerator, name)
 
 
 def batch_indices(n: int, batch: int, step: int, seed: int = 0) -> list[int]:

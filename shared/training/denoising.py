@@ -12,33 +12,29 @@ The card beside the weights says how they were made and how well they denoise; `
 """
 
 import copy
-import shlex
-import sys
-import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from shared.attacks import Threat, pgd
-from shared.data.base import subset
+from shared.data.base import LabelledImages, subset
 from shared.data.catalogue import Source, open_set
 from shared.data.scene_sets import FINE_TUNING, ScenePairs, SceneSet
 from shared.diffusion import Purifier, Sampler, Schedule, UNetDenoiser
 from shared.diffusion.weights import CONFIGS, random_denoiser, read_denoiser, save_denoiser
 from shared.errors import UserError, run_main
-from shared.files import digest
 from shared.lifeline import tie_to_launcher
 from shared.models.clip import create_clip
 from shared.models.victim import ZeroShot, text_matrix
-from shared.models.zoo import weights, write_card
-from shared.options import Batch, Bounded, Count, Decay, Positive, Seed, Share, Weight, Whole, free, from_command_line
+from shared.models.zoo import weights
+from shared.options import Batch, Bounded, Count, Decay, Positive, Share, Weight, Whole, free, from_command_line
 from shared.processes import accelerator as open_accelerator
 from shared.rng import SampleRng
-from shared.training.contrastive import adamw, batch_indices
-from shared.training.loop import Fit
-from shared.training.pretrain import VALIDATION, _commit, training_facts
+from shared.training.contrastive import batch_indices, fit_adamw
+from shared.training.loop import OneProcess, check_batch
+from shared.training.zoo import VALIDATION, Making, Training, make
 
 SCENES = "scenes"
 EARLY = 500
@@ -69,8 +65,8 @@ class DenoisingConfig(Bounded):
     """Updates between checkpoints."""
 
 
-@dataclass(frozen=True)
-class Args:
+@dataclass(frozen=True, kw_only=True)
+class Args(Making):
     """Train a denoiser."""
 
     out: Path = Path("shared/models/zoo/scenes-ddpm.safetensors")
@@ -81,13 +77,7 @@ class Args:
     """DATA_ROOT, for sets that are read from files."""
     model: str = "scenes"
     """A configuration of shared/diffusion/weights.py (photos for photographs of 32×32 pixels)."""
-    seed: Seed = 0
-    """Of the initial weights, the pictures, the times and the noise."""
-    train: DenoisingConfig = field(default_factory=DenoisingConfig)
-    work: Path = Path("results/zoo")
-    """Folder of the checkpoint of an unfinished run."""
-    card_only: bool = False
-    """Train nothing: measure the weights at `--out` again and write their card."""
+    train: DenoisingConfig = DenoisingConfig()
 
 
 class Averaged(nn.Module):
@@ -143,24 +133,16 @@ def fit_denoiser(
     share of each batch; None: this process alone, where the denoiser is. flip: mirror half of the pictures. Raises UserError if the batch is no
     multiple of the number of processes or larger than the set, or the pictures are not of the denoiser's size.
     """
-    rank, world = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
-    if config.batch % world:
-        raise UserError(
-            f"denoising: a batch of {config.batch} pictures has no equal shares for {world} processes: change the batch size or the "
-            "number of processes."
-        )
-    if config.batch > len(pictures):
-        raise UserError(
-            f"{name}: a batch of {config.batch} pictures is larger than the set, which has {len(pictures)}: make it smaller."
-        )
-    device = next(denoiser.parameters()).device if accelerator is None else accelerator.device
+    accelerator = accelerator or OneProcess(next(denoiser.parameters()).device)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    check_batch(name, config.batch, len(pictures), world, "pictures")
     both = Averaged(denoiser.requires_grad_(True).train(), config.average)
-    model = denoiser if accelerator is None else accelerator.prepare(denoiser)
+    model = accelerator.prepare(denoiser)
 
     def step_fn(step: int) -> Tensor:
         indices = batch_indices(len(pictures), config.batch, step, seed)[rank::world]
         epoch = step // (len(pictures) // config.batch)
-        x = pictures.__getitems__(indices)[0].to(device)
+        x = pictures.__getitems__(indices)[0].to(accelerator.device)
         if x.shape[2:] != (denoiser.size, denoiser.size):
             raise UserError(
                 f"{name}: the pictures are {x.shape[2]}×{x.shape[3]} pixels and the denoiser is for {denoiser.size}×{denoiser.size}: "
@@ -171,22 +153,7 @@ def fit_denoiser(
         noise = noise.to(x)
         return (model(denoiser.schedule.diffuse(x, t, noise), t).eps - noise).square().mean()
 
-    fit = Fit(
-        both,
-        adamw(denoiser, config.lr, config.weight_decay),
-        config.steps,
-        config.lr,
-        step_fn,
-        config.warmup,
-        checkpoint,
-        config.every,
-        accelerator,
-        both.update,
-        config.clip_norm,
-        name,
-    )
-    loss = fit.run()
-    denoiser.requires_grad_(False).eval()
+    loss = fit_adamw(denoiser, step_fn, config, checkpoint, accelerator, name, both.update, both)
     return both.average.eval(), loss
 
 
@@ -210,52 +177,28 @@ def train_denoiser(
 
 
 def main() -> None:
-    args = from_command_line(Args)
-    accelerator = open_accelerator()
-    facts = training_facts(args.out) if args.card_only else train(args, accelerator)
-    if accelerator.is_main_process:
-        write_card(
-            args.out, kind="denoiser", **facts, **measured(args.out, accelerator.device, args.data, args.data_root)
-        )
-        print(f"wrote the card of {args.out}" if args.card_only else f"wrote {args.out} and its card", flush=True)
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
+    args, accelerator = from_command_line(Args), open_accelerator()
 
+    def begin() -> Training:
+        if args.model not in CONFIGS:
+            raise UserError(f"there is no denoiser configuration {args.model!r}: choose one of {', '.join(CONFIGS)}.")
+        config = CONFIGS[args.model]
+        data = _pictures(args, config["size"])
 
-def train(args: Args, accelerator) -> dict:
-    """Train, write the weights, and return what the card says about it. seconds: None if the run was interrupted in between."""
-    if args.model not in CONFIGS:
-        raise UserError(f"there is no denoiser configuration {args.model!r}: choose one of {', '.join(CONFIGS)}.")
-    commit, began, config = _commit(), time.monotonic(), CONFIGS[args.model]
-    data = _pictures(args, config["size"])
-    # named by all that the weights depend on, so that a run with other options does not continue from it
-    identity = digest(
-        [args.model, config, args.seed, data.version, {k: v for k, v in asdict(args.train).items() if k != "every"}]
-    )
-    checkpoint = args.work / f"{args.out.stem}-{identity[:12]}.ckpt"
-    interrupted = checkpoint.is_file()
-    average, loss = train_denoiser(
-        args.train,
-        data,
-        args.model,
-        args.seed,
-        checkpoint=checkpoint,
-        flip=_photographs(args.data),
-        accelerator=accelerator,
-    )
-    if accelerator.is_main_process:
-        save_denoiser(average.unet, args.out, config, average.schedule)
-        checkpoint.unlink(missing_ok=True)
-    return {
-        "model": args.model,
-        "config": asdict(args.train),
-        "seed": args.seed,
-        "data": data.version,
-        "loss": loss,
-        "commit": commit,
-        "command": shlex.join(["python", "-m", "shared.training.denoising", *sys.argv[1:]]),
-        "seconds": None if interrupted else time.monotonic() - began,
-    }
+        def fit(checkpoint: Path) -> tuple[float, nn.Module]:
+            how = {"checkpoint": checkpoint, "flip": _photographs(args.data), "accelerator": accelerator}
+            average, loss = train_denoiser(args.train, data, args.model, args.seed, **how)
+            return loss, average
+
+        def save(average: nn.Module, out: Path) -> None:
+            save_denoiser(average.unet, out, config, average.schedule)
+
+        return Training(args.model, data.version, [config], fit, save)
+
+    def card(model: str, device: torch.device) -> dict:
+        return measured(args.out, device, args.data, args.data_root)
+
+    make(args, "denoising", begin, card, accelerator, kind="denoiser")
 
 
 def _photographs(spec: str) -> bool:
@@ -270,16 +213,21 @@ def _pictures(args: Args, size: int):
     return open_set(args.data, "train", Source(root=args.data_root, size=str(size)), n)
 
 
+def unseen(spec: str, root: str | None, size: int, n: int) -> tuple[str, LabelledImages, Tensor]:
+    """The pictures a card is measured on: a set's name, the set, and n of its pictures (n, 3, size, size)."""
+    if spec == SCENES:
+        data = SceneSet(FINE_TUNING, "validation", n, size)
+        return FINE_TUNING, data, data.__getitems__(range(n))[0]
+    data = open_set(spec, "test", Source(root=root, size=str(size)))
+    return spec, data, data.__getitems__(subset(data, n, 0))[0]
+
+
 @torch.no_grad()
 def measured(path: Path, device="cpu", spec: str = SCENES, root: str | None = None) -> dict:
     """The measured part of a card: on validation pictures of the set to fine-tune on, or on test pictures of another set (then without a victim)."""
     denoiser = read_denoiser(path).to(device)
-    if spec == SCENES:
-        name, data, chosen = FINE_TUNING, SceneSet(FINE_TUNING, "validation", VALIDATION), range(VALIDATION)
-    else:
-        name, data = spec, open_set(spec, "test", Source(root=root, size=str(denoiser.size)))
-        chosen = subset(data, VALIDATION, 0)
-    x = data.__getitems__(chosen)[0].to(device)
+    name, data, x = unseen(spec, root, denoiser.size, VALIDATION)
+    x = x.to(device)
     facts = {"n": len(x), "set": name, "denoising": {str(t): error_ratio(denoiser, x, t) for t in (50, 100, 200)}}
     return (
         {**facts, "purification": purified_accuracy(denoiser, data, VALIDATION, PURIFIED_AT)}

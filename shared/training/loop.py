@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,36 +31,67 @@ def cosine_schedule(step: int, steps: int, warmup: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
+class OneProcess:
+    """What training loops ask of an `accelerate.Accelerator`, in this process alone, where the model is. It keeps no global state."""
+
+    process_index, num_processes, is_main_process = 0, 1, True
+
+    def __init__(self, device: torch.device | str):
+        self.device = device
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        return model
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def wait_for_everyone(self) -> None: ...
+
+    def end_training(self) -> None: ...
+
+
+def check_batch(name: str, batch: int, n: int, world: int = 1, what: str = "pairs") -> None:
+    """Raises UserError where a batch is larger than a set of n, or has no equal shares for all processes."""
+    if batch > n:
+        raise UserError(f"{name}: a batch of {batch} {what} is larger than the set, which has {n}: make it smaller.")
+    if batch % world:
+        raise UserError(
+            f"{name}: a batch of {batch} {what} has no equal shares for {world} processes: change the batch size or the "
+            "number of processes."
+        )
+
+
 @dataclass
 class Fit:
     """One training run.
 
-    model: the module whose state is saved. optimizer: over its trained parameters. steps, lr, warmup: the schedule. step_fn(step) -> scalar loss
-    (and is free to log). checkpoint: file to continue from and to write every `every` steps (None: never). accelerator: an
-    `accelerate.Accelerator`, or None for a plain single process. after_step(step): called after each update, e.g. for a curve along training.
-    clip_norm: gradient-norm bound (None: none). alike: steps of one value cost the same, for plans.
+    model: the module whose state is saved. optimizer: over its trained parameters. steps, lr, warmup: the schedule.
+    step_fn(step) -> scalar loss (and is free to log); it begins where the checkpoint left off. checkpoint: file to
+    continue from and to write every `every` steps (None: never). accelerator: an `accelerate.Accelerator`; None: this
+    process alone. after_step(step): called after each update, e.g. for a curve along training. clip_norm: gradient-norm
+    bound (None: none). alike(step): steps with the same value cost the same, for plans.
     """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     steps: int
     lr: float
-    step_fn: Callable[[int], Tensor] | None
+    step_fn: Callable[[int], Tensor]
     warmup: int = 0
     checkpoint: Path | None = None
     every: int = 0
-    accelerator: object | None = None
+    accelerator: Any = None
     after_step: Callable[[int], None] | None = None
     clip_norm: float | None = None
     name: str = "training"
     alike: Callable[[int], object] = lambda step: None
-    _start: int | None = None
 
     def run(self) -> float:
         """Train (or continue) to the last step; returns the last loss (0 if nothing was left to do)."""
         from tqdm import tqdm
 
-        start, main = self.start(), self.accelerator is None or self.accelerator.is_main_process
+        accelerator = self.accelerator or OneProcess("cpu")
+        start, main = self._restore(), accelerator.is_main_process
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         bar = tqdm(
             repeated(range(start, self.steps), alike=self.alike),
@@ -75,7 +107,7 @@ class Fit:
                 group["lr"] = self.lr * cosine_schedule(step, self.steps, self.warmup)
             loss = self.step_fn(step)
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward() if self.accelerator is None else self.accelerator.backward(loss)
+            accelerator.backward(loss)
             if self.clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
             self.optimizer.step()
@@ -94,12 +126,6 @@ class Fit:
             raise Diverged(f"{self.name}: the loss became {value} after {self.steps} steps: lower the learning rate.")
         return value
 
-    def start(self) -> int:
-        """The step to begin with: 0, or where the checkpoint (read on the first call) left off."""
-        if self._start is None:
-            self._start = self._restore()
-        return self._start
-
     def _save(self, step: int) -> None:
         if self.checkpoint is None:
             return
@@ -108,6 +134,7 @@ class Fit:
             torch.save(state, temporary)
 
     def _restore(self) -> int:
+        """The step to begin with: 0, or where the checkpoint left off."""
         if self.checkpoint is None or not Path(self.checkpoint).is_file():
             return 0
         try:

@@ -11,26 +11,18 @@ is for the picture, ρ is its bound. The second term makes the trigger specific 
 continues from its checkpoint (`--work`). `--card-only` measures again.
 """
 
-import shlex
-import sys
-import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from shared.attacks.triggers.steganography import Steganographer, bits_of, read_steganographer, save_steganographer
-from shared.data.base import subset
-from shared.data.catalogue import Source, open_set
-from shared.data.scene_sets import FINE_TUNING, SceneSet
 from shared.errors import UserError, run_main
-from shared.files import digest
 from shared.lifeline import tie_to_launcher
 from shared.models.preprocess import JPEG
-from shared.models.zoo import write_card
 from shared.options import (
     Batch,
     Bounded,
@@ -38,7 +30,6 @@ from shared.options import (
     Part,
     Positive,
     Range,
-    Seed,
     Share,
     Weight,
     Whole,
@@ -47,10 +38,10 @@ from shared.options import (
 )
 from shared.processes import accelerator as open_accelerator
 from shared.rng import SampleRng
-from shared.training.contrastive import adamw, batch_indices
-from shared.training.denoising import SCENES, _pictures
-from shared.training.loop import Fit
-from shared.training.pretrain import VALIDATION, _commit, training_facts
+from shared.training.contrastive import batch_indices, fit_adamw
+from shared.training.denoising import SCENES, _pictures, unseen
+from shared.training.loop import OneProcess, check_batch
+from shared.training.zoo import VALIDATION, Making, Training, make
 
 QUALITY = 75
 
@@ -83,8 +74,8 @@ class StegaConfig(Bounded):
     """Updates between checkpoints."""
 
 
-@dataclass(frozen=True)
-class Args:
+@dataclass(frozen=True, kw_only=True)
+class Args(Making):
     """Train a steganographic encoder and its decoder."""
 
     out: Path = Path("shared/models/zoo/scenes-stega.safetensors")
@@ -95,13 +86,7 @@ class Args:
     """DATA_ROOT, for sets that are read from files."""
     size: Annotated[int, Range(8, 4096)] = 32
     """Pixels a side that the networks work at; a multiple of 4."""
-    seed: Seed = 0
-    """Of the initial weights, the pictures, the messages and the noise."""
-    train: StegaConfig = field(default_factory=StegaConfig)
-    work: Path = Path("results/zoo")
-    """Folder of the checkpoint of an unfinished run."""
-    card_only: bool = False
-    """Train nothing: measure the weights at `--out` again and write their card."""
+    train: StegaConfig = StegaConfig()
 
 
 def strength_at(step: int, config: StegaConfig, last: float) -> float:
@@ -141,106 +126,49 @@ def fit_steganographer(
     pictures: a data set whose `__getitems__(indices)` gives pictures (N, 3, H, W) in [0, 1] and something else. accelerator: every process takes its
     share of each batch; None: this process alone. Raises UserError if the batch is no multiple of the number of processes or larger than the set.
     """
-    rank, world = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
-    if config.batch % world:
-        raise UserError(
-            f"{name}: a batch of {config.batch} pictures has no equal shares for {world} processes: change the batch size or the number "
-            "of processes."
-        )
-    if config.batch > len(pictures):
-        raise UserError(
-            f"{name}: a batch of {config.batch} pictures is larger than the set, which has {len(pictures)}: make it smaller."
-        )
-    device = next(network.parameters()).device if accelerator is None else accelerator.device
+    accelerator = accelerator or OneProcess(next(network.parameters()).device)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    check_batch(name, config.batch, len(pictures), world, "pictures")
     network.requires_grad_(True).train()
-    model = network if accelerator is None else accelerator.prepare(network)
+    model = accelerator.prepare(network)
 
     def step_fn(step: int) -> Tensor:
         indices = batch_indices(len(pictures), config.batch, step, seed)[rank::world]
-        x = pictures.__getitems__(indices)[0].to(device)
+        x = pictures.__getitems__(indices)[0].to(accelerator.device)
         rng = SampleRng(seed, indices, f"steganography/epoch{step // (len(pictures) // config.batch)}")
-        bits = rng.child("bits").integers(2, (network.bits,), device=device).float()
+        bits = rng.child("bits").integers(2, (network.bits,), device=accelerator.device).float()
         logits, alike = model(
             x, bits, strength_at(step, config, network.strength), lambda hidden: as_read(hidden, rng, config.jpeg)
         )
         return F.binary_cross_entropy_with_logits(logits, bits) + config.apart * (alike - 0.5).clamp(min=0).mean()
 
-    fit = Fit(
-        network,
-        adamw(network, config.lr, config.weight_decay),
-        config.steps,
-        config.lr,
-        step_fn,
-        config.warmup,
-        checkpoint,
-        config.every,
-        accelerator,
-        clip_norm=config.clip_norm,
-        name=name,
-    )
-    loss = fit.run()
-    network.requires_grad_(False).eval()
-    return loss
+    return fit_adamw(network, step_fn, config, checkpoint, accelerator, name)
 
 
 def main() -> None:
-    args = from_command_line(Args)
-    accelerator = open_accelerator()
-    facts = training_facts(args.out) if args.card_only else train(args, accelerator)
-    if accelerator.is_main_process:
-        write_card(
-            args.out,
-            kind="steganography",
-            origin="re-trained, not StegaStamp",
-            **facts,
-            **measured(args.out, accelerator.device, args.data, args.data_root),
-        )
-        print(f"wrote the card of {args.out}" if args.card_only else f"wrote {args.out} and its card", flush=True)
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
+    args, accelerator = from_command_line(Args), open_accelerator()
 
+    def begin() -> Training:
+        network, data = random_steganographer(args.size, args.seed).to(accelerator.device), _pictures(args, args.size)
 
-def train(args: Args, accelerator) -> dict:
-    """Train, write the weights, and return what the card says about it. seconds: None if the run was interrupted in between."""
-    commit, began = _commit(), time.monotonic()
-    network = random_steganographer(args.size, args.seed).to(accelerator.device)
-    data = _pictures(args, args.size)
-    # named by all that the weights depend on, so that a run with other options does not continue from it
-    identity = digest(
-        [network.config, args.seed, data.version, {k: v for k, v in asdict(args.train).items() if k != "every"}]
-    )
-    checkpoint = args.work / f"{args.out.stem}-{identity[:12]}.ckpt"
-    interrupted = checkpoint.is_file()
-    loss = fit_steganographer(network, data, args.train, args.seed, accelerator, checkpoint)
-    if accelerator.is_main_process:
-        save_steganographer(network, args.out)
-        checkpoint.unlink(missing_ok=True)
-    return {
-        "model": f"steganographer {args.size}",
-        "config": asdict(args.train),
-        "seed": args.seed,
-        "data": data.version,
-        "loss": loss,
-        "commit": commit,
-        "command": shlex.join(["python", "-m", "shared.training.steganography", *sys.argv[1:]]),
-        "seconds": None if interrupted else time.monotonic() - began,
-    }
+        def fit(checkpoint: Path) -> tuple[float, nn.Module]:
+            return fit_steganographer(network, data, args.train, args.seed, accelerator, checkpoint), network
+
+        return Training(f"steganographer {args.size}", data.version, [network.config], fit, save_steganographer)
+
+    def card(model: str, device: torch.device) -> dict:
+        return measured(args.out, device, args.data, args.data_root)
+
+    facts = {"kind": "steganography", "origin": "re-trained, not StegaStamp"}
+    make(args, "steganography", begin, card, accelerator, **facts)
 
 
 def measured(path: Path, device="cpu", spec: str = SCENES, root: str | None = None) -> dict:
     """The measured part of a card, on validation pictures of the scenes or test pictures of another set."""
     network = read_steganographer(path).to(device)
-    if spec == SCENES:
-        spec, data, chosen = (
-            FINE_TUNING,
-            SceneSet(FINE_TUNING, "validation", VALIDATION, network.size),
-            range(VALIDATION),
-        )
-    else:
-        data = open_set(spec, "test", Source(root=root, size=str(network.size)))
-        chosen = subset(data, VALIDATION, 0)
-    x = data.__getitems__(chosen)[0].to(device)
-    return {"n": len(x), "set": spec, "network": network.config, **quality(network, x)}
+    name, _, x = unseen(spec, root, network.size, VALIDATION)
+    x = x.to(device)
+    return {"n": len(x), "set": name, "network": network.config, **quality(network, x)}
 
 
 @torch.no_grad()

@@ -8,34 +8,31 @@ About ten minutes on 2 cores. The vision tower stays as it is, so that a robust 
 (in `--work`). The card says how good the model is on validation pictures, and how far an attack brings it down; `--card-only` measures again.
 """
 
-import shlex
-import sys
-import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from shared.attacks import Threat
 from shared.attacks.pgd import ascend
 from shared.data.language import descriptions, named_objects, objects, questions
 from shared.data.scenes import VERSION, VL_DOMAINS, render, sample, uniforms
 from shared.data.vision_language import INSTRUCTION, SceneCaptions, SceneQuestions
-from shared.errors import UserError, run_main
+from shared.errors import run_main
 from shared.files import digest, sha256_file
 from shared.lifeline import tie_to_launcher
 from shared.models import zoo
 from shared.models.vlm.base import VLM
 from shared.models.vlm.open import load_small, save_small, small_config, small_vlm
-from shared.models.zoo import FOLDER, write_card
-from shared.options import Batch, Bounded, Count, Finite, Positive, Seed, Weight, Whole, free, from_command_line
+from shared.models.zoo import FOLDER
+from shared.options import Batch, Bounded, Count, Finite, Positive, Weight, Whole, free, from_command_line
 from shared.processes import accelerator as open_accelerator
 from shared.rng import SampleRng
-from shared.training.contrastive import adamw, batch_indices
-from shared.training.loop import Fit
-from shared.training.pretrain import _commit, training_facts
+from shared.training.contrastive import batch_indices, fit_adamw
+from shared.training.loop import check_batch
+from shared.training.zoo import Making, Training, make
 
 VALIDATION = 256  # pictures per measurement on a card
 ATTACKED = 128  # … and of those under attack
@@ -64,21 +61,15 @@ class VLMConfig(Bounded):
     """Updates between checkpoints."""
 
 
-@dataclass(frozen=True)
-class Args:
+@dataclass(frozen=True, kw_only=True)
+class Args(Making):
     """Train a small vision-language model on scenes."""
 
     model: str = "scenes-llava"
     """A configuration of shared/models/configs/vlm."""
     out: Path | None = None
     """Where the weights go, by default into the zoo; the card goes beside them."""
-    seed: Seed = 0
-    """Of the initial weights and of the pictures."""
-    train: VLMConfig = field(default_factory=VLMConfig)
-    work: Path = Path("results/zoo")
-    """Folder of the checkpoint of an unfinished run."""
-    card_only: bool = False
-    """Train nothing: measure the weights at `--out` again and write their card."""
+    train: VLMConfig = VLMConfig()
 
 
 class Lessons:
@@ -110,11 +101,7 @@ def fit_vlm(vlm: VLM, lessons: Lessons, config: VLMConfig, accelerator, checkpoi
     Every process takes its share of each batch. Raises UserError if the batch is no multiple of the number of processes.
     """
     rank, world = accelerator.process_index, accelerator.num_processes
-    if config.batch % world:
-        raise UserError(
-            f"a batch of {config.batch} pictures has no equal shares for {world} processes: change the batch size or the number of "
-            "processes."
-        )
+    check_batch(f"training {vlm.name}", config.batch, len(lessons), world, "pictures")
     vlm.requires_grad_(True).train()
     vlm.tower.requires_grad_(False).eval()
     for name, p in vlm.named_parameters():
@@ -126,70 +113,25 @@ def fit_vlm(vlm: VLM, lessons: Lessons, config: VLMConfig, accelerator, checkpoi
         x, prompts, targets = lessons.__getitems__(batch_indices(len(lessons), config.batch, step)[rank::world])
         return model(x.to(accelerator.device), prompts, targets).mean()
 
-    fit = Fit(
-        vlm,
-        adamw(vlm, config.lr, config.weight_decay),
-        config.steps,
-        config.lr,
-        step_fn,
-        config.warmup,
-        checkpoint,
-        config.every,
-        accelerator,
-        clip_norm=config.clip_norm,
-        name=f"training {vlm.name}",
-    )
-    loss = fit.run()
-    vlm.requires_grad_(False).eval()
-    return loss
+    return fit_adamw(vlm, step_fn, config, checkpoint, accelerator, f"training {vlm.name}")
 
 
 def main() -> None:
-    args = from_command_line(Args)
+    args, accelerator = from_command_line(Args), open_accelerator()
     out = args.out or FOLDER / f"{args.model}.safetensors"
-    accelerator = open_accelerator()
-    facts = training_facts(out) if args.card_only else train(args, out, accelerator)
-    if accelerator.is_main_process:
-        write_card(out, kind="vlm", **facts, **measured(out, accelerator.device))
-        print(f"wrote the card of {out}" if args.card_only else f"wrote {out} and its card", flush=True)
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
 
+    def begin() -> Training:
+        torch.manual_seed(args.seed)  # the initial weights are drawn from the global generator
+        vlm = small_vlm(args.model).to(accelerator.device)
+        lessons = Lessons(args.train.steps * args.train.batch, args.seed)
 
-def train(args: Args, out: Path, accelerator) -> dict:
-    """Train, write the weights, and return what the card says about it. seconds: None if the run was interrupted in between."""
-    commit, began = _commit(), time.monotonic()
-    torch.manual_seed(args.seed)  # the initial weights are drawn from the global generator
-    vlm = small_vlm(args.model).to(accelerator.device)
-    lessons, tower = Lessons(args.train.steps * args.train.batch, args.seed), zoo.card(vlm.clip)["sha256"]
-    # named by all that the weights depend on, so that a run with other options does not continue from it
-    identity = digest(
-        [
-            args.model,
-            small_config(args.model),
-            vlm.text.vocabulary,
-            tower,
-            args.seed,
-            lessons.version,
-            {k: v for k, v in asdict(args.train).items() if k != "every"},
-        ]
-    )
-    checkpoint = args.work / f"{out.stem}-{identity[:12]}.ckpt"
-    interrupted = checkpoint.is_file()
-    loss = fit_vlm(vlm, lessons, args.train, accelerator, checkpoint)
-    if accelerator.is_main_process:
-        save_small(vlm, out)
-        checkpoint.unlink(missing_ok=True)
-    return {
-        "model": args.model,
-        "config": asdict(args.train),
-        "seed": args.seed,
-        "data": lessons.version,
-        "loss": loss,
-        "commit": commit,
-        "command": shlex.join(["python", "-m", "shared.training.vlm", *sys.argv[1:]]),
-        "seconds": None if interrupted else time.monotonic() - began,
-    }
+        def fit(checkpoint: Path) -> tuple[float, nn.Module]:
+            return fit_vlm(vlm, lessons, args.train, accelerator, checkpoint), vlm
+
+        about = [small_config(args.model), vlm.text.vocabulary, zoo.card(vlm.clip)["sha256"]]
+        return Training(args.model, lessons.version, about, fit, save_small)
+
+    make(args, "vlm", begin, lambda model, device: measured(out, device), accelerator, out, kind="vlm")
 
 
 def measured(path: Path, device="cpu") -> dict:

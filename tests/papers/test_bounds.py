@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import inspect
 import math
+import re
 from operator import attrgetter
 from typing import Annotated, get_args, get_origin
 
@@ -12,7 +13,12 @@ import pytest
 from shared import options
 from shared.errors import UserError
 from shared.experiment.scale import parse
+from shared.judge.options import Config as JudgeOptions
+from shared.models.victim import Pixels
 from shared.options import Bounded, Range, alternatives, check_bounds, hints, range_of
+from shared.steps.purification import Quality, Transform
+from shared.training.adversarial import Tuning
+from shared.training.classify import ClassifierTraining
 
 PAPERS = ("diffcap", "distshift", "pmg_aft", "roclip", "rvpt")
 TRAININGS = ("classify", "cleanclip", "denoising", "pretrain", "steganography", "vlm")
@@ -53,7 +59,8 @@ def inside(kind: type):
 
 
 def bounded_classes(of: type = Bounded) -> set[type]:
-    return {of, *(deeper for kind in of.__subclasses__() for deeper in bounded_classes(kind))} - {Bounded}
+    found = {of, *(deeper for kind in of.__subclasses__() for deeper in bounded_classes(kind))} - {Bounded}
+    return {kind for kind in found if kind.__module__.partition(".")[0] in ("shared", "papers")}
 
 
 def numbers(hint):
@@ -98,6 +105,22 @@ def test_options_that_hold_themselves_do_so_in_every_field():
                     kind(**{name: math.nan})
 
 
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda: Tuning(optimizer="adam"), "Tuning.optimizer is 'adam': use 'sgd' or 'adamw'."),
+        (lambda: ClassifierTraining(augment="flip"), "ClassifierTraining.augment is 'flip'"),
+        (lambda: Transform("webp"), "Transform.kind is 'webp'"),
+        (lambda: Quality(None, None, 0, "lpips"), "Quality.measure is 'lpips': use 'psnr' or 'ssim'."),
+        (lambda: JudgeOptions(norm="l1"), "Config.norm is 'l1'"),
+        (lambda: Pixels((32, 32), resize_mode="longest"), "resize_mode is 'longest': use 'shortest' or 'squash'."),
+    ],
+)
+def test_options_steps_and_functions_know_their_words(made, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        made()
+
+
 @pytest.mark.parametrize("paper", PAPERS)
 def test_the_presets_are_in_bounds(paper):
     for preset in config_of(paper).PRESETS.values():
@@ -112,7 +135,7 @@ def test_the_presets_are_in_bounds(paper):
     ("rvpt --attacks.issba.fields strength=2", "--attacks.issba.fields strength is 2: use a number above 0"),
     ("roclip --attacks.label-consistent.fields size=3", "--attacks.label-consistent.fields size: the trigger label_consistent has no such"),
     ("roclip --attacks.wanet.fields k=1", "--attacks.wanet.fields k is 1: use a whole number from 2"),
-    ("roclip --attacks.wanet.fields s=nan", "field 's=nan' is not understood"),
+    ("roclip --attacks.wanet.fields s=nan", "--attacks.wanet.fields 's=nan' is not understood"),
     ("pmg_aft --data.source.size 1000000", "the image size's short is 1000000: use a whole number from 1 to"),
     ("pmg_aft --data.source.size 256:0", "the image size's crop is 0"),
     ("pmg_aft --data.source.size ²", "image size '²' is not understood"),

@@ -25,6 +25,7 @@ from shared.experiment.step import Kept, Step, closure, content, counted, key, p
 from shared.experiment.store import Measurement
 from shared.report.data import Results
 from shared.report.tables import Table
+from tests.papers.ends import configured, lab_of
 from tests.papers.ends import load as load_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,7 +116,7 @@ def test_the_headline_is_a_part_of_the_whole(paper, plans, scale):
 
 
 @pytest.mark.parametrize(
-    "scale", ["cpu", *(pytest.param(other, marks=pytest.mark.slow) for other in ("smoke", "paper"))]
+    "scale", ["smoke", *(pytest.param(other, marks=pytest.mark.slow) for other in ("cpu", "paper"))]
 )
 def test_more_seeds_leave_the_others_alone(paper, plans, scale):
     more = replace(paper.presets[scale], seeds=(*paper.presets[scale].seeds, 77))
@@ -190,6 +191,32 @@ def test_the_identity_of_a_leaf_follows_its_fields(plans, tmp_path):
             except (UserError, ValueError, AttributeError):
                 continue
             assert after != before, f"{kind.__name__}.{f.name}"
+
+
+LATER = {
+    "distshift": (
+        ("--models.first.t 4000", "--models.first.t is 4000, and the diffusion model has 1000 steps: use at most that"),
+        ("--sweeps.t 25 1200", "--sweeps.t is 1200, and the"),
+        (
+            "--models.first.data digits:all --models.first.denoiser train --denoising.batch 1438",
+            "--denoising.batch is 1438, more than the 1,437 pictures there are to train on",
+        ),
+    ),
+    "diffcap": (("--choosing.times 150 1001", "--choosing.times is 1001, and the diffusion model has 1000"),),
+    "pmg_aft": (("--data.train digits:all --fare.batch 1438", "--fare.batch is 1438, more than the 1,437 pictures"),),
+    "rvpt": (
+        ("--method.tuning.warmup 100000", r"--method.tuning.warmup is 100000, more than the \d+ updates of its"),
+        ("--baselines.full.warmup 99999", r"--baselines.full.warmup is 99999, more than the \d+ updates of its"),
+    ),
+}
+
+
+def test_what_data_and_models_tell_of_options_is_said_before_anything_is_made(paper, tmp_path):
+    for given, said in LATER.get(paper.name, ()):
+        config = configured(paper, "--scale", "smoke", *given.split())
+        with pytest.raises(UserError, match=f"^{said}"):
+            paper.look(lab_of(tmp_path), config)
+    paper.look(lab_of(tmp_path), paper.presets["smoke"])
 
 
 def test_steps_are_frozen_and_hold_no_functions(plans):

@@ -2,12 +2,14 @@
 
 import importlib
 import json
+import random
 import re
 import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -24,6 +26,7 @@ from shared.report.data import Results
 from shared.report.record import complaint
 from shared.report.shown import YOURS
 from shared.rng import SampleRng
+from shared.steps.choice import Settings
 from shared.steps.yours import Code, Shield
 from tests.papers.ends import load as load_file
 from tests.papers.test_contract import made_up
@@ -142,6 +145,11 @@ def test_a_defence_is_the_same_again_and_has_a_gradient_or_the_identitys():
     out = shield(z, rng)
     assert torch.equal(out.detach(), shield(x, rng))
     assert torch.equal(torch.autograd.grad(out.sum(), z)[0], torch.ones_like(z))
+    for draw in (lambda x: x + float(np.random.rand()), lambda x: x + random.random()):
+        assert torch.equal(Shield(draw, True, None)(x, rng), Shield(draw, True, None)(x, rng))
+    changing, before = Shield(lambda x: x.mul_(0.5), False, None), x.clone()
+    assert torch.autograd.grad(changing(z, rng).sum(), z)[0].eq(0.5).all()
+    assert torch.equal(changing(x, rng), 0.5 * before) and torch.equal(x, before)
     exact = Shield(lambda x, rng: 0.5 * x, True, None)
     assert torch.autograd.grad(exact(z, rng).sum(), z)[0].eq(0.5).all()
 
@@ -166,7 +174,8 @@ def test_teco_as_ones_own_objective_is_teco(tmp_path):
     config = replace(found.presets["smoke"], yours="shared.training.adversarial:TeCoA")
     rows = importlib.import_module("papers.pmg_aft.steps").methods(config, 0)
     lab = lab_of(config, tmp_path)
-    towers = [replace(rows[name], lr=None).run(lab, lambda *_: None) for name in ("tecoa", YOURS)]
+    usual = rows["tecoa"].tuning.given  # nothing is chosen here
+    towers = [replace(rows[name], tuning=Settings(usual)).run(lab, lambda *_: None) for name in ("tecoa", YOURS)]
     theirs, mine = (tower.state_dict() for tower in towers)
     assert all(torch.equal(value, mine[name]) for name, value in theirs.items())
 

@@ -1,8 +1,10 @@
 """Bounds as part of a type: what lies in a range and how it is said, and who holds what to it."""
 
 import math
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import pytest
@@ -153,6 +155,27 @@ def test_a_longer_one_that_was_asked_for_is_refused(given, capsys):
         from_command_line(Scheduled, args=given.split())
     assert not capsys.readouterr().err
     assert from_command_line(Scheduled, args=["--train.warmup", "4"]) == Scheduled()
+
+
+def test_a_word_is_one_of_those_that_are_known():
+    """Wherever it is said, so that no other branch of an `if` stands for all that is unknown."""
+
+    @dataclass(frozen=True)
+    class Named(Bounded):
+        how: Literal["sgd", "adamw"] | None = "sgd"
+        several: tuple[Literal["a", "b"], ...] = ()
+        loss: Literal["ce"] | Callable[..., float] = "ce"
+
+    assert Named("adamw", ("a", "b"), max).how == "adamw" and Named(None).how is None
+    for wrong, said in (
+        ({"how": "adam"}, "how is 'adam': use 'sgd' or 'adamw'."),
+        ({"how": 1}, "how is 1: use 'sgd' or 'adamw'."),
+        ({"several": ("a", "c")}, "several is 'c': use 'a' or 'b'."),
+        ({"several": "a"}, "several is 'a': use a tuple, as in ('a',)."),
+        ({"loss": "l2"}, "loss is 'l2': use 'ce', or a function."),
+    ):
+        with pytest.raises(UserError, match=re.escape(f"Named.{said}")):
+            Named(**wrong)
 
 
 def test_a_function_holds_its_arguments():

@@ -1,8 +1,10 @@
 """Numbers addressed by (seed, stream, sample index) and by nothing else."""
 
 import numpy as np
+import pytest
 import torch
 
+from shared.errors import UserError
 from shared.rng import SampleRng
 
 
@@ -48,3 +50,9 @@ def test_global_generators_are_left_alone():
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
     SampleRng(0, range(5)).normal((3,))
     assert torch.equal(before[0], torch.get_rng_state()) and (before[1] == np.random.get_state()[1]).all()
+
+
+@pytest.mark.parametrize(("seed", "indices"), [("0", [0]), (0.5, [0]), (0, [0.5]), (0, torch.tensor([0.5]))])
+def test_seeds_and_indices_are_whole_numbers(seed, indices):
+    with pytest.raises(UserError, match="random streams are of a whole seed and whole indices, not"):
+        SampleRng(seed, indices)

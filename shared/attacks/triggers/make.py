@@ -26,19 +26,20 @@ def make_trigger(name: str, preset: str = "cleanclip", size: int = 224, **fields
     return TRIGGERS[name].make(preset, size, **fields)
 
 
-def parse_fields(options: Sequence[str]) -> dict[str, object]:
-    """Fields of a trigger as options give them: {"patch": 8} of "patch=8". Raises UserError for what is not name=number, and for a field
-    that is given twice."""
+def parse_fields(options: Sequence[str], prefix: str = "the trigger's field ") -> dict[str, object]:
+    """Fields of a trigger as options give them: {"patch": 8} of "patch=8".
+
+    Raises UserError for what is not name=number, and for a field that is given twice. prefix: before a field's name."""
     out = {}
     for option in options:
         name, _, value = option.partition("=")
         if name in out:
-            raise UserError(f"the trigger's field {name!r} is given twice: give it once.")
+            raise UserError(f"{prefix}{name!r} is given twice: give it once.")
         try:
             out[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             raise UserError(
-                f"the trigger's field {option!r} is not understood: write name=number, as in patch=8, with text in quotes."
+                f"{prefix}{option!r} is not understood: write name=number, as in patch=8, with text in quotes."
             ) from None
     return out
 
@@ -48,7 +49,7 @@ def check_fields(name: str, options: Sequence[str], prefix: str) -> None:
 
     It is not made for that: an optimised trigger has to be optimised first. prefix: before a field's name.
     """
-    given, known = parse_fields(options), hints(TRIGGERS[name])
+    given, known = parse_fields(options, prefix), hints(TRIGGERS[name])
     unknown = sorted(set(given) - set(known))
     if unknown:
         raise UserError(

@@ -50,16 +50,6 @@ class BadNet(Trigger):
             {} if preset == "cleanclip" else {"pattern": "checker", "place": "corner"}
         )
 
-    def __post_init__(self):
-        super().__post_init__()
-        self._refuse(
-            self.pattern not in ("noise", "checker"), f"there is no pattern {self.pattern!r}: use 'noise' or 'checker'."
-        )
-        self._refuse(
-            self.place not in ("random", "corner", "corners", "centre"),
-            f"there is no place {self.place!r}: use 'random', 'corner', 'corners' or 'centre'.",
-        )
-
     def stamp(self, x: Tensor, rng: SampleRng) -> Tensor:
         self._refuse(
             self.patch >= min(x.shape[2:]),

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared.errors import UserError
-from shared.models.victim import predicted
+from shared.models.victim import Norm, Pixels, predicted
 from shared.models.vlm.text import Text
+from shared.models.vlm.vision import load_vision, quick_patches
 from shared.repeat import batches, repeated
 
 
@@ -62,9 +63,12 @@ class LanguageVLM(VLM):
     nothing sees the padding, so no mask is needed and no row depends on the others. Answers are computed by groups of prompts equally long.
     """
 
-    def __init__(self, text: Text):
+    def __init__(self, model: nn.Module, text: Text, norm: Norm, resize_mode: str = "shortest"):
         super().__init__()
-        self.text = text
+        self.model, self.config, self.text = model, model.config, text
+        self.size = self.config.vision_config.image_size
+        self.pixels = Pixels((self.size, self.size), norm, resize_mode=resize_mode)
+        quick_patches(self.tower.embeddings)
 
     @abstractmethod
     def see(self, x: Tensor) -> Tensor:
@@ -74,9 +78,12 @@ class LanguageVLM(VLM):
     def read(self, ids: Tensor, seen: Tensor, cache=None, keep: bool = False) -> tuple[Tensor, object]:
         """Token numbers (N, T), after those in `cache`, -> last hidden states (N, T, D) and, with `keep`, the cache for what follows."""
 
-    @abstractmethod
     def head(self, hidden: Tensor) -> Tensor:
         """Hidden states -> logits over the vocabulary."""
+        return self.model.lm_head(hidden)
+
+    def set_vision(self, tower):
+        load_vision(self.tower, self.config.vision_config.hidden_act, tower)
 
     def nll(self, x, prompts, targets):
         check_lengths(x, prompts, targets)

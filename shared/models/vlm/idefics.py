@@ -6,10 +6,9 @@ and gradients with respect to the pixels are exactly 0.
 
 from torch import Tensor, nn
 
-from shared.models.victim import Norm, Pixels
+from shared.models.victim import Norm
 from shared.models.vlm.base import LanguageVLM
 from shared.models.vlm.text import Text
-from shared.models.vlm.vision import load_vision, quick_patches
 
 
 class IdeficsVLM(LanguageVLM):
@@ -17,11 +16,8 @@ class IdeficsVLM(LanguageVLM):
     `Pixels`."""
 
     def __init__(self, model: nn.Module, text: Text, image_token: int, norm: Norm = "clip"):
-        super().__init__(text)
-        self.model, self.config, self.image_token = model, model.config, image_token
-        self.size = self.config.vision_config.image_size
-        self.pixels = Pixels((self.size, self.size), norm, resize_mode="squash")
-        quick_patches(self.tower.embeddings)
+        super().__init__(model, text, norm, resize_mode="squash")
+        self.image_token = image_token
 
     @property
     def tower(self) -> nn.Module:
@@ -45,12 +41,6 @@ class IdeficsVLM(LanguageVLM):
         )
         return out.last_hidden_state, out.past_key_values
 
-    def head(self, hidden):
-        return self.model.lm_head(hidden)
-
     def embed(self, x: Tensor) -> Tensor:
         """The class token after the tower's last layer and norm."""
         return self.tower(pixel_values=self.pixels(x)).pooler_output
-
-    def set_vision(self, tower):
-        load_vision(self.tower, self.config.vision_config.hidden_act, tower)

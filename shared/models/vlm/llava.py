@@ -3,21 +3,16 @@
 import torch
 from torch import Tensor, nn
 
-from shared.models.victim import Norm, Pixels
+from shared.models.victim import Norm
 from shared.models.vlm.base import LanguageVLM
 from shared.models.vlm.text import Text
-from shared.models.vlm.vision import load_vision, quick_patches
 
 
 class LlavaVLM(LanguageVLM):
     """model: transformers' LlavaForConditionalGeneration; text: with the image's tokens at one place in every prompt; norm: as in `Pixels`."""
 
     def __init__(self, model: nn.Module, text: Text, norm: Norm = "clip"):
-        super().__init__(text)
-        self.model, self.config = model, model.config
-        self.size = self.config.vision_config.image_size
-        self.pixels = Pixels((self.size, self.size), norm)
-        quick_patches(self.tower.embeddings)
+        super().__init__(model, text, norm)
 
     @property
     def tower(self) -> nn.Module:
@@ -41,12 +36,6 @@ class LlavaVLM(LanguageVLM):
         out = inner.language_model(inputs_embeds=inputs, past_key_values=cache, use_cache=keep)
         return out.last_hidden_state, out.past_key_values
 
-    def head(self, hidden):
-        return self.model.lm_head(hidden)
-
     def embed(self, x: Tensor) -> Tensor:
         """The class token after the tower's last layer and norm."""
         return self.tower(self.pixels(x)).pooler_output
-
-    def set_vision(self, tower):
-        load_vision(self.tower, self.config.vision_config.hidden_act, tower)

@@ -137,9 +137,9 @@ def test_a_zero_shot_victim_with_blank_templates():
 @pytest.mark.parametrize(
     "settings, says",
     [
-        ({"scope": "all"}, "scope 'all'"),
-        ({"gradient": "none"}, "gradient 'none'"),
-        ({"steps": -1}, "-1 steps"),
+        ({"scope": "all"}, "scope is 'all'"),
+        ({"gradient": "none"}, "gradient is 'none'"),
+        ({"steps": -1}, "steps is -1"),
         ({"blank": torch.zeros(3)}, r"blank embedding \(3,\)"),
     ],
 )

@@ -72,6 +72,7 @@ def test_another_tau_measures_only_what_depends_on_it(copy, script, measured):
     assert not any(name.startswith(("tau__", "calibration__")) for name in touched)
 
 
+@pytest.mark.slow
 def test_damage_is_mended(copy, script, measured, reference):
     """A robust encoder, attacked pictures, the similarities behind τ and a measurement that a full disk or a careless hand has spoilt."""
     made = folder(copy) / "checkpoints"
@@ -86,6 +87,7 @@ def test_damage_is_mended(copy, script, measured, reference):
     assert_equal(measured(reference), measured(copy))
 
 
+@pytest.mark.slow
 def test_the_page_draws_everything(reference):
     check_drawn(PAPER, reference)
 

@@ -106,6 +106,7 @@ def test_another_scale_of_the_guidance_measures_only_what_depends_on_it(copy, sc
     assert len(touched) < len(after) / 3
 
 
+@pytest.mark.slow
 def test_damage_is_mended(copy, script, measured, reference):
     """Attacked pictures and a measurement that a full disk or a careless hand has spoilt."""
     for name in ("attacked__base__scenes-ten__autoattack__linf*", "checked__base__scenes-ten__autoattack__linf*"):
@@ -117,6 +118,7 @@ def test_damage_is_mended(copy, script, measured, reference):
     assert_equal(measured(reference), measured(copy))
 
 
+@pytest.mark.slow
 def test_the_page_draws_everything(reference):
     check_drawn(PAPER, reference)
 

@@ -236,7 +236,7 @@ def test_score_adds_to_the_score_and_ratio_is_a_ratio_of_norms():
     torch.testing.assert_close(
         ratio.flatten(1).norm(dim=1), 0.25 * eps.detach().flatten(1).norm(dim=1), rtol=1e-12, atol=0
     )
-    score = defence.with_guidance(unit="score").guide(x, 2 * x - 1, rng, False)(*given)
+    score = defence.with_(guidance=replace(defence.guidance, unit="score")).guide(x, 2 * x - 1, rng, False)(*given)
     (g,) = torch.autograd.grad(defence.victim((x_t + 1) / 2).softmax(1).amax(1).log().sum(), x_t)
     torch.testing.assert_close(-(eps.detach() + score) / alphas(300)[1], -eps.detach() / alphas(300)[1] + 0.25 * g)
     torch.testing.assert_close(unit_vectors(score), unit_vectors(ratio))
@@ -558,7 +558,7 @@ def test_mistakes_are_sentences():
     with pytest.raises(UserError, match="G3 is G1 at the predicted clean image"):
         Guidance("G3")
     for field in ("kind", "label", "domain", "rescale", "unit", "output"):
-        with pytest.raises(UserError, match=f"{field} of the guidance is 'odd'"):
+        with pytest.raises(UserError, match=f"Guidance.{field} is 'odd'"):
             Guidance(**{field: "odd"})
     with pytest.raises(UserError, match="for domain 'x_t'"):
         Guidance(domain="x0_hat", rescale="x_t/alpha")

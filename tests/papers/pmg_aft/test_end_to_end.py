@@ -92,7 +92,7 @@ def test_one_changed_number_measures_only_what_depends_on_it(copy, script, measu
 
 def test_damage_is_mended(copy, script, measured, reference):
     """A trained model and two measurements that a full disk or a careless hand has spoilt."""
-    spoilt = whole(folder(copy) / "checkpoints", "ft_clean__seed0*.safetensors")[0]
+    spoilt = whole(folder(copy) / "checkpoints", "pmg_clean__seed0*.safetensors")[0]
     spoilt.write_bytes(spoilt.read_bytes()[:5000])
     found = sorted((folder(copy) / "measurements").glob("*tecoa*shape*"))
     found[0].write_bytes(b"{")
@@ -100,7 +100,7 @@ def test_damage_is_mended(copy, script, measured, reference):
     stopped = script("evaluate", *SMALL, "--results", copy)
     assert stopped.code == 2
     assert re.fullmatch(
-        r"note: .*ft_clean__seed0.* will be made again\.\nerror: .*ft_clean__seed0.*run the training.*\n", stopped.err
+        r"note: .*pmg_clean__seed0.* will be made again\.\nerror: .*pmg_clean__seed0.*run the training.*\n", stopped.err
     )
     trained = script("train", *SMALL, "--results", copy)
     total, there = re.search(r"(\d+) runs, (\d+) already there", trained.out).groups()

@@ -70,9 +70,9 @@ def test_what_each_row_is():
         step.face == faces.get(name.split("_")[1] if "_" in name else "", Face()) for name, step in tuned.items()
     )
     assert tuned["pmg_one"].loss == tuned["pmg_released"].loss
-    assert (tuned["fare"].tuning, tuned["tecoa"].tuning) == (CPU.fare, CPU.tuning)
+    assert (tuned["fare"].tuning.given, tuned["tecoa"].tuning.given) == (CPU.fare, CPU.tuning)
     assert {step.data.spec for step in tuned.values()} == {CPU.data.train, *CPU.data.other_train}
-    assert all(tuned[f"pmg_last{k}"].tuning == replace(CPU.tuning, last=k) for k in CPU.sweeps.last)
+    assert all(tuned[f"pmg_last{k}"].tuning.changes == (("last", k),) for k in CPU.sweeps.last)
     assert {step.attack.steps for step in methods(with_attack(CPU, train_steps=5)).values()} == {5}
 
 
@@ -410,7 +410,7 @@ def test_every_method_has_as_many_candidates_and_the_preset_is_one_of_them():
         made = {name: steps.choice(c, name) for name in CHOSEN}
         for name, choice in made.items():
             preset = c.fare.lr if name == "fare" else c.tuning.lr
-            assert [x.tuning.lr for x in choice.candidates] == [preset * m for m in c.choosing.multiples]
+            assert [x.tuning.given.lr for x in choice.candidates] == [preset * m for m in c.choosing.multiples]
             assert {x.seed for x in choice.candidates} == {c.seeds[0]}
             assert {choice.rule.data.split, *(x.data.split for x in choice.candidates)} <= {
                 "validation",
@@ -425,23 +425,28 @@ def test_every_method_has_as_many_candidates_and_the_preset_is_one_of_them():
 
 def test_rows_that_vary_one_thing_have_the_rate_of_the_row_they_vary():
     rows = methods(CPU, seed=2)
-    assert {name: rows[name].lr for name in CHOSEN} == {name: steps.choice(CPU, name) for name in CHOSEN}
-    assert rows["pmg_released_april"].lr == rows["pmg_released"].lr
-    assert rows["tecoa_on_colour_shape"].lr == rows["tecoa"].lr
-    assert rows["pmg_general"].lr == rows["pmg_last2"].lr == rows[SWEPT(4, 4)].lr == rows["pmg_aft"].lr
+    assert {name: rows[name].tuning.choice for name in CHOSEN} == {name: steps.choice(CPU, name) for name in CHOSEN}
+    assert rows["pmg_released_april"].tuning.choice == rows["pmg_released"].tuning.choice
+    assert rows["tecoa_on_colour_shape"].tuning.choice == rows["tecoa"].tuning.choice
+    assert (
+        rows["pmg_general"].tuning.choice
+        == rows["pmg_last2"].tuning.choice
+        == rows[SWEPT(4, 4)].tuning.choice
+        == rows["pmg_aft"].tuning.choice
+    )
     one = steps.choice(PRESETS["paper"], "pmg_aft").candidates  # nothing to choose: it is what the row would be
-    assert [(x.data.split, x.tuning) for x in one] == [("train", PRESETS["paper"].tuning)]
+    assert [(x.data.split, x.tuning.given) for x in one] == [("train", PRESETS["paper"].tuning)]
 
 
 def test_the_seed_that_chose_keeps_the_candidate_and_others_train_with_its_rate(lab):
     c = replace(ZOO, seeds=(0, 1), choosing=Choosing((1.0, 8.0), n=16))
     first, second = methods(c)["tecoa"], methods(c, 1)["tecoa"]
     lab.make([first, second])
-    best = first.lr.settle(lab)
+    best = first.tuning.choice.settle(lab)
     assert all(map(torch.equal, lab.weights(first).values(), lab.weights(best).values()))
     assert set(first.parts) == {"", "step1"}  # of the curve
     assert all(map(torch.equal, lab.weights(first, "step1").values(), lab.weights(best, "step1").values()))
-    alone = replace(second, lr=None, tuning=replace(second.tuning, lr=best.tuning.lr)).make(lab)
+    alone = replace(second, tuning=best.tuning).make(lab)
     assert all(torch.equal(w, alone[name]) for name, w in lab.weights(second).items())
 
 

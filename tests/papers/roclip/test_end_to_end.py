@@ -140,6 +140,7 @@ def test_a_second_run_makes_nothing(reference, script):
     check_second_run(script, reference, 300, *SMALL)
 
 
+@pytest.mark.slow
 def test_the_page_draws_everything(reference):
     check_drawn(PAPER, reference)
 
@@ -156,6 +157,7 @@ def test_other_test_pictures_train_nothing_and_another_pool_only_its_runs(copy, 
     assert "24 runs, 16 already there" in changed.out
 
 
+@pytest.mark.slow
 def test_damage_is_mended(copy, script, measured, reference):
     """Weights, facts, pools and a measurement that a full disk or a careless hand has spoilt."""
     made = folder(copy) / "checkpoints"

@@ -91,6 +91,7 @@ def test_the_headline_is_measured_and_a_second_run_makes_nothing(headline, scrip
     check_nothing_trained(check_second_run(script, headline, 80, *HEADLINE))
 
 
+@pytest.mark.slow
 def test_damage_is_mended(headline, script, measured, tmp_path):
     """A patch, prompts, a whole CLIP and a measurement that a full disk or a careless hand has spoilt."""
     copy = Path(shutil.copytree(headline, tmp_path / "copy"))

@@ -370,13 +370,16 @@ def test_published_budgets():
 @pytest.mark.parametrize(
     "make, says",
     [
-        (lambda net, x, y, r: Defended(net, Noise(), r, gradient="adjoint"), "unknown gradient 'adjoint'"),
+        (
+            lambda net, x, y, r: Defended(net, Noise(), r, gradient="adjoint"),
+            "gradient is 'adjoint': use 'exact' or 'bpda'",
+        ),
         (lambda net, x, y, r: Defended(net, Noise(), r, draws=0), "draws is 0: use a whole number from 1"),
-        (lambda net, x, y, r: Defended(net, Noise(), r).loss("ce", "gradients"), "unknown average 'gradients'"),
+        (lambda net, x, y, r: Defended(net, Noise(), r).loss("ce", "gradients"), "average is 'gradients'"),
         (lambda net, x, y, r: Defended(net, Noise(), r).loss("ce")(net(x), y), "logits of its last call"),
         (
             lambda net, x, y, r: AdaptiveAttack(optimiser="adam")(net, Noise(), x, y, THREAT, rng=r, defence_rng=r),
-            "optimiser 'adam' with 1 restarts",
+            "optimiser is 'adam': use 'pgd' or 'apgd'",
         ),
         (
             lambda net, x, y, r: replace(ATTACKS["BPDA"], restarts=2)(net, Noise(), x, y, THREAT, rng=r, defence_rng=r),

@@ -89,6 +89,7 @@ def oracle(victim, threat, steps):
     return FABAttack_PT(victim, norm={"linf": "Linf", "l2": "L2"}[threat.norm], seed=0, **options)
 
 
+@pytest.mark.slow
 def test_it_is_as_strong_as_the_original(case, images, accuracy):
     (net, threat), (x, y) = case, images
     with torch.random.fork_rng():

@@ -199,7 +199,7 @@ def test_averaged_evaluations_see_the_mean_of_a_random_victim():
     "change, says",
     [
         ({"keep": "first"}, "keep"),
-        ({"loss": "l2"}, "unknown loss"),
+        ({"loss": "l2"}, "loss is 'l2': use 'ce', 'cw', 'dlr' or 'margin', or a function"),
         ({"keep": "last", "drop": True}, "contradicts"),
         ({"reduction": "mean", "drop": True}, "contradicts"),
         ({"reduction": "median"}, "reduction"),
@@ -214,12 +214,18 @@ def test_averaged_evaluations_see_the_mean_of_a_random_victim():
         ({"step_size": -0.1}, "step_size is -0.1"),
         ({"restarts": 0}, "restarts is 0"),
         ({"kappa": math.inf}, "kappa is inf"),
+        ({"targeted": torch.tensor([1])}, r"int64 labels \(N,\), got"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(net, images, change, says):
     settings = {"steps": 1, "step_size": 0.1, "rng": SampleRng(0, range(4))} | change
     with pytest.raises(UserError, match=says):
         pgd(net, images[0][:4], images[1][:4], THREATS[0], **settings)
+
+
+def test_a_victim_that_is_no_module_is_one_sentence(net, images):
+    with pytest.raises(UserError, match=r"the victim is a function: give an nn\.Module"):
+        pgd(lambda x: net(x), *images, THREATS[0], steps=1, step_size=0.1, random_start=False)
 
 
 @pytest.mark.parametrize("wrong", [10, -1, 2**40])

@@ -4,7 +4,7 @@ import copy
 import json
 import math
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -20,6 +20,7 @@ from shared.models.clip import save_tensors
 from shared.models.preprocess import JPEG
 from shared.rng import SampleRng
 from shared.training import steganography as script
+from shared.training import zoo as making
 from shared.training.steganography import (
     StegaConfig,
     as_read,
@@ -323,10 +324,11 @@ def test_the_card_says_how_it_was_made_and_how_good_it_is(run, tmp_path, monkeyp
     )
     assert card["command"].startswith("python -m shared.training.steganography --out ")
     weights = (tmp_path / "m.safetensors").read_bytes()
-    monkeypatch.setattr(script, "train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(making, "train", lambda *_: pytest.fail("trained again"))
     assert run("--card-only") == card and (tmp_path / "m.safetensors").read_bytes() == weights
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_continues(run, tmp_path, monkeypatch):
     straight = run("--train.steps", "3")
     read, original = [], ScenePairs.__getitems__
@@ -355,7 +357,7 @@ needs_the_zoo = pytest.mark.skipif(not (zoo.FOLDER / f"{NAME}.json").exists(), r
 @needs_the_zoo
 def test_the_card_is_of_the_defaults_and_good_enough():
     card = zoo.card(NAME)
-    assert card["config"] == script.asdict(script.Args().train) and card["seed"] == 0 and card["n"] == 256
+    assert card["config"] == asdict(script.Args().train) and card["seed"] == 0 and card["n"] == 256
     assert card["data"] == ScenePairs(1, seed=0).version, "the world has changed since: make zoo"
     assert card["bit_accuracy"]["bytes"] >= 0.95 and card["psnr"]["least"] >= 30 and card["alike"] < 0.99
 

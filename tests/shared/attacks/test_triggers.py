@@ -12,7 +12,7 @@ from PIL import Image
 
 from shared.attacks.triggers import at_test, make_trigger, parse_fields, same_trigger, sheet
 from shared.attacks.triggers.base import byte_cast, patch_side
-from shared.attacks.triggers.make import TRIGGERS
+from shared.attacks.triggers.make import TRIGGERS, check_fields
 from shared.attacks.triggers.patches import BadNet, paste
 from shared.errors import UserError
 from shared.rng import SampleRng
@@ -244,11 +244,11 @@ def test_the_contact_sheet(x):
     ("call", "sentence"),
     [
         (lambda x: make_trigger("badnets"), "there is no trigger 'badnets': choose one of badnet, blended"),
-        (lambda x: make_trigger("badnet", "cifar"), "there is no preset 'cifar' of the trigger badnet"),
+        (lambda x: make_trigger("badnet", "cifar"), "BadNet.preset is 'cifar': use"),
         (lambda x: make_trigger("badnet", radius=3), "the trigger badnet has no field 'radius'"),
         (lambda x: make_trigger("badnet", patch=0), "BadNet.patch is 0: use a whole number from 1"),
-        (lambda x: make_trigger("badnet", place="left"), "badnet: there is no place 'left'"),
-        (lambda x: make_trigger("badnet", pattern="kitty"), "badnet: there is no pattern 'kitty'"),
+        (lambda x: make_trigger("badnet", place="left"), "BadNet.place is 'left'"),
+        (lambda x: make_trigger("badnet", pattern="kitty"), "BadNet.pattern is 'kitty'"),
         (
             lambda x: make_trigger("badnet", patch=32)(x, range(6)),
             "badnet: a patch of 32 pixels does not fit into pictures of 32×32",
@@ -282,6 +282,8 @@ def test_fields_as_options_give_them():
     for wrong in ("patch", "pattern=checker", "patch=8px"):
         with pytest.raises(UserError, match=f"field '{wrong}' is not understood: write name=number"):
             parse_fields((wrong,))
+    with pytest.raises(UserError, match=r"^--attacks\.badnet\.fields 'patch' is given twice: give it once\."):
+        check_fields("badnet", ["patch=4", "patch=8"], "--attacks.badnet.fields ")
     with pytest.raises(UserError, match="'patch' is given twice"):
         parse_fields(("patch=8", "patch=9"))
 

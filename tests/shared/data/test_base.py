@@ -41,6 +41,8 @@ def test_held_out_pictures_are_a_tenth_of_every_class_and_no_others():
     assert sorted([*kept.indices, *rest.indices]) == list(range(len(LABELS)))
     assert np.bincount(kept.labels).tolist() == [5, 3, 1]
     assert kept.version != rest.version
+    with pytest.raises(UserError, match="the class 'c' has one picture to train on"):
+        held_out(Numbers([0, 0, 1, 1, 2]), False)
 
 
 def counts(data, chosen):

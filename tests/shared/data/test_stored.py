@@ -55,9 +55,10 @@ def root(tmp_path):
     return tmp_path
 
 
-def test_a_table_names_its_classes_or_numbers_them(root):
+def test_a_table_names_its_classes_or_numbers_them(root, capsys):
     data = stored("csv:names.csv", root, NATIVE, False)
     assert data.classes == ("cat", "red fox") and data.labels.tolist() == [1, 0, 0, 1] and not data.numbered
+    assert "one class with another spelling of it: Red_Fox, red fox\n" in capsys.readouterr().err
     assert shades(data) == [0, 1, 2, 3] and data.prompts == ("This is a photo of a cat", "This is a photo of a red fox")
     x, y = data.__getitems__([3, 0])
     assert x.shape == (2, 3, 4, 4) and x.dtype == torch.float32 and y.tolist() == [1, 1]
@@ -133,6 +134,8 @@ def test_what_cannot_be_read_is_refused_or_counted(tmp_path, capsys):
     [
         ("csv:one.csv", "has one label, a: a classifier needs two classes"),
         ("csv:bad.csv", r"the label of .*1\.png is -1"),
+        ("csv:both.csv", r"the picture .*/1\.png is 'cat' and 'dog': keep one of them"),
+        ("shards:lines.tar", "the label of 0 in .*/lines.tar has several lines: give one"),
         ("csv:none.csv", "there is no file"),
         ("shards:none.tar", "there is no file"),
         ("csv:empty.csv", "has no labelled picture"),
@@ -141,6 +144,8 @@ def test_what_cannot_be_read_is_refused_or_counted(tmp_path, capsys):
 )
 def test_bad_sets_are_refused_in_a_sentence(root, spec, says):
     (root / "empty.csv").write_text("path,label\n")
+    tar(root / "lines.tar", {"0.png": picture(0), "0.cls": b"1\n2", "1.png": picture(1), "1.cls": b"1"})
+    (root / "both.csv").write_text("path,label\n0.png,cat\n1.png,cat\n./1.png,dog\n")
     (root / "columns.csv").write_text("path,kind\n0.png,a\n")
     with pytest.raises(UserError, match=says) as refused:
         stored(spec, root, NATIVE, False)

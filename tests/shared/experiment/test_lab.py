@@ -67,7 +67,7 @@ class Level(Measured):
     offset: float = 0.0
 
     def make(self, lab) -> Values:
-        return Values(lab.weights(self.base)["w"].numpy() + self.offset, "share")
+        return Values(lab.weights(self.base)["w"].numpy() + self.offset, "points")
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ def asked(monkeypatch, tmp_path) -> list[list[str]]:
     monkeypatch.setattr(make, "ROOT", tmp_path)
     monkeypatch.setattr(make, "start", start)
     monkeypatch.setattr(make, "supervise", supervise)
-    for function in ("scales", "check_scale"):
+    for function in ("scales", "check_scale", "refuse_unreadable"):
         one = getattr(make, function)
         monkeypatch.setattr(make, function, lambda *given, one=one: one(*given, papers=tmp_path / "papers"))
     return calls
@@ -153,6 +153,8 @@ def test_all_papers_are_those_with_the_scale(run, capsys):
     ("reproduce-alpha", {"DEVICE": "gpu", "GPUS": "2"}, "use DEVICE=gpus"),
     ("reproduce-alpha", {"LAUNCH": "no-such-program -n 2"}, "there is no program no-such-program"),
     ("reproduce-alpha", {"SEEDS": str(2**63)}, "SEEDS takes whole numbers"),
+    ("reproduce-alpha", {"ARGS": "--scale smoke"}, "ARGS says --scale smoke, and pages are drawn of SCALE=cpu: say SCALE=smoke"),
+    ("reproduce-alpha", {"ARGS": "--results"}, "ARGS=--results: argument --results: expected one argument"),
     ("reproduce", {"DEFENCE": "my:Mine"}, "is a row of one paper: give it to make reproduce-<paper>"),
     ("figures-alpha", {"METHOD": "my:Mine"}, "is a row of one paper"),
 ])  # fmt: skip
@@ -197,6 +199,25 @@ def test_a_failing_script_stops_the_run(run, asked, monkeypatch):
     with pytest.raises(SystemExit) as stop:
         run("reproduce")
     assert stop.value.code == 3 and len(asked) == 1
+
+
+def test_a_half_made_paper_is_in_no_others_way(run, asked, tmp_path, monkeypatch, capsys):
+    def supervise(commands, environments):
+        asked.append(commands[0][2:4])
+        return 2 if "alpha" in commands[0] else 0
+
+    monkeypatch.setattr(make, "supervise", supervise)
+    with pytest.raises(SystemExit) as stop:
+        run("status")
+    assert stop.value.code == 2 and asked == [["shared.experiment.status", name] for name in ("alpha", "beta")]
+    (tmp_path / "papers" / "half").mkdir()
+    (tmp_path / "papers" / "half" / "train.py").touch()
+    (tmp_path / "papers" / "half" / "config.py").write_text("PRESETS = {")
+    for goal, calls in (("reproduce", 7), ("figures", 3)):
+        monkeypatch.setattr(make, "supervise", lambda commands, _: asked.append(commands[0]) or 0)
+        with pytest.raises(UserError, match=r"all is done but for half, whose config\.py cannot be read"):
+            run(goal)
+        assert len(asked) == calls and "half is left out" in capsys.readouterr().out
 
 
 def test_a_launcher_that_runs_nothing_is_noticed(run, asked, monkeypatch):

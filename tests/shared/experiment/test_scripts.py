@@ -80,7 +80,7 @@ class Level(Measured):
     offset: float
 
     def make(self, lab) -> Values:
-        return Values(lab.weights(self.seen)["x"].numpy() + self.offset, "share", extra={"curve": np.arange(3)})
+        return Values(lab.weights(self.seen)["x"].numpy() + self.offset, "points", extra={"curve": np.arange(3)})
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Given(Measured):
     value: float
 
     def make(self, lab) -> Values:
-        return Values(np.full(4, self.value), "share")
+        return Values(np.full(4, self.value), "points")
 
 
 def number(c: Config, kind: str, method: str = "", seed: int | None = None, point: float = 0.0) -> Measured:

@@ -16,7 +16,7 @@ from PIL import Image
 from shared.errors import UserError
 from shared.judge.__main__ import run
 from shared.judge.given import Model, Set, Twice, defence_of
-from shared.judge.page import Judged
+from shared.judge.page import SHOWN, Judged
 from shared.models.clip import read_weights
 
 HERE = Path(__file__).parent
@@ -84,6 +84,7 @@ def test_a_plain_function_is_judged_exactly_and_everything_is_written(judged, pi
     assert np.array_equal(again.values, again.extra["before"])
 
     page = (found.folder / "page.html").read_text()
+    assert page.count("<img") == 3 * SHOWN
     assert found.verdict.words in page and not re.search(r"(src|href)=.(?!data:|#[a-z]+|[a-z]+\.(csv|tex|md))", page)
     rows = list(csv.DictReader((found.folder / "accuracy.csv").open()))
     assert [float(r["value"]) for r in rows if r["row"].startswith("worst")] == pytest.approx([100 * value["worst"]])
@@ -101,6 +102,11 @@ def test_a_plain_function_is_judged_exactly_and_everything_is_written(judged, pi
     order = kept["indices"].argsort()
     read = torch.from_numpy(np.stack([np.asarray(Image.open(f)) for f in files])).permute(0, 3, 1, 2) / 255
     assert (read - kept["x_adv"][order]).abs().max() <= 0.5 / 255 + 1e-6
+
+
+def test_a_model_that_changes_its_argument_is_judged_alike(judged):
+    found, other = judged("--attack", "mine:shift", "--pictures"), judged("--model", "mine:changing")
+    assert other.numbers["worst", "mean"].value == found.numbers["worst", "mean"].value
 
 
 def test_it_continues_and_finds_everything_there(judged, pictures, names, capsys):
@@ -144,7 +150,7 @@ def test_the_cause_is_named_where_the_figure_is_not_the_same_again(judged):
 
 def test_a_model_that_wants_normalised_pictures_and_a_defence_without_gradient_are_noticed(judged):
     odd = judged("--model", "mine:normalised", "--defence", "mine:detaching").facts["cautions"]
-    assert "normalised (imagenet)" in odd[0] and "no gradient" in odd[1]
+    assert "normalised (imagenet)" in odd[0] and "depends on the other" in odd[1] and "no gradient" in odd[2]
 
 
 def test_two_results_side_by_side(judged, pictures, names, tmp_path, capsys):
@@ -161,6 +167,8 @@ def test_two_results_side_by_side(judged, pictures, names, tmp_path, capsys):
         run(["compare", str(bare.folder), str(tmp_path / "few"), *side])
     with pytest.raises(UserError, match="no folder that judge has written"):
         run(["compare", str(bare.folder), str(tmp_path), *side])
+    with pytest.raises(UserError, match="is one of the two that are compared"):
+        run(["compare", str(bare.folder), str(blurred.folder), "--out", str(blurred.folder)])
 
 
 @pytest.mark.parametrize(
@@ -181,7 +189,11 @@ def test_two_results_side_by_side(judged, pictures, names, tmp_path, capsys):
         (("--attack", "mine:far"), "left the ball"),
         (("--data", "/nowhere/at/all"), "no such folder"),
         (("--classes", "/nowhere/at/all"), "cannot be read"),
-        (("--eps", "300/255"), "--eps is"),
+        (("--eps", "300/255"), r"--eps is 1\.17.* and pixels lie in \[0, 1\]"),
+        (("--eps", "2000"), "--eps is 2000"),
+        (("--defence", "jpeg:75.5"), "jpeg takes a whole number, not 75.5"),
+        (("--defence", "bits:nan"), "bits takes a whole number, not nan"),
+        (("--model", "ends:model"), r"the module ends cannot be imported \(SystemExit: 0\)"),
         (("--n", "-1"), "--n is"),
     ],
 )
@@ -199,7 +211,15 @@ def test_classes_are_matched_by_name_or_by_place(pictures, tmp_path):
     given = ("judge", "--data", str(pictures), "--model", "mine:linear", "--out", str(tmp_path / "out"), *QUICK)
     with pytest.raises(UserError, match="the first is 'bluish'"):
         run([*given, "--classes", str(wrong)])
-    wrong.write_text("sky\ngrass\nbrick\n")  # one for each of bluish, greenish, reddish
+    for text, said in (
+        ("sky\n\ngrass\nbrick\n", "is blank in line 2"),
+        ("\nsky\n", "blank in line 1"),
+        ("\n", "no names"),
+    ):
+        wrong.write_text(text)
+        with pytest.raises(UserError, match=f"--classes .* {said}"):
+            run([*given, "--classes", str(wrong)])
+    wrong.write_text("sky\ngrass\nbrick\n", encoding="utf-8-sig")  # one for each of bluish, greenish, reddish
     run([*given, "--classes", str(wrong), "--model", "mine:linear"])
     found = Judged(tmp_path / "out")
     assert found.facts["names"] == ["sky", "grass", "brick"]

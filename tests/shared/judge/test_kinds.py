@@ -1,6 +1,7 @@
 """Every kind of model and of pictures that judge knows, for real, with models of a few thousand weights in the real formats."""
 
 import io
+import re
 import tarfile
 from pathlib import Path
 
@@ -91,7 +92,11 @@ def judged(root: Path, out: Path, *options: str) -> Judged:
 
 @pytest.mark.parametrize(
     ("make", "spec"),
-    [(hf_clip, "hf:{}"), (hf_classifier, "hf:{}"), (torchvision_file, "torchvision:resnet18@{}/weights.safetensors")],
+    [
+        (hf_clip, "hf:{}"),
+        (hf_classifier, "hf:{}"),
+        pytest.param(torchvision_file, "torchvision:resnet18@{}/weights.safetensors", marks=pytest.mark.slow),
+    ],
 )
 def test_models_in_the_formats_of_their_libraries(root, tmp_path, make, spec):
     torch.manual_seed(0)
@@ -101,6 +106,17 @@ def test_models_in_the_formats_of_their_libraries(root, tmp_path, make, spec):
     assert not found.facts["random"]
     same = found.numbers["worst", "same"]
     assert np.array_equal(same.values, same.extra["before"])
+
+
+def test_the_example_of_the_docs(root, tmp_path, monkeypatch):
+    text = (Path(__file__).parents[3] / "docs" / "judge.md").read_text()
+    (tmp_path / "my_judged_module.py").write_text(re.search(r"```python\n(# my_module.py.*?)```", text, re.S)[1])
+    monkeypatch.syspath_prepend(tmp_path)
+    torch.manual_seed(0)
+    of = ("--model", "make_victim"), ("--defence", "Blur"), ("--attack", "attack")
+    options = [word for option, name in of for word in (option, f"my_judged_module:{name}")]
+    found = judged(root, tmp_path / "out", *options, "--n", "6", "--repeats", "2", "--eot", "1")
+    assert found.facts["random"] and "own0" in found.attacks
 
 
 def test_a_folder_of_transformers_that_lacks_a_part_is_refused_in_a_sentence(root, tmp_path):

@@ -129,6 +129,32 @@ def test_other_values_have_students_interval():
     assert e.p_value(0.4) == pytest.approx(theirs.pvalue, rel=1e-4)
 
 
+def test_one_value_that_is_no_rate_has_no_interval():
+    """Nothing is known of its spread; it was an interval of no length, as if the value were certain."""
+    alone = [np.array([0.3])], {"a": np.array([0.3]), "b": np.array([0.1, 0.4])}, [np.array([[0.3], [0.4]])]
+    for sets in alone:
+        e = mean(sets, share=False)
+        assert (e.low, e.high) == (-math.inf, math.inf) == e.interval(0.5)
+        assert e.p_value(5.0) == pytest.approx(1.0)
+        assert (mean(sets, share=True).low, mean(sets, share=True).high) == (0.0, 1.0)
+    one, two = [np.array([0.3])], [np.array([0.1, 0.4])]
+    assert paired_difference(one, one, share=False).low == unpaired_difference(one, two).low == -math.inf
+    assert (ratio(one, two).low, ratio(one, two).high) == (0.0, math.inf)
+    count = mean(one, exact=True)  # of parameters, say, and no sample
+    assert count.low == count.value == count.high and ratio(one, one, exact=True).high == 1.0
+    assert paired_difference(one, one, exact=True).high == 0.0
+
+
+def test_shares_are_shares_and_levels_levels():
+    with pytest.raises(UserError, match="called shares are not all from 0 to 1"):
+        mean([[0.5, 1.5]], share=True)
+    with pytest.raises(UserError, match="called shares"):
+        paired_difference([[0.5, -0.5]], [[0.5, 0.5]], share=True)
+    for level in (0.0, 1.0, 1.5, math.nan):
+        with pytest.raises(UserError, match="level of an interval is"):
+            mean([[0, 1]]).interval(level)
+
+
 def test_value_is_the_mean_over_sets_not_over_examples():
     e = mean({"small": np.ones(10), "large": np.zeros(1000)})
     assert e.value == 0.5 and e.n == 1010

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from shared.errors import UserError
 from shared.files import sha256_file
 from shared.models.clip import create_clip, read_metadata, read_weights, save_clip, save_tensors
+from shared.models.sources import locate
 
 NAME = "scenes-vit-s8"
 
@@ -82,6 +83,35 @@ def test_a_round_trip_gives_the_same_bytes(stored, tmp_path):
     save_clip(create_clip(NAME, stored), tmp_path / "again.safetensors")
     assert sha256_file(tmp_path / "again.safetensors") == sha256_file(stored)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["again.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        torch.eye(3).to_sparse(),
+        torch.quantize_per_tensor(torch.eye(3), 0.1, 0, torch.qint8),
+        torch.empty(3, device="meta"),
+        torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+    ],
+)
+def test_tensors_that_are_not_plain_are_one_sentence(odd, tmp_path):
+    torch.save({"good": torch.eye(2), "odd": odd}, tmp_path / "m.pt")
+    with pytest.raises(UserError) as error:
+        read_weights(tmp_path / "m.pt")
+    assert one_sentence(error) and "'odd', which is sparse, quantised, nested or without numbers" in str(error.value)
+
+
+def test_a_folder_in_place_of_weights_is_called_one(tmp_path):
+    for ask in (
+        read_weights,
+        read_metadata,
+        lambda path: create_clip(NAME, path),
+        lambda path: locate(str(path), "--w"),
+    ):
+        with pytest.raises(UserError, match=rf"{tmp_path} is a folder: give .*the path of a \.safetensors or"):
+            ask(tmp_path)
+    with pytest.raises(UserError, match="/dev/null is no file: give --w the path"):
+        locate("/dev/null", "--w")
 
 
 def test_equal_tensors_and_metadata_give_equal_bytes(tmp_path):
@@ -241,6 +271,6 @@ def test_missing_files(tmp_path, name):
     if name.startswith("folder"):
         (tmp_path / name).mkdir()
     for model in (NAME, "ViT-B-32"):
-        with pytest.raises(UserError, match=r"does not exist|cannot be read") as error:
+        with pytest.raises(UserError, match=r"does not exist|is a folder") as error:
             create_clip(model, tmp_path / name)
         assert one_sentence(error)

@@ -168,6 +168,13 @@ def test_kept_logits(stored):
     assert open_classifier("torchvision:resnet18", "random", 2, keep=(999, 3)).classes == 2
 
 
+def test_a_random_network_has_no_logit_beyond_its_classes():
+    with pytest.raises(UserError, match="logit 99999 is to be kept of 1000 classes: give indices below 1000"):
+        open_classifier("resnet8", "random", 2, keep=(0, 99_999))
+    with pytest.raises(UserError, match="classes is 0: use a whole number from 1"):
+        random_classifier("resnet8", 0)
+
+
 def test_a_torchvision_network_is_that_network_behind_its_normalisation():
     import torchvision
 
@@ -197,6 +204,8 @@ def test_the_zoo_is_a_source(stored, monkeypatch):
         ({}, "resnet8", 2, (0, 6), "has 6 classes and logit 6 is to be kept"),
         ({}, "resnet8", 3, (0, 1), "3 classes are asked for and 2 logits"),
         ({}, "resnet8", 2, (1, 1), "2 different indices"),
+        ({}, "resnet8", 2, (0, -1), "keep is -1: use a whole number from 0"),
+        ({}, "resnet8", 0, None, "classes is 0: use a whole number from 1"),
         ({}, "resnet20", 6, None, "does not fit this model: .* instead of resnet20"),
         ({"extra": torch.zeros(1)}, "resnet8", 6, None, "1 tensors differ, the first is 'extra'"),
         ({"conv1.weight": None}, "resnet8", 6, None, "1 tensors differ, the first is 'conv1.weight'"),

@@ -13,7 +13,8 @@ from shared.errors import UserError
 from shared.files import sha256_file
 from shared.models import zoo
 from shared.models.clip import create_clip
-from shared.training.pretrain import TRAINING_FACTS, accuracy
+from shared.training.pretrain import accuracy
+from shared.training.zoo import TRAINING_FACTS
 
 pytestmark = pytest.mark.numeric
 NAMES = sorted(p.stem for p in zoo.FOLDER.glob("*.json"))

@@ -29,6 +29,7 @@ def place(tmp_path, write, monkeypatch) -> Path:
     for module in (record, readme):
         monkeypatch.setattr(module, "ROOT", repository)
     monkeypatch.setattr(record, "papers_with", lambda scale: scales.papers_with(scale, repository / "papers"))
+    monkeypatch.setattr(record, "refuse_unreadable", lambda: scales.refuse_unreadable(repository / "papers"))
     return tmp_path
 
 
@@ -96,6 +97,24 @@ def test_what_is_partial_is_refused_and_nothing_is_touched(place, write):
     rows[0]["passed"] = False
     (root / "gates.json").write_text(json.dumps(gates))
     refused("a gate failed")
+
+
+def test_papers_that_are_not_finished_are_named_and_the_others_published(place, capsys):
+    repository = place / "repository"
+    for name, text in (("begun", "PRESETS = {'cpu': 0}"), ("half", "PRESETS = {")):
+        (repository / "papers" / name).mkdir()
+        (repository / "papers" / name / "train.py").touch()
+        (repository / "papers" / name / "config.py").write_text(text)
+    with pytest.raises(UserError, match="all is done but for half"):
+        publish(place)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("begun is left out") and said[1:] == [
+        "published figures/fake",
+        "published figures/overview",
+    ]
+    (repository / "figures" / "begun").mkdir()  # of an earlier run: the verdicts of all would lack it
+    with pytest.raises(UserError, match="begun"):
+        publish(place)
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def test_interval_styles():
     wide = Table([str(i) for i in range(6)], [("a", [E1] * 6)])
     assert wide.interval_style == "pm" and "47.1 ±2.1" in table_text.markdown(wide)
     assert "±" not in table_text.markdown(table(interval="none")).split("Intervals")[0]
-    with pytest.raises(UserError, match="interval must be"):
+    with pytest.raises(UserError, match=r"Table\.interval is"):
         table(interval="stars")
     with pytest.raises(UserError, match="has 1 cells, but there are 2 columns"):
         table(rows=[("a", [E1])])

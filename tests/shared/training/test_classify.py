@@ -267,6 +267,7 @@ def test_the_card_says_how_the_classifier_was_made_and_how_good_it_is(run, tmp_p
     assert run("--data", "scenes:thirty", "--card-only") == card and path.read_bytes() == weights
 
 
+@pytest.mark.slow
 def test_the_script_continues_an_interrupted_run(run, tmp_path, monkeypatch):
     steps = ("--train.steps", "3", "--train.average", "0.5")
     whole = run(*steps)
@@ -320,10 +321,8 @@ def test_a_classifier_is_as_good_as_its_card_says(name):
     assert attacked["attack"] == "apgd20" and attacked["norm"] == "linf"
 
 
-# one that resists takes a quarter of a minute
-@pytest.mark.parametrize(
-    "name", [name if name == "scenes-ten-resnet8" else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_a_classifier_resists_as_its_card_says(name):
     card, attacked = zoo.card(name), zoo.card(name)["attacked"]
     data, _ = unseen(card["set"])

@@ -12,7 +12,7 @@ from shared.data.augment import EDA, CropAndJitter
 from shared.data.scene_sets import ScenePairs
 from shared.errors import UserError
 from shared.models.clip import MEAN_STD, create_clip
-from shared.training.cleanclip import PAPER, CleanClipConfig, cleanclip, cleanclip_loss, self_supervised
+from shared.training.cleanclip import CleanClipConfig, cleanclip, cleanclip_loss, self_supervised
 from shared.training.contrastive import batch_indices
 from tests.accuracy import assert_same_loss, assert_same_training, assert_same_way, assert_within_rounding, float64
 from tests.processes import saved_by_one_and_two, script_in
@@ -190,10 +190,6 @@ def test_unequal_shares_are_refused(clip):
             CleanClipConfig(batch=8),
             accelerator=SimpleNamespace(process_index=0, num_processes=3),
         )
-
-
-def test_the_schedule_of_the_paper():
-    assert PAPER.steps == 39_060 and PAPER.lr == 5e-6 and PAPER.image_weight == PAPER.text_weight == 0.5
 
 
 SCRIPT = """

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import sys
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
@@ -18,6 +19,7 @@ from shared.files import sha256_file
 from shared.models import zoo
 from shared.rng import SampleRng
 from shared.training import denoising as script
+from shared.training import zoo as making
 from shared.training.denoising import (
     Averaged,
     DenoisingConfig,
@@ -311,10 +313,11 @@ def test_the_card_says_how_the_denoiser_was_made_and_how_good_it_is(run, tmp_pat
     assert not list(tmp_path.glob("work/*"))
     assert read_denoiser(tmp_path / "m.safetensors").patch == CONFIGS["scenes"]["patch"]
     weights = (tmp_path / "m.safetensors").read_bytes()
-    monkeypatch.setattr(script, "train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(making, "train", lambda *_: pytest.fail("trained again"))
     assert run("--card-only") == card and (tmp_path / "m.safetensors").read_bytes() == weights
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_continues(run, tmp_path, monkeypatch):
     straight = run("--train.steps", "3")
     read, original = [], ScenePairs.__getitems__
@@ -373,7 +376,7 @@ needs_the_zoo = pytest.mark.skipif(not (zoo.FOLDER / f"{NAME}.json").exists(), r
 def test_the_card_is_of_the_defaults_and_good_enough():
     card = zoo.card(NAME)
     assert (
-        card["config"] == script.asdict(script.Args().train)
+        card["config"] == asdict(script.Args().train)
         and card["seed"] == 0
         and card["model"] == "scenes"
         and card["n"] == 256
@@ -384,6 +387,7 @@ def test_the_card_is_of_the_defaults_and_good_enough():
     assert clean["after"] >= clean["before"] - 0.05 and attacked["after"] > attacked["before"] + 0.1
 
 
+@pytest.mark.slow
 @needs_the_zoo
 def test_the_denoiser_is_as_good_as_its_card_says():
     card, data = zoo.card(NAME), SceneSet(FINE_TUNING, "validation", 256)

@@ -15,7 +15,7 @@ from shared.models.clip import create_clip
 from shared.models.victim import ZeroShot, text_matrix
 from shared.models.zoo import weights
 from shared.training.contrastive import pretrain
-from shared.training.poisoning import PAPER, FineTuning, OneProcess, epochs, finetune_clip, identity
+from shared.training.poisoning import FineTuning, finetune_clip
 
 CONFIG = FineTuning(steps=5, batch=8, lr=1e-3, warmup=2, every=2)
 
@@ -78,33 +78,11 @@ def test_killed_and_continued_is_bit_equal(clip, pairs, tmp_path):
     assert finetune_clip(clip, pairs, CONFIG, checkpoint) == loss and equal(clip, straight)
 
 
-def test_the_identity_follows_all_that_the_weights_depend_on(clip, pairs):
-    name = identity(clip, pairs, CONFIG)
-    assert identity(copy.deepcopy(clip), pairs, FineTuning(steps=5, batch=8, lr=1e-3, warmup=2, every=1)) == name
-    other = copy.deepcopy(clip)
-    with torch.no_grad():
-        other.visual.proj[0, 0] += 1e-3
-    names = {
-        name,
-        identity(other, pairs, CONFIG),
-        identity(clip, ScenePairs(100), CONFIG),
-        identity(clip, pairs, FineTuning(steps=6, warmup=0)),
-        identity(clip, pairs, CONFIG, "CleanCLIP"),
-    }
-    assert len(names) == 5
-
-
 def test_what_is_refused(clip, pairs):
     with pytest.raises(UserError, match="a batch of 128 pairs is larger than the set, which has 100"):
         finetune_clip(clip, pairs, FineTuning())
     with pytest.raises(UserError, match="lower the learning rate"):
         finetune_clip(clip, pairs, FineTuning(steps=12, batch=8, lr=1e30, warmup=0))
-
-
-def test_the_schedule_of_the_paper():
-    assert PAPER.steps == epochs(500_000, 128, 5) == 19_530 and PAPER.lr == 1e-6 and PAPER.weight_decay == 0.1
-    alone = OneProcess(torch.device("cpu"))
-    assert (alone.process_index, alone.num_processes, alone.device.type) == (0, 1, "cpu")
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -10,7 +10,9 @@ import torch
 from shared.data.scene_sets import FINE_TUNING, SETS, ScenePairs
 from shared.errors import UserError
 from shared.files import sha256_file
+from shared.models.zoo import card as zoo_card
 from shared.training import pretrain as script
+from shared.training import zoo
 from shared.training.contrastive import ContrastiveConfig
 
 
@@ -70,7 +72,7 @@ def test_only_the_card_is_written_again(run, tmp_path, monkeypatch):
     weights = (tmp_path / "m.safetensors").read_bytes()
     old = {k: v for k, v in first.items() if k not in ("accuracy", "attacked", "n")}
     (tmp_path / "m.json").write_text(json.dumps(old))
-    monkeypatch.setattr(script, "train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(zoo, "train", lambda *_: pytest.fail("trained again"))
     assert run("--card-only") == first
     assert (tmp_path / "m.safetensors").read_bytes() == weights
 
@@ -115,13 +117,9 @@ def test_an_interrupted_run_continues_and_one_with_other_options_starts_anew(run
 
 
 def test_the_defaults_are_those_of_the_zoo():
-    from shared.models import zoo
-
     args = script.Args()
-    card = zoo.card(args.out.stem)
-    assert card["config"] == {
-        k: v for k, v in script.asdict(args.train).items() if k != "workers"
-    }  # which change no weight
+    card = zoo_card(args.out.stem)
+    assert card["config"] == {k: v for k, v in asdict(args.train).items() if k != "workers"}  # which change no weight
     assert card["seed"] == args.seed and card["model"] == args.model
     assert replace(ContrastiveConfig(), steps=3600, every=200) == args.train
 
@@ -130,5 +128,5 @@ def test_without_git_the_commit_is_unknown(monkeypatch):
     def absent(*_, **__):
         raise FileNotFoundError("git")
 
-    monkeypatch.setattr(script.subprocess, "run", absent)
-    assert script._commit() == "unknown"
+    monkeypatch.setattr(zoo.subprocess, "run", absent)
+    assert zoo._commit() == "unknown"

@@ -76,6 +76,7 @@ def test_the_card_says_how_the_model_was_made_and_how_good_it_is(run, tmp_path):
     assert run("--card-only") == card
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_continues_and_one_with_other_options_starts_anew(run, tmp_path, monkeypatch):
     straight = run("--train.steps", "5")
     read, original = [], Lessons.__getitems__
