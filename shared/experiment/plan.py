@@ -20,7 +20,7 @@ from shared.errors import run_main
 from shared.experiment.machines import Machine, Measured, machine
 from shared.experiment.planned import PlanLab, name_in, planning
 from shared.experiment.scale import parse
-from shared.experiment.step import Step, Trained, closure
+from shared.experiment.step import Kept, Step, Trained, closure
 from shared.experiment.tally import Cost
 
 READ = 0.003  # seconds of one core for a picture from a file: 500 × 375 JPEG to 224 pixels, measured; of sets that can be opened, measured anew
@@ -29,8 +29,10 @@ USABLE = 0.92  # of a device's memory: the rest is the libraries' and lost betwe
 
 @dataclass
 class Stage:
-    """Steps of one kind. why: reasons for which some have no estimate, with their number; largest: the one with the highest peak."""
+    """Steps of one kind. script: which makes them, and what; why: reasons for which some have no estimate, with their number;
+    largest: the one with the highest peak."""
 
+    script: str = ""
     count: int = 0
     cost: Cost = field(default_factory=Cost)
     why: Counter = field(default_factory=Counter)
@@ -42,7 +44,7 @@ def stages(numbers: Sequence, lab: PlanLab) -> dict[str, Stage]:
     found: dict[str, Stage] = {}
     seen: set = set()
     for step, name in names(numbers).items():
-        stage = found.setdefault(name, Stage())
+        stage = found.setdefault(name, Stage(_script(step)))
         stage.count += 1
         try:
             traced = lab.trace(step)
@@ -68,6 +70,12 @@ def names(numbers: Sequence) -> dict[Step, str]:
 
 def _kind(tags: Mapping[str, object]) -> str:
     return " ".join(filter(None, [str(tags["kind"]), str(tags.get("attack", "")).split("_x")[0]]))
+
+
+def _script(step: Step) -> str:
+    if isinstance(step, Trained):
+        return "train.py: trainings and choices"
+    return "evaluate.py: pictures that are attacked first" if isinstance(step, Kept) else "evaluate.py: measurements"
 
 
 def _name(step: Step) -> str:
@@ -101,17 +109,18 @@ def plan(paper: str, gpu: str, argv: Sequence[str]) -> str:
     spent = [price(found, lab, on) for on in machines]
     lines = [f"{paper} at SCALE={scale}", *(f"{on.name}: {on.source}" for on in machines)]
     head = ("stage", "steps", "TFLOP", "peak GB", "disk GB", "pictures", *(f"h {on.name}" for on in machines))
-    rows = [_row(name, stage, [seconds[name] for seconds in spent]) for name, stage in found.items()]
-    whole = Stage(sum(s.count for s in found.values()))
-    for stage in found.values():
-        whole.cost.add(stage.cost)
-    rows.append(_row("all", whole, [sum(seconds.values()) for seconds in spent]))
-    widths = [max(len(row[k]) for row in (head, *rows)) for k in range(len(head))]
-    lines += ["  ".join(t.ljust(w) if k == 0 else t.rjust(w) for k, (t, w) in enumerate(zip(row, widths, strict=True)))
-              for row in (head, *rows)]  # fmt: skip
-    trainings = sum(s.count for name, s in found.items() if name in {_name(t) for t in _trainings(made, config)})
+    rows = [head]
+    for script in dict.fromkeys(stage.script for stage in found.values()):
+        of_script = {name: stage for name, stage in found.items() if stage.script == script}
+        rows += [_row(f"  {name}", stage, [seconds[name] for seconds in spent]) for name, stage in of_script.items()]
+        rows.append(_row(script, _together(of_script), [sum(map(seconds.get, of_script)) for seconds in spent]))
+    rows.append(_row("all", _together(found), [sum(seconds.values()) for seconds in spent]))
+    widths = [max(len(row[k]) for row in rows) for k in range(len(head))]
+    for row in rows:
+        first, *others = row
+        lines.append("  ".join([first.ljust(widths[0]), *map(str.rjust, others, widths[1:])]))
     read = _hours(sum(reading(stage, lab) for stage in found.values()))
-    lines.append(f"{trainings} trainings; reading pictures takes {read} hours of one core, on a CPU among the others")
+    lines.append(f"reading the pictures takes {read} hours of one core; on a CPU they are among the others")
     for on, seconds in zip(machines, spent, strict=True):
         hours = _hours(sum(seconds.values()) / on.processes)
         lines.append(f"{on.name}: {hours} hours with {on.processes} process{'es' if on.processes > 1 else ''}")
@@ -120,8 +129,13 @@ def plan(paper: str, gpu: str, argv: Sequence[str]) -> str:
     return "\n".join([*lines, *said])
 
 
-def _trainings(made: object, config: object) -> list[Step]:
-    return [step for step in closure(n.step for n in made.plan(config)) if isinstance(step, Trained)]
+def _together(found: Mapping[str, Stage]) -> Stage:
+    whole = Stage()
+    for stage in found.values():
+        whole.count += stage.count
+        whole.cost.add(stage.cost)
+        whole.why.update(stage.why)
+    return whole
 
 
 def misfits(found: Mapping[str, Stage], made: object, config: object, lab: PlanLab, on: Machine | Measured) -> list[str]:
@@ -171,12 +185,12 @@ def _gigabytes(size: float) -> str:
 
 
 def _row(name: str, stage: Stage, spent: Sequence[float]) -> tuple[str, ...]:
-    c = stage.cost
-    estimated = stage.count > sum(stage.why.values())
-    pictures = f"{sum(c.pictures.values()):,.0f}"
-    sizes = (f"{c.flops / 1e12:,.1f}", f"{c.peak / 1e9:.1f}", f"{c.disk / 1e9:.1f}", pictures)
-    values = (*sizes, *map(_hours, spent))
-    return (name, str(stage.count), *(values if estimated else ("?",) * len(values)))
+    """≥ where some steps have no estimate."""
+    c, missing = stage.cost, sum(stage.why.values())
+    sizes = (f"{c.flops / 1e12:,.1f}", f"{c.peak / 1e9:.1f}", f"{c.disk / 1e9:.1f}", f"{sum(c.pictures.values()):,.0f}")
+    least = "≥ " if missing else ""
+    values = [f"{least}{value}" if missing < stage.count else "?" for value in (*sizes, *map(_hours, spent))]
+    return (name, f"{stage.count:,}", *values)
 
 
 def _hours(seconds: float) -> str:

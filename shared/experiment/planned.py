@@ -9,19 +9,22 @@ import contextlib
 import functools
 import sys
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import torch
+from sklearn.manifold import TSNE
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 import shared.data.catalogue
 import shared.data.pairs
+import shared.data.targets
 import shared.metrics.costs
 import shared.metrics.perceptual
 import shared.models.clip
@@ -36,8 +39,9 @@ from shared.errors import UserError
 from shared.experiment import published
 from shared.experiment.leaves import Pictures
 from shared.experiment.step import Kept, Step, Values, counted
-from shared.experiment.tally import Cost, Numbers, Tally, may_be_known, with_numbers
+from shared.experiment.tally import Cost, Tally, listed, may_be_known, numbers, with_numbers
 from shared.rng import SampleRng
+from shared.steps.choice import Choice
 from shared.training.loop import OneProcess
 
 SAMPLE = 64  # pictures that are read to see how long one takes
@@ -182,7 +186,8 @@ class PlanLab:
 
     def __init__(self, device: torch.device, source: Source, half: bool = False):
         self.device, self.source, self.accelerator, self.half = device, source, OneProcess(device), half
-        self.tally, self.fake = Tally(device), FakeTensorMode(allow_non_fake_inputs=True)
+        self.fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self.tally = Tally(device, self.fake)
         self.sets: dict[tuple[str, str], PlannedPictures] = {}
         self.rates: dict[str, float] = {}
         self._traced: dict[object, Traced] = {}
@@ -380,6 +385,9 @@ def planning(lab: PlanLab) -> Iterator[None]:
     def facts(path: Path) -> dict[str, str]:
         return lab.facts(*lab._files[Path(path)]) if Path(path) in lab._files else beside(path)
 
+    def named(pairs: object, targets: Sequence, scan: int | None = None) -> list[list[int]]:
+        return [list(range(len(pairs))[:scan:2]) for _ in targets]
+
     def update(train: Callable, device: object, without: object = None) -> np.ndarray:
         train(1, None)
         return np.zeros(1)
@@ -389,6 +397,14 @@ def planning(lab: PlanLab) -> Iterator[None]:
         with lab.tally.times(repeats + 1):
             run(lambda: done.append(None))
         return np.zeros((repeats, len(done)))
+
+    def settled(choice: Choice, lab: PlanLab) -> tuple[dict[str, Tensor], dict[str, str]]:
+        candidates = {lab.form((candidate,)): candidate for candidate in choice.candidates}
+        kinds = Counter(lab.form((candidate,)) for candidate in choice.candidates)
+        for kind, count in kinds.items():
+            with lab.tally.times(count):
+                scores = choice.rule.score(lab, candidates[kind])
+        return {"scores": torch.empty(len(choice.candidates), len(scores), dtype=torch.float64)}, {"chosen": "0"}
 
     def drawn(rng: SampleRng, draw: Callable, shape: tuple, dtype: torch.dtype, device: object) -> Tensor:
         out = torch.empty((len(rng), *shape), dtype=dtype)
@@ -401,6 +417,7 @@ def planning(lab: PlanLab) -> Iterator[None]:
         (from_file, read),
         (shared.models.clip.read_metadata, facts),
         (shared.data.pairs.open_pairs, lab.pairs),
+        (shared.data.targets.naming, named),
         (open_vl, lab.texts),
         (published.open_vlm, functools.partial(published.vlm, half=lab.half)),
         (published.open_denoiser, published.denoiser),
@@ -420,14 +437,17 @@ def planning(lab: PlanLab) -> Iterator[None]:
                     if value is replaced:
                         stack.enter_context(mock.patch.object(module, name, stand_in))
         stack.enter_context(mock.patch.object(SampleRng, "_stack", drawn))
+        stack.enter_context(mock.patch.object(Choice, "make", settled))
         stack.enter_context(mock.patch.object(nn.Module, "_apply", _apply))
-        stack.enter_context(mock.patch.object(FakeTensor, "__deepcopy__", _copied, create=True))
+        methods = {"__deepcopy__": _copied, "numpy": numbers, "__array__": numbers, "tolist": listed, "__format__": _said}
+        for name, stand_in in methods.items():
+            stack.enter_context(mock.patch.object(FakeTensor, name, stand_in, create=True))
+        stack.enter_context(mock.patch.object(TSNE, "fit_transform", lambda _, x: np.zeros((len(x), 2), np.float32)))
         stack.enter_context(mock.patch.object(FakeTensorMode, "may_turn_const", lambda mode, t: may_be_known(t)))
         # half precision is for devices that are there: products of a plan are in single
         stack.enter_context(mock.patch.object(torch, "autocast", lambda *_, **__: contextlib.nullcontext()))
         stack.enter_context(lab.fake)
         stack.enter_context(lab.tally)
-        stack.enter_context(Numbers())
         try:
             yield
         finally:
@@ -442,6 +462,11 @@ def _copied(self: FakeTensor, memo: dict) -> FakeTensor:
     memo[id(self)] = copied = self.detach().clone().requires_grad_(self.requires_grad)
     copied._is_param = getattr(self, "_is_param", False)
     return copied
+
+
+def _said(self: FakeTensor, how: str) -> str:
+    """`Tensor.__format__`, which has no numbers of fake tensors."""
+    return format(self.item(), how) if self.dim() == 0 else repr(self)
 
 
 def _apply(self: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:

@@ -26,7 +26,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
@@ -37,6 +36,7 @@ KNOWN = 100_000  # elements of a tensor that may keep its numbers
 FILLED = {"full": None, "full_like": None, "zeros": 0, "zeros_like": 0, "new_zeros": 0, "ones": 1, "ones_like": 1}
 UNKNOWN = {"_local_scalar_dense", "equal", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive"}
 UNKNOWN |= {"index", "index_put_", "_index_put_impl_", "any"}
+IN_PLACE, VIEW = "in place", "view"
 
 
 def attention_flops(n: int, heads: int, queries: int, keys: int, each: int) -> int:
@@ -86,6 +86,24 @@ class Shape:
     dtype: torch.dtype
 
 
+@dataclass(frozen=True)
+class Result:
+    """A new tensor that an operation gives."""
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+
+@dataclass
+class Call:
+    """An operation at one shape. operation: None where it costs nothing; results: None where they have to be found anew."""
+
+    operation: Operation | None
+    results: "tuple[Result | None, ...] | str | None" = None
+
+
 @dataclass
 class Cost:
     """What something takes. operations: how often each runs; pictures: read, by set; disk: bytes kept; peak: bytes of the device."""
@@ -110,13 +128,13 @@ class Cost:
 class Tally(TorchDispatchMode):
     """Counts into `cost` what runs on fake tensors; to be entered inside a FakeTensorMode."""
 
-    def __init__(self, device: torch.device):
+    def __init__(self, device: torch.device, fake: FakeTensorMode):
         super().__init__()
-        self.device, self.cost, self.factor = device, Cost(), 1.0
+        self.device, self.fake, self.cost, self.factor = device, fake, Cost(), 1.0
         self.bytes = 0  # that are alive
         self._marks: list[tuple[int, float]] = [(0, 1.0)]  # from which node of the graph on which factor holds
-        self._operations: dict[tuple, Operation] = {}
-        self._views: dict[object, bool] = {}
+        self._calls: dict[tuple, Call] = {}
+        self._attributes: dict[torch.device, dict[str, object]] = {}
         self._alive: dict[int, int] = {}
 
     @contextlib.contextmanager
@@ -157,36 +175,82 @@ class Tally(TorchDispatchMode):
             self._marks.append((torch._C._autograd._get_sequence_nr(), factor))
         return factor
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nobody compiles here, and keeping the compiler away takes longer than an operation
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.prim.device.default:
+            return args[0].device
         kwargs = kwargs or {}
-        out = answer(func, args, kwargs)
-        if out is NotImplemented:
-            out = func(*args, **kwargs)
-        self._count(func, args, kwargs, out)
+        noted: list = [func, *kwargs]
+        plain = _note(args, noted) & _note(tuple(kwargs.values()), noted)
+        call = self._calls.get(key := tuple(noted))
+        if call is not None and call.results is not None and plain:
+            out = self._again(func, args, kwargs, call.results)
+        else:
+            out = answer(func, args, kwargs)
+            answered = out is not NotImplemented
+            if not answered:
+                out = func(*args, **kwargs)
+                if any(known(x) is None for x in _tensors((args, kwargs))):
+                    for tensor in _tensors(out):  # an operation in several parts has made some of what is known
+                        tensor.constant = None
+            if call is None:
+                call = self._calls[key] = Call(self._operation(func, args, kwargs, out))
+            if plain and not answered:
+                call.results = _results(func, args, kwargs, out)
+        if call.operation is not None:
+            for tensor in [out] if isinstance(out, Tensor) else _tensors(out):
+                self._hold(tensor)
+            self.cost.operations[call.operation] += self._often()
         return out
 
-    def _count(self, func: object, args: tuple, kwargs: dict, out: object) -> None:
-        if func not in self._views:
-            written = [r.alias_info is None or r.alias_info.is_write for r in func._schema.returns]
-            self._views[func] = not any(written)
-        outputs = [out] if isinstance(out, Tensor) else _tensors(out)
-        if self._views[func] or not outputs:
-            return  # a view, or a question
-        for tensor in outputs:
-            self._hold(tensor)
-        key: list = [func]
-        _note(args, key)
-        _note(tuple(kwargs.values()), key)
-        key = tuple(key)
-        if key not in self._operations:
-            self._operations[key] = Operation(
-                f"{func} {len(self._operations)}",
-                outputs[0].dtype,
-                flops(func, args, kwargs, out),
-                sum(map(_size, (*_tensors((args, kwargs)), *outputs))),
-                (func, tree_map(_shape, (args, kwargs))),
+    def _operation(self, func: object, args: tuple, kwargs: dict, out: object) -> Operation | None:
+        """None for a view, or a question."""
+        outputs = _tensors(out)
+        if not outputs or not any(r.alias_info is None or r.alias_info.is_write for r in func._schema.returns):
+            return None
+        return Operation(
+            f"{func} {len(self._calls)}",
+            outputs[0].dtype,
+            flops(func, args, kwargs, out),
+            sum(map(_size, (*_tensors((args, kwargs)), *outputs))),
+            (func, tree_map(_shape, (args, kwargs))),
+        )
+
+    def _again(self, func: object, args: tuple, kwargs: dict, results: "tuple[Result | None, ...] | str") -> object:
+        """What an operation gave before for arguments of these shapes, faster than by FakeTensorMode."""
+        if results == IN_PLACE:
+            return args[0]
+        mode = self.fake
+        with torch._C._DisableTorchDispatch():
+            if results == VIEW:
+                mode.in_kernel_invocation = True
+                try:
+                    with torch._C._PreserveDispatchKeyGuard():
+                        torch._C._set_meta_in_tls_dispatch_include(True)
+                        made = func(*args, **kwargs)
+                finally:
+                    mode.in_kernel_invocation = False
+                device = args[0].fake_device
+                if isinstance(made, Tensor):
+                    return self._faked(made, device)
+                return type(made)(self._faked(one, device) for one in made)
+            made = tuple(
+                r and self._faked(torch.empty_strided(r.size, r.stride, dtype=r.dtype, device="meta"), r.device)
+                for r in results
             )
-        self.cost.operations[self._operations[key]] += self._often()
+        return made[0] if len(func._schema.returns) == 1 else made
+
+    def _faked(self, meta: Tensor, device: torch.device) -> FakeTensor:
+        """FakeTensor(self.fake, meta, device), which sets all attributes anew."""
+        if device not in self._attributes:
+            self._attributes[device] = dict(vars(FakeTensor(self.fake, meta, device)))
+        how = {"dispatch_device": True, "device_for_backend_keys": device}
+        faked = Tensor._make_subclass(FakeTensor, meta, False, **how)
+        vars(faked).update(self._attributes[device])
+        return faked
 
     def _hold(self, tensor: Tensor) -> None:
         if tensor.device.type != self.device.type:
@@ -260,6 +324,20 @@ def answer(func: object, args: tuple, kwargs: dict) -> object:
     return NotImplemented
 
 
+def _results(func: object, args: tuple, kwargs: dict, out: object) -> "tuple[Result | None, ...] | str | None":
+    """What the same operation on other tensors of these shapes gives."""
+    outputs = (out,) if isinstance(out, Tensor) else out
+    if not isinstance(outputs, tuple | list) or any(known(t) is not None for t in outputs if t is not None):
+        return None
+    if func._schema.is_mutable:
+        return IN_PLACE if out is args[0] and torch.Tag.inplace_view not in func.tags else None
+    given, made = _tensors((args, kwargs)), [t for t in outputs if t is not None]
+    storages = {t.untyped_storage()._cdata for t in given}
+    if any(t.untyped_storage()._cdata in storages for t in made):
+        return VIEW if len(given) == 1 and given[0] is args[0] and len(made) == len(outputs) else None
+    return tuple(t if t is None else Result(tuple(t.shape), t.stride(), t.dtype, t.device) for t in outputs)
+
+
 def may_be_known(x: Tensor) -> bool:
     """Places and times, and whatever is a single number; parameters, which are in single precision, are not."""
     whole = x.dtype in (torch.bool, torch.int64, torch.float64) and x.numel() <= KNOWN
@@ -314,21 +392,23 @@ def _kept(indices: list[Tensor | None]) -> list[Tensor | None]:
     return out
 
 
-class Numbers(TorchFunctionMode):
-    """Its numbers, or zeros where nobody knows them, where a fake tensor is asked for all of them at once."""
+def numbers(x: FakeTensor, *_: object, **__: object) -> np.ndarray:
+    """`Tensor.numpy`: its numbers, or zeros where nobody knows them."""
+    if x.device.type != "cpu":
+        raise TypeError(f"a tensor on {x.device.type} has no NumPy array: it needs .cpu()")
+    return _values(x)
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func in (Tensor.numpy, Tensor.__array__, Tensor.tolist) and isinstance(args[0], FakeTensor):
-            x = args[0]
-            if x.device.type != "cpu" and func is not Tensor.tolist:
-                raise TypeError(f"a tensor on {x.device.type} has no NumPy array: it needs .cpu()")
-            if known(x) is not None:
-                with _disable_current_modes():
-                    same = known(x).detach().numpy().copy()
-            else:
-                same = np.zeros(tuple(x.shape), str(x.dtype).removeprefix("torch."))
-            return same.tolist() if func is Tensor.tolist else same
-        return func(*args, **(kwargs or {}))
+
+def listed(x: FakeTensor) -> list:
+    """`Tensor.tolist`, likewise."""
+    return _values(x).tolist()
+
+
+def _values(x: FakeTensor) -> np.ndarray:
+    if known(x) is None:
+        return np.zeros(tuple(x.shape), str(x.dtype).removeprefix("torch."))
+    with _disable_current_modes():
+        return known(x).detach().numpy().copy()
 
 
 def _tensors(x: object) -> list[Tensor]:
@@ -337,15 +417,22 @@ def _tensors(x: object) -> list[Tensor]:
     return found
 
 
-def _note(x: tuple | list, key: list) -> None:
-    """Append what of arguments changes the cost: shapes, and whole numbers, which may be sizes."""
+def _note(x: tuple | list, key: list) -> bool:
+    """Append what of arguments changes the cost: shapes, and whole numbers, which may be sizes. Whether nobody knows a number of theirs."""
+    plain = True
     for part in x:
-        if isinstance(part, Tensor):
-            key += (part.shape, part.stride(), part.dtype, part.device.type)
+        if isinstance(part, FakeTensor):
+            key += (part.shape, part.stride(), part.dtype, part._fake_device)
+            plain = plain and part.constant is None and not hasattr(part, "_below")
         elif isinstance(part, tuple | list):
-            _note(part, key)
-        elif isinstance(part, int | torch.dtype):
+            key.append(len(part))
+            plain = _note(part, key) and plain
+        elif isinstance(part, Tensor):
+            key += (part.shape, part.stride(), part.dtype, part.device)
+            plain = False
+        elif part is None or isinstance(part, int | torch.dtype | torch.device):
             key.append(part)
+    return plain
 
 
 def _size(tensor: Tensor) -> int:
