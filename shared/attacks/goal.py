@@ -11,6 +11,7 @@ from shared.attacks.gradient import input_gradient, precision
 from shared.errors import UserError
 from shared.models.victim import predicted
 from shared.options import Count, Weight, bounded
+from shared.repeat import repeated
 from shared.rng import SampleRng
 
 LossName = Literal["ce", "cw", "dlr", "margin"]
@@ -87,7 +88,7 @@ class Goal:
             return (
                 self.victim(x)
                 if self.eot_iter == 1
-                else torch.stack([self.victim(x) for _ in range(self.eot_iter)]).mean(dim=0)
+                else torch.stack([self.victim(x) for _ in repeated(range(self.eot_iter))]).mean(dim=0)
             )
 
     def judge(self, x: Tensor, labels: Tensor, *more: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,7 +108,8 @@ class Goal:
             return self.sign * self.loss(logits, labels, *more)
 
         parts = [
-            input_gradient(loss_fn, x, reduction=self.reduction, autocast=self.autocast) for _ in range(self.eot_iter)
+            input_gradient(loss_fn, x, reduction=self.reduction, autocast=self.autocast)
+            for _ in repeated(range(self.eot_iter))
         ]
         if self.eot_iter == 1:
             return parts[0][0], self.done(seen[0], labels), parts[0][1]
