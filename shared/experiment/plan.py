@@ -64,11 +64,12 @@ def stages(numbers: Sequence, lab: PlanLab) -> dict[str, Stage]:
 
 def names(numbers: Sequence) -> dict[Step, str]:
     """Every step of a plan with its stage, in the order in which they are made."""
-    kinds = {n.step: _kind(n.tags) for n in reversed(numbers)}
+    kinds = {n.step: kind_of(n.tags) for n in reversed(numbers)}
     return {step: kinds.get(step) or _name(step) for step in closure(n.step for n in numbers)}
 
 
-def _kind(tags: Mapping[str, object]) -> str:
+def kind_of(tags: Mapping[str, object]) -> str:
+    """The stage of a measurement."""
     return " ".join(filter(None, [str(tags["kind"]), str(tags.get("attack", "")).split("_x")[0]]))
 
 

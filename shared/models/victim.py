@@ -80,11 +80,8 @@ def image_size(visual: nn.Module) -> tuple[int, int]:
 def text_matrix(model: nn.Module, prompts: Sequence[str]) -> Tensor:
     """Unit text embeddings T (K, D) of K prompts, computed once; row k is t_k = text(prompt_k)/‖·‖₂."""
     device = next(model.parameters()).device
-    rows = [
-        model.encode_text(model.tokenizer(list(prompts[i : i + 256])).to(device), normalize=True)
-        for i in range(0, len(prompts), 256)
-    ]
-    return torch.cat(rows).float()
+    parts = [list(prompts[i : i + 256]) for i in range(0, len(prompts), 256)]
+    return joined(lambda some: model.encode_text(model.tokenizer(some).to(device), normalize=True), parts).float()
 
 
 def class_matrix(model: nn.Module, data: LabelledImages) -> Tensor:

@@ -1,13 +1,17 @@
 """Planned against measured processor seconds, by stage: what `make plan GPU=measure` says of steps, and what they then take here.
 
-    nice python -m tests.shared.experiment.plan_measured --scale cpu --seconds 60 pmg_aft rvpt
+    python -m tests.shared.experiment.plan_measured --scale cpu --seconds 60 pmg_aft rvpt
+    python -m tests.shared.experiment.plan_measured --scale cpu --record results/cpu pmg_aft rvpt
 
 Of each kind of number one is made, with all that it needs: the one of which a plan says that it takes least, unless that is more
 than so many seconds. Both are processor time of one core in one run, so that other work on the machine changes no ratio.
+With --record the seconds are those that a finished run has written down for its measurements: of the clock, so that ratios
+are relative to their median.
 """
 
 import argparse
 import importlib
+import json
 import statistics
 import tempfile
 import time
@@ -20,7 +24,7 @@ from accelerate import Accelerator
 
 from shared.experiment.lab import Lab
 from shared.experiment.machines import CORE, Measured
-from shared.experiment.plan import names, price, stages
+from shared.experiment.plan import kind_of, names, price, stages
 from shared.experiment.planned import PlanLab, planning
 from shared.experiment.step import Kept, Step, closure
 
@@ -38,6 +42,25 @@ def compare(paper: str, scale: str, seconds: float) -> dict[str, tuple[float, fl
     planned = price(found, lab, on)
     spent = measured(numbers, config)
     return {f"{paper}: {name}": (planned[name], took) for name, took in spent.items() if took >= LEAST}
+
+
+def recorded(paper: str, scale: str, folder: Path) -> dict[str, tuple[float, float]]:
+    """Stage -> planned and recorded seconds of a step, the mean of its measurements."""
+    made = importlib.import_module(f"papers.{paper}.paper").PAPER
+    config, on = made.presets[scale], Measured()
+    lab = PlanLab(torch.device("cpu"), config.source)
+    spent: dict[str, list[float]] = {}
+    for file in (folder / paper / "measurements").glob("*.json"):
+        number = json.loads(file.read_text())
+        spent.setdefault(kind_of(number["tags"]), []).append(number["seconds"])
+    with planning(lab):
+        found = stages([n for n in made.plan(config) if kind_of(n.tags) in spent], lab)
+    planned = price(found, lab, on)
+    return {
+        f"{paper}: {name}": (planned[name] / found[name].count, sum(took) / len(took))
+        for name, took in spent.items()
+        if name in found and not found[name].why and sum(took) >= LEAST
+    }
 
 
 def cheapest(numbers: Sequence, lab: PlanLab, most: float) -> list:
@@ -96,12 +119,20 @@ def main() -> None:
     options.add_argument("papers", nargs="+")
     options.add_argument("--scale", default="cpu")
     options.add_argument("--seconds", type=float, default=60.0)
+    options.add_argument("--record", type=Path)
     given = options.parse_args()
     found: dict[str, tuple[float, float]] = {}
     for paper in given.papers:
-        for name, (planned, took) in compare(paper, given.scale, given.seconds).items():
-            found[name] = planned, took
-            print(f"{name:60} planned / measured = {planned / took:.2f}", flush=True)
+        if given.record:
+            found |= recorded(paper, given.scale, given.record)
+        else:
+            found |= compare(paper, given.scale, given.seconds)
+    load = statistics.median(took / planned for planned, took in found.values()) if given.record else 1.0
+    found = {name: (planned * load, took) for name, (planned, took) in found.items()}
+    for name, (planned, took) in found.items():
+        print(f"{name:50} {planned:10.2f} {took:10.2f} planned / measured = {planned / took:.2f}", flush=True)
+    if given.record:
+        print(f"the clock ran {load:.1f} times as long as planned")
     median, worst = summary(found)
     print(f"{len(found)} stages: median error {median:.0%}, worst {worst:.1f}×")
 
