@@ -139,7 +139,9 @@ def _together(found: Mapping[str, Stage]) -> Stage:
     return whole
 
 
-def misfits(found: Mapping[str, Stage], made: object, config: object, lab: PlanLab, on: Machine | Measured) -> list[str]:
+def misfits(
+    found: Mapping[str, Stage], made: object, config: object, lab: PlanLab, on: Machine | Measured
+) -> list[str]:
     """What does not fit the memory of a machine, and which option makes it fit. To be used inside `planning`."""
     room, said = USABLE * on.memory, []
     for name, stage in found.items():

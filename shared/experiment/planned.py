@@ -41,7 +41,6 @@ from shared.experiment.leaves import Pictures
 from shared.experiment.step import Kept, Step, Values, counted
 from shared.experiment.tally import Cost, Tally, listed, may_be_known, numbers, with_numbers
 from shared.rng import SampleRng
-from shared.steps.choice import Choice
 from shared.training.loop import OneProcess
 
 SAMPLE = 64  # pictures that are read to see how long one takes
@@ -281,7 +280,7 @@ class PlanLab:
         facts: dict[str, str] = {}
         try:
             with self.tally.apart() as cost:
-                made = step.make(self)
+                made = self._settled(step) if hasattr(step, "candidates") else step.make(self)
                 if not isinstance(made, Values):
                     tensors, facts = made if isinstance(made, tuple) else (made, {})
                     self.keep(step, tensors)
@@ -295,6 +294,15 @@ class PlanLab:
         finally:
             self._kept.pop()
             self._asked = outside
+
+    def _settled(self, choice: Step) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """What a `Choice` leaves: candidates that cost the same are scored once."""
+        kinds = Counter(self.form((candidate,)) for candidate in choice.candidates)
+        candidates = {self.form((candidate,)): candidate for candidate in choice.candidates}
+        for kind, count in kinds.items():
+            with self.tally.times(count):
+                scores = choice.rule.score(self, candidates[kind])
+        return {"scores": torch.empty(len(choice.candidates), len(scores), dtype=torch.float64)}, {"chosen": "0"}
 
     def form(self, x: object) -> object:
         """What of x changes its cost, hashable."""
@@ -398,14 +406,6 @@ def planning(lab: PlanLab) -> Iterator[None]:
             run(lambda: done.append(None))
         return np.zeros((repeats, len(done)))
 
-    def settled(choice: Choice, lab: PlanLab) -> tuple[dict[str, Tensor], dict[str, str]]:
-        candidates = {lab.form((candidate,)): candidate for candidate in choice.candidates}
-        kinds = Counter(lab.form((candidate,)) for candidate in choice.candidates)
-        for kind, count in kinds.items():
-            with lab.tally.times(count):
-                scores = choice.rule.score(lab, candidates[kind])
-        return {"scores": torch.empty(len(choice.candidates), len(scores), dtype=torch.float64)}, {"chosen": "0"}
-
     def drawn(rng: SampleRng, draw: Callable, shape: tuple, dtype: torch.dtype, device: object) -> Tensor:
         out = torch.empty((len(rng), *shape), dtype=dtype)
         with lab.tally.times(len(rng)):
@@ -437,9 +437,14 @@ def planning(lab: PlanLab) -> Iterator[None]:
                     if value is replaced:
                         stack.enter_context(mock.patch.object(module, name, stand_in))
         stack.enter_context(mock.patch.object(SampleRng, "_stack", drawn))
-        stack.enter_context(mock.patch.object(Choice, "make", settled))
         stack.enter_context(mock.patch.object(nn.Module, "_apply", _apply))
-        methods = {"__deepcopy__": _copied, "numpy": numbers, "__array__": numbers, "tolist": listed, "__format__": _said}
+        methods = {
+            "__deepcopy__": _copied,
+            "numpy": numbers,
+            "__array__": numbers,
+            "tolist": listed,
+            "__format__": _said,
+        }
         for name, stand_in in methods.items():
             stack.enter_context(mock.patch.object(FakeTensor, name, stand_in, create=True))
         stack.enter_context(mock.patch.object(TSNE, "fit_transform", lambda _, x: np.zeros((len(x), 2), np.float32)))
