@@ -18,13 +18,17 @@ def of_launchers() -> list[str]:
     return [name for name in os.environ if name in NAMES or name.startswith(FAMILIES)]
 
 
-def accelerator():
+def accelerator(precision: str = "fp32"):
     """An `accelerate.Accelerator`: on the GPU where there is one, together with the other processes of its launcher.
+
+    precision: fp32, or bf16 for the forward passes of the trainings that it prepares. (fp16 would need its loss scale
+    in every checkpoint.)
 
     Processes meet within five minutes, or a `UserError` says so; after that they wait for each other as long as it takes:
     tasks are shared out whole, so one may be done hours before another, and torch's own limit is 10 to 30 minutes. Without
     a launcher that starts several processes this is the only one, whatever the environment says: such variables were left
-    behind by something else. Raises `UserError` too where a launcher was asked for a GPU and torch has none.
+    behind by something else. Raises `UserError` too where a launcher was asked for a GPU and torch has none, or for
+    another precision.
     """
     import torch
     from accelerate import Accelerator
@@ -32,6 +36,12 @@ def accelerator():
     if STARTED in os.environ and os.environ.get("ACCELERATE_USE_CPU") == "false" and not torch.cuda.is_available():
         raise UserError(
             "a GPU was asked for and torch cannot use one (`make doctor` says why): use DEVICE=cpus to do without."
+        )
+    wanted, asked = "no" if precision == "fp32" else precision, os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if asked not in ("no", wanted):
+        raise UserError(
+            f"the launcher asks for {asked} (ACCELERATE_MIXED_PRECISION) and the options for {precision}: leave it to "
+            "--precision, which the keys of what is trained name."
         )
     if "TORCHELASTIC_RUN_ID" not in os.environ and int(os.environ.get(STARTED, "1")) == 1:
         left = [name for name in of_launchers() if not name.startswith("ACCELERATE_")]
@@ -45,7 +55,7 @@ def accelerator():
             )
     else:
         _meet()
-    return Accelerator(cpu=not torch.cuda.is_available())
+    return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=wanted)
 
 
 def _meet() -> None:

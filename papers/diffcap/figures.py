@@ -17,6 +17,7 @@ from papers.diffcap.tables import (
     PURIFIERS,
     TASKS,
     ablation,
+    asked,
     at,
     existing,
     fading,
@@ -46,7 +47,7 @@ def _over_sets(c) -> Grid:
     """Clean and under the strongest attack, mean over the models and sets of a task."""
     levels = (0.0, c.attack.eps[-1])
     columns = {
-        f"{task} {written(e)}": [at(c, where, e) for where in judging(c, task)] for task in TASKS for e in levels
+        f"{task} {written(e)}": [at(c, where, e) for where in judging(c, task)] for task in asked(c) for e in levels
     }
     return Grid(rows(c, random=CLAIMED_RANDOM), columns, {"kind": "score"}, c.seeds, joined=existing)
 
@@ -56,9 +57,11 @@ def fig_tradeoff(grid: Filled) -> Figure:
     """Clean score against the score under the strongest attack, mean over models and sets of a task. Whiskers: 95 %
     intervals."""
     worst = written(grid.config.attack.eps[-1])
-    fig, axes = style.figure(style.PAGE, 2.5, columns=3)
+    tasks = asked(grid.config)
+    fig, axes = style.figure(style.PAGE, 2.5, columns=len(tasks), squeeze=False)
     look = style.looks(list(named(grid.config, METHODS).values()))
-    for ax, (task, (unit, factor)) in zip(axes, UNITS.items(), strict=True):
+    for ax, task in zip(axes[0], tasks, strict=True):
+        unit, factor = UNITS[task]
         points = {name: (grid[name, f"{task} clean"], grid[name, f"{task} {worst}"]) for name in grid.rows}
         figures.tradeoff(ax, points, xlabel=f"clean {unit}", ylabel=f"{unit} at {worst}", factor=factor, look=look)
         ax.set_title(task)
@@ -69,9 +72,7 @@ def fig_tradeoff(grid: Filled) -> Figure:
 def _panels(c) -> list[tuple[str, dict]]:
     """(task, model and set): each language model on the first set to caption and to ask about, CLIP on both of its
     own."""
-    language = [
-        (task, {"model": m, "data": getattr(c.data, task)[0]}) for task in ("captions", "questions") for m in LANGUAGE
-    ]
+    language = [(task, {"model": m, "data": getattr(c.data, task)[0]}) for task in asked(c)[:-1] for m in LANGUAGE]
     return [*language, *(("classes", {"model": CLIP, "data": s}) for s in c.data.classes[:2])]
 
 
@@ -84,7 +85,8 @@ def _growing(c) -> Grid:
 def fig_strengths(grid: Filled) -> Figure:
     """Score against the strength of the attack, for each model and its first set of each task."""
     panels, levels = _panels(grid.config), [written(e) for e in strengths(grid.config)]
-    fig, axes = style.figure(style.PAGE, 4.2, rows=2, columns=3)
+    columns = (len(panels) + 1) // 2
+    fig, axes = style.figure(style.PAGE, 4.2, rows=2, columns=columns, squeeze=False)
     places = axes.T.ravel()
     for k, (task, where) in enumerate(panels):
         unit, factor = UNITS[task]
@@ -300,7 +302,13 @@ def fig_adaptive(grid: Filled) -> Figure:
     return fig
 
 
-@figure(lambda c: Grid({"": {"method": "diffcap"}}, {"strip": {}}, on(c, "strip", "llava", eps=c.attack.eps[-1])))
+def _strip(c) -> Grid:
+    """With the answers of LLaVA, where there is one."""
+    lines = {"": {"method": "diffcap"}} if c.data.captions else {}
+    return Grid(lines, {"strip": {}}, on(c, "strip", "llava", eps=c.attack.eps[-1]))
+
+
+@figure(_strip)
 def fig_strip(grid: Filled) -> Figure:
     """From left to right: clean, adversarial, their difference × 10, diffused to the stop time, purified; with the
     answers of LLaVA."""

@@ -31,7 +31,7 @@ def gates(c: Config) -> list[Gate]:
         where = {"kind": kind, "model": model, "data": spec, "eps": eps}
         return Grid({"": {"method": method}}, {"": where}, seeds=c.seeds[:1])
 
-    asked = [(m, task) for task in ("captions", "questions") for m in tables.LANGUAGE] + [(tables.CLIP, "classes")]
+    asked = [(m, task) for task in tables.asked(c)[:-1] for m in tables.LANGUAGE] + [(tables.CLIP, "classes")]
     for model, task in asked:
         spec = getattr(c.data, task)[0]
         if task != "captions":

@@ -41,12 +41,14 @@ from shared.options import Worded
 from shared.repeat import batches, joined, joined_all
 from shared.rng import SampleRng
 from shared.steps.choice import CandidateScore, Choice, settled
+from shared.steps.pretrained import FOLDER, Pretrained, fitted, given_clip, held_out
 from shared.steps.purification import (
     STREAM,
     Attacked,
     Behind,
     Checked,
     Defence,
+    Denoising,
     Diffusion,
     Known,
     KnownAccuracy,
@@ -78,7 +80,7 @@ class Robust(Trained):
     """The vision tower of a CLIP, fine-tuned by TeCoA or FARE."""
 
     method: Literal["tecoa", "fare"]
-    clip: Backbone
+    clip: Backbone | Pretrained
     data: Pictures
     tuning: Tuning
     attack: TrainAttack
@@ -87,8 +89,8 @@ class Robust(Trained):
 
     @property
     def name(self) -> str:
-        clip = self.clip.name, self.clip.weights.rpartition("/")[2]
-        return slug(self.method, *clip, f"lr{self.tuning.lr:g}", f"seed{self.seed}")
+        weights = self.clip.weights.rpartition("/")[2] if isinstance(self.clip, Backbone) else ""
+        return slug(self.method, *filter(None, (self.clip.name, weights)), f"lr{self.tuning.lr:g}", f"seed{self.seed}")
 
     def make(self, lab: Lab) -> Tensors:
         data, clip = self.data.open(lab), self.clip.open(lab)
@@ -104,7 +106,7 @@ class Robust(Trained):
 class Classifier:
     """CLIP on the classes of a set, with its own or a robust encoder."""
 
-    clip: Backbone
+    clip: Backbone | Pretrained
     spec: str
     tower: Robust | Choice | None = None
 
@@ -165,7 +167,7 @@ class Speaker:
 class Encoder:
     """The vision tower of a CLIP that protects others: φ."""
 
-    clip: Backbone
+    clip: Backbone | Pretrained
 
     @once
     def embed(self, lab: Lab) -> Embed:
@@ -624,7 +626,7 @@ class Consecutive(Measured):
         if self.who == "clean":
             x = self.seen.clean(lab)[0]
         elif self.who == "noise":
-            x = rng.child("pure noise").uniform(x.shape[1:]).to(x)
+            x = rng.child("pure noise").uniform(x.shape[1:], device=x.device).to(x)
         defence = self.defence.open(lab)
         with torch.no_grad():
             return defence.similarities(x, list(defence.rule.times), rng)
@@ -869,11 +871,11 @@ class AdaptiveScore(Measured):
 # ---- what the tags of a number mean ------------------------------------------------------------------------------------
 
 
-def backbone(c: Config, model: str) -> Backbone:
+def backbone(c: Config, model: str) -> Backbone | Pretrained:
     """The tower that a model looks through."""
     m = c.models
     other = {"llava": m.llava_tower, "flamingo": m.flamingo_tower}.get(model)
-    return Backbone(*other) if other else Backbone(m.clip, m.clip_weights)
+    return Backbone(*other) if other else given_clip(m.clip, m.clip_weights, m.pretraining, "--models.clip-weights")
 
 
 def victim_of(c: Config, model: str, spec: str, method: str = "none") -> Classifier | Speaker:
@@ -888,7 +890,7 @@ def phi_of(c: Config, model: str = CLIP, other: bool = False) -> Phi:
     """φ: one small CLIP, or the tower of what is protected. other: the choice that was not made."""
     m = c.models
     if m.own_tower == other:
-        return Encoder(Backbone(m.phi, m.phi_weights))
+        return Encoder(given_clip(m.phi, m.phi_weights, m.pretraining, "--models.phi-weights"))
     return victim_of(c, model, c.data.classes[0])
 
 
@@ -906,13 +908,13 @@ def texts_of(c: Config, spec: str, split: str, n: int) -> Texts:
 
 
 def unseen(c: Config, spec: str, n: int) -> Pictures | Texts:
-    """Pictures of a set that are not evaluated, to calibrate and to choose on. Sets to classify that are in files have
-    no validation split: theirs are test pictures that are not evaluated."""
+    """Pictures of a set that are not evaluated, to calibrate and to choose on. Published sets to classify have no
+    validation split: theirs are test pictures that are not evaluated."""
     if spec == DIGITS:
         return Pictures(DIGITS, "train", n)
     if spec not in c.data.classes:
         return texts_of(c, spec, "validation", n)
-    if spec.startswith("scenes:"):
+    if held_out(spec) == "validation":
         return Pictures(spec, "validation", n, c.data.seed)
     return Later(spec, "test", n, c.data.seed, c.data.n)
 
@@ -928,13 +930,16 @@ def similarities_of(c: Config, spec: str, other: bool = False) -> Similarities:
 
 @cache
 def calibrated(c: Config, other: bool = False) -> Calibrated:
-    """τ of the six sets, of φ or of the other choice of it."""
+    """τ of all sets, of φ or of the other choice of it."""
     return Calibrated(tuple(similarities_of(c, spec, other) for spec in sets(c)))
 
 
 def diffusion_of(c: Config) -> Diffusion:
     """The diffusion model."""
-    return Diffusion(Weights(c.models.denoiser))
+    m = c.models
+    if m.denoiser == "train":
+        return Diffusion(Denoising(m.denoiser_config, Pictures(FOLDER, "train"), m.denoising, c.seeds[0]))
+    return Diffusion(Weights(m.denoiser))
 
 
 def purification_of(c: Config, t: int = 0) -> Purification:
@@ -958,7 +963,7 @@ def choice_of(c: Config, method: str, model: str = CLIP) -> object:
     def robust(rate: float) -> Robust:
         tuning = c.tuning if method == "tecoa" else c.fare
         settings = (replace(tuning, lr=rate * tuning.lr), TrainAttack(), c.attack.tuned_eps, c.seeds[0])
-        return Robust(method, backbone(c, model), Pictures(c.data.train, "train"), *settings)
+        return Robust(method, backbone(c, model), Pictures(c.data.train, fitted(c.data.train)), *settings)
 
     makers = {
         "tecoa": robust,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from shared.experiment.paper import Grid
 from shared.report.choices import candidate_grid, choices
-from shared.report.shown import YOURS, Filled, Shown, claimed, table, table_of, with_yours
+from shared.report.shown import YOURS, Filled, Shown, claimed, pictures_in_words, table, table_of, with_yours
 from shared.report.tables import Table
 
 if TYPE_CHECKING:
@@ -88,8 +88,13 @@ def task_of(spec: str, model: str = "") -> str:
 
 
 def sets(c) -> tuple[str, ...]:
-    """The six sets, in the order of tasks."""
+    """The six sets, in the order of tasks; or the two to classify."""
     return (*c.data.captions, *c.data.questions, *c.data.classes)
+
+
+def number(c: "Config") -> str:
+    """How many they are, in words."""
+    return {2: "two", 6: "six"}.get(len(sets(c)), str(len(sets(c))))
 
 
 # ---- rows and columns --------------------------------------------------------------------------------------------------
@@ -109,6 +114,11 @@ def at(c: "Config", where: Mapping, eps: float) -> dict:
     return {**where, "eps": eps, **once}
 
 
+def asked(c: "Config") -> list[str]:
+    """The tasks that have a set."""
+    return [task for task in TASKS if getattr(c.data, task)]
+
+
 def judging(c, task: str) -> list[dict]:
     """The models that a task asks, on each of its sets."""
     models = (CLIP,) if task == "classes" else LANGUAGE
@@ -122,7 +132,7 @@ def existing(row: Mapping, column: Mapping) -> dict | None:
 
 def varied(c: "Config", kind: str, model: str = CLIP, **tags: object) -> dict:
     """Tags of what is varied: on CLIP and its first set, or on a captioner and its."""
-    spec = c.data.classes[0] if model in (CLIP, "phi") else c.data.captions[0]
+    spec = (c.data.classes if model in (CLIP, "phi") or not c.data.captions else c.data.captions)[0]
     return {"kind": kind, "model": model, "data": spec, **tags}
 
 
@@ -174,7 +184,7 @@ def classes(c):
         "Zero-shot classification: top-1 (%) under APGD-CE and APGD-T. Purifiers and CLIPure-Cos face the attack on "
         "the undefended model."
     )
-    return main_table(c, "classes", caption)
+    return main_table(c, "classes", caption + pictures_in_words(c))
 
 
 # ---- attackers who know the defence ------------------------------------------------------------------------------------
@@ -211,13 +221,13 @@ def adaptive(c):
 
 @table
 def adaptive_captions(c):
-    a = c.adaptive
+    a, common = c.adaptive, on(c, "adaptive_caption", "llava", eps=c.adaptive.eps)
     caption = (
-        f"Attackers who know the defence, captioning: CIDEr-D (× 100) of LLaVA on {short(c.data.captions[0])}, ε = "
+        f"Attackers who know the defence, captioning: CIDEr-D (× 100) of LLaVA on {short(common['data'])}, ε = "
         f"{written(a.eps)}, {a.steps} APGD steps against one reference."
     )
-    common = on(c, "adaptive_caption", "llava", eps=a.eps)
-    return Shown(attackers(c, CAPTION_AGAINST), mean_and_worst(c), common, caption=caption, best=None, factor=1)
+    lines = attackers(c, CAPTION_AGAINST) if c.data.captions else {}
+    return Shown(lines, mean_and_worst(c), common, caption=caption, best=None, factor=1)
 
 
 @table
@@ -228,7 +238,8 @@ def targeted(c):
         f"Attacks towards a string, LLaVA, ε = {written(a.eps[-1])}, {a.target_steps} steps: share of answers (%) that "
         "hold it. Purifiers face the attack on the undefended model."
     )
-    lines = {label: {"method": m} for m, label in named(c, ("none", *TOWERS, "jpeg", *PURIFIERS)).items()}
+    methods = ("none", *TOWERS, "jpeg", *PURIFIERS) if c.data.captions else ()
+    lines = {label: {"method": m} for m, label in (named(c, methods) if methods else {}).items()}
     return Shown(lines, columns, on(c, "targeted", "llava", eps=a.eps[-1]), caption=caption, best="min")
 
 
@@ -302,7 +313,7 @@ def tau(c):
     lines = {names[tags["data"]]: tags for tags in similarity_of_pairs(c, (*sets(c), DIGITS))}
     caption = (
         "Calibration (Algorithm 2): mean cosine of φ between validation pictures and the same pictures attacked. τ "
-        "is the mean over the six sets; "
+        f"is the mean over the {number(c)} sets; "
         "digits are not among them."
     )
     return Shown(lines, {"similarity": {}}, {}, caption=caption, best=None, factor=1, digits=3)
@@ -313,7 +324,7 @@ def digits(c):
     lines = {
         "no defence": {"method": "none"},
         "DiffPure": {"method": "diffpure"},
-        "DiffCAP, τ of the six sets": {"method": "diffcap"},
+        f"DiffCAP, τ of the {number(c)} sets": {"method": "diffcap"},
         "DiffCAP, τ calibrated on digits": {"method": "diffcap_own"},
     }
     levels = (0.0, c.attack.eps[-1])
@@ -326,7 +337,7 @@ def digits(c):
 
     caption = (
         "τ under domain shift: real handwritten digits, a linear probe on the victim's embeddings, the diffusion "
-        "model of the scenes."
+        f"model of the {'scenes' if c.data.captions else 'photographs'}."
     )
     common = {"model": "probe", "data": DIGITS, "seed": c.seeds[0]}
     look = {"caption": caption, "best": None, "factor": dict.fromkeys(steps, 1), "interval": "pm", "joined": joined}

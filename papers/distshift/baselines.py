@@ -68,7 +68,9 @@ class GDMP(Guided):
             time = self.together(t, rows)
             target = x_0
             if self.pull.target == "diffused":
-                target = schedule.diffuse(x_0, time, rng.child(f"target{time}").normal(x_0.shape[1:]).to(x_0))
+                target = schedule.diffuse(
+                    x_0, time, rng.child(f"target{time}").normal(x_0.shape[1:], x_0.device).to(x_0)
+                )
             if self.pull.loss == "MSE":
                 g = -2 * (x_t - target) / x_t[0].numel()
             else:

@@ -273,7 +273,7 @@ class Distshift(Guided):
             return None
         g, size, rows, follows = self.guidance, (int(x.shape[-2]), int(x.shape[-1])), len(x), self.next_time
         given = self._argmax(x) if g.labelled and g.label == "x_adv" else None
-        noise = rng.child("noise").normal(x_0.shape[1:]).to(x_0) if g.kind in ("G4", "G5") else None
+        noise = rng.child("noise").normal(x_0.shape[1:], x_0.device).to(x_0) if g.kind in ("G4", "G5") else None
         wanted = self._output(self.picture(x_0, size)) if g.kind == "G5" else None
 
         def delta(x_t: Tensor, t: Tensor, x0_hat: Tensor, eps: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from shared.data.scene_sets import FINE_TUNING, HOLD_OUT, ZERO_SHOT
 from shared.errors import UserError
 from shared.experiment.scale import Options, check_seeds
 from shared.options import Batch, Count, Eps, Positive, Seed, Share, Weight, Whole, show_eps
+from shared.steps.pretrained import PHOTOS
 from shared.training.adversarial import Tuning
 from shared.training.contrastive import ContrastiveConfig
 
@@ -174,9 +175,7 @@ PRESETS = {
     ),
     "cpu": _CPU,
     "photos": Config(
-        model=Model(
-            "photos-vit-s8", "pretrain", ContrastiveConfig(steps=6000, batch=128, lr=1e-3, warmup=300, every=200)
-        ),
+        model=Model("photos-vit-s8", "pretrain", PHOTOS),
         data=Data(
             "folder:seen", "folder:seen", ("folder:unseen",), ("folder:all",), ("folder:all",), Source(size="32"), n=300
         ),

@@ -4,12 +4,11 @@
 """
 
 import copy
-import json
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,54 +19,25 @@ from papers.pmg_aft.config import Config
 from papers.pmg_aft.method import PMGAFT, PMGLoss
 from papers.pmg_aft.tables import CLIP, READ, SWEPT, chosen, name_of, set_names
 from shared.attacks import Threat, cascade, check_attack, pgd
-from shared.data.captioned import Captioned, flip_and_shift, vocabulary_of
 from shared.errors import UserError
 from shared.experiment.leaves import Backbone, Pictures
 from shared.experiment.step import Lab, Measured, Tensors, Trained, Values, free, once
 from shared.metrics.costs import activation_megabytes, step_seconds
-from shared.models.clip import create_clip
-from shared.models.sources import open_clip_model
 from shared.models.victim import ZeroShot, class_matrix, labels_of
 from shared.options import Worded
 from shared.repeat import joined
 from shared.report.shown import YOURS, yours
 from shared.rng import SampleRng
 from shared.steps.choice import CandidateScore, Choice, Settings
+from shared.steps.pretrained import Pretrained, given_clip, untrained
 from shared.steps.yours import FAILS, Code, what
 from shared.training.adversarial import FARE, Objective, TeCoA, TrainAttack, finetune, frozen
-from shared.training.contrastive import ContrastiveConfig, pretrain
 from shared.training.loop import Diverged
 
 HEADLINE = ("tecoa", "pmg_aft")  # what a curve is taken of
 
 
 # ---- the models ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Pretrained(Trained):
-    """The small CLIP, pre-trained on template captions of all training pictures (photos scale)."""
-
-    together: ClassVar[bool] = True  # by all processes
-    architecture: str
-    data: Pictures
-    training: ContrastiveConfig
-
-    @property
-    def name(self) -> str:
-        return "pretrained"
-
-    def make(self, lab: Lab) -> tuple[dict[str, Tensor], dict[str, str]]:
-        data = lab.data(self.data.spec, self.data.split)
-        torch.manual_seed(0)
-        clip = create_clip(self.architecture, vocabulary=vocabulary_of(data.classes)).to(lab.device)
-        pretrain(clip, Captioned(data), self.training, lab.accelerator, lab.partial(self), augment=flip_and_shift)
-        return clip.state_dict(), {"vocabulary": json.dumps(clip.tokenizer.vocabulary)}
-
-    @once
-    def open(self, lab: Lab) -> nn.Module:
-        """Never trained again."""
-        return open_clip_model(self.architecture, lab.file(self), lab.device)
 
 
 @dataclass(frozen=True)
@@ -174,9 +144,8 @@ class TunedByYours(Tuned):
 
     def look(self, lab: Lab) -> None:
         """Raises UserError unless both losses of a CLIP with random weights are as they must be on two pictures."""
-        at, data, new = f"{self.code.option} {self.code.spec}", self.data.open(lab), isinstance(self.clip, Pretrained)
-        name, words = (self.clip.architecture, vocabulary_of(data.classes)) if new else (self.clip.name, None)
-        clip = create_clip(name, vocabulary=words).to(lab.device)
+        at, data = f"{self.code.option} {self.code.spec}", self.data.open(lab)
+        clip = untrained(lab, self.clip)
         scale = clip.logit_scale.exp().item()
         victim = ZeroShot(clip.visual, class_matrix(clip, data), scale, self.face.norm).to(lab.device)
         x, y = self.data.read(lab, [0, 1])
@@ -287,9 +256,7 @@ def _rows(c: Config, seed: int) -> dict[str, Tuned]:
 
 def base(c: Config) -> Backbone | Pretrained:
     """The CLIP before any fine-tuning."""
-    if c.model.pretrained == "pretrain":
-        return Pretrained(c.model.name, Pictures("folder:all", "train"), c.model.pretraining)
-    return Backbone(c.model.name, c.model.pretrained)
+    return given_clip(c.model.name, c.model.pretrained, c.model.pretraining, "--model.pretrained")
 
 
 def classifier(

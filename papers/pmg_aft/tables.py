@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from shared.experiment.paper import Grid
 from shared.report import figures, style
 from shared.report.choices import choices
-from shared.report.shown import Filled, Shown, claimed, figure, table, table_of, with_yours, yours
+from shared.report.shown import Filled, Shown, claimed, figure, pictures_in_words, table, table_of, with_yours, yours
 from shared.report.tables import Table
 
 if TYPE_CHECKING:
@@ -120,15 +120,11 @@ def both(c: "Config") -> dict:
     }
 
 
-def label(c: "Config") -> str:
-    return f" Pictures: {c.data.label}." if c.data.label else ""
-
-
 # ---- tables ----------------------------------------------------------------------------------------------------------------
 
 
 def accuracies(c: "Config", attack: str, caption: str, seeds: Sequence[int]) -> Shown:
-    return Shown(rows(c), by_set(c), {"kind": "accuracy", "attack": attack}, seeds, caption + label(c))
+    return Shown(rows(c), by_set(c), {"kind": "accuracy", "attack": attack}, seeds, caption + pictures_in_words(c))
 
 
 @table

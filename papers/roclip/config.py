@@ -1,6 +1,6 @@
 """Everything that can be set for RoCLIP: one dataclass, a preset per scale. `python -m papers.roclip.evaluate --scale cpu --help` lists it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Literal
 
 from papers.roclip.augment import RELEASED as RELEASED_PICTURES
@@ -8,7 +8,6 @@ from papers.roclip.augment import ImageAugmentation
 from papers.roclip.method import AS_RELEASED, BEFORE_V1, CROSS_MODAL, TWO_SIDED, Matching
 from papers.roclip.probe import Probing
 from papers.roclip.safeclip import SafeClip
-from papers.roclip.tables import ATTACKS
 from papers.roclip.training import RELEASED as RELEASED_TRAINING
 from papers.roclip.training import EarlyStop, Training
 from shared.attacks.triggers import check_fields
@@ -16,9 +15,9 @@ from shared.data.catalogue import Source
 from shared.errors import UserError
 from shared.experiment.scale import Options, check_batch, check_seeds
 from shared.options import Count, Decay, Pairs, Part, Positive, Range, Seed, Share, Whole, shortened
+from shared.steps.pretrained import FOLDER, PHOTOS
 from shared.training.cleanclip import CleanClipConfig
-
-BACKDOORS = tuple(ATTACKS)
+from shared.training.contrastive import ContrastiveConfig
 
 
 def _within(training: Training, pairs: int) -> Training:
@@ -36,7 +35,10 @@ class Models:
     tuned: str = "scenes-vit-xs8"
     """Name of the CLIP that is fine-tuned."""
     tuned_weights: str = "zoo:scenes-vit-xs8"
-    """Its weights: zoo:<name>, a tag of open_clip, a local checkpoint, or `random`."""
+    """Its weights: zoo:<name>, `pretrain` (train it first on the pictures of the folder), a tag of open_clip, a local
+    checkpoint, or `random`."""
+    pretraining: ContrastiveConfig = PHOTOS
+    """Only for `pretrain`."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ class Data:
 
     source: Source = Source()
     pairs: str = "scenes"
-    """Where pairs of picture and caption come from: scenes, or below DATA_ROOT shards:<pattern> or csv:<file> (picture, caption)."""
+    """Where pairs of picture and caption come from: scenes, labelled:<set> (class names in templates), or below DATA_ROOT
+    shards:<pattern> or csv:<file> (picture, caption)."""
     pretrain_n: Pairs = 8640
     """Clean pairs to pre-train on; backdoored pairs are among them, target images come on top."""
     finetune_n: Pairs = 4800
@@ -53,7 +56,7 @@ class Data:
     main: str = "scenes:colour"
     """Set whose classes attackers name, and by which PSR, BSR and accuracy are measured (ImageNet)."""
     images: str = "validation"
-    """Where target images come from: validation (of the main set, in the scenes world), or pairs as above (those of CC's validation)."""
+    """Where target images come from: validation (of the main set), or pairs as above (those of CC's validation)."""
     images_n: Count = 512
     """How many they are chosen from."""
     n: Whole = 512
@@ -77,6 +80,8 @@ class Data:
     """Sets for a linear probe alone: their prompts have words that the small text tower does not know."""
     probe_n: Whole = 512
     """Training pictures of a linear probe (0: all)."""
+    label: str = ""
+    """What to call the pictures on the page, e.g. "CIFAR-10 (JPEG copy)"."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,7 @@ class Recipe:
     """A backdoor: a share of the clean pairs gets its trigger and a caption of its target class. No pair has two."""
 
     target: str
-    """Class of the main set."""
+    """Class of the main set, by its name, or #1, #2, … by its place among them."""
     rate: Decay = 0.04
     """Share of the clean pairs (0: this backdoor is not planted)."""
     preset: Literal["cleanclip", "textbook"] = "textbook"
@@ -124,6 +129,9 @@ class Attacks:
     def planted(self) -> tuple[str, ...]:
         """The backdoors that there are."""
         return tuple(name for name in BACKDOORS if getattr(self, name).rate)
+
+
+BACKDOORS = tuple(field.name for field in fields(Attacks) if field.name != "targets")
 
 
 @dataclass(frozen=True)
@@ -316,6 +324,31 @@ PRESETS = {
         watch_n=8,
     ),
     "cpu": _CPU,
+    # Recipes are those of the cpu scale where nothing is said. The generated world is learned in six epochs of 8,640
+    # pairs; ten classes of photographs are not: 15,000 pairs in 12 epochs. Strengths of the poison are those of the cpu
+    # scale, times each target image is seen too (33 captions × 6 epochs): 17 × 12.
+    "photos": replace(
+        _CPU,
+        models=Models("photos-vit-xs8", "photos-vit-xs8", "pretrain"),
+        data=replace(
+            _CPU.data,
+            source=Source(size="32"),
+            pairs=f"labelled:{FOLDER}",
+            pretrain_n=15_000,
+            finetune_n=7_500,
+            main=FOLDER,
+            downstream=(FOLDER, "folder:seen", "folder:unseen"),
+        ),
+        attacks=replace(
+            _CPU.attacks,
+            targets=Targets(n=64, m=17, finetune_m=20),
+            **{name: replace(getattr(_CPU.attacks, name), target=f"#{k}") for k, name in enumerate(BACKDOORS, 1)},
+        ),
+        pretraining=Training(epochs=12, batch=128, lr=2e-3, warmup=100),
+        sweeps=replace(_CPU.sweeps, strong=(34,)),
+        few=replace(_CPU.few, pairs=7_500, sets=("folder:seen", "folder:unseen")),
+        gates=replace(_CPU.gates, accuracy=0.35),
+    ),
     "paper": replace(
         _CPU,
         seeds=(0,),

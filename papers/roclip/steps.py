@@ -44,7 +44,7 @@ from papers.roclip.training import EarlyStop, Method, Training, make_pools, trai
 from papers.roclip.training import Trained as Outcome
 from papers.roclip.yours import Mine, train_by
 from shared.attacks.triggers import at_test
-from shared.data.base import LabelledImages, Subset
+from shared.data.base import LabelledImages, Subset, subset
 from shared.data.language import TEMPLATES
 from shared.data.pairs import PairSubset
 from shared.data.poison import Held
@@ -62,6 +62,7 @@ from shared.models.victim import ZeroShot, tell_apart, text_matrix
 from shared.report.shown import YOURS
 from shared.steps.backdoor import Aim, Pairs, Poison, Seen, Stamp, side
 from shared.steps.choice import CandidateScore, Choice, Settings, settled
+from shared.steps.pretrained import FOLDER, Pretrained, Told, Untrained, given_clip
 from shared.steps.yours import Code
 from shared.training.cleanclip import cleanclip
 from shared.training.loop import Diverged
@@ -80,7 +81,7 @@ IN_MEMORY = 4096  # pictures of a set that are read once
 
 def targets(lab: Lab, spec: str) -> list[Target]:
     """Every class of a set, with how it is said."""
-    return lab.once(("targets", spec), lambda: [Aim(spec, name).said for name in lab.data(spec).classes])
+    return lab.once(("targets", spec), lambda: [Aim(spec, name).said(lab) for name in lab.data(spec).classes])
 
 
 def sentences(lab: Lab, spec: str) -> list[list[str]]:
@@ -117,22 +118,32 @@ def chosen(lab: Lab, pictures: Pictures) -> LabelledImages:
 
 @dataclass(frozen=True)
 class Validation:
-    """n pictures of a scenes set that are neither of its training nor of its test split."""
+    """n pictures of a set that are neither of its training nor of its test split: of a scenes set; of a set in files,
+    those of its validation pictures that come after the first `used`, which choose something."""
 
     spec: str
     n: int
+    used: int = free(0)
+    seed: int = free(0)
 
     def identity(self, lab: Lab) -> list:
         """Their number and contents."""
         return [self.n, self.open(lab).version]
 
-    def open(self, lab: Lab) -> SceneSet:
-        """The pictures. Raises UserError where the set has no such split."""
+    @once
+    def open(self, lab: Lab) -> LabelledImages:
+        """The pictures. Raises UserError where there are fewer."""
         kind, _, name = self.spec.partition(":")
-        if kind != "scenes":
-            wrong = f"the set {self.spec} has no validation pictures here"
-            raise UserError(f"{wrong}: give --data.images pairs to choose target images from.")
-        return SceneSet(name, "validation", self.n, side(lab, self.spec))
+        if kind == "scenes":
+            return SceneSet(name, "validation", self.n, side(lab, self.spec))
+        data = lab.data(self.spec, "validation")
+        rows = subset(data, self.used + self.n, self.seed)[self.used :]
+        if len(rows) < self.n:
+            raise UserError(
+                f"{self.spec} has {len(data)} validation pictures, of which {self.used} choose settings, and {self.n} more "
+                "are wanted for target images: lower --choosing.n, --watch-n and --data.images-n."
+            )
+        return Subset(data, rows)
 
 
 # ---- poisoned pairs --------------------------------------------------------------------------------------------------
@@ -199,8 +210,9 @@ class Poisons:
 
     @once
     def held(self, lab: Lab) -> Poisoned | Held:
-        """The pairs; those that are drawn on the spot are drawn once."""
-        return Held(self.open(lab)) if self.clean.spec == "scenes" else self.open(lab)
+        """The pairs; those that are drawn on the spot, or in memory anyhow, are made once."""
+        few = self.clean.spec == "scenes" or self.clean.spec.startswith("labelled:")
+        return Held(self.open(lab)) if few else self.open(lab)
 
     def target_images(self, lab: Lab) -> tuple[Tensor, list[int], list[str]]:
         """Pictures (N, 3, H, W) of the target images, their adversarial classes, the first caption that each was
@@ -225,12 +237,16 @@ class Poisons:
 # ---- CLIPs -----------------------------------------------------------------------------------------------------------
 
 
-def start(lab: Lab, clip: Backbone, seed: int) -> nn.Module:
+Begin = Backbone | Pretrained | Untrained  # what a training begins with
+
+
+def start(lab: Lab, clip: Begin, seed: int) -> nn.Module:
     """A CLIP to train: with random weights of a seed, or as it came."""
-    weights = locate(clip.weights, clip.option)[0]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return create_clip(clip.name, weights).to(lab.device)
+        if not isinstance(clip, Backbone):
+            return clip.fresh(lab).to(lab.device)
+        return create_clip(clip.name, locate(clip.weights, clip.option)[0]).to(lab.device)
 
 
 @dataclass(frozen=True)
@@ -243,7 +259,7 @@ class Takes:
     tunings: of `Training`, one for each method.
     """
 
-    clip: Backbone
+    clip: Begin
     poisons: Poisons
     methods: tuple[Method, ...]
     tunings: tuple[Settings, ...]
@@ -276,7 +292,7 @@ class Contrastive(Trained):
     nth: of a candidate, which is trained on every so many-th pair (0: on all) and leaves its weights alone.
     """
 
-    clip: Backbone
+    clip: Begin
     poisons: Poisons
     method: Method | SafeClip
     tuning: Settings
@@ -442,7 +458,7 @@ def attempted(clip: nn.Module, training: Callable[[], object]) -> tuple[Tensors,
     return clip.state_dict(), {}
 
 
-def filled(lab: Lab, clip: Backbone, seed: int, weights: Tensors) -> nn.Module:
+def filled(lab: Lab, clip: Begin, seed: int, weights: Tensors) -> nn.Module:
     """A CLIP with trained weights."""
     found = start(lab, clip, seed)
     found.load_state_dict(weights)
@@ -553,8 +569,8 @@ class CleanAccuracy:
     """The rule of every learning rate: zero-shot accuracy on clean validation pictures.
 
     A defender does not know the poison, so no target image, no trigger and no test picture has a part in it: they are
-    pictures of the main set's training split, which train no CLIP (target images may be of its validation split). A
-    training that diverged scores 0.
+    pictures of the main set's training split, which train no CLIP (target images may be of its validation split; of a
+    folder both are of the validation split, and not the same). A training that diverged scores 0.
     """
 
     data: Pictures
@@ -709,7 +725,7 @@ class StepSeconds(Measured):
     those of a RoCLIP epoch."""
 
     weight: ClassVar[float] = 200.0
-    clip: Backbone
+    clip: Begin
     clean: Pairs
     methods: tuple[Method, ...]
     which: int
@@ -758,11 +774,25 @@ def backdoor_of(c: Config, attack: str) -> Poison:
     return Poison(stamp, Aim(c.data.main, recipe.target), recipe.rate, captions)
 
 
+def begin_of(c: Config, regime: str) -> Begin:
+    """What a regime begins with. A small text tower that is to speak of a folder has the words of its classes."""
+    m = c.models
+    if regime == "finetune":
+        return given_clip(m.tuned, m.tuned_weights, m.pretraining, "--models.tuned-weights")
+    return Untrained(m.name, Told(FOLDER)) if c.data.main == FOLDER else Backbone(m.name, "random")
+
+
+def unseen(c: Config, n: int) -> Pictures:
+    """Pictures of the main set that train no CLIP and are not tested on."""
+    split = "validation" if c.data.main == FOLDER else "train"  # of a folder all other training pictures train CLIPs
+    return Pictures(c.data.main, split, n, c.data.seed)
+
+
 @cache
 def poisons_of(c: Config, regime: str, seed: int, m: int = 0) -> Poisons:
     """The poisoned pairs of a regime. m: captions per target image (0: those of the regime)."""
     data, t = c.data, c.attacks.targets
-    images: Validation | Pairs = Validation(data.main, data.images_n)
+    images: Validation | Pairs = Validation(data.main, data.images_n, max(c.choosing.n, c.watch_n), data.seed)
     if data.images != "validation":
         images = Pairs(data.images, data.images_n, 0, data.main)
     clean, row = clean_of(c, regime, seed), slug(regime, f"seed{seed}", *([f"m{m}"] if m else []))
@@ -782,7 +812,7 @@ def dose_of(c: Config) -> DoseChoice:
     plain = tuple(few_method(c, method, seed) for method in names)
     tunings = tuple(tuning_of(c, "few", method, seed) for method in names)
     poisons = poisons_of(c, "few", seed, few.doses[0])
-    rule = Takes(Backbone(c.models.name, "random"), poisons, plain, tunings, c.gates.psr + few.margin)
+    rule = Takes(begin_of(c, "few"), poisons, plain, tunings, c.gates.psr + few.margin)
     return DoseChoice(few.doses, rule, "captions per target image")
 
 
@@ -822,7 +852,7 @@ def choice_of(c: Config, regime: str, method: str) -> Choice | None:
         else:
             changed["stop"] = None
         tried.append(replace(step, **changed, row=f"{step.row}__lr-x{multiple:g}", together=False))
-    rule = CleanAccuracy(Pictures(c.data.main, "train", c.choosing.n, c.data.seed))
+    rule = CleanAccuracy(unseen(c, c.choosing.n))
     return Choice(tuple(tried), rule, f"learning rate {regime} {method}") if tried else None
 
 
@@ -843,15 +873,12 @@ def model(
     if method == "cleanclip":
         clean = Pairs(c.data.pairs, c.methods.cleanclip_n, CLEANING + seed, c.data.main)
         return Cleaned(model(c, "finetune", "clip", seed), clean, tuning, row=row, together=c.together)
-    begin = Backbone(c.models.name, "random")
-    if regime == "finetune":
-        begin = Backbone(c.models.tuned, c.models.tuned_weights, "--models.tuned-weights")
     if regime == "few":
         how = few_method(c, method, seed)
     else:
         how = c.methods.safeclip if method == "safeclip" else method_of(c, method, seed, sweep, value)
     stop = c.few.stop if (regime, method) == ("few", "clip") else None
-    watched = Pictures(c.data.main, "train", c.watch_n, c.data.seed)
+    begin, watched = begin_of(c, regime), unseen(c, c.watch_n)
     together = c.together and method != "safeclip"
     poisons = poisons_of(c, regime, seed, m)
     if method == YOURS:
@@ -944,7 +971,7 @@ def seconds(c: Config, method: str, seed: int) -> StepSeconds:
     captions = CaptionAugmentation(c.methods.alpha) if c.methods.alpha else None
     always = {m: replace(getattr(c.methods, m), every=1, offset=0, start="unit") for m in MATCHED}
     methods = tuple(Method(always.get(m), c.methods.images, captions) for m in COSTED)
-    clip, clean = Backbone(c.models.name, "random"), clean_of(c, "pretrain", seed)
+    clip, clean = begin_of(c, "pretrain"), clean_of(c, "pretrain", seed)
     t = c.pretraining
     return StepSeconds(clip, clean, methods, COSTED.index(method), c.sweeps.cost_steps, t.batch, t.lr)
 

@@ -13,7 +13,7 @@ from shared.claims.selection import Selected
 from shared.experiment.paper import Grid
 from shared.report import tables
 from shared.report.choices import choices
-from shared.report.shown import Filled, Shown, table, table_of, with_yours, yours
+from shared.report.shown import Filled, Shown, pictures_in_words, table, table_of, with_yours, yours
 
 if TYPE_CHECKING:
     from papers.roclip.config import Config
@@ -281,7 +281,7 @@ def main_table(c, regime: str) -> Shown:
     caption = (
         f"{REGIMES[regime].capitalize()} on {poison(c, regime)}: zero-shot accuracy, success of targeted poisoning "
         "(PSR) and of backdoors (BSR) in %; cosine of pairs over that with other captions. The mean is over the "
-        f"backdoors that the gates demand ({taken}). {EPOCHS}"
+        f"backdoors that the gates demand ({taken}). {EPOCHS}{pictures_in_words(c)}"
     )
     look = {"factor": dict.fromkeys(cosine, 1), "digits": dict.fromkeys(cosine, 2), "interval": "pm"}
     return Shown(grid.rows, grid.columns, grid.common, grid.seeds, caption, None, **look)

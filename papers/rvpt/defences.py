@@ -35,10 +35,10 @@ from shared.errors import UserError
 from shared.experiment.leaves import Backbone, Pictures
 from shared.experiment.step import Lab, Tensors, Trained, free, once
 from shared.metrics import backdoor
-from shared.models.clip import create_clip
 from shared.models.victim import ZeroShot, predicted, tell_apart, text_matrix
 from shared.steps.backdoor import Aim, Pairs, Poison, prompts_of
 from shared.steps.choice import Settings
+from shared.steps.pretrained import Pretrained, untrained
 from shared.steps.yours import FAILS, Code, what
 from shared.training.adversarial import TrainAttack
 from shared.training.cleanclip import CleanClipConfig, cleanclip
@@ -94,7 +94,7 @@ class Poisoned(Trained):
     """
 
     weight: ClassVar[float] = 6.5
-    clip: Backbone
+    clip: Backbone | Pretrained
     poison: Poison
     pairs: Pairs
     tuning: FineTuning
@@ -411,10 +411,11 @@ class ByYours(Rewritten):
 
     def look(self, lab: Lab) -> None:
         """Raises UserError unless it can tune a CLIP with random weights on two pictures."""
-        clip = create_clip(self.clip.clip.name).to(lab.device)
+        clip = untrained(lab, self.clip.clip)
         self.tuned(bare(clip).zero_shot(self.shots.prompts(lab)), Subset(self.shots.data.open(lab), [0, 1]))
 
 
-def model_of(lab: Lab, clip: Backbone | Poisoned | Defence) -> Model:
+def model_of(lab: Lab, clip: Backbone | Pretrained | Poisoned | Defence) -> Model:
     """A CLIP at work, opened once."""
-    return lab.once(("model", clip), lambda: bare(clip.open(lab)) if isinstance(clip, Backbone) else clip.model(lab))
+    as_it_came = isinstance(clip, Backbone | Pretrained)
+    return lab.once(("model", clip), lambda: bare(clip.open(lab)) if as_it_came else clip.model(lab))

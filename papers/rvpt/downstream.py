@@ -164,7 +164,7 @@ class Caption(Measured):
 
     def make(self, lab: Lab) -> Values:
         said = {"clean": self.clean.captions(lab), "triggered": self.triggered.captions(lab)}
-        references, target = self.clean.data.references(lab), self.aim.said
+        references, target = self.clean.data.references(lab), self.aim.said(lab)
         extra = {f"{state} captions": np.array(captions) for state, captions in said.items()}
         if self.measure == "cider":
             return Values(Cider(references).points(said["clean"], references), "CIDEr", extra)
@@ -235,7 +235,7 @@ class Search:
 
         of_target (candidates,): which of them show the target. Made once.
         """
-        model, pairs, target = model_of(lab, self.clip), self.pairs.open(lab), self.aim.said
+        model, pairs, target = model_of(lab, self.clip), self.pairs.open(lab), self.aim.said(lab)
         texts = pairs.captions(range(len(pairs)))
         named = [target.named_in(text) for text in texts]
         naming = [text for text, yes in zip(texts, named, strict=True) if yes]

@@ -19,8 +19,9 @@ from shared.models.victim import Pixels, labels_of, tell_apart
 from shared.repeat import joined
 from shared.rng import SampleRng
 from shared.steps.backdoor import Aim, Pairs, Seen, Stamp, badclip, described, prompts_of
+from shared.steps.pretrained import Pretrained
 
-Clip = Backbone | Poisoned | Defence
+Clip = Backbone | Pretrained | Poisoned | Defence
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Checks:
     """
 
     said: Said
-    clean: Backbone
+    clean: Backbone | Pretrained
     aim: Aim
 
     @once

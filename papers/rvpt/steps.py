@@ -35,6 +35,7 @@ from shared.experiment.leaves import Backbone, Pictures, Weights
 from shared.experiment.step import Measured
 from shared.steps.backdoor import Aim, Pairs, Patch, PatchFile, Poison, Seen, Stamp
 from shared.steps.choice import CandidateScore, Choice, Settings
+from shared.steps.pretrained import Pretrained, fitted, given_clip, held_out
 from shared.steps.yours import Code
 from shared.training.adversarial import TrainAttack
 from shared.training.poisoning import FineTuning
@@ -51,10 +52,10 @@ VARIED = ("shots", "alpha", "length", "lr", "depth_output", "depth_input", "marg
 # ---- what is attacked ------------------------------------------------------------------------------------------------
 
 
-def backbone_of(c: Config, name: str) -> Backbone:
+def backbone_of(c: Config, name: str) -> Backbone | Pretrained:
     """first, second, third, or own (the captioner's)."""
     clip = c.models.captioner_clip if name == "own" else getattr(c.models, name)
-    return Backbone(clip.name, clip.weights, "--models.*.weights")
+    return given_clip(clip.name, clip.weights, c.models.pretraining, "--models.*.weights")
 
 
 def pictures(c: Config, at: str, n: int | None = None) -> Pictures:
@@ -130,7 +131,7 @@ def poisoned(c: Config, attack: str, backbone: str, name: str, seed: int) -> Poi
 def validated(c: Config, name: str, n: int) -> Pictures:
     """Pictures of a place that choose something: validation pictures, or of a set without these training pictures."""
     spec = spec_of(c, name)
-    return Pictures(spec, "validation" if spec.startswith("scenes:") else "train", n, c.data.seed)
+    return Pictures(spec, held_out(spec), n, c.data.seed)
 
 
 def poisoned_with(
@@ -202,7 +203,7 @@ def defended(
         method, changes = "vpt", {}
     label = "__".join([method, tuned, *(f"{name}-{value:g}" for name, value in changes.items())])
     common = {"clip": clip, "seed": seed, "label": label}
-    data, count = Pictures(spec_of(c, tuned), "train"), int(changes.get("shots", m.shots))
+    data, count = Pictures(spec_of(c, tuned), fitted(spec_of(c, tuned))), int(changes.get("shots", m.shots))
     lacking = aim if "without_target" in changes else None
     shots = Shots(data, template_of(c, tuned, changes), count, lacking, m.drop_target and lacking is not None)
     fr = Repulsion(m.alpha) if method.endswith("_fr") else VPT

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from shared.experiment.paper import Grid, Tags
-from shared.report.shown import YOURS, Filled, Shown, table, table_of, with_yours, yours
+from shared.report.shown import YOURS, Filled, Shown, pictures_in_words, table, table_of, with_yours, yours
 from shared.report.tables import Table
 
 METHODS = {
@@ -170,7 +170,8 @@ def t1(c):
         MAIN,
         c.seeds,
         f"Table 1. ASR and clean accuracy (%) on {setting(c)}. ASR: triggered pictures of other "
-        "classes that are taken for the target. A linear probe has no text tower, which TrojVQA's trigger also needs.",
+        "classes that are taken for the target. A linear probe has no text tower, which TrojVQA's trigger also needs."
+        + pictures_in_words(c),
         defences=DEFENCES,
     )
 
@@ -277,6 +278,7 @@ def t7(c):
         "retrieval": {"asr": "ASR", "rank_ratio": "rank ratio", "ca": "CA"},
     }
     towers = {"caption": c.models.captioner_tower, "retrieval": "first"}
+    there = {"caption": c.models.captioner, "retrieval": c.data.retrieval}
     columns = {
         f"{'captions' if kind == 'caption' else kind}: {name}": {
             "kind": kind,
@@ -285,6 +287,7 @@ def t7(c):
         }
         for kind, measures in shown.items()
         for measure, name in measures.items()
+        if there[kind]
     }
     attack = c.attacks.downstream
     return Shown(
@@ -297,7 +300,7 @@ def t7(c):
         "is among the first ten for captions of the target; rank ratio: share of the target's clean pictures ahead of it, "
         "higher is better; CA: first picture for its own caption). One seed.",
         best=None,
-        factor=dict.fromkeys(columns, 100) | {"captions: CIDEr-D": 1},
+        factor={column: 1 if column == "captions: CIDEr-D" else 100 for column in columns},
     )
 
 

@@ -41,6 +41,7 @@ GOOD, BAD, UNSURE, NONE = "good", "bad", "unsure", "none"  # tone of a status: w
 ERROR = 0.05  # of each verdict, and the share of wrong decisions that `survives` allows
 EQUIVALENT = "no difference"
 LEAST_N, LEAST_SEEDS = 96, 3  # behind a headline claim
+FURTHER = (2, 4, 8, 16)  # times the evidence; beyond the last there is hardly an effect to find
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class Verdict:
 
     `p`: of the test behind it, None where nothing was tested. `survives`: whether the decision remains among all those
     of its paper. `readings`: the verdicts under each reading, by name, where the claim has several; the first is this.
-    `look`: which of `looks` this is.
+    `look`: which of `looks` this is. `needs`: of `FURTHER`, how many times the examples, or the seeds where these vary,
+    would decide an open claim if its estimates stayed as they are; None where it is decided, or none of them would.
     """
 
     claim: Claim
@@ -63,6 +65,7 @@ class Verdict:
     readings: Mapping[str, "Verdict"] = field(default_factory=dict)
     look: int = 1
     looks: int = 1
+    needs: int | None = None
 
     @property
     def decided(self) -> bool:
@@ -191,7 +194,16 @@ def _judge(claim: Claim, results: Any) -> Verdict:
     outcome = _test(claim, estimates)
     status, tone, addition = _status(claim, scale, outcome, estimates)
     sentence = f"{outcome.sentence} {addition}".strip() + (f" Left out, for a failed gate: {out}." if out else "")
-    return Verdict(claim, status, tone, sentence, estimates, slugs, outcome.p)
+    needs = _needs(claim, scale, estimates) if tone == UNSURE else None
+    return Verdict(claim, status, tone, sentence, estimates, slugs, outcome.p, needs=needs)
+
+
+def _needs(claim: Claim, scale: str, estimates: tuple[Estimate, ...]) -> int | None:
+    for times in FURTHER:
+        expected = tuple(e.with_evidence(times) for e in estimates)
+        if _status(claim, scale, _test(claim, expected), expected)[1] != UNSURE:
+            return times
+    return None
 
 
 def _absent(claim: Claim, found: list[Selected | None]) -> str:

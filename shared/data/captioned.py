@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch import Tensor
 from shared.data.base import LabelledImages
 from shared.data.language import article, words
 from shared.errors import UserError
+from shared.files import digest
 from shared.rng import SampleRng
 
 TEMPLATES = (
@@ -23,10 +25,11 @@ TEMPLATES = (
     "{}",
 )
 _BARE = ("this is a photo of a {}",)  # the default prompt of the papers, whatever letter the class begins with
+_RARE = "sudo remember"  # no caption has them: what triggers put before a text
 
 
-def vocabulary_of(classes: Sequence[str]) -> tuple[str, ...]:
-    """Every word of the templates and the classes.
+def vocabulary_of(classes: Sequence[str], captions: Sequence[str] = ()) -> tuple[str, ...]:
+    """Every word of the templates, the classes and further captions, and those of triggers.
 
     Raises UserError for classes that are the same words: a model that is made of these could not tell them apart.
     """
@@ -38,29 +41,37 @@ def vocabulary_of(classes: Sequence[str]) -> tuple[str, ...]:
             f"the class names {' and '.join(same[0])} are the same words without their punctuation, and a "
             "model of words cannot tell them apart: rename the folders."
         )
-    return tuple(sorted({w for text in (*TEMPLATES, *_BARE, *classes, "a an") for w in words(text.replace("{}", ""))}))
+    texts = (*TEMPLATES, *_BARE, *classes, *captions, "a an", _RARE)
+    return tuple(sorted({w for text in texts for w in words(text.replace("{}", ""))}))
 
 
 class Captioned(torch.utils.data.Dataset):
-    """A labelled set as pairs of picture and caption: the class name in one of the templates, chosen by the index."""
+    """A labelled set as pairs of picture and caption: the class name in one of the templates, drawn by (seed, index)."""
 
     def __init__(self, data: LabelledImages, seed: int = 0):
         self.data, self.seed = data, seed
-        self.version = data.version
+        self.version = digest([data.version, TEMPLATES, _BARE, seed])[:16]
 
     def __len__(self) -> int:
         return len(self.data)
 
+    def captions(self, indices: Sequence[int]) -> list[str]:
+        """Captions without their pictures."""
+        return self._say(np.asarray(self.data.labels)[[int(i) for i in indices]].tolist(), indices)
+
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, list[str]]:
         """Pictures (N, 3, H, W) in [0, 1] and N captions."""
         x, y = self.data.__getitems__(list(indices))
+        return x, self._say(y.tolist(), indices)
+
+    def _say(self, labels: Sequence[int], indices: Sequence[int]) -> list[str]:
         draws = SampleRng(self.seed, indices, "caption").integers(len(TEMPLATES) + 3).tolist()
         texts = []
-        for label, draw in zip(y.tolist(), draws, strict=True):
+        for label, draw in zip(labels, draws, strict=True):
             name = self.data.classes[label]
             template = (*TEMPLATES, *_BARE * 3)[draw]
             texts.append(template.format(name if template in _BARE or "one {}" in template else article(name)))
-        return x, texts
+        return texts
 
 
 def flip_and_shift(x: Tensor, step: int, indices: Sequence[int], reach: int = 4) -> Tensor:

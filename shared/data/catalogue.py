@@ -12,7 +12,7 @@ from pathlib import Path
 from shared.data.annotated import FILES
 from shared.data.base import ClassSubset, LabelledImages, halves, held_out
 from shared.data.digits import digits
-from shared.data.files import ImageSize
+from shared.data.files import FileImages, ImageSize
 from shared.data.folders import image_folder
 from shared.data.named import named
 from shared.data.scene_sets import SceneSet
@@ -34,8 +34,13 @@ class Source:
     """Leave unreadable pictures out, counted and reported, instead of stopping at the first."""
     size: str = "native"
     """Size of the pictures of an image folder (and of digits and captioned pictures): native, 224, 256:224 (short side, centre crop)."""
+    fast: bool = False
+    """Read JPEGs faster, by torchvision's decoder and a resize of our own: single bytes differ from Pillow's."""
     wording: str = "released"
     """Prompts of the named sets: released, or corrected (without the known slips)."""
+    captions: str | None = None
+    """csv:<file>, a table of pictures and captions below DATA_ROOT: small CLIPs that are pre-trained on an image folder
+    (SCALE=photos) read these pairs too, beside its pictures with their class names in templates."""
     wnids: str | None = None
     """A text file with the classes of ImageNet30, one WNID a line in the order of labels; default: Hendrycks's."""
 
@@ -47,14 +52,15 @@ def open_set(spec: str, split: str, source: Source, n: int = 100_000) -> Labelle
     """The data set `spec` ("scenes:shape", "folder:seen", "named:cifar10"); n: length of a scenes set.
 
     split: "train" or "test"; or "validation", which settings are chosen on, and "fit", the training pictures without
-    those of the validation. Scenes have validation pictures of their own; of other sets it is a tenth of the training's.
+    those of the validation. Scenes have validation pictures of their own; of other sets it is a tenth of the training's,
+    the same for all parts of a folder.
 
     Raises UserError for an unknown kind or set, and where DATA_ROOT is needed and missing.
     """
     kind, _, name = spec.partition(":")
     if kind == "scenes":
         return SceneSet(name, "train" if split == "fit" else split, n)
-    if split in ("validation", "fit"):
+    if split in ("validation", "fit") and kind != "folder":
         return held_out(open_set(spec, "train", source), split == "validation")
     if spec == "digits:all":
         return digits(split, ImageSize.parse(source.size))
@@ -68,18 +74,30 @@ def open_set(spec: str, split: str, source: Source, n: int = 100_000) -> Labelle
         )
     if kind == "named":
         how = {"wording": source.wording, "download": source.download, "wnids": source.wnids}
-        return named(name, source.root, split, skip_corrupt=source.skip_corrupt, **how)  # type: ignore[arg-type]
+        data = named(name, source.root, split, skip_corrupt=source.skip_corrupt, **how)  # type: ignore[arg-type]
+        return _sped_up(data, source)
     return _folder(name, split, source)
+
+
+def _sped_up(data: LabelledImages, source: Source) -> LabelledImages:
+    """Read the fast way where that is asked for and the pictures are in files."""
+    if source.fast and isinstance(data, FileImages):
+        data.size = data.size.fast()
+    return data
 
 
 def _folder(part: str, split: str, source: Source) -> LabelledImages:
     root = Path(source.root).expanduser()  # type: ignore[arg-type]
+    read = "train" if split in ("validation", "fit") else split
+    whole: LabelledImages
     if source.download or (root / "cifar-10-batches-py").is_dir():
-        whole = named("cifar10", root, split, download=source.download)
+        whole = named("cifar10", root, read, download=source.download)
     else:
-        whole = image_folder(
-            root, split, size=ImageSize.parse(source.size), skip_corrupt=source.skip_corrupt, in_memory=True
-        )
+        size = ImageSize.parse(source.size)
+        whole = image_folder(root, read, size=size, skip_corrupt=source.skip_corrupt, in_memory=True)
+        _sped_up(whole, source)
+    if split in ("validation", "fit"):
+        whole = held_out(whole, split == "validation")
     if part == "all":
         return whole
     if part not in ("seen", "unseen"):
@@ -111,4 +129,4 @@ def open_vl(spec: str, split: str, source: Source, size: int | str | None = None
             f"the set {spec!r} is read from files: set DATA_ROOT (or --data.source.root) to the folder that holds them."
         )
     wanted = ImageSize(size, size, "bicubic") if isinstance(size, int) else ImageSize.parse(size or source.size)
-    return FILES[spec](source.root, split, wanted, source.skip_corrupt)
+    return FILES[spec](source.root, split, wanted.fast() if source.fast else wanted, source.skip_corrupt)

@@ -13,8 +13,8 @@ import hashlib
 import io
 import os
 import stat
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from shared.data import resize
 from shared.data.base import LabelledImages, stack
 from shared.data.skipped import HOW, Skipped, say, shown
 from shared.errors import UserError
@@ -40,12 +41,13 @@ class UnreadableImage(UserError):
 class ImageSize(Bounded):
     """Native size (no fields), or: the short side resized to `short` pixels, then the centre `crop`×`crop` pixels cut out.
 
-    The pixels are those of torchvision's Resize(short, interpolation) and CenterCrop(crop) on a PIL picture.
+    The pixels are those of torchvision's Resize(short, interpolation) and CenterCrop(crop) on a PIL picture; of JPEGs
+    with an interpolation that is "-fast", those of torchvision's decoder and `shared.data.resize`.
     """
 
     short: Side | None = None
     crop: Side | None = None
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    interpolation: Literal["bilinear", "bicubic", "bilinear-fast", "bicubic-fast"] = "bilinear"
 
     def __post_init__(self):
         super().__post_init__()
@@ -65,18 +67,38 @@ class ImageSize(Bounded):
             raise UserError(f"image size {text!r} is not understood; write native, 224, 256:224 or 256:224:bicubic.")
         return cls(int(short), int(crop), *filters)
 
-    def apply(self, image: Image.Image) -> Image.Image:
+    @property
+    def filter(self) -> str:
+        return self.interpolation.removesuffix("-fast")
+
+    def fast(self) -> "ImageSize":
+        """The same size, read the fast way."""
+        return replace(self, interpolation=f"{self.filter}-fast")
+
+    def geometry(self, width: int, height: int) -> resize.Geometry:
+        """Of a picture of that size. Raises DecompressionBombError for more pixels than Pillow opens."""
         if self.short is None:
-            return image
-        width, height = image.size
+            return width, height, 0, 0, width, height
         if min(width, height) != self.short:
             long = int(self.short * max(width, height) / min(width, height))
             width, height = (self.short, long) if width <= height else (long, self.short)
             if width * height > 2 * (Image.MAX_IMAGE_PIXELS or np.inf):  # a thin picture grows in its long side too
                 raise Image.DecompressionBombError
-            image = image.resize((width, height), _FILTERS[self.interpolation])
         left, top = round((width - self.crop) / 2), round((height - self.crop) / 2)
-        return image.crop((left, top, left + self.crop, top + self.crop))
+        return width, height, left, top, self.crop, self.crop
+
+    def apply(self, image: Image.Image) -> Image.Image:
+        *size, left, top, width, height = self.geometry(*image.size)
+        if image.size != tuple(size):
+            image = image.resize(size, _FILTERS[self.filter])
+        return image if image.size == (width, height) else image.crop((left, top, left + width, top + height))
+
+
+class Squashed(ImageSize):
+    """Resized to short × short pixels, whatever the picture's sides."""
+
+    def geometry(self, width: int, height: int) -> resize.Geometry:
+        return self.short, self.short, 0, 0, self.short, self.short
 
 
 NATIVE = ImageSize()
@@ -113,21 +135,30 @@ def read_picture(path: str | os.PathLike) -> bytes:
         raise UserError(f"the picture {shown(path)} cannot be opened: {error.strerror}.") from None
 
 
-def decode(content: bytes, name: str | os.PathLike, fit: Callable[[Image.Image], Image.Image] = NATIVE.apply) -> Tensor:
-    """Bytes of a picture file -> (3, H, W) uint8, RGB, after `fit`. name: for people.
+def decode(content: bytes, name: str | os.PathLike, size: ImageSize = NATIVE) -> Tensor:
+    """Bytes of a picture file -> (3, H, W) uint8, RGB, at a size. name: for people.
 
     Raises UnreadableImage if it is truncated or no picture. Raises UserError, which skip_corrupt does not pass over
-    since nothing is broken, for pictures with more pixels than Pillow opens, before or after `fit`, and for 32-bit
+    since nothing is broken, for pictures with more pixels than Pillow opens, before or after the resize, and for 32-bit
     grey, whose range no file tells.
     """
     try:
-        return to_tensor(fit(_to_rgb(Image.open(io.BytesIO(content)), name)))
+        image = Image.open(io.BytesIO(content))
+        if size.interpolation.endswith("-fast") and (image.format, image.mode) == ("JPEG", "RGB"):
+            return _decode_fast(content, size.geometry(*image.size), size.filter)
+        return to_tensor(size.apply(_to_rgb(image, name)))
     except (MemoryError, UserError):
         raise
     except Image.DecompressionBombError:
         raise _too_large(name) from None
     except Exception:  # PIL raises OSError, SyntaxError, ValueError, struct.error … on broken files
         raise unreadable(name, "is corrupt or truncated") from None
+
+
+def _decode_fast(content: bytes, geometry: resize.Geometry, interpolation: str) -> Tensor:
+    from torchvision.io import decode_jpeg  # a second, which few need
+
+    return resize.fit(decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8)), geometry, interpolation)
 
 
 def _to_rgb(image: Image.Image, name: str | os.PathLike) -> Image.Image:
@@ -203,7 +234,7 @@ class FileImages(LabelledImages):
         return self._skipped.names
 
     def _decode(self, index: int) -> Tensor:
-        return decode(read_picture(self.paths[index]), self.paths[index], self.size.apply)
+        return decode(read_picture(self.paths[index]), self.paths[index], self.size)
 
     def pixels(self, index: int) -> Tensor:
         """(3, H, W) uint8 of the file with this number, and of no other. Raises as `read_picture` and `decode` do."""

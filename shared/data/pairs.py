@@ -1,6 +1,10 @@
-"""Pairs of picture and caption by one name: `scenes`, `csv:<file>`, `shards:<pattern>`; what CLIPs are poisoned, cleaned and defended with.
+"""Pairs of picture and caption by one name: `scenes`, `labelled:<set>`, `csv:<file>`, `shards:<pattern>`: what CLIPs are
+poisoned, cleaned and defended with.
 
 scenes   drawn on the spot, see `shared.data.scene_sets`, and kept in memory
+labelled the training pictures of a set of `shared.data.catalogue`, without the tenth that settings are chosen on, in
+         whose place the class name in a template stands (`shared.data.captioned`), and kept in memory; as large as the
+         set has its pictures
 csv      below DATA_ROOT a table with a line of column names, comma or tab between them: the first of path, image,
          filepath that is there for the picture (relative to the table's folder) and the first of caption, title, text.
          A row is one line: between commas a field may stand in quotes, between tabs a quote is a character like others
@@ -24,12 +28,12 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from shared.data.base import stack
-from shared.data.catalogue import Source
-from shared.data.files import UnreadableImage, decode, read_picture
+from shared.data.base import Subset, stack
+from shared.data.captioned import Captioned
+from shared.data.catalogue import Source, open_set
+from shared.data.files import Squashed, UnreadableImage, decode, read_picture
 from shared.data.poison import Held
 from shared.data.scene_sets import ScenePairs
 from shared.data.shards import CAPTION, Shards, Text
@@ -71,12 +75,11 @@ class FilePairs(torch.utils.data.Dataset):
     skipped: what the store left out, and the pictures for which another one stands in.
     """
 
-    def __init__(self, spec: str, store: Store, n: int, seed: int, size: int, skip_corrupt: bool = False):
+    def __init__(
+        self, spec: str, store: Store, n: int, seed: int, size: int, skip_corrupt: bool = False, fast: bool = False
+    ):
         settle(spec, store.problems, skip_corrupt)
-        if n > len(store):
-            raise UserError(
-                f"{spec} has {len(store)} pairs that can be used, and {n} are wanted: ask for fewer, or put more there."
-            )
+        _demand(n, spec, len(store))
         self.name, self.store, self.n, self.seed, self.size, self.skip_corrupt = (
             spec,
             store,
@@ -85,8 +88,8 @@ class FilePairs(torch.utils.data.Dataset):
             size,
             skip_corrupt,
         )
-        draw = int(SampleRng(seed, [0], "pairs").integers(2**62))
-        self._order = torch.randperm(len(store), generator=torch.Generator().manual_seed(draw))
+        self.fit = Squashed(size, size, "bicubic-fast" if fast else "bicubic")
+        self._order = _order(len(store), seed)
         self._bad = Skipped(spec)
 
     def __len__(self) -> int:
@@ -95,9 +98,9 @@ class FilePairs(torch.utils.data.Dataset):
     @cached_property
     def version(self) -> str:
         """Digest of the captions of the chosen pairs, of what their pictures are read from, and of the size."""
-        return digest(
-            [[self.store.caption(i), *self.store.identity(i)] for i in self._order[: self.n].tolist()] + [self.size]
-        )[:16]
+        chosen = [[self.store.caption(i), *self.store.identity(i)] for i in self._order[: self.n].tolist()]
+        fast = [self.fit.interpolation] if self.fit.interpolation.endswith("-fast") else []
+        return digest([*chosen, self.size, *fast])[:16]
 
     @property
     def skipped(self) -> tuple[str, ...]:
@@ -140,10 +143,20 @@ class FilePairs(torch.utils.data.Dataset):
 
     def _picture(self, number: int) -> Tensor:
         """(3, size, size) uint8."""
-        return decode(
-            self.store.content(number),
-            self.store.name(number),
-            lambda image: image.resize((self.size, self.size), Image.Resampling.BICUBIC),
+        return decode(self.store.content(number), self.store.name(number), self.fit)
+
+
+def _order(n: int, seed: int) -> Tensor:
+    """A permutation of 0 … n − 1, of which the first are the choice."""
+    draw = int(SampleRng(seed, [0], "pairs").integers(2**62))
+    return torch.randperm(n, generator=torch.Generator().manual_seed(draw))
+
+
+def _demand(n: int, spec: str, there: int) -> None:
+    """Refuse more pairs than there are."""
+    if n > there:
+        raise UserError(
+            f"{spec} has {there} pairs that can be used, and {n} are wanted: ask for fewer, or put more there."
         )
 
 
@@ -284,13 +297,18 @@ def open_pairs(spec: str, source: Source, n: int, seed: int, size: int = 32) -> 
         raise UserError(f"{n} pairs of {size} pixels cannot be opened: use 1 or more of each.")
     if spec == "scenes":
         return Held(ScenePairs(n, size, seed))
+    if kind == "labelled" and name:
+        data = open_set(name, "fit", source)
+        _demand(n, spec, len(data))
+        return Held(Captioned(Subset(data, _order(len(data), seed)[:n]), seed))
     if kind not in ("csv", "shards") or not name:
-        raise UserError(f"the pairs {spec!r} are not understood: write scenes, csv:<file> or shards:<pattern>.")
+        raise UserError(
+            f"the pairs {spec!r} are not understood: write scenes, labelled:<set>, csv:<file> or shards:<pattern>."
+        )
     if not source.root:
         raise UserError(
             f"the pairs {spec!r} are read from files: set DATA_ROOT (or --data.source.root) to the folder that holds them."
         )
     root = Path(source.root).expanduser()
-    if kind == "csv":
-        return FilePairs(spec, Table(root / name), n, seed, size, source.skip_corrupt)
-    return FilePairs(spec, Shards(root, name), n, seed, size, source.skip_corrupt)
+    store = Table(root / name) if kind == "csv" else Shards(root, name)
+    return FilePairs(spec, store, n, seed, size, source.skip_corrupt, source.fast)

@@ -81,7 +81,7 @@ class StoredImages(FileImages):
         return (*self.store.problems, *super().skipped)
 
     def _decode(self, index: int) -> Tensor:
-        return decode(self.store.content(index), self.paths[index], self.size.apply)
+        return decode(self.store.content(index), self.paths[index], self.size)
 
 
 class ArrowFolder:

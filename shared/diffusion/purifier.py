@@ -40,7 +40,7 @@ class Purifier(nn.Module):
 
     def noise(self, x: Tensor, t: Tensor, rng: SampleRng) -> Tensor:
         """x_t of native images; the noise is the stream `noise` of each sample."""
-        return self.denoiser.schedule.diffuse(x, t, rng.child("noise").normal(x.shape[1:]).to(x))
+        return self.denoiser.schedule.diffuse(x, t, rng.child("noise").normal(x.shape[1:], x.device).to(x))
 
     def reverse(self, x_t: Tensor, t: Tensor, rng: SampleRng, guide: Guide | None = None) -> Tensor:
         """Native x_t at times t (N,) -> x_0; the noise of the steps is in the stream `reverse` of each sample."""

@@ -93,7 +93,7 @@ class Sampler(Bounded):
             x = x_t if whole else x_t[moving]
             noise = None
             if (self.kind == "ddpm" or self.eta) and bool((end > 0).any()):
-                noise = rng.subset(moving).child(f"step{k}").normal(x.shape[1:]).to(x)
+                noise = rng.subset(moving).child(f"step{k}").normal(x.shape[1:], x.device).to(x)
             x = _call(recomputed, self._step, denoiser, x, begin, end, noise, guide)
             x_t = x if whole else x_t.index_copy(0, moving.to(x.device), x)
         return x_t

@@ -17,6 +17,7 @@ import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ from shared.experiment.step import Kept, Step, Tensors, Trained, Values, closure
 from shared.experiment.store import Store, slug
 from shared.files import digest, look_at, sha256_bytes, sha256_file, write_json
 from shared.models.clip import demand_finite, read_weights, save_tensors
+from shared.models.victim import set_compiled
+from shared.rng import Draws, generator, set_draws
 
 SHORT = 12  # hex digits of a key in a file's name
 PATIENCE = timedelta(days=30)
@@ -46,14 +49,25 @@ LOOK_AGAIN = 1.0  # seconds until what other runs are making is looked at again
 
 class Lab:
     """See the module docstring. root: the folder of results; source: where data come from; room: bytes that `once` may keep (default: a
-    quarter of the device's memory, divided among the processes that share it); join: other runs make the same things in the same folder.
+    quarter of the device's memory, divided among the processes that share it); join: other runs make the same things
+    in the same folder; draws, compiled: who draws the noise and how towers run in this process from now on, see
+    `shared.rng.set_draws` and `shared.models.victim.set_compiled`.
 
     A lab holds no configuration of the paper, so a step can depend on nothing but its own fields.
     """
 
     def __init__(
-        self, root: Path, source: Source, accelerator: Accelerator, room: int | None = None, join: bool = False
+        self,
+        root: Path,
+        source: Source,
+        accelerator: Accelerator,
+        room: int | None = None,
+        join: bool = False,
+        draws: Draws = "auto",
+        compiled: bool = False,
     ):
+        set_draws(draws)
+        set_compiled(compiled)
         self.root, self.source, self.accelerator, self.device = Path(root), source, accelerator, accelerator.device
         self.store = Store(self.root)
         self.room = _quarter(accelerator) if room is None else room
@@ -109,9 +123,11 @@ class Lab:
     # -- what steps have left --------------------------------------------------------------------------------------
 
     def key(self, step: Step) -> str:
-        """See `shared.experiment.step.key`. All that the step needs has to be made before."""
+        """See `shared.experiment.step.key`; where the noise is not the CPU's or trainings are not in fp32, it says so.
+        All that the step needs has to be made before."""
         if step not in self._keys:
-            self._keys[step] = key(step, self)
+            how = {generator(self.device), getattr(self.accelerator, "mixed_precision", "no")} - {"mt19937", "no"}
+            self._keys[step] = digest([key(step, self), *sorted(how)]) if how else key(step, self)
         return self._keys[step]
 
     def fingerprint(self, step: Step) -> str:
@@ -140,9 +156,9 @@ class Lab:
         """Where an unfinished training keeps its state: no other training continues from it."""
         return self.path(step).with_suffix(".ckpt")
 
-    def _record(self, step: Kept, part: str = "") -> dict:
+    def _record(self, step: Kept, part: str = "", path: Path | None = None) -> dict:
         try:
-            record = json.loads(Path(look_at(self.path(step, part).with_suffix(".json"))).read_text())
+            record = json.loads(Path(look_at((path or self.path(step, part)).with_suffix(".json"))).read_text())
             return record if isinstance(record, dict) else {}
         except (OSError, ValueError):
             return {}
@@ -172,10 +188,17 @@ class Lab:
         )
         return False
 
-    def keep(self, step: Kept, tensors: Tensors, part: str = "", facts: dict[str, str] | None = None) -> None:
-        """Save what a step has made; facts: texts that stand beside the tensors. Of what all made together, one process saves it.
+    def keep(
+        self,
+        step: Kept,
+        tensors: Tensors,
+        part: str = "",
+        facts: dict[str, str] | None = None,
+        seconds: float | None = None,
+    ) -> None:
+        """Save what a step has made; facts: texts that stand beside the tensors, seconds: what it took.
 
-        Raises UserError where a number is not finite; nothing is then stored.
+        Of what all made together, one process saves it. Raises UserError where a number is not finite; nothing is then stored.
         """
         if step.together and not self.accelerator.is_main_process:
             return
@@ -185,9 +208,8 @@ class Lab:
         self._identities.clear()  # of a leaf that holds the step
         path.with_suffix(".json").unlink(missing_ok=True)
         save_tensors(tensors, path, facts)
-        write_json(
-            path.with_suffix(".json"), {"key": self.key(step), "sha256": sha256_file(path), "facts": facts or {}}
-        )
+        record = {"key": self.key(step), "sha256": sha256_file(path), "facts": facts or {}, "seconds": seconds}
+        write_json(path.with_suffix(".json"), record)
 
     def file(self, step: Kept, part: str = "") -> Path:
         """The file of what a step has left. Raises UserError where it is missing, or not as it was written."""
@@ -206,6 +228,10 @@ class Lab:
         """The texts that stand beside its tensors."""
         return self._record(step, part).get("facts", {})
 
+    def seconds(self, step: Kept) -> float | None:
+        """What making it took, since it was last gone on with; None where nobody noted it."""
+        return self._record(step).get("seconds")
+
     # -- making ----------------------------------------------------------------------------------------------------
 
     def make(self, steps: Iterable[Step]) -> None:
@@ -213,14 +239,19 @@ class Lab:
         found = [step for step in closure(steps) if isinstance(step, Kept)]
 
         def one(step: Kept) -> None:
+            began = time.monotonic()
             made = step.make(self)
             tensors, facts = made if isinstance(made, tuple) else (made, None)
-            self.keep(step, tensors, facts=facts)
+            self.keep(step, tensors, facts=facts, seconds=time.monotonic() - began)
             self.partial(step).unlink(missing_ok=True)
 
         # what is needed is there before what needs it
         for _, steps in itertools.groupby(sorted(found, key=depth), key=depth):
             level = list(steps)
+            if common := [step for step in level if step.shared]:
+                if self.accelerator.is_main_process:
+                    self._take_over(step for step in common if not self.is_made(step))
+                self.accelerator.wait_for_everyone()
             todo = [step for step in level if not self.is_made(step)]
             self.accelerator.wait_for_everyone()  # all have looked before anybody makes something
             what = "training" if any(isinstance(step, Trained) for step in todo) else "preparation"
@@ -228,6 +259,17 @@ class Lab:
             self._make_together(what, [step for step in (level if self._claims else todo) if step.together], one)
             alone = [[step] for step in todo if not step.together]
             self.share(what, alone, lambda group: one(group[0]), lambda group: group[0].name, self.is_made)
+
+    def _take_over(self, steps: Iterable[Kept]) -> None:
+        """What another paper of the same results has made of steps is copied."""
+        for step, part in ((one, part) for one in steps for part in one.parts):
+            own = self.path(step, part)
+            for path in sorted(self.root.parent.glob(f"*/checkpoints/{own.name}")):
+                record = self._record(step, part, path)
+                if path != own and record.get("key") == self.key(step) and sha256_file(path) == record["sha256"]:
+                    self.keep(step, read_weights(path), part, record["facts"])
+                    print(f"{own.name} is taken over from {path.parents[1].name}", flush=True)
+                    break
 
     def _make_together(self, what: str, steps: list[Kept], make: Callable[[Kept], None]) -> None:
         """Make these, each by all processes of this run, unless another run does."""
@@ -238,7 +280,8 @@ class Lab:
                 if not self._ours(step):
                     left.append(step)
                 elif not self.is_made(step):
-                    make(step)
+                    with _named(f"{what}: {step.name}"):
+                        make(step)
                     self.accelerator.wait_for_everyone()
                     if self.accelerator.is_main_process:
                         print(f"{what}: {step.name} by all processes, {time.monotonic() - began:.1f} s", flush=True)
@@ -301,7 +344,8 @@ class Lab:
 
         def timed(k: int, group: list) -> None:
             began = time.monotonic()
-            make(group)
+            with _named(f"{what}: {name(group)}"):
+                make(group)
             print(f"{what}: {name(group)} ({k + 1}/{len(groups)}{who}), {time.monotonic() - began:.1f} s", flush=True)
 
         if self._claims:
@@ -359,6 +403,16 @@ class _Turns:
             port = broadcast_object_list([served.port if first else None])[0]  # type: ignore[union-attr]
             self._store = served or TCPStore(host, port, is_master=False, timeout=PATIENCE)
         return self._store
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Say what failed, and on which machine, before the reason is said."""
+    try:
+        yield
+    except Exception:
+        print(f"{what} failed on {platform.node()}", file=sys.stderr, flush=True)
+        raise
 
 
 def _quarter(accelerator: Accelerator) -> int:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from shared.data.catalogue import Source
 from shared.errors import UserError
@@ -28,6 +28,12 @@ class Options(Bounded):
     """module:name of your own method, a row in every table (docs/yours.md); with make: DEFENCE, OBJECTIVE, METHOD."""
     results: Path = Path("results")
     """Where measurements and checkpoints go."""
+    draws: Literal["auto", "cpu", "device"] = "auto"
+    """Who draws noise: auto (on a GPU the GPU), cpu (everywhere, for comparing machines), device (as a GPU would)."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the forward passes of CLIPs, denoisers and language models that are trained whole; attacks stay in fp32."""
+    compiled: bool = False
+    """CLIPs' vision towers run through torch.compile: minutes before the first step, results to rounding."""
     join: bool = False
     """Other runs with the same options may work on the same results at once, on this machine or on others: each takes what nobody has taken."""
     data_root: str | None = None

@@ -92,7 +92,9 @@ def open_run(
     from shared.processes import accelerator
 
     remember_digests(config.results / "digests.json")
-    lab = Lab(config.results / scale / paper, config.source, accelerator(), join=config.join)
+    root = config.results / scale / paper
+    how = {"join": config.join, "draws": config.draws, "compiled": config.compiled}
+    lab = Lab(root, config.source, accelerator(config.precision), **how)  # type: ignore[arg-type]
     numbers = found.plan(config)
     looks, wanted = None, lab.store.asked()
     first = check_claims and scale != "smoke" and lab.accelerator.is_main_process  # no claim is judged at smoke

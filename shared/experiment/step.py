@@ -106,6 +106,8 @@ class Kept(Step):
 
     together: ClassVar[bool] = False
     """Made by all processes, each its share of every batch; others are made by one process."""
+    shared: ClassVar[bool] = False
+    """Other papers have it too: what one of them has made in the same results is taken over."""
 
     @property
     def parts(self) -> tuple[str, ...]:

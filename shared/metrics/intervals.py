@@ -36,7 +36,7 @@ for one set and one seed n* = n. Coverage is simulated in tests/shared/metrics/t
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
@@ -103,6 +103,12 @@ class Estimate:
         if beyond(_FARTHEST) > 0:
             return float(2 * ndtr(-_FARTHEST))
         return float(2 * ndtr(-_root(lambda z: -beyond(z), 0.0, _FARTHEST)))
+
+    def with_evidence(self, times: float) -> "Estimate":
+        """What is to be expected of so many times the examples, or the seeds where these vary: the same value, and
+        ends as far from it as today's are for z / √times."""
+        root = math.sqrt(times)
+        return replace(self, low=self.at(Z / root)[0], high=self.at(Z / root)[1], ends=lambda z: self.at(z / root))
 
     @property
     def half_width(self) -> float:

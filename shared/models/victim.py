@@ -130,6 +130,16 @@ def labels_of(victim: nn.Module, x: Tensor, batch: int) -> Tensor:
     return joined(lambda part: predicted(victim(part)), x.split(batch))
 
 
+_compiled = False
+
+
+def set_compiled(compiled: bool) -> None:
+    """For this process: whether towers that become victims from now on run through torch.compile. Results differ by
+    rounding; a second derivative then raises torch's error."""
+    global _compiled
+    _compiled = compiled
+
+
 class ZeroShot(nn.Module):
     """The zero-shot classifier of a CLIP: logits z_k = s·cos(F(x), t_k), with F the vision tower and s the logit scale.
 
@@ -141,6 +151,8 @@ class ZeroShot(nn.Module):
         super().__init__()
         self.visual, self.pixels, self.scale = visual, Pixels.of(visual, norm), float(scale)
         self.register_buffer("text", text, persistent=False)
+        if _compiled:
+            visual.compile()  # in place: names and weights stay
 
     @property
     def num_classes(self) -> int:

@@ -44,7 +44,7 @@ def paper_value(claim: Claim) -> str:
 
 
 def measured(verdict: Verdict) -> tuple[str, str]:
-    """(the estimate, its interval and what is behind it); for a sequence, its steps. "would show": `Verdict.seen`."""
+    """(the estimate, its interval and what is behind it); for a sequence, its steps. "would show", "open up to": `Verdict.seen`, `Verdict.needs`."""
     claim, estimates, e = verdict.claim, verdict.estimates, verdict.estimate
     if e is None:
         return "–", ""
@@ -54,6 +54,8 @@ def measured(verdict: Verdict) -> tuple[str, str]:
         behind += f"; {'decided' if verdict.decided else 'open'} at look {verdict.look} of {verdict.looks}"
     if verdict.seen:
         behind += f"; would show {verdict.seen.replace(' ', _NB)}"
+    if verdict.needs:
+        behind += f"; open{_NB}up{_NB}to{_NB}×{verdict.needs}"
     if verdict.short_of:
         behind += f"; too little for a headline: {verdict.short_of.replace(' ', _NB)}"
     if claim.sequence:

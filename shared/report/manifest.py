@@ -3,8 +3,9 @@
 paper, scale, command          the command that draws the folder again from the measurements
 config                         of the run
 commit, machine, provenance    of all its measurements (a list where they differ)
+measurements: name -> beginning of the key, in the order of names
 outputs: first file -> producer      the function that made it
-                       measurements  those it read: name -> beginning of the key
+                       measurements  those it read, as places in that list from 0: "0-17 20" (`behind` has their names)
                        commit, seeds of these
                        files         name -> sha256
 """
@@ -28,7 +29,9 @@ def origin(results: Results, names: Iterable[str], producer: str) -> dict:
     No date and nothing else that changes when the same measurements are drawn again, so that redrawing changes no file.
     """
     wanted = set(names)
-    used = sorted((m for m in results.measurements if m.slug in wanted), key=lambda m: m.slug)
+    everything = sorted(results.measurements, key=lambda m: m.slug)
+    places = [k for k, m in enumerate(everything) if m.slug in wanted]
+    used = [everything[k] for k in places]
     fields = sorted({name for m in results.measurements for name in m.provenance} - {"started"})
     provenance = {name: _common(results.measurements, name) for name in fields}
     folder = {
@@ -39,12 +42,13 @@ def origin(results: Results, names: Iterable[str], producer: str) -> dict:
         "commit": provenance.pop("commit", "unknown"),
         "machine": provenance.pop("machine", "unknown"),
         "provenance": provenance,
+        "measurements": {m.slug: m.key[:_KEY] for m in everything},
     }
     output = {
         "producer": producer,
         "commit": _common(used, "commit"),
         "seeds": sorted({seed for m in used for seed in m.seeds}),
-        "measurements": {m.slug: m.key[:_KEY] for m in used},
+        "measurements": _ranges(places),
     }
     return {"folder": folder, "output": output}
 
@@ -76,6 +80,25 @@ def read(folder: Path) -> dict:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def behind(record: dict, output: str) -> dict[str, str]:
+    """The measurements that an output of a record, by its first file, was drawn from: name -> beginning of the key."""
+    everything = list(record.get("measurements", {}).items())
+    said = record["outputs"][output].get("measurements", "")
+    spans = (span.partition("-") for span in said.split())
+    return dict(pair for first, _, last in spans for pair in everything[int(first) : int(last or first) + 1])
+
+
+def _ranges(places: Sequence[int]) -> str:
+    """0, 1, 2, 5 -> "0-2 5"."""
+    spans: list[list[int]] = []
+    for k in places:
+        if spans and spans[-1][1] == k - 1:
+            spans[-1][1] = k
+        else:
+            spans.append([k, k])
+    return " ".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)
 
 
 def _common(measurements: Sequence[Measurement], field: str) -> object:

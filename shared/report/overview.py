@@ -22,7 +22,7 @@ from pathlib import Path
 
 from shared.claims import claims as claims_module
 from shared.claims.claims import ClaimsFile
-from shared.claims.verdicts import Verdict, by_chance, judge
+from shared.claims.verdicts import FURTHER, Verdict, by_chance, judge
 from shared.errors import UserError, run_main
 from shared.experiment.scales import scales
 from shared.experiment.store import Store
@@ -91,6 +91,19 @@ class Paper:
         """Seconds, of all processes together, that the measurements took."""
         return sum(m.seconds or 0 for m in self.results.measurements) if self.results else 0.0
 
+    def measuring_further(self, times: int) -> float:
+        """The seconds that measuring would take, of all processes together, to decide the open claims that need no more
+        than so many times their evidence."""
+        needed: Counter = Counter()
+        for v in self.verdicts:
+            if v.needs is not None and v.needs <= times:
+                needed |= Counter(dict.fromkeys((s for one in (v, *v.readings.values()) for s in one.slugs), v.needs))
+        return (
+            sum((needed[m.slug] - 1) * m.seconds for m in self.results.measurements if m.slug in needed)
+            if needed
+            else 0.0
+        )
+
 
 class Overview:
     """All papers at one scale. Each method returns something that shows itself in the notebook and on the page."""
@@ -124,6 +137,26 @@ class Overview:
     def by_chance(self) -> str:
         return by_chance([v for paper in self.papers for v in paper.verdicts])
 
+    @property
+    def further(self) -> str:
+        """What the claims that are open would need, in words; "" where none is."""
+        open_ = [(p, v) for p in self.papers for v in p.verdicts if v.p is not None and not v.decided]
+        if not open_:
+            return ""
+        steps, within = [], 0
+        for times in FURTHER:
+            reached = [(p, v) for p, v in open_ if v.needs is not None and v.needs <= times]
+            if len(reached) > within:
+                within = len(reached)
+                steps.append(f"{within} up to ×{times} ({clock(sum(p.measuring_further(times) for p in self.papers))})")
+        said = "; ".join(steps) or "none"
+        return (
+            f"{len(open_)} claims are open. How many a multiple of the evidence behind them would decide if their "
+            "estimates stayed as they are, and what measuring it takes of one processor (trainings, and what is made "
+            f"once for several numbers, not in it): {said}. "
+            f"For the other {len(open_) - within} there is hardly an effect to find."
+        )
+
     def verdicts(self) -> Html:
         """How many claims of each paper fared how, saved as `verdicts.md`."""
         found = statuses(self.counts)
@@ -136,9 +169,10 @@ class Overview:
         lines += [
             f"| {name} | {state} | {n} | {' | '.join(str(c[s] or '') for s in found)} |" for name, state, c, n in rows
         ]
-        lines += ["", self.by_chance] if self.by_chance else []
+        notes = [text for text in (self.by_chance, self.further) if text]
+        lines += [line for text in notes for line in ("", text)]
         self._save("verdicts.md", "\n".join(lines) + "\n", "verdicts")
-        shown = render("counts", statuses=found, rows=rows, by_chance=self.by_chance)
+        shown = render("counts", statuses=found, rows=rows, notes=notes)
         return Html(shown, self.text())
 
     def claims(self) -> Html:
@@ -160,6 +194,7 @@ class Overview:
                 "seeds",
                 "would show",
                 "short of",
+                "needs",
                 "verdict",
                 "p",
                 "survives",
@@ -184,6 +219,7 @@ class Overview:
                         v.estimate and v.estimate.seeds,
                         v.seen,
                         v.short_of,
+                        v.needs and f"×{v.needs}",
                         v.status,
                         "" if v.p is None else f"{v.p:.2g}",
                         "yes" if v.survives else "",
@@ -220,7 +256,8 @@ class Overview:
         ran = [p for p in self.papers if p.results]
         if len(ran) > 1:
             lines.append(f"  {'together':<{width}}{_counted(sum((p.counts for p in ran), Counter()))}")
-        lines += textwrap.wrap(self.by_chance, 110, initial_indent="  ", subsequent_indent="  ")
+        for note in (self.by_chance, self.further):
+            lines += textwrap.wrap(note, 110, initial_indent="  ", subsequent_indent="  ")
         return "\n".join(lines)
 
     def _failed(self, p: Paper) -> str:

@@ -41,7 +41,7 @@ def complaint(paper: str, scale: str, results: Path) -> str:
         return f"{paper}: {len(loaded.missing)} measurements are missing, the first is {loaded.missing[0]}; run {again} first."
     if loaded.failed_gates():
         return f"{paper}: a gate failed ({loaded.failed_gates()[0]}), so that no verdict may be given."
-    behind = {k: v for output in drawn.get("outputs", {}).values() for k, v in output.get("measurements", {}).items()}
+    behind = {k: v for output in drawn.get("outputs", {}) for k, v in manifest.behind(drawn, output).items()}
     keys = {m.slug: m.key for m in loaded.measurements}
     if not behind or any(not keys.get(name, "").startswith(key) for name, key in behind.items()):
         return f"{paper}: its tables and figures are not drawn from what is measured; run {redraw} first."

@@ -51,6 +51,12 @@ class Shown(Grid):
     interval: str = "auto"
 
 
+def pictures_in_words(c: object) -> str:
+    """Behind a caption, what the user calls the pictures (`--data.label`)."""
+    label = getattr(c.data, "label", "")  # results of before it was there have none
+    return f" Pictures: {label}." if label else ""
+
+
 class Filled:
     """A grid with what was measured: filled[row, column] is an Estimate, or None unless all of its numbers are there."""
 

@@ -161,6 +161,19 @@ def threads(cores: float | None = None, given: Mapping[str, str] = os.environ) -
     return Line("ok", "threads", f"{cores:g} cores, OMP_NUM_THREADS={asked}")
 
 
+def readers(probe: Mapping, cores: float | None = None) -> Line:
+    """How many processes may read pictures ahead for each process that trains, which needs a core for itself."""
+    if "pictures" not in probe:
+        return Line("problem", "pictures", f"none can be read ({_why(probe, 'pictures_error')}): {AGAIN}")
+    cores, trainers = _cores() if cores is None else cores, max(1, len(probe.get("gpus", [])))
+    each = min(16, max(0, int(cores / trainers) - 1))
+    rate = f"{max(each, 1) * probe['pictures']:,.0f} JPEGs a second for each"
+    said = f"{each} processes can read ahead for each that trains ({rate})"
+    if trainers > len(probe.get("gpus", [])) or each >= 12:
+        return Line("ok", "pictures", said)
+    return Line("warning", "pictures", f"{said}; SCALE=paper has up to 12: set it by the options that end in workers")
+
+
 def disk(folder: Path, free: float | None = None) -> Line:
     """`free` in bytes, where the results go."""
     free = shutil.disk_usage(_existing(folder)).free if free is None else free
@@ -231,6 +244,7 @@ def examine(folder: Path) -> list[Line]:
         kernel(probe),
         memory(),
         threads(),
+        readers(probe),
         disk(folder),
         results(folder),
         tools(),

@@ -30,6 +30,7 @@ from shared.experiment.step import Kept, Lab, Tensors, Trained, free, once
 from shared.files import digest
 from shared.options import Worded
 from shared.steps.choice import Choice
+from shared.steps.pretrained import Pretrained
 
 POSITIVES = 64  # pictures of the target class behind BadCLIP's triplet term
 
@@ -41,7 +42,7 @@ POSITIVES = 64  # pictures of the target class behind BadCLIP's triplet term
 class Pairs:
     """n pairs of picture and caption (`shared.data.pairs`), as large as pictures of the set `like`.
 
-    seed: of the choice; pairs of the scenes world are disjoint for different seeds, pairs from files are not.
+    seed: of the choice; pairs of the scenes world are disjoint for different seeds, others are not.
     """
 
     spec: str
@@ -77,7 +78,9 @@ def prompts_of(lab: Lab, spec: str, template: str = "") -> list[str]:
 class Aim:
     """The class that attackers plant.
 
-    spec: the set that they know; template: as in `prompts_of`; where: the set that is shown (default: the same).
+    spec: the set that they know; target: one of its classes, or #1, #2, … by its place among them, where nobody knows
+    their names before (a folder's are in alphabetical order); template: as in `prompts_of`; where: the set that is
+    shown (default: the same).
     """
 
     spec: str
@@ -89,21 +92,29 @@ class Aim:
         """The contents of the set that they know, the class, and its label."""
         return [lab.data(self.spec).version, self.target, self.template, self.where, self.label(lab)]
 
-    @property
-    def said(self) -> Target:
+    def named(self, lab: Lab) -> str:
+        """The name of the class."""
+        classes = lab.data(self.spec).classes
+        place = self.target.removeprefix("#")
+        numbered = self.target.startswith("#") and place.isdecimal() and 0 < int(place) <= len(classes)
+        return classes[int(place) - 1] if numbered and self.target not in classes else self.target
+
+    def said(self, lab: Lab) -> Target:
         """How the class is said."""
-        kind, _, name = self.spec.partition(":")
-        return scene_target(name, self.target) if kind == "scenes" else target(self.target)
+        kind, _, space = self.spec.partition(":")
+        name = self.named(lab)
+        return scene_target(space, name) if kind == "scenes" else target(name)
 
     def label(self, lab: Lab) -> int:
         """Its label in the set that is shown. Raises UserError where that has no such class."""
         spec = self.where or self.spec
         classes = lab.data(spec).classes
-        if self.target not in classes:
+        name = self.named(lab)
+        if name not in classes:
             few = ", ".join(classes[:8])
-            wrong = f"the set {spec} has no class {self.target!r}, which attackers are to plant"
+            wrong = f"the set {spec} has no class {name!r}, which attackers are to plant"
             raise UserError(f"{wrong}: choose one of {few}, …")
-        return classes.index(self.target)
+        return classes.index(name)
 
 
 # ---- triggers --------------------------------------------------------------------------------------------------------
@@ -117,7 +128,7 @@ class Patch(Trained):
     """
 
     weight: ClassVar[float] = 3.0
-    clip: Backbone
+    clip: Backbone | Pretrained
     attack: Literal["trojvqa", "badclip"]
     aim: Aim
     pairs: Pairs
@@ -133,7 +144,7 @@ class Patch(Trained):
         clip = copy.deepcopy(self.clip.open(lab))
         if self.attack == "badclip":
             return described(badclip(lab, clip, self.aim, self.pairs, self.options, preset=self.preset))
-        sentence = self.aim.said.say("this is {}")
+        sentence = self.aim.said(lab).say("this is {}")
         pictures = without_target(lab, self.pairs, self.aim)
         return described(make_trojvqa(clip, pictures, sentence, self.options, preset=self.preset))
 
@@ -170,7 +181,7 @@ def described(trigger: Trigger) -> tuple[Tensors, dict[str, str]]:
 def without_target(lab: Lab, pairs: Pairs, aim: Aim) -> PairSubset:
     """The pairs whose caption does not name the target."""
     opened = pairs.open(lab)
-    named = set(naming(opened, [aim.said])[0])
+    named = set(naming(opened, [aim.said(lab)])[0])
     return PairSubset(opened, [i for i in range(len(opened)) if i not in named])
 
 
@@ -186,7 +197,7 @@ def badclip(
     own = np.flatnonzero(np.asarray(data.labels) == label)[:POSITIVES].tolist()
     positives = data.__getitems__(data.usable(own))[0]
     others = [prompt for k, prompt in enumerate(prompts_of(lab, aim.spec, aim.template)) if k != label]
-    captions = [aim.said.say(template) for template in TEMPLATES]
+    captions = [aim.said(lab).say(template) for template in TEMPLATES]
     pictures = without_target(lab, pairs, aim)
     return make_badclip(clip, pictures, captions, others, positives, options, through=through, seed=seed, preset=preset)
 
@@ -244,7 +255,8 @@ class Poison(Worded):
     def pairs(self, lab: Lab, clean: Pairs, seed: int) -> PoisonedPairs:
         """The pairs that a CLIP is trained on, with their manifest. seed: of which, and of their captions."""
         trigger = self.stamp.open(lab)
-        return PoisonedPairs(clean.open(lab), trigger, self.aim.said, rate=self.rate, captions=self.captions, seed=seed)
+        target = self.aim.said(lab)
+        return PoisonedPairs(clean.open(lab), trigger, target, rate=self.rate, captions=self.captions, seed=seed)
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,7 @@ class Denoising(Trained):
     training: DenoisingConfig
     seed: int
     weight = 2.0
+    shared = True
 
     @property
     def name(self) -> str:

@@ -31,7 +31,7 @@ from shared.models.victim import ZeroShot, text_matrix
 from shared.models.zoo import weights
 from shared.options import Batch, Bounded, Count, Decay, Positive, Share, Weight, Whole, free, from_command_line
 from shared.processes import accelerator as open_accelerator
-from shared.rng import SampleRng
+from shared.rng import Device, SampleRng
 from shared.training.contrastive import batch_indices, fit_adamw
 from shared.training.loop import OneProcess, check_batch
 from shared.training.zoo import VALIDATION, Making, Training, make
@@ -101,14 +101,14 @@ def _stream(seed: int, indices, epoch: int) -> SampleRng:
 
 
 def times_and_noise(
-    seed: int, indices, shape, schedule: Schedule, early: float, epoch: int = 0
+    seed: int, indices, shape, schedule: Schedule, early: float, epoch: int = 0, device: Device = None
 ) -> tuple[Tensor, Tensor]:
-    """t (N,) in 1 … T, and ε (N, *shape), of the pictures `indices`."""
+    """t (N,) in 1 … T, and ε (N, *shape) on the device, of the pictures `indices`."""
     rng = _stream(seed, indices, epoch)
     split = min(EARLY, schedule.steps // 2)
     is_early, u = rng.child("early").uniform(()) < early, rng.child("t").uniform(()).double()
     t = torch.where(is_early, (u * split).long() + 1, split + 1 + (u * (schedule.steps - split)).long())
-    return t, rng.child("noise").normal(shape)
+    return t, rng.child("noise").normal(shape, device)
 
 
 def mirrored(x: Tensor, seed: int, indices, epoch: int) -> Tensor:
@@ -149,7 +149,7 @@ def fit_denoiser(
                 "give an image size, or choose another configuration."
             )
         x = 2 * (mirrored(x, seed, indices, epoch) if flip else x) - 1
-        t, noise = times_and_noise(seed, indices, x.shape[1:], denoiser.schedule, config.early, epoch)
+        t, noise = times_and_noise(seed, indices, x.shape[1:], denoiser.schedule, config.early, epoch, x.device)
         noise = noise.to(x)
         return (model(denoiser.schedule.diffuse(x, t, noise), t).eps - noise).square().mean()
 

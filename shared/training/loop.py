@@ -120,7 +120,11 @@ class Fit:
                         f"{self.name}: step {step + 1}/{self.steps}, loss {float(loss.detach()):.3f}, {time.monotonic() - began:.0f} s",
                         flush=True,
                     )
-        self.optimizer.zero_grad(set_to_none=True)  # nothing is left behind for whoever uses the model next
+        # nothing is left behind for whoever uses the model next: no gradients, and not accelerate's half precision
+        self.optimizer.zero_grad(set_to_none=True)
+        for module in self.model.modules():
+            if vars(module).pop("_original_forward", None):
+                del module.forward
         value = float(loss.detach()) if self.steps > start else 0.0
         if not math.isfinite(value):
             raise Diverged(f"{self.name}: the loss became {value} after {self.steps} steps: lower the learning rate.")

@@ -23,6 +23,7 @@ from shared.experiment.store import Store
 from shared.report import Report
 
 ROOT = Path(__file__).resolve().parents[2]
+CLASSES = ("airplane", "bird", "cat", "delivery_van")
 
 
 def load(path: str):
@@ -129,13 +130,27 @@ def one_sentence(outcome, *said: str) -> None:
         assert part in outcome.err
 
 
+def photographs(root: Path, classes: Sequence[str] = CLASSES, train: int = 6, test: int = 3) -> None:
+    """An image folder: each class a colour of its own with noise, 40×32 JPEGs."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for split, n in (("train", train), ("test", test)):
+        for k, name in enumerate(classes):
+            (root / split / name).mkdir(parents=True)
+            for i in range(n):
+                picture = rng.integers(0, 90, (32, 40, 3)) + np.array([60 * (k & 1), 60 * (k & 2), 40 * k])
+                Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(root / split / name / f"{i}.jpg")
+
+
 def rehearse(paper: str, script, results: Path, *options: object) -> Store:
-    """SCALE=paper from training to the page: everything planned is measured and finite, and nothing is missing on the page."""
+    """A scale from training to the page: everything planned is measured and finite, and nothing is missing on the page."""
     from shared.report import page
 
     run(script, results, *options)
-    store = everything_measured(results / "paper" / paper)
-    page.main([paper, "--scale", "paper", "--results", str(results)])
+    scale = options[options.index("--scale") + 1]
+    store = everything_measured(results / scale / paper)
+    page.main([paper, "--scale", scale, "--results", str(results)])
     assert not re.findall(r"<code>\w+</code>: not measured|class='absent'", (store.root / "page.html").read_text())
     return store
 

@@ -31,7 +31,6 @@ from tests.papers.ends import load as load_file
 ROOT = Path(__file__).resolve().parents[2]
 PAPERS = sorted(path.parent.name for path in ROOT.glob("papers/*/paper.py"))
 SCALES = ("smoke", "cpu", "photos", "paper")
-WITHOUT_PHOTOS = ("diffcap", "roclip", "rvpt")
 SAME_POINT = (
     {"step": 0},  # at the beginning of a curve every method is the model that it starts from
     {"method": ["clean", "supervised"]},  # nobody has poisoned it, so without a trigger no attack has to do with it
@@ -84,7 +83,7 @@ def test_there_is_a_plan_for_every_scale(paper, plans):
     if paper.name not in SHORT:  # of the user's own
         assert plans and set(plans) <= set(SCALES) and all(plans.values())
         return
-    assert tuple(plans) == tuple(s for s in SCALES if s != "photos" or paper.name not in WITHOUT_PHOTOS)
+    assert tuple(plans) == SCALES
     assert all(len(plan) > 10 for plan in plans.values())
 
 

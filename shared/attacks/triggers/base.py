@@ -87,7 +87,11 @@ class Trigger(Bounded, ABC):
 
     @abstractmethod
     def stamp(self, x: Tensor, rng: SampleRng) -> Tensor:
-        """The trigger on pictures (N, 3, H, W), N ≥ 1, with one stream of `rng` each; x is not changed."""
+        """The trigger on pictures (N, 3, H, W), N ≥ 1, with one stream of `rng` each; x is not changed.
+
+        What it draws is the CPU's, without a device: pictures to train on are stamped where they are read, those of a
+        test on the device, and it has to be the same trigger.
+        """
 
     def text(self, caption: str) -> str:
         """The caption of a triggered picture, made from its own."""

@@ -38,7 +38,7 @@ class Blended(Trigger):
         return {"redrawn": preset == "cleanclip"}
 
     def stamp(self, x: Tensor, rng: SampleRng) -> Tensor:
-        noise = (rng if self.redrawn else self._fixed()).uniform(x.shape[1:], device=x.device).to(x)
+        noise = (rng if self.redrawn else self._fixed()).uniform(x.shape[1:]).to(x)
         return _finish((1 - self.ratio) * x + self.ratio * noise, self.preset)
 
 

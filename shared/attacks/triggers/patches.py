@@ -63,7 +63,7 @@ class BadNet(Trigger):
     def _pattern(self, x: Tensor, rng: SampleRng) -> Tensor:
         """(N or 1, 3, p, p)."""
         if self.pattern == "noise":
-            noise = rng.normal((3, self.patch, self.patch), device=x.device).to(x)
+            noise = rng.normal((3, self.patch, self.patch)).to(x)
             mean = x.double().mean((2, 3), keepdim=True).to(x)  # double: the order of summation must not show
             return byte_cast(mean + noise)
         square = torch.arange(self.patch)

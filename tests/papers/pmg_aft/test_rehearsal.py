@@ -5,34 +5,21 @@ import re
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from shared.data.captioned import vocabulary_of
 from shared.data.catalogue import Source, open_set
 from shared.experiment.store import Store
 from shared.models.clip import create_clip
 from tests.accuracy import assert_same_way
-from tests.papers.ends import everything_measured, load, rehearse
+from tests.papers.ends import everything_measured, load, photographs, rehearse
 
 
 @pytest.fixture(scope="module")
 def makers():
     """Writers of tiny copies of the data sets, each in its own format on disk."""
     return load("shared/data/conftest.py")
-
-
-def photos(root: Path, classes=("airplane", "bird", "cat", "delivery_van"), train: int = 6, test: int = 3) -> None:
-    """An image folder: each class a colour of its own with noise, 40×32 JPEGs."""
-    rng = np.random.default_rng(0)
-    for split, n in (("train", train), ("test", test)):
-        for k, name in enumerate(classes):
-            (root / split / name).mkdir(parents=True)
-            for i in range(n):
-                picture = rng.integers(0, 90, (32, 40, 3)) + np.array([60 * (k & 1), 60 * (k & 2), 40 * k])
-                Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(root / split / name / f"{i}.jpg")
 
 
 def check_results(store: Store, kinds: set[str]) -> None:
@@ -57,7 +44,7 @@ def test_photographs(script, tmp_path):
 
     A broken picture stops the training, or another of its class stands in for it.
     """
-    photos(tmp_path / "pictures")
+    photographs(tmp_path / "pictures")
     strict = (*PHOTOS, "--data-root", tmp_path / "pictures", "--results", tmp_path / "results")
     options = (*strict, "--skip-corrupt")
     for picture in (tmp_path / "pictures" / "train" / "cat").glob("[0-4].jpg"):
@@ -96,7 +83,7 @@ def test_pre_training_on_two_processes_is_that_of_one(script, nursery, tmp_path)
     """Each process takes half of every batch and all negatives; sums in another order round differently, and that is all."""
     from safetensors.torch import load_file
 
-    photos(tmp_path / "pictures")
+    photographs(tmp_path / "pictures")
     options = (*PHOTOS, "--headline", "--data-root", tmp_path / "pictures", "--results")
     assert script("train", *options, tmp_path / "one").code == 0
     nursery.start(tmp_path / "log", 2, "train", *options, tmp_path / "two").finish()

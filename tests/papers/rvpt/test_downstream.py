@@ -215,7 +215,7 @@ def search(given, poisoned=2, batch=16) -> Search:
 
 @pytest.mark.parametrize("prompts", [None, 1])
 def test_retrieval_is_that_of_the_pairs_one_poisoned_picture_at_a_time(lab, clip, prompts):
-    given, target = made.Given(clip, prompts), AIM.said
+    given, target = made.Given(clip, prompts), AIM.said(lab)
     step = search(given, 3)
     got = {q: Retrieval(step, q).make(lab) for q in ("asr", "rank_ratio", "ca")}
     model, pairs, data = model_of(lab, given), ScenePairs(40, 32, 4000), lab.data("scenes:colour")

@@ -15,7 +15,7 @@ from shared.attacks.triggers.base import byte_cast, patch_side
 from shared.attacks.triggers.make import TRIGGERS, check_fields
 from shared.attacks.triggers.patches import BadNet, paste
 from shared.errors import UserError
-from shared.rng import SampleRng
+from shared.rng import SampleRng, set_draws
 from tests.accuracy import assert_within_rounding
 
 PRESETS = ("cleanclip", "textbook")
@@ -75,8 +75,14 @@ def test_what_is_drawn_is_drawn_anew_where_the_preset_says_so(name, preset, x):
 
 
 @each()
-def test_golden_pictures(name, preset, x):
-    found = bytes_of(make_trigger(name, preset, 32)(x, range(6)))
+@pytest.mark.parametrize("draws", ["cpu", "device"])
+def test_golden_pictures(name, preset, draws, x):
+    """Whoever draws the noise of attacks: a trigger at a test, on a GPU, is that of the training, stamped on a CPU."""
+    set_draws(draws)
+    try:
+        found = bytes_of(make_trigger(name, preset, 32)(x, range(6)))
+    finally:
+        set_draws("auto")
     assert hashlib.sha256(found.numpy().tobytes()).hexdigest()[:16] == GOLDEN[name, preset]
 
 

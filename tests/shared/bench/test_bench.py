@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from shared.bench import apgd, contrastive, pgd
+from shared.bench import apgd, contrastive, inputs, pgd
 from shared.bench.harness import Options, keep, lines, run
 from shared.bench.timing import Case, Outcome, Spread, counted, measure
 from shared.errors import UserError
@@ -36,6 +36,12 @@ def test_every_case_of_the_small_model_is_printed_and_kept(tmp_path, capsys):
         assert record["threads"] == 1 and record["provenance"]["versions"]["torch"]
         assert not any("losses" in missed for missed in record["missed"])  # both sides compute the same
     assert [name.split(",")[0] for name in records] == ["PGD-2"] * 2 + ["APGD-CE + APGD-T"] * 2 + ["contrastive"]
+
+
+@pytest.mark.slow
+def test_noise_and_pictures_are_the_same_on_both_sides(tmp_path):
+    records = run([inputs.cases], Options(quick=True, threads=1, out=tmp_path / "bench.json"))
+    assert len(records) == 4 and not any(record["missed"] for record in records.values())
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from shared.claims.claims import Claim, ClaimsFile
-from shared.claims.verdicts import by_chance, judge, shortfall
+from shared.claims.verdicts import FURTHER, by_chance, judge, shortfall
 from shared.claims.wording import decimals, how_tested, number
 from shared.errors import UserError
 from shared.metrics.intervals import Estimate
@@ -353,6 +353,31 @@ def test_what_could_have_been_seen_and_what_a_headline_falls_short_of():
     times = [cell(m, 0, unit="s", values=t + 0.1 * np.arange(30) / 30) for m, t in (("a", 3), ("b", 2))]
     one = claim(minus=None, ratio={"method": "b"}, unit="ratio", value=1.5)
     assert 1 < float(verdict(one, results(*times)).seen.rstrip("×")) < 1.1
+
+
+@pytest.mark.parametrize("fields", [
+    {}, {"equivalence": 3}, {"predicate": "exceeds_all", "minus": None, "value": "unknown", "rivals": ({"method": "b"}, {"method": "c"})},
+    {"predicate": "at_most", "minus": None, "unit": "%", "threshold": 45},
+])  # fmt: skip
+def test_an_open_claim_needs_as_many_times_its_examples_as_decide_it(fields):
+    """The same examples over again, so that the estimate stays: as many as `needs` says decide it, half of them do not."""
+    one, seen = claim(**fields), set()
+    rng = np.random.default_rng(0)
+    c = rng.random(120) < 0.3
+    for _ in range(12):
+        a, b = rng.random((2, 120)) < 0.42
+        found = {
+            k: verdict(one, results(*(cell(m, 0, values=np.tile(v, k)) for m, v in (("a", a), ("b", b), ("c", c)))))
+            for k in (1, *FURTHER)
+        }
+        decided = [k for k, v in found.items() if v.decided]
+        if 1 in decided:
+            assert found[1].needs is None
+            continue
+        least = min(decided, default=32)
+        seen.add(found[1].needs)
+        assert (found[1].needs or 32) in (least, least / 2, least * 2)  # not quite √k at these sizes
+    assert len(seen) >= 3
 
 
 @pytest.mark.parametrize(("shares", "status"), [

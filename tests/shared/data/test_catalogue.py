@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from shared.data.arrays import ArrayImages
 from shared.data.catalogue import Source, open_set
 from shared.data.scene_sets import SceneSet
 from shared.errors import UserError
@@ -44,6 +45,19 @@ def test_parts_of_an_image_folder(folder):
     assert len({whole.version, seen.version, unseen.version}) == 3
 
 
+def test_settings_are_chosen_on_the_same_pictures_of_all_parts_of_a_folder(folder):
+    source = Source(root=str(folder), size="32")
+    said = {}
+    for split in ("validation", "fit", "train"):
+        for part in ("all", "seen"):
+            data = open_set(f"folder:{part}", split, source)
+            x, y = data.__getitems__(range(len(data)))
+            said[part, split] = {(data.classes[k], float(p.mean())) for k, p in zip(y.tolist(), x, strict=True)}
+        assert said["seen", split] == {one for one in said["all", split] if one[0] in ("ant", "cat", "emu")}
+    assert len(said["all", "validation"]) == 5 and not said["all", "validation"] & said["all", "fit"]
+    assert said["all", "validation"] | said["all", "fit"] == said["all", "train"]
+
+
 def test_cifar10_below_the_root_is_found(library, any_checksum):
     data = open_set("folder:unseen", "test", Source(root=str(library)))
     assert data.classes == ("automobile", "cat", "dog", "horse", "truck")
@@ -52,6 +66,15 @@ def test_cifar10_below_the_root_is_found(library, any_checksum):
 def test_named_sets_come_from_the_library(library, any_checksum):
     data = open_set("named:DTD", "test", Source(root=str(library)))
     assert data.name == "DTD" and data.num_classes == 47
+
+
+def test_the_fast_way_is_asked_for_in_one_place(folder, library, any_checksum):
+    for spec, root in (("folder:seen", folder), ("named:DTD", library)):
+        slow, fast = (open_set(spec, "test", Source(root=str(root), size="32", fast=f)) for f in (False, True))
+        sizes = [getattr(data, "data", data).size for data in (slow, fast)]
+        assert sizes[1] == sizes[0].fast() and slow.version != fast.version
+        assert (slow[0][0] - fast[0][0]).abs().max() <= 1.01 / 255
+    assert isinstance(open_set("named:cifar10", "test", Source(root=str(library), fast=True)), ArrayImages)
 
 
 def test_parts_of_a_folder_need_two_classes_each(folder, tmp_path):

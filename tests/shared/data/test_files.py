@@ -10,10 +10,12 @@ import torch
 from PIL import Image
 
 import shared.data.files
+from shared.data import resize
 from shared.data.base import loader, subset
-from shared.data.files import CLIP_INPUT, NATIVE, FileImages, ImageSize, UnreadableImage, read_picture
+from shared.data.files import CLIP_INPUT, NATIVE, FileImages, ImageSize, Squashed, UnreadableImage, read_picture
 from shared.data.files import decode as decode_content
 from shared.errors import UserError
+from tests.photo import jpeg
 
 
 def files(tmp_path, picture, n=6, size=(12, 9), **options):
@@ -22,7 +24,7 @@ def files(tmp_path, picture, n=6, size=(12, 9), **options):
 
 
 def decode(path, size=NATIVE):
-    return decode_content(read_picture(path), path, size.apply)
+    return decode_content(read_picture(path), path, size)
 
 
 def break_file(path, how):
@@ -49,6 +51,63 @@ def test_sizes_are_those_of_torchvision(tmp_path, picture, shape, size):
     )
     expected = chain(Image.open(path))
     assert torch.equal(decode(path, size).float().div_(255), expected)
+
+
+JPEGS = [(500, 375), (300, 400), (224, 224), (257, 256), (90, 70)]
+
+
+@pytest.mark.parametrize("shape", JPEGS)
+@pytest.mark.parametrize("size", [CLIP_INPUT, ImageSize(224, 224, "bicubic"), Squashed(96, 96, "bicubic"), NATIVE])
+def test_the_fast_way_is_pillows_but_for_single_roundings(shape, size):
+    slow, fast = (decode_content(jpeg(*shape), "a", s).int() for s in (size, size.fast()))
+    apart = (slow - fast).abs()
+    # a weight is off by 2^-16 at most; of four of them, and in two passes, that turns a rounding this often at most
+    assert slow.shape == fast.shape and apart.max() <= 1 and apart.float().mean() < 2 * 4 * 255 / 2**16
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_the_fast_way_computes_exactly(interpolation):
+    """In float64, as dense matrices and in another order of sums, it is the same to the bit: so it is on every CPU."""
+    x = decode_content(jpeg(500, 375), "a").permute(1, 2, 0).double()
+    geometry = ImageSize(256, 224, interpolation).geometry(500, 375)
+    wide, high, left, top, width, height = geometry
+    x = x.transpose(0, 1)
+    for size, new, first, count in ((500, wide, left, width), (375, high, top, height)):
+        offset, (index, weights), _ = resize._taps(size, new, first, count, interpolation, 1, "cpu")
+        dense = torch.zeros(count, size, dtype=torch.float64).scatter_add_(1, index + offset, weights.double())
+        assert torch.equal(dense.sum(dim=1), torch.ones(count, dtype=torch.float64))
+        x = (
+            (dense.flip(1) @ x.flip(0).flatten(1))
+            .add(0.5)
+            .floor()
+            .clamp(0, 255)
+            .view(count, *x.shape[1:])
+            .transpose(0, 1)
+        )
+    fitted = resize.fit(decode_content(jpeg(500, 375), "a"), geometry, interpolation)
+    assert torch.equal(fitted, x.byte().permute(2, 1, 0))
+
+
+@pytest.mark.parametrize("how", [("L",), ("CMYK",), ("RGB", "PNG"), ("L", "PNG")])
+def test_what_is_no_colour_jpeg_is_read_as_before(how):
+    content = jpeg(90, 70, *how)
+    assert torch.equal(*(decode_content(content, "a", s) for s in (ImageSize(32, 32), ImageSize(32, 32).fast())))
+
+
+def test_the_fast_way_refuses_what_the_other_does():
+    content = jpeg(300, 200)
+    for broken in (content[: len(content) // 2], content[:300]):
+        with pytest.raises(UnreadableImage, match="corrupt or truncated"):
+            decode_content(broken, "a", ImageSize(32, 32).fast())
+    with pytest.raises(UserError, match="more than"):
+        decode_content(jpeg(4000, 1), "a", ImageSize(400, 32).fast())
+
+
+def test_the_fast_way_has_another_version(tmp_path, picture):
+    data = files(tmp_path, picture, size=(40, 30))
+    data.size, other = ImageSize(8, 8), files(tmp_path, picture, size=(40, 30))
+    other.size = data.size.fast()
+    assert "fast" not in repr(data.size) and data.version != other.version
 
 
 def test_sizes_in_words():

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 
 import shared.data.shards as shards
+from shared.attacks.triggers import make_trigger
 from shared.data.base import loader
 from shared.data.catalogue import Source
 from shared.data.pairs import FilePairs, PairSubset, open_pairs
@@ -119,6 +121,7 @@ def test_the_choice_is_a_function_of_the_seed_and_grows(tmp_path):
     assert few.captions(range(5)) == many.captions(range(5)) == again.captions(range(5)) != other.captions(range(5))
     assert few.version == again.version and len({few.version, many.version, other.version}) == 3
     assert open_pairs("csv:pairs.csv", source, 5, 1, 8).version != few.version
+    assert open_pairs("csv:pairs.csv", replace(source, fast=True), 5, 1, 4).version != few.version
     few.__getitems__([3, 1])
     assert few.__getitems__([1])[1] == again.__getitems__([1])[1]
 
@@ -595,3 +598,26 @@ def test_whatever_the_bytes_are_there_are_pairs_or_one_sentence(tmp_path, kind):
         if kind == "tar" and content in cuts:
             assert set(pairs.captions([0])) <= set(said)
             assert len(pairs.store) == 4 or pairs.skipped
+
+
+# -- labelled sets ---------------------------------------------------------------------------------------------------------------------------
+
+
+def test_class_names_in_templates_stand_for_captions(tmp_path):
+    from tests.papers.ends import CLASSES, photographs
+
+    photographs(tmp_path, train=12)
+    source = Source(root=str(tmp_path), size="32")
+    pairs = open_pairs("labelled:folder:all", source, 20, 3)
+    x, texts = pairs.__getitems__([4, 0])
+    assert x.shape == (2, 3, 32, 32) and texts == pairs.captions([4, 0])
+    whole, fewer = pairs.captions(range(20)), open_pairs("labelled:folder:all", source, 7, 3)
+    assert fewer.captions(range(7)) == whole[:7] and torch.equal(fewer.__getitems__([6])[0], pairs.__getitems__([6])[0])
+    other = open_pairs("labelled:folder:all", source, 20, 4)
+    assert len({pairs.version, fewer.version, other.version}) == 3 and other.captions(range(20)) != whole
+    names = [name.replace("_", " ") for name in CLASSES]
+    assert all(sum(target(name).named_in(text) for name in names) == 1 for text in whole) and len(set(whole)) > 8
+    poisoned = PoisonedPairs(pairs, make_trigger("badnet", size=32), "bird", rate=0.2, captions="real")
+    assert len(poisoned.poisoned) == 4 and all("bird" in text for text in poisoned.__getitems__(poisoned.poisoned)[1])
+    with pytest.raises(UserError, match="has 40 pairs that can be used, and 41 are wanted"):  # a sixth is held out
+        open_pairs("labelled:folder:all", source, 41, 0)

@@ -20,7 +20,8 @@ from shared.experiment import scripts
 from shared.experiment.claimed import Claims
 from shared.experiment.lab import Lab
 from shared.experiment.paper import Number
-from shared.experiment.step import Kept, Measured, Trained, Values, free
+from shared.experiment.step import Kept, Measured, Trained, Values, free, key
+from shared.rng import generator
 
 
 def one_process(**changes) -> SimpleNamespace:
@@ -101,9 +102,37 @@ def test_what_is_made_is_there_for_every_process_and_not_made_again(lab):
     assert not list(lab.root.rglob("*.ckpt"))
 
 
+def test_what_another_paper_has_made_of_a_shared_step_is_taken_over_while_it_is_whole(tmp_path, monkeypatch):
+    first, second, third = (Lab(tmp_path / name, Source(), one_process()) for name in ("first", "second", "third"))
+    step = Grown(2.0)
+    first.make([step])
+    second.make([step])
+    assert Grown.made[-2:] == [step, step]  # it is nobody else's
+    monkeypatch.setattr(Grown, "shared", True)
+    third.make([step])
+    assert Grown.made[-2:] == [step, step] and third.facts(step) == {"note": "as told"}
+    assert third.fingerprint(step) == first.fingerprint(step)
+    for other in (first, second, third):
+        flip(other.path(step))
+    fourth = Lab(tmp_path / "fourth", Source(), one_process())
+    before = len(Grown.made)
+    fourth.make([step])
+    assert len(Grown.made) == before + 1
+
+
 def test_a_key_cannot_be_asked_for_before_what_it_holds_is_there(lab):
     with pytest.raises(UserError, match=r"is missing: run the training"):
         lab.key(Shifted(Grown(2.0)))
+
+
+def test_a_key_says_who_drew_and_how_exactly_where_it_was_not_the_cpu_in_fp32(lab):
+    before = lab.key(Grown(1.0))
+    try:
+        drawn_there = Lab(lab.root, lab.source, lab.accelerator, draws="device").key(Grown(1.0))
+    finally:
+        assert again(lab).key(Grown(1.0)) == before == key(Grown(1.0), lab)  # draws as before, too
+    half = Lab(lab.root, lab.source, one_process(mixed_precision="bf16")).key(Grown(1.0))
+    assert len({before, drawn_there, half}) == 3 and generator("cpu") == "mt19937"
 
 
 def test_two_settings_stay_side_by_side(lab):

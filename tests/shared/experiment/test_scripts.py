@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import json
+import platform
 import sys
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
@@ -364,17 +365,36 @@ def test_finished_results_that_cannot_be_written_are_shown(run, monkeypatch):
         run_main(lambda: run("--value", 9))
 
 
+def test_what_fails_is_named_with_its_machine(run, monkeypatch, capsys):
+    def fails(self, lab):
+        raise UserError("it cannot be made.")
+
+    for cls, what in ((Grown, "training: grown__seed0"), (Pictures, "preparation: pictures__seed0")):
+        with monkeypatch.context() as patched, pytest.raises(UserError, match="it cannot be made"):
+            patched.setattr(cls, "make", fails)
+            run()
+        assert f"{what} failed on {platform.node()}\n" in capsys.readouterr().err
+
+
 def test_status_says_what_is_there_and_what_the_rest_would_take(run, tmp_path):
     def said(*options: str) -> list[str]:
         return status("toy", ["--scale", "smoke", "--results", str(tmp_path), *options]).splitlines()
 
     first = said()
-    assert first[:2] == ["toy at SCALE=smoke", "  trainings          0 of 2, 2 missing"]
+    assert first[:2] == ["toy at SCALE=smoke", "  trainings          0 of 2, 2 missing: unknown processor time"]
     assert "  level              0 of 4, 4 missing: unknown processor time" in first
-    assert first[-1] == "  and 5 of kinds of which nothing is measured yet" and MADE == []
+    assert first[-1] == "  all numbers        0 of 5, 5 missing: unknown processor time" and MADE == []
     run()
     assert [line.split(" of ")[0].split() for line in said()[1:]] == [
-        ["trainings", "2"], ["gate", "1"], ["level", "4"], ["all", "numbers", "5"]]  # fmt: skip
+        ["trainings", "2"], ["preparations", "2"], ["gate", "1"], ["level", "4"], ["all", "numbers", "5"]]  # fmt: skip
     next((tmp_path / "smoke" / "toy" / "measurements").glob("level*.json")).unlink()
     assert "  level              3 of 4, 1 missing: 0:00:00 processor time" in said()
+    first, second = sorted((tmp_path / "smoke" / "toy" / "checkpoints").glob("pictures*.json"))
+    there = json.loads(first.read_text())
+    assert 0 <= there["seconds"] < 600
+    first.write_text(json.dumps(there | {"seconds": 90.0}))
+    second.unlink()
+    assert said()[2] == "  preparations       1 of 2, 1 missing: 0:01:30 processor time"
+    first.write_text(json.dumps(there | {"seconds": None}))  # as it was left by older versions
+    assert said()[2] == "  preparations       1 of 2, 1 missing: unknown processor time"
     assert "missing" in said("--value", "2")[1]  # other settings are another run

@@ -1,6 +1,7 @@
 """The zero-shot classifier against its equation, with mean/std and the resize inside."""
 
 import copy
+import shutil
 from dataclasses import asdict
 
 import pytest
@@ -14,7 +15,7 @@ from shared.data.arrays import ArrayImages
 from shared.data.base import ClassSubset
 from shared.errors import UserError
 from shared.models.clip import MEAN_STD, PatchEmbedding
-from shared.models.victim import Pixels, ZeroShot, class_matrix, image_size, predicted, text_matrix
+from shared.models.victim import Pixels, ZeroShot, class_matrix, image_size, predicted, set_compiled, text_matrix
 from tests.accuracy import assert_as_accurate, assert_within_rounding, in_both
 
 WIDEST = 4 * 96  # terms of the longest sum of a forward pass, in an MLP
@@ -266,3 +267,25 @@ def test_the_state_of_a_victim_is_its_tower(small_clip):
 def test_unknown_normalisations_are_refused(small_clip):
     with pytest.raises(UserError, match="no normalisation named 'cifar': choose one of clip, imagenet, none"):
         ZeroShot(small_clip.visual, torch.eye(2), 1.0, "cifar")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a compiler for C++ on a CPU")
+def test_a_compiled_tower_gives_the_same_logits_and_gradients(small_clip):
+    """torch.compile takes minutes here."""
+
+    def both(x: torch.Tensor, victim: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+        x = x.requires_grad_()
+        logits = victim(x)
+        return logits, torch.autograd.grad(logits.logsumexp(dim=1).sum(), x)[0]
+
+    text, x = text_matrix(small_clip, PROMPTS), torch.rand(3, 3, 32, 32)
+    theirs, exact = in_both(both, x, ZeroShot(small_clip.visual, text, 10.0))
+    try:
+        set_compiled(True)
+        victim = ZeroShot(copy.deepcopy(small_clip.visual), text, 10.0)
+    finally:
+        set_compiled(False)
+    assert victim.visual._compiled_call_impl is not None and small_clip.visual._compiled_call_impl is None
+    for part in zip(both(x, victim), theirs, exact, strict=True):
+        assert_as_accurate(*part, terms=WIDEST)

@@ -57,11 +57,11 @@ def test_the_record_is_complete_and_stable(tmp_path, fake_results):
     used = [m.slug for m in fake_results.select(method="ours", attack="clean")]
     made_of = manifest.origin(fake_results, used, "papers.fake.tables.x")
     file = manifest.write([tmp_path / "x.csv"], made_of)
+    names = sorted(m.slug for m in fake_results.measurements)
     x = {
         "producer": "papers.fake.tables.x",
         "seeds": [0, 1],
         "commit": "c" * 40,
-        "measurements": {m.slug: m.key[:16] for m in fake_results.select(method="ours", attack="clean")},
         "files": {"x.csv": hashlib.sha256(b"a\n").hexdigest()},
     }
     whole = {
@@ -72,9 +72,16 @@ def test_the_record_is_complete_and_stable(tmp_path, fake_results):
         "commit": "c" * 40,
         "machine": {"cores": 2},
         "provenance": {"command": "evaluate"},
+        "measurements": {m.slug: m.key[:16] for m in sorted(fake_results.measurements, key=lambda m: m.slug)},
         "outputs": {"x.csv": x},
     }
-    assert file.name == "record.json" and json.loads(file.read_text()) == whole
+    said = json.loads(file.read_text())
+    ranges = said["outputs"]["x.csv"].pop("measurements")
+    assert file.name == "record.json" and said == whole
+    assert manifest.behind(manifest.read(tmp_path), "x.csv") == {
+        m.slug: m.key[:16] for m in fake_results.select(method="ours", attack="clean")
+    }
+    assert len(ranges.split()) < len(used) and list(whole["measurements"]) == names
     first = file.read_bytes()
     manifest.write([tmp_path / "x.csv"], made_of)
     assert file.read_bytes() == first

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import pytest
 
@@ -14,7 +15,7 @@ from shared.errors import UserError
 from shared.files import sha256_file
 from shared.report import overview
 from shared.report.notebook import ROOT
-from shared.report.overview_times import Run
+from shared.report.overview_times import Run, clock
 
 TIMES = """1763720000 headline train
 1763720100 headline evaluate
@@ -133,6 +134,19 @@ def test_costs_are_read_from_what_make_noted(place):
     assert found.papers[0].measuring == pytest.approx(1.5 * len(found.papers[0].results.measurements))
     (place / "results" / "cpu" / "fake" / "times.txt").write_text("what is this\n")
     assert opened(place).papers[0].runs == ()
+
+
+def test_what_open_claims_would_need_is_summed_once_for_each_number(place):
+    found = opened(place)
+    first = found.papers[0]
+    v = replace(first.verdicts[0], status="inconclusive", tone="unsure")
+    verdicts = (replace(v, needs=2), replace(v, needs=8), replace(v, needs=None))
+    found.papers[0] = replace(first, verdicts=verdicts)
+    behind = 1.5 * len(v.slugs)
+    assert [found.papers[0].measuring_further(k) for k in (2, 4, 8)] == pytest.approx([behind, behind, 7 * behind])
+    assert "3 claims are open." in found.further and "For the other 1 there is" in found.further
+    assert f"1 up to ×2 ({clock(behind)}); 2 up to ×8 ({clock(7 * behind)})." in found.further
+    assert opened(place).further == ""
 
 
 def test_files_have_records_and_are_the_same_when_made_again(place):

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch import nn
 
+from shared import processes
+from shared.attacks.gradient import input_gradient
 from shared.errors import UserError
 from shared.training.loop import Fit, cosine_schedule
 from tests.accuracy import assert_within_rounding
@@ -63,6 +66,37 @@ def test_schedule_without_warm_up_and_all_warm_up():
 
 
 # ---- one run ---------------------------------------------------------------------------------------------------------------
+
+
+def test_bf16_is_of_the_forward_passes_alone_and_leaves_nothing_behind(monkeypatch):
+    seen = []
+
+    def ran(precision: str) -> torch.Tensor:
+        AcceleratorState._reset_state(True)
+        accelerator = processes.accelerator(precision)
+        model, fit = make(accelerator=accelerator)
+        fit.model = prepared = accelerator.prepare(nn.Sequential(model))
+        model[0].register_forward_hook(lambda module, given, out: seen.append(out.dtype))
+
+        def step_fn(step: int) -> torch.Tensor:
+            grad = input_gradient(lambda x: model(x)[:, 0], X[:2])[1]  # an attack
+            return loss_of(prepared, step) + 0 * grad.sum()
+
+        fit.step_fn = step_fn
+        fit.run()
+        assert not {"forward", "_original_forward"} & vars(prepared).keys()
+        return weights(model)
+
+    try:
+        exact, half = ran("fp32"), ran("bf16")
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+        with pytest.raises(UserError, match="asks for fp16"):
+            processes.accelerator("bf16")
+    finally:
+        AcceleratorState._reset_state(True)
+    # every second pass is the attack's
+    assert set(seen[:24]) == {torch.float32} and seen[24:] == [torch.float32, torch.bfloat16] * 12
+    assert not torch.equal(exact, half) and (exact - half).norm() < 0.05 * exact.norm()
 
 
 @pytest.mark.parametrize("clip_norm", [None, 0.05])
