@@ -72,7 +72,9 @@ def _llava(size: str) -> LlavaVLM:
     vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
     tower = CLIPVisionConfig(**vision, image_size=336, patch_size=14, hidden_act="quick_gelu")
     text = LlamaConfig(vocab_size=32064, **LLAMA[size])
-    config = LlavaConfig(tower, text, image_token_index=Tokens.image, image_seq_length=576)
+    config = LlavaConfig(
+        vision_config=tower, text_config=text, image_token_index=Tokens.image, image_seq_length=576
+    )
     return LlavaVLM(LlavaForConditionalGeneration(config), Tokens(576))
 
 
