@@ -381,8 +381,15 @@ def planning(lab: PlanLab) -> Iterator[None]:
     original, from_file = shared.models.clip.create_clip, shared.models.clip.read_weights
     beside = shared.models.clip.read_metadata
 
+    tokenizers: set[type] = set()
+
     def untrained(name: str, pretrained: object = None, vocabulary: object = None) -> nn.Module:
-        return original(name, None, vocabulary)
+        model = original(name, None, vocabulary)
+        kind = type(model.tokenizer)
+        if kind not in tokenizers:
+            tokenizers.add(kind)
+            stack.enter_context(mock.patch.object(kind, "__call__", _outside(kind.__call__, lab)))
+        return model
 
     def read(path: Path) -> dict[str, Tensor]:
         if Path(path) in lab._files:
@@ -467,6 +474,17 @@ def _copied(self: FakeTensor, memo: dict) -> FakeTensor:
     memo[id(self)] = copied = self.detach().clone().requires_grad_(self.requires_grad)
     copied._is_param = getattr(self, "_is_param", False)
     return copied
+
+
+def _outside(tokenize: Callable, lab: PlanLab) -> Callable:
+    """A tokenizer, which puts many small tensors together, with tensors that have numbers."""
+
+    def tokens(*args: object) -> Tensor:
+        with _disable_current_modes():
+            made = tokenize(*args)
+        return with_numbers(lab.fake, made)
+
+    return tokens
 
 
 def _said(self: FakeTensor, how: str) -> str:
