@@ -105,7 +105,7 @@ headline: environment ## only what the claims of the abstracts need; a later `ma
 overview: environment ## the page with all claims of all papers at one SCALE, from the measurements that are there
 	$(call do,$@)
 
-plan: environment ## what this SCALE would take on GPU=…, computed from the plan: FLOPs, memory, disk, hours; needs no GPU, weights or data
+plan: environment ## what this SCALE would take on GPU=…: FLOPs, memory, disk, hours; needs no GPU, weights or data
 	$(call do,$@)
 
 status: environment ## what is measured at this SCALE, what is missing, and what the rest would take; measures nothing

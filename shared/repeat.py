@@ -1,4 +1,5 @@
-"""Loops whose passes all cost the same, said in one place, so that a plan (`shared.experiment.plan`) runs one pass for all.
+"""Loops whose passes all cost the same, said in one place, so that a plan (`shared.experiment.plan`) runs one pass for
+all.
 
 Everywhere else these are the plain loop and the plain concatenation.
 """
@@ -15,7 +16,8 @@ from torch import Tensor
 Part = TypeVar("Part")
 Rows = TypeVar("Rows", bound=Sized)
 EARLY = 0.5
-"""Of the passes of an attack that leaves out a picture once it has succeeded, the share that a plan expects: an assumption."""
+"""Of the passes of an attack that leaves out a picture once it has succeeded, the share that a plan expects: an
+assumption."""
 watched: list[Callable[[float], AbstractContextManager]] = []
 """Who plans, while somebody does: entered with the number of passes that the one under way stands for."""
 

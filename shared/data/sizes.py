@@ -1,7 +1,7 @@
 """How large the public sets are, for plans that are made before anything is downloaded (`shared.experiment.planned`).
 
-From the sets' own descriptions and torchvision's; where the data are there, they are counted instead. Sides are those of
-`shared.data.named`: native for three, else 224 pixels.
+From the sets' own descriptions and torchvision's; where the data are there, they are counted instead. Sides are those
+of `shared.data.named`: native for three, else 224 pixels.
 """
 
 PUBLIC: dict[str, tuple[int, int, int, int]] = {  # name -> classes, side, test pictures, training pictures

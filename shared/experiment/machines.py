@@ -3,8 +3,9 @@
     seconds = max( flops / rate(dtype), bytes / bandwidth ) + overhead            of a named machine
     seconds = as measured on this machine, at the very shapes of the plan         GPU=measure
 
-Peak rates, bandwidth and memory are the makers' data sheets. What a program sustains of them is an assumption until somebody
-measures it there: `SUSTAINED` of a GPU's peak rate and bandwidth, `LAUNCH` seconds for each operation that Python starts.
+Peak rates, bandwidth and memory are the makers' data sheets. What a program sustains of them is an assumption until
+somebody measures it there: `SUSTAINED` of a GPU's peak rate and bandwidth, `LAUNCH` seconds for each operation that
+Python starts.
 """
 
 import time
@@ -24,8 +25,8 @@ TERA, GIGA = 1e12, 1e9
 
 @dataclass(frozen=True)
 class Machine:
-    """single, half: FLOP/s in fp32 and in fp16 or bf16; bandwidth: bytes/s; memory: bytes; overhead: seconds per operation;
-    processes: that share the work; source: of the figures, with what is assumed."""
+    """single, half: FLOP/s in fp32 and in fp16 or bf16; bandwidth: bytes/s; memory: bytes; overhead: seconds per
+    operation; processes: that share the work; source: of the figures, with what is assumed."""
 
     name: str
     single: float

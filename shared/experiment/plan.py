@@ -1,10 +1,11 @@
-"""What a paper at a scale would take, before anybody pays: `python -m shared.experiment.plan PAPER GPU[,GPU…] --scale paper …`
+"""What a paper at a scale would take, before anybody pays: `python -m shared.experiment.plan PAPER GPU[,GPU…] --scale
+paper …`
 
-For each stage, the steps of one kind: how many there are, floating-point operations, peak memory, disk, pictures read, hours on
-machines of `shared.experiment.machines`. Needs no GPU, no weights and no data (`shared.experiment.planned`). Attacks that leave
-out pictures which they have broken are expected to take half of their steps. Tensors without numbers are the CPU's also where a
-GPU is priced, since without one torch runs no backward pass of theirs: half precision and the CPU's own noise count as the
-GPU's single precision. One process makes everything here: what several
+For each stage, the steps of one kind: how many there are, floating-point operations, peak memory, disk, pictures read,
+hours on machines of `shared.experiment.machines`. Needs no GPU, no weights and no data (`shared.experiment.planned`).
+Attacks that leave out pictures which they have broken are expected to take half of their steps. Tensors without
+numbers are the CPU's also where a GPU is priced, since without one torch runs no backward pass of theirs: half
+precision and the CPU's own noise count as the GPU's single precision. One process makes everything here: what several
 would each make for themselves counts once.
 """
 
@@ -23,14 +24,14 @@ from shared.experiment.scale import parse
 from shared.experiment.step import Kept, Step, Trained, closure
 from shared.experiment.tally import Cost
 
-READ = 0.003  # seconds of one core for a picture from a file: 500 × 375 JPEG to 224 pixels, measured; of sets that can be opened, measured anew
+READ = 0.003  # seconds of one core for a 500 × 375 JPEG to 224 pixels, measured; anew for sets that can be opened
 USABLE = 0.92  # of a device's memory: the rest is the libraries' and lost between blocks; an assumption
 
 
 @dataclass
 class Stage:
-    """Steps of one kind. script: which makes them, and what; why: reasons for which some have no estimate, with their number;
-    largest: the one with the highest peak."""
+    """Steps of one kind. script: which makes them, and what; why: reasons for which some have no estimate, with their
+    number; largest: the one with the highest peak."""
 
     script: str = ""
     count: int = 0
@@ -152,7 +153,8 @@ def misfits(
 
 
 def smaller(stage: Stage, made: object, config: object, lab: PlanLab, room: float) -> str:
-    """The first option that has a batch with which the largest step of a stage fits: halved for as long as that helps."""
+    """The first option that has a batch with which the largest step of a stage fits: halved for as long as that
+    helps."""
     place = list(names(made.plan(config))).index(stage.largest)
     for path, x in _options(config):
         batch, peak = x.batch, stage.cost.peak

@@ -1,8 +1,10 @@
-"""A laboratory in which steps run without numbers: what a plan counts, `shared.experiment.tally`, is what their own `make` does.
+"""A laboratory in which steps run without numbers: what a plan counts, `shared.experiment.tally`, is what their own
+`make` does.
 
-Weights, pictures and what steps leave have shapes only, so neither weights nor data nor a GPU have to be there. Every step runs
-once for all those that cost the same: steps whose fields are equal but for texts for people, the values of real numbers (zero
-is another one), seeds after the first, and the weights of models. What steps share in memory (`Lab.once`) counts once.
+Weights, pictures and what steps leave have shapes only, so neither weights nor data nor a GPU have to be there. Every
+step runs once for all those that cost the same: steps whose fields are equal but for texts for people, the values of
+real numbers (zero is another one), seeds after the first, and the weights of models. What steps share in memory
+(`Lab.once`) counts once.
 """
 
 import contextlib
@@ -49,8 +51,8 @@ CAPTION, QUESTION = "a photo of a dog on a table in front of a window", "what is
 
 @dataclass
 class Traced:
-    """One run without numbers. cost: its own; shared: what it asked `Lab.once` for, with where in the step each part of the
-    name stands, and the cost of making it; left: the shapes of what it left, by part."""
+    """One run without numbers. cost: its own; shared: what it asked `Lab.once` for, with where in the step each part
+    of the name stands, and the cost of making it; left: the shapes of what it left, by part."""
 
     cost: Cost
     shared: list[tuple[tuple, Cost]] = field(default_factory=list)
@@ -96,7 +98,7 @@ class PlannedPictures(LabelledImages):
     def __len__(self) -> int:
         return self.n
 
-    def __getitems__(self, indices) -> tuple[Tensor, Tensor]:
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         with _disable_current_modes():
             labels = torch.tensor([int(self.labels[i]) for i in indices], dtype=torch.int64)
         return self.lab.read(self, len(indices)), with_numbers(self.lab.fake, labels)
@@ -136,10 +138,10 @@ class PlannedPairs(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return self.n
 
-    def captions(self, indices) -> list[str]:
+    def captions(self, indices: Sequence[int]) -> list[str]:
         return [self.say] * len(indices)
 
-    def __getitems__(self, indices) -> tuple[Tensor, list[str]]:
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, list[str]]:
         return self.lab.read(self, len(indices)), self.captions(indices)
 
 
@@ -163,25 +165,25 @@ class PlannedTexts(VisionLanguageSet):
     def __len__(self) -> int:
         return self.n
 
-    def pictures(self, indices) -> Tensor:
+    def pictures(self, indices: Sequence[int]) -> Tensor:
         return self.lab.read(self, len(indices))
 
-    def scenes(self, indices) -> object:
+    def scenes(self, indices: Sequence[int]) -> object:
         return self.real.scenes(indices)
 
-    def references(self, indices) -> list[list[str]]:
+    def references(self, indices: Sequence[int]) -> list[list[str]]:
         return self.real.references(indices) if self.real else [[CAPTION] * 5 for _ in indices]
 
-    def questions(self, indices) -> list[str]:
+    def questions(self, indices: Sequence[int]) -> list[str]:
         return self.real.questions(indices) if self.real else [QUESTION] * len(indices)
 
-    def answers(self, indices) -> list[list[str]]:
+    def answers(self, indices: Sequence[int]) -> list[list[str]]:
         return self.real.answers(indices) if self.real else [[f"word {k}" for k in range(10)] for _ in indices]
 
 
 class PlanLab:
-    """What a `Lab` is to steps; see the module docstring. To be used inside `planning`. half: published language models are
-    in half precision, as on a GPU."""
+    """What a `Lab` is to steps; see the module docstring. To be used inside `planning`. half: published language
+    models are in half precision, as on a GPU."""
 
     def __init__(self, device: torch.device, source: Source, half: bool = False):
         self.device, self.source, self.accelerator, self.half = device, source, OneProcess(device), half
@@ -196,7 +198,7 @@ class PlanLab:
         self._files: dict[Path, tuple[Kept, str]] = {}
         self._kept: list[dict] = []
 
-    # -- what steps ask for ------------------------------------------------------------------------------------------------
+    # -- what steps ask for ------------------------------------------------------------------------------------------
 
     def data(self, spec: str, split: str = "test") -> PlannedPictures:
         if (spec, split) not in self.sets:
@@ -260,7 +262,7 @@ class PlanLab:
         self._kept[-1][part] = {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
         self.tally.cost.disk += sum(t.numel() * t.itemsize for t in tensors.values())
 
-    # -- what a plan asks for ----------------------------------------------------------------------------------------------
+    # -- what a plan asks for ----------------------------------------------------------------------------------------
 
     def trace(self, step: Step) -> Traced:
         """What it costs. Raises whatever the step raises."""
@@ -372,7 +374,7 @@ def name_in(step: Step, parts: tuple) -> tuple:
     return tuple(found)
 
 
-# ---- the surroundings ------------------------------------------------------------------------------------------------------
+# ---- the surroundings ----------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -493,7 +495,8 @@ def _said(self: FakeTensor, how: str) -> str:
 
 
 def _apply(self: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-    """`nn.Module._apply`, which cannot exchange the contents of tensors without numbers: parameters and buffers are replaced."""
+    """`nn.Module._apply`, which cannot exchange the contents of tensors without numbers: parameters and buffers are
+    replaced."""
     for child in self.children() if recurse else ():
         child._apply(fn)
     for name, parameter in self._parameters.items():

@@ -1,8 +1,9 @@
-"""Models that are not here, as large as their publishers describe them and without weights: what a plan opens in their place.
+"""Models that are not here, as large as their publishers describe them and without weights: what a plan opens in their
+place.
 
-LLaVA-1.5 7B, 13B       Llama (Touvron et al. 2023, table 2) behind CLIP ViT-L/14 at 336 pixels, 576 patches (Liu et al. 2023)
-Idefics 9B              Llama 7B with a cross-attention layer every fourth, ViT-H/14, a resampler to 64 latents
-google/ddpm-cifar10-32  the U-Net of Ho et al. 2020 for CIFAR-10, 35.7 million parameters
+LLaVA-1.5 7B, 13B       Llama (Touvron et al. 2023, table 2) behind CLIP ViT-L/14 at 336 pixels, 576 patches (Liu et
+al. 2023) Idefics 9B              Llama 7B with a cross-attention layer every fourth, ViT-H/14, a resampler to 64
+latents google/ddpm-cifar10-32  the U-Net of Ho et al. 2020 for CIFAR-10, 35.7 million parameters
 guided-, improved-diffusion, classifiers, CLIPs   their own configurations, which the code has
 """
 
@@ -72,9 +73,7 @@ def _llava(size: str) -> LlavaVLM:
     vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
     tower = CLIPVisionConfig(**vision, image_size=336, patch_size=14, hidden_act="quick_gelu")
     text = LlamaConfig(vocab_size=32064, **LLAMA[size])
-    config = LlavaConfig(
-        vision_config=tower, text_config=text, image_token_index=Tokens.image, image_seq_length=576
-    )
+    config = LlavaConfig(vision_config=tower, text_config=text, image_token_index=Tokens.image, image_seq_length=576)
     return LlavaVLM(LlavaForConditionalGeneration(config), Tokens(576))
 
 

@@ -1,18 +1,19 @@
-"""What a computation costs, counted operation by operation while it runs on fake tensors: no numbers, no GPU, no weights.
+"""What a computation costs, counted operation by operation while it runs on fake tensors: no numbers, no GPU, no
+weights.
 
     floating-point operations   torch's `FlopCounterMode` formulas, and those that it lacks (below)
     bytes                       of all inputs and outputs of an operation that is no view
-    peak memory                 of all storages of the device that are alive at once, activations of a backward pass among them
-    pictures, disk              as the planning laboratory reads and keeps them
+    peak memory                 of all storages of the device that are alive at once, activations of a backward pass
+    among them pictures, disk              as the planning laboratory reads and keeps them
 
-Small tensors that follow from constants alone, such as the times of a sampler, keep their numbers. Others cannot answer a
-question. Those that steps ask are answered so that work goes on: `any` is no and other tests are yes (nothing has broken, nobody
-has succeeded), masks and `nonzero` keep everything, what is written where nobody knows changes nothing that is known, the largest
-token of a text is at `TOKENS`. So early stops never happen here; loops that have one say which share of their passes to expect
-(`shared.repeat`).
+Small tensors that follow from constants alone, such as the times of a sampler, keep their numbers. Others cannot
+answer a question. Those that steps ask are answered so that work goes on: `any` is no and other tests are yes (nothing
+has broken, nobody has succeeded), masks and `nonzero` keep everything, what is written where nobody knows changes
+nothing that is known, the largest token of a text is at `TOKENS`. So early stops never happen here; loops that have
+one say which share of their passes to expect (`shared.repeat`).
 
-A backward pass runs when the loop whose pass it goes back through has ended, so operations of a node of the graph count as often
-as those of the forward pass that made it: nodes are numbered in the order in which they are made.
+A backward pass runs when the loop whose pass it goes back through has ended, so operations of a node of the graph
+count as often as those of the forward pass that made it: nodes are numbered in the order in which they are made.
 """
 
 import bisect
@@ -98,7 +99,8 @@ class Result:
 
 @dataclass
 class Call:
-    """An operation at one shape. operation: None where it costs nothing; results: None where they have to be found anew."""
+    """An operation at one shape. operation: None where it costs nothing; results: None where they have to be found
+    anew."""
 
     operation: Operation | None
     results: "tuple[Result | None, ...] | str | None" = None
@@ -106,7 +108,8 @@ class Call:
 
 @dataclass
 class Cost:
-    """What something takes. operations: how often each runs; pictures: read, by set; disk: bytes kept; peak: bytes of the device."""
+    """What something takes. operations: how often each runs; pictures: read, by set; disk: bytes kept; peak: bytes of
+    the device."""
 
     operations: Counter = field(default_factory=Counter)
     pictures: Counter = field(default_factory=Counter)
@@ -179,7 +182,7 @@ class Tally(TorchDispatchMode):
     def _should_skip_dynamo(cls) -> bool:
         return False  # nobody compiles here, and keeping the compiler away takes longer than an operation
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: object, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
         if func is torch.ops.prim.device.default:
             return args[0].device
         kwargs = kwargs or {}
@@ -269,7 +272,8 @@ class Tally(TorchDispatchMode):
 
 
 def flops(func: object, args: tuple, kwargs: dict, out: object) -> float:
-    """Floating-point operations of one call, a multiplication and an addition being two; 0 for all but products and convolutions."""
+    """Floating-point operations of one call, a multiplication and an addition being two; 0 for all but products and
+    convolutions."""
     packet = func._overloadpacket
     if packet in MISSING:
         shapes = tree_map(lambda x: tuple(x.shape) if isinstance(x, Tensor) else x, (args, kwargs))
@@ -418,7 +422,8 @@ def _tensors(x: object) -> list[Tensor]:
 
 
 def _note(x: tuple | list, key: list) -> bool:
-    """Append what of arguments changes the cost: shapes, and whole numbers, which may be sizes. Whether nobody knows a number of theirs."""
+    """Append what of arguments changes the cost: shapes, and whole numbers, which may be sizes. Whether nobody knows a
+    number of theirs."""
     plain = True
     for part in x:
         if isinstance(part, FakeTensor):

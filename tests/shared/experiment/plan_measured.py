@@ -1,12 +1,13 @@
-"""Planned against measured processor seconds, by stage: what `make plan GPU=measure` says of steps, and what they then take here.
+"""Planned against measured processor seconds, by stage: what `make plan GPU=measure` says of steps, and what they then
+take here.
 
     python -m tests.shared.experiment.plan_measured --scale cpu --seconds 60 pmg_aft rvpt
     python -m tests.shared.experiment.plan_measured --scale cpu --record results/cpu pmg_aft rvpt
 
-Of each kind of number one is made, with all that it needs: the one of which a plan says that it takes least, unless that is more
-than so many seconds. Both are processor time of one core in one run, so that other work on the machine changes no ratio.
-With --record the seconds are those that a finished run has written down for its measurements: of the clock, so that ratios
-are relative to their median.
+Of each kind of number one is made, with all that it needs: the one of which a plan says that it takes least, unless
+that is more than so many seconds. Both are processor time of one core in one run, so that other work on the machine
+changes no ratio. With --record the seconds are those that a finished run has written down for its measurements: of the
+clock, so that ratios are relative to their median.
 """
 
 import argparse

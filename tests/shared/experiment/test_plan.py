@@ -23,8 +23,8 @@ L, M = 50, 768  # tokens and width of a ViT-B/32
 
 
 def closed(n: int) -> int:
-    """A ViT-B/32 on n pictures of 224 pixels, products alone: patches, 12 blocks of 12·L·w² + 2·L²·w, the projection. The last block
-    of the lean tower, which open_clip's own attention does not make cheaper, is whole here."""
+    """A ViT-B/32 on n pictures of 224 pixels, products alone: patches, 12 blocks of 12·L·w² + 2·L²·w, the projection.
+    The last block of the lean tower, which open_clip's own attention does not make cheaper, is whole here."""
     block = 2 * 12 * L * M * M + 4 * L * L * M
     return n * (2 * 49 * 3 * 32 * 32 * M + 12 * block + 2 * M * 512)
 
@@ -118,8 +118,8 @@ PRESETS = [
 @pytest.mark.slow
 @pytest.mark.parametrize("paper, scale", PRESETS)
 def test_no_step_of_a_preset_leaves_a_tensor_on_the_wrong_device(paper, scale):
-    """Every step on fake tensors of a device that is not the CPU: torch runs backward passes there without a GPU, and refuses
-    operations between the two, as with a GPU."""
+    """Every step on fake tensors of a device that is not the CPU: torch runs backward passes there without a GPU, and
+    refuses operations between the two, as with a GPU."""
     made = importlib.import_module(f"papers.{paper}.paper").PAPER
     if scale not in made.presets:
         pytest.skip("there is no such scale")
