@@ -49,6 +49,8 @@ class OneProcess:
 
     def end_training(self) -> None: ...
 
+    def free_memory(self) -> None: ...
+
 
 def check_batch(name: str, batch: int, n: int, world: int = 1, what: str = "pairs") -> None:
     """Raises UserError where a batch is larger than a set of n, or has no equal shares for all processes."""
