@@ -25,11 +25,13 @@ from accelerate import Accelerator
 
 from shared.experiment.lab import Lab
 from shared.experiment.machines import CORE, Measured
-from shared.experiment.plan import kind_of, names, price, stages
+from shared.experiment.plan import Stage, kind_of, names, price, stages
 from shared.experiment.planned import PlanLab, planning
 from shared.experiment.step import Kept, Step, closure
+from shared.experiment.tally import Cost
 
 LEAST = 0.5  # seconds of a stage: less says nothing
+SOME = 5  # measurements of a stage that are compared with a record
 
 
 def compare(paper: str, scale: str, seconds: float) -> dict[str, tuple[float, float]]:
@@ -46,22 +48,37 @@ def compare(paper: str, scale: str, seconds: float) -> dict[str, tuple[float, fl
 
 
 def recorded(paper: str, scale: str, folder: Path) -> dict[str, tuple[float, float]]:
-    """Stage -> planned and recorded seconds of a step, the mean of its measurements."""
+    """Stage -> planned and recorded seconds, the medians of some of its measurements: the first of them has opened models and
+    pictures that the others share."""
     made = importlib.import_module(f"papers.{paper}.paper").PAPER
     config, on = made.presets[scale], Measured()
     lab = PlanLab(torch.device("cpu"), config.source)
-    spent: dict[str, list[float]] = {}
+    there = {}
     for file in (folder / paper / "measurements").glob("*.json"):
         number = json.loads(file.read_text())
-        spent.setdefault(kind_of(number["tags"]), []).append(number["seconds"])
-    with planning(lab):
-        found = stages([n for n in made.plan(config) if kind_of(n.tags) in spent], lab)
-    planned = price(found, lab, on)
-    return {
-        f"{paper}: {name}": (planned[name] / found[name].count, sum(took) / len(took))
-        for name, took in spent.items()
-        if name in found and not found[name].why and sum(took) >= LEAST
-    }
+        there[number["slug"]] = number["seconds"]
+    by_kind: dict[str, list] = {}
+    for number in made.plan(config):
+        if number.name in there:
+            by_kind.setdefault(kind_of(number.tags), []).append(number)
+    found = {}
+    for name, numbers in by_kind.items():
+        some = numbers[:: -(-len(numbers) // SOME)]
+        took = [there[number.name] for number in some]
+        with planning(lab):
+            costs = [_traced(number.step, lab) for number in some]
+        if None not in costs and sum(took) >= LEAST:
+            planned = [price({name: Stage(cost=cost)}, lab, on)[name] for cost in costs]
+            found[f"{paper}: {name}"] = statistics.median(planned), statistics.median(took)
+    return found
+
+
+def _traced(step: Step, lab: PlanLab) -> Cost | None:
+    """Its own cost, without what it shares with others; None where there is no estimate."""
+    try:
+        return lab.trace(step).cost
+    except Exception:
+        return None
 
 
 def cheapest(numbers: Sequence, lab: PlanLab, most: float) -> list:
