@@ -16,6 +16,7 @@ BUDGET ?=##            minutes in all; what the plan leaves of them goes to open
 RESULTS ?= results##   where measurements and checkpoints go
 SET ?=##               parameters of the notebook, as in SET="name=value name=value"
 DEVICE ?=##            cpus (a process per core) | cpu | cpu2 | gpu | gpus (a process each); gpu where one is seen, else cpus
+GPU ?= measure##       of make plan: some of a100-80,h200,rtx4090,rtx3090,cpu2, or measure: the machine that it runs on
 GPUS ?=##              how many with DEVICE=gpus; all by default
 LAUNCH ?=##            what starts a script instead, as in LAUNCH="srun accelerate launch" (shared/experiment/launch/README.md)
 PYTHON ?=##            the Python that makes .venv; by default the newest of 3.11 to 3.14 that is there
@@ -28,7 +29,7 @@ NAME ?=##              of the paper that `make new-paper` begins
 SURE ?=##              yes: `make clean-results` may delete
 
 # The text of a variable's help ends its line, so the blanks before it would belong to the value.
-KNOBS := SCALE SEEDS ARGS DATA_ROOT BUDGET RESULTS SET DEVICE GPUS LAUNCH PYTHON TORCH VENV DEFENCE OBJECTIVE METHOD NAME SURE
+KNOBS := SCALE SEEDS ARGS DATA_ROOT BUDGET RESULTS SET DEVICE GPU GPUS LAUNCH PYTHON TORCH VENV DEFENCE OBJECTIVE METHOD NAME SURE
 $(foreach v,$(KNOBS),$(if $(filter file,$(origin $v)),$(eval $v := $(strip $(value $v)))))
 
 PAPERS := $(patsubst papers/%/train.py,%,$(sort $(wildcard papers/*/train.py)))
@@ -71,7 +72,7 @@ endif
 
 # ---- targets ---------------------------------------------------------------------------------------------------------------
 
-.PHONY: help setup lock reproduce headline overview status new-paper record docs test lint smoke test-slow test-pages test-image test-cpus bench zoo doctor clean-results FORCE
+.PHONY: help setup lock reproduce headline overview status plan new-paper record docs test lint smoke test-slow test-pages test-image test-cpus bench zoo doctor clean-results FORCE
 
 # LC_ALL=C: in Turkish, i is not between a and z.
 help: ## this text
@@ -104,6 +105,9 @@ headline: environment ## only what the claims of the abstracts need; a later `ma
 overview: environment ## the page with all claims of all papers at one SCALE, from the measurements that are there
 	$(call do,$@)
 
+plan: environment ## what this SCALE would take on GPU=…: FLOPs, memory, disk, hours; needs no GPU, weights or data
+	$(call do,$@)
+
 status: environment ## what is measured at this SCALE, what is missing, and what the rest would take; measures nothing
 	$(call do,$@)
 
@@ -117,9 +121,10 @@ record: environment ## publish what finished runs of all papers drew as the reco
 #> headline-<paper>       ## the same for what the claims of its abstract need
 #> figures-<paper>        ## redraw tables, figures and page from the measurements alone; loads no model
 #> status-<paper>         ## what is measured of one paper
+#> plan-<paper>           ## what one paper would take
 #> bench-<paper>          ## its part of `make bench`, if it has one
 #> record-<paper>         ## publish one paper's
-reproduce-% headline-% figures-% status-% bench-% record-%: environment FORCE
+reproduce-% headline-% figures-% status-% plan-% bench-% record-%: environment FORCE
 	$(call do,$@)
 
 docs: environment ## the page of the public names, docs/api/vlm_robust.html, from their docstrings

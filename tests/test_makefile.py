@@ -97,7 +97,9 @@ def test_make_alone_prints_help_for_every_target_and_every_variable(place):
     assert text == place.make("help").stdout
     makefile = (ROOT / "Makefile").read_text()
     targets = re.search(r"^\.PHONY: (.*) FORCE$", makefile, re.M)[1].split()
-    of_papers = {f"{kind}-<paper>" for kind in ("reproduce", "headline", "figures", "status", "bench", "record")}
+    of_papers = {
+        f"{kind}-<paper>" for kind in ("reproduce", "headline", "figures", "status", "plan", "bench", "record")
+    }
     assert set(re.findall(r"^  ([a-z][^ ]*) ", text, re.M)) == {*targets, *of_papers}
     assert re.findall(r"^  ([A-Z_]+)=", text, re.M) == KNOBS
     assert "papers here: alpha beta" in text

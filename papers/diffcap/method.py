@@ -29,6 +29,7 @@ from shared.diffusion import Purifier
 from shared.diffusion.schedule import per_sample
 from shared.errors import UserError
 from shared.options import Bounded, Count, Finite
+from shared.repeat import EARLY, joined, repeated
 from shared.rng import SampleRng
 
 Encoder = Callable[[Tensor], Tensor]  # φ: images (N, 3, H, W) in [0, 1] -> embeddings (N, D)
@@ -126,7 +127,7 @@ class DiffCAP(nn.Module):
         )
         rows = torch.arange(n, device=x.device)
         x_t, before = x_0, self.look(x_0, 0) if n else None
-        for k, time in enumerate(rule.times, start=1):
+        for k, time in repeated(list(enumerate(rule.times, start=1)), EARLY):
             if not len(rows):
                 break
             x_t = self._advance(x_0[rows], x_t, time - rule.dt, time, rng.subset(rows), k)
@@ -154,7 +155,7 @@ class DiffCAP(nn.Module):
         x_0 = x_t = self.purifier.to_native(x)
         before = 0
         yield before, x_t
-        for k, time in enumerate(times, start=1):
+        for k, time in repeated(list(enumerate(times, start=1))):
             x_t = self._advance(x_0, x_t, before, time, rng, k)
             before = time
             yield time, x_t
@@ -238,14 +239,12 @@ def calibrate_tau(
             shapes = f"{tuple(clean.shape)} clean and {tuple(adversarial.shape)} adversarial"
             raise UserError(f"calibration pairs of {name}: {shapes}; give as many of both, at least one.")
         rng = SampleRng(seed, range(len(clean)), f"tau/{name}")
-        parts = []
-        for rows in torch.arange(len(clean)).split(batch):
-            seen = [
-                diffcap.embed_at(images[rows.to(images.device)], rng.subset(rows), level)
-                for images in (clean, adversarial)
-            ]
-            parts.append(F.cosine_similarity(*seen, dim=1).float().cpu())
-        found[name] = torch.cat(parts)
+
+        def similarity(rows: Tensor, pair: tuple = (clean, adversarial), rng: SampleRng = rng) -> Tensor:
+            seen = [diffcap.embed_at(images[rows.to(images.device)], rng.subset(rows), level) for images in pair]
+            return F.cosine_similarity(*seen, dim=1).float().cpu()
+
+        found[name] = joined(similarity, torch.arange(len(clean)).split(batch))
     if not found:
         raise UserError("τ needs at least one set of clean/adversarial pairs.")
     return Calibration(found)

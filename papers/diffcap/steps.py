@@ -38,6 +38,7 @@ from shared.models.preprocess import ResizeOnly
 from shared.models.victim import ZeroShot, class_matrix, labels_of, predicted
 from shared.models.vlm import open_vlm
 from shared.options import Worded
+from shared.repeat import batches, joined, joined_all
 from shared.rng import SampleRng
 from shared.steps.choice import CandidateScore, Choice, settled
 from shared.steps.pretrained import FOLDER, Pretrained, choosing_split, fitting_split, given_clip
@@ -189,7 +190,7 @@ class Probe:
         embed = self.tower.embed(lab)
         x, y = self.data.read(lab, self.data.rows(lab))
         with torch.no_grad():
-            features = torch.cat([embed(part) for part in x.split(256)]).cpu()
+            features = joined(embed, x.split(256)).cpu()
         mean, scale = features.mean(dim=0), features.std(dim=0).clamp_min(1e-6)
         fitted = LogisticRegression(max_iter=1000).fit(((features - mean) / scale).numpy(), y.cpu().numpy())
         weight = torch.tensor(fitted.coef_, dtype=torch.float32) / scale
@@ -342,7 +343,7 @@ class Away(Kept):
 def away(embed: Embed, x: Tensor, threat: Threat, steps: int, rng: SampleRng, batch: int) -> Tensor:
     """Pictures (N, 3, H, W) in the ball around x whose embeddings point away from those of x."""
     out = x.clone()
-    for rows in torch.arange(len(x)).split(batch):
+    for rows in batches(torch.arange(len(x)).split(batch)):
         at = rows.to(x.device)
         with torch.no_grad():
             target = embed(x[at])
@@ -587,12 +588,13 @@ class Stop(Measured):
         if not isinstance(defence, DiffCAP):
             return Values(np.full(len(rows), defence.t), "steps", skipped=skipped)
         x, rng = self.seen.pictures(lab), SampleRng(self.seed, rows, STREAM)  # of the chains that `behind` denoises
-        batches = torch.arange(len(x)).split(self.batch)
-        parts = [defence.stop_times(x[at.to(x.device)], rng.subset(at)) for at in batches]
-        reached = torch.cat([part.reached for part in parts]).cpu()
-        return Values(
-            torch.cat([part.t for part in parts]).cpu().numpy(), "steps", {"reached": reached.numpy()}, skipped=skipped
-        )
+
+        def ended(at: Tensor) -> tuple[Tensor, Tensor]:
+            stop = defence.stop_times(x[at.to(x.device)], rng.subset(at))
+            return stop.t.cpu(), stop.reached.cpu()
+
+        t, reached = joined_all(ended, torch.arange(len(x)).split(self.batch))
+        return Values(t.numpy(), "steps", {"reached": reached.numpy()}, skipped=skipped)
 
 
 # ---- what the noise does -----------------------------------------------------------------------------------------------

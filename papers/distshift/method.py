@@ -55,6 +55,7 @@ from shared.diffusion.sampler import Guide
 from shared.diffusion.schedule import per_sample
 from shared.errors import UserError
 from shared.options import Bounded, Weight
+from shared.repeat import repeated
 from shared.rng import SampleRng
 
 FLOOR = 1e-30  # largest entry of a gradient that counts as zero: its inverse, which "ratio" needs, is not a float32 far below
@@ -191,7 +192,7 @@ class Guided(nn.Module):
         exact = self.second_order and torch.is_grad_enabled() and x.requires_grad
         state = x_0 = self.purifier.to_native(x)
         t = torch.full((len(x),), self.purifier.t)
-        for r in range(self.rounds):
+        for r in repeated(range(self.rounds)):
             stream = self.stream(rng, r)
             x_t = self.purifier.noise(state, t, stream)
             state = self.purifier.reverse(

@@ -32,6 +32,7 @@ from shared.metrics.two_sample import median_distance, mmd2, permutation_test
 from shared.models.classifier import Classifier, open_classifier, random_classifier
 from shared.models.victim import labels_of
 from shared.options import Worded
+from shared.repeat import joined
 from shared.rng import SampleRng
 from shared.steps.choice import CandidateScore, Choice, settled
 from shared.steps.purification import (
@@ -244,7 +245,7 @@ class Adversary(Worded):
         if self.step:
             how |= {"step_size": self.step, "keep": "last"}
         parts = torch.arange(len(x), device=x.device).split(self.batch)
-        return torch.cat([pgd(victim, x[at], y[at], threat, rng=rng.subset(at.cpu()), **how) for at in parts])
+        return joined(lambda at: pgd(victim, x[at], y[at], threat, rng=rng.subset(at.cpu()), **how), parts)
 
     def check(self, victim: Classifier, x: Tensor, y: Tensor, rng: SampleRng) -> dict:
         """The record of the sanity checks of this attack on a victim."""
@@ -419,7 +420,7 @@ class Distribution(Measured):
 
         def features(x: Tensor) -> Tensor:
             with torch.no_grad():
-                return torch.cat([victim.features(part) for part in x.split(self.answers)]).double().cpu()
+                return joined(victim.features, x.split(self.answers)).double().cpu()
 
         reference, adversarial, z = features(other), features(seen.pictures(lab)), features(self._state(lab, seen))
         width = median_distance(reference)

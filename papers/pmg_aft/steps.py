@@ -25,6 +25,7 @@ from shared.experiment.step import Lab, Measured, Tensors, Trained, Values, free
 from shared.metrics.costs import activation_megabytes, step_seconds
 from shared.models.victim import ZeroShot, class_matrix, labels_of
 from shared.options import Worded
+from shared.repeat import joined
 from shared.report.shown import YOURS, yours
 from shared.rng import SampleRng
 from shared.steps.choice import CandidateScore, Choice, Settings
@@ -383,14 +384,17 @@ class Accuracy(Measured):
     stream: str = "evaluation"
 
     def make(self, lab: Lab) -> Values:
-        victim, rows, out = self.tower.on(lab, self.data.spec), self.data.rows(lab), []
+        victim, rows = self.tower.on(lab, self.data.spec), self.data.rows(lab)
         size = len(rows) if self.attack.kind == "auto" else max(1, self.attack.batch)
-        for part in (rows[k : k + size] for k in range(0, len(rows), size)):
+
+        def right(part: list[int]) -> Tensor:
             x, y = self.data.read(lab, part)
             x_adv = self.attacked(lab, victim, x, y, part)
-            out.append(labels_of(victim, x_adv, self.attack.batch).eq(y).float().cpu())
+            return labels_of(victim, x_adv, self.attack.batch).eq(y).float().cpu()
+
+        parts = [rows[k : k + size] for k in range(0, len(rows), size)]
         sanity = None if self.checks is None else self.checks.record(lab, self.tower)
-        return Values(torch.cat(out).numpy(), "share", sanity=sanity, skipped=self.data.open(lab).skipped)
+        return Values(joined(right, parts).numpy(), "share", sanity=sanity, skipped=self.data.open(lab).skipped)
 
     def attacked(self, lab: Lab, victim: ZeroShot, x: Tensor, y: Tensor, rows: list[int]) -> Tensor:
         return self.attack(victim, x, y, rows, self.stream)

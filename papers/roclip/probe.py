@@ -25,6 +25,7 @@ from shared.errors import UserError
 from shared.metrics.backdoor import asr, clean_accuracy
 from shared.models.victim import Pixels, ZeroShot, predicted, text_matrix
 from shared.options import Batch, Bounded, Count, Positive, Seed, Weight
+from shared.repeat import joined, repeated
 from shared.training.contrastive import batch_indices
 from shared.training.loop import cosine_schedule
 
@@ -65,7 +66,7 @@ def classifier(clip: nn.Module, text: Tensor, norm: str = "clip") -> ZeroShot:
 def predict(victim: ZeroShot, x: Tensor) -> Tensor:
     """Classes (N,) of pictures (N, 3, H, W), on the CPU."""
     device = victim.text.device
-    return torch.cat([predicted(victim(part.to(device))).cpu() for part in x.split(CHUNK)])
+    return joined(lambda part: predicted(victim(part.to(device))).cpu(), x.split(CHUNK))
 
 
 def targets_of(manifest: Manifest, classes: Sequence[str]) -> tuple[list[int], list[int]]:
@@ -215,7 +216,7 @@ def embedded(clip: nn.Module, x: Tensor, norm: str = "clip") -> Tensor:
     """F(x) (N, D), projected and not normalised."""
     device = clip.logit_scale.device
     pixels = Pixels.of(clip.visual, norm).to(device)
-    return torch.cat([clip.visual(pixels(part.to(device))) for part in x.split(CHUNK)]).float()
+    return joined(lambda part: clip.visual(pixels(part.to(device))), x.split(CHUNK)).float()
 
 
 def _fit(x: Tensor, y: Tensor, classes: int, probing: Probing, device: torch.device) -> nn.Linear:
@@ -228,7 +229,7 @@ def _fit(x: Tensor, y: Tensor, classes: int, probing: Probing, device: torch.dev
     batch = min(probing.batch, len(x))
     steps = probing.epochs * (len(x) // batch)
     with torch.enable_grad():
-        for step in range(steps):
+        for step in repeated(range(steps)):
             for group in optimizer.param_groups:
                 group["lr"] = probing.lr * cosine_schedule(step, steps, 0)
             rows = batch_indices(len(x), batch, step, probing.seed)

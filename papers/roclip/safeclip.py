@@ -26,6 +26,7 @@ from shared.data.augment import EDA
 from shared.errors import UserError
 from shared.models.victim import Pixels
 from shared.options import Bounded, Count, Part, Range, Share
+from shared.repeat import joined
 from shared.training.contrastive import batch_indices, clamp_scale
 from shared.training.loop import Fit, cosine_schedule
 
@@ -138,13 +139,14 @@ def safeclip(
 
     def split() -> None:
         clip.eval()
-        rows = []
-        with torch.no_grad():
-            for part in torch.arange(len(pairs)).split(256):
-                both = embed(*pairs.__getitems__(part.tolist()))
-                rows.append((both["image"] * both["text"]).sum(1))
+
+        @torch.no_grad()
+        def agreement(part: range) -> Tensor:
+            both = embed(*pairs.__getitems__(part))
+            return (both["image"] * both["text"]).sum(1)
+
+        cosine = joined(agreement, [range(k, min(k + 256, len(pairs))) for k in range(0, len(pairs), 256)])
         clip.train()
-        cosine = torch.cat(rows)
         state.safe.copy_(safe_pairs(cosine, config.confidence))
         state.safe[cosine.topk(round(config.least * len(pairs))).indices] = True
 
@@ -201,6 +203,12 @@ def safeclip(
         after_step=after_step,
         clip_norm=training.clip_norm,
         name=name,
+        alike=lambda step: (
+            step // per_epoch >= config.alone,
+            step // per_epoch < config.alone + config.slow,
+            step % per_epoch == 0,
+            (step + 1) % per_epoch == 0,
+        ),
     )
     loss = fit.run()
     clip.requires_grad_(False).eval()

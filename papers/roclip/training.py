@@ -20,6 +20,7 @@ from papers.roclip.method import Matching, clip_loss, matched_loss, pools_of
 from papers.roclip.pool import Pool
 from shared.models.victim import Pixels
 from shared.options import Bounded, Count, Decay, Positive, Range, Seed, Share, Weight, Whole, Workers, free
+from shared.repeat import joined_all
 from shared.training.contrastive import Batches, adamw, batch_indices, clamp_scale
 from shared.training.loop import Fit, OneProcess, check_batch, cosine_schedule
 
@@ -227,6 +228,10 @@ def train(
         after_step,
         training.clip_norm,
         name,
+        alike=lambda step: (
+            matching is not None and matching.active(step // per_epoch + 1),
+            (step + 1) % per_epoch == 0,
+        ),
     )
     loss = fit.run()
     clip.requires_grad_(False).eval()
@@ -281,11 +286,15 @@ def _fill(
     chosen = torch.randperm(len(reader.pairs), generator=torch.Generator().manual_seed(seed))
     chosen = chosen.repeat(-(-size // len(chosen)))[:size]
     clip.eval()
-    rows = [plain(*(t.to(device) for t in reader(part.tolist(), -1)), (True, True))[:2] for part in chosen.split(batch)]
+
+    def embedded(part: Tensor) -> tuple[Tensor, Tensor]:
+        return plain(*(t.to(device) for t in reader(part.tolist(), -1)), (True, True))[:2]
+
+    rows = joined_all(embedded, list(chosen.split(batch)))
     clip.train()
-    for modality, embeddings in zip(("image", "text"), zip(*rows, strict=True), strict=True):
+    for modality, embeddings in zip(("image", "text"), rows, strict=True):
         if modality in pools:
-            pools[modality].put(torch.cat(embeddings), chosen)
+            pools[modality].put(embeddings, chosen)
 
 
 def _gathered(mine: Tensor, world: int) -> Tensor:

@@ -23,6 +23,7 @@ from papers.rvpt.tuning import Tuning, optimise, same_classes
 from shared.attacks.threat import Threat
 from shared.errors import UserError
 from shared.models.victim import Pixels, ZeroShot
+from shared.repeat import joined_all
 from shared.rng import SampleRng
 from shared.training.adversarial import TrainAttack
 from shared.training.contrastive import ContrastiveConfig, batch_indices, fit_clip
@@ -64,12 +65,13 @@ class LinearProbe(nn.Module):
 
 class _Embedded(torch.utils.data.Dataset):
     def __init__(self, probe: LinearProbe, data, device):
-        with torch.no_grad():
-            rows = [
-                (probe.embed(x.to(device)).cpu(), y)
-                for x, y in (data.__getitems__(i.tolist()) for i in torch.arange(len(data)).split(256))
-            ]
-        self.embeddings, self.labels = (torch.cat(t) for t in zip(*rows, strict=True))
+        @torch.no_grad()
+        def embedded(part: list[int]) -> tuple[Tensor, Tensor]:
+            x, y = data.__getitems__(part)
+            return probe.embed(x.to(device)).cpu(), y
+
+        rows = list(range(len(data)))
+        self.embeddings, self.labels = joined_all(embedded, [rows[k : k + 256] for k in range(0, len(rows), 256)])
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -14,6 +14,7 @@ from papers.rvpt.defences import ByYours, Cleaned, Prompts, model_of
 from papers.rvpt.method import DeepPrompts
 from shared.experiment.step import Lab, Measured, Values
 from shared.metrics.costs import activation_megabytes, clock
+from shared.repeat import repeated
 from shared.training.cleanclip import cleanclip
 
 STEPS = 6  # updates whose time is taken, after the first
@@ -83,7 +84,7 @@ class Cost(Measured):
 
     def make(self, lab: Lab) -> Values:
         if self.measure == "seconds":
-            return Values(np.array([self._seconds(lab) for _ in range(self.repeats + 1)][1:]), "s")
+            return Values(np.array([self._seconds(lab) for _ in repeated(range(self.repeats + 1))][1:]), "s")
         if self.measure == "memory":
             return Values(self._megabytes(lab), "MB")
         prompts = model_of(lab, self.defence).visual if isinstance(self.defence, Prompts) else None

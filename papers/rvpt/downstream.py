@@ -35,6 +35,7 @@ from shared.metrics.captions import Cider, tokens
 from shared.models.victim import Pixels
 from shared.models.vlm import open_vlm
 from shared.models.vlm.llava import LlavaVLM
+from shared.repeat import joined
 from shared.steps.backdoor import Aim, Pairs, Seen, Stamp, side
 
 WORDS = 20  # tokens of a caption, at most
@@ -266,8 +267,11 @@ class Search:
     def _embedded(self, lab: Lab, model: Model, x: Tensor) -> Tensor:
         """Unit embeddings (N, D) of pictures, on the CPU."""
         pixels = Pixels.of(model.visual).to(lab.device)
-        parts = [model.visual(pixels(part.to(lab.device))) for part in x.split(self.batch)]
-        return torch.cat([F.normalize(part, dim=1).float().cpu() for part in parts])
+
+        def embedded(part: Tensor) -> Tensor:
+            return F.normalize(model.visual(pixels(part.to(lab.device))), dim=1).float().cpu()
+
+        return joined(embedded, x.split(self.batch))
 
 
 @dataclass(frozen=True)

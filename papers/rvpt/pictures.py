@@ -24,6 +24,7 @@ from shared.experiment.leaves import Pictures
 from shared.experiment.step import Lab, Measured, Values, free
 from shared.metrics.perceptual import psnr
 from shared.models.victim import Pixels, predicted
+from shared.repeat import joined_all
 from shared.rng import SampleRng
 from shared.steps.backdoor import Aim, Seen, Stamp
 
@@ -68,10 +69,16 @@ class Chosen(NamedTuple):
 
 def by_batch(batch: int, function: Callable, *arrays: Tensor | Sequence) -> Tensor | tuple:
     """function(rows of the arrays) over batches; its results, tensors or named tuples of them, joined on the CPU."""
-    parts = [function(*(a[i : i + batch] for a in arrays)) for i in range(0, len(arrays[0]), batch)]
-    if isinstance(parts[0], tuple):
-        return type(parts[0])(*(torch.cat([t.cpu() for t in column]) for column in zip(*parts, strict=True)))
-    return torch.cat([p.cpu() for p in parts])
+    kinds: list[type] = []
+
+    def made(part: range) -> tuple[Tensor, ...]:
+        found = function(*(a[part.start : part.stop] for a in arrays))
+        kinds.append(type(found))
+        return tuple(t.cpu() for t in found) if isinstance(found, tuple) else (found.cpu(),)
+
+    n = len(arrays[0])
+    columns = joined_all(made, [range(i, min(i + batch, n)) for i in range(0, n, batch)])
+    return kinds[0](*columns) if issubclass(kinds[0], tuple) else columns[0]
 
 
 def as_bytes(x: Tensor) -> np.ndarray:

@@ -16,6 +16,7 @@ from shared.experiment.leaves import Backbone, Pictures
 from shared.experiment.step import Kept, Lab, Measured, Tensors, Values, free, once
 from shared.metrics import backdoor
 from shared.models.victim import Pixels, labels_of, tell_apart
+from shared.repeat import joined
 from shared.rng import SampleRng
 from shared.steps.backdoor import Aim, Pairs, Seen, Stamp, badclip, described, prompts_of
 from shared.steps.pretrained import Pretrained
@@ -72,7 +73,7 @@ class HeldOut:
         seen = Seen(self.data)
         (x, y), classifier = seen.clean(lab), Said(candidate, seen, self.template).classifier(lab)
         with torch.no_grad():
-            said = torch.cat([classifier(part).log_softmax(-1) for part in x.split(self.batch)])
+            said = joined(lambda part: classifier(part).log_softmax(-1), x.split(self.batch))
         return said.gather(1, y[:, None].to(said.device))[:, 0]
 
 
@@ -165,9 +166,11 @@ class Adversarial(Measured):
 
     def _attack(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, steps: int, rng: SampleRng) -> Tensor:
         size = 2.5 * threat.eps / steps
-        parts = torch.arange(len(x)).split(self.said.batch)
-        found = [pgd(model, x[at], y[at], threat, steps=steps, step_size=size, rng=rng.subset(at)) for at in parts]
-        return torch.cat(found)
+
+        def attacked(at: Tensor) -> Tensor:
+            return pgd(model, x[at], y[at], threat, steps=steps, step_size=size, rng=rng.subset(at))
+
+        return joined(attacked, torch.arange(len(x)).split(self.said.batch))
 
 
 @dataclass(frozen=True)

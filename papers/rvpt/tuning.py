@@ -19,6 +19,7 @@ from shared.data.base import LabelledImages, Subset, loader
 from shared.errors import UserError
 from shared.models.victim import ZeroShot
 from shared.options import Batch, Bounded, Count, Decay, Part, Positive, Weight, Whole, Workers, free, shortened
+from shared.repeat import joined_all
 from shared.rng import SampleRng
 from shared.training.contrastive import Batches
 from shared.training.loop import Fit
@@ -165,14 +166,15 @@ class _Begun(torch.utils.data.Dataset):
     """f^D of every picture, its label, and σ: what tuning needs of pictures that do not change."""
 
     def __init__(self, victim: ZeroShot, data, repulsion: Repulsion, device, workers: int):
-        prompts, states, reference, labels = victim.visual, [], [], []
-        for x, y in loader(data, [i.tolist() for i in torch.arange(len(data)).split(256)], workers):
-            with torch.no_grad():
-                f = prompts.begin(victim.pixels(x.to(device)))
-                states.append(f.cpu())
-                reference.append(prompts.reference(f).cpu() if repulsion.active else torch.empty(len(x), 0))
-            labels.append(y)
-        self.states, self.reference, self.labels = torch.cat(states), torch.cat(reference), torch.cat(labels)
+        prompts = victim.visual
+
+        @torch.no_grad()
+        def begun(part: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+            f = prompts.begin(victim.pixels(part[0].to(device)))
+            return f.cpu(), prompts.reference(f).cpu() if repulsion.active else torch.empty(len(f), 0), part[1]
+
+        batches = [list(range(len(data)))[k : k + 256] for k in range(0, len(data), 256)]
+        self.states, self.reference, self.labels = joined_all(begun, loader(data, batches, workers))
 
     def __len__(self) -> int:
         return len(self.labels)

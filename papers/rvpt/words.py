@@ -22,6 +22,7 @@ from papers.rvpt.tuning import Tuning, optimise, same_classes
 from shared.attacks.threat import Threat
 from shared.errors import UserError
 from shared.models.victim import ZeroShot
+from shared.repeat import joined_all
 from shared.rng import SampleRng
 from shared.training.adversarial import TrainAttack
 
@@ -77,14 +78,15 @@ class _Bank(torch.utils.data.Dataset):
     """F(x_a) of every picture, and its label."""
 
     def __init__(self, victim: ZeroShot, data, threat: Threat, attack: TrainAttack, seed: int, device):
-        rows = []
-        for indices in torch.arange(len(data)).split(64):
-            x, y = data.__getitems__(indices.tolist())
+        def embedded(indices: list[int]) -> tuple[Tensor, Tensor]:
+            x, y = data.__getitems__(indices)
             x = x.to(device)
             x_adv = attack(embedding_divergence(victim, x), x, threat, SampleRng(seed, indices, "bank"))
             with torch.no_grad():
-                rows.append((victim.embed(x_adv).cpu(), y))
-        self.embeddings, self.labels = (torch.cat(t) for t in zip(*rows, strict=True))
+                return victim.embed(x_adv).cpu(), y
+
+        rows = list(range(len(data)))
+        self.embeddings, self.labels = joined_all(embedded, [rows[k : k + 64] for k in range(0, len(rows), 64)])
 
     def __len__(self) -> int:
         return len(self.labels)

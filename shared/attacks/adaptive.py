@@ -29,6 +29,7 @@ from shared.errors import UserError
 from shared.models.preprocess import straight_through
 from shared.models.victim import predicted
 from shared.options import Bounded, Count, Positive, bounded
+from shared.repeat import batches, joined
 from shared.rng import SampleRng
 
 Defence = Callable[[Tensor, SampleRng], Tensor]
@@ -163,9 +164,9 @@ class DefendedVLM(_Front):
         rng = self.rng.child("answer") if rng is None else rng
         if len(rng) != len(x):
             raise UserError(f"rng is for {len(rng)} samples, the batch has {len(x)}: use rng.subset.")
-        parts = torch.arange(len(x)).split(batch) if len(x) else []
-        images = [self.defence(x[rows.to(x.device)], rng.subset(rows)) for rows in parts]
-        return self.vlm.answer(torch.cat(images) if images else x, prompts, max_tokens=max_tokens, batch=batch)
+        parts = torch.arange(len(x)).split(batch)
+        images = joined(lambda rows: self.defence(x[rows.to(x.device)], rng.subset(rows)), parts) if len(x) else x
+        return self.vlm.answer(images, prompts, max_tokens=max_tokens, batch=batch)
 
     def nll(self, x: Tensor, prompts: Sequence[str], targets: Sequence[str]) -> Tensor:
         """(N,), the mean over draws of the negative log-likelihood of the targets."""
@@ -221,7 +222,7 @@ class AdaptiveAttack(Bounded):
         if self.gradient == "none" and extra is not None:
             raise UserError("an extra loss term needs the defence in the attack: use gradient 'exact' or 'bpda'.")
         out = x.detach().clone()
-        for rows in torch.arange(len(x)).split(batch or max(len(x), 1)) if len(x) else ():
+        for rows in batches(torch.arange(len(x)).split(batch or max(len(x), 1))) if len(x) else ():
             at = rows.to(x.device)
             if self.gradient == "none":
                 target, loss = victim, self.loss
@@ -272,11 +273,12 @@ def resubmit(
         raise UserError("there are no images to resubmit.")
     passes = n if getattr(defence, "random", True) else 1
     streams = draws_of(rng.child("resubmit"), 0, passes)
-    parts = []
-    for rows in torch.arange(len(x) * passes).split(batch):
+
+    def scored(rows: Tensor) -> Tensor:
         where = (rows // passes).to(x.device)
-        parts.append(score(defence(x[where], streams.subset(rows)), where))
-    return torch.cat(parts).view(len(x), passes).expand(len(x), n)
+        return score(defence(x[where], streams.subset(rows)), where)
+
+    return joined(scored, torch.arange(len(x) * passes).split(batch)).view(len(x), passes).expand(len(x), n)
 
 
 def predict(victim: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:

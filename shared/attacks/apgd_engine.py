@@ -5,6 +5,7 @@ full while samples break. The success of a sample's earliest run wins, hence the
 whatever the batch. The update rule is in `shared.attacks.apgd`.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -15,6 +16,7 @@ from shared.attacks.reach import has_score, reach, score
 from shared.attacks.threat import Threat, per_sample
 from shared.errors import UserError
 from shared.options import Count, Positive, Share, bounded
+from shared.repeat import EARLY, joined, most
 from shared.rng import SampleRng
 
 MOMENTUM = 0.75  # a of the update rule
@@ -78,7 +80,7 @@ class Runs:
     def clean(self) -> Tensor:
         """The victim's logits on the clean images, (N, K). With `drop`, images it gets wrong need no run."""
         goal = Goal(self.victim, "margin", eot_iter=self.eot_iter)
-        logits = torch.cat([goal.logits(part) for part in self.x.split(self.limit)])
+        logits = joined(goal.logits, self.x.split(self.limit))
         if logits.shape[1] < 2:
             raise UserError("the victim has one class: there is nothing to attack.")
         goal.hold(logits, self.y)
@@ -93,13 +95,14 @@ class Runs:
         queue = [(rank, sample) for rank in range(ranks) for sample in open_samples][::-1]
         rows: Rows | None = None
         project = None
-        while True:
+        passes = math.ceil(len(queue) / self.limit) * (self.steps + 1)
+        for _ in most(passes, EARLY if self.drop else 1.0):
             changed = False
             if fresh := self._admit(queue, self.limit - (len(rows["k"]) if rows else 0)):
                 rows = {name: torch.cat([rows[name], fresh[name]]) for name in rows} if rows else fresh
                 changed = True
             if not rows:
-                return self.x_adv
+                break
             extra = [part[rows["rank"], rows["sample"]] for part in more]
             rows["loss"], done, rows["grad"] = goal.gradient(rows["x_adv"], self.y[rows["sample"]], *extra)
             self._remember_best(rows)
@@ -112,6 +115,7 @@ class Runs:
                 project = self.threat.projector(rows["x"]) if changed else project
                 self._check(rows)
                 self._step(rows, project)
+        return self.x_adv
 
     def _admit(self, queue: list[tuple[int, int]], free: int) -> Rows | None:
         """Rows for the next runs in the queue that still matter; None if there are none, or too few free rows to be worth it."""
@@ -130,7 +134,7 @@ class Runs:
             if self.start is None
             else self.start[part].detach()
             for r in sorted({r for r, _ in taken})
-            for part in [sample[rank == r]]
+            for part in [torch.tensor([s for k, s in taken if k == r], device=self.x.device)]
         ]
         x, x_adv, zero = self.x[sample], torch.cat(starts), torch.zeros(len(taken), device=self.x.device)
         return {

@@ -24,6 +24,7 @@ from shared.attacks.square import square
 from shared.attacks.threat import Threat
 from shared.errors import UserError
 from shared.options import Count, Positive, bounded
+from shared.repeat import joined
 from shared.rng import SampleRng
 
 Stage = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square"]
@@ -112,6 +113,5 @@ def autoattack(victim: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, rng: 
 
 def _correct(victim: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> Tensor:
     goal = Goal(victim, "margin")
-    return torch.cat(
-        [~goal.done(goal.logits(a), b) for a, b in zip(x.split(batch_size), y.split(batch_size), strict=True)]
-    )
+    rows = torch.arange(len(x), device=x.device).split(batch_size)
+    return joined(lambda at: ~goal.done(goal.logits(x[at]), y[at]), rows)

@@ -18,6 +18,7 @@ from shared.attacks.gradient import eval_mode
 from shared.attacks.losses import likeliest_wrong
 from shared.attacks.threat import Threat, per_sample
 from shared.options import Count, bounded
+from shared.repeat import EARLY, joined, repeated
 from shared.rng import SampleRng
 
 A_MAX = 0.1
@@ -48,9 +49,9 @@ def fab_t(
     Raises UserError for images outside [0, 1], labels that are no class, and settings out of bounds.
     """
     check_batch(x, y)
-    parts = zip(x.split(batch_size or max(len(x), 1)), y.split(batch_size or max(len(y), 1)), strict=True)
+    parts = torch.arange(len(x), device=x.device).split(batch_size or max(len(x), 1))
     with eval_mode(victim):
-        return torch.cat([_nearest(victim, a, b, threat, steps, targets) for a, b in parts])
+        return joined(lambda at: _nearest(victim, x[at], y[at], threat, steps, targets), parts)
 
 
 def _nearest(victim: nn.Module, x: Tensor, y: Tensor, threat: Threat, steps: int, targets: int) -> Tensor:
@@ -59,7 +60,7 @@ def _nearest(victim: nn.Module, x: Tensor, y: Tensor, threat: Threat, steps: int
     logits = goal.logits(x)
     nearest, least = x.clone(), torch.full((len(x),), torch.inf, device=x.device)
     least[goal.done(logits, y)] = 0
-    for target in likeliest_wrong(logits, y, targets):
+    for target in repeated(likeliest_wrong(logits, y, targets), EARLY):
         rows = (least > threat.eps).nonzero().flatten()
         if not len(rows):
             break
@@ -77,7 +78,7 @@ def search(
     goal = Goal(victim, lambda z, labels, t: (z.gather(1, t[:, None]) - z.gather(1, labels[:, None])).squeeze(1))
     nearest, least, point = x.clone(), torch.full((len(x),), torch.inf, device=x.device), x.clone()
     rows = torch.arange(len(x), device=x.device)
-    for _ in range(steps):
+    for _ in repeated(range(steps)):
         origin, here = x[rows], point[rows]
         value, _, gradient = goal.gradient(here, y[rows], target[rows])
         normal = gradient.nan_to_num(0, 0, 0).flatten(1)

@@ -11,6 +11,7 @@ from shared.attacks.gradient import input_gradient, precision
 from shared.errors import UserError
 from shared.models.victim import predicted
 from shared.options import Count, Weight, bounded
+from shared.repeat import repeated
 from shared.rng import SampleRng
 
 LossName = Literal["ce", "cw", "dlr", "margin"]
@@ -72,8 +73,9 @@ class Goal:
 
     def hold(self, logits: Tensor, labels: Tensor) -> None:
         """Raise UserError unless labels (N,) are classes of logits (N, K); for a loss that is a function they may be more."""
-        outside = labels[(labels < 0) | (labels >= logits.shape[1])] if self.classes else labels[:0]
-        if len(outside):
+        wrong = (labels < 0) | (labels >= logits.shape[1])
+        if self.classes and wrong.any():
+            outside = labels[wrong]
             raise UserError(
                 f"{len(outside)} of {len(labels)} labels are no class of the victim, which has {logits.shape[1]}, numbered "
                 f"from 0, such as {int(outside[0])}: give labels of its own classes."
@@ -86,7 +88,7 @@ class Goal:
             return (
                 self.victim(x)
                 if self.eot_iter == 1
-                else torch.stack([self.victim(x) for _ in range(self.eot_iter)]).mean(dim=0)
+                else torch.stack([self.victim(x) for _ in repeated(range(self.eot_iter))]).mean(dim=0)
             )
 
     def judge(self, x: Tensor, labels: Tensor, *more: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,7 +108,8 @@ class Goal:
             return self.sign * self.loss(logits, labels, *more)
 
         parts = [
-            input_gradient(loss_fn, x, reduction=self.reduction, autocast=self.autocast) for _ in range(self.eot_iter)
+            input_gradient(loss_fn, x, reduction=self.reduction, autocast=self.autocast)
+            for _ in repeated(range(self.eot_iter))
         ]
         if self.eot_iter == 1:
             return parts[0][0], self.done(seen[0], labels), parts[0][1]

@@ -34,6 +34,7 @@ from shared.attacks.threat import Threat
 from shared.errors import UserError
 from shared.metrics.vqa import vqa_accuracy
 from shared.options import Count, Positive, Weight, bounded
+from shared.repeat import batches, joined, listed, repeated
 from shared.rng import SampleRng
 
 Score = Callable[
@@ -93,7 +94,7 @@ def nll_attack(
     check_rng(x, rng)
     start, out = x if start is None else start, x.detach().clone()
     with _eval_mode(vlm):
-        for rows in _batches(x, batch_size):
+        for rows in batches(_batches(x, batch_size)):
             chosen = rows.tolist()
             loss = _nll_of(
                 _subset(vlm, rows),
@@ -140,15 +141,16 @@ def nll_gradient(
     batch_size: Count | None = None,
 ) -> Tensor:
     """∇_x nll(x, prompts, targets), shaped as x, in fp32 or with "fp16" products."""
-    grads = []
+
+    def gradient(rows: Tensor) -> Tensor:
+        chosen = rows.tolist()
+        loss = partial(
+            _subset(vlm, rows).nll, prompts=[prompts[i] for i in chosen], targets=[targets[i] for i in chosen]
+        )
+        return input_gradient(loss, x[rows], autocast=half)[1]
+
     with _eval_mode(vlm):
-        for rows in _batches(x, batch_size):
-            chosen = rows.tolist()
-            loss = partial(
-                _subset(vlm, rows).nll, prompts=[prompts[i] for i in chosen], targets=[targets[i] for i in chosen]
-            )
-            grads.append(input_gradient(loss, x[rows], autocast=half)[1])
-    return torch.cat(grads) if grads else torch.zeros_like(x)
+        return joined(gradient, _batches(x, batch_size)) if len(x) else torch.zeros_like(x)
 
 
 @bounded
@@ -167,13 +169,15 @@ def judge(
     """(N answers, their scores (N,)). With `recheck` > 1 each image is asked about so many times, with the streams
     `draw`0, `draw`1, … of a random victim: the scores are means over them, the answers are the last ones."""
     values = []
-    for k in range(recheck):
-        answers: list[str] = []
+    for k in repeated(range(recheck)):
+
+        def said(rows: Tensor, draw: str = f"{draw}{k}") -> list[str]:
+            victim = _subset(vlm, rows)
+            stream = {"rng": victim.rng.child(draw)} if _is_random(vlm) else {}
+            return victim.answer(x[rows], [prompts[i] for i in rows.tolist()], max_tokens=max_tokens, **stream)
+
         with torch.no_grad(), _eval_mode(vlm):
-            for rows in _batches(x, batch_size):
-                victim = _subset(vlm, rows)
-                stream = {"rng": victim.rng.child(f"{draw}{k}")} if _is_random(vlm) else {}
-                answers += victim.answer(x[rows], [prompts[i] for i in rows.tolist()], max_tokens=max_tokens, **stream)
+            answers = listed(said, _batches(x, batch_size))
         values.append(np.asarray(score(answers, truths), np.float64))
     return answers, np.mean(values, axis=0)
 
@@ -407,7 +411,7 @@ def embedding_attack(
         return lambda images: torch.cosine_similarity(embed(images), part)
 
     out = x.detach().clone()
-    for rows in _batches(x, batch_size):
+    for rows in batches(_batches(x, batch_size)):
         out[rows] = ascend(
             closer(target[rows].detach()), out[rows], threat, steps=steps, step_size=step_size, random_start=False
         )

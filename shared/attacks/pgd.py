@@ -16,6 +16,7 @@ from shared.attacks.gradient import eval_mode, input_gradient
 from shared.attacks.threat import Threat
 from shared.errors import UserError
 from shared.options import Count, Weight, Whole, bounded
+from shared.repeat import EARLY, repeated
 from shared.rng import SampleRng
 
 
@@ -40,7 +41,7 @@ def ascend(
     """
     project = threat.projector(x)
     x_adv = _start(x, threat, rng, random_start)
-    for _ in range(steps):
+    for _ in repeated(range(steps)):
         _, grad = input_gradient(loss_fn, x_adv, reduction=reduction, autocast=autocast)
         x_adv = project(threat.direction(grad).mul_(step_size).add_(x_adv))
     return x_adv
@@ -118,7 +119,7 @@ def pgd(
         best = _Best(x, drop)
         if drop:
             best.record(torch.arange(len(x), device=x.device), x, *goal.judge(x, labels))
-        for restart in range(restarts):
+        for restart in repeated(range(restarts)):
             todo = best.open()
             if len(todo) == 0:
                 break
@@ -149,7 +150,7 @@ class _Best:
 def _run_last(goal: Goal, x, labels, threat, steps, step_size, start: SampleRng | None) -> Tensor:
     project = threat.projector(x)
     x_adv = _start(x, threat, start, start is not None)
-    for _ in range(steps):
+    for _ in repeated(range(steps)):
         x_adv = project(threat.direction(goal.gradient(x_adv, labels)[2]).mul_(step_size).add_(x_adv))
     return x_adv
 
@@ -159,7 +160,7 @@ def _run_best(
 ) -> None:
     project = threat.projector(x)
     x_adv = _start(x, threat, start, start is not None)
-    for _ in range(steps):
+    for _ in repeated(range(steps), EARLY if best.drop else 1.0):
         values, done, grad = goal.gradient(x_adv, labels)
         best.record(where, x_adv, values, done)
         if best.drop and done.any():

@@ -18,6 +18,7 @@ from shared.attacks.square import square
 from shared.attacks.threat import Threat
 from shared.errors import UserError
 from shared.options import Count, Whole, bounded
+from shared.repeat import joined
 from shared.rng import SampleRng
 
 IMAGES = 48  # how many of the images given are used
@@ -135,11 +136,9 @@ def check_attack(
                 f"accuracy that {queries} Square queries take from the attack's",
             )
 
-        small = [
-            attack(victim, x[part], y[part], threat, steps=steps, rng=rng.subset(part))
-            for part in torch.arange(len(x), device=x.device).split(small_batch(len(x)))
-        ]
-        differ = (correct(torch.cat(small)) != left).float().mean().item()
+        parts = torch.arange(len(x), device=x.device).split(small_batch(len(x)))
+        small = joined(lambda at: attack(victim, x[at], y[at], threat, steps=steps, rng=rng.subset(at)), parts)
+        differ = (correct(small) != left).float().mean().item()
         checks.add(
             "batch_size",
             differ,

@@ -22,6 +22,7 @@ from shared.attacks.gradient import eval_mode
 from shared.attacks.threat import Threat, per_sample
 from shared.errors import UserError
 from shared.options import Count, Part, bounded
+from shared.repeat import EARLY, joined, repeated
 from shared.rng import SampleRng
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -60,8 +61,11 @@ def square(
     search = _Linf if threat.norm == "linf" else _L2
     with eval_mode(victim), torch.no_grad():
         goal = Goal(victim, "margin")
-        parts = [search(goal, x[c], y[c], threat, rng.subset(c), p_init).run(queries, drop) for c in chunks if len(c)]
-    return torch.cat(parts) if parts else x.clone()
+
+        def attacked(c: Tensor) -> Tensor:
+            return search(goal, x[c], y[c], threat, rng.subset(c), p_init).run(queries, drop)
+
+        return joined(attacked, [c for c in chunks if len(c)]) if len(x) else x.clone()
 
 
 def window_side(query: int, p_init: float, height: int, width: int) -> int:
@@ -87,7 +91,7 @@ class _Search:
         if len(self.where):
             self.best = self.threat.project(self.start(), self.x)  # type: ignore[attr-defined]
             self.value, done = self.goal.judge(self.best, self.y)
-        for query in range(queries):
+        for query in repeated(range(queries), EARLY if drop else 1.0):
             if drop and len(self.where):
                 self._drop(done)
             if len(self.where) == 0:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from shared.errors import UserError
 from shared.files import digest
 from shared.lifeline import tie_to_launcher
+from shared.repeat import watched
 
 
 class LabelledImages(Dataset):
@@ -244,7 +245,7 @@ def loader(data: Dataset, batches: Iterable[Sequence], workers: int = 0) -> Data
         data,
         batch_sampler=batches,
         collate_fn=_as_is,
-        num_workers=workers,
+        num_workers=0 if watched else workers,
         generator=torch.Generator(),
         worker_init_fn=_ends_with_its_parent,
     )

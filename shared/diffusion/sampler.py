@@ -30,6 +30,7 @@ from shared.diffusion.denoiser import Denoiser
 from shared.diffusion.schedule import per_sample
 from shared.errors import UserError
 from shared.options import Bounded, ChainSteps, Share
+from shared.repeat import repeated
 from shared.rng import SampleRng
 
 Guide = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -83,7 +84,7 @@ class Sampler(Bounded):
         if self.kind == "dpm++":
             return self._solve(denoiser, x_t, t, recomputed, guide)
         times = self.times(t)
-        for k in range(times.shape[1] - 1):
+        for k in repeated(range(times.shape[1] - 1)):
             moving = (times[:, k] > times[:, k + 1]).nonzero().flatten()
             if not len(moving):
                 continue
@@ -170,7 +171,7 @@ class Sampler(Bounded):
             rows = (times[:, 0] == start).nonzero().flatten()
             solver, visited = self._solver(denoiser, times[rows[0]])
             x = x_t[rows]
-            for now in visited:
+            for now in repeated(visited):
                 x0 = _call(
                     recomputed,
                     lambda *given: self._predict(*given)[0],

@@ -1,7 +1,7 @@
 """What `make` does once the environment is there: its variables checked, then the scripts of a target in turn.
 
     python -m shared.experiment.make check NAME=value …                one line on stdout for the first mistake
-    python -m shared.experiment.make reproduce-pmg_aft NAME=value …    or headline-, figures-, status-, bench-; of all without a paper
+    python -m shared.experiment.make reproduce-pmg_aft NAME=value …    or headline-, figures-, status-, plan-, bench-; of all without a paper
     python -m shared.experiment.make new-paper NAME=x                  see `new_paper`
 
 Standard library only. Notes when each stage begins in <results>/<scale>/<paper>/times.txt, which the overview reads.
@@ -43,6 +43,7 @@ class Dials:
     gpus: int | None = None
     launch: tuple[str, ...] = ()
     budget: int = 0
+    gpu: str = "measure"
     yours: str = ""
     name: str = ""
 
@@ -118,6 +119,7 @@ def dials(words: Sequence[str]) -> Dials:
         gpus=int(gpus) if gpus else None,
         launch=launch,
         budget=int(budget or 0),
+        gpu=given.get("GPU") or "measure",
         yours=yours[0].partition("=")[2] if yours else "",
         name=given.get("NAME", ""),
     )
@@ -293,9 +295,10 @@ def main() -> None:
         raise UserError(f"there is no paper '{paper}' with a train.py; there is: {' '.join(papers) or 'none yet'}")
     if kind == "record":
         Target(kind, given).report("record", *([paper] if paper else []))
-    elif kind == "status":
+    elif kind in ("status", "plan"):
         asked = [paper] if paper else with_scale(papers, given.scale)
-        codes = [_code("shared.experiment.status", name, *given.options, *given.args) for name in asked]
+        on = [given.gpu] if kind == "plan" else []
+        codes = [_code(f"shared.experiment.{kind}", name, *on, *given.options, *given.args) for name in asked]
         _leave(next(filter(None, codes), 0))  # one that is half made is in no other's way
     elif kind == "bench":
         bench(paper, given)

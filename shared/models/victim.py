@@ -12,6 +12,7 @@ from shared.data.skipped import say
 from shared.errors import UserError
 from shared.models.clip import MEAN_STD
 from shared.options import bounded
+from shared.repeat import joined
 
 Norm = str | tuple[Sequence[float], Sequence[float]]  # a key of MEAN_STD, or mean and std per channel
 
@@ -79,11 +80,8 @@ def image_size(visual: nn.Module) -> tuple[int, int]:
 def text_matrix(model: nn.Module, prompts: Sequence[str]) -> Tensor:
     """Unit text embeddings T (K, D) of K prompts, computed once; row k is t_k = text(prompt_k)/‖·‖₂."""
     device = next(model.parameters()).device
-    rows = [
-        model.encode_text(model.tokenizer(list(prompts[i : i + 256])).to(device), normalize=True)
-        for i in range(0, len(prompts), 256)
-    ]
-    return torch.cat(rows).float()
+    parts = [list(prompts[i : i + 256]) for i in range(0, len(prompts), 256)]
+    return joined(lambda some: model.encode_text(model.tokenizer(some).to(device), normalize=True), parts).float()
 
 
 def class_matrix(model: nn.Module, data: LabelledImages) -> Tensor:
@@ -129,7 +127,7 @@ def predicted(logits: Tensor) -> Tensor:
 @torch.no_grad()
 def labels_of(victim: nn.Module, x: Tensor, batch: int) -> Tensor:
     """The classes that a victim names in pictures (N, 3, H, W), `batch` at a time: (N,) int64; see `predicted`."""
-    return torch.cat([predicted(victim(part)) for part in x.split(batch)])
+    return joined(lambda part: predicted(victim(part)), x.split(batch))
 
 
 _compiled = False

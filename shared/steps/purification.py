@@ -27,6 +27,7 @@ from shared.experiment.store import slug
 from shared.metrics.perceptual import psnr, ssim
 from shared.models import preprocess
 from shared.options import Worded
+from shared.repeat import joined
 from shared.rng import SampleRng
 from shared.steps.choice import Choice, settled
 from shared.training.denoising import DenoisingConfig, train_denoiser
@@ -199,7 +200,7 @@ def through(defence: Opened, x: Tensor, rows: list[int], seed: int, batch: int) 
     (seed, index)."""
     rng = SampleRng(seed, rows, STREAM)
     with torch.no_grad():
-        return torch.cat([defence(x[at.to(x.device)], rng.subset(at)) for at in torch.arange(len(x)).split(batch)])
+        return joined(lambda at: defence(x[at.to(x.device)], rng.subset(at)), torch.arange(len(x)).split(batch))
 
 
 # ---- pictures ----------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from shared.errors import UserError
 from shared.files import atomic_path
+from shared.repeat import repeated
 
 
 class Diverged(UserError):
@@ -48,6 +49,8 @@ class OneProcess:
 
     def end_training(self) -> None: ...
 
+    def free_memory(self) -> None: ...
+
 
 def check_batch(name: str, batch: int, n: int, world: int = 1, what: str = "pairs") -> None:
     """Raises UserError where a batch is larger than a set of n, or has no equal shares for all processes."""
@@ -68,7 +71,7 @@ class Fit:
     step_fn(step) -> scalar loss (and is free to log); it begins where the checkpoint left off. checkpoint: file to
     continue from and to write every `every` steps (None: never). accelerator: an `accelerate.Accelerator`; None: this
     process alone. after_step(step): called after each update, e.g. for a curve along training. clip_norm: gradient-norm
-    bound (None: none).
+    bound (None: none). alike(step): steps with the same value cost the same, for plans.
     """
 
     model: nn.Module
@@ -83,6 +86,7 @@ class Fit:
     after_step: Callable[[int], None] | None = None
     clip_norm: float | None = None
     name: str = "training"
+    alike: Callable[[int], object] = lambda step: None
 
     def run(self) -> float:
         """Train (or continue) to the last step; returns the last loss (0 if nothing was left to do)."""
@@ -92,7 +96,7 @@ class Fit:
         start, main = self._restore(), accelerator.is_main_process
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         bar = tqdm(
-            range(start, self.steps),
+            repeated(range(start, self.steps), alike=self.alike),
             initial=start,
             total=self.steps,
             desc=self.name,

@@ -25,6 +25,7 @@ from shared.errors import UserError
 from shared.models.clip import WordTokenizer
 from shared.models.victim import Pixels, text_matrix
 from shared.options import Batch, Bounded, Count, Positive, Weight, Whole
+from shared.repeat import repeated
 from shared.rng import SampleRng
 
 Embed = Callable[[Tensor], Tensor]  # pictures (N, 3, H, W) in [0, 1] -> embeddings (N, D), differentiable
@@ -188,7 +189,7 @@ def optimise_patch(
     )
     optimizer, losses = torch.optim.Adam([patch], lr=config.lr), []
     unchanged = _Remembered(embed)
-    for step in range(config.steps):
+    for step in repeated(range(config.steps)):
         rng = SampleRng(seed, [step], "patch")
         indices = rng.child("batch").integers(len(pictures), (config.batch,))[0].tolist()
         x = pictures.__getitems__(indices)[0].to(device)

@@ -24,6 +24,7 @@ from shared.files import sha256_file
 from shared.models import zoo
 from shared.models.clip import read_metadata, read_weights, save_tensors
 from shared.options import Part
+from shared.repeat import joined
 from shared.rng import SampleRng
 
 
@@ -157,6 +158,9 @@ class ISSBA(Trigger):
     def stamp(self, x: Tensor, rng: SampleRng) -> Tensor:
         network = _open(self.source, self.sha256).to(x.device)
         bits = bits_of(self.secret, network.bits).to(x.device).double()
-        parts = [network.encode(part.double(), bits.expand(len(part), -1), self.strength) for part in x.split(64)]
-        hidden = torch.cat(parts).to(x.dtype)
+
+        def encoded(part: Tensor) -> Tensor:
+            return network.encode(part.double(), bits.expand(len(part), -1), self.strength)
+
+        hidden = joined(encoded, x.split(64)).to(x.dtype)
         return byte_cast(hidden) if self.preset == "cleanclip" else hidden

@@ -17,6 +17,7 @@ from shared.errors import UserError
 from shared.models.victim import Norm, Pixels, predicted
 from shared.models.vlm.text import Text
 from shared.models.vlm.vision import load_vision, quick_patches
+from shared.repeat import batches, repeated
 
 
 class VLM(nn.Module):
@@ -110,8 +111,7 @@ class LanguageVLM(VLM):
         before, answers = [self.text.prompt(p) for p in prompts], [""] * len(x)
         for length in sorted(set(map(len, before))):
             rows = [i for i, b in enumerate(before) if len(b) == length]
-            for start in range(0, len(rows), batch):
-                some = rows[start : start + batch]
+            for some in batches([rows[start : start + batch] for start in range(0, len(rows), batch)]):
                 ids = torch.tensor([before[i] for i in some], device=x.device)
                 for i, said in zip(some, self._say(x[some], ids, max_tokens), strict=True):
                     answers[i] = self.text.say(said)
@@ -120,12 +120,12 @@ class LanguageVLM(VLM):
     def _say(self, x: Tensor, ids: Tensor, max_tokens: int) -> list[list[int]]:
         seen, cache, said = self.see(x), None, []
         ended = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        for _ in range(max_tokens):
+        for _ in repeated(range(max_tokens), alike=bool):  # the first reads the picture, too
             hidden, cache = self.read(ids, seen, cache, keep=True)
             token = predicted(self.head(hidden[:, -1]).float())
             said.append(torch.where(ended, self.text.end, token))
             ended |= token == self.text.end
-            if ended.all():
+            if int(ended.sum()) == len(ended):
                 break
             ids = token[:, None]
         rows = torch.stack(said, 1).tolist() if said else [[]] * len(x)

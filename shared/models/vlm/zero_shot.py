@@ -11,6 +11,7 @@ from shared.models.clip import load
 from shared.models.victim import ZeroShot, predicted, text_matrix
 from shared.models.vlm.base import VLM, check_lengths
 from shared.models.vlm.vision import tower_state
+from shared.repeat import joined
 
 
 class ZeroShotVLM(VLM):
@@ -42,8 +43,8 @@ class ZeroShotVLM(VLM):
     @torch.no_grad()
     def answer(self, x, prompts, max_tokens=20, batch=64):
         check_lengths(x, prompts)
-        said = [predicted(self.victim(x[i : i + batch])) for i in range(0, len(x), batch)]
-        return [self.classes[k] for k in (torch.cat(said).tolist() if said else [])]
+        said = joined(lambda part: predicted(self.victim(part)), x.split(batch)).tolist() if len(x) else []
+        return [self.classes[k] for k in said]
 
     def nll(self, x, prompts, targets):
         check_lengths(x, prompts, targets)
