@@ -285,7 +285,9 @@ class PlanLab:
                 made = self._settled(step) if hasattr(step, "candidates") else step.make(self)
                 if not isinstance(made, Values):
                     tensors, facts = made if isinstance(made, tuple) else (made, {})
-                    self.keep(step, tensors)
+                    for part in step.parts:  # snapshots of passes that did not run have the shapes of the outcome
+                        if part not in self._kept[-1]:
+                            self.keep(step, tensors, part)
             places = list(_places(step))
             shared = [(_resolve(places, name), self._shared[form].cost) for name, form in self._asked.items()]
             held = {form for form in self._asked.values() if form in known}
@@ -341,8 +343,10 @@ class PlanLab:
 
 
 def _places(x: object, path: tuple = ()) -> Iterator[tuple[object, tuple]]:
-    """Everything in a step with the names that lead to it."""
+    """Everything in a step, but what is in the steps that it needs, with the names that lead to it."""
     yield x, path
+    if isinstance(x, Kept) and path:
+        return
     if isinstance(x, tuple):
         for k, part in enumerate(x):
             yield from _places(part, (*path, k))
