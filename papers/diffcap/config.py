@@ -1,4 +1,5 @@
-"""Everything that can be set for DiffCAP: one dataclass, one preset per scale. `python -m papers.diffcap.evaluate --scale cpu --help` lists it."""
+"""Everything that can be set for DiffCAP: one dataclass, one preset per scale.
+`python -m papers.diffcap.evaluate --scale cpu --help` lists it."""
 
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
@@ -129,7 +130,8 @@ class Method:
     tau: Cosine | None = None
     """τ instead of the calibrated one."""
     recompute: bool = False
-    """Compute each reverse step again in the backward pass of an attack: a third more time, memory that does not grow with the steps."""
+    """Compute each reverse step again in the backward pass of an attack: a third more time, memory that does not grow
+    with the steps."""
     batch: Batch = 64
 
 
@@ -208,7 +210,8 @@ class Gates:
     """What must hold of the undefended models before any defence is measured."""
 
     clean: Share = 0.80
-    """Least clean score on the first set of each task: top-1, VQA accuracy, share of captions with the right colour and shape."""
+    """Least clean score on the first set of each task: top-1, VQA accuracy, share of captions with the right colour and
+    shape."""
     broken: Share = 0.50
     """Largest share of the clean score that the attack at the largest ε may leave."""
     purified: Share = 0.05

@@ -1,4 +1,5 @@
-"""Everything that can be set for distshift: one dataclass, a preset per scale. `python -m papers.distshift.evaluate --scale cpu --help` lists it."""
+"""Everything that can be set for distshift: one dataclass, a preset per scale.
+`python -m papers.distshift.evaluate --scale cpu --help` lists it."""
 
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
@@ -48,7 +49,8 @@ class Protected:
     t: Annotated[int, Range(0, 4000)] = 0
     """t* of this set, in steps of its schedule (0: chosen, see --choosing)."""
     restrict: bool = False
-    """The weights are of 1,000-way ImageNet classifiers: only the logits of the set's classes are kept (ImageNet30). Not for what is trained here."""
+    """The weights are of 1,000-way ImageNet classifiers: only the logits of the set's classes are kept (ImageNet30).
+    Not for what is trained here."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,8 @@ class Attack:
     l2: Annotated[Pixels, Range(0, 16, above=True, example="128/255")] = 128 / 255
     """ε of the ℓ2 ball."""
     steps: Count = 20
-    """PGD steps of 2.5·ε/steps; along the sign of the gradient (ℓ∞) or the normalised gradient (ℓ2). No picture leaves at its first success."""
+    """PGD steps of 2.5·ε/steps; along the sign of the gradient (ℓ∞) or the normalised gradient (ℓ2). No picture leaves
+    at its first success."""
     stages: tuple[Stage, ...] = WITHOUT_FAB
     """Stages of the cascade that stands for AutoAttack, whose `standard` has FAB-T, too."""
     auto_steps: Count = 20
@@ -244,7 +247,8 @@ class Gates:
     clean: Share = 0.90
     """Least clean accuracy on each set."""
     linf: Share = 0.30
-    """Largest accuracy that the cascade in the ℓ∞ ball may leave. (The cross-entropy is flat where a victim is sure, so PGD leaves more.)"""
+    """Largest accuracy that the cascade in the ℓ∞ ball may leave. (The cross-entropy is flat where a victim is sure, so
+    PGD leaves more.)"""
     l2: Share = 0.50
     """Largest accuracy that the cascade in the ℓ2 ball may leave."""
     purified: Share = 0.05

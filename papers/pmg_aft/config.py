@@ -1,4 +1,5 @@
-"""Everything that can be set for PMG-AFT: one dataclass, one preset per scale. `python -m papers.pmg_aft.train --scale cpu --help` lists it."""
+"""Everything that can be set for PMG-AFT: one dataclass, one preset per scale.
+`python -m papers.pmg_aft.train --scale cpu --help` lists it."""
 
 from dataclasses import dataclass, replace
 
@@ -20,7 +21,8 @@ class Model:
     name: str = "scenes-vit-s8"
     """open_clip name, or a small configuration of shared/models/configs."""
     pretrained: str = "zoo:scenes-vit-s8"
-    """zoo:<name>, `pretrain` (train it first on the captions of the training pictures), an open_clip tag, a local checkpoint, or `random`."""
+    """zoo:<name>, `pretrain` (train it first on the captions of the training pictures), an open_clip tag, a local
+    checkpoint, or `random`."""
     pretraining: ContrastiveConfig = ContrastiveConfig()
     """Only for `pretrain`."""
 
@@ -107,7 +109,8 @@ class Sweeps:
     curve_n: Count = 32
     """Pictures per set on the curve."""
     test_batches: tuple[Batch, ...] = (64, 1024, 4096, 16384)
-    """Test batch sizes of the batch-size figure, growing. Small pictures have larger gradients per pixel, so it takes larger batches to lose them."""
+    """Test batch sizes of the batch-size figure, growing. Small pictures have larger gradients per pixel, so it takes
+    larger batches to lose them."""
     test_batch_n: Count = 128
     """Pictures of that figure."""
     cost_steps: Count = 5

@@ -596,7 +596,8 @@ def check(config: Config) -> None:
     check_seeds(config.seeds)
     if not config.data.main.data or not config.models.first.name:
         raise UserError(
-            "--data.main.data and --models.first.name name the main set and the main backbone, e.g. scenes:colour, scenes-vit-s8."
+            "--data.main.data and --models.first.name name the main set and the main backbone, e.g. scenes:colour, "
+            "scenes-vit-s8."
         )
     for name in places(config):
         if not place(config, name).target:
@@ -611,7 +612,8 @@ def check(config: Config) -> None:
     m, s = config.method, config.sweeps
     if m.alpha not in s.alpha or m.shots not in s.shots or m.length not in s.length:
         raise UserError(
-            "the sweeps go through the defaults: --sweeps.alpha, --sweeps.shots and --sweeps.length must contain those of --method."
+            "the sweeps go through the defaults: --sweeps.alpha, --sweeps.shots and --sweeps.length must contain "
+            "those of --method."
         )
     if not m.first < s.blocks >= max(s.depth_output + s.depth_input, default=1):
         raise UserError(

@@ -1,4 +1,5 @@
-"""The statements and numbers of a paper, as data: `papers/<paper>/claims.yaml`. (What was measured is held against them in `verdicts`.)
+"""The statements and numbers of a paper, as data: `papers/<paper>/claims.yaml`. (What was measured is held against them
+in `verdicts`.)
 
     paper: pmg_aft
     title: "Pre-trained model guided fine-tuning (CVPR 2024)"
@@ -34,11 +35,13 @@
       tolerance: 3.0
       why_not: These are ViT-B/32 numbers on public photographs; other scales have other models and pictures.
 
-Claims that repeat each other stand as a group, `- {defaults: {where: table, testable: [paper], …}, claims: [{…}, …]}`: what a claim leaves
-out is the group's, and the tags of its `quantity` are laid over the group's. Reference tables likewise.
+Claims that repeat each other stand as a group, `- {defaults: {where: table, testable: [paper], …}, claims: [{…}, …]}`:
+what a claim leaves out is the group's, and the tags of its `quantity` are laid over the group's. Reference tables
+likewise.
 
-A selector is tags that must match: a value, a list (any of these) or `{not: value or list}`; numbers may be written "1/255". It stands
-for the mean over the matching sets of the mean over examples and seeds. Predicates, x being quantity, quantity − minus or quantity / ratio:
+A selector is tags that must match: a value, a list (any of these) or `{not: value or list}`; numbers may be written
+"1/255". It stands for the mean over the matching sets of the mean over examples and seeds. Predicates, x being
+quantity, quantity − minus or quantity / ratio:
 
     greater       x > margin (0; 1 for a ratio)      at_least   x >= threshold
     within        |x − value| <= tolerance           at_most    x <= threshold
@@ -137,7 +140,8 @@ class Margin(_Entry):
 
 
 class Claim(_Entry):
-    """One statement of the paper (module docstring). `value`: a number, "unknown", or None for a statement without a number."""
+    """One statement of the paper (module docstring). `value`: a number, "unknown", or None for a statement without a
+    number."""
 
     id: str
     text: str
@@ -405,7 +409,8 @@ def _checked(model: type[BaseModel], raw: object, where: str) -> Any:
         }
         if kinds["extra_forbidden"]:
             raise UserError(
-                f"{where}: unknown key {', '.join(kinds['extra_forbidden'])}; known: {', '.join(sorted(model.model_fields))}"
+                f"{where}: unknown key {', '.join(kinds['extra_forbidden'])}; known: "
+                f"{', '.join(sorted(model.model_fields))}"
             ) from None
         if kinds["missing"]:
             raise UserError(f"{where}: missing {', '.join(kinds['missing'])}") from None
@@ -434,7 +439,8 @@ def _sentence(mistake: Mapping) -> str:
         "bool_parsing": "be true or false",
     }.get(
         kind,
-        f"be a {kind.removesuffix('_type').replace('dict', 'mapping').replace('tuple', 'list').replace('string', 'text')}",
+        "be a "
+        f"{kind.removesuffix('_type').replace('dict', 'mapping').replace('tuple', 'list').replace('string', 'text')}",
     )
     return f"{name} must {needed}, not {given!r}"
 

@@ -38,7 +38,8 @@ SCALE_WORDS = {
 
 
 def paper_value(claim: Claim) -> str:
-    """The paper's number with its unit; "unknown" where nobody here has read it, a dash where the statement has none."""
+    """The paper's number with its unit; "unknown" where nobody here has read it, a dash where the statement has
+    none."""
     if claim.value is None:
         return "–"
     if claim.value == UNKNOWN:
@@ -47,7 +48,8 @@ def paper_value(claim: Claim) -> str:
 
 
 def measured(verdict: Verdict) -> tuple[str, str]:
-    """(the estimate, its interval and what is behind it); for a sequence, its steps. "would show", "open up to": `Verdict.seen`, `Verdict.needs`."""
+    """(the estimate, its interval and what is behind it); for a sequence, its steps. "would show", "open up to":
+    `Verdict.seen`, `Verdict.needs`."""
     claim, estimates, e = verdict.claim, verdict.estimates, verdict.estimate
     if e is None:
         return "–", ""
@@ -82,9 +84,11 @@ def html_claims(
     code: Callable[[Sequence[str]], Links] = lambda slugs: {},
     pages: Mapping[str, str] | None = None,
 ) -> Markup:
-    """Verdicts, each with its paper, as a table with what filters its rows; the badge says the status in words and colour.
+    """Verdicts, each with its paper, as a table with what filters its rows; the badge says the status in words and
+    colour.
 
-    code: measurements -> links to the source of what measured them. pages: of several papers, their pages by name ("": there is none).
+    code: measurements -> links to the source of what measured them. pages: of several papers, their pages by name ("":
+    there is none).
     """
     found = [verdict for _, verdict in verdicts]
     return render(
@@ -153,7 +157,8 @@ def markdown_claims(verdicts: Sequence[Verdict]) -> str:
 
 
 def html_reference(file: ClaimsFile, table: ReferenceTable, results: Results) -> Markup:
-    """Known numbers, compactly: at paper scale each with what was measured and a coloured mark, elsewhere in a fold with the reason."""
+    """Known numbers, compactly: at paper scale each with what was measured and a coloured mark, elsewhere in a fold
+    with the reason."""
     verdicts = {v.claim.id: v for v in judge(file, results, table.claims())}
     tested = any(v.estimates for v in verdicts.values())
     columns = [*table.columns, *(["mean"] if table.mean else [])]
