@@ -75,7 +75,8 @@ def place(tmp_path):
 CORES = min(8, os.cpu_count())
 SPREAD = f" -n {min(4, CORES)} --dist loadfile --no-loadscope-reorder" if CORES > 1 else ""
 DIALS = {"SCALE": "cpu", **dict.fromkeys(("SEEDS", "ARGS", "DATA_ROOT", "BUDGET"), ""), "RESULTS": "results",
-         **dict.fromkeys(("SET", "DEVICE", "GPUS", "LAUNCH", "TORCH", "DEFENCE", "OBJECTIVE", "METHOD", "NAME"), "")}  # fmt: skip
+         "SET": "", "DEVICE": "", "GPU": "measure",
+         **dict.fromkeys(("GPUS", "LAUNCH", "TORCH", "DEFENCE", "OBJECTIVE", "METHOD", "NAME"), "")}  # fmt: skip
 
 
 def do(target: str, **given: str) -> str:

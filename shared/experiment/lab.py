@@ -286,7 +286,7 @@ class Lab:
                 if not self._ours(step):
                     left.append(step)
                 elif not self.is_made(step):
-                    with _named(f"{what}: {step.name}"):
+                    with self._named(f"{what}: {step.name}"):
                         make(step)
                     self.accelerator.wait_for_everyone()
                     if self.accelerator.is_main_process:
@@ -296,6 +296,17 @@ class Lab:
             if len(left) == len(steps):
                 time.sleep(LOOK_AGAIN)
             steps = left
+
+    @contextmanager
+    def _named(self, what: str) -> Iterator[None]:
+        """Say what failed, and on which machine, before the reason is said, where several machines may be at work."""
+        world = self.accelerator.num_processes
+        try:
+            yield
+        except Exception:
+            if self._claims or int(os.environ.get("LOCAL_WORLD_SIZE", world)) < world:
+                print(f"{what} failed on {platform.node()}", file=sys.stderr, flush=True)
+            raise
 
     def _ours(self, step: Step) -> bool:
         """Whether this run, all processes of it, may make a step."""
@@ -351,7 +362,7 @@ class Lab:
 
         def timed(k: int, group: list) -> None:
             began = time.monotonic()
-            with _named(f"{what}: {name(group)}"):
+            with self._named(f"{what}: {name(group)}"):
                 make(group)
             print(f"{what}: {name(group)} ({k + 1}/{len(groups)}{who}), {time.monotonic() - began:.1f} s", flush=True)
 
@@ -411,16 +422,6 @@ class _Turns:
             port = broadcast_object_list([served.port if first else None])[0]  # type: ignore[union-attr]
             self._store = served or TCPStore(host, port, is_master=False, timeout=PATIENCE)
         return self._store
-
-
-@contextmanager
-def _named(what: str) -> Iterator[None]:
-    """Say what failed, and on which machine, before the reason is said."""
-    try:
-        yield
-    except Exception:
-        print(f"{what} failed on {platform.node()}", file=sys.stderr, flush=True)
-        raise
 
 
 def _quarter(accelerator: Accelerator) -> int:

@@ -144,7 +144,7 @@ def test_the_presets_are_in_bounds(paper):
     ("pmg_aft --tuning.steps=100 --tuning.warmup=300", "--tuning.warmup is 300, more than the 100 updates of its training"),
     ("rvpt --baselines.cleanclip.warmup 61", "--baselines.cleanclip.warmup is 61, more than the 60 updates"),
     ("rvpt --attacks.badnet-textbook.warmup 81", "--attacks.badnet-textbook.warmup is 81, more than the 80 updates"),
-    ("roclip --few.training.warmup 9999", "--few.training.warmup is 9999, more than the 720 updates"),
+    ("roclip --few.training.warmup 9999", "--few.training.warmup is 9999, more than the 1608 updates"),
     ("roclip --data.pretrain-n 960 --pretraining.warmup 50", "--pretraining.warmup is 50, more than the 42 updates"),
     ("rvpt --attacks.wanet.pairs 3", "--attacks.wanet.batch is 128, more than the 3 pairs there are to train on"),
     ("rvpt --baselines.cleanclip.batch 6401", "--baselines.cleanclip.batch is 6401, more than the 6,400 pairs"),

@@ -173,7 +173,7 @@ def test_what_cannot_work_is_one_sentence(script, tmp_path):
     ):
         one_sentence(script(name, *SMALL, "--results", tmp_path, *options), said)
     for name in ("train", "evaluate"):
-        one_sentence(script(name, "--scale", "tiny"), "'tiny'", "smoke, cpu, paper")
+        one_sentence(script(name, "--scale", "tiny"), "'tiny'", "smoke, cpu, photos, evening, paper")
     assert not list(tmp_path.iterdir())
 
 

@@ -213,8 +213,8 @@ class Streams:
     def subset(self, rows):
         return Streams(self.rng.subset(rows))
 
-    def normal(self, shape):
-        return self.rng.normal(shape).double()
+    def normal(self, shape, device=None):
+        return self.rng.normal(shape, device).double()
 
 
 def in_double(scheduler):

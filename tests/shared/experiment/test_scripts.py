@@ -372,7 +372,7 @@ def test_what_fails_is_named_with_its_machine(run, monkeypatch, capsys):
     for cls, what in ((Grown, "training: grown__seed0"), (Pictures, "preparation: pictures__seed0")):
         with monkeypatch.context() as patched, pytest.raises(UserError, match="it cannot be made"):
             patched.setattr(cls, "make", fails)
-            run()
+            run("--join")
         assert f"{what} failed on {platform.node()}\n" in capsys.readouterr().err
 
 
