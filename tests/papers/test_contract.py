@@ -57,7 +57,9 @@ def plans(paper) -> dict[str, list]:
     return {scale: paper.plan(preset) for scale, preset in paper.presets.items()}
 
 
-@pytest.fixture(params=SCALES)
+@pytest.fixture(
+    params=["smoke", "cpu", "paper", *(pytest.param(s, marks=pytest.mark.slow) for s in ("photos", "evening"))]
+)
 def scale(request, paper) -> str:
     """A scale that the paper has."""
     if request.param not in paper.presets:
