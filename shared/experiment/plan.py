@@ -19,7 +19,7 @@ import torch
 
 from shared.errors import run_main
 from shared.experiment.machines import Machine, Measured, machine
-from shared.experiment.planned import PlanLab, name_in, planning
+from shared.experiment.planned import PlanLab, name_in, own, planning
 from shared.experiment.scale import parse
 from shared.experiment.step import Kept, Step, Trained, closure
 from shared.experiment.tally import Cost
@@ -99,17 +99,24 @@ def reading(stage: Stage, lab: PlanLab) -> float:
     return sum(n * (lab.rates.get(name) or READ) for name, n in stage.cost.pictures.items())
 
 
-def plan(paper: str, gpu: str, argv: Sequence[str]) -> str:
-    """The table, what has no estimate, and what does not fit."""
+def plan(paper: str, gpu: str, argv: Sequence[str]) -> Iterator[str]:
+    """The table with what has no estimate; then what does not fit, which takes longer."""
     made = importlib.import_module(f"papers.{paper}.paper").PAPER
     scale, config = parse(made.presets, __doc__, argv, check=made.check)
     machines = [machine(name) for name in gpu.split(",")]
     lab = PlanLab(torch.device("cpu"), config.source, half=machines[0].device != "cpu")
     with planning(lab):
         found = stages(made.plan(config), lab)
-        said = [line for on in machines for line in misfits(found, made, config, lab, on)]
+    yield _table(f"{paper} at SCALE={scale}", found, lab, machines)
+    for on in machines:
+        with planning(lab):
+            said = misfits(found, made, config, lab, on)
+        yield from said
+
+
+def _table(title: str, found: Mapping[str, Stage], lab: PlanLab, machines: Sequence[Machine | Measured]) -> str:
     spent = [price(found, lab, on) for on in machines]
-    lines = [f"{paper} at SCALE={scale}", *(f"{on.name}: {on.source}" for on in machines)]
+    lines = [title, *(f"{on.name}: {on.source}" for on in machines)]
     head = ("stage", "steps", "TFLOP", "peak GB", "disk GB", "pictures", *(f"h {on.name}" for on in machines))
     rows = [head]
     for script in dict.fromkeys(stage.script for stage in found.values()):
@@ -128,7 +135,7 @@ def plan(paper: str, gpu: str, argv: Sequence[str]) -> str:
         lines.append(f"{on.name}: {hours} hours with {on.processes} process{'es' if on.processes > 1 else ''}")
     for name, stage in found.items():
         lines += [f"not estimated: {n} of {stage.count} {name}: {why}" for why, n in stage.why.items()]
-    return "\n".join([*lines, *said])
+    return "\n".join(lines)
 
 
 def _together(found: Mapping[str, Stage]) -> Stage:
@@ -161,6 +168,8 @@ def smaller(stage: Stage, made: object, config: object, lab: PlanLab, room: floa
         while batch > 1:
             batch, before = batch // 2, peak
             step = list(names(made.plan(_with(config, path.split("."), batch))))[place]
+            if own(step) == own(stage.largest):
+                break  # it is an option of others
             peak = lab.trace(step).cost.peak
             if peak <= room:
                 return f"use --{path.replace('_', '-')} {batch} ({_gigabytes(peak)} GB)"
@@ -203,4 +212,4 @@ def _hours(seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    run_main(lambda: print(plan(sys.argv[1], sys.argv[2], sys.argv[3:]), flush=True))
+    run_main(lambda: [print(said, flush=True) for said in plan(sys.argv[1], sys.argv[2], sys.argv[3:])])
