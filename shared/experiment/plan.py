@@ -154,7 +154,7 @@ def misfits(
     room, said = USABLE * on.memory, []
     for name, stage in found.items():
         if stage.cost.peak > room and stage.largest is not None:
-            needs = f"{name} needs {_gigabytes(stage.cost.peak)} GB, {on.name} has {_gigabytes(on.memory)}"
+            needs = f"{name} needs {_digits(stage.cost.peak / 1e9)} GB, {on.name} has {_digits(on.memory / 1e9)}"
             said.append(f"{needs}: {smaller(stage, made, config, lab, room)}")
     return said
 
@@ -172,7 +172,7 @@ def smaller(stage: Stage, made: object, config: object, lab: PlanLab, room: floa
                 break  # it is an option of others
             peak = lab.trace(step).cost.peak
             if peak <= room:
-                return f"use --{path.replace('_', '-')} {batch} ({_gigabytes(peak)} GB)"
+                return f"use --{path.replace('_', '-')} {batch} ({_digits(peak / 1e9)} GB)"
             if peak > 0.95 * before:
                 break
     return "no batch makes it fit"
@@ -194,21 +194,22 @@ def _options(x: object, path: str = "") -> Iterator[tuple[str, object]]:
             yield from _options(inside, f"{path}{f.name}.")
 
 
-def _gigabytes(size: float) -> str:
-    return f"{size / 1e9:.0f}" if size >= 1e10 else f"{size / 1e9:.1f}"
-
-
 def _row(name: str, stage: Stage, spent: Sequence[float]) -> tuple[str, ...]:
     """≥ where some steps have no estimate."""
     c, missing = stage.cost, sum(stage.why.values())
-    sizes = (f"{c.flops / 1e12:,.1f}", f"{c.peak / 1e9:.1f}", f"{c.disk / 1e9:.1f}", f"{sum(c.pictures.values()):,.0f}")
+    sizes = (c.flops / 1e12, c.peak / 1e9, c.disk / 1e9, sum(c.pictures.values()))
     least = "≥ " if missing else ""
-    values = [f"{least}{value}" if missing < stage.count else "?" for value in (*sizes, *map(_hours, spent))]
+    values = [f"{least}{_digits(x)}" if missing < stage.count else "?" for x in (*sizes, *(s / 3600 for s in spent))]
     return (name, f"{stage.count:,}", *values)
 
 
 def _hours(seconds: float) -> str:
-    return f"{seconds / 3600:,.1f}" if seconds >= 3600 else f"{seconds / 3600:.3f}"
+    return _digits(seconds / 3600)
+
+
+def _digits(x: float) -> str:
+    """One digit behind the point, fewer of large numbers, more of small ones."""
+    return f"{x:,.0f}" if x >= 100 or x == 0 else f"{x:.1f}" if x >= 1 else f"{x:.1g}"
 
 
 if __name__ == "__main__":
