@@ -8,10 +8,10 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 
 # ---- the dials -------------------------------------------------------------------------------------------------------------
 
-SCALE ?= cpu##         smoke (seconds, proves that it runs) | cpu (minutes, no GPU) | photos (real photographs) | paper (GPU hours)
+SCALE ?= cpu##         smoke (seconds) | cpu (minutes, no GPU) | photos (yours) | evening (one GPU, hours) | paper (GPU hours to days)
 SEEDS ?=##             seeds instead of the preset's, as in SEEDS="0 1 2 3"
 ARGS ?=##              further options of train and evaluate, as in ARGS="--attack.eps 2/255"
-DATA_ROOT ?=##         folder with the images (SCALE=photos and paper)
+DATA_ROOT ?=##         folder with the images (SCALE=photos, evening and paper)
 BUDGET ?=##            minutes in all; what the plan leaves of them goes to open claims, cheapest first: more pictures, more seeds
 RESULTS ?= results##   where measurements and checkpoints go
 SET ?=##               parameters of the notebook, as in SET="name=value name=value"

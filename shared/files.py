@@ -15,7 +15,8 @@ from shared.errors import UserError
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary path in the folder of `path`; on leaving without an error it becomes `path` in one step, otherwise it is removed.
+    """Yield a temporary path in the folder of `path`; on leaving without an error it becomes `path` in one step,
+    otherwise it is removed.
 
     A reader therefore never sees half a file, whatever kills the writer. The folder is made if missing.
     """
@@ -52,7 +53,8 @@ def check_folder(folder: str | os.PathLike, name: str) -> None:
 
 
 def remove_leftovers(folder: str | os.PathLike, seconds: float = 3600) -> None:
-    """Delete temporary files of `atomic_path` below `folder` that nothing has written to for an hour: whoever made them was killed."""
+    """Delete temporary files of `atomic_path` below `folder` that nothing has written to for an hour: whoever made them
+    was killed."""
     for path in Path(folder).rglob(".*.tmp-*"):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > seconds:
@@ -66,12 +68,14 @@ def write_atomic(path: str | os.PathLike, content: bytes | str) -> None:
 
 
 def write_json(path: str | os.PathLike, content: object) -> None:
-    """Write `content` as indented JSON, atomically. NaN and infinities are refused, since other readers cannot read them."""
+    """Write `content` as indented JSON, atomically. NaN and infinities are refused, since other readers cannot read
+    them."""
     write_atomic(path, json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
 def write_changed(path: str | os.PathLike, content: object) -> None:
-    """`write_json` unless the file says so already: what is finished is not written again, also where nothing can be written."""
+    """`write_json` unless the file says so already: what is finished is not written again, also where nothing can be
+    written."""
     with contextlib.suppress(OSError, ValueError):
         if json.loads(Path(look_at(path)).read_text()) == json.loads(json.dumps(content)):
             return
@@ -108,7 +112,8 @@ def stamp(path: str | os.PathLike) -> list[int]:
 
 
 def look_at(path: str | os.PathLike) -> str:
-    """Note that what this process says depends on a file; returns its absolute path. See `shared.experiment.finished`."""
+    """Note that what this process says depends on a file; returns its absolute path. See
+    `shared.experiment.finished`."""
     name = os.path.abspath(path)
     looked_at.add(name)
     return name

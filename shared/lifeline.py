@@ -14,7 +14,8 @@ from pathlib import Path
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 STARTED = "VLM_ROBUSTNESS_STARTED"  # environment variable: how many processes `supervise` has started together
-# What launchers set for their children: `supervise`, `accelerate launch` with one process, torch's elastic agent with several.
+# What launchers set for their children: `supervise`, `accelerate launch` with one process, torch's elastic agent with
+# several.
 MARKS = (STARTED, "ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE = 1.0  # seconds for putting things away
@@ -33,8 +34,8 @@ def tie_to_launcher(marks: Sequence[str] | None = MARKS) -> bool:
     """Ask the kernel to end this process when what started it ends; True if that was done.
 
     `kill -9` of a launcher passes its children by: they would compute on as orphans and race the next run for the same
-    files. A script calls this first. Only where one of `marks` is in the environment (None: in any case), since a script
-    started by hand may well outlive its shell (nohup); only on Linux, which offers it.
+    files. A script calls this first. Only where one of `marks` is in the environment (None: in any case), since a
+    script started by hand may well outlive its shell (nohup); only on Linux, which offers it.
     """
     if sys.platform != "linux" or not (marks is None or any(mark in os.environ for mark in marks)):
         return False
@@ -49,10 +50,10 @@ def tie_to_launcher(marks: Sequence[str] | None = MARKS) -> bool:
 def supervise(commands: Sequence[Sequence[str]], environments: Sequence[Mapping[str, str]]) -> int:
     """Run commands at the same time until all have ended; returns 0, or the exit code of the first that failed.
 
-    The code is 128 + n for a process that signal n has ended. Where one fails the others are ended. On SIGINT, SIGTERM or
-    SIGHUP every process gets a second to put its things away; then it is killed with all that it started, and
-    `Interrupted` raised. Several processes have one stderr: a line that all print comes once, and none from those that are
-    ended because another has failed, or because of a signal.
+    The code is 128 + n for a process that signal n has ended. Where one fails the others are ended. On SIGINT, SIGTERM
+    or SIGHUP every process gets a second to put its things away; then it is killed with all that it started, and
+    `Interrupted` raised. Several processes have one stderr: a line that all print comes once, and none from those that
+    are ended because another has failed, or because of a signal.
     """
     told: list[int] = []
     # nohup, and `&` in a script, have some ignored
@@ -63,7 +64,8 @@ def supervise(commands: Sequence[Sequence[str]], environments: Sequence[Mapping[
     failed = None
     try:
         for command, environment in zip(commands, environments, strict=True):
-            # A group of its own, so that it can be ended with what it started, such as the processes that read pictures.
+            # A group of its own, so that it can be ended with what it started, such as the processes that read
+            # pictures.
             process = subprocess.Popen(
                 command,
                 env={**environment, STARTED: str(len(commands))},

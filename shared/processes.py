@@ -24,11 +24,11 @@ def accelerator(precision: str = "fp32"):
     precision: fp32, or bf16 for the forward passes of the trainings that it prepares. (fp16 would need its loss scale
     in every checkpoint.)
 
-    Processes meet within five minutes, or a `UserError` says so; after that they wait for each other as long as it takes:
-    tasks are shared out whole, so one may be done hours before another, and torch's own limit is 10 to 30 minutes. Without
-    a launcher that starts several processes this is the only one, whatever the environment says: such variables were left
-    behind by something else. Raises `UserError` too where a launcher was asked for a GPU and torch has none, or for
-    another precision.
+    Processes meet within five minutes, or a `UserError` says so; after that they wait for each other as long as it
+    takes: tasks are shared out whole, so one may be done hours before another, and torch's own limit is 10 to 30
+    minutes. Without a launcher that starts several processes this is the only one, whatever the environment says: such
+    variables were left behind by something else. Raises `UserError` too where a launcher was asked for a GPU and torch
+    has none, or for another precision.
     """
     import torch
     from accelerate import Accelerator

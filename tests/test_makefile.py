@@ -128,7 +128,7 @@ def test_the_environment_sets_a_dial_too(place):
 
 @pytest.mark.parametrize(("words", "said"), [
     (["SEED=1"], "there is no variable SEED; make knows SCALE SEEDS"),
-    (["SCALE=huge"], "there is no SCALE=huge; choose one of: smoke cpu photos paper"),
+    (["SCALE=huge"], "there is no SCALE=huge; choose one of: smoke cpu photos evening paper"),
     (["SCALE=cpu paper"], "there is no SCALE=cpu paper"),
     (["SEEDS=0,1"], 'not "0,1"'),
     (["SEEDS=-1"], 'not "-1"'),

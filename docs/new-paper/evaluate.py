@@ -1,6 +1,6 @@
 """Measure every number that a table or a claim of newpaper shows.
 
-    accelerate launch -m papers.newpaper.evaluate --scale cpu
+accelerate launch -m papers.newpaper.evaluate --scale cpu
 """
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The contribution of newpaper: put it here, equation by equation. This one is the mean over small shifts.
 
-    g(x) = 1/|S| Σ_{s ∈ S} shift(x, s),     S = {(0, 0), (±r, 0), (0, ±r)},  edges repeated
+g(x) = 1/|S| Σ_{s ∈ S} shift(x, s),     S = {(0, 0), (±r, 0), (0, ±r)},  edges repeated
 """
 
 from dataclasses import dataclass

@@ -7,7 +7,8 @@ from shared.experiment.paper import Paper, named
 
 
 def describe(c: object, attack: str, **_: object) -> dict:
-    """Tags beside those of the name: `set` is unique to the pictures and their attack, since means are taken over it."""
+    """Tags beside those of the name: `set` is unique to the pictures and their attack, since means are taken over
+    it."""
     return {"set": f"{c.data.spec} {attack}"}
 
 

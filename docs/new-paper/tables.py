@@ -1,4 +1,5 @@
-"""What the table of newpaper shows, by the tags of its numbers; what is measured is read off here. No model is loaded."""
+"""What the table of newpaper shows, by the tags of its numbers; what is measured is read off here. No model is
+loaded."""
 
 from typing import TYPE_CHECKING
 

@@ -1,6 +1,6 @@
 """Make what newpaper trains (nothing yet), after a look at its claims.
 
-    accelerate launch -m papers.newpaper.train --scale cpu
+accelerate launch -m papers.newpaper.train --scale cpu
 """
 
 if __name__ == "__main__":

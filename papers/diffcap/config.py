@@ -1,4 +1,5 @@
-"""Everything that can be set for DiffCAP: one dataclass, one preset per scale. `python -m papers.diffcap.evaluate --scale cpu --help` lists it."""
+"""Everything that can be set for DiffCAP: one dataclass, one preset per scale.
+`python -m papers.diffcap.evaluate --scale cpu --help` lists it."""
 
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
@@ -129,7 +130,8 @@ class Method:
     tau: Cosine | None = None
     """τ instead of the calibrated one."""
     recompute: bool = False
-    """Compute each reverse step again in the backward pass of an attack: a third more time, memory that does not grow with the steps."""
+    """Compute each reverse step again in the backward pass of an attack: a third more time, memory that does not grow
+    with the steps."""
     batch: Batch = 64
 
 
@@ -208,7 +210,8 @@ class Gates:
     """What must hold of the undefended models before any defence is measured."""
 
     clean: Share = 0.80
-    """Least clean score on the first set of each task: top-1, VQA accuracy, share of captions with the right colour and shape."""
+    """Least clean score on the first set of each task: top-1, VQA accuracy, share of captions with the right colour and
+    shape."""
     broken: Share = 0.50
     """Largest share of the clean score that the attack at the largest ε may leave."""
     purified: Share = 0.05
@@ -237,6 +240,57 @@ class Config(Options):
 _CPU_TUNING = Tuning(steps=60, batch=64, lr=1e-3, warmup=6)
 _CPU = Config(tuning=_CPU_TUNING, fare=replace(_CPU_TUNING, optimizer="adamw", lr=1e-3, weight_decay=1e-4))
 _SMOKE_TUNING = replace(_CPU_TUNING, steps=2, batch=8, warmup=1)
+
+_PAPER = Config(
+    models=Models(
+        clip="ViT-L-14-quickgelu",
+        clip_weights="openai",
+        llava="llava-hf/llava-1.5-7b-hf",
+        flamingo="HuggingFaceM4/idefics-9b",
+        llava_tower=("ViT-L-14-336-quickgelu", "openai"),
+        flamingo_tower=("ViT-H-14", "laion2b_s32b_b79k"),
+        phi="ViT-B-32-quickgelu",
+        phi_weights="openai",
+        denoiser="guided:256x256_diffusion_uncond.pt",
+    ),
+    data=Data(
+        ("coco", "flickr30k"), ("vqav2", "textvqa"), ("named:ImageNet", "named:Caltech101"), "named:ImageNet", n=500
+    ),
+    attack=Attack(
+        eps=(2 / 255, 4 / 255),
+        tuned_eps=4 / 255,
+        steps=100,
+        references=5,
+        half_first=True,
+        targets=9,
+        target_steps=10_000,
+        target_n=25,
+        batch=8,
+        strings=("A group of people are playing football", "Please reset your password"),
+    ),
+    method=Method(
+        sampler="ddpm",
+        sampler_steps=100,
+        calibration_eps=4 / 255,
+        calibration_steps=100,
+        recompute=True,
+        batch=8,
+    ),
+    choosing=Choosing(
+        diffcap=((2, 400, 0.0), (2, 200, 0.0), (2, 200, 0.02), (4, 200, 0.0)),
+        blur=(1.0, 0.5, 2.0, 4.0),
+        rates=(1.0,),  # FARE's recipe for these towers is published
+    ),
+    tuning=Tuning(
+        steps=20_000, batch=128, lr=1e-5, warmup=1400, optimizer="adamw", weight_decay=1e-4, every=500, workers=12
+    ),
+    fare=Tuning(
+        steps=20_000, batch=128, lr=1e-5, warmup=1400, optimizer="adamw", weight_decay=1e-4, every=500, workers=12
+    ),
+    adaptive=Adaptive(n=128, caption_n=32, eps=8 / 255, steps=100, eot=16),
+    sweeps=Sweeps(n=500, digits_n=500, quality_n=200, cost_n=32),
+    gates=Gates(clean=0.0),
+)
 
 PRESETS = {
     "smoke": replace(
@@ -288,9 +342,9 @@ PRESETS = {
         gates=Gates(enforce=False),
     ),
     "cpu": _CPU,
-    # Classification alone: there is no vision-language model of photographs that is small enough to be trained here. Sets,
-    # CLIP and gates as PMG-AFT's, denoiser and the gate on it as distshift's, with their fields, so that either is
-    # trained once. ε: the largest is that of PMG-AFT, the smallest of 1, 2, 4, 8 over 255 that breaks such a CLIP.
+    # Classification alone: there is no vision-language model of photographs that is small enough to be trained here.
+    # Sets, CLIP and gates as PMG-AFT's, denoiser and the gate on it as distshift's, with their fields, so that either
+    # is trained once. ε: the largest is that of PMG-AFT, the smallest of 1, 2, 4, 8 over 255 that breaks such a CLIP.
     "photos": replace(
         _CPU,
         models=Models(
@@ -307,56 +361,35 @@ PRESETS = {
         adaptive=replace(_CPU.adaptive, eps=4 / 255),
         gates=Gates(clean=0.70, purified=0.15),
     ),
-    "paper": Config(
+    # Classification at CIFAR's size, with a classifier and a φ of OpenAI's and the DDPM of 35.7 million weights.
+    # Captions and questions would need the 256×256 diffusion model and hours for each of their four sets, and are
+    # left out. A picture takes 36 GFLOP there and back through the DDPM and 110 through ViT-B/16: 192 pictures, 20
+    # steps of the reverse process and the published attackers at a fifth of their steps are two hours at 15 TFLOP/s
+    # of an RTX 3090.
+    "evening": replace(
+        _PAPER,
         models=Models(
-            clip="ViT-L-14-quickgelu",
-            clip_weights="openai",
-            llava="llava-hf/llava-1.5-7b-hf",
-            flamingo="HuggingFaceM4/idefics-9b",
-            llava_tower=("ViT-L-14-336-quickgelu", "openai"),
-            flamingo_tower=("ViT-H-14", "laion2b_s32b_b79k"),
+            "ViT-B-16-quickgelu",
+            "openai",
             phi="ViT-B-32-quickgelu",
             phi_weights="openai",
-            denoiser="guided:256x256_diffusion_uncond.pt",
+            denoiser="diffusers:google/ddpm-cifar10-32",
         ),
-        data=Data(
-            ("coco", "flickr30k"), ("vqav2", "textvqa"), ("named:ImageNet", "named:Caltech101"), "named:ImageNet", n=500
+        data=Data((), (), ("named:cifar10", "named:cifar100"), "named:cifar10", Source(size="32"), n=192),
+        attack=replace(_PAPER.attack, steps=20, targets=3, batch=64),
+        method=replace(_PAPER.method, sampler_steps=20, calibration_steps=20, batch=64),
+        choosing=replace(
+            _PAPER.choosing,
+            diffcap=((10, 400, 0.0), (10, 200, 0.0), (10, 200, 0.02), (20, 200, 0.0)),
+            blur=_CPU.choosing.blur,
         ),
-        attack=Attack(
-            eps=(2 / 255, 4 / 255),
-            tuned_eps=4 / 255,
-            steps=100,
-            references=5,
-            half_first=True,
-            targets=9,
-            target_steps=10_000,
-            target_n=25,
-            batch=8,
-            strings=("A group of people are playing football", "Please reset your password"),
-        ),
-        method=Method(
-            sampler="ddpm",
-            sampler_steps=100,
-            calibration_eps=4 / 255,
-            calibration_steps=100,
-            recompute=True,
-            batch=8,
-        ),
-        choosing=Choosing(
-            diffcap=((2, 400, 0.0), (2, 200, 0.0), (2, 200, 0.02), (4, 200, 0.0)),
-            blur=(1.0, 0.5, 2.0, 4.0),
-            rates=(1.0,),  # FARE's recipe for these towers is published
-        ),
-        tuning=Tuning(
-            steps=20_000, batch=128, lr=1e-5, warmup=1400, optimizer="adamw", weight_decay=1e-4, every=500, workers=12
-        ),
-        fare=Tuning(
-            steps=20_000, batch=128, lr=1e-5, warmup=1400, optimizer="adamw", weight_decay=1e-4, every=500, workers=12
-        ),
-        adaptive=Adaptive(n=128, caption_n=32, eps=8 / 255, steps=100, eot=16),
-        sweeps=Sweeps(n=500, digits_n=500, quality_n=200, cost_n=32),
-        gates=Gates(clean=0.0),
+        tuning=replace(_PAPER.tuning, steps=500, warmup=35),
+        fare=replace(_PAPER.fare, steps=500, warmup=35),
+        adaptive=Adaptive(n=32, eps=4 / 255, steps=20, eot=4),
+        sweeps=replace(_PAPER.sweeps, n=96, digits_n=100, quality_n=48, cost_n=64),
+        gates=Gates(clean=0.50, purified=0.15),
     ),
+    "paper": _PAPER,
 }
 
 

@@ -5,16 +5,17 @@
     s_k = cos( φ(x_{(k−1)Δt}), φ(x_{kΔt}) ),   t* = Δt·min{ k : s_k ≥ τ },   x' = reverse(x_{t*}, t*)
 
 Known from the authors' method figure (github yhangchen/yhangchen.github.io @5715a80, images/25_preprint_diffcap.png):
-the chain is cumulative (the noisy picture goes in again where the attacked one came in), the first pair is the picture as
-it came in and its first noisy state, the loop goes on while s < τ, the later state of the last pair is denoised, and φ is
-one frozen encoder apart from the model, fed with the noisy picture. "redraw", which a formula that reviews quote would
-fit as well, is a control. Not drawn, so ours: T_max and, where s_k stays below τ up to it, `fallback`.
+the chain is cumulative (the noisy picture goes in again where the attacked one came in), the first pair is the picture
+as it came in and its first noisy state, the loop goes on while s < τ, the later state of the last pair is denoised, and
+φ is one frozen encoder apart from the model, fed with the noisy picture. "redraw", which a formula that reviews quote
+would fit as well, is a control. Not drawn, so ours: T_max and, where s_k stays below τ up to it, `fallback`.
 
 τ has a meaning only together with Δt, the coupling, φ and what φ sees, so all are fields. Noise of step k is the child
 stream "step{k}" of each image: its chain is the same in any batch.
 
-Gradient (for attacks): t* is found without one. Given t* and the noise, x_{t*} = α(t*) x_0 + noise for either coupling, so the path through noising
-and reverse process is differentiated exactly, the stop index straight through. What is unknown: papers/diffcap/README.md, "Differences".
+Gradient (for attacks): t* is found without one. Given t* and the noise, x_{t*} = α(t*) x_0 + noise for either coupling,
+so the path through noising and reverse process is differentiated exactly, the stop index straight through. What is
+unknown: papers/diffcap/README.md, "Differences".
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -52,7 +53,8 @@ class StopRule(Bounded):
     clamp: bool = True
     """Whether what φ sees is cut to the pixel range first."""
     fallback: Literal["t_max", "max_similarity", "none"] = "t_max"
-    """Where τ is never reached: denoise from T_max, from the time of the highest s_k, or return the image as it came."""
+    """Where τ is never reached: denoise from T_max, from the time of the highest s_k, or return the image as it
+    came."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -87,8 +89,9 @@ class Stopped:
 class DiffCAP(nn.Module):
     """A defence: diffcap(x, rng) -> x', both (N, 3, H, W) in [0, 1].
 
-    purifier: its bridge to the denoiser's domain and its reverse process are used, its fixed time is not. phi: φ, fed with pictures of the
-    denoiser's size. Raises UserError for a t_max beyond the denoiser's schedule, and in use for an rng that does not match the batch.
+    purifier: its bridge to the denoiser's domain and its reverse process are used, its fixed time is not. phi: φ, fed
+    with pictures of the denoiser's size. Raises UserError for a t_max beyond the denoiser's schedule, and in use for an
+    rng that does not match the batch.
     """
 
     random = True
@@ -97,7 +100,8 @@ class DiffCAP(nn.Module):
         super().__init__()
         if rule.t_max > purifier.denoiser.schedule.steps:
             raise UserError(
-                f"t_max is {rule.t_max}, but the diffusion model has {purifier.denoiser.schedule.steps} steps: use at most that."
+                f"t_max is {rule.t_max}, but the diffusion model has {purifier.denoiser.schedule.steps} steps: use at "
+                "most that."
             )
         self.purifier, self.phi, self.rule = purifier, phi, rule
 
@@ -113,7 +117,8 @@ class DiffCAP(nn.Module):
 
     @torch.no_grad()
     def stop_times(self, x: Tensor, rng: SampleRng) -> Stopped:
-        """The loop alone, for images (N, 3, H, W) in [0, 1]; images that have stopped leave the batch. One look of φ per image and step."""
+        """The loop alone, for images (N, 3, H, W) in [0, 1]; images that have stopped leave the batch. One look of φ
+        per image and step."""
         if len(rng) != len(x):
             raise UserError(f"rng is for {len(rng)} samples, the batch has {len(x)}: use rng.subset.")
         rule, x_0 = self.rule, self.purifier.to_native(x)
@@ -151,7 +156,8 @@ class DiffCAP(nn.Module):
         return self.phi(picture.clamp(0, 1) if self.rule.clamp else picture)
 
     def chain(self, x: Tensor, times: Sequence[int], rng: SampleRng) -> Iterator[tuple[int, Tensor]]:
-        """(t, x_t) for t = 0 and the times given (rising), native, never stopped. With `rule.times` it is the chain of the loop."""
+        """(t, x_t) for t = 0 and the times given (rising), native, never stopped. With `rule.times` it is the chain of
+        the loop."""
         x_0 = x_t = self.purifier.to_native(x)
         before = 0
         yield before, x_t
@@ -170,7 +176,8 @@ class DiffCAP(nn.Module):
         return F.cosine_similarity(seen[:, :-1], seen[:, 1:], dim=2)
 
     def embed_at(self, x: Tensor, rng: SampleRng, level: int = 0) -> Tensor:
-        """φ of x noised to one time at once, (N, D); level 0: of x itself. Both images of a pair get the same noise from the same rng."""
+        """φ of x noised to one time at once, (N, D); level 0: of x itself. Both images of a pair get the same noise
+        from the same rng."""
         x_0 = self.purifier.to_native(x)
         if level == 0:
             return self.look(x_0, 0)
@@ -178,12 +185,14 @@ class DiffCAP(nn.Module):
         return self.look(self.purifier.denoiser.schedule.diffuse(x_0, level, noise), level)
 
     def early_stop_loss(self, x: Tensor, rng: SampleRng, steps: int | None = None, temperature: float = 0.05) -> Tensor:
-        """What an attacker raises to be let through with little noise, (N,): minus a smooth stop time, as a share of the steps looked at.
+        """What an attacker raises to be let through with little noise, (N,): minus a smooth stop time, as a share of
+        the steps looked at.
 
             −(1/K) Σ_{k=1..K} Π_{j≤k} sigmoid((τ − s_j)/temperature)
 
-        The product is the soft probability that the loop still runs after step k; at temperature 0 the sum counts the steps before the stop.
-        K = steps (default: all to T_max; the first few are cheaper, and an early stop needs no more). Same noise as forward(x, rng).
+        The product is the soft probability that the loop still runs after step k; at temperature 0 the sum counts the
+        steps before the stop. K = steps (default: all to T_max; the first few are cheaper, and an early stop needs no
+        more). Same noise as forward(x, rng).
         """
         times = self.rule.times[:steps]
         s = self.similarities(x, times, rng)
@@ -228,10 +237,12 @@ class Calibration:
 def calibrate_tau(
     pairs: Mapping[str, tuple[Tensor, Tensor]], diffcap: DiffCAP, *, level: int = 0, seed: int = 0, batch: int = 64
 ) -> Calibration:
-    """Algorithm 2 as far as it is known: τ is the mean similarity of clean/adversarial pairs (the paper: 100 random images of each set).
+    """Algorithm 2 as far as it is known: τ is the mean similarity of clean/adversarial pairs (the paper: 100 random
+    images of each set).
 
-    pairs: set -> (clean, adversarial), (M, 3, H, W) each, from images that are not evaluated. level: 0 compares the pictures themselves; t > 0 both
-    noised to t with the same noise (whether the paper does is unknown). diffcap gives φ and what φ sees; its own τ is not used.
+    pairs: set -> (clean, adversarial), (M, 3, H, W) each, from images that are not evaluated. level: 0 compares the
+    pictures themselves; t > 0 both noised to t with the same noise (whether the paper does is unknown). diffcap gives φ
+    and what φ sees; its own τ is not used.
     """
     found = {}
     for name, (clean, adversarial) in pairs.items():

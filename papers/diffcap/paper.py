@@ -48,13 +48,15 @@ def gates(c: Config) -> list[Gate]:
 
 
 def defence(model: object) -> Stopping:
-    """DiffCAP in front of any model, at the cpu scale's first setting; τ is calibrated with φ, which is not the model."""
+    """DiffCAP in front of any model, at the cpu scale's first setting; τ is calibrated with φ, which is not the
+    model."""
     c = PRESETS["cpu"]
     return stopping_of(c, *c.choosing.diffcap[0])
 
 
 def look(lab: Lab, c: Config) -> None:
-    """Raises UserError for a time that the diffusion model does not have, and a batch larger than what is trained on."""
+    """Raises UserError for a time that the diffusion model does not have, and a batch larger than what is trained
+    on."""
     times = {"--choosing.diffcap": [t_max for _, t_max, _ in c.choosing.diffcap], "--choosing.times": c.choosing.times}
     diffusion_of(c).check_times(lab, times)
     n = len(lab.data(c.data.train, "train"))

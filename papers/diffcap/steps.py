@@ -41,7 +41,7 @@ from shared.options import Worded
 from shared.repeat import batches, joined, joined_all
 from shared.rng import SampleRng
 from shared.steps.choice import CandidateScore, Choice, settled
-from shared.steps.pretrained import FOLDER, Pretrained, fitted, given_clip, held_out
+from shared.steps.pretrained import FOLDER, Pretrained, choosing_split, fitting_split, given_clip
 from shared.steps.purification import (
     STREAM,
     Attacked,
@@ -914,7 +914,7 @@ def unseen(c: Config, spec: str, n: int) -> Pictures | Texts:
         return Pictures(DIGITS, "train", n)
     if spec not in c.data.classes:
         return texts_of(c, spec, "validation", n)
-    if held_out(spec) == "validation":
+    if choosing_split(spec) == "validation":
         return Pictures(spec, "validation", n, c.data.seed)
     return Later(spec, "test", n, c.data.seed, c.data.n)
 
@@ -963,7 +963,7 @@ def choice_of(c: Config, method: str, model: str = CLIP) -> object:
     def robust(rate: float) -> Robust:
         tuning = c.tuning if method == "tecoa" else c.fare
         settings = (replace(tuning, lr=rate * tuning.lr), TrainAttack(), c.attack.tuned_eps, c.seeds[0])
-        return Robust(method, backbone(c, model), Pictures(c.data.train, fitted(c.data.train)), *settings)
+        return Robust(method, backbone(c, model), Pictures(c.data.train, fitting_split(c.data.train)), *settings)
 
     makers = {
         "tecoa": robust,

@@ -125,7 +125,7 @@ class Later(Pictures):
         if not rows:
             raise UserError(
                 f"{self.spec} has {len(data)} pictures, all of which are evaluated, and none is left to calibrate τ "
-                "and choose settings on: choose a smaller --data.n, or give --method.tau and one candidate for each grid "
-                "of --choosing."
+                "and choose settings on: choose a smaller --data.n, or give --method.tau and one candidate for each "
+                "grid of --choosing."
             )
         return rows

@@ -1,1 +1,2 @@
-"""distshift: adversarial defense based on distribution transfer, a diffusion purifier guided by the victim (arXiv 2311.13841)."""
+"""distshift: adversarial defense based on distribution transfer, a diffusion purifier guided by the victim (arXiv
+2311.13841)."""

@@ -36,7 +36,8 @@ class Budget(Protocol):
 
 
 def attack_of(adaptive: Budget, name: str) -> AdaptiveAttack:
-    """The attack by that name: PGD with step 2.5·ε/steps, `eot` draws behind each gradient. Raises UserError for control and unknown names."""
+    """The attack by that name: PGD with step 2.5·ε/steps, `eot` draws behind each gradient. Raises UserError for
+    control and unknown names."""
     attacks = usual(adaptive.steps, adaptive.eot)
     exact = attacks["exact"]
     attacks |= {"exact_first_order": exact, "guide": replace(exact, loss=nll), "apgd": replace(exact, optimiser="apgd")}
@@ -65,9 +66,11 @@ def attacked(
     adaptive: Budget,
     batch: int | None = None,
 ) -> Tensor:
-    """Pictures (N, 3, H, W) in the ball around x, detached; y (N,). rng, defence_rng: of the attack and of the defence, N streams each.
+    """Pictures (N, 3, H, W) in the ball around x, detached; y (N,). rng, defence_rng: of the attack and of the defence,
+    N streams each.
 
-    batch: pictures at a time; `eot` times as many go through the defence. Raises UserError for a name that does not fit the defence.
+    batch: pictures at a time; `eot` times as many go through the defence. Raises UserError for a name that does not fit
+    the defence.
     """
     if name == "control":
         return x.detach().clone()

@@ -1,17 +1,20 @@
-"""GDMP (Wang et al. 2022, guided diffusion model for adversarial purification): the guide is the image itself, not the victim.
+"""GDMP (Wang et al. 2022, guided diffusion model for adversarial purification): the guide is the image itself, not the
+victim.
 
     mean of the ddpm step from t  +=  V s_t ∇_{x_t} [ −D(x_t, x_adv,t) ],     x_adv,t = α(t) x_adv + σ(t) ε_t,  ε_t ~ N(0, I) fresh in each step
     s_t = √(1 − ᾱ_t)/(m √ᾱ_t),     m = 2ε/(3 w)        (ε in pixels of [0, 1], twice that in the denoiser's domain; w the guide scale)
     D = mean of (x_t − x_adv,t)² over the numbers of an image      (MSE), or −SSIM of the two
 
-s_t is the size of the noise over that of the perturbation: far from the image the pull is strong. As δ on ε̂ (see method.py, "mean") it is
+s_t is the size of the noise over that of the perturbation: far from the image the pull is strong. As δ on ε̂ (see
+method.py, "mean") it is
 
     δ = −V (α_t σ_t)/(α_s β) s_t g,    and with MSE   g = −2 (x_t − x_adv,t)/(3 S²)
 
-Published (JinyiW/GuidedDiffusionPur@6ee8b1a): CIFAR-10 4 rounds of 36 single steps, V = β, w = 60,000 (MSE) or 70,000 (SSIM); ImageNet one round of
-45 steps of a chain of 250 (t about 180), w = 1,000, un-diffused target x_adv. The released mean runs over the whole batch, so that the pull on an
-image falls with the size of the batch: 60,000 in the batches of 100 of its configuration are w = 600 here, where D is per image. Whatever the round,
-the target comes from the image that came in. DiffHammer's released GDMP draws ε_t uniformly; here it is normal.
+Published (JinyiW/GuidedDiffusionPur@6ee8b1a): CIFAR-10 4 rounds of 36 single steps, V = β, w = 60,000 (MSE) or 70,000
+(SSIM); ImageNet one round of 45 steps of a chain of 250 (t about 180), w = 1,000, un-diffused target x_adv. The
+released mean runs over the whole batch, so that the pull on an image falls with the size of the batch: 60,000 in the
+batches of 100 of its configuration are w = 600 here, where D is per image. Whatever the round, the target comes from
+the image that came in. DiffHammer's released GDMP draws ε_t uniformly; here it is normal.
 """
 
 import math
@@ -87,7 +90,8 @@ class GDMP(Guided):
 
 
 def ssim(x: Tensor, y: Tensor) -> Tensor:
-    """Wang et al. 2004 as the released code computes it, (N,): a window of 11 × 11 with σ = 1.5, zeros beyond the edges, constants for a range of 1.
+    """Wang et al. 2004 as the released code computes it, (N,): a window of 11 × 11 with σ = 1.5, zeros beyond the
+    edges, constants for a range of 1.
 
     Differentiable twice, which scikit-image's is not. x, y (N, C, H, W).
     """

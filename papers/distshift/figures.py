@@ -62,7 +62,8 @@ def _mean_of_both(place: int) -> Callable[[object], Grid]:
 
 @figure(_mean_of_both(0), _mean_of_both(1))
 def fig_tradeoff(*places: Filled) -> Figure:
-    """Clean accuracy against accuracy under attack (mean over both attacks), for each set and ball. Whiskers: 95 % intervals."""
+    """Clean accuracy against accuracy under attack (mean over both attacks), for each set and ball. Whiskers: 95 %
+    intervals."""
     places = [grid for grid in places if any(grid)]
     fig, axes = style.figure(style.PAGE, 2.4 * len(places), rows=len(places), columns=2, squeeze=False)
     look = _look(places[0].config)
@@ -140,7 +141,8 @@ def _dashed(line: Callable, at: float, **more: object) -> None:
 
 @figure(*_swept("time", lambda c: c.sweeps.t))
 def fig_time(*grids: Filled) -> Figure:
-    """Accuracy against the diffusion time t*, with and without guidance; the dashed line is the time of all other tables. One seed."""
+    """Accuracy against the diffusion time t*, with and without guidance; the dashed line is the time of all other
+    tables. One seed."""
     return _panels(grids, "t* (steps)", time(grids[0].config))
 
 
@@ -300,7 +302,8 @@ def _in_first_ball(c) -> Grid:
 
 @figure(_in_first_ball)
 def fig_adaptive(grid: Filled) -> Figure:
-    """Accuracy under attackers who know the defence: the mean over repeated purifications and the worst of them. Whiskers: 95 % intervals."""
+    """Accuracy under attackers who know the defence: the mean over repeated purifications and the worst of them.
+    Whiskers: 95 % intervals."""
     own, series, look = _look(grid.config), {}, {}
     for m, name in named(grid.config, (BASELINE, *GUIDED)).items():
         for how, hatch in (("mean", ""), ("worst", "//////")):
@@ -328,8 +331,9 @@ def fig_adaptive(grid: Filled) -> Figure:
 
 @figure(states)
 def fig_distribution(grid: Filled) -> Figure:
-    """Left: pictures in the plane of two principal axes of the victim's features (clean and adversarial together); grey: the clean pictures that each
-    sample is compared with. Right: MMD² to those, with 95 % intervals; the p-value of the permutation test is written beside it."""
+    """Left: pictures in the plane of two principal axes of the victim's features (clean and adversarial together);
+    grey: the clean pictures that each sample is compared with. Right: MMD² to those, with 95 % intervals; the p-value
+    of the permutation test is written beside it."""
     names = state_names(grid.config)
     shown = [s for s in names if grid[s, "mmd2"]]
     extra = {s: grid.measurements(s, "mmd2")[0].extra for s in shown}
@@ -378,8 +382,8 @@ def fig_distribution(grid: Filled) -> Figure:
 
 @figure(lambda c: Grid({"distshift": {"method": "distshift"}}, {"strip": under(c, "linf")}, on_first(c, "strip")))
 def fig_strip(grid: Filled) -> Figure:
-    """From left to right: clean, adversarial, their difference × 10, diffused to t*, DiffPure, distshift; below each what the victim says, in green
-    where it is right."""
+    """From left to right: clean, adversarial, their difference × 10, diffused to t*, DiffPure, distshift; below each
+    what the victim says, in green where it is right."""
     extra = grid.measurements("distshift", "strip")[0].extra
     columns = {
         "clean": "clean",

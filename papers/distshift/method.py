@@ -1,16 +1,19 @@
-"""The contribution of distshift: noise an image to t*, sample back, and let the protected classifier steer every reverse step.
+"""The contribution of distshift: noise an image to t*, sample back, and let the protected classifier steer every
+reverse step.
 
     x_{t*} = α(t*) x_adv + σ(t*) ε,     x_0 = reverse(x_{t*}),  with  ε̂ + δ  in place of ε̂ at each step,  δ from  g = ∇_{x_t} L
 
-The paper says "guided by the output of the victim" and no more is known to us, so each candidate for L is here (p: the victim's softmax, in: below):
+The paper says "guided by the output of the victim" and no more is known to us, so each candidate for L is here (p: the
+victim's softmax, in: below):
 
     G1  log p(ŷ | in)                      classifier guidance, Dhariwal & Nichol 2021; openai/guided-diffusion `condition_mean`, `condition_score`
     G2  log max_y p(y | in)                confidence, without a label; COUP (ZhangMingKun1/COUP, runners/diffpure_sde.py), λ = 1 on the score.
                                            Its gradient is that of G1 whose label is that of `in` itself ("moving")
     G3  G1 with in = x̂₀(x_t)               the common variant; the gradient passes through the denoiser
     G4  −‖f(in) − f(in_ref)‖²              outputs stay near those of the diffused input; JinyiW/GuidedDiffusionPur has the version in pixels.
-                                           ref = α(t) x_adv + σ(t) ε, with the ε of the forward process, treated like x_t: so g = 0 in the first step
-                                           (of the first round; also wherever the two outputs agree to SAME)
+                                           ref = α(t) x_adv + σ(t) ε, with the ε of the forward process, treated like
+                                           x_t: so g = 0 in the first step (of the first round; also wherever the two
+                                           outputs agree to SAME)
     G5  −[ a ‖f(x_t) − f(x_adv)‖²/K        the first author's own code eight months before the paper (`RELEASED`): the
          + b ‖f(x_t) − f(x_t⁺)‖²/K         logits at x_t stay near those of the incoming picture (a = 1/100), near those
          + c ‖x_t − x_{t*}‖²/D ]           after more noise (b = 1), and the pixels near the noised start (c = 0)
@@ -24,19 +27,23 @@ the batch too, so that the pull on a picture fell with the size of the batch: w 
 the batches of 128 of its configuration; here errors are per picture, whatever the batch. That the paper used just
 this is inferred. In one-step mode (the sampler one_step, its default) no guide has any effect.
 
-`in` is x_t, x_t/α(t) or x̂₀ = (x_t − σ ε̂)/α, as a picture ((· + 1)/2 at the image's size). The victim never saw noise in training (openai's guide
-did). With s the next time, β = 1 − ᾱ_t/ᾱ_s and V = β̃ = β σ_s²/σ_t² ("small") or β ("large"), the scale w means
+`in` is x_t, x_t/α(t) or x̂₀ = (x_t − σ ε̂)/α, as a picture ((· + 1)/2 at the image's size). The victim never saw noise
+in training (openai's guide did). With s the next time, β = 1 − ᾱ_t/ᾱ_s and V = β̃ = β σ_s²/σ_t² ("small") or β
+("large"), the scale w means
 
     ratio  δ = −w ‖ε̂‖ g/‖g‖              guidance norm over score norm is w, in every sample and step; 0 where g = 0
     score  δ = −w σ_t g                   score + w g, since score = −ε̂/σ_t (`condition_score`; COUP's λ)
     sample x_s + w g in place of δ        the sample that a step comes to is moved, after noise and clipping (G5)
     mean   δ = −w V (α_t σ_t)/(α_s β) g   the mean of a ddpm step moves by w V g (`condition_mean`): that mean is (α_s β/σ_t²) x̂₀ + … with
-                                          x̂₀ = (x_t − σ_t ε̂)/α_t, so its derivative by ε̂ is −α_s β/(α_t σ_t). V = β: "score" times α_t/α_s
+                                          x̂₀ = (x_t − σ_t ε̂)/α_t, so its derivative by ε̂ is −α_s β/(α_t σ_t). V = β:
+                                          "score" times α_t/α_s
 
-The sampler clips x̂₀ after δ is added (guided-diffusion clips before it moves the mean). For ddim and dpm++ "mean" is the δ of a ddpm step.
+The sampler clips x̂₀ after δ is added (guided-diffusion clips before it moves the mean). For ddim and dpm++ "mean" is
+the δ of a ddpm step.
 
-Gradient (for attacks): δ depends on the image and is a gradient itself, so the exact derivative has a second-order term through the victim.
-`second_order=False` makes δ a constant of the backward pass, as COUP's released code does. Labels are constants.
+Gradient (for attacks): δ depends on the image and is a gradient itself, so the exact derivative has a second-order term
+through the victim. `second_order=False` makes δ a constant of the backward pass, as COUP's released code does. Labels
+are constants.
 """
 
 import contextlib
@@ -69,7 +76,8 @@ class Guidance(Bounded):
 
     kind: Literal["G1", "G2", "G3", "G4", "G5"] = "G1"
     label: Literal["x_adv", "running", "moving"] = "running"
-    """ŷ of G1 and G3: argmax of the victim on the image that came in (once), on x̂₀ at each step, or on `in` at each step."""
+    """ŷ of G1 and G3: argmax of the victim on the image that came in (once), on x̂₀ at each step, or on `in` at each
+    step."""
     domain: Literal["x_t", "x0_hat"] = "x_t"
     """`in`. G3 is G1 with x0_hat, and is refused with x_t. x̂₀ is the unguided estimate, not clipped."""
     rescale: Literal["none", "x_t/alpha", "native"] = "none"
@@ -130,7 +138,8 @@ def log_prob(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def distance(a: Tensor, b: Tensor) -> Tensor:
-    """‖a − b‖² per sample, (N,); 0, with gradient 0, where ‖a − b‖ ≤ SAME·‖b‖, since "ratio" would make a full step of rounding errors."""
+    """‖a − b‖² per sample, (N,); 0, with gradient 0, where ‖a − b‖ ≤ SAME·‖b‖, since "ratio" would make a full step of
+    rounding errors."""
     square, size = (a - b).flatten(1).square().sum(dim=1), b.detach().flatten(1).square().sum(dim=1)
     return torch.where(square.detach() > SAME**2 * size, square, 0)
 
@@ -162,8 +171,9 @@ def mean_factor(schedule: Schedule, t: int, s: int, large: bool) -> float:
 class Guided(nn.Module):
     """Rounds of noising and guided reverse process: defence(x, rng) -> x', both (N, 3, H, W) in [0, 1].
 
-    Round 0 draws from rng what the purifier itself would, round r from its child `round{r}`; between rounds the image stays in the denoiser's domain,
-    not clipped. Subclasses say how to guide. second_order: see the module docstring. Every image has the one time purifier.t.
+    Round 0 draws from rng what the purifier itself would, round r from its child `round{r}`; between rounds the image
+    stays in the denoiser's domain, not clipped. Subclasses say how to guide. second_order: see the module docstring.
+    Every image has the one time purifier.t.
     """
 
     random = True
@@ -175,7 +185,8 @@ class Guided(nn.Module):
         self.purifier, self.rounds, self.second_order = purifier, int(rounds), bool(second_order)
 
     def guide(self, x: Tensor, x_0: Tensor, rng: SampleRng, exact: bool) -> Guide | None:
-        """For one round: x (N, 3, H, W) as it came, x_0 the same in the denoiser's domain. exact: whether δ is to be differentiated."""
+        """For one round: x (N, 3, H, W) as it came, x_0 the same in the denoiser's domain. exact: whether δ is to be
+        differentiated."""
         raise NotImplementedError
 
     def with_(self, **changes):
@@ -212,7 +223,8 @@ class Guided(nn.Module):
         return {t: s for t, s in pairwise(times) if t > s}
 
     def together(self, t: Tensor, rows: int) -> int:
-        """The time of a step of the whole batch: a guide holds one reference, label and noise per row, so rows must not leave."""
+        """The time of a step of the whole batch: a guide holds one reference, label and noise per row, so rows must not
+        leave."""
         if len(t) != rows or bool((t != t[0]).any()):
             raise UserError(
                 "a guided purifier needs all images of a batch at one time: start all of them at the same t."
@@ -221,10 +233,12 @@ class Guided(nn.Module):
 
 
 class Distshift(Guided):
-    """Diffusion purification guided by the victim. guidance None, or of scale 0: the Purifier itself, bit for bit (in one round).
+    """Diffusion purification guided by the victim. guidance None, or of scale 0: the Purifier itself, bit for bit (in
+    one round).
 
-    victim: pictures (N, 3, H, W) at the images' size -> logits (N, K), in eval mode, twice differentiable; `features` for G4 on features. Its
-    parameters get no gradient from here. Raises UserError for settings that do not fit, and in use for an rng that does not match the batch.
+    victim: pictures (N, 3, H, W) at the images' size -> logits (N, K), in eval mode, twice differentiable; `features`
+    for G4 on features. Its parameters get no gradient from here. Raises UserError for settings that do not fit, and in
+    use for an rng that does not match the batch.
     """
 
     def __init__(
@@ -337,9 +351,11 @@ class Distshift(Guided):
         return self.victim(pictures).argmax(dim=1)
 
     def guide_log_probs(self, x: Tensor, rng: SampleRng) -> Tensor:
-        """Mean of log p over the pictures that the guide shows the victim in the first reverse step, (N, K): `in`, and where it takes ŷ from.
+        """Mean of log p over the pictures that the guide shows the victim in the first reverse step, (N, K): `in`, and
+        where it takes ŷ from.
 
-        Same noise as forward(x, rng). Differentiable in x; δ has no part in it. Raises UserError where there is no guide.
+        Same noise as forward(x, rng). Differentiable in x; δ has no part in it. Raises UserError where there is no
+        guide.
         """
         check_streams(x, rng)
         if not self.guided or not self.purifier.t:
@@ -357,14 +373,17 @@ class Distshift(Guided):
         return torch.stack([self.victim(pictures).log_softmax(dim=1) for pictures in shown]).mean(dim=0)
 
     def guide_loss(self, x: Tensor, y: Tensor, rng: SampleRng) -> Tensor:
-        """(N,), what an attacker on the guidance alone raises: the mean cross-entropy of those pictures with the true labels y (N,)."""
+        """(N,), what an attacker on the guidance alone raises: the mean cross-entropy of those pictures with the true
+        labels y (N,)."""
         return nll(self.guide_log_probs(x, rng), y)
 
 
 def _kept():
-    """Keeps what a gradient taken inside a recomputed step needs. Else it recomputes the denoiser first, and torch keeps all of that.
+    """Keeps what a gradient taken inside a recomputed step needs. Else it recomputes the denoiser first, and torch
+    keeps all of that.
 
-    Detached, for an operation that saves its own output would otherwise hold itself alive; torch attaches what is unpacked to its history again.
+    Detached, for an operation that saves its own output would otherwise hold itself alive; torch attaches what is
+    unpacked to its history again.
     """
     return torch.autograd.graph.saved_tensors_hooks(Tensor.detach, lambda tensor: tensor)
 
@@ -386,6 +405,7 @@ def large_variance(purifier: Purifier) -> bool:
     learned = unet is not None and unet.config.out_channels > unet.config.in_channels
     if sampler.variance == "learned" or (sampler.kind == "ddpm" and sampler.variance == "auto" and learned):
         raise UserError(
-            "guidance in the unit 'mean' multiplies the sampler's variance, and this one is learned: use variance small or large."
+            "guidance in the unit 'mean' multiplies the sampler's variance, and this one is learned: use variance "
+            "small or large."
         )
     return sampler.variance == "large"

@@ -1,7 +1,8 @@
-"""What is computed for distshift: the classifiers that are protected, pictures under attack, and the numbers that are measured on them.
+"""What is computed for distshift: the classifiers that are protected, pictures under attack, and the numbers that are
+measured on them.
 
-`number` says what the tags of a number mean. Pictures are attacked first (`Attacked`): the bare victim (gray box) for everything that stands in front
-of it, the adversarially trained victim for itself.
+`number` says what the tags of a number mean. Pictures are attacked first (`Attacked`): the bare victim (gray box) for
+everything that stands in front of it, the adversarially trained victim for itself.
 """
 
 from collections.abc import Callable
@@ -87,7 +88,8 @@ class Network(Trained):
 
 @dataclass(frozen=True)
 class Victim:
-    """A classifier of the classes of a set. restrict: its weights are of ImageNet's 1,000, of which only the set's logits are kept."""
+    """A classifier of the classes of a set. restrict: its weights are of ImageNet's 1,000, of which only the set's
+    logits are kept."""
 
     spec: str
     arch: str
@@ -239,8 +241,8 @@ class Adversary(Worded):
                 "batch_size": self.batch,
             }
             return cascade(victim, x, y, threat, rng=rng, steps=steps, **settings).x_adv
-        # the iterate of highest loss among those that succeed; nothing leaves early, for a picture just over the boundary
-        # says little behind a defence
+        # the iterate of highest loss among those that succeed; nothing leaves early, for a picture just over the
+        # boundary says little behind a defence
         how = {"steps": steps, "step_size": 2.5 * threat.eps / steps, "drop": False}
         if self.step:
             how |= {"step_size": self.step, "keep": "last"}
@@ -286,7 +288,8 @@ def passes(defence: Defence) -> float:
 
 @dataclass(frozen=True)
 class Adaptive(Known):
-    """On the classifier; beside the attackers of `Known` those of `papers.distshift.adaptive`, and Square's search with `queries`."""
+    """On the classifier; beside the attackers of `Known` those of `papers.distshift.adaptive`, and Square's search with
+    `queries`."""
 
     queries: int = 0
     answers: int = free(64)
@@ -374,7 +377,8 @@ def diffused(purifier, x: Tensor, rows: list[int], seed: int) -> Tensor:
 class Distribution(Measured):
     """The paper's view of the defence: pictures in one state as a sample of a distribution, in the victim's features.
 
-    The first pictures in that state are held against other clean pictures of the set, so that the two samples are independent:
+    The first pictures in that state are held against other clean pictures of the set, so that the two samples are
+    independent:
 
         mmd2   the mean over blocks of `block` pictures of the unbiased MMD² (Gretton et al. 2012, eq. 3), which is unbiased too; blocks are
                independent, so that it has an interval (Zaremba et al. 2013)
@@ -384,8 +388,8 @@ class Distribution(Measured):
     would hold no two of a class, and MMD² be negative where nothing differs; so blocks are drawn from the samples at
     random, and divisions exchange pictures of a class only.
 
-    The kernel's width of MMD² is the median distance among the other clean pictures, one for all states. Beside it stands where the pictures lie in
-    the plane of two principal axes of clean and adversarial features together.
+    The kernel's width of MMD² is the median distance among the other clean pictures, one for all states. Beside it
+    stands where the pictures lie in the plane of two principal axes of clean and adversarial features together.
     """
 
     victim: Victim
@@ -446,8 +450,8 @@ class Distribution(Measured):
         rest = [index for index in wide.rows(lab) if index not in taken][:n]
         if len(rest) < n or n < self.block:
             raise UserError(
-                f"{self.seen.data.spec}: two samples of {max(n, self.block)} different pictures are needed for the distribution view: lower "
-                "--sweeps.features-n."
+                f"{self.seen.data.spec}: two samples of {max(n, self.block)} different pictures are needed for the "
+                "distribution view: lower --sweeps.features-n."
             )
         return seen, *wide.read(lab, rest)
 
@@ -463,7 +467,8 @@ class Distribution(Measured):
 
 
 def plane(z: Tensor) -> tuple[Tensor, Tensor]:
-    """(two principal axes (D, 2), mean (D,)); the largest entry of an axis is positive, so that a picture is not mirrored by chance."""
+    """(two principal axes (D, 2), mean (D,)); the largest entry of an axis is positive, so that a picture is not
+    mirrored by chance."""
     middle = z.mean(dim=0)
     axes = torch.linalg.svd(z - middle, full_matrices=False).Vh[:2].T
     signs = axes.gather(0, axes.abs().argmax(dim=0, keepdim=True)).sign()
@@ -475,7 +480,8 @@ def plane(z: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Cost(Measured):
-    """Passes through the networks per picture; seconds per picture of a purification, and of the exact gradient of the loss through it."""
+    """Passes through the networks per picture; seconds per picture of a purification, and of the exact gradient of the
+    loss through it."""
 
     victim: Victim
     seen: Seen
@@ -653,8 +659,8 @@ def adversary_of(c: Config, attack: str, norm: str, eps: float) -> Adversary:
 
 @cache
 def pictures_of(c: Config, method: str, spec: str, attack: str, norm: str, eps: float) -> tuple[Seen, Checked | None]:
-    """What a row sees under an attack, and where that attack was checked: at the ε of the main tables; the cascade, which costs more, on the first
-    set. Sanity checks look at the first pictures."""
+    """What a row sees under an attack, and where that attack was checked: at the ε of the main tables; the cascade,
+    which costs more, on the first set. Sanity checks look at the first pictures."""
     which = "at" if method == "pgd_at" else "base"
 
     def data(s: str) -> Pictures:
@@ -729,7 +735,8 @@ def released_defence(c: Config, method: str, spec: str, t: int | None) -> Defenc
 
 
 def changed(variant: str) -> dict:
-    """The fields of Guidance that a variant changes; what does not fit the configured rest is set back to its default."""
+    """The fields of Guidance that a variant changes; what does not fit the configured rest is set back to its
+    default."""
     found = dict(VARIANTS[variant])
     if found.get("domain") == "x0_hat":
         found.setdefault("rescale", "none")  # x̂₀ has its contrast
@@ -759,8 +766,9 @@ def known_of(c: Config, method: str, spec: str, norm: str, eps: float, seed: int
 
 
 def describe(c: Config, data: str, attack: str, norm: str, eps: float, **_: object) -> dict:
-    """Tags beside those of the name: `set` is unique to (set, attack, norm, ε), since means are taken over it; `place` is the set's place in the
-    paper's order; `times` is ε over that of the main tables, so that claims can name it at every scale."""
+    """Tags beside those of the name: `set` is unique to (set, attack, norm, ε), since means are taken over it; `place`
+    is the set's place in the paper's order; `times` is ε over that of the main tables, so that claims can name it at
+    every scale."""
     times = {} if norm == "none" else {"times": eps / radius(c, norm)}
     where = f"{data} {attack} {'' if norm == 'none' else norm} {eps * 255:g}"
     return {"place": sets(c).index(data) + 1, "set": where, **times}

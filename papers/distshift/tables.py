@@ -1,6 +1,8 @@
-"""What each table of distshift shows, by the tags of its numbers; what is measured is read off here and off figures.py. No model is loaded.
+"""What each table of distshift shows, by the tags of its numbers; what is measured is read off here and off figures.py.
+No model is loaded.
 
-Apart from four numbers of the abstract the paper's tables could not be read; theirs have numbers that we do not know, so ours have names.
+Apart from four numbers of the abstract the paper's tables could not be read; theirs have numbers that we do not know,
+so ours have names.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -202,8 +204,8 @@ def main_table(c, place: int) -> Shown:
     if len(sets(c)) <= place:
         return Shown({}, {})
     caption = (
-        f"{short(c, sets(c)[place])}: accuracy (%). The bare victim, {victim(c, place)}, is attacked (gray box); PGD-AT is attacked itself. "
-        "AutoAttack-type: APGD-CE, APGD-T, Square."
+        f"{short(c, sets(c)[place])}: accuracy (%). The bare victim, {victim(c, place)}, is attacked (gray box); "
+        "PGD-AT is attacked itself. AutoAttack-type: APGD-CE, APGD-T, Square."
     )
     return Shown(rows(c), conditions(c), of_place(c, place), c.seeds, caption, interval="brackets")
 
@@ -241,8 +243,9 @@ def oddity(c):
         return None if column["kind"] == "norm" and row["method"] not in attacked else {**row, **column}
 
     caption = (
-        "Is the ℓ2 ball the harder one? Accuracy (%), mean over both attacks, beside the clean accuracy of the same defence, and the sizes that the "
-        "PGD perturbations came out with (in pixels; in the row of the attacked victim)."
+        "Is the ℓ2 ball the harder one? Accuracy (%), mean over both attacks, beside the clean accuracy of the same "
+        "defence, and the sizes that the PGD perturbations came out with (in pixels; in the row of the attacked "
+        "victim)."
     )
     options = {"factor": dict.fromkeys(sizes, 1), "digits": dict.fromkeys(sizes, 3), "interval": "pm", "joined": joined}
     return Shown(lines, columns | sizes, {}, c.seeds, caption, None, **options)
@@ -285,9 +288,10 @@ def adaptive(c):
     names = ("one", f"mean of {a.draws}", f"worst of {a.draws}", "majority")
     grid = known(c, adversaries(c), {name: {"judged": how} for name, how in zip(names, JUDGED, strict=True)})
     caption = (
-        f"Attackers who know the defence: accuracy (%) on {a.n} pictures of {short(c, sets(c)[0])} (for claims of the abstract: {a.headline_n}), "
-        f"{where}, {a.steps} steps, {a.eot} draws per gradient, after repeated purification (Square: {a.square_n} pictures, {a.square_queries} "
-        "queries). The control is not attacked: the worst of N falls with N even there."
+        f"Attackers who know the defence: accuracy (%) on {a.n} pictures of {short(c, sets(c)[0])} (for claims of the "
+        f"abstract: {a.headline_n}), {where}, {a.steps} steps, {a.eot} draws per gradient, after repeated purification "
+        f"(Square: {a.square_n} pictures, {a.square_queries} queries). The control is not attacked: the worst of N "
+        "falls with N even there."
     )
     return Shown(grid.rows, grid.columns, grid.common, grid.seeds, caption=caption, best=None)
 
@@ -304,8 +308,8 @@ def candidates(c: object, default: str = "chosen ({})") -> dict[str, dict]:
 @table
 def variants(c):
     caption = (
-        f"Candidates for the guidance: accuracy (%) on {c.sweeps.n} pictures of {short(c, sets(c)[0])}, one seed. The label of x_adv is the "
-        "attacker's class."
+        f"Candidates for the guidance: accuracy (%) on {c.sweeps.n} pictures of {short(c, sets(c)[0])}, one seed. The "
+        "label of x_adv is the attacker's class."
     )
     common = {"method": "distshift", "data": sets(c)[0], "seed": c.seeds[0]}
     return Shown(candidates(c), conditions(c, ("pgd",)), common, caption=caption, best=None)
@@ -393,8 +397,9 @@ def distribution(grid: Filled):
     if not lines:
         return None
     caption = (
-        f"Two-sample tests in the victim's features against {c.sweeps.features_n} other clean pictures of {short(c, sets(c)[0])}: unbiased MMD² "
-        f"(mean over blocks of {c.sweeps.block}) and the p-value of {c.sweeps.permutations} permutations, first seed."
+        f"Two-sample tests in the victim's features against {c.sweeps.features_n} other clean pictures of "
+        f"{short(c, sets(c)[0])}: unbiased MMD² (mean over blocks of {c.sweeps.block}) and the p-value of "
+        f"{c.sweeps.permutations} permutations, first seed."
     )
     return tables.Table(["MMD²", "p"], lines, factor=1, digits=3, caption=caption)
 

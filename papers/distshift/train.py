@@ -1,4 +1,5 @@
-"""Train what the configuration does not find elsewhere: victims, adversarially trained victims, denoisers (weights `train`).
+"""Train what the configuration does not find elsewhere: victims, adversarially trained victims, denoisers (weights
+`train`).
 
     accelerate launch -m papers.distshift.train --scale cpu
 

@@ -2,8 +2,9 @@
 
     L = ½·( CE(s·I Tᵀ, diagonal) + CE(s·T Iᵀ, diagonal) ),  I the unit image embeddings of the batch, T the embeddings of their class prompts
 
-Two images of one class are negatives of each other, as the loss has it. FT-Clean takes I of clean images, FT-Adv of adversarial ones; what FT-Adv's
-attack raises is not written anywhere we could read, so we take the cross-entropy over the class prompts, as for TeCoA. (TeCoA and FARE are shared.)
+Two images of one class are negatives of each other, as the loss has it. FT-Clean takes I of clean images, FT-Adv of
+adversarial ones; what FT-Adv's attack raises is not written anywhere we could read, so we take the cross-entropy over
+the class prompts, as for TeCoA. (TeCoA and FARE are shared.)
 """
 
 import torch

@@ -1,8 +1,9 @@
 """One PMG-AFT step against the structure of the released code: `python -m papers.pmg_aft.bench`, part of `make bench`.
 
-Released structure (facts §3, §5.1; written anew from that description): every forward pass encodes the prompts again, with gradient, and attack
-steps call `backward` on everything. A step then has five forward passes of both towers: two for PGD-2, then the target on adversarial images,
-the frozen copy on them, and the target on clean images. Here: fp32 on both sides, the model's temperature, the same loss.
+Released structure (facts §3, §5.1; written anew from that description): every forward pass encodes the prompts again,
+with gradient, and attack steps call `backward` on everything. A step then has five forward passes of both towers: two
+for PGD-2, then the target on adversarial images, the frozen copy on them, and the target on clean images. Here: fp32 on
+both sides, the model's temperature, the same loss.
 """
 
 import copy
@@ -28,7 +29,8 @@ EPS = 4 / 255
 
 
 def cases(quick: bool) -> Cases:
-    """The small model with 200 prompts as in the released code, and ViT-B/32 with ten: 200 do not fit into 16 GB with their gradients."""
+    """The small model with 200 prompts as in the released code, and ViT-B/32 with ten: 200 do not fit into 16 GB with
+    their gradients."""
     prompts = [p for name in SETS for p in SceneSet(name).prompts][:200]
     ten = [
         f"This is a photo of a {colour} {thing}"
@@ -78,7 +80,8 @@ def _case(name: str, prompts: list[str], batch: int, steps: int, repetitions: in
 
 
 def released(clip: nn.Module, guide: nn.Module, data: ArrayImages, tokens: Tensor, tuning: Tuning) -> float:
-    """Train `clip.visual` for `tuning.steps` as described in the module docstring; returns the last loss. guide: the frozen copy."""
+    """Train `clip.visual` for `tuning.steps` as described in the module docstring; returns the last loss. guide: the
+    frozen copy."""
     optimizer = torch.optim.SGD(clip.visual.parameters(), lr=tuning.lr, momentum=tuning.momentum)
     threat, loss = Threat("linf", EPS), torch.zeros(())
     for step in range(tuning.steps):

@@ -7,8 +7,8 @@
     L_general = D( P_0(x_a),  P_θ(x_a) )                 the guide sees the same adversarial image
     L_clean   = D( P_θ(x),    P_θ(x_a) )
 
-D is a Kullback-Leibler divergence. Its direction is contested between the text and two states of the released code, and so are reduction,
-temperature and stop-gradients; all are fields here. Facts: papers/pmg_aft/README.md, "Differences".
+D is a Kullback-Leibler divergence. Its direction is contested between the text and two states of the released code, and
+so are reduction, temperature and stop-gradients; all are fields here. Facts: papers/pmg_aft/README.md, "Differences".
 """
 
 from dataclasses import dataclass
@@ -31,8 +31,8 @@ class PMGLoss(Bounded):
     beta: Weight = 1.0
     """β, weight of L_clean."""
     direction: Literal["target_first", "adversarial_first"] = "target_first"
-    """target_first: KL(target ‖ P_θ(x_a)), as the code of May 2024 and later work that follows the text; adversarial_first: KL(P_θ(x_a) ‖ target),
-    the code of April 2024."""
+    """target_first: KL(target ‖ P_θ(x_a)), as the code of May 2024 and later work that follows the text;
+    adversarial_first: KL(P_θ(x_a) ‖ target), the code of April 2024."""
     reduction: Literal["batchmean", "sum"] = "batchmean"
     """How a KL is joined over the batch; sum, as released, weighs it by the batch size against the cross-entropy."""
     detach_clean: bool = False

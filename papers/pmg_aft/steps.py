@@ -170,8 +170,8 @@ class TunedByYours(Tuned):
 
 @cache
 def methods(c: Config, seed: int = 0) -> dict[str, Tuned]:
-    """What is trained for each row, by its name. Rows of `CHOSEN` have a learning rate chosen for themselves, those that
-    vary one thing of such a row have its."""
+    """What is trained for each row, by its name. Rows of `CHOSEN` have a learning rate chosen for themselves, those
+    that vary one thing of such a row have its."""
     rows = _rows(c, seed)
     return {
         name: replace(step, tuning=replace(step.tuning, choice=choice(c, chosen_for(c, name))))
@@ -280,7 +280,8 @@ def classifier(
 
 @dataclass(frozen=True)
 class Tower:
-    """A vision tower as it is judged: with the mean/std that it was trained with, and the temperature of the pre-trained model."""
+    """A vision tower as it is judged: with the mean/std that it was trained with, and the temperature of the
+    pre-trained model."""
 
     clip: Backbone | Pretrained
     tuned: Tuned | None = None
@@ -304,7 +305,8 @@ class Tower:
 
 @dataclass(frozen=True)
 class Adversary(Worded):
-    """An attack of the evaluation. kind: clean, pgd, cw (PGD on the κ margin), auto (the cascade), released, correct (see `TestBatch`)."""
+    """An attack of the evaluation. kind: clean, pgd, cw (PGD on the κ margin), auto (the cascade), released, correct
+    (see `TestBatch`)."""
 
     kind: Literal["clean", "pgd", "cw", "auto", "released", "correct"]
     eps: float = 0.0
@@ -419,10 +421,12 @@ class SeenAccuracy:
 
 @dataclass(frozen=True)
 class TestBatch(Accuracy):
-    """PGD as the released code runs it on a test batch of `size` pictures: half precision, loss averaged over the batch, last iterate.
+    """PGD as the released code runs it on a test batch of `size` pictures: half precision, loss averaged over the
+    batch, last iterate.
 
-    The mean over a batch of N is the per-picture loss divided by N, so that the size of the batch in memory does not matter; a test holds the two
-    against each other. size 1: the same attack in single precision with a summed loss, at the model's own temperature.
+    The mean over a batch of N is the per-picture loss divided by N, so that the size of the batch in memory does not
+    matter; a test holds the two against each other. size 1: the same attack in single precision with a summed loss, at
+    the model's own temperature.
     """
 
     size: int = 1
@@ -525,7 +529,8 @@ def adversary(c: Config, name: str) -> Adversary:
 def describe(
     c: Config, kind: str, method: str, attack: str = "", set: str = "", point: float | str | None = None, **_: object
 ) -> dict:
-    """Tags by which claims and tables select beside the name: the role of a set, ε, the place of a batch size among those measured."""
+    """Tags by which claims and tables select beside the name: the role of a set, ε, the place of a batch size among
+    those measured."""
     more: dict = {"seed": c.seeds[0]} if method == CLIP else {}
     if method in READ:
         more |= dict(zip(("objective", "reading"), READ[method], strict=True))

@@ -1,4 +1,5 @@
-"""What each table and figure of PMG-AFT shows, by the names of its numbers; what is measured is read off here. No model is loaded.
+"""What each table and figure of PMG-AFT shows, by the names of its numbers; what is measured is read off here. No model
+is loaded.
 
 The paper's own numbering is unknown to us (its full text could not be read), so tables and figures have names.
 """
@@ -143,8 +144,8 @@ def auto(c: "Config") -> Shown:
     return accuracies(
         c,
         "auto",
-        f"Accuracy (%) under the cascade APGD-CE, APGD-T ({a.auto_targets} targets), Square ({a.auto_queries} queries), "
-        f"{a.auto_steps} iterations each, ε = {eps(c)}. FAB is not part of it.",
+        f"Accuracy (%) under the cascade APGD-CE, APGD-T ({a.auto_targets} targets), Square ({a.auto_queries} "
+        f"queries), {a.auto_steps} iterations each, ε = {eps(c)}. FAB is not part of it.",
         c.seeds[:1],
     )
 
@@ -361,7 +362,8 @@ def swept(attack: str):
 
 @figure(swept("clean"), swept("pgd"))
 def fig_sweep(clean: Filled, robust: Filled) -> Figure:
-    """Clean and robust accuracy over the weights α and β, means over the zero-shot sets, one seed. (0, 0) is TeCoA, (1, 1) PMG-AFT."""
+    """Clean and robust accuracy over the weights α and β, means over the zero-shot sets, one seed. (0, 0) is TeCoA, (1,
+    1) PMG-AFT."""
     fig, axes = style.figure(style.PAGE, 2.6, columns=2)
     for ax, grid, what in zip(axes, (clean, robust), BOTH.values(), strict=True):
         figures.heatmap(
@@ -385,7 +387,8 @@ def along(attack: str):
 
 @figure(along("clean"), along("pgd"))
 def fig_curve(clean: Filled, robust: Filled) -> Figure:
-    """Along the training: clean and robust accuracy on the seen classes and, on average, on the zero-shot sets, one seed.
+    """Along the training: clean and robust accuracy on the seen classes and, on average, on the zero-shot sets, one
+    seed.
 
     A method over-fits where the seen classes still gain and the zero-shot sets lose.
     """
@@ -408,8 +411,9 @@ def test_batches(c: "Config", attack: str, points: Sequence[int]) -> Grid:
 
 @figure(lambda c: test_batches(c, "released", c.sweeps.test_batches), lambda c: test_batches(c, "correct", [0]))
 def fig_test_batch(released: Filled, correct: Filled) -> Figure:
-    """The defect of the released evaluation: accuracy under its PGD (half precision, loss averaged over the test batch, temperature 1) against the
-    size of the test batch, and under the same PGD in single precision with a summed loss (ours). An honest attack does not depend on it."""
+    """The defect of the released evaluation: accuracy under its PGD (half precision, loss averaged over the test batch,
+    temperature 1) against the size of the test batch, and under the same PGD in single precision with a summed loss
+    (ours). An honest attack does not depend on it."""
     fig, ax = style.figure(style.COLUMN)
     constant = {label: cells * len(released.columns) for label, cells in correct.series().items()}
     series = dict(

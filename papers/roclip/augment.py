@@ -1,9 +1,10 @@
 """Augmentation of pictures, drawn anew in every step, and of captions, once per caption for a whole run.
 
-The released code (BigML-CS-UCLA/RoCLIP): mirror → random-resized crop → colour jitter → greyscale → Gaussian blur, which is always on; captions
-have one of four word operations (EDA), computed when the data set is built. Every draw is a function of (seed, step, index), and of (seed, index)
-for captions. Two things differ from the release. A hue is turned in the YIQ plane, not in HSV, which keeps the luminance and so leaves a grey
-picture grey in either order. The jitter's operations have a fixed order, which torchvision shuffles.
+The released code (BigML-CS-UCLA/RoCLIP): mirror → random-resized crop → colour jitter → greyscale → Gaussian blur,
+which is always on; captions have one of four word operations (EDA), computed when the data set is built. Every draw is
+a function of (seed, step, index), and of (seed, index) for captions. Two things differ from the release. A hue is
+turned in the YIQ plane, not in HSV, which keeps the luminance and so leaves a grey picture grey in either order. The
+jitter's operations have a fixed order, which torchvision shuffles.
 """
 
 import math
@@ -25,7 +26,8 @@ _YIQ = (GREY, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
 
 @dataclass(frozen=True)
 class ImageAugmentation(Bounded):
-    """Pictures (N, 3, H, W) in [0, 1] -> the same shape and range; the operations in the order of the fields, each off by default.
+    """Pictures (N, 3, H, W) in [0, 1] -> the same shape and range; the operations in the order of the fields, each off
+    by default.
 
     Raises UserError for shares, strengths or widths out of range.
     """
@@ -33,9 +35,11 @@ class ImageAugmentation(Bounded):
     mirror: Share = 0.0
     """Probability of a horizontal flip."""
     shift: Whole = 0
-    """Each picture moves by a whole number of pixels, uniform on [−shift, shift] in both directions; edges are repeated."""
+    """Each picture moves by a whole number of pixels, uniform on [−shift, shift] in both directions; edges are
+    repeated."""
     area: tuple[Part, Part] | None = None
-    """Share of the picture that a crop keeps (uniform between these), width/height log-uniform on [3/4, 4/3], stretched to the whole."""
+    """Share of the picture that a crop keeps (uniform between these), width/height log-uniform on [3/4, 4/3], stretched
+    to the whole."""
     jittered: Share = 1.0
     """Probability that the next four act at all."""
     brightness: Share = 0.0
@@ -125,7 +129,8 @@ MILD = ImageAugmentation(shift=2, brightness=0.2)
 
 @dataclass(frozen=True)
 class CaptionAugmentation(Bounded):
-    """One changed form per caption, a function of (seed, index): the same in every epoch. See `shared.data.augment.EDA`, whose α this is."""
+    """One changed form per caption, a function of (seed, index): the same in every epoch. See
+    `shared.data.augment.EDA`, whose α this is."""
 
     alpha: OpenShare = 0.1
     seed: Seed = 1

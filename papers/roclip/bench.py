@@ -1,7 +1,8 @@
-"""What a step of RoCLIP costs: `python -m papers.roclip.bench` (`make bench-roclip`), part of `make bench`. Random weights; nothing is kept.
+"""What a step of RoCLIP costs: `python -m papers.roclip.bench` (`make bench-roclip`), part of `make bench`. Random
+weights; nothing is kept.
 
-Side by side in one run, on the same data: a step of a RoCLIP epoch, of both versions, against one of plain CLIP at equal augmentation; and our plain
-step against a straightforward loop over open_clip's model and loss.
+Side by side in one run, on the same data: a step of a RoCLIP epoch, of both versions, against one of plain CLIP at
+equal augmentation; and our plain step against a straightforward loop over open_clip's model and loss.
 """
 
 import copy
@@ -35,7 +36,8 @@ def cases(quick: bool) -> Cases:
 
 
 def _step(matching, batch: int, steps: int, repetitions: int) -> Case:
-    """Every epoch a RoCLIP epoch; the pools begin with noise, which is searched like any other content, so that filling them is not in the time."""
+    """Every epoch a RoCLIP epoch; the pools begin with noise, which is searched like any other content, so that filling
+    them is not in the time."""
     pairs, begin, training = (
         Held(ScenePairs(steps * batch)),
         random_clip(NAME),

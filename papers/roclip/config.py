@@ -1,4 +1,5 @@
-"""Everything that can be set for RoCLIP: one dataclass, a preset per scale. `python -m papers.roclip.evaluate --scale cpu --help` lists it."""
+"""Everything that can be set for RoCLIP: one dataclass, a preset per scale.
+`python -m papers.roclip.evaluate --scale cpu --help` lists it."""
 
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Literal
@@ -47,8 +48,8 @@ class Data:
 
     source: Source = Source()
     pairs: str = "scenes"
-    """Where pairs of picture and caption come from: scenes, labelled:<set> (class names in templates), or below DATA_ROOT
-    shards:<pattern> or csv:<file> (picture, caption)."""
+    """Where pairs of picture and caption come from: scenes, labelled:<set> (class names in templates), or below
+    DATA_ROOT shards:<pattern> or csv:<file> (picture, caption)."""
     pretrain_n: Pairs = 8640
     """Clean pairs to pre-train on; backdoored pairs are among them, target images come on top."""
     finetune_n: Pairs = 4800
@@ -86,7 +87,8 @@ class Data:
 
 @dataclass(frozen=True)
 class Targets:
-    """Targeted poisoning: target images, each with real captions of its adversarial class, come on top of the clean pairs."""
+    """Targeted poisoning: target images, each with real captions of its adversarial class, come on top of the clean
+    pairs."""
 
     n: Count = 64
     """Target images."""
@@ -228,7 +230,8 @@ class Sweeps:
 
 @dataclass(frozen=True)
 class Gates:
-    """What must hold of plain CLIP without and with augmentation, in both regimes, before any defence is trained. Means over seeds."""
+    """What must hold of plain CLIP without and with augmentation, in both regimes, before any defence is trained. Means
+    over seeds."""
 
     psr: Share = 0.80
     """Least poison success."""
@@ -237,7 +240,8 @@ class Gates:
     accuracy: Share = 0.80
     """Least zero-shot accuracy on the main set."""
     attacks: tuple[str, ...] = ("badnet", "blended", "wanet", "sig")
-    """Backdoors that must take; a label-consistent patch without adversarial pictures does not, in fine-tuning at this scale."""
+    """Backdoors that must take; a label-consistent patch without adversarial pictures does not, in fine-tuning at this
+    scale."""
     enforce: bool = True
     """Stop where a gate fails."""
 
@@ -259,12 +263,14 @@ class Config(Options):
     sweeps: Sweeps = Sweeps()
     gates: Gates = Gates()
     watch_n: Count = 256
-    """Test pictures of the measurements at the end of every epoch; other than those of the tables where a set has enough."""
+    """Test pictures of the measurements at the end of every epoch; other than those of the tables where a set has
+    enough."""
     more_seeds: Whole = 1
     """How many of the seeds SafeCLIP, the fine-tuned CLIPs' downstream table and, with few targets, the cross-modal
     variant and the larger bank have (0: all)."""
     together: bool = False
-    """All processes train one CLIP together; otherwise each takes whole trainings, and SafeCLIP is always trained by one."""
+    """All processes train one CLIP together; otherwise each takes whole trainings, and SafeCLIP is always trained by
+    one."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -335,7 +341,7 @@ PRESETS = {
             source=Source(size="32"),
             pairs=f"labelled:{FOLDER}",
             pretrain_n=15_000,
-            finetune_n=7_500,
+            finetune_n=6_000,
             main=FOLDER,
             downstream=(FOLDER, "folder:seen", "folder:unseen"),
         ),
@@ -346,7 +352,7 @@ PRESETS = {
         ),
         pretraining=Training(epochs=12, batch=128, lr=2e-3, warmup=100),
         sweeps=replace(_CPU.sweeps, strong=(34,)),
-        few=replace(_CPU.few, pairs=7_500, sets=("folder:seen", "folder:unseen")),
+        few=replace(_CPU.few, pairs=6_000, sets=("folder:seen", "folder:unseen")),
         gates=replace(_CPU.gates, accuracy=0.35),
     ),
     "paper": replace(
@@ -420,12 +426,14 @@ def check(config: Config) -> None:
     a, few, every = config.attacks, config.few, config.sweeps.every
     if not config.data.main or not config.data.downstream:
         raise UserError(
-            "--data.main names the set whose classes attackers use, and --data.downstream one set or more, e.g. scenes:colour."
+            "--data.main names the set whose classes attackers use, and --data.downstream one set or more, e.g. "
+            "scenes:colour."
         )
     targets = [getattr(a, name).target for name in a.planted]
     if len(set(targets)) < len(targets):
         raise UserError(
-            f"backdoors of one poisoned set need target classes of their own, and these are {', '.join(targets)}: change one."
+            f"backdoors of one poisoned set need target classes of their own, and these are {', '.join(targets)}: "
+            "change one."
         )
     if sum(getattr(a, name).rate for name in BACKDOORS) >= 1:
         raise UserError("the rates of backdoors (--attacks.<name>.rate) are shares of the pairs, together less than 1.")
@@ -467,7 +475,8 @@ def check(config: Config) -> None:
             matching: Matching = getattr(config.methods, name)
             if not any(map(matching.active, range(1, config.training(regime).epochs + 1))):
                 raise UserError(
-                    f"none of {config.training(regime).epochs} epochs is a RoCLIP epoch at K = {matching.every}: train for longer."
+                    f"none of {config.training(regime).epochs} epochs is a RoCLIP epoch at K = {matching.every}: train "
+                    "for longer."
                 )
     if config.pretraining.epochs <= config.methods.safeclip.alone + config.methods.safeclip.slow:
         raise UserError("SafeCLIP needs more epochs than its first two phases have: raise --pretraining.epochs.")

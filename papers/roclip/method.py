@@ -1,8 +1,9 @@
-"""The contribution of RoCLIP: in some epochs an image is not matched with its own caption, but with a neighbour of it from a pool.
+"""The contribution of RoCLIP: in some epochs an image is not matched with its own caption, but with a neighbour of it
+from a pool.
 
-    z^I, z^T unit embeddings of the B pairs of a batch, s = exp(logit scale); P^T, P^I pools of text and image embeddings, without gradient
-    n(q, P) = argmax_{p ∈ P} cos(q, p)
-    L_CLIP(A, B) = ½·(CE(s·A Bᵀ, diagonal) + CE(s·B Aᵀ, diagonal))
+    z^I, z^T unit embeddings of the B pairs of a batch, s = exp(logit scale); P^T, P^I pools of text and image
+    embeddings, without gradient n(q, P) = argmax_{p ∈ P} cos(q, p) L_CLIP(A, B) = ½·(CE(s·A Bᵀ, diagonal) + CE(s·B Aᵀ,
+    diagonal))
 
     plain epochs       L = L_CLIP(z^I, z^T)
     RoCLIP epochs      L = mean of the terms of the matched sides
@@ -10,9 +11,10 @@
         text side      L_CLIP(z^T, n(q, P^I))     q = z^I (own modality: the pool image most similar to the image) or z^T (cross-modal)
     directions "one"   CE(s·N Zᵀ, diagonal) in place of L_CLIP(Z, N): rows are neighbours, columns the true side
 
-TWO_SIDED is the first version (arXiv v1, abstract): both sides, own modality; pre-training and fine-tuning. AS_RELEASED is the second (NeurIPS, its
-released code): the image side alone, queried by the image. Both directions of its cross-entropy have the neighbours, so in a RoCLIP epoch the text
-tower has gradients of exactly 0 (not None: weight decay and momentum still move it). The pool is asked before the batch enters it.
+TWO_SIDED is the first version (arXiv v1, abstract): both sides, own modality; pre-training and fine-tuning. AS_RELEASED
+is the second (NeurIPS, its released code): the image side alone, queried by the image. Both directions of its
+cross-entropy have the neighbours, so in a RoCLIP epoch the text tower has gradients of exactly 0 (not None: weight
+decay and momentum still move it). The pool is asked before the batch enters it.
 
 BEFORE_V1 and CROSS_MODAL are what the authors' repository had three months before arXiv v1 (HangerYang/deadclip,
 states 7fef8d6 of December 2022, and 57f99c1); whether v1 printed either is not known. B: one bank for both kinds, asked
@@ -22,9 +24,10 @@ with the images, which then enter it, and after that with the captions:
     cross-modal        L = ½·(CE(s·n(z^T, P^I) (z^T)ᵀ) + CE(s·n(z^I, P^T) (z^I)ᵀ))    after five plain epochs,
                                                                                       in which the banks fill
 
-The text of neither version could be read beyond its first page: the equations of the second are those of its released code, those of the first are
-our reading of its abstract, which gives neither loss nor pool. Augmentation belongs to the second version, is the same for the plain CLIP it is
-compared with, and is therefore no part of `Matching` (see `papers.roclip.training.Method`).
+The text of neither version could be read beyond its first page: the equations of the second are those of its released
+code, those of the first are our reading of its abstract, which gives neither loss nor pool. Augmentation belongs to the
+second version, is the same for the plain CLIP it is compared with, and is therefore no part of `Matching` (see
+`papers.roclip.training.Method`).
 """
 
 import copy
@@ -64,12 +67,13 @@ class Matching(Bounded):
     refresh: Literal["matched", "always"] = "matched"
     """Whether the pools take in batches in RoCLIP epochs only, as released, or in all."""
     start: Literal["gaussian", "unit", "pairs"] = "pairs"
-    """First content of a pool: Gaussian vectors of norm about √D (released, by a slip of the library it uses), the same of norm 1, or
-    embeddings of random pairs as the model sees them at the first step that uses or refreshes it."""
+    """First content of a pool: Gaussian vectors of norm about √D (released, by a slip of the library it uses), the same
+    of norm 1, or embeddings of random pairs as the model sees them at the first step that uses or refreshes it."""
     wrap: Literal["drop", "ring"] = "ring"
     """At the end of a pool the rest of the batch is dropped (released), or continues at its beginning."""
     own: Literal["allowed", "excluded"] = "allowed"
-    """Whether a pair may be given its own entry, where the pool still has one from an earlier epoch. Not in either version: for ablation."""
+    """Whether a pair may be given its own entry, where the pool still has one from an earlier epoch. Not in either
+    version: for ablation."""
     seed: Seed = 0
     """Of the first content."""
 
@@ -99,7 +103,8 @@ class Matching(Bounded):
 TWO_SIDED = Matching()
 """First version. Its pool size, K and first content are unknown: the release's size and K, and no noise."""
 AS_RELEASED = Matching(sides="image", query="cross", share=None, size=21_845, start="gaussian", wrap="drop")
-"""Second version, defaults of the released code: K = 2, 21,845 entries for about 1,000,000 pairs (use `share` for other sets)."""
+"""Second version, defaults of the released code: K = 2, 21,845 entries for about 1,000,000 pairs (use `share` for other
+sets)."""
 
 BEFORE_V1 = Matching(directions="one", bank="joint", share=None, size=256, every=1, start="gaussian", wrap="drop")
 """The authors' repository before the first version: 256 entries at a batch of 128, in every epoch."""
@@ -116,7 +121,8 @@ def clip_loss(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
 def neighbours(
     image: Tensor, text: Tensor, pools: Mapping[str, Pool], matching: Matching, ids: Sequence[int] | None = None
 ) -> dict[str, Found]:
-    """What the pools return for N pairs, by matched side: "image" -> from the text pool, "text" -> from the image pool. No gradient.
+    """What the pools return for N pairs, by matched side: "image" -> from the text pool, "text" -> from the image pool.
+    No gradient.
 
     image, text: unit embeddings (N, D). pools: those that `pools_of` names, which are not changed; captions ask a joint
     bank as it will be when the images are in. ids: of the pairs, wanted where their own entries are excluded.
@@ -155,7 +161,8 @@ def neighbour_loss(true: Tensor, near: Tensor, scale: Tensor) -> Tensor:
 
 
 def asked_with(side: str, query: str) -> str:
-    """The modality of the vector that is looked up for a side: the image side has a text pool, whose own modality is text."""
+    """The modality of the vector that is looked up for a side: the image side has a text pool, whose own modality is
+    text."""
     return side if query == "cross" else ("text" if side == "image" else "image")
 
 

@@ -1,7 +1,9 @@
-"""The poisoned pairs of one training: target images on top of clean pairs, and several backdoors among them, no pair with two.
+"""The poisoned pairs of one training: target images on top of clean pairs, and several backdoors among them, no pair
+with two.
 
-Each backdoor is a `PoisonedPairs` of what the ones before it left alone, so that all of `shared.data.poison` holds for it; what became of every pair
-stands in one manifest per backdoor and one for the targets, by the index in the whole set.
+Each backdoor is a `PoisonedPairs` of what the ones before it left alone, so that all of `shared.data.poison` holds for
+it; what became of every pair stands in one manifest per backdoor and one for the targets, by the index in the whole
+set.
 """
 
 from collections.abc import Sequence
@@ -24,10 +26,11 @@ from shared.rng import SampleRng
 class Poisoned(torch.utils.data.Dataset):
     """Clean pairs with backdoors in them, and target images after them.
 
-    clean: pairs. backdoors: name -> (trigger, target class, share of the clean pairs, captions as in `PoisonedPairs` or None). images: pictures by
-    index; chosen, classes: target images among them and their adversarial classes; m: captions of each. scan: captions are searched in the first so
-    many pairs only. Raises UserError where too few captions name a class, or too few pairs are left.
-    manifests: by backdoor and "targets", with indices of this set. version: of everything in it.
+    clean: pairs. backdoors: name -> (trigger, target class, share of the clean pairs, captions as in `PoisonedPairs` or
+    None). images: pictures by index; chosen, classes: target images among them and their adversarial classes; m:
+    captions of each. scan: captions are searched in the first so many pairs only. Raises UserError where too few
+    captions name a class, or too few pairs are left. manifests: by backdoor and "targets", with indices of this set.
+    version: of everything in it.
     """
 
     def __init__(
@@ -107,8 +110,8 @@ def labelled_targets(images, n: int, seed: int) -> tuple[list[int], list[int]]:
 def unlabelled_targets(
     pairs, count: int, named: Sequence[Target], m: int, n: int, seed: int, scan: int | None = None
 ) -> tuple[list[int], list[int]]:
-    """n target images of `count` without labels, and for each a class drawn at random of those that m captions name; what an image shows is not
-    known, as in the paper. No class is given twice while there are others.
+    """n target images of `count` without labels, and for each a class drawn at random of those that m captions name;
+    what an image shows is not known, as in the paper. No class is given twice while there are others.
 
     Raises UserError where there are fewer images, or no class is named often enough.
     """
@@ -124,7 +127,8 @@ def unlabelled_targets(
         ]
     if not usable:
         raise UserError(
-            f"none of {len(named)} classes is named by {m} captions: take fewer captions per target image, or search more pairs."
+            f"none of {len(named)} classes is named by {m} captions: take fewer captions per target image, or search "
+            "more pairs."
         )
     chosen = torch.randperm(count, generator=torch.Generator().manual_seed(draw[1])).tolist()[:n]
     return chosen, [usable[k % len(usable)] for k in range(n)]

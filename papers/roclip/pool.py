@@ -1,4 +1,5 @@
-"""A pool: the last embeddings that went in, first in, first out, with the pairs they came from. A part of a run's checkpoint (its buffers)."""
+"""A pool: the last embeddings that went in, first in, first out, with the pairs they came from. A part of a run's
+checkpoint (its buffers)."""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -29,8 +30,8 @@ class Found(NamedTuple):
 class Pool(nn.Module):
     """P entries of D numbers.
 
-    start: "gaussian" (norm about √D), "unit" (of norm 1), or "pairs": zeros until `put` is called. wrap: "drop" or "ring", see `add`. seed: of noise.
-    Raises UserError for a pool without entries.
+    start: "gaussian" (norm about √D), "unit" (of norm 1), or "pairs": zeros until `put` is called. wrap: "drop" or
+    "ring", see `add`. seed: of noise. Raises UserError for a pool without entries.
     """
 
     @bounded
@@ -63,8 +64,8 @@ class Pool(nn.Module):
 
     @torch.no_grad()
     def nearest(self, query: Tensor, excluded: Sequence[int] | None = None) -> Found:
-        """For each of N queries (N, D) of norm 1 the entry of the largest cosine, the first of equals. excluded: for each a pair whose entries it
-        may not be given (N,). Raises UserError where the pool has no content yet."""
+        """For each of N queries (N, D) of norm 1 the entry of the largest cosine, the first of equals. excluded: for
+        each a pair whose entries it may not be given (N,). Raises UserError where the pool has no content yet."""
         if not self.ready:
             raise UserError("the pool is empty: put embeddings of pairs into it first, or start it with noise.")
         cosine = query.to(self.directions) @ self.directions.T
@@ -79,8 +80,8 @@ class Pool(nn.Module):
     def add(self, embeddings: Tensor, ids: Sequence[int]) -> None:
         """Take in a batch (B, D) of norm 1, over the oldest entries.
 
-        Where it goes beyond the end of the pool: "drop" leaves the rest out and begins at 0 with the next batch (also where it just fits), "ring"
-        continues at 0, and of a batch larger than the pool its end stays.
+        Where it goes beyond the end of the pool: "drop" leaves the rest out and begins at 0 with the next batch (also
+        where it just fits), "ring" continues at 0, and of a batch larger than the pool its end stays.
         """
         size, begin = len(self), int(self.next)
         ids = torch.as_tensor(ids, dtype=torch.long, device=self.ids.device)

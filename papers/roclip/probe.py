@@ -1,4 +1,5 @@
-"""What a trained CLIP is asked: poison success, backdoor success, zero-shot accuracy, a linear probe, and how near the poisoned pairs are.
+"""What a trained CLIP is asked: poison success, backdoor success, zero-shot accuracy, a linear probe, and how near the
+poisoned pairs are.
 
     PSR    target images whose zero-shot class is their adversarial class, un-augmented
     BSR    triggered test images that do not show the target, classified as the target (ASR of `shared.metrics.backdoor`)
@@ -6,7 +7,8 @@
     probe  z = W·F(x) + b on the projected embedding F, not normalised; AdamW at 0.005 with a cosine and no warm-up, weight decay 0.01 (none on b),
            32 epochs, as in the released code
 
-The released code trains the probe of Flowers-102 on its test split; here a probe whose two sets share their pictures is refused.
+The released code trains the probe of Flowers-102 on its test split; here a probe whose two sets share their pictures is
+refused.
 """
 
 import os
@@ -47,7 +49,8 @@ class Probing(Bounded):
 
 @torch.no_grad()
 def ensemble(clip: nn.Module, sentences: Sequence[Sequence[str]]) -> Tensor:
-    """T (K, D) from the sentences of each of K classes, as many for each. Raises UserError where their numbers differ."""
+    """T (K, D) from the sentences of each of K classes, as many for each. Raises UserError where their numbers
+    differ."""
     count = len(sentences[0]) if sentences else 0
     if not count or any(len(said) != count for said in sentences):
         raise UserError(
@@ -70,19 +73,22 @@ def predict(victim: ZeroShot, x: Tensor) -> Tensor:
 
 
 def targets_of(manifest: Manifest, classes: Sequence[str]) -> tuple[list[int], list[int]]:
-    """The target images of a targeted poisoning (their numbers among the images they were chosen from), and their adversarial classes.
+    """The target images of a targeted poisoning (their numbers among the images they were chosen from), and their
+    adversarial classes.
 
     Raises UserError where the manifest is of another poisoning or names a class that is not there.
     """
     if manifest.about.get("kind") != "targets":
         raise UserError(
-            f"the manifest is about {manifest.about.get('kind')!r}, not about target images: give that of TargetedPairs."
+            f"the manifest is about {manifest.about.get('kind')!r}, not about target images: give that of "
+            "TargetedPairs."
         )
     wanted = {row.picture: row.target for row in manifest.rows}
     unknown = sorted(set(wanted.values()) - set(classes))
     if unknown:
         raise UserError(
-            f"the classes have no {unknown[0]!r}, which the manifest is about: give the classes that the targets were drawn from."
+            f"the classes have no {unknown[0]!r}, which the manifest is about: give the classes that the targets were "
+            "drawn from."
         )
     return list(wanted), [classes.index(name) for name in wanted.values()]
 
@@ -90,8 +96,9 @@ def targets_of(manifest: Manifest, classes: Sequence[str]) -> tuple[list[int], l
 class Watch:
     """Measurements at the end of an epoch, for `papers.roclip.training.train`: an instance is its `after_epoch`.
 
-    sentences: of each class, for the classifier. Each of the others may be left out: targets (x, classes) -> psr; triggered (x, labels, target class)
-    -> bsr; clean (x, labels) -> accuracy; pairs, name -> (x, captions) -> similarity of picture and caption. Values are lists over examples.
+    sentences: of each class, for the classifier. Each of the others may be left out: targets (x, classes) -> psr;
+    triggered (x, labels, target class) -> bsr; clean (x, labels) -> accuracy; pairs, name -> (x, captions) ->
+    similarity of picture and caption. Values are lists over examples.
     """
 
     def __init__(
@@ -163,7 +170,8 @@ def linear_probe(
     """Predicted and true labels (N,) of the test pictures, from a linear probe on the training pictures.
 
     train, test: labelled sets with the same classes (`shared.data.base.LabelledImages`). Each picture is embedded once.
-    Raises UserError where their classes differ, they are the same split, or they share more than a tenth of the test pictures.
+    Raises UserError where their classes differ, they are the same split, or they share more than a tenth of the test
+    pictures.
     """
     if tuple(train.classes) != tuple(test.classes):
         raise UserError(
@@ -171,7 +179,8 @@ def linear_probe(
         )
     if train is test or train.version == test.version:
         raise UserError(
-            f"the linear probe of {train.name} would be trained on the pictures it is tested on: give another split to train on."
+            f"the linear probe of {train.name} would be trained on the pictures it is tested on: give another split to "
+            "train on."
         )
     x, y, seen = _read(clip, train, norm)
     x_test, y_test, tested = _read(clip, test, norm)
@@ -179,7 +188,8 @@ def linear_probe(
     shared = sum(one in known for one in tested)
     if shared > LEAK * len(tested):
         raise UserError(
-            f"{shared} of {len(tested)} test pictures of {train.name} are training pictures of the linear probe: give disjoint splits."
+            f"{shared} of {len(tested)} test pictures of {train.name} are training pictures of the linear probe: give "
+            "disjoint splits."
         )
     head = _fit(x, y, train.num_classes, probing, clip.logit_scale.device).cpu()
     return predicted(head(x_test)), y_test

@@ -1,13 +1,16 @@
-"""SafeCLIP (arXiv, October 2023), by authors of RoCLIP and later than it: it compares with RoCLIP, and could be no baseline in RoCLIP's paper.
+"""SafeCLIP (arXiv, October 2023), by authors of RoCLIP and later than it: it compares with RoCLIP, and could be no
+baseline in RoCLIP's paper.
 
     1  in-modality epochs     L_IN = ½·(L_CLIP(z^I, n(z̃^I, P^I)) + L_CLIP(z^T, n(z̃^T, P^T)))      tilde: a second augmentation of the same
     2  slow epochs            L_CLIP(z^I, z^T) at a small learning rate, so that the modalities can be compared
     3  the rest               before each epoch all pairs are split by a mixture of two Gaussians over cos(z^I, z^T): safe, if the nearer mode's share
-                              of the likelihood is at least `confidence`; then L_CLIP on the safe pairs + L_IN on the others
+                              of the likelihood is at least `confidence`; then L_CLIP on the safe pairs + L_IN on the
+                              others
 
-Our facts have of this method no more than its outline (in-modality training with nearest neighbours from a pool, a split by similarity, CLIP's loss
-on the safe part and the in-modality loss on the rest). All else is inferred: the slow epochs, the mixture, its threshold and its least share, that
-the safe part grows by nothing but the similarities, equal weights of the two losses, and every number below: "SafeCLIP (inferred)" in a table.
+Our facts have of this method no more than its outline (in-modality training with nearest neighbours from a pool, a
+split by similarity, CLIP's loss on the safe part and the in-modality loss on the rest). All else is inferred: the slow
+epochs, the mixture, its threshold and its least share, that the safe part grows by nothing but the similarities, equal
+weights of the two losses, and every number below: "SafeCLIP (inferred)" in a table.
 """
 
 import json
@@ -46,7 +49,8 @@ class SafeClip(Bounded):
     confidence: Annotated[float, Range(0.5, 1, below=True)] = 0.9
     """Of a safe pair's belonging to the nearer mode."""
     least: Share = 0.2
-    """Share of the pairs, the nearest, that are safe in any case: where the two modes cannot be told apart, none would be."""
+    """Share of the pairs, the nearest, that are safe in any case: where the two modes cannot be told apart, none would
+    be."""
     share: Part = 0.02
     """Entries of either pool as a share of the pairs."""
     images: ImageAugmentation = MILD
@@ -54,7 +58,8 @@ class SafeClip(Bounded):
 
 
 def safe_pairs(cosine: Tensor, confidence: float = 0.9, rounds: int = 100) -> Tensor:
-    """(N,) bool, which of N similarities belong to the upper of two Gaussians, fitted by EM from the lower and the upper half.
+    """(N,) bool, which of N similarities belong to the upper of two Gaussians, fitted by EM from the lower and the
+    upper half.
 
     Raises UserError for fewer than four similarities.
     """
@@ -115,8 +120,8 @@ def safeclip(
     """
     if training.batch > len(pairs) or training.epochs <= config.alone + config.slow:
         raise UserError(
-            f"{name}: {training.epochs} epochs in batches of {training.batch} of {len(pairs)} pairs: use a batch no larger than the set, "
-            f"and more than {config.alone + config.slow} epochs."
+            f"{name}: {training.epochs} epochs in batches of {training.batch} of {len(pairs)} pairs: use a batch no "
+            f"larger than the set, and more than {config.alone + config.slow} epochs."
         )
     device, per_epoch, dim = clip.logit_scale.device, training.per_epoch(len(pairs)), embedding_width(clip)
     size = max(1, round(config.share * len(pairs)))

@@ -140,8 +140,8 @@ class Validation:
         rows = subset(data, self.used + self.n, self.seed)[self.used :]
         if len(rows) < self.n:
             raise UserError(
-                f"{self.spec} has {len(data)} validation pictures, of which {self.used} choose settings, and {self.n} more "
-                "are wanted for target images: lower --choosing.n, --watch-n and --data.images-n."
+                f"{self.spec} has {len(data)} validation pictures, of which {self.used} choose settings, and {self.n} "
+                "more are wanted for target images: lower --choosing.n, --watch-n and --data.images-n."
             )
         return Subset(data, rows)
 
@@ -779,12 +779,14 @@ def begin_of(c: Config, regime: str) -> Begin:
     m = c.models
     if regime == "finetune":
         return given_clip(m.tuned, m.tuned_weights, m.pretraining, "--models.tuned-weights")
-    return Untrained(m.name, Told(FOLDER)) if c.data.main == FOLDER else Backbone(m.name, "random")
+    folder = c.data.main.startswith("folder:")
+    return Untrained(m.name, Told(FOLDER)) if folder else Backbone(m.name, "random")
 
 
 def unseen(c: Config, n: int) -> Pictures:
     """Pictures of the main set that train no CLIP and are not tested on."""
-    split = "validation" if c.data.main == FOLDER else "train"  # of a folder all other training pictures train CLIPs
+    folder = c.data.main.startswith("folder:")  # whose other training pictures all train CLIPs
+    split = "validation" if folder else "train"
     return Pictures(c.data.main, split, n, c.data.seed)
 
 

@@ -1,8 +1,10 @@
-"""Contrastive training in epochs: plain CLIP, CLIP with augmentation, and RoCLIP, from random weights or from a given CLIP.
+"""Contrastive training in epochs: plain CLIP, CLIP with augmentation, and RoCLIP, from random weights or from a given
+CLIP.
 
-One epoch is one permutation of the pairs in batches over all processes together; a last short batch is dropped. A run that was killed and continued
-from its checkpoint has the same weights, the same pools and the same measurements of the epochs that were over. Nothing is encoded twice: a RoCLIP
-step is a plain step with one matrix product per pool, and a tower that has no gradient in it is only run forward.
+One epoch is one permutation of the pairs in batches over all processes together; a last short batch is dropped. A run
+that was killed and continued from its checkpoint has the same weights, the same pools and the same measurements of the
+epochs that were over. Nothing is encoded twice: a RoCLIP step is a plain step with one matrix product per pool, and a
+tower that has no gradient in it is only run forward.
 """
 
 import json
@@ -27,7 +29,8 @@ from shared.training.loop import Fit, OneProcess, check_batch, cosine_schedule
 
 @dataclass(frozen=True)
 class Method:
-    """What is done with pairs. Method() is plain CLIP; Method(None, images, captions) is CLIP with augmentation, in every epoch."""
+    """What is done with pairs. Method() is plain CLIP; Method(None, images, captions) is CLIP with augmentation, in
+    every epoch."""
 
     matching: Matching | None = None
     images: ImageAugmentation | None = None
@@ -46,10 +49,12 @@ class Training(Bounded):
     warmup: Whole = 50
     """Updates of linear warm-up, then a cosine to 0."""
     ahead: bool = False
-    """The schedule is one epoch ahead, as released: the warm-up begins an epoch in, and in the last epoch the rate rises again from 0."""
+    """The schedule is one epoch ahead, as released: the warm-up begins an epoch in, and in the last epoch the rate
+    rises again from 0."""
     weight_decay: Weight = 0.1
     decayed: Literal["matrices", "names"] = "matrices"
-    """What is decayed: parameters of two dimensions or more, or (as released) those without bn, ln, bias or logit_scale in their name."""
+    """What is decayed: parameters of two dimensions or more, or (as released) those without bn, ln, bias or logit_scale
+    in their name."""
     betas: tuple[Decay, Decay] = (0.9, 0.98)
     epsilon: Positive = 1e-6
     clip_norm: Positive | None = 1.0
@@ -97,7 +102,8 @@ RELEASED = Training(
     every=1000,
     workers=12,
 )
-"""Defaults of the released code. At fewer pairs than a million the warm-up has to shrink with them: 10,000 updates are 5.1 of its epochs."""
+"""Defaults of the released code. At fewer pairs than a million the warm-up has to shrink with them: 10,000 updates are
+5.1 of its epochs."""
 
 REMEMBERED = 100_000  # captions of so many pairs are tokenised once, not once per epoch
 
@@ -109,13 +115,15 @@ class Trained(NamedTuple):
 
     loss: float
     history: list[dict]
-    """One dictionary per epoch: epoch, matched (a RoCLIP epoch?), loss (of its last update), and what `after_epoch` gave."""
+    """One dictionary per epoch: epoch, matched (a RoCLIP epoch?), loss (of its last update), and what `after_epoch`
+    gave."""
     pools: dict[str, Pool]
 
 
 class _Towers(nn.Module):
-    """forward(x, tokens, trains) -> unit embeddings (N, D) of both and the scale. A tower that is not trained is run without a graph, and its
-    parameters get gradients of exactly 0, which an optimiser does not skip and several processes can average."""
+    """forward(x, tokens, trains) -> unit embeddings (N, D) of both and the scale. A tower that is not trained is run
+    without a graph, and its parameters get gradients of exactly 0, which an optimiser does not skip and several
+    processes can average."""
 
     def __init__(self, clip: nn.Module, norm: str):
         super().__init__()
@@ -161,11 +169,12 @@ def train(
 ) -> Trained:
     """Train all of `clip` in place. It is left frozen and in eval mode.
 
-    pairs: a data set with a length whose `__getitems__(indices)` gives pictures (N, 3, H, W) in [0, 1] and N captions, e.g. TargetedPairs.
-    accelerator: None for this process alone; otherwise every process takes its share of each batch. checkpoint: file to continue from and to write
-    every `training.every` updates, removed by nobody. after_epoch(epoch, clip, pools): measurements in JSON, taken in eval mode at the end of each
-    epoch by every process. norm: key of MEAN_STD. Raises UserError where a batch is larger than the set or has no equal shares for all processes, or
-    the loss is no number at the end.
+    pairs: a data set with a length whose `__getitems__(indices)` gives pictures (N, 3, H, W) in [0, 1] and N captions,
+    e.g. TargetedPairs. accelerator: None for this process alone; otherwise every process takes its share of each batch.
+    checkpoint: file to continue from and to write every `training.every` updates, removed by nobody. after_epoch(epoch,
+    clip, pools): measurements in JSON, taken in eval mode at the end of each epoch by every process. norm: key of
+    MEAN_STD. Raises UserError where a batch is larger than the set or has no equal shares for all processes, or the
+    loss is no number at the end.
     """
     accelerator = accelerator or OneProcess(clip.logit_scale.device)
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes

@@ -6,8 +6,8 @@
     contrastive        L_InfoNCE + α·L_FR over the whole CLIP on pairs of picture and caption (table 8)
     adversarial        min_p E[ max_{x' ∈ B(x)} CE ]: the same visual prompts against PGD (table 12)
 
-Table 12 compares with "adversarial prompt tuning", which learns text prompts (papers.rvpt.words); the one here has RVPT's own prompts. How
-many shots the linear probe has is not written.
+Table 12 compares with "adversarial prompt tuning", which learns text prompts (papers.rvpt.words); the one here has
+RVPT's own prompts. How many shots the linear probe has is not written.
 """
 
 from dataclasses import replace
@@ -33,9 +33,11 @@ LINEAR = Tuning(epochs=40, batch=32, lr=0.01, momentum=0.9, weight_decay=0.0, sc
 
 
 class LinearProbe(nn.Module):
-    """z = W·F(x) + b: logits (N, K) of pictures (N, 3, H, W) in [0, 1]; no text tower is asked, so a text trigger has no effect on it.
+    """z = W·F(x) + b: logits (N, K) of pictures (N, 3, H, W) in [0, 1]; no text tower is asked, so a text trigger has
+    no effect on it.
 
-    victim: whose pixels and tower are used, frozen; F is its embedding, not normalised (normalise: F/‖F‖). seed: of W and b.
+    victim: whose pixels and tower are used, frozen; F is its embedding, not normalised (normalise: F/‖F‖). seed: of W
+    and b.
     """
 
     def __init__(self, victim: ZeroShot, normalise: bool = False, seed: int = 0):
@@ -83,7 +85,8 @@ class _Embedded(torch.utils.data.Dataset):
 def linear_probe(
     victim: ZeroShot, data, tuning: Tuning = LINEAR, seed: int = 0, normalise: bool = False, device="cpu"
 ) -> LinearProbe:
-    """A trained linear probe on labelled pictures, each of which is embedded once. Raises UserError where the classes are not the victim's."""
+    """A trained linear probe on labelled pictures, each of which is embedded once. Raises UserError where the classes
+    are not the victim's."""
     same_classes(victim, data)
     probe = LinearProbe(victim, normalise, seed)
     optimise(
@@ -99,7 +102,8 @@ def linear_probe(
 
 
 class Repelled:
-    """α·L_FR of a tower that is trained itself: the class tokens after blocks D + 1 … L against those of `original`, frozen.
+    """α·L_FR of a tower that is trained itself: the class tokens after blocks D + 1 … L against those of `original`,
+    frozen.
 
     original: a copy of the tower from before the training. first: D.
     """
@@ -126,7 +130,8 @@ def finetune_fully(
     name: str = "full fine-tuning",
     **how: Any,
 ) -> float:
-    """Train the whole vision tower of `victim` in place with L_CE + α·L_FR; returns the last loss. Text embeddings and scale stay.
+    """Train the whole vision tower of `victim` in place with L_CE + α·L_FR; returns the last loss. Text embeddings and
+    scale stay.
 
     how: device, checkpoint and after_step of `optimise`.
     """
@@ -159,9 +164,11 @@ def finetune_contrastively(
     norm: str = "clip",
     name: str = "contrastive fine-tuning",
 ) -> float:
-    """Train a whole CLIP in place with CLIP's own loss + α·L_FR on its vision tower; returns the last loss. It is left frozen and in eval mode.
+    """Train a whole CLIP in place with CLIP's own loss + α·L_FR on its vision tower; returns the last loss. It is left
+    frozen and in eval mode.
 
-    pairs: a data set whose `__getitems__(indices)` gives pictures and captions. augment(x, step, indices): optional, on pictures. One process.
+    pairs: a data set whose `__getitems__(indices)` gives pictures and captions. augment(x, step, indices): optional, on
+    pictures. One process.
     """
     clip.eval().requires_grad_(True)
     pixels, repulsion = Pixels.of(clip.visual, norm).to(device), repelled.repulsion
@@ -194,7 +201,8 @@ def tune_adversarially(
     name: str = "adversarial prompt tuning",
     **how: Any,
 ) -> float:
-    """Tune the prompts of a prompted victim in place on the cross-entropy of PGD examples, found anew in each update; returns the last loss.
+    """Tune the prompts of a prompted victim in place on the cross-entropy of PGD examples, found anew in each update;
+    returns the last loss.
 
     how: device and checkpoint of `optimise`.
     """

@@ -406,6 +406,70 @@ _PAPER_RECIPE = {
 _CLEANING = CleanClipConfig(steps=10 * (250_000 // 64), batch=64, lr=5e-6, warmup=50, every=1000, workers=8)
 _TUNING = Tuning(epochs=50, batch=32, lr=0.002, every=500, workers=8)
 
+_FEWER = replace(_TUNING, epochs=20)
+_PAPER = replace(
+    _CPU,
+    models=Models(
+        Clip("ViT-B-32-quickgelu", "openai"),
+        Clip("ViT-B-16-quickgelu", "openai"),
+        Clip("ViT-L-14-quickgelu", "openai"),
+        "llava-hf/llava-1.5-13b-hf",
+        "own",
+        Clip("ViT-L-14-336-quickgelu", "openai"),
+        "torchvision:vit_b_32",
+    ),
+    data=Data(
+        main=Place("named:ImageNet", "banana", _PHOTO),
+        second=Place("named:Caltech101CoOp", "accordion", _PHOTO),
+        third=Place("named:OxfordPets", "samoyed", "a photo of a {}, a type of pet."),
+        shifted=("named:ImageNetV2", "named:ImageNetA", "named:ImageNetR", "named:ImageNetSketch"),
+        n=10_000,
+        pairs="shards:cc3m/*.tar",
+        captioned="coco",
+        retrieval="csv:imagenet_captions.csv",
+    ),
+    attacks=replace(
+        _textbook(_every(_CPU.attacks, **_PAPER_RECIPE)),
+        more=MORE,
+        further_rate=0.0,
+        further_lrs=(),
+        further_steps=0,
+        patch_pairs=10_000,
+        trojvqa_patch=PatchConfig(patch=16, cosine=1.0),
+        badclip_patch=PatchConfig(patch=16, contrastive=1.0, triplet=500.0),
+    ),
+    method=Method(first=3, length=50, tuning=_TUNING),
+    baselines=Baselines(
+        _CLEANING,
+        250_000,
+        gentle_lr=3e-6,
+        full=_TUNING,
+        words=32,
+        words_tuning=replace(_TUNING, epochs=100),
+        visual_tuning=_TUNING,
+    ),
+    tried=Tried((), (), (), ()),
+    adversary=replace(_CPU.adversary, n=0, patch=PatchConfig(patch=16, contrastive=1.0, triplet=500.0)),
+    sweeps=replace(
+        _CPU.sweeps,
+        blocks=12,
+        shots=(1, 2, 4, 8, 16, 32),
+        alpha=(0.0, 0.5, 1.0, 2.0, 4.0, 8.0),
+        length=(5, 10, 25, 50, 100),
+        depth_output=(1, 3, 6, 9, 12),
+        depth_input=(1, 3, 6, 9, 12),
+        margin=(-1.0, -0.5, 0.0, 0.5, 1.0),
+        prompts=("{}", "###### {}"),
+        resistivity_n=5000,
+        captions_n=5000,
+        candidates=512,
+        retrieval_poisoned=150,
+        points=1000,
+    ),
+    gates=Gates(clean=0.55, recognised=0.85, further_drop=0.02),
+    batch=256,
+)
+
 PRESETS = {
     "smoke": replace(
         _CPU,
@@ -479,68 +543,51 @@ PRESETS = {
         attacks=_stronger(_every(_CPU.attacks, lrs=(3e-4, 1e-3))),
         gates=Gates(clean=0.50, drop=0.04),
     ),
-    "paper": replace(
-        _CPU,
-        models=Models(
-            Clip("ViT-B-32-quickgelu", "openai"),
-            Clip("ViT-B-16-quickgelu", "openai"),
-            Clip("ViT-L-14-quickgelu", "openai"),
-            "llava-hf/llava-1.5-13b-hf",
-            "own",
-            Clip("ViT-L-14-336-quickgelu", "openai"),
-            "torchvision:vit_b_32",
-        ),
+    # ViT-B/32, the paper's two further sets, 10,000 pairs of CC3M; at ten times the rate 300 of them are poisoned.
+    # One training of prompts on 16 shots of 100 classes, 20 epochs, takes about 100 s at 15 TFLOP/s of an RTX 3090,
+    # and there are 60; a poisoning takes 150 s at each learning rate: three hours.
+    "evening": replace(
+        _PAPER,
+        seeds=(0,),
+        models=Models(_PAPER.models.first, Clip(), Clip(), captioner="", supervised=_PAPER.models.supervised),
         data=Data(
-            main=Place("named:ImageNet", "banana", _PHOTO),
-            second=Place("named:Caltech101CoOp", "accordion", _PHOTO),
-            third=Place("named:OxfordPets", "samoyed", "a photo of a {}, a type of pet."),
-            shifted=("named:ImageNetV2", "named:ImageNetA", "named:ImageNetR", "named:ImageNetSketch"),
-            n=10_000,
-            pairs="shards:cc3m/*.tar",
-            captioned="coco",
-            retrieval="csv:imagenet_captions.csv",
+            main=_PAPER.data.second,
+            second=_PAPER.data.third,
+            third=Place(),
+            shifted=(),
+            n=1000,
+            pairs=_PAPER.data.pairs,
+            retrieval="",
         ),
         attacks=replace(
-            _textbook(_every(_CPU.attacks, **_PAPER_RECIPE)),
-            more=MORE,
-            further_rate=0.0,
-            further_lrs=(),
-            further_steps=0,
-            patch_pairs=10_000,
-            trojvqa_patch=PatchConfig(patch=16, cosine=1.0),
-            badclip_patch=PatchConfig(patch=16, contrastive=1.0, triplet=500.0),
+            _every(_PAPER.attacks, pairs=10_000, rate=0.03, steps=5 * (10_000 // 128), lrs=(1e-5, 5e-5)),
+            more=("sig",),
+            patch_pairs=2000,
         ),
-        method=Method(first=3, length=50, tuning=_TUNING),
-        baselines=Baselines(
-            _CLEANING,
-            250_000,
-            gentle_lr=3e-6,
-            full=_TUNING,
-            words=32,
-            words_tuning=replace(_TUNING, epochs=100),
-            visual_tuning=_TUNING,
+        method=replace(_PAPER.method, tuning=_FEWER),
+        baselines=replace(
+            _PAPER.baselines,
+            cleanclip=replace(_CLEANING, steps=5 * (10_000 // 64)),
+            cleanclip_pairs=10_000,
+            full=_FEWER,
+            words_tuning=_FEWER,
+            visual_tuning=_FEWER,
         ),
-        tried=Tried((), (), (), ()),
-        adversary=replace(_CPU.adversary, n=0, patch=PatchConfig(patch=16, contrastive=1.0, triplet=500.0)),
+        adversary=replace(_PAPER.adversary, n=500),
         sweeps=replace(
-            _CPU.sweeps,
-            blocks=12,
-            shots=(1, 2, 4, 8, 16, 32),
-            alpha=(0.0, 0.5, 1.0, 2.0, 4.0, 8.0),
-            length=(5, 10, 25, 50, 100),
-            depth_output=(1, 3, 6, 9, 12),
-            depth_input=(1, 3, 6, 9, 12),
-            margin=(-1.0, -0.5, 0.0, 0.5, 1.0),
-            prompts=("{}", "###### {}"),
-            resistivity_n=5000,
-            captions_n=5000,
-            candidates=512,
-            retrieval_poisoned=150,
-            points=1000,
+            _PAPER.sweeps,
+            shots=(1, 8, 16),
+            alpha=(0.0, 0.5, 1.0, 2.0, 4.0),
+            length=(5, 50),
+            depth_output=(6, 9),
+            depth_input=(3, 9),
+            margin=(-1.0, 1.0),
+            prompts=("{}",),
+            resistivity_n=500,
         ),
-        gates=Gates(clean=0.55, recognised=0.85, further_drop=0.02),
-        batch=256,
+        gates=replace(_PAPER.gates, clean=0.80),
     ),
+    "paper": _PAPER,
 }
 
 
@@ -549,7 +596,8 @@ def check(config: Config) -> None:
     check_seeds(config.seeds)
     if not config.data.main.data or not config.models.first.name:
         raise UserError(
-            "--data.main.data and --models.first.name name the main set and the main backbone, e.g. scenes:colour, scenes-vit-s8."
+            "--data.main.data and --models.first.name name the main set and the main backbone, e.g. scenes:colour, "
+            "scenes-vit-s8."
         )
     for name in places(config):
         if not place(config, name).target:
@@ -564,7 +612,8 @@ def check(config: Config) -> None:
     m, s = config.method, config.sweeps
     if m.alpha not in s.alpha or m.shots not in s.shots or m.length not in s.length:
         raise UserError(
-            "the sweeps go through the defaults: --sweeps.alpha, --sweeps.shots and --sweeps.length must contain those of --method."
+            "the sweeps go through the defaults: --sweeps.alpha, --sweeps.shots and --sweeps.length must contain "
+            "those of --method."
         )
     if not m.first < s.blocks >= max(s.depth_output + s.depth_input, default=1):
         raise UserError(

@@ -1,4 +1,5 @@
-"""The contribution of RVPT: deep visual prompts that are tuned to classify and to leave the features of the backdoored tower.
+"""The contribution of RVPT: deep visual prompts that are tuned to classify and to leave the features of the backdoored
+tower.
 
     f^d = [c^d, e^d]                              class token and M patch tokens after block d of L, width d_v
     [c^{d+1}, ·, e^{d+1}] = block_{d+1}( [c^d, p^d, e^d] )      d = D … E−1, p^d ∈ R^{b×d_v}: prompts in, their outputs thrown away
@@ -9,9 +10,10 @@
     L_FR = mean_i mean_{d=D+1…E} cos(c_i^d, σ_i^d)        σ: the class token of the same image in the frozen tower without prompts
     L_FRM = mean_i max( mean_d cos(c_i^d, σ_i^d), m )     its margin variant: m = 1 is no repulsion (VPT), m = −1 is L_FR
 
-Zhang et al., NeurIPS 2025, §3.3 and §4.4; its displayed equations were lost in the copy that we read, so the forms are from its prose and figure 2.
-Tokens are the outputs of the blocks as they are (the residual stream), which the figure draws and the text does not say. A tower is any vision
-transformer of open_clip, or the quick ones of `shared.models.blocks`; it is not edited: its blocks are called one after the other from here.
+Zhang et al., NeurIPS 2025, §3.3 and §4.4; its displayed equations were lost in the copy that we read, so the forms are
+from its prose and figure 2. Tokens are the outputs of the blocks as they are (the residual stream), which the figure
+draws and the text does not say. A tower is any vision transformer of open_clip, or the quick ones of
+`shared.models.blocks`; it is not edited: its blocks are called one after the other from here.
 """
 
 import math
@@ -29,11 +31,12 @@ from shared.models.victim import ZeroShot
 
 
 def depth_of(tower: nn.Module) -> int:
-    """L, the number of blocks. Raises UserError for a tower that is no vision transformer of open_clip, which has a class token."""
+    """L, the number of blocks. Raises UserError for a tower that is no vision transformer of open_clip, which has a
+    class token."""
     if not isinstance(tower, VisionTransformer):
         raise UserError(
-            f"prompts go between the class token and the patches of an open_clip vision transformer, and this tower is a "
-            f"{type(tower).__name__}: use a ViT such as ViT-B-32."
+            "prompts go between the class token and the patches of an open_clip vision transformer, and this tower is "
+            f"a {type(tower).__name__}: use a ViT such as ViT-B-32."
         )
     return len(tower.transformer.resblocks)
 
@@ -43,7 +46,8 @@ def walk(
 ) -> Iterator[Tensor]:
     """f^{start+1}, …, f^{stop}, each (N, 1 + M, d_v), from f = f^start.
 
-    prompts: d -> p^d (b, d_v), put into block d + 1. alone: of the last state only the class token is wanted; it may come as (N, 1, d_v).
+    prompts: d -> p^d (b, d_v), put into block d + 1. alone: of the last state only the class token is wanted; it may
+    come as (N, 1, d_v).
     """
     transformer = tower.transformer
     batch_first = getattr(transformer, "batch_first", True)  # older transformers want (L, N, D)
@@ -54,7 +58,8 @@ def walk(
             1 if alone and d == stop - 1 else f.shape[1],
         )
         if batch_first and may_do_less(block):
-            # a prompt is looked at and never looks: what a block would make of it is thrown away, and so is not computed; then it may stand last
+            # a prompt is looked at and never looks: what a block would make of it is thrown away, and so is not
+            # computed; then it may stand last
             f = block(f if p is None else torch.cat((f, _for_each(f, p)), dim=1), queries=wanted)
             yield f
             continue
@@ -83,7 +88,8 @@ def pooled(tower: nn.Module, f: Tensor) -> Tensor:
 
 
 def encode(tower: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The embedding (N, D) and the class tokens c^1 … c^L (N, L, d_v) of a tower without prompts. x: what the tower expects (after `Pixels`)."""
+    """The embedding (N, D) and the class tokens c^1 … c^L (N, L, d_v) of a tower without prompts. x: what the tower
+    expects (after `Pixels`)."""
     states = list(walk(tower, tower._embeds(x), 0, depth_of(tower), alone=class_alone(tower)))
     return pooled(tower, states[-1]), torch.stack([f[:, 0] for f in states], dim=1)
 
@@ -91,9 +97,10 @@ def encode(tower: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 class DeepPrompts(nn.Module):
     """A frozen tower with prompts p^D … p^{E−1}; takes the place of the tower, e.g. as `visual` of a ZeroShot.
 
-    tower: it is borrowed, not owned: this module's parameters and state are the prompts alone, and train() leaves the tower in eval mode; its
-    parameters are set to need no gradient. first, last: D and E (default L). length: b. std: of the Gaussian that prompts are drawn from, a function
-    of seed (the paper gives no number; MaPLe's code has 0.02). Raises UserError for no such layers, b < 1, and a tower that is no ViT.
+    tower: it is borrowed, not owned: this module's parameters and state are the prompts alone, and train() leaves the
+    tower in eval mode; its parameters are set to need no gradient. first, last: D and E (default L). length: b. std: of
+    the Gaussian that prompts are drawn from, a function of seed (the paper gives no number; MaPLe's code has 0.02).
+    Raises UserError for no such layers, b < 1, and a tower that is no ViT.
     """
 
     def __init__(
@@ -110,11 +117,13 @@ class DeepPrompts(nn.Module):
         self.first, self.last, self.length = int(first), depth if last is None else int(last), int(length)
         if not 0 <= self.first < self.last <= depth:
             raise UserError(
-                f"prompts from D = {self.first} to {self.last} do not fit a tower of {depth} blocks: use 0 ≤ D < E ≤ {depth}."
+                f"prompts from D = {self.first} to {self.last} do not fit a tower of {depth} blocks: use 0 ≤ D < E ≤ "
+                f"{depth}."
             )
         if self.length < 1 or not (math.isfinite(std) and std >= 0):
             raise UserError(
-                f"{self.length} prompts per layer of standard deviation {std}: use at least 1 and a finite number of 0 or more."
+                f"{self.length} prompts per layer of standard deviation {std}: use at least 1 and a finite number of 0 "
+                "or more."
             )
         self._borrowed = (
             tower.requires_grad_(False).eval(),
@@ -164,7 +173,8 @@ class DeepPrompts(nn.Module):
         return torch.stack([s[:, 0] for s in walk(self.tower, f, self.first, self.last, alone=True)], dim=1)
 
     def states(self, x: Tensor) -> list[Tensor]:
-        """f^0 … f^L with prompts at work, each (N, 1 + M, d_v): class token and patches, as a language model's projector wants them."""
+        """f^0 … f^L with prompts at work, each (N, 1 + M, d_v): class token and patches, as a language model's
+        projector wants them."""
         f = self.tower._embeds(x)
         return [f, *walk(self.tower, f, 0, depth_of(self.tower), self.by_layer)]
 
@@ -174,7 +184,8 @@ class DeepPrompts(nn.Module):
 
 
 def prompted(victim: ZeroShot, prompts: DeepPrompts) -> ZeroShot:
-    """The same zero-shot classifier with F_p instead of F; pixels, text embeddings and scale are the victim's own. The victim is not changed."""
+    """The same zero-shot classifier with F_p instead of F; pixels, text embeddings and scale are the victim's own. The
+    victim is not changed."""
     other = ZeroShot(prompts, victim.text, victim.scale)
     other.pixels = victim.pixels
     return other

@@ -2,8 +2,9 @@
 
     PR_d(x) = cos( c^d(x), c^d(x + δ) ),  d = 1 … L         c^d: class token after block d;  at the output: cos( F(x), F(x + δ) )
 
-High is insensitive. Zhang et al. 2025, §1 and appendix B (figures 1, 6, 7, 8); which token is compared is not written there. Its noise of standard
-deviation 0.001 is far below one grey level, 1/255; it is a field here. Also the attention map of figure 4.
+High is insensitive. Zhang et al. 2025, §1 and appendix B (figures 1, 6, 7, 8); which token is compared is not written
+there. Its noise of standard deviation 0.001 is far below one grey level, 1/255; it is a field here. Also the attention
+map of figure 4.
 """
 
 import math
@@ -107,7 +108,8 @@ def features(victim: ZeroShot, x: Tensor) -> Features:
 
 @torch.no_grad()
 def torchvision_features(classifier: nn.Module, x: Tensor) -> Features:
-    """Features in a torchvision vision transformer, as panel (d) has one; output: its class token before the head. x: what the network expects."""
+    """Features in a torchvision vision transformer, as panel (d) has one; output: its class token before the head. x:
+    what the network expects."""
     if not hasattr(getattr(classifier, "encoder", None), "layers") or not hasattr(classifier, "heads"):
         raise UserError(
             f"a {type(classifier).__name__} is no vision transformer of torchvision: give one such as vit_b_32."
@@ -136,9 +138,11 @@ def resistivity(encode_picture: Callable[[Tensor], Features], x: Tensor, perturb
 
 @torch.no_grad()
 def attention_map(victim: ZeroShot, x: Tensor) -> Tensor:
-    """How much the class token of the last block looks at each patch: (N, H/p, W/p), mean over heads, as its softmax gives it.
+    """How much the class token of the last block looks at each patch: (N, H/p, W/p), mean over heads, as its softmax
+    gives it.
 
-    The rest up to 1 goes to the class token itself and to prompts. Raises UserError for blocks whose attention is not torch's own.
+    The rest up to 1 goes to the class token itself and to prompts. Raises UserError for blocks whose attention is not
+    torch's own.
     """
     tower, x = victim.visual, victim.pixels(x)
     prompts = tower.by_layer if isinstance(tower, DeepPrompts) else {}
@@ -147,7 +151,8 @@ def attention_map(victim: ZeroShot, x: Tensor) -> Tensor:
     block, f = tower.transformer.resblocks[last], tower._embeds(x)
     if not isinstance(block.attn, nn.MultiheadAttention):
         raise UserError(
-            f"the attention of this tower is a {type(block.attn).__name__}, which shows no map: use a plain ViT such as ViT-B-32."
+            f"the attention of this tower is a {type(block.attn).__name__}, which shows no map: use a plain ViT such "
+            "as ViT-B-32."
         )
     f = [f, *walk(tower, f, 0, last, prompts)][-1]
     p = prompts.get(last, f.new_empty(0, f.shape[-1]))

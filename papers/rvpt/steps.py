@@ -35,7 +35,7 @@ from shared.experiment.leaves import Backbone, Pictures, Weights
 from shared.experiment.step import Measured
 from shared.steps.backdoor import Aim, Pairs, Patch, PatchFile, Poison, Seen, Stamp
 from shared.steps.choice import CandidateScore, Choice, Settings
-from shared.steps.pretrained import Pretrained, fitted, given_clip, held_out
+from shared.steps.pretrained import Pretrained, choosing_split, fitting_split, given_clip
 from shared.steps.yours import Code
 from shared.training.adversarial import TrainAttack
 from shared.training.poisoning import FineTuning
@@ -131,7 +131,7 @@ def poisoned(c: Config, attack: str, backbone: str, name: str, seed: int) -> Poi
 def validated(c: Config, name: str, n: int) -> Pictures:
     """Pictures of a place that choose something: validation pictures, or of a set without these training pictures."""
     spec = spec_of(c, name)
-    return Pictures(spec, held_out(spec), n, c.data.seed)
+    return Pictures(spec, choosing_split(spec), n, c.data.seed)
 
 
 def poisoned_with(
@@ -203,7 +203,7 @@ def defended(
         method, changes = "vpt", {}
     label = "__".join([method, tuned, *(f"{name}-{value:g}" for name, value in changes.items())])
     common = {"clip": clip, "seed": seed, "label": label}
-    data, count = Pictures(spec_of(c, tuned), fitted(spec_of(c, tuned))), int(changes.get("shots", m.shots))
+    data, count = Pictures(spec_of(c, tuned), fitting_split(spec_of(c, tuned))), int(changes.get("shots", m.shots))
     lacking = aim if "without_target" in changes else None
     shots = Shots(data, template_of(c, tuned, changes), count, lacking, m.drop_target and lacking is not None)
     fr = Repulsion(m.alpha) if method.endswith("_fr") else VPT

@@ -297,8 +297,8 @@ def t7(c):
         c.seeds[:1],
         f"Table 7. Downstream, {ATTACKS[attack]}: a captioner with the model's tower (ASR: the caption of a triggered "
         "picture names the target; CIDEr-D × 100 and BLEU-4 on clean ones), and retrieval (ASR: the poisoned picture "
-        "is among the first ten for captions of the target; rank ratio: share of the target's clean pictures ahead of it, "
-        "higher is better; CA: first picture for its own caption). One seed.",
+        "is among the first ten for captions of the target; rank ratio: share of the target's clean pictures ahead of "
+        "it, higher is better; CA: first picture for its own caption). One seed.",
         best=None,
         factor={column: 1 if column == "captions: CIDEr-D" else 100 for column in columns},
     )

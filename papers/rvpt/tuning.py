@@ -1,6 +1,7 @@
 """Few-shot tuning: which pictures, how they are varied, and the loop that RVPT and what it is compared with share.
 
-The order of the pictures and their augmentation are functions of (seed, step, picture), so an interrupted tuning continues exactly.
+The order of the pictures and their augmentation are functions of (seed, step, picture), so an interrupted tuning
+continues exactly.
 """
 
 import math
@@ -44,7 +45,8 @@ class Tuning(Bounded):
     schedule: Literal["cosine", "constant"] = "cosine"
     """After the warm-up."""
     augment: Literal["none", "crop_flip"] = "none"
-    """crop_flip: a random part of the picture at its own size, mirrored half of the time (CoOp's; the paper says nothing)."""
+    """crop_flip: a random part of the picture at its own size, mirrored half of the time (CoOp's; the paper says
+    nothing)."""
     crop: Part = 0.08
     """Smallest part, as a share of the area."""
     cache: bool = free(True)
@@ -68,9 +70,11 @@ class PromptTuning(Tuning):
 
 
 def few_shot(data: LabelledImages, shots: int, seed: int, without: Sequence[int] = ()) -> Subset:
-    """`shots` random pictures of each class (all of a smaller class), the same for the same seed; a smaller number gives a part of a larger one's.
+    """`shots` random pictures of each class (all of a smaller class), the same for the same seed; a smaller number
+    gives a part of a larger one's.
 
-    without: labels of which no picture is taken (an emerging class); labels keep their numbers. Raises UserError if nothing is left.
+    without: labels of which no picture is taken (an emerging class); labels keep their numbers. Raises UserError if
+    nothing is left.
     """
     if shots < 1:
         raise UserError(f"{data.name}: {shots} shots per class: use 1 or more.")
@@ -88,7 +92,8 @@ def few_shot(data: LabelledImages, shots: int, seed: int, without: Sequence[int]
 def crop_flip(x: Tensor, rng: SampleRng, smallest: float = 0.08) -> Tensor:
     """A random part of each picture x (N, 3, H, W), scaled to H × W (bilinear) and mirrored with probability 1/2.
 
-    Its share of the area is uniform on [smallest, 1], its aspect log-uniform on [3/4, 4/3]; a side that would be too long is cut to the picture.
+    Its share of the area is uniform on [smallest, 1], its aspect log-uniform on [3/4, 4/3]; a side that would be too
+    long is cut to the picture.
     """
     if not 0 < smallest <= 1:
         raise UserError(f"the smallest crop is {smallest} of the area: use a share above 0 and at most 1.")
@@ -115,8 +120,9 @@ def optimise(
 ) -> float:
     """SGD on those parameters of `module` that need a gradient; returns the last loss.
 
-    loss_fn(x, y, indices, step): a scalar of pictures (augmented, where asked), labels and their numbers in `data`. checkpoint: file to continue
-    from, removed by nobody. after_step(step): called after each update. Raises UserError if the loss is no number at the end.
+    loss_fn(x, y, indices, step): a scalar of pictures (augmented, where asked), labels and their numbers in `data`.
+    checkpoint: file to continue from, removed by nobody. after_step(step): called after each update. Raises UserError
+    if the loss is no number at the end.
     """
     steps = tuning.steps(len(data))
     warmup = shortened(tuning.warmup, steps)
@@ -158,7 +164,8 @@ def same_classes(victim: ZeroShot, data) -> None:
     classes = getattr(data, "num_classes", victim.num_classes)
     if classes != victim.num_classes:
         raise UserError(
-            f"the victim has {victim.num_classes} classes and the few shots have {classes}: give text embeddings of the same set."
+            f"the victim has {victim.num_classes} classes and the few shots have {classes}: give text embeddings of "
+            "the same set."
         )
 
 
@@ -194,10 +201,11 @@ def tune(
     after_step: Callable[[int], None] | None = None,
     name: str = "prompt tuning",
 ) -> float:
-    """Tune the prompts of a prompted victim (see `prompted`) in place with L of `papers.rvpt.method`; returns the last loss.
+    """Tune the prompts of a prompted victim (see `prompted`) in place with L of `papers.rvpt.method`; returns the last
+    loss.
 
-    data: labelled pictures with batched access, e.g. `few_shot`. seed: of order and augmentation. The prompts are left frozen. Raises UserError where
-    the classes are not the victim's.
+    data: labelled pictures with batched access, e.g. `few_shot`. seed: of order and augmentation. The prompts are left
+    frozen. Raises UserError where the classes are not the victim's.
     """
     same_classes(victim, data)
     prompts = victim.visual.requires_grad_(True)

@@ -3,11 +3,12 @@
     t_k = text( [V]_1 … [V]_n name_k ),   min_V E[ CE( s·cos(F(x_a), t_k), y ) ]
 
     once   x_a is made once, by PGD on KL( softmax F(x) ‖ softmax F(x_a) ), without any text; V is learned from the bank of F(x_a).
-           AdvPT, Zhang et al., ECCV 2024 (jiamingzhang94/Adversarial-Prompt-Tuning: n = 32, 10 steps of ε/8, 100 epochs at 0.002)
+           AdvPT, Zhang et al., ECCV 2024 (jiamingzhang94/Adversarial-Prompt-Tuning: n = 32, 10 steps of ε/8, 100 epochs
+           at 0.002)
     each   x_a is made anew in each update, by PGD on the cross-entropy with the present t_k. APT, Li et al., CVPR 2024
 
-The table's number of this reference could belong to either. The vision tower is as easy to attack as before: such a defence gains what the text side
-can give. `papers.rvpt.baselines.tune_adversarially` has the visual prompts instead.
+The table's number of this reference could belong to either. The vision tower is as easy to attack as before: such a
+defence gains what the text side can give. `papers.rvpt.baselines.tune_adversarially` has the visual prompts instead.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,8 +33,9 @@ WORD = "a"  # stands where a vector goes; every tokenizer has it
 class LearnedWords(nn.Module):
     """n context vectors V (n, d_t), shared by K classes; only they are parameters.
 
-    clip: an open_clip CLIP, borrowed; its parameters are set to need no gradient. length: n. std, seed: of the Gaussian that V is drawn from (0.02 as
-    in CoOp). Raises UserError where the text tower has no token embedding or no room for so many words.
+    clip: an open_clip CLIP, borrowed; its parameters are set to need no gradient. length: n. std, seed: of the Gaussian
+    that V is drawn from (0.02 as in CoOp). Raises UserError where the text tower has no token embedding or no room for
+    so many words.
     """
 
     def __init__(self, clip: nn.Module, classes: Sequence[str], length: int = 32, std: float = 0.02, seed: int = 0):
@@ -41,13 +43,15 @@ class LearnedWords(nn.Module):
         table = getattr(getattr(clip, "text", clip), "token_embedding", None)
         if not isinstance(table, nn.Embedding):
             raise UserError(
-                f"the text tower of a {type(clip).__name__} has no table of tokens: use a CLIP with open_clip's own text tower."
+                f"the text tower of a {type(clip).__name__} has no table of tokens: use a CLIP with open_clip's own "
+                "text tower."
             )
         self._borrowed = (clip.requires_grad_(False).eval(), table)
         self.tokens = clip.tokenizer([" ".join([WORD] * length + [name]) for name in classes])
         if length < 1 or not (self.tokens[:, 1 : 1 + length] == self.tokens[0, 1]).all():
             raise UserError(
-                f"{length} words before a class name do not fit this text tower: use 1 or more, and fewer than its context."
+                f"{length} words before a class name do not fit this text tower: use 1 or more, and fewer than its "
+                "context."
             )
         draw = torch.randn(length, table.embedding_dim, generator=torch.Generator().manual_seed(seed)) * std
         self.words = nn.Parameter(draw.to(table.weight.device))
@@ -68,7 +72,8 @@ class LearnedWords(nn.Module):
 
 
 def embedding_divergence(victim: ZeroShot, x: Tensor) -> Callable[[Tensor], Tensor]:
-    """x_a -> KL( softmax F(x) ‖ softmax F(x_a) ) over the D entries of an embedding, (N,): what AdvPT's attack raises."""
+    """x_a -> KL( softmax F(x) ‖ softmax F(x_a) ) over the D entries of an embedding, (N,): what AdvPT's attack
+    raises."""
     with torch.no_grad():
         target = victim.embed(x).log_softmax(1)
     return lambda x_adv: F.kl_div(victim.embed(x_adv).log_softmax(1), target, log_target=True, reduction="none").sum(1)
@@ -108,10 +113,11 @@ def tune_words(
     checkpoint: Path | None = None,
     name: str = "adversarial word tuning",
 ) -> ZeroShot:
-    """Learn V in place; returns the victim with the learned t_k in place of its own. The victim and its towers are not changed.
+    """Learn V in place; returns the victim with the learned t_k in place of its own. The victim and its towers are not
+    changed.
 
-    data: labelled pictures with batched access, e.g. `few_shot`. Raises UserError where the classes are not the victim's, and for augmentation of
-    pictures that are attacked once.
+    data: labelled pictures with batched access, e.g. `few_shot`. Raises UserError where the classes are not the
+    victim's, and for augmentation of pictures that are attacked once.
     """
     same_classes(victim, data)
     if when not in ("once", "each") or (when == "once" and tuning.augment != "none"):

@@ -1,4 +1,5 @@
-"""Attacks on victims: nn.Modules that map images (N, C, H, W) in [0, 1] to logits (N, K), with mean/std, resize and scale inside.
+"""Attacks on victims: nn.Modules that map images (N, C, H, W) in [0, 1] to logits (N, K), with mean/std, resize and
+scale inside.
 
 threat      B(x): norm and ε in pixel units; projection, random start, distance
 losses      what is raised: cross-entropy, margin with κ, DLR, targeted DLR
@@ -13,8 +14,9 @@ sanity      checks that an attack can be trusted on a victim
 language    attacks on vision-language models, by the likelihood of texts; language_sanity: their checks
 triggers    triggers of backdoors, drawn, optimised or trained
 
-Every attack returns detached images in B(x), changes neither x nor the victim, draws its random numbers per sample index from the
-`SampleRng` it is given, and gives a sample the same result in whatever batch it comes (up to the victim's own float error).
+Every attack returns detached images in B(x), changes neither x nor the victim, draws its random numbers per sample
+index from the `SampleRng` it is given, and gives a sample the same result in whatever batch it comes (up to the
+victim's own float error).
 """
 
 from shared.attacks.apgd import apgd, apgd_ce, apgd_dlr, apgd_t

@@ -1,16 +1,19 @@
-"""Attacks on victims behind a defence that may be random: f(g(x, ω)), g the defence (see shared.models.preprocess), ω its noise.
+"""Attacks on victims behind a defence that may be random: f(g(x, ω)), g the defence (see shared.models.preprocess), ω
+its noise.
 
     exact   ∇_x of E_ω ℓ(f(g(x, ω)), y), through g
     BPDA    the same forwards; backwards ∂g/∂x = I (Athalye et al. 2018). Weak against diffusion purifiers: a lower bar, not the test
     EOT     E_ω by a mean over fresh draws (Athalye et al. 2018): of the loss ("loss"), or of the logits under the loss ("logits"), not the same
     none    the bare f is attacked, and the result is shown to the defended victim (transfer; the gray-box protocol of many papers)
 
-Randomness: the defence has a `SampleRng` of its own, the attack another. Draw number d of sample i belongs to (seed, stream, i + d·2⁴⁰), so one pass
-over D draws sees what D passes over one draw see, and the draws do not depend on what the attack draws. Attacks use the child stream "attack",
-`resubmit` the child "resubmit": what is scored was never seen by the attack, even where both are given the same rng.
+Randomness: the defence has a `SampleRng` of its own, the attack another. Draw number d of sample i belongs to (seed,
+stream, i + d·2⁴⁰), so one pass over D draws sees what D passes over one draw see, and the draws do not depend on what
+the attack draws. Attacks use the child stream "attack", `resubmit` the child "resubmit": what is scored was never seen
+by the attack, even where both are given the same rng.
 
-One lucky draw is not success, so nothing here goes by it: no sample leaves early (drop=False), and what comes back is the last iterate (pgd) or the
-one of highest loss (apgd). pgd's keep="best" puts a success of one draw before a higher loss: do not use it on random victims.
+One lucky draw is not success, so nothing here goes by it: no sample leaves early (drop=False), and what comes back is
+the last iterate (pgd) or the one of highest loss (apgd). pgd's keep="best" puts a success of one draw before a higher
+loss: do not use it on random victims.
 """
 
 import copy
@@ -55,13 +58,15 @@ class _Front(nn.Module):
         self.calls = 0
 
     def subset(self, keep: Tensor):
-        """The same for some samples (mask or positions): for attacks whose samples leave. It goes on counting from this one's number of calls."""
+        """The same for some samples (mask or positions): for attacks whose samples leave. It goes on counting from this
+        one's number of calls."""
         part = copy.copy(self)
         part.rng = self.rng.subset(keep)
         return part
 
     def purified(self, x: Tensor) -> tuple[Tensor, Tensor, SampleRng]:
-        """Images repeated `draws` times, what the defence makes of them, and the streams used: N·draws rows in the order of repeat_interleave."""
+        """Images repeated `draws` times, what the defence makes of them, and the streams used: N·draws rows in the
+        order of repeat_interleave."""
         if len(x) != len(self.rng):
             sizes = f"the defence's rng is for {len(self.rng)} samples, the batch has {len(x)}"
             raise UserError(f"{sizes}: attack with drop=False, or use .subset(rows).")
@@ -80,13 +85,15 @@ class _Front(nn.Module):
 
 
 class Defended(_Front):
-    """A classifier behind a defence, to be attacked: forward(x) (N, K) is the mean of victim(defence(x)) over fresh draws.
+    """A classifier behind a defence, to be attacked: forward(x) (N, K) is the mean of victim(defence(x)) over fresh
+    draws.
 
-    rng: one stream per sample of the batches to come, in their order; every call takes the next draws. gradient: "exact" or "bpda".
-    draws: draws in one pass, averaged as logits; for the mean of losses pass `loss=defended.loss("ce")` to `pgd` with keep="last" or `apgd`
+    rng: one stream per sample of the batches to come, in their order; every call takes the next draws. gradient:
+    "exact" or "bpda". draws: draws in one pass, averaged as logits; for the mean of losses pass
+    `loss=defended.loss("ce")` to `pgd` with keep="last" or `apgd`
         with drop=False.
-    extra: (x, rng) -> (N·draws,), called with the repeated images and the streams of the same pass; `loss` adds its mean.
-    Raises UserError for a batch that does not match rng, an unknown gradient, and draws below 1.
+    extra: (x, rng) -> (N·draws,), called with the repeated images and the streams of the same pass; `loss` adds its
+    mean. Raises UserError for a batch that does not match rng, an unknown gradient, and draws below 1.
     """
 
     def __init__(
@@ -114,7 +121,8 @@ class Defended(_Front):
     def loss(
         self, loss: LossName | Callable[..., Tensor], average: Literal["loss", "logits"] = "loss"
     ) -> Callable[..., Tensor]:
-        """A loss for an attack on this victim: (logits of the last call, labels, …) -> (N,), the mean over draws of `loss`, plus the extra term."""
+        """A loss for an attack on this victim: (logits of the last call, labels, …) -> (N,), the mean over draws of
+        `loss`, plus the extra term."""
         of_one = Goal(self, loss).loss
 
         def averaged(logits: Tensor, *labels: Tensor) -> Tensor:
@@ -212,8 +220,9 @@ class AdaptiveAttack(Bounded):
     ) -> Tensor:
         """Adversarial images (N, C, H, W), detached, in B(x).
 
-        rng, defence_rng: of the N samples; the attack's and the defence's. batch: images at a time (default N); batch·draws go through the victim.
-        extra: see `Defended`; not for gradient "none". Raises UserError for unknown settings and what `pgd` and `apgd` refuse.
+        rng, defence_rng: of the N samples; the attack's and the defence's. batch: images at a time (default N);
+        batch·draws go through the victim. extra: see `Defended`; not for gradient "none". Raises UserError for unknown
+        settings and what `pgd` and `apgd` refuse.
         """
         if len(defence_rng) != len(x) or len(rng) != len(x):
             raise UserError(
@@ -247,7 +256,8 @@ class AdaptiveAttack(Bounded):
 ATTACKS = {
     "transfer": AdaptiveAttack("none"),
     "BPDA": AdaptiveAttack("bpda", optimiser="pgd", steps=50, step_size=0.25),
-    # 50 steps of 2/255 at 8/255, 15 repetitions, logits averaged: Hill et al. 2021, as used by DiffPure (Nie et al. 2022)
+    # 50 steps of 2/255 at 8/255, 15 repetitions, logits averaged: Hill et al. 2021, as used by DiffPure (Nie et al.
+    # 2022)
     "BPDA+EOT": AdaptiveAttack("bpda", draws=15, average="logits", optimiser="pgd", steps=50, step_size=0.25),
     # 200 steps of 0.007 at 8/255, 20 repetitions: Lee & Kim 2023
     "PGD+EOT": AdaptiveAttack("exact", draws=20, optimiser="pgd", steps=200, step_size=0.007 * 255 / 8),
@@ -261,9 +271,10 @@ def resubmit(
 ) -> Tensor:
     """What comes out of n independent passes of each image through the defence, (N, n), of whatever type `score` gives.
 
-    score: (purified images (M, 3, H, W), positions (M,) of their samples in x) -> (M,), e.g. predicted labels, or the CIDEr of the answers. Passes of
-    all samples are mixed into batches of `batch`; a result does not depend on that. Images that nobody attacked, with the same rng and n, are the
-    control: the worst of n falls with n even for them. A deterministic defence is passed once and the result repeated.
+    score: (purified images (M, 3, H, W), positions (M,) of their samples in x) -> (M,), e.g. predicted labels, or the
+    CIDEr of the answers. Passes of all samples are mixed into batches of `batch`; a result does not depend on that.
+    Images that nobody attacked, with the same rng and n, are the control: the worst of n falls with n even for them. A
+    deterministic defence is passed once and the result repeated.
     """
     if n < 1 or len(rng) != len(x):
         raise UserError(
@@ -289,14 +300,16 @@ def predict(victim: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
 def summaries(values: Tensor) -> dict[str, Tensor]:
     """Per sample, (N,) each, from per-draw scores (N, n) of which more is better (for labels: labels == y[:, None]).
 
-    "one": the first pass. "mean": over all n. "worst": the lowest of n, i.e. an attacker may submit n times (for accuracy: correct in all of them).
+    "one": the first pass. "mean": over all n. "worst": the lowest of n, i.e. an attacker may submit n times (for
+    accuracy: correct in all of them).
     """
     values = values.float()
     return {"one": values[:, 0], "mean": values.mean(dim=1), "worst": values.amin(dim=1)}
 
 
 def majority(labels: Tensor, y: Tensor) -> Tensor:
-    """Whether the true label has more of the n votes (N, n) than any other label, (N,) bool. A tie for the first place counts as wrong."""
+    """Whether the true label has more of the n votes (N, n) than any other label, (N,) bool. A tie for the first place
+    counts as wrong."""
     votes = (labels[:, :, None] == labels[:, None, :]).sum(dim=2)  # of each pass's own label
     right = labels == y[:, None]
     return right.sum(dim=1) > votes.masked_fill(right, 0).amax(dim=1)

@@ -1,8 +1,8 @@
 """The engine of `apgd`: many runs (a sample with one target, or one restart) streamed through a batch of limited size.
 
-A run leaves at its first success and takes the sample's later runs with it; the freed rows take up waiting runs, so the batch stays
-full while samples break. The success of a sample's earliest run wins, hence the result is that of running one after another,
-whatever the batch. The update rule is in `shared.attacks.apgd`.
+A run leaves at its first success and takes the sample's later runs with it; the freed rows take up waiting runs, so the
+batch stays full while samples break. The success of a sample's earliest run wins, hence the result is that of running
+one after another, whatever the batch. The update rule is in `shared.attacks.apgd`.
 """
 
 import math
@@ -60,7 +60,8 @@ class Runs:
         start: Tensor | None = None,
         autocast: str | None = None,
     ):
-        """start: where every run of a sample begins, a point of B(x) shaped as x (default: random points). autocast: see `input_gradient`."""
+        """start: where every run of a sample begins, a point of B(x) shaped as x (default: random points). autocast:
+        see `input_gradient`."""
         check_batch(x, y)
         check_rng(x, rng)
         self.victim, self.x, self.y, self.threat, self.rng = victim, x.detach(), y, threat, rng
@@ -118,7 +119,8 @@ class Runs:
         return self.x_adv
 
     def _admit(self, queue: list[tuple[int, int]], free: int) -> Rows | None:
-        """Rows for the next runs in the queue that still matter; None if there are none, or too few free rows to be worth it."""
+        """Rows for the next runs in the queue that still matter; None if there are none, or too few free rows to be
+        worth it."""
         if not queue or free < max(1, self.limit // 8):
             return None
         won, taken = self.won.tolist(), []

@@ -4,9 +4,9 @@ Default stages: APGD-CE -> APGD-T -> Square, for heads of any number of classes 
 sample is robust only if none succeeds, so accuracy falls from stage to stage and the last is the reported one.
 
 That is not AutoAttack `standard` (Croce & Hein 2020), which is `STANDARD`: with FAB-T between APGD-T and Square, a
-different kind of search that can break samples which APGD leaves. Accuracy under the default stages is an upper bound of
-that under `standard`: call its numbers "APGD-CE + APGD-T + Square", not AutoAttack. Square also differs in use: it runs
-here with windows per sample.
+different kind of search that can break samples which APGD leaves. Accuracy under the default stages is an upper bound
+of that under `standard`: call its numbers "APGD-CE + APGD-T + Square", not AutoAttack. Square also differs in use: it
+runs here with windows per sample.
 """
 
 from collections.abc import Callable
@@ -41,7 +41,8 @@ STANDARD: tuple[Stage, ...] = ("apgd-ce", "apgd-t", "fab-t", "square")
 
 @dataclass(frozen=True)
 class Cascade:
-    """Result of `cascade`: images (N, C, H, W) and, after each stage ("clean" first), which samples are still correct, (N,) bool."""
+    """Result of `cascade`: images (N, C, H, W) and, after each stage ("clean" first), which samples are still correct,
+    (N,) bool."""
 
     x_adv: Tensor
     correct: dict[str, Tensor]
@@ -71,11 +72,11 @@ def cascade(
     """Run the stages on the survivors. x in [0, 1], y (N,) labels; the victim is used in eval mode.
 
     stages: names out of `STAGES`, in order. steps, eot_iter, first_step, give_up: see `apgd`. targets: see `apgd_t` and
-    `fab_t`. queries: see `square`. batch_size: images in the victim at a time (default N); hand over the whole set with a
-    batch_size, rather than batch by batch, and the batches stay full as samples break.
-    Samples that nothing broke come back at the last stage's strongest point. For deterministic victims: one success counts.
-    Raises UserError for unknown stages, images outside [0, 1], a missing or ill-sized rng, labels that are no
-    class, or settings out of bounds.
+    `fab_t`. queries: see `square`. batch_size: images in the victim at a time (default N); hand over the whole set with
+    a batch_size, rather than batch by batch, and the batches stay full as samples break. Samples that nothing broke
+    come back at the last stage's strongest point. For deterministic victims: one success counts. Raises UserError for
+    unknown stages, images outside [0, 1], a missing or ill-sized rng, labels that are no class, or settings out of
+    bounds.
     """
     check_batch(x, y)
     check_rng(x, rng)

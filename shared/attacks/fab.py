@@ -42,11 +42,11 @@ def fab_t(
     """Adversarial images (N, C, H, W), detached, in B(x). x in [0, 1], y (N,) labels; the victim is used in eval mode.
 
     One search of `steps` for each of the min(targets, K − 1) wrong classes that the clean image scores highest. A
-    sample leaves at its first success within ε, and one that is misclassified to begin with comes back as it is; the others
-    come back at the nearest point that was found, projected to B(x), where it may still be misclassified.
-    rng: as other attacks have it; the first run, which is all that AutoAttack's `standard` makes, draws nothing.
-    batch_size: images in the victim at a time (default N).
-    Raises UserError for images outside [0, 1], labels that are no class, and settings out of bounds.
+    sample leaves at its first success within ε, and one that is misclassified to begin with comes back as it is; the
+    others come back at the nearest point that was found, projected to B(x), where it may still be misclassified. rng:
+    as other attacks have it; the first run, which is all that AutoAttack's `standard` makes, draws nothing. batch_size:
+    images in the victim at a time (default N). Raises UserError for images outside [0, 1], labels that are no class,
+    and settings out of bounds.
     """
     check_batch(x, y)
     parts = torch.arange(len(x), device=x.device).split(batch_size or max(len(x), 1))

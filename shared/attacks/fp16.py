@@ -1,8 +1,9 @@
 """Half precision on a CPU, by rounding: what fp16 autocast does to gradients, at the speed of single precision.
 
-Autocast runs matrix products in fp16, so what goes into a product and what comes out of it is rounded to fp16, forwards and backwards, while the sums
-inside are kept in fp32 (tensor cores; so does this). Values under 6·10⁻⁸ become zero. CPUs without fp16 arithmetic take many times longer for
-`torch.autocast` than for fp32; here the products run in fp32 and their operands and results are rounded.
+Autocast runs matrix products in fp16, so what goes into a product and what comes out of it is rounded to fp16, forwards
+and backwards, while the sums inside are kept in fp32 (tensor cores; so does this). Values under 6·10⁻⁸ become zero.
+CPUs without fp16 arithmetic take many times longer for `torch.autocast` than for fp32; here the products run in fp32
+and their operands and results are rounded.
 """
 
 import torch

@@ -1,4 +1,5 @@
-"""What an attack raises on a victim and when it has succeeded: logits, losses and gradients of whole batches, EOT included."""
+"""What an attack raises on a victim and when it has succeeded: logits, losses and gradients of whole batches, EOT
+included."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -43,9 +44,9 @@ def check_rng(x: Tensor, rng: SampleRng | None) -> SampleRng:
 class Goal:
     """A victim, a loss to raise and the rule of success.
 
-    loss: "ce", "cw" (margin with `kappa`), "margin" (without), "dlr", or a function (logits, labels, *more) -> (N,) to raise.
-    targeted: labels are to be reached instead of left; the loss is then lowered.
-    eot_iter: every evaluation is the mean over so many calls of the victim (expectation over transformation, for random victims).
+    loss: "ce", "cw" (margin with `kappa`), "margin" (without), "dlr", or a function (logits, labels, *more) -> (N,) to
+    raise. targeted: labels are to be reached instead of left; the loss is then lowered. eot_iter: every evaluation is
+    the mean over so many calls of the victim (expectation over transformation, for random victims).
     """
 
     @bounded
@@ -72,13 +73,14 @@ class Goal:
         return (predicted(logits) == labels) == self.targeted
 
     def hold(self, logits: Tensor, labels: Tensor) -> None:
-        """Raise UserError unless labels (N,) are classes of logits (N, K); for a loss that is a function they may be more."""
+        """Raise UserError unless labels (N,) are classes of logits (N, K); for a loss that is a function they may be
+        more."""
         wrong = (labels < 0) | (labels >= logits.shape[1])
         if self.classes and wrong.any():
             outside = labels[wrong]
             raise UserError(
-                f"{len(outside)} of {len(labels)} labels are no class of the victim, which has {logits.shape[1]}, numbered "
-                f"from 0, such as {int(outside[0])}: give labels of its own classes."
+                f"{len(outside)} of {len(labels)} labels are no class of the victim, which has {logits.shape[1]}, "
+                f"numbered from 0, such as {int(outside[0])}: give labels of its own classes."
             )
 
     @torch.no_grad()

@@ -43,12 +43,14 @@ def precision(x: Tensor, autocast: str | None) -> Iterator[None]:
 def input_gradient(
     loss_fn: Callable[[Tensor], Tensor], x: Tensor, *, reduction: str = "sum", autocast: str | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Per-sample losses ℓ_i (N,) in fp32 and ∇_x Σ_i ℓ_i, both detached. Parameters get no gradient, their `.grad` stays as it is.
+    """Per-sample losses ℓ_i (N,) in fp32 and ∇_x Σ_i ℓ_i, both detached. Parameters get no gradient, their `.grad`
+    stays as it is.
 
-    `reduction="mean"` differentiates (1/N) Σ_i ℓ_i instead. In exact arithmetic that is the same direction; under unscaled fp16
-    autocast the factor 1/N pushes gradients below the smallest fp16 number, and the more so the larger the batch. Both knobs
-    exist to reproduce that defect of released code, nothing else. On a CPU fp16 is emulated by rounding (`shared.attacks.fp16`).
-    Raises UserError if the losses are not of shape (N,): a reduced loss would couple the samples of a batch.
+    `reduction="mean"` differentiates (1/N) Σ_i ℓ_i instead. In exact arithmetic that is the same direction; under
+    unscaled fp16 autocast the factor 1/N pushes gradients below the smallest fp16 number, and the more so the larger
+    the batch. Both knobs exist to reproduce that defect of released code, nothing else. On a CPU fp16 is emulated by
+    rounding (`shared.attacks.fp16`). Raises UserError if the losses are not of shape (N,): a reduced loss would couple
+    the samples of a batch.
     """
     if reduction not in ("sum", "mean"):
         raise UserError(f"unknown reduction {reduction!r}: use 'sum' or 'mean'.")

@@ -1,10 +1,12 @@
-"""Attacks on vision-language models: images that make a model say something else. ε in pixels of [0, 1], before the model's resize and mean/std.
+"""Attacks on vision-language models: images that make a model say something else. ε in pixels of [0, 1], before the
+model's resize and mean/std.
 
-A victim here is VLM-like: `nll(x, prompts, targets)` -> (N,) summed −log p(target tokens | image, prompt), differentiable in x, and `answer(x,
-prompts, max_tokens)` -> N strings; for `embedding_attack` a function x -> (N, D). A defence may stand in front of it. If that draws random
-numbers by sample (`shared.attacks.adaptive.DefendedVLM`), the victim has `subset(rows)` -> itself for those rows, `rng`, and takes rng= in
-`answer`; every batch is shown to the subset of its rows, so that nothing depends on the batch. Nothing here takes one answer of a random victim
-for the truth: see `recheck` and `eot_iter`.
+A victim here is VLM-like: `nll(x, prompts, targets)` -> (N,) summed −log p(target tokens | image, prompt),
+differentiable in x, and `answer(x, prompts, max_tokens)` -> N strings; for `embedding_attack` a function x -> (N, D). A
+defence may stand in front of it. If that draws random numbers by sample (`shared.attacks.adaptive.DefendedVLM`), the
+victim has `subset(rows)` -> itself for those rows, `rng`, and takes rng= in `answer`; every batch is shown to the
+subset of its rows, so that nothing depends on the batch. Nothing here takes one answer of a random victim for the
+truth: see `recheck` and `eot_iter`.
 
     nll_attack           APGD that raises (or lowers) the NLL of a given text per image
     captioning_ensemble  RobustVLM's staged untargeted attack on captioners …
@@ -12,9 +14,9 @@ for the truth: see `recheck` and `eot_iter`.
     targeted_string      makes the model say a given string (same source)
     embedding_attack     moves the image embedding towards another image's (MF-ii of Zhao et al. 2023, AttackVLM, in pixel space)
 
-APGD's variant is RobustVLM's: first step 1·ε, from x itself, summed loss, best point by loss. Differences from their code: the half-precision
-stage computes only the gradients in fp16 (they run the whole model so, answers included), and a batch of any size gives what batches of one
-give.
+APGD's variant is RobustVLM's: first step 1·ε, from x itself, summed loss, best point by loss. Differences from their
+code: the half-precision stage computes only the gradients in fp16 (they run the whole model so, answers included), and
+a batch of any size gives what batches of one give.
 """
 
 from collections import Counter
@@ -48,9 +50,10 @@ DECOYS = ("maybe", "word")  # what the last stages against question answering as
 class Ensemble:
     """Result of a staged attack on N images.
 
-    x_adv (N, 3, H, W): the image with the lowest score over the stages. answers: what the model said to it when it was judged. stage: which gave it.
-    scores: the lowest score of each sample so far, after each stage in order, "clean" first. With a random victim a lowest of several draws is biased
-    low: judge x_adv anew (`judge`) for a number to report.
+    x_adv (N, 3, H, W): the image with the lowest score over the stages. answers: what the model said to it when it was
+    judged. stage: which gave it. scores: the lowest score of each sample so far, after each stage in order, "clean"
+    first. With a random victim a lowest of several draws is biased low: judge x_adv anew (`judge`) for a number to
+    report.
     """
 
     x_adv: Tensor
@@ -81,11 +84,13 @@ def nll_attack(
     eot_iter: Count = 1,
     batch_size: Count | None = None,
 ) -> Tensor:
-    """Images (N, 3, H, W) in B(x) with the highest NLL of `targets` (one per image) that APGD finds; with `lower` the lowest.
+    """Images (N, 3, H, W) in B(x) with the highest NLL of `targets` (one per image) that APGD finds; with `lower` the
+    lowest.
 
-    x (N, 3, H, W) in [0, 1]. start: where to begin, in B(x) (default: x). half: "fp16" for gradients in half precision (rounded on a CPU).
-    eot_iter: evaluations that a gradient is the mean of, for random victims. batch_size: images in the model at a time (default N).
-    Raises UserError as `apgd` does, and if the numbers of images, prompts and targets differ.
+    x (N, 3, H, W) in [0, 1]. start: where to begin, in B(x) (default: x). half: "fp16" for gradients in half precision
+    (rounded on a CPU). eot_iter: evaluations that a gradient is the mean of, for random victims. batch_size: images in
+    the model at a time (default N). Raises UserError as `apgd` does, and if the numbers of images, prompts and targets
+    differ.
     """
     if not len(x) == len(prompts) == len(targets):
         raise UserError(
@@ -103,7 +108,8 @@ def nll_attack(
                 x.shape[1:],
                 -1.0 if lower else 1.0,
             )
-            # The engine of APGD wants a victim with logits and labels: the pixels pass for the former, the place in the batch for the latter.
+            # The engine of APGD wants a victim with logits and labels: the pixels pass for the former, the place in the
+            # batch for the latter.
             runs = Runs(
                 nn.Flatten(),
                 x[rows],
@@ -202,10 +208,11 @@ def captioning_ensemble(
 ) -> Ensemble:
     """The staged attack on a captioner (RobustVLM `ensemble`).
 
-    Stages: clean; APGD against each of the first five references, one after the other, each from x; APGD in full precision from the best image so far
-    against the reference that gave it. After each stage the images whose score is below `threshold` leave (10 on COCO and 2 on Flickr30k, with
-    `Cider.points` as score), and the lowest score of each is kept with its image.
-    half: the stages against single references compute gradients in fp16, as released; otherwise all are in fp32. recheck, max_tokens: see `judge`.
+    Stages: clean; APGD against each of the first five references, one after the other, each from x; APGD in full
+    precision from the best image so far against the reference that gave it. After each stage the images whose score is
+    below `threshold` leave (10 on COCO and 2 on Flickr30k, with `Cider.points` as score), and the lowest score of each
+    is kept with its image. half: the stages against single references compute gradients in fp16, as released; otherwise
+    all are in fp32. recheck, max_tokens: see `judge`.
     """
     settings = {"steps": steps, "eot_iter": eot_iter, "batch_size": batch_size}
     stages = _Stages(
@@ -242,8 +249,9 @@ def vqa_ensemble(
     eot_iter: Count = 1,
     batch_size: Count | None = None,
 ) -> Ensemble:
-    """The staged attack on question answering: as `captioning_ensemble`, against the five most frequent answers of people (fewer where they
-    gave fewer), then two targeted stages, each from x in full precision, towards "maybe" and "word". Images leave at score 0.
+    """The staged attack on question answering: as `captioning_ensemble`, against the five most frequent answers of
+    people (fewer where they gave fewer), then two targeted stages, each from x in full precision, towards "maybe" and
+    "word". Images leave at score 0.
 
     max_tokens: 5 in RobustVLM, 10 for TextVQA.
     """
@@ -269,12 +277,14 @@ def vqa_ensemble(
 
 
 class _Stages:
-    """Who is still in, and the lowest score of each image so far with its image, its stage and the truth that was attacked."""
+    """Who is still in, and the lowest score of each image so far with its image, its stage and the truth that was
+    attacked."""
 
     def __init__(self, vlm, x, prompts, truths, attacked, score, threat, rng, threshold, settings, judging):
         if not len(x) == len(prompts) == len(truths) or not all(attacked):
             raise UserError(
-                f"{len(x)} images, {len(prompts)} prompts, {len(truths)} lists of texts: give one of each per image, and no empty list."
+                f"{len(x)} images, {len(prompts)} prompts, {len(truths)} lists of texts: give one of each per image, "
+                "and no empty list."
             )
         self.vlm, self.x, self.prompts, self.truths, self.attacked = vlm, x.detach(), prompts, truths, attacked
         self.score, self.threat, self.rng, self.threshold, self.settings, self.judging = (
@@ -349,7 +359,8 @@ class _Stages:
 
 @dataclass(frozen=True)
 class Targeted:
-    """x_adv (N, 3, H, W); answers: the last ones given to it; success (N,): the share of `recheck` answers that hold the target."""
+    """x_adv (N, 3, H, W); answers: the last ones given to it; success (N,): the share of `recheck` answers that hold
+    the target."""
 
     x_adv: Tensor
     answers: list[str]
@@ -371,7 +382,8 @@ def targeted_string(
     eot_iter: Count = 1,
     batch_size: Count | None = None,
 ) -> Targeted:
-    """Lower the NLL of `target` (one string, or one per image); success: the answer holds it, whatever the case. 10,000 steps in RobustVLM."""
+    """Lower the NLL of `target` (one string, or one per image); success: the answer holds it, whatever the case. 10,000
+    steps in RobustVLM."""
     prompts, targets = ([text] * len(x) if isinstance(text, str) else list(text) for text in (prompt, target))
     x_adv = nll_attack(
         vlm, x, prompts, targets, threat, rng=rng, steps=steps, lower=True, eot_iter=eot_iter, batch_size=batch_size
@@ -400,9 +412,11 @@ def embedding_attack(
     step_size: Weight = 1 / 255,
     batch_size: Count | None = None,
 ) -> Tensor:
-    """The last of `steps` steps of size `step_size` that raise cos(embed(x'), target), from x. target (N, D), e.g. embed(another image).
+    """The last of `steps` steps of size `step_size` that raise cos(embed(x'), target), from x. target (N, D), e.g.
+    embed(another image).
 
-    MF-ii has ε = 8/255, steps of 1/255, 300 of them, but perturbs normalised pixels; ε is of pixels here. embed: e.g. `vlm.embed`, in eval mode.
+    MF-ii has ε = 8/255, steps of 1/255, 300 of them, but perturbs normalised pixels; ε is of pixels here. embed: e.g.
+    `vlm.embed`, in eval mode.
     """
     if len(target) != len(x):
         raise UserError(f"{len(x)} images and {len(target)} target embeddings: give one per image.")

@@ -1,7 +1,8 @@
-"""Can an attack on a vision-language model be trusted? `shared.attacks.sanity` for scores of answers instead of accuracies.
+"""Can an attack on a vision-language model be trusted? `shared.attacks.sanity` for scores of answers instead of
+accuracies.
 
-The same checks with the same meaning, as far as they make sense: what was the share of correct images there is the mean score here, divided
-by the mean score of the clean images, so that thresholds have no unit.
+The same checks with the same meaning, as far as they make sense: what was the share of correct images there is the mean
+score here, divided by the mean score of the clean images, so that thresholds have no unit.
 """
 
 from collections.abc import Callable, Sequence
@@ -44,15 +45,17 @@ def check_language_attack(
     recheck: int = 1,
     batch_size: int | None = None,
 ) -> dict:
-    """{check: {"passed", "value", "threshold", "detail"}, …, "passed"}, the record of `check_attack`; a check passes if value ≤ threshold.
+    """{check: {"passed", "value", "threshold", "detail"}, …, "passed"}, the record of `check_attack`; a check passes if
+    value ≤ threshold.
 
-    x (N, 3, H, W), prompts, truths (references or answers) of the N images, of which the first `images` are used; rng for all N.
-    attack: what the scores were measured with, on the images at `rows` (a tensor of positions), for instance
-        lambda rows, threat, steps, rng: captioning_ensemble(vlm, x[rows], prompt, [refs[i] for i in rows], cider.points, threat, steps=steps,
+    x (N, 3, H, W), prompts, truths (references or answers) of the N images, of which the first `images` are used; rng
+    for all N. attack: what the scores were measured with, on the images at `rows` (a tensor of positions), for instance
+        lambda rows, threat, steps, rng: captioning_ensemble(vlm, x[rows], prompt, [refs[i] for i in rows],
+        cider.points, threat, steps=steps,
                                                              threshold=10, rng=rng).x_adv
-    score, max_tokens, recheck, batch_size: see `judge`. It runs the attack at `steps`, 1 and 2 × `steps`, at 2ε, unbounded, and in batches of 7, or
-    of half the images where there are fewer than 14.
-    If the clean score is 0 the check `clean` fails and only the gradients are looked at. Raises UserError for an eps of 0 and for no images.
+    score, max_tokens, recheck, batch_size: see `judge`. It runs the attack at `steps`, 1 and 2 × `steps`, at 2ε,
+    unbounded, and in batches of 7, or of half the images where there are fewer than 14. If the clean score is 0 the
+    check `clean` fails and only the gradients are looked at. Raises UserError for an eps of 0 and for no images.
     """
     check_rng(x, rng)
     n = min(images, len(x))

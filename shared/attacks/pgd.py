@@ -1,4 +1,5 @@
-"""Projected gradient ascent with a fixed step: `ascend` (any per-sample loss; also used in training), `pgd` and `fgsm` on a victim.
+"""Projected gradient ascent with a fixed step: `ascend` (any per-sample loss; also used in training), `pgd` and `fgsm`
+on a victim.
 
     x₀ = random point of B(x), or x;   x_{k+1} = Π_B( x_k + η·d(∇_x Σ_i ℓ_i(x_k)) ),   d = sign (linf) or g/||g||₂ (l2)
 
@@ -35,9 +36,10 @@ def ascend(
 ) -> Tensor:
     """The last iterate of `steps` steps up `loss_fn`, detached, in B(x). x (N, …) in [0, 1] is not changed.
 
-    loss_fn: x' -> per-sample losses (N,) to raise. It must treat samples apart (a model in train mode with batch statistics does
-    not; see `eval_mode`). step_size is in pixel units. `rng` is needed for a random start only. `reduction` and `autocast` are for
-    fidelity to released code (see `input_gradient`); the default is a summed loss in fp32, also inside a caller's autocast.
+    loss_fn: x' -> per-sample losses (N,) to raise. It must treat samples apart (a model in train mode with batch
+    statistics does not; see `eval_mode`). step_size is in pixel units. `rng` is needed for a random start only.
+    `reduction` and `autocast` are for fidelity to released code (see `input_gradient`); the default is a summed loss in
+    fp32, also inside a caller's autocast.
     """
     project = threat.projector(x)
     x_adv = _start(x, threat, rng, random_start)
@@ -75,13 +77,17 @@ def pgd(
     reduction: Literal["sum", "mean"] = "sum",
     autocast: Literal["fp16", "bf16"] | None = None,
 ) -> Tensor:
-    """Adversarial images (N, C, H, W), detached, in B(x). x in [0, 1], y (N,) labels; the victim maps x to logits, used in eval mode.
+    """Adversarial images (N, C, H, W), detached, in B(x). x in [0, 1], y (N,) labels; the victim maps x to logits, used
+    in eval mode.
 
-    loss: "ce", "cw" (the margin with `kappa`, see `losses.margin`), "margin", "dlr", or a function (logits, labels) -> (N,) to raise.
-    targeted: labels (N,) to reach; the loss is then lowered at the target, and success means that the target is predicted.
-    keep: "best" returns the iterate that succeeded, else the one of highest loss, over all steps and restarts;
-        "last" the last iterate of the last restart, as most released code does: success at some step is not success at the last.
-    drop: samples leave the batch at their first success (a sample misclassified to begin with comes back unperturbed). Default: on
+    loss: "ce", "cw" (the margin with `kappa`, see `losses.margin`), "margin", "dlr", or a function (logits, labels) ->
+    (N,) to raise. targeted: labels (N,) to reach; the loss is then lowered at the target, and success means that the
+    target is predicted. keep: "best" returns the iterate that succeeded, else the one of highest loss, over all steps
+    and restarts;
+        "last" the last iterate of the last restart, as most released code does: success at some step is not success at
+        the last.
+    drop: samples leave the batch at their first success (a sample misclassified to begin with comes back unperturbed).
+    Default: on
         for keep="best" with a summed loss. Switch it off for victims that are random: one lucky draw is not success.
     eot_iter: gradients and losses are averages over so many evaluations (for random victims).
     reduction, autocast: fidelity to released code, see `input_gradient`.

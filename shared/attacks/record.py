@@ -1,4 +1,5 @@
-"""What sanity checks leave: {check: {"passed": bool, "value": float, "threshold": float, "detail": str}, …, "passed": bool}.
+"""What sanity checks leave: {check: {"passed": bool, "value": float, "threshold": float, "detail": str}, …, "passed":
+bool}.
 
 A check passes if value ≤ threshold; a value that is no number passes none.
 """

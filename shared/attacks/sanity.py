@@ -1,8 +1,8 @@
 """Can this attack be trusted on this victim? Cheap checks on a few dozen images, stored beside each robust accuracy.
 
-After Carlini et al. 2019 ("On Evaluating Adversarial Robustness") and Athalye et al. 2018. Each check compares a share of images with
-a threshold that is written here, before anything is measured. A failed check does not say what is wrong, but a robust accuracy whose
-checks fail is not evidence of robustness.
+After Carlini et al. 2019 ("On Evaluating Adversarial Robustness") and Athalye et al. 2018. Each check compares a share
+of images with a threshold that is written here, before anything is measured. A failed check does not say what is wrong,
+but a robust accuracy whose checks fail is not evidence of robustness.
 """
 
 from collections.abc import Callable
@@ -35,7 +35,8 @@ Attack = Callable[..., Tensor]  # attack(victim, x, y, threat, *, steps, rng) ->
 
 
 def small_batch(n: int) -> int:
-    """The batch size that n images, attacked at once, are attacked in again: 7, or half of them where there are fewer than 14."""
+    """The batch size that n images, attacked at once, are attacked in again: 7, or half of them where there are fewer
+    than 14."""
     return max(1, min(SMALL_BATCH, n // 2))
 
 
@@ -61,14 +62,15 @@ def check_attack(
     autocast: str | None = None,
     images: Count = IMAGES,
 ) -> dict:
-    """{check: {"passed": bool, "value": float, "threshold": float, "detail": str}, …, "passed": bool}; a check passes if value ≤ threshold.
+    """{check: {"passed": bool, "value": float, "threshold": float, "detail": str}, …, "passed": bool}; a check passes
+    if value ≤ threshold.
 
-    x (N, C, H, W) in [0, 1] and y (N,): the first `images` are used, with `rng` for all N. attack: what the robust accuracy was
-    measured with, as attack(victim, x, y, threat, steps=…, rng=…); it must set its step size by threat.eps, and `steps` is its budget.
-    surrogate: another model whose adversarial images are tried on the victim; without one the check `transfer` is left out.
-    queries: of the Square attack on what the attack left correct; with 0 the check `black_box` is left out.
-    loss, reduction, autocast: of the gradient whose zeros are counted; name those of the attack.
-    Raises UserError for an eps of 0, no images, or what the attack itself refuses.
+    x (N, C, H, W) in [0, 1] and y (N,): the first `images` are used, with `rng` for all N. attack: what the robust
+    accuracy was measured with, as attack(victim, x, y, threat, steps=…, rng=…); it must set its step size by
+    threat.eps, and `steps` is its budget. surrogate: another model whose adversarial images are tried on the victim;
+    without one the check `transfer` is left out. queries: of the Square attack on what the attack left correct; with 0
+    the check `black_box` is left out. loss, reduction, autocast: of the gradient whose zeros are counted; name those of
+    the attack. Raises UserError for an eps of 0, no images, or what the attack itself refuses.
     """
     check_batch(x, y)
     check_rng(x, rng)

@@ -1,7 +1,9 @@
-"""Can this attack be trusted on a victim behind a (random) defence? The counterpart of `shared.attacks.sanity`, with its record format.
+"""Can this attack be trusted on a victim behind a (random) defence? The counterpart of `shared.attacks.sanity`, with
+its record format.
 
-Accuracies are means over n resubmissions of every image, so one lucky draw decides nothing. Thresholds are written here, before anything is measured.
-A failed check does not say what is wrong, but a robust accuracy whose checks fail is not evidence of robustness.
+Accuracies are means over n resubmissions of every image, so one lucky draw decides nothing. Thresholds are written
+here, before anything is measured. A failed check does not say what is wrong, but a robust accuracy whose checks fail is
+not evidence of robustness.
 """
 
 from dataclasses import replace
@@ -40,11 +42,13 @@ def check_adaptive(
     images: int = IMAGES,
     batch: int | None = None,
 ) -> dict:
-    """{check: {"passed": bool, "value": float, "threshold": float, "detail": str}, …, "passed": bool}; a check passes if value ≤ threshold.
+    """{check: {"passed": bool, "value": float, "threshold": float, "detail": str}, …, "passed": bool}; a check passes
+    if value ≤ threshold.
 
-    attack: what the robust accuracy was measured with, gradient "exact"; BPDA and transfer are the same with another gradient. x, y and the rngs are
-    for N samples, of which the first `images` are used. batch: images in an attack at a time. About seven times the work of the attack.
-    Raises UserError for another gradient, an eps of 0, no images, and what the attack refuses.
+    attack: what the robust accuracy was measured with, gradient "exact"; BPDA and transfer are the same with another
+    gradient. x, y and the rngs are for N samples, of which the first `images` are used. batch: images in an attack at a
+    time. About seven times the work of the attack. Raises UserError for another gradient, an eps of 0, no images, and
+    what the attack refuses.
     """
     check_batch(x, y)
     first = torch.arange(min(images, len(x)))

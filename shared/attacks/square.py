@@ -1,11 +1,13 @@
-"""Square attack (Andriushchenko et al. 2020): random search with windows, no gradient. The cascade's check on masked gradients.
+"""Square attack (Andriushchenko et al. 2020): random search with windows, no gradient. The cascade's check on masked
+gradients.
 
-Start: a pattern that fills the ball. Query i: change one square window of side s_i = √(p_i·H·W) at a random place; keep the
-change if it lowers the margin z_y − max_{j≠y} z_j. p_i starts at `p_init` and halves after 10, 50, 200, 500, 1000, 2000, 4000, 6000
-and 8000 queries.
+Start: a pattern that fills the ball. Query i: change one square window of side s_i = √(p_i·H·W) at a random place; keep
+the change if it lowers the margin z_y − max_{j≠y} z_j. p_i starts at `p_init` and halves after 10, 50, 200, 500, 1000,
+2000, 4000, 6000 and 8000 queries.
 
-linf: the pattern is x ± ε in vertical stripes, signs per column and channel; a window becomes x ± ε, one sign per channel.
-l2: the perturbation is made of bumps η of unit norm (two halves of opposite sign, each falling off from its centre like
+linf: the pattern is x ± ε in vertical stripes, signs per column and channel; a window becomes x ± ε, one sign per
+channel. l2: the perturbation is made of bumps η of unit norm (two halves of opposite sign, each falling off from its
+centre like
     Σ_{k≥r} 1/(k+1)² at ring r); a window gains a bump and takes the norm of a second window, which is emptied.
 
 Every sample has windows of its own, drawn by its index in blocks of queries ahead of time.
@@ -45,17 +47,18 @@ def square(
 ) -> Tensor:
     """Adversarial images (N, C, H, W), detached, in B(x). x in [0, 1], y (N,) labels; the victim is used in eval mode.
 
-    queries: windows tried per sample, after the start. batch_size: images in the victim at a time (default N).
-    drop: samples leave at their first success (those misclassified to begin with come back as they are), the others come back at
-    their lowest margin. With drop=False all samples use all queries: for random victims.
-    Raises UserError for images outside [0, 1] or not (N, C, H, W), a missing or ill-sized rng, labels that are no
-    class, and settings out of bounds.
+    queries: windows tried per sample, after the start. batch_size: images in the victim at a time (default N). drop:
+    samples leave at their first success (those misclassified to begin with come back as they are), the others come back
+    at their lowest margin. With drop=False all samples use all queries: for random victims. Raises UserError for images
+    outside [0, 1] or not (N, C, H, W), a missing or ill-sized rng, labels that are no class, and settings out of
+    bounds.
     """
     check_batch(x, y)
     check_rng(x, rng)
     if x.dim() != 4 or (threat.norm == "l2" and min(x.shape[2:]) < TILES):
         raise UserError(
-            f"the Square attack needs images (N, C, H, W), of at least {TILES} pixels a side for l2, got {tuple(x.shape)}."
+            f"the Square attack needs images (N, C, H, W), of at least {TILES} pixels a side for l2, got "
+            f"{tuple(x.shape)}."
         )
     chunks = torch.arange(len(x)).split(batch_size or max(len(x), 1))
     search = _Linf if threat.norm == "linf" else _L2

@@ -26,8 +26,8 @@ def per_sample(values: Tensor, like: Tensor) -> Tensor:
 class Threat(Bounded):
     """The set B(x) above: `norm` "linf" or "l2", radius `eps` in pixel units of [0, 1].
 
-    Raises UserError for an unknown norm, and for an eps that is negative, not finite, or (linf) above 1, since no two images
-    differ by more than 1 and such a value is nearly always a count of 255ths.
+    Raises UserError for an unknown norm, and for an eps that is negative, not finite, or (linf) above 1, since no two
+    images differ by more than 1 and such a value is nearly always a count of 255ths.
     """
 
     norm: Literal["linf", "l2"]
@@ -53,9 +53,9 @@ class Threat(Bounded):
     def projector(self, x: Tensor) -> Callable[[Tensor], Tensor]:
         """A function x' -> a point of B(x); it may overwrite its argument. What depends on x alone is computed once.
 
-        linf: the exact projection, a clamp to [max(x − ε, 0), min(x + ε, 1)].
-        l2: scale the perturbation back to radius ε, then clamp to [0, 1]; as 0 ≤ x ≤ 1 the clamp only shortens it, so the
-        result is in B(x), though not always its nearest point (the same choice as in APGD, Croce & Hein 2020).
+        linf: the exact projection, a clamp to [max(x − ε, 0), min(x + ε, 1)]. l2: scale the perturbation back to radius
+        ε, then clamp to [0, 1]; as 0 ≤ x ≤ 1 the clamp only shortens it, so the result is in B(x), though not always
+        its nearest point (the same choice as in APGD, Croce & Hein 2020).
         """
         if self.norm == "linf":
             low, high = (x - self.eps).clamp_(min=0), (x + self.eps).clamp_(max=1)
@@ -75,8 +75,8 @@ class Threat(Bounded):
     def random_start(self, x: Tensor, rng: SampleRng) -> Tensor:
         """A random point of B(x), one draw per sample index.
 
-        linf: uniform in the cube of radius ε. l2: uniform in the ball, a Gaussian direction with radius ε·u^(1/d), d the number
-        of pixel values. Both are then clamped to [0, 1].
+        linf: uniform in the cube of radius ε. l2: uniform in the ball, a Gaussian direction with radius ε·u^(1/d), d
+        the number of pixel values. Both are then clamped to [0, 1].
         """
         if self.norm == "linf":
             return self.project(x + rng.uniform(x.shape[1:], -self.eps, self.eps, device=x.device).to(x.dtype), x)
@@ -85,7 +85,8 @@ class Threat(Bounded):
         return self.project(x + direction * per_sample(radius, x), x)
 
     def direction(self, grad: Tensor) -> Tensor:
-        """The steepest ascent direction of unit norm, per sample: sign g (linf) or g / ||g||₂ (l2; zero where g is zero).
+        """The steepest ascent direction of unit norm, per sample: sign g (linf) or g / ||g||₂ (l2; zero where g is
+        zero).
 
         Entries that are not a number count as zero, so that one broken pixel does not spoil an image.
         """

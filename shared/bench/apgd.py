@@ -21,8 +21,8 @@ POINTS = 0.5
 
 
 def cases(quick: bool) -> Cases:
-    """The small CLIP of the zoo on its fine-tuning classes, at an ε that leaves some of them: both attack the same victim,
-    or pyautoattack attacks open_clip's own model, as a user would set it up."""
+    """The small CLIP of the zoo on its fine-tuning classes, at an ε that leaves some of them: both attack the same
+    victim, or pyautoattack attacks open_clip's own model, as a user would set it up."""
     n, steps, targets, repetitions = (12, 3, 2, 2) if quick else (256, 20, 9, 3)
     title = f"APGD-CE + APGD-T, scenes-vit-s8, {n} images, {steps} steps, {targets} targets"
     return {

@@ -19,7 +19,8 @@ class Options:
     """Measure speeds side by side."""
 
     quick: bool = False
-    """Tiny sizes and hardly a repetition: shows that it works. The numbers mean nothing and go to a file of their own (bench-quick.json)."""
+    """Tiny sizes and hardly a repetition: shows that it works. The numbers mean nothing and go to a file of their own
+    (bench-quick.json)."""
     threads: Workers = 0
     """Threads of torch (0: one per core)."""
     only: str = ""
@@ -33,7 +34,8 @@ Cases = dict[str, Callable[[], Case]]
 
 
 def run(groups: Sequence[Callable[[bool], Cases]], options: Options) -> dict[str, dict]:
-    """Measure, print and keep the cases that the groups give for `quick`; returns what was kept. Raises UserError for bad options."""
+    """Measure, print and keep the cases that the groups give for `quick`; returns what was kept. Raises UserError for
+    bad options."""
     check_bounds(options)
     named = {name: make for group in groups for name, make in group(options.quick).items()}
     chosen = {name: make for name, make in named.items() if options.only in name}
@@ -67,9 +69,10 @@ def lines(name: str, outcome: Outcome, judge: bool = True) -> list[str]:
     missed = outcome.missed()
     out = [
         f"{name}\n  against {case.against}",
-        f"  {r.median:.2f} {word} ({r.low:.2f} to {r.high:.2f} over {case.repetitions}{aim}): {seconds(outcome.ours)} against "
-        f"{seconds(outcome.reference)}",
-        f"  share of the matrix-multiplication rate: {outcome.share_ours.median:.0%}{share_aim} against {outcome.share_reference.median:.0%}",
+        f"  {r.median:.2f} {word} ({r.low:.2f} to {r.high:.2f} over {case.repetitions}{aim}): {seconds(outcome.ours)} "
+        f"against {seconds(outcome.reference)}",
+        f"  share of the matrix-multiplication rate: {outcome.share_ours.median:.0%}{share_aim} against "
+        f"{outcome.share_reference.median:.0%}",
         f"  tensors at the peak: {outcome.peak_ours / 1e6:.0f} MB against {outcome.peak_reference / 1e6:.0f} MB",
     ]
     out += [

@@ -45,7 +45,6 @@ def _pictures(size: ImageSize, n: int) -> Case:
     def read(size: ImageSize) -> Tensor:
         return torch.stack([decode(file.getvalue(), "a", size) for _ in range(n)]).float().div_(255)
 
-    # the resize is the GPU's where there is one
     return Case(
         "Pillow's decoder and resize", lambda: read(size.fast()), lambda: read(size), _level, agree=_equal(1e-3)
     )

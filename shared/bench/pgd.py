@@ -18,7 +18,8 @@ CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 
 def cases(quick: bool) -> Cases:
-    """The small model on the 64 prompts of its fine-tuning set; ViT-B/32 on ten, in fewer steps (the cost per step is the same)."""
+    """The small model on the 64 prompts of its fine-tuning set; ViT-B/32 on ten, in fewer steps (the cost per step is
+    the same)."""
     small = SceneSet(FINE_TUNING).prompts
     ten = [f"This is a photo of a {name}" for name in CIFAR10]
     sizes = [("scenes-vit-s8", small, 8, 2, 2, None), ("ViT-B-32-quickgelu", ten[:2], 2, 1, 1, None)] if quick else [

@@ -62,7 +62,8 @@ def pgd_loop(
     steps: int,
     text_once: bool = False,
 ) -> Tensor:
-    """PGD as in most released code: the prompts go through the text tower in every step, and `backward` fills the gradients of all weights."""
+    """PGD as in most released code: the prompts go through the text tower in every step, and `backward` fills the
+    gradients of all weights."""
     with torch.no_grad():
         text = clip.encode_text(tokens, normalize=True) if text_once else None
     x_adv = start
@@ -84,7 +85,8 @@ def contrastive_loop(
     rate: Callable[[int], float],
     clip_norm: float,
 ) -> float:
-    """Contrastive training over open_clip's model (in place) and loss, the indices of every batch given; returns the last loss."""
+    """Contrastive training over open_clip's model (in place) and loss, the indices of every batch given; returns the
+    last loss."""
     import open_clip
 
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in MEAN_STD["clip"])

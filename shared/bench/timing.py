@@ -1,7 +1,8 @@
 """Two ways of doing the same, timed in turns, and both against what the machine can multiply.
 
-A shared machine changes its pace within seconds, so a repetition times A, B and a matrix product right after each other (B, A in every
-second one) and ratios are taken within a repetition. Reported are the median over repetitions and the range.
+A shared machine changes its pace within seconds, so a repetition times A, B and a matrix product right after each other
+(B, A in every second one) and ratios are taken within a repetition. Reported are the median over repetitions and the
+range.
 """
 
 import statistics
@@ -24,7 +25,8 @@ PRODUCT = 1536  # side of the square matrices that set the machine's rate
 
 @dataclass(frozen=True)
 class Case(Worded):
-    """One comparison: `ours` and `reference` do all the work when called, `facts` says what their results are worth (not timed)."""
+    """One comparison: `ours` and `reference` do all the work when called, `facts` says what their results are worth
+    (not timed)."""
 
     against: str
     ours: Callable[[], Any]
@@ -58,8 +60,8 @@ class Spread:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What `measure` found. Seconds per call; rate in floating-point operations per second; shares of that rate; the most bytes that the tensors
-    made by a call held at once; facts as means over calls."""
+    """What `measure` found. Seconds per call; rate in floating-point operations per second; shares of that rate; the
+    most bytes that the tensors made by a call held at once; facts as means over calls."""
 
     case: Case
     ours: Spread
@@ -131,11 +133,11 @@ def matrix_product() -> Callable[[], Tensor]:
 
 
 def counted(call: Callable[[], Any]) -> tuple[Any, int, int]:
-    """The call's result, the floating-point operations of its matrix products, attention and convolutions (a multiply-add is two), and the most
-    bytes that the tensors it made held at once.
+    """The call's result, the floating-point operations of its matrix products, attention and convolutions (a
+    multiply-add is two), and the most bytes that the tensors it made held at once.
 
-    Operations that are carried out are counted, so doing less work is no larger a share of the machine's rate. What an operator needs inside
-    itself is no tensor and not counted.
+    Operations that are carried out are counted, so doing less work is no larger a share of the machine's rate. What an
+    operator needs inside itself is no tensor and not counted.
     """
     with _Counter() as counter:
         result = call()
@@ -143,7 +145,8 @@ def counted(call: Callable[[], Any]) -> tuple[Any, int, int]:
 
 
 class _Counter(TorchDispatchMode):
-    """Counts with torch's formulas. Its own FlopCounterMode refuses `autograd.grad` on inputs and does not know three operators used here."""
+    """Counts with torch's formulas. Its own FlopCounterMode refuses `autograd.grad` on inputs and does not know three
+    operators used here."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,5 @@
-"""The statements and numbers of a paper, as data: `papers/<paper>/claims.yaml`. (What was measured is held against them in `verdicts`.)
+"""The statements and numbers of a paper, as data: `papers/<paper>/claims.yaml`. (What was measured is held against them
+in `verdicts`.)
 
     paper: pmg_aft
     title: "Pre-trained model guided fine-tuning (CVPR 2024)"
@@ -34,11 +35,13 @@
       tolerance: 3.0
       why_not: These are ViT-B/32 numbers on public photographs; other scales have other models and pictures.
 
-Claims that repeat each other stand as a group, `- {defaults: {where: table, testable: [paper], …}, claims: [{…}, …]}`: what a claim leaves
-out is the group's, and the tags of its `quantity` are laid over the group's. Reference tables likewise.
+Claims that repeat each other stand as a group, `- {defaults: {where: table, testable: [paper], …}, claims: [{…}, …]}`:
+what a claim leaves out is the group's, and the tags of its `quantity` are laid over the group's. Reference tables
+likewise.
 
-A selector is tags that must match: a value, a list (any of these) or `{not: value or list}`; numbers may be written "1/255". It stands
-for the mean over the matching sets of the mean over examples and seeds. Predicates, x being quantity, quantity − minus or quantity / ratio:
+A selector is tags that must match: a value, a list (any of these) or `{not: value or list}`; numbers may be written
+"1/255". It stands for the mean over the matching sets of the mean over examples and seeds. Predicates, x being
+quantity, quantity − minus or quantity / ratio:
 
     greater       x > margin (0; 1 for a ratio)      at_least   x >= threshold
     within        |x − value| <= tolerance           at_most    x <= threshold
@@ -56,6 +59,9 @@ counts as reproduced; `why` says which that is. Where there is none, a kind may 
 `readings: {as_written: {method: a}, as_released: {method: b}}` names several readings of a statement: wherever the
 claim names the tags of the first, those of another stand instead. Each has a verdict; the first is the one that counts.
 
+SCALE=evening is not listed: it tests what the paper's scale does, but for `within` and what `why_not` gives a reason
+against (`why_not: {evening: …}`).
+
 Every mistake is a UserError of one sentence that names the file and the claim.
 """
 
@@ -72,6 +78,7 @@ from shared.claims.selection import Selector, in_yaml, matches
 from shared.errors import UserError
 
 UNKNOWN = "unknown"
+EVENING = "evening"  # the paper's models and data with small budgets: `testable` names the scales beside it
 Where = Literal["abstract", "table", "figure", "text", "mechanism", "code", "third-party", "ours"]
 Mark = Literal["S", "S2", "M", "I", "L", "D", "U"]
 Scale = Literal["cpu", "photos", "paper"]
@@ -133,7 +140,8 @@ class Margin(_Entry):
 
 
 class Claim(_Entry):
-    """One statement of the paper (module docstring). `value`: a number, "unknown", or None for a statement without a number."""
+    """One statement of the paper (module docstring). `value`: a number, "unknown", or None for a statement without a
+    number."""
 
     id: str
     text: str
@@ -216,12 +224,22 @@ class Claim(_Entry):
         return {name: under(instead) for name, instead in self.readings.items()} or {"": self}
 
     def reason_against(self, scale: str) -> str:
-        """Why the claim is not tested at `scale`."""
-        return self.why_not if isinstance(self.why_not, str) else self.why_not.get(scale, "")
+        """Why the claim is not tested at `scale`; "" where it is."""
+        why = self.why_not if isinstance(self.why_not, str) else self.why_not.get(scale, "")
+        if scale != EVENING or (not isinstance(self.why_not, str) and scale in self.why_not):
+            return "" if scale in self.testable else why
+        if "paper" not in self.testable:
+            return self.reason_against("paper")
+        return "The number is of the paper's budget." if self.predicate == "within" else ""
+
+    def is_tested(self, scale: str) -> bool:
+        """Whether the claim says that it is tested at `scale`: in the evening, whatever is at the paper's scale and no
+        number of its budget."""
+        return not self.reason_against(scale) if scale == EVENING else scale in self.testable
 
     def is_testable(self, scale: str) -> bool:
-        """Whether there can be a verdict at `scale`: the claim says so, and somebody has read the number that it needs."""
-        return scale in self.testable and not (self.predicate == "within" and self.value == UNKNOWN)
+        """Whether there can be a verdict at `scale`: it is tested, and somebody has read the number that it needs."""
+        return self.is_tested(scale) and not (self.predicate == "within" and self.value == UNKNOWN)
 
 
 class ReferenceTable(_Entry):
@@ -391,7 +409,8 @@ def _checked(model: type[BaseModel], raw: object, where: str) -> Any:
         }
         if kinds["extra_forbidden"]:
             raise UserError(
-                f"{where}: unknown key {', '.join(kinds['extra_forbidden'])}; known: {', '.join(sorted(model.model_fields))}"
+                f"{where}: unknown key {', '.join(kinds['extra_forbidden'])}; known: "
+                f"{', '.join(sorted(model.model_fields))}"
             ) from None
         if kinds["missing"]:
             raise UserError(f"{where}: missing {', '.join(kinds['missing'])}") from None
@@ -420,7 +439,8 @@ def _sentence(mistake: Mapping) -> str:
         "bool_parsing": "be true or false",
     }.get(
         kind,
-        f"be a {kind.removesuffix('_type').replace('dict', 'mapping').replace('tuple', 'list').replace('string', 'text')}",
+        "be a "
+        f"{kind.removesuffix('_type').replace('dict', 'mapping').replace('tuple', 'list').replace('string', 'text')}",
     )
     return f"{name} must {needed}, not {given!r}"
 

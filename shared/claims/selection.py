@@ -1,8 +1,8 @@
 """Which measurements a selector means, and the numbers they give together.
 
-A selector is tags that must match: `{"method": "tecoa", "attack": "pgd10"}`. A wanted value may be a value, a list (any of these),
-`{"not": value or list}`, or a callable on the tag; numbers may be written "1/255". The tags `set` and `seed` span the result: the
-measurements that match become one (seeds, examples) matrix per set.
+A selector is tags that must match: `{"method": "tecoa", "attack": "pgd10"}`. A wanted value may be a value, a list (any
+of these), `{"not": value or list}`, or a callable on the tag; numbers may be written "1/255". The tags `set` and `seed`
+span the result: the measurements that match become one (seeds, examples) matrix per set.
 """
 
 from collections.abc import Iterable, Mapping
@@ -27,7 +27,8 @@ def kind_of(unit: str) -> dict[str, bool]:
 
 @dataclass(frozen=True)
 class Selected:
-    """Per-example values of the matching measurements: set -> (seeds, examples). `missing` names cells without which it is not whole."""
+    """Per-example values of the matching measurements: set -> (seeds, examples). `missing` names cells without which it
+    is not whole."""
 
     sets: Mapping[str, np.ndarray]
     seeds: tuple[int, ...]
@@ -40,7 +41,8 @@ class Selected:
         return intervals.mean(self.sets, **kind_of(self.unit))
 
     def minus(self, other: "Selected") -> Estimate:
-        """mean(self) − mean(other): paired example by example where both hold the same sets, unpaired where they share none."""
+        """mean(self) − mean(other): paired example by example where both hold the same sets, unpaired where they share
+        none."""
         a, b = _shared_seeds(self, other)
         if a.keys() == b.keys() and all(a[name].shape[1] == b[name].shape[1] for name in a):
             return intervals.paired_difference(a, b, **kind_of(self.unit))
@@ -56,9 +58,10 @@ def gather(
 ) -> Selected | None:
     """The measurements that match `selector`, as matrices; None if none does.
 
-    `measurements` have `.slug`, `.tags`, `.unit`, `.seeds` and `.values` ((examples,) or (seeds, examples)). `planned` (slug -> tags) lets
-    cells that the run planned and does not have be named in `missing`. Seeds that not every set has are left out and named too.
-    Raises UserError when two measurements claim the same set and seed, because then the selector is not precise enough.
+    `measurements` have `.slug`, `.tags`, `.unit`, `.seeds` and `.values` ((examples,) or (seeds, examples)). `planned`
+    (slug -> tags) lets cells that the run planned and does not have be named in `missing`. Seeds that not every set has
+    are left out and named too. Raises UserError when two measurements claim the same set and seed, because then the
+    selector is not precise enough.
     """
     found = [m for m in measurements if matches(selector, m.tags)]
     if not found:
@@ -91,7 +94,8 @@ def gather(
 
 
 def matches(selector: Selector, tags: Selector) -> bool:
-    """Whether `tags` satisfy every entry of `selector`: a value, a list of values, `{"not": …}`, or a callable on the tag."""
+    """Whether `tags` satisfy every entry of `selector`: a value, a list of values, `{"not": …}`, or a callable on the
+    tag."""
     for name, wanted in selector.items():  # a page asks this some 100,000 times, so the common case comes first
         tag = tags.get(name)
         if isinstance(wanted, str) and isinstance(tag, str):
@@ -133,7 +137,8 @@ def _seed(m) -> int:
 
 
 def _shared_seeds(a: Selected, b: Selected) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Rows of the seeds both have. One seed against several stays as it is (it is repeated); disjoint seeds are paired in order."""
+    """Rows of the seeds both have. One seed against several stays as it is (it is repeated); disjoint seeds are paired
+    in order."""
     if 1 in (len(a.seeds), len(b.seeds)):
         return dict(a.sets), dict(b.sets)
     common = [seed for seed in a.seeds if seed in b.seeds]
@@ -145,8 +150,9 @@ def _shared_seeds(a: Selected, b: Selected) -> tuple[dict[str, np.ndarray], dict
 def _ambiguous(selector: Selector, a, b) -> str:
     differ = sorted(tag for tag in {*a.tags, *b.tags} if a.tags.get(tag) != b.tags.get(tag))
     return (
-        f"the selector {in_yaml(selector)} fits several measurements of set {a.tags.get('set')} and seed {a.tags.get('seed')} "
-        f"({a.slug}, {b.slug}): name the tag{'s' if len(differ) > 1 else ''} {', '.join(differ) or 'that tells them apart'} too"
+        f"the selector {in_yaml(selector)} fits several measurements of set {a.tags.get('set')} and seed "
+        f"{a.tags.get('seed')} ({a.slug}, {b.slug}): name the tag{'s' if len(differ) > 1 else ''} "
+        f"{', '.join(differ) or 'that tells them apart'} too"
     )
 
 

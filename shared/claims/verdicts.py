@@ -1,28 +1,32 @@
 """What the measurements say about each claim, each judged at 95 %.
 
-A predicate holds when the interval lies beyond the bar, fails when it lies on the other side, and is undecided otherwise; an end that is the bar
-itself, up to rounding, decides nothing. So a verdict is a two-sided test, and `Verdict.p` its p-value: p <= 0.05 where there is a decision.
+A predicate holds when the interval lies beyond the bar, fails when it lies on the other side, and is undecided
+otherwise; an end that is the bar itself, up to rounding, decides nothing. So a verdict is a two-sided test, and
+`Verdict.p` its p-value: p <= 0.05 where there is a decision.
 
 * `within`, `equal_within`: two one-sided tests at 5 % each (Schuirmann 1987, J. Pharmacokinet. Biopharm. 15, 657-680):
   they hold when the 90 % interval lies inside, and fail when the 95 % interval lies outside. A declared `equivalence` δ
   is tested so too, where the direction stays open: "no difference" is decided, and says that there is none of δ or
   more. Of R rivals none may be ahead by δ, each at 5 %, and one must be behind by less, at 5 %/R.
-* `exceeds_all` holds when every difference is above the bar, each at 95 % (an intersection-union test), and fails when one of R is below it at
-  1 − 5 %/R (Bonferroni). `monotone` holds when one of R steps supports the order and fails when one contradicts it, each at 1 − 5 %/R.
+* `exceeds_all` holds when every difference is above the bar, each at 95 % (an intersection-union test), and fails when
+  one of R is below it at 1 − 5 %/R (Bonferroni). `monotone` holds when one of R steps supports the order and fails when
+  one contradicts it, each at 1 − 5 %/R.
 * Where a run goes on at open claims (`BUDGET=`), every interval is as wide as all looks need together (`looks`). The
   first look that decides a claim is the one that counts, whatever is measured later.
-* Over all tested claims of a paper, `Verdict.survives` says which decisions remain when 5 % of the decisions may be wrong (Benjamini & Hochberg
-  1995, J. R. Stat. Soc. B 57, 289-300).
+* Over all tested claims of a paper, `Verdict.survives` says which decisions remain when 5 % of the decisions may be
+  wrong (Benjamini & Hochberg 1995, J. R. Stat. Soc. B 57, 289-300).
 
 | scale        | holds                              | fails             | undecided      | equivalent to the bar |
 |--------------|------------------------------------|-------------------|----------------|-----------------------|
 | smoke        | no verdict (smoke), always                                                                      |
 | cpu, photos  | direction holds                    | direction fails   | inconclusive   | no difference         |
+| evening      | direction holds at reduced budget  | … fails at …      | inconclusive   | no difference         |
 | paper        | reproduced, if the number agrees   | differs           | inconclusive   | no difference         |
 
-At paper scale a number agrees when the interval lies within value ± tolerance (or, with no tolerance stated, contains the value); it
-differs when the interval lies outside. A number that nobody has read (`unknown`) can never be `reproduced`: the direction is reported.
-Otherwise: `not testable here`, `not measured` (with the command), `gate failed: <name>`.
+At paper scale a number agrees when the interval lies within value ± tolerance (or, with no tolerance stated, contains
+the value); it differs when the interval lies outside. A number that nobody has read (`unknown`) can never be
+`reproduced`: the direction is reported. Otherwise: `not testable here`, `not measured` (with the command),
+`gate failed: <name>`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +34,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
-from shared.claims.claims import UNKNOWN, Claim, ClaimsFile
+from shared.claims.claims import EVENING, UNKNOWN, Claim, ClaimsFile
 from shared.claims.looks import repeated
 from shared.claims.selection import FRACTIONS, Selected
 from shared.claims.wording import detectable, margin, number, words
@@ -46,7 +50,8 @@ FURTHER = (2, 4, 8, 16)  # times the evidence; beyond the last there is hardly a
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome for one claim. `estimates` are in the claim's unit: one, or one per consecutive difference of a sequence.
+    """The outcome for one claim. `estimates` are in the claim's unit: one, or one per consecutive difference of a
+    sequence.
 
     `p`: of the test behind it, None where nothing was tested. `survives`: whether the decision remains among all those
     of its paper. `readings`: the verdicts under each reading, by name, where the claim has several; the first is this.
@@ -100,7 +105,8 @@ class Verdict:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """holds: None where undecided; p: of the better supported answer; equivalent: the difference is smaller than what would matter."""
+    """holds: None where undecided; p: of the better supported answer; equivalent: the difference is smaller than what
+    would matter."""
 
     holds: bool | None
     p: float
@@ -130,7 +136,8 @@ def shortfall(n: int, seeds: int) -> str:
 
 
 def by_chance(verdicts: Sequence[Verdict]) -> str:
-    """How many verdicts may be wrong by chance, and how many are left when that is accounted for; "" if none was tested."""
+    """How many verdicts may be wrong by chance, and how many are left when that is accounted for; "" if none was
+    tested."""
     tested = [verdict for verdict in verdicts if verdict.p is not None]
     if not tested:
         return ""
@@ -163,7 +170,7 @@ def _judge(claim: Claim, results: Any) -> Verdict:
     scale = results.scale
     if scale == "smoke":
         return Verdict(claim, "no verdict (smoke)", NONE, "The smoke scale only shows that the code runs.")
-    if scale not in claim.testable:
+    if not claim.is_tested(scale):
         return Verdict(claim, "not testable here", NONE, claim.reason_against(scale))
     if not claim.is_testable(scale):
         return Verdict(
@@ -325,7 +332,8 @@ def _status(claim: Claim, scale: str, outcome: _Outcome, estimates: tuple[Estima
     if outcome.holds is None:
         return "inconclusive", UNSURE, ""
     if scale != "paper":
-        return ("direction holds", GOOD, "") if outcome.holds else ("direction fails", BAD, "")
+        at = " at reduced budget" if scale == EVENING else ""
+        return (f"direction holds{at}", GOOD, "") if outcome.holds else (f"direction fails{at}", BAD, "")
     if not outcome.holds:
         return "differs", BAD, ""
     if claim.value is None or claim.predicate == "within":

@@ -1,1 +1,2 @@
-"""Data sets: `base` (what every labelled set is), the scenes world, `named` (the sets of the papers) and `folders` (any image folder)."""
+"""Data sets: `base` (what every labelled set is), the scenes world, `named` (the sets of the papers) and `folders` (any
+image folder)."""

@@ -10,9 +10,10 @@
     textvqa/TextVQA_0.5.1_{train,val}.json                 {"data": [{"image_id", "question", "answers": [ten strings]}]}
     textvqa/train_images/<image_id>.jpg                    (of both splits)
 
-Splits: Karpathy's where his file is (train includes his "restval"), which is what FARE's numbers need. Otherwise test is what is called val there,
-the part that everybody reports, and train is divided: a tenth of its pictures, by a hash of the file name, is validation. Examples keep the order
-of the file. Pictures are read when they are asked for; an unreadable one is named, or with skip_corrupt left out by `usable` and counted.
+Splits: Karpathy's where his file is (train includes his "restval"), which is what FARE's numbers need. Otherwise test
+is what is called val there, the part that everybody reports, and train is divided: a tenth of its pictures, by a hash
+of the file name, is validation. Examples keep the order of the file. Pictures are read when they are asked for; an
+unreadable one is named, or with skip_corrupt left out by `usable` and counted.
 """
 
 import hashlib
@@ -35,7 +36,8 @@ _YEARS = {"train": "train2014", "validation": "train2014", "test": "val2014"}
 
 
 class _Annotated(VisionLanguageSet):
-    """Examples whose pictures are files: files[i] is the picture of example i, relative to `folder`; several examples may share one."""
+    """Examples whose pictures are files: files[i] is the picture of example i, relative to `folder`; several examples
+    may share one."""
 
     def __init__(
         self, name: str, folder: Path, files: Sequence[str], texts: object, size: ImageSize, skip_corrupt: bool
@@ -87,7 +89,8 @@ class FileQuestions(_Annotated, QuestionSet):
 
 
 def coco(root: str | os.PathLike, split: str, size: ImageSize, skip_corrupt: bool = False) -> FileCaptions:
-    """COCO captions. Errors of all functions here: UserError for missing or damaged annotation files and for splits without pictures."""
+    """COCO captions. Errors of all functions here: UserError for missing or damaged annotation files and for splits
+    without pictures."""
     folder = Path(root).expanduser() / "coco"
     if (folder / "dataset_coco.json").exists():
         return _karpathy(
@@ -147,7 +150,8 @@ def vqav2(root: str | os.PathLike, split: str, size: ImageSize, skip_corrupt: bo
     unanswered = sum(number not in answers for *_, number in asked)
     if unanswered:
         raise UserError(
-            f"{of_people} lacks the answers to {unanswered} of the {len(asked)} questions in {path}: take both files from one release."
+            f"{of_people} lacks the answers to {unanswered} of the {len(asked)} questions in {path}: take both files "
+            "from one release."
         )
     rows = [(file, (question, answers[number])) for file, question, number in asked]
     return FileQuestions("vqav2", root / "coco", *_columns(path, _divided(rows, split)), size, skip_corrupt)
@@ -177,12 +181,14 @@ def _karpathy(
 
 
 def _read(path: Path, parse: Callable):
-    """parse(content of the JSON file). Raises UserError if the file is missing, no JSON, or not of the layout that `parse` expects."""
+    """parse(content of the JSON file). Raises UserError if the file is missing, no JSON, or not of the layout that
+    `parse` expects."""
     try:
         return parse(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise UserError(
-            f"there is no file {path}: put it there (layout: shared/data/annotated.py), or set DATA_ROOT to the right folder."
+            f"there is no file {path}: put it there (layout: shared/data/annotated.py), or set DATA_ROOT to the right "
+            "folder."
         ) from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from None

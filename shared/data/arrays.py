@@ -53,7 +53,8 @@ class ArrayImages(LabelledImages):
 
 
 class Hdf5Images(LabelledImages):
-    """Pictures x (N, H, W, 3) uint8 and labels y (N, 1, 1, 1) in two HDF5 files (the format of PCAM), opened by each process for itself."""
+    """Pictures x (N, H, W, 3) uint8 and labels y (N, 1, 1, 1) in two HDF5 files (the format of PCAM), opened by each
+    process for itself."""
 
     def __init__(
         self,

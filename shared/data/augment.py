@@ -26,10 +26,11 @@ GREY = (0.299, 0.587, 0.114)
 class CropAndJitter(Bounded):
     """Pictures (N, 3, H, W) in [0, 1] -> the same shape and range.
 
-    A rectangle of `area` of the picture (a share drawn from these bounds) and width/height drawn log-uniformly from [3/4, 4/3], at a place inside the
-    picture, is stretched to the whole; mirrored with probability 1/2; with probability `jittered` its brightness, contrast and saturation are
-    multiplied by 1 + u, u uniform on [−strength, strength], one after the other; with probability `grey` the colour is taken away.
-    Raises UserError for bounds or probabilities out of range.
+    A rectangle of `area` of the picture (a share drawn from these bounds) and width/height drawn log-uniformly from
+    [3/4, 4/3], at a place inside the picture, is stretched to the whole; mirrored with probability 1/2; with
+    probability `jittered` its brightness, contrast and saturation are multiplied by 1 + u, u uniform on [−strength,
+    strength], one after the other; with probability `grey` the colour is taken away. Raises UserError for bounds or
+    probabilities out of range.
     """
 
     area: tuple[Part, Part] = (0.4, 1.0)
@@ -100,13 +101,14 @@ SCENE_SYNONYMS: Mapping[str, tuple[str, ...]] = MappingProxyType(_groups(SYNONYM
 class EDA(Bounded):
     """Captions -> captions, in lower case and without punctuation.
 
-    One operation, drawn uniformly among those that can change the text, on max(1, round(alpha·words)) words: synonym (a word becomes one of its
-    synonyms), insertion (a synonym of some word enters anywhere), swap (two words change places), deletion (each word goes with probability alpha, at
-    least one goes and at least one stays). Without a word that has synonyms, only the last two; a single word without synonyms stays as it is.
+    One operation, drawn uniformly among those that can change the text, on max(1, round(alpha·words)) words: synonym (a
+    word becomes one of its synonyms), insertion (a synonym of some word enters anywhere), swap (two words change
+    places), deletion (each word goes with probability alpha, at least one goes and at least one stays). Without a word
+    that has synonyms, only the last two; a single word without synonyms stays as it is.
 
-    synonyms: word -> other words (default: those of the scenes world; for another text tower give a dictionary of its language, since there is none
-    here). vocabulary: words the tokenizer knows (None: all); longest: words it can read (None: any number).
-    Raises UserError for an alpha outside ]0, 1[.
+    synonyms: word -> other words (default: those of the scenes world; for another text tower give a dictionary of its
+    language, since there is none here). vocabulary: words the tokenizer knows (None: all); longest: words it can read
+    (None: any number). Raises UserError for an alpha outside ]0, 1[.
     """
 
     alpha: OpenShare = 0.1
@@ -117,7 +119,8 @@ class EDA(Bounded):
 
     @classmethod
     def of(cls, tokenizer, **options) -> "EDA":
-        """For a tokenizer: inside the vocabulary and the length of our own small ones (`WordTokenizer`), free for open_clip's."""
+        """For a tokenizer: inside the vocabulary and the length of our own small ones (`WordTokenizer`), free for
+        open_clip's."""
         known = getattr(tokenizer, "vocabulary", None)
         if known is None:
             return cls(**options)

@@ -1,7 +1,7 @@
 """What every labelled set of pictures looks like, and the views of it: some examples, some classes, a loader.
 
-A set is map-style: example i is the same picture whatever was read before it. Pictures are float32 in [0, 1], channels first; mean/std
-and the resize to a model's input live inside the victim, so that an attack's ε is in pixels.
+A set is map-style: example i is the same picture whatever was read before it. Pictures are float32 in [0, 1], channels
+first; mean/std and the resize to a model's input live inside the victim, so that an attack's ε is in pixels.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,12 +19,14 @@ from shared.repeat import watched
 
 
 class LabelledImages(Dataset):
-    """Labelled pictures with one prompt per class. A subclass sets the four fields and writes `__len__` and `__getitem__`
-    (or `__getitems__`, and `__getitem__` through it), and `labels` where they are known without opening the pictures.
+    """Labelled pictures with one prompt per class. A subclass sets the four fields and writes `__len__` and
+    `__getitem__` (or `__getitems__`, and `__getitem__` through it), and `labels` where they are known without opening
+    the pictures.
 
-    name: of the set, e.g. "cifar10". classes: label i is classes[i]. prompts: the sentence of class i, template applied.
-    version: a short digest of what the examples are; a measurement made on other pictures, labels or prompts has another version.
-    renameable: the classes are the user's folders, so names that a model cannot tell apart are refused, not only said.
+    name: of the set, e.g. "cifar10". classes: label i is classes[i]. prompts: the sentence of class i, template
+    applied. version: a short digest of what the examples are; a measurement made on other pictures, labels or prompts
+    has another version. renameable: the classes are the user's folders, so names that a model cannot tell apart are
+    refused, not only said.
     """
 
     name: str
@@ -39,7 +41,8 @@ class LabelledImages(Dataset):
 
     @property
     def duplicates(self) -> dict[str, tuple[int, ...]]:
-        """Prompts that more than one class has, with those classes: a classifier from prompts cannot tell these classes apart."""
+        """Prompts that more than one class has, with those classes: a classifier from prompts cannot tell these classes
+        apart."""
         same = {p: tuple(i for i, q in enumerate(self.prompts) if q == p) for p in self.prompts}
         return {p: labels for p, labels in same.items() if len(labels) > 1}
 
@@ -66,7 +69,8 @@ class LabelledImages(Dataset):
         return np.array([self[i][1] for i in range(len(self))], np.int64)
 
     def usable(self, indices: Iterable[int]) -> list[int]:
-        """Those of `indices` whose picture can be read. Sets that may hold unreadable files override this (`shared.data.files`)."""
+        """Those of `indices` whose picture can be read. Sets that may hold unreadable files override this
+        (`shared.data.files`)."""
         return [int(i) for i in indices]
 
 
@@ -79,10 +83,12 @@ def stack(pictures: Sequence[Tensor], name: str) -> Tensor:
 
 
 def subset(data: LabelledImages, n: int | None, seed: int) -> list[int]:
-    """At most n indices (all if n is None), as equal in number per class as the set allows; the same for the same (n, seed, labels).
+    """At most n indices (all if n is None), as equal in number per class as the set allows; the same for the same (n,
+    seed, labels).
 
-    Each class is put in an order of its own and the classes take turns, so the choice for a smaller n is the beginning of the choice
-    for a larger one, and growing a class does not reorder the others. Unreadable pictures are handled by `data.usable`.
+    Each class is put in an order of its own and the classes take turns, so the choice for a smaller n is the beginning
+    of the choice for a larger one, and growing a class does not reorder the others. Unreadable pictures are handled by
+    `data.usable`.
     """
     if n is not None and n < 1:
         raise UserError(f"{data.name}: the number of examples must be at least 1, not {n}.")
@@ -179,7 +185,8 @@ class Relabelled(View):
 
 
 class ClassSubset(Relabelled):
-    """Only the examples of the classes `keep` (labels of the set), relabelled 0 … len(keep) − 1 in the order given; prompts follow.
+    """Only the examples of the classes `keep` (labels of the set), relabelled 0 … len(keep) − 1 in the order given;
+    prompts follow.
 
     Raises UserError if `keep` is empty, repeats a label or names one that the set lacks.
     """
@@ -188,7 +195,8 @@ class ClassSubset(Relabelled):
         keep = [int(k) for k in keep]
         if not keep or len(set(keep)) < len(keep) or not all(0 <= k < data.num_classes for k in keep):
             raise UserError(
-                f"{data.name}: the classes to keep must be different labels from 0 to {data.num_classes - 1}, not {keep}."
+                f"{data.name}: the classes to keep must be different labels from 0 to {data.num_classes - 1}, not "
+                f"{keep}."
             )
         self.data, self.keep = data, tuple(keep)
         self.name = name or f"{data.name}-{len(keep)}"
@@ -212,20 +220,22 @@ def held_out(data: LabelledImages, kept: bool) -> Subset:
     alone = np.flatnonzero(np.bincount(labels, minlength=data.num_classes) == 1)
     if len(alone):
         raise UserError(
-            f"{data.name}: the class {data.classes[alone[0]]!r} has one picture to train on, and settings are chosen on "
-            "pictures that are held out: give it two."
+            f"{data.name}: the class {data.classes[alone[0]]!r} has one picture to train on, and settings are chosen "
+            "on pictures that are held out: give it two."
         )
     tenth = 10 * _ranks(labels, seed=0) < np.bincount(labels)[labels]
     return Subset(data, np.flatnonzero(tenth == kept))
 
 
 def halves(num_classes: int) -> tuple[list[int], list[int]]:
-    """(seen, unseen): every other class. Neighbours in an alphabetical list are often of one kind, so both halves get some of each."""
+    """(seen, unseen): every other class. Neighbours in an alphabetical list are often of one kind, so both halves get
+    some of each."""
     return list(range(0, num_classes, 2)), list(range(1, num_classes, 2))
 
 
 class _Loader(DataLoader):
-    """A DataLoader that hands on a `UserError` of a worker as the one sentence it was, without the worker's traceback."""
+    """A DataLoader that hands on a `UserError` of a worker as the one sentence it was, without the worker's
+    traceback."""
 
     def __iter__(self):
         try:
@@ -237,7 +247,8 @@ class _Loader(DataLoader):
 
 
 def loader(data: Dataset, batches: Iterable[Sequence], workers: int = 0) -> DataLoader:
-    """DataLoader over given batches of indices, or whatever else `__getitems__` takes; each item is what it returns, e.g. (x (N, 3, H, W), y (N,)).
+    """DataLoader over given batches of indices, or whatever else `__getitems__` takes; each item is what it returns,
+    e.g. (x (N, 3, H, W), y (N,)).
 
     It has a generator of its own: a DataLoader otherwise draws a seed for its workers from torch's global one.
     """
@@ -252,7 +263,8 @@ def loader(data: Dataset, batches: Iterable[Sequence], workers: int = 0) -> Data
 
 
 def _ends_with_its_parent(_: int) -> None:
-    """At once, and not after the five seconds in which a worker looks for its parent: meanwhile it would keep the lock of the results."""
+    """At once, and not after the five seconds in which a worker looks for its parent: meanwhile it would keep the lock
+    of the results."""
     tie_to_launcher(None)
 
 

@@ -1,4 +1,5 @@
-"""Captions for pictures that only have a class: sentences from prompt templates, and mild augmentation, both functions of (step or epoch, index)."""
+"""Captions for pictures that only have a class: sentences from prompt templates, and mild augmentation, both functions
+of (step or epoch, index)."""
 
 from collections.abc import Sequence
 
@@ -46,7 +47,7 @@ def vocabulary_of(classes: Sequence[str], captions: Sequence[str] = ()) -> tuple
 
 
 class Captioned(torch.utils.data.Dataset):
-    """A labelled set as pairs of picture and caption: the class name in one of the templates, drawn by (seed, index)."""
+    """A labelled set as pairs of picture and caption: its class name in one of the templates, by (seed, index)."""
 
     def __init__(self, data: LabelledImages, seed: int = 0):
         self.data, self.seed = data, seed
@@ -75,7 +76,8 @@ class Captioned(torch.utils.data.Dataset):
 
 
 def flip_and_shift(x: Tensor, step: int, indices: Sequence[int], reach: int = 4) -> Tensor:
-    """Mirror half of the pictures and shift each by up to `reach` pixels (edges padded by reflection); a function of (step, index)."""
+    """Mirror half of the pictures and shift each by up to `reach` pixels (edges padded by reflection); a function of
+    (step, index)."""
     rng = SampleRng(step, indices, "augment")
     mirrored = rng.integers(2, device=x.device).bool()
     x = torch.where(mirrored[:, None, None, None], x.flip(3), x)

@@ -33,7 +33,8 @@ class Source:
     skip_corrupt: bool = False
     """Leave unreadable pictures out, counted and reported, instead of stopping at the first."""
     size: str = "native"
-    """Size of the pictures of an image folder (and of digits and captioned pictures): native, 224, 256:224 (short side, centre crop)."""
+    """Size of the pictures of an image folder (and of digits and captioned pictures): native, 224, 256:224 (short side,
+    centre crop)."""
     fast: bool = False
     """Read JPEGs faster, by torchvision's decoder and a resize of our own: single bytes differ from Pillow's."""
     wording: str = "released"
@@ -52,8 +53,8 @@ def open_set(spec: str, split: str, source: Source, n: int = 100_000) -> Labelle
     """The data set `spec` ("scenes:shape", "folder:seen", "named:cifar10"); n: length of a scenes set.
 
     split: "train" or "test"; or "validation", which settings are chosen on, and "fit", the training pictures without
-    those of the validation. Scenes have validation pictures of their own; of other sets it is a tenth of the training's,
-    the same for all parts of a folder.
+    those of the validation. Scenes have validation pictures of their own; of other sets it is a tenth of the
+    training's, the same for all parts of a folder.
 
     Raises UserError for an unknown kind or set, and where DATA_ROOT is needed and missing.
     """
@@ -66,11 +67,13 @@ def open_set(spec: str, split: str, source: Source, n: int = 100_000) -> Labelle
         return digits(split, ImageSize.parse(source.size))
     if kind not in ("folder", "named") or not name:
         raise UserError(
-            f"the data set {spec!r} is not understood: write scenes:<set>, digits:all, folder:<all|seen|unseen> or named:<set>."
+            f"the data set {spec!r} is not understood: write scenes:<set>, digits:all, folder:<all|seen|unseen> or "
+            "named:<set>."
         )
     if not source.root:
         raise UserError(
-            f"the data set {spec!r} is read from files: set DATA_ROOT (or --data.source.root) to the folder that holds them."
+            f"the data set {spec!r} is read from files: set DATA_ROOT (or --data.source.root) to the folder that holds "
+            "them."
         )
     if kind == "named":
         how = {"wording": source.wording, "download": source.download, "wnids": source.wnids}
@@ -113,8 +116,9 @@ def _folder(part: str, split: str, source: Source) -> LabelledImages:
 def open_vl(spec: str, split: str, source: Source, size: int | str | None = None) -> CaptionSet | QuestionSet:
     """The pictures with text `spec` (see `shared.data.vision_language`), split "train", "validation" or "test".
 
-    size: of the pictures, as pixels (short side and centre crop, bicubic) or as text for `ImageSize.parse`; by default `source.size`. The scenes have
-    their own 32 pixels. Raises UserError for an unknown set or split, and where DATA_ROOT or a file below it is needed and missing.
+    size: of the pictures, as pixels (short side and centre crop, bicubic) or as text for `ImageSize.parse`; by default
+    `source.size`. The scenes have their own 32 pixels. Raises UserError for an unknown set or split, and where
+    DATA_ROOT or a file below it is needed and missing.
     """
     kind, _, domain = spec.partition(":")
     if kind in ("scenes-captions", "scenes-questions"):

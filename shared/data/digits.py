@@ -1,7 +1,9 @@
-"""Real handwritten digits that need no download: the 1,797 pictures of 8×8 pixels that scikit-learn carries (UCI Optical Recognition, test part).
+"""Real handwritten digits that need no download: the 1,797 pictures of 8×8 pixels that scikit-learn carries (UCI
+Optical Recognition, test part).
 
-Shown as RGB of 32×32 pixels (bilinear), for models of photographs or scenes to meet another domain. The pictures are in the order of their
-writers, and a writer's digits resemble each other, so the splits are cut, not shuffled: the first four fifths are train, the rest is test.
+Shown as RGB of 32×32 pixels (bilinear), for models of photographs or scenes to meet another domain. The pictures are in
+the order of their writers, and a writer's digits resemble each other, so the splits are cut, not shuffled: the first
+four fifths are train, the rest is test.
 """
 
 import torch

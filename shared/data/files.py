@@ -39,7 +39,8 @@ class UnreadableImage(UserError):
 
 @dataclass(frozen=True)
 class ImageSize(Bounded):
-    """Native size (no fields), or: the short side resized to `short` pixels, then the centre `crop`×`crop` pixels cut out.
+    """Native size (no fields), or: the short side resized to `short` pixels, then the centre `crop`×`crop` pixels cut
+    out.
 
     The pixels are those of torchvision's Resize(short, interpolation) and CenterCrop(crop) on a PIL picture; of JPEGs
     with an interpolation that is "-fast", those of torchvision's decoder and `shared.data.resize`.
@@ -58,7 +59,8 @@ class ImageSize(Bounded):
 
     @classmethod
     def parse(cls, text: str) -> "ImageSize":
-        """ "native", "SIZE", "SHORT:CROP" or "SHORT:CROP:bicubic", e.g. "256:224". Raises UserError for anything else."""
+        """ "native", "SIZE", "SHORT:CROP" or "SHORT:CROP:bicubic", e.g. "256:224". Raises UserError for anything
+        else."""
         if text == "native":
             return cls()
         short, *rest = text.split(":")
@@ -185,8 +187,9 @@ def _too_large(name: str | os.PathLike) -> UserError:
 class FileImages(LabelledImages):
     """Pictures in files. x (3, H, W) float32 in [0, 1]; all of one size unless `size` is native and the files differ.
 
-    paths, labels: one per example. root: the folder that the version names files relative to. in_memory: keep each picture as uint8 once
-    it has been read (needs equal sizes; with DataLoader workers each worker has its own copy, so use it with workers=0).
+    paths, labels: one per example. root: the folder that the version names files relative to. in_memory: keep each
+    picture as uint8 once it has been read (needs equal sizes; with DataLoader workers each worker has its own copy, so
+    use it with workers=0).
     """
 
     def __init__(
@@ -218,7 +221,8 @@ class FileImages(LabelledImages):
 
     @cached_property
     def version(self) -> str:
-        """Digest of names, contents, labels, prompts and image size; what was read before is not read again (`sha256_file`)."""
+        """Digest of names, contents, labels, prompts and image size; what was read before is not read again
+        (`sha256_file`)."""
         names = hashlib.sha256()
         for path, label in zip(self.paths, self.labels.tolist(), strict=True):
             try:
@@ -249,8 +253,8 @@ class FileImages(LabelledImages):
             picture = self._decode(index)
             if picture.shape != self._cache.shape[1:]:
                 raise UserError(
-                    f"{self.paths[index]} is {tuple(picture.shape[1:])} pixels and others are {tuple(self._cache.shape[2:])}: "
-                    "give an image size, or do not keep the pictures in memory."
+                    f"{self.paths[index]} is {tuple(picture.shape[1:])} pixels and others are "
+                    f"{tuple(self._cache.shape[2:])}: give an image size, or do not keep the pictures in memory."
                 )
             self._cache[index], self._read[index] = picture, True
         return self._cache[index]
@@ -286,7 +290,8 @@ class FileImages(LabelledImages):
         return x, torch.from_numpy(self.labels[indices])
 
     def usable(self, indices: Iterable[int]) -> list[int]:
-        """`indices`, or with skip_corrupt those whose file decodes; the others go to `skipped` and are counted in one line on stderr.
+        """`indices`, or with skip_corrupt those whose file decodes; the others go to `skipped` and are counted in one
+        line on stderr.
 
         Raises UserError if none decodes.
         """

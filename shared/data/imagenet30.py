@@ -40,7 +40,8 @@ ILSVRC = {"train": ("train", 1300), "test": ("val", 50)}
 
 
 class ImageNet30(FileImages):
-    """ImageNet30. label: where the pictures come from, in words; it is in `name` too unless these are the whole official set."""
+    """ImageNet30. label: where the pictures come from, in words; it is in `name` too unless these are the whole
+    official set."""
 
     label: str
 
@@ -54,11 +55,12 @@ def imagenet30(
     in_memory: bool = False,
     wnids: str | os.PathLike | None = None,
 ) -> ImageNet30:
-    """ImageNet30 below the folder `root`, split "train" or "test"; the original archives where they lie there, else ILSVRC's train or val folder.
+    """ImageNet30 below the folder `root`, split "train" or "test"; the original archives where they lie there, else
+    ILSVRC's train or val folder.
 
     wnids: a list of classes in the place of Hendrycks's, in ILSVRC's folders; classes are then named by their WNIDs.
-    size: by default the short side at 256 pixels and the central 224×224, as in ss-ood. Raises UserError if neither layout is there, or a class
-    folder is missing or empty (it is named).
+    size: by default the short side at 256 pixels and the central 224×224, as in ss-ood. Raises UserError if neither
+    layout is there, or a class folder is missing or empty (it is named).
     """
     root = Path(root).expanduser()
     if split not in OFFICIAL:
@@ -114,7 +116,8 @@ def read_wnids(path: str | os.PathLike) -> tuple[str, ...]:
 
 
 def _find(root: Path, split: str, given: tuple[str, ...] | None = None) -> tuple[Path, tuple[str, ...], int, bool]:
-    """(folder of class folders, their names in the order of labels, pictures per class, whether it is the official set)."""
+    """(folder of class folders, their names in the order of labels, pictures per class, whether it is the official
+    set)."""
     wnids = given or WNIDS
     layouts = ((OFFICIAL[split], FOLDERS, True), (ILSVRC[split], wnids, False))
     places = [place for place in (root, root / "imagenet30", root / NAME, root / "imagenet") if place.is_dir()]
@@ -124,8 +127,8 @@ def _find(root: Path, split: str, given: tuple[str, ...] | None = None) -> tuple
             if (place / folder).is_dir() and (official or any((place / folder / wnid).is_dir() for wnid in wnids)):
                 return place / folder, folders, each, official
     raise UserError(
-        f"{NAME} is not at {root}: unpack the original archives there ({OFFICIAL[split][0]}/<class>), or put ILSVRC 2012's "
-        f"{ILSVRC[split][0]}/<WNID> folders there."
+        f"{NAME} is not at {root}: unpack the original archives there ({OFFICIAL[split][0]}/<class>), or put ILSVRC "
+        f"2012's {ILSVRC[split][0]}/<WNID> folders there."
     )
 
 

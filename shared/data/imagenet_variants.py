@@ -1,16 +1,18 @@
-"""ImageNet's four shifted test sets, as their archives unpack below DATA_ROOT; the classes are ImageNet's, or 200 of them.
+"""ImageNet's four shifted test sets, as their archives unpack below DATA_ROOT; the classes are ImageNet's, or 200 of
+them.
 
     ImageNetV2       imagenetv2-matched-frequency-format-val/<0 … 999>/*.jpeg    the number is the label: the place of the WNID in alphabetical order
     ImageNetA        imagenet-a/<WNID>/*.jpg                                     200 classes
     ImageNetR        imagenet-r/<WNID>/*.jpg                                     200 classes
     ImageNetSketch   sketch/<WNID>/*.JPEG                                        1,000 classes
 
-Labels of A and R are 0 … 199 in alphabetical order of WNIDs, and a classifier chooses among these 200, the common practice: CoOp, on which
-RVPT's code seems to be built, numbers the folders in the same way (its imagenet_a.py). Whether RVPT chooses among 200 or 1,000 is unknown. All
-four are test sets without a train split.
+Labels of A and R are 0 … 199 in alphabetical order of WNIDs, and a classifier chooses among these 200, the common
+practice: CoOp, on which RVPT's code seems to be built, numbers the folders in the same way (its imagenet_a.py). Whether
+RVPT chooses among 200 or 1,000 is unknown. All four are test sets without a train split.
 
-Class names are those of "ImageNet" in shared.data.named. No list of them is kept here: they are read from ImageNet's own folder below the same root,
-which needs no pictures for it: imagenet/meta.bin, as torchvision writes it, or ILSVRC2012_devkit_t12.tar.gz, of which torchvision makes it.
+Class names are those of "ImageNet" in shared.data.named. No list of them is kept here: they are read from ImageNet's
+own folder below the same root, which needs no pictures for it: imagenet/meta.bin, as torchvision writes it, or
+ILSVRC2012_devkit_t12.tar.gz, of which torchvision makes it.
 """
 
 from dataclasses import dataclass
@@ -45,8 +47,8 @@ DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 def read(name: str, root: Path, split: str, download: bool) -> tuple[Path, list[str], list[int], list[str]]:
     """(folder, paths, labels, one class name per label) of a set of VARIANTS.
 
-    Raises UserError for the split "train" and for `download`, where the folder or ImageNet's class names are missing, where the class folders are not
-    as many as the set has or not those of ImageNet, and where a class holds no picture.
+    Raises UserError for the split "train" and for `download`, where the folder or ImageNet's class names are missing,
+    where the class folders are not as many as the set has or not those of ImageNet, and where a class holds no picture.
     """
     variant = VARIANTS[name]
     where = root / variant.folder
@@ -64,11 +66,13 @@ def read(name: str, root: Path, split: str, download: bool) -> tuple[Path, list[
     if strange := [f for f in folders if f not in known]:
         what = f"label from 0 to {len(names) - 1}" if variant.numbered else "WNID of ImageNet"
         raise UserError(
-            f"{name} at {where} has the folder {strange[0]}, which is no {what}: remove what does not belong to the set."
+            f"{name} at {where} has the folder {strange[0]}, which is no {what}: remove what does not belong to the "
+            "set."
         )
     if len(folders) != variant.num_classes:
         raise UserError(
-            f"{name} at {where} has {len(folders)} class folders instead of {variant.num_classes}: the copy is incomplete."
+            f"{name} at {where} has {len(folders)} class folders instead of {variant.num_classes}: the copy is "
+            "incomplete."
         )
     folders.sort(key=int if variant.numbered else str)
     paths, labels = [], []
@@ -84,7 +88,8 @@ def read(name: str, root: Path, split: str, download: bool) -> tuple[Path, list[
 
 
 def imagenet_names(root: Path, wanted_by: str) -> dict[str, str]:
-    """WNID -> first name of each class of ImageNet, sorted by WNID, from ImageNet's folder below the root. Raises UserError where it has none."""
+    """WNID -> first name of each class of ImageNet, sorted by WNID, from ImageNet's folder below the root. Raises
+    UserError where it has none."""
     from torchvision.datasets import imagenet
 
     folder = root / "imagenet"
@@ -96,12 +101,12 @@ def imagenet_names(root: Path, wanted_by: str) -> dict[str, str]:
         if isinstance(error, OSError) and error.errno == 28:
             raise  # a full disk has its own message
         raise UserError(
-            f"{wanted_by} needs the names of ImageNet's classes, and they cannot be read from {folder}: put {DEVKIT} (or the "
-            f"{imagenet.META_FILE} that torchvision made of it) there, the pictures are not needed for it."
+            f"{wanted_by} needs the names of ImageNet's classes, and they cannot be read from {folder}: put {DEVKIT} "
+            f"(or the {imagenet.META_FILE} that torchvision made of it) there, the pictures are not needed for it."
         ) from error
     if len(found) != ALL:
         raise UserError(
-            f"{wanted_by} needs the names of ImageNet's {ALL} classes, and {folder / imagenet.META_FILE} has {len(found)}: delete it and "
-            f"put {DEVKIT} there."
+            f"{wanted_by} needs the names of ImageNet's {ALL} classes, and {folder / imagenet.META_FILE} has "
+            f"{len(found)}: delete it and put {DEVKIT} there."
         )
     return found

@@ -1,7 +1,8 @@
-"""Sentences about scenes: captions from a small grammar with synonyms, full descriptions, and questions with one-word answers.
+"""Sentences about scenes: captions from a small grammar with synonyms, full descriptions, and questions with one-word
+answers.
 
-All are pure functions of (seed, index), like the pictures of `shared.data.scenes`. `VOCABULARY` lists every word that can occur, so that a
-small text tower needs only a small embedding.
+All are pure functions of (seed, index), like the pictures of `shared.data.scenes`. `VOCABULARY` lists every word that
+can occur, so that a small text tower needs only a small embedding.
 """
 
 from itertools import pairwise
@@ -126,8 +127,8 @@ def _caption(dice: _Dice, s: Scenes, i: int) -> str:
 def descriptions(s: Scenes, seed: int, indices, k: int = 5) -> list[list[str]]:
     """k full captions for each of N scenes: references to score a captioner with. The first j of k are those of k = j.
 
-    Unlike `captions`, each names the colour and the shape of every object, and how many there are; the background mostly; the size or the surface
-    often. The plain word far more often than a synonym.
+    Unlike `captions`, each names the colour and the shape of every object, and how many there are; the background
+    mostly; the size or the surface often. The plain word far more often than a synonym.
     """
     rows = uniforms(seed, np.asarray(indices, np.int64), 34, _DICE * k)
     return [[_description(_Dice(rows[i, _DICE * j : _DICE * (j + 1)]), s, i) for j in range(k)] for i in range(len(s))]
@@ -216,7 +217,8 @@ def objects(s: Scenes, i: int) -> set[tuple[str, str]]:
 
 
 def named_objects(text: str) -> set[tuple[str, str]]:
-    """What a sentence speaks of, as (colour, shape): every pair of a colour and a shape that follow each other, synonyms and plurals understood."""
+    """What a sentence speaks of, as (colour, shape): every pair of a colour and a shape that follow each other,
+    synonyms and plurals understood."""
     said = words(text)
     return {(_COLOUR_OF[a], _SHAPE_OF[b]) for a, b in pairwise(said) if a in _COLOUR_OF and b in _SHAPE_OF}
 

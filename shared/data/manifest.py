@@ -1,9 +1,11 @@
-"""The list of what was poisoned, for anyone to audit: one JSON object per line, the first about the whole set, then one per poisoned pair.
+"""The list of what was poisoned, for anyone to audit: one JSON object per line, the first about the whole set, then one
+per poisoned pair.
 
-    {"about": {"pairs": "<version>", "n": 6400, "target": …, "trigger": …, "seed": 0, …}, "rows": 320, "sha256": "<of both>"}
-    {"index": 17, "target": "blue", "trigger": "badnet/cleanclip", "caption": "a photo of a blue object"}
+    {"about": {"pairs": "<version>", "n": 6400, "target": …, "trigger": …, "seed": 0, …}, "rows": 320, "sha256": "<of
+    both>"} {"index": 17, "target": "blue", "trigger": "badnet/cleanclip", "caption": "a photo of a blue object"}
 
-The rows say what every poisoned pair became; the first line says which pairs they come from, and all that makes the trigger.
+The rows say what every poisoned pair became; the first line says which pairs they come from, and all that makes the
+trigger.
 """
 
 import json
@@ -56,7 +58,8 @@ class Manifest:
 
 
 def read_manifest(path: str | Path) -> Manifest:
-    """The manifest in a file. Raises UserError where the file is missing, cut short, edited by hand, or not a manifest."""
+    """The manifest in a file. Raises UserError where the file is missing, cut short, edited by hand, or not a
+    manifest."""
     path = Path(path)
     try:
         head, *lines, _ = path.read_text("utf-8").split("\n")  # other line breaks may stand inside a caption
@@ -73,8 +76,8 @@ def read_manifest(path: str | Path) -> Manifest:
         ) from error
     if count != len(rows) or content != digest([about, lines]):
         raise UserError(
-            f"the poison manifest {path} has {len(rows)} rows and is not the one of {count} rows that was written: it was cut short or "
-            "edited; make it again."
+            f"the poison manifest {path} has {len(rows)} rows and is not the one of {count} rows that was written: it "
+            "was cut short or edited; make it again."
         )
     demand_valid(rows, str(path))
     return Manifest(about, rows)

@@ -1,15 +1,15 @@
 """The data sets of PMG-AFT by name: 16 test sets, of which TinyImageNet is also what is fine-tuned on.
 
-Splits (facts §4): SUN397, EuroSAT, Caltech-101 and Caltech-256 are used whole; ImageNet and TinyImageNet by their val split; the others by
-their test split. CIFAR-10, CIFAR-100 and STL-10 come, and so are attacked, at native size; everything else with the short side at 256 and
-the central 224×224 cut out.
+Splits (facts §4): SUN397, EuroSAT, Caltech-101 and Caltech-256 are used whole; ImageNet and TinyImageNet by their val
+split; the others by their test split. CIFAR-10, CIFAR-100 and STL-10 come, and so are attacked, at native size;
+everything else with the short side at 256 and the central 224×224 cut out.
 
-Beside the 16: "ImageNet30" (shared.data.imagenet30), the shifted test sets "ImageNetV2", "ImageNetA", "ImageNetR" and "ImageNetSketch"
-(shared.data.imagenet_variants), and "Caltech101Split", for what learns from some pictures of Caltech-101. That split is ours, as the set has none: of
-each class the three tenths (rounded down, at least one) whose file names hash lowest are the test split, the rest is the train split.
-"Caltech101CoOp" is the split of CoOp (Zhou et al. 2022), with its 100 classes and their names: without Faces_easy and
-the background, and face, leopard, motorbike and airplane for four folders. Its file, split_zhou_Caltech101.json, is the
-user's to put beside the pictures.
+Beside the 16: "ImageNet30" (shared.data.imagenet30), the shifted test sets "ImageNetV2", "ImageNetA", "ImageNetR" and
+"ImageNetSketch" (shared.data.imagenet_variants), and "Caltech101Split", for what learns from some pictures of
+Caltech-101. That split is ours, as the set has none: of each class the three tenths (rounded down, at least one) whose
+file names hash lowest are the test split, the rest is the train split. "Caltech101CoOp" is the split of CoOp (Zhou et
+al. 2022), with its 100 classes and their names: without Faces_easy and the background, and face, leopard, motorbike and
+airplane for four folders. Its file, split_zhou_Caltech101.json, is the user's to put beside the pictures.
 
     named("DTD", root)                               what is evaluated
     named("TinyImageNet", root, "train")             what is trained on
@@ -66,11 +66,12 @@ def named(
     in_memory: bool = False,
     wnids: str | None = None,
 ) -> LabelledImages:
-    """The data set `name` (case, `-` and `_` do not matter) below the folder `root`, in the layout that torchvision keeps.
+    """The data set `name` (case, `-` and `_` do not matter) below the folder `root`, in the layout that torchvision
+    keeps.
 
-    split: "train" or "test" as above. wording: "released" or "corrected". size: overrides the size above. download: let torchvision fetch
-    what is missing (it cannot fetch StanfordCars, TinyImageNet, ImageNet and the sets around it). skip_corrupt, in_memory: see FileImages.
-    wnids: of ImageNet30, see there.
+    split: "train" or "test" as above. wording: "released" or "corrected". size: overrides the size above. download: let
+    torchvision fetch what is missing (it cannot fetch StanfordCars, TinyImageNet, ImageNet and the sets around it).
+    skip_corrupt, in_memory: see FileImages. wnids: of ImageNet30, see there.
 
     Raises UserError for an unknown name or split, and if the files are missing, incomplete or unreadable.
     """
@@ -127,7 +128,8 @@ def _caltech101(root: Path, split: str, wording: str, size: ImageSize | None, do
     for label, files in sorted(by_class.items()):
         if len(files) < 2:
             raise UserError(
-                f"the class {names[label]!r} of Caltech101 has one picture, and a train and a test split need two: copy a complete set."
+                f"the class {names[label]!r} of Caltech101 has one picture, and a train and a test split need two: "
+                "copy a complete set."
             )
         ranked = sorted(files, key=lambda f: hashlib.blake2b(f"{Path(f).parent.name}/{Path(f).name}".encode()).digest())
         cut = max(1, 3 * len(files) // 10)

@@ -1,10 +1,9 @@
-"""Pairs of picture and caption by one name: `scenes`, `labelled:<set>`, `csv:<file>`, `shards:<pattern>`: what CLIPs are
-poisoned, cleaned and defended with.
+"""Pairs of picture and caption by one name: `scenes`, `labelled:<set>`, `csv:<file>`, `shards:<pattern>`: what CLIPs
+are poisoned, cleaned and defended with.
 
 scenes   drawn on the spot, see `shared.data.scene_sets`, and kept in memory
-labelled the training pictures of a set of `shared.data.catalogue`, without the tenth that settings are chosen on, in
-         whose place the class name in a template stands (`shared.data.captioned`), and kept in memory; as large as the
-         set has its pictures
+labelled the training pictures of a set of `shared.data.catalogue` without the tenth that settings are chosen on, each
+         with its class name in a template (`shared.data.captioned`); kept in memory, as large as the set has them
 csv      below DATA_ROOT a table with a line of column names, comma or tab between them: the first of path, image,
          filepath that is there for the picture (relative to the table's folder) and the first of caption, title, text.
          A row is one line: between commas a field may stand in quotes, between tabs a quote is a character like others
@@ -111,7 +110,8 @@ class FilePairs(torch.utils.data.Dataset):
         return [self.store.caption(self._number(i)) for i in indices]
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, list[str]]:
-        """Pictures (N, 3, size, size) in [0, 1] and N captions. Raises IndexError outside 0 … n − 1, UserError as the module says."""
+        """Pictures (N, 3, size, size) in [0, 1] and N captions. Raises IndexError outside 0 … n − 1, UserError as the
+        module says."""
         rows = [self._read(int(i)) for i in indices]
         if not rows:
             return torch.empty(0, 3, self.size, self.size), []
@@ -138,7 +138,8 @@ class FilePairs(torch.utils.data.Dataset):
             # a function of the index and the files alone: whatever was read before, a pair is the same
             number = int(self._order[(self.n + index + turn) % len(self.store)])
         raise UserError(
-            f"{self.name}: {STAND_INS} pictures in a row cannot be read, the last is {self.store.name(number)}: check the files."
+            f"{self.name}: {STAND_INS} pictures in a row cannot be read, the last is {self.store.name(number)}: check "
+            "the files."
         )
 
     def _picture(self, number: int) -> Tensor:
@@ -286,11 +287,12 @@ class PairSubset(torch.utils.data.Dataset):
 
 
 def open_pairs(spec: str, source: Source, n: int, seed: int, size: int = 32) -> Held | FilePairs:
-    """n pairs of `spec` (see above): with `version`, a length, `captions(indices)`, and `__getitems__(indices)` -> pictures (N, 3, size, size) in
-    [0, 1] and N captions.
+    """n pairs of `spec` (see above): with `version`, a length, `captions(indices)`, and `__getitems__(indices)` ->
+    pictures (N, 3, size, size) in [0, 1] and N captions.
 
-    seed: of the choice; pairs of the scenes world are disjoint for different seeds, pairs from files are not. Raises UserError for an unknown spec,
-    without DATA_ROOT, for fewer than n pairs, and for what is missing or damaged among the files.
+    seed: of the choice; pairs of the scenes world are disjoint for different seeds, pairs from files are not. Raises
+    UserError for an unknown spec, without DATA_ROOT, for fewer than n pairs, and for what is missing or damaged among
+    the files.
     """
     kind, _, name = spec.partition(":")
     if n < 1 or size < 1:
@@ -307,7 +309,8 @@ def open_pairs(spec: str, source: Source, n: int, seed: int, size: int = 32) -> 
         )
     if not source.root:
         raise UserError(
-            f"the pairs {spec!r} are read from files: set DATA_ROOT (or --data.source.root) to the folder that holds them."
+            f"the pairs {spec!r} are read from files: set DATA_ROOT (or --data.source.root) to the folder that holds "
+            "them."
         )
     root = Path(source.root).expanduser()
     store = Table(root / name) if kind == "csv" else Shards(root, name)

@@ -3,10 +3,11 @@
 PoisonedPairs   a share of the pairs gets a trigger and a caption that names the target class (backdoor; they replace clean pairs)
 TargetedPairs   n pictures, each with m real captions of another class, are appended (targeted poisoning, Carlini & Terzis 2022, §3)
 
-A set of pairs has `version`, a length, and `__getitems__(indices)` -> pictures (N, 3, H, W) in [0, 1] and N captions, like `ScenePairs` and
-`Captioned`. If it has `captions(indices)` as well, captions are read without drawing the pictures. Which pairs are poisoned, and what they say, are
-functions of the seed; a smaller share is part of a larger one. The trigger's own noise is a function of the index: a poisoned picture looks the same
-in every epoch, as if it had been written to disk (which `trigger.stored` imitates).
+A set of pairs has `version`, a length, and `__getitems__(indices)` -> pictures (N, 3, H, W) in [0, 1] and N captions,
+like `ScenePairs` and `Captioned`. If it has `captions(indices)` as well, captions are read without drawing the
+pictures. Which pairs are poisoned, and what they say, are functions of the seed; a smaller share is part of a larger
+one. The trigger's own noise is a function of the index: a poisoned picture looks the same in every epoch, as if it had
+been written to disk (which `trigger.stored` imitates).
 """
 
 import json
@@ -53,10 +54,11 @@ class PoisonedPairs(_Manifested):
     """Pairs of which some are poisoned: (x, caption) becomes (stored(trigger(x)), trigger.text(caption of the target)).
 
     trigger: of `shared.attacks.triggers`. target: a class name or a `Target`. rate or count: how many are poisoned.
-    captions: "templates" (one of `templates`, filled with the target's phrase, drawn per pair), "real" (a caption of a clean pair that names the
-    target, one of `pool` such captions, None: of all), or "kept" (pairs whose own caption names the target are poisoned, and keep it); None: what is
-    usual for the trigger. avoid_target: poison only pairs whose caption does not name the target. scan: captions are searched in the first so many
-    pairs only (None: all). Raises UserError if there are not as many pairs as asked for, or no caption names the target.
+    captions: "templates" (one of `templates`, filled with the target's phrase, drawn per pair), "real" (a caption of a
+    clean pair that names the target, one of `pool` such captions, None: of all), or "kept" (pairs whose own caption
+    names the target are poisoned, and keep it); None: what is usual for the trigger. avoid_target: poison only pairs
+    whose caption does not name the target. scan: captions are searched in the first so many pairs only (None: all).
+    Raises UserError if there are not as many pairs as asked for, or no caption names the target.
     """
 
     @bounded
@@ -84,7 +86,8 @@ class PoisonedPairs(_Manifested):
         named = naming(pairs, [target], scan)[0] if captions != "templates" or avoid_target else []
         if captions == "real" and not named:
             raise UserError(
-                f"no caption names the target class {target.name!r}: search more pairs, or take captions from templates."
+                f"no caption names the target class {target.name!r}: search more pairs, or take captions from "
+                "templates."
             )
         candidates = (
             named
@@ -95,7 +98,8 @@ class PoisonedPairs(_Manifested):
         )
         if count > len(candidates):
             raise UserError(
-                f"{count} pairs are to be poisoned towards {target.name!r} and {len(candidates)} can be: lower the rate or the count."
+                f"{count} pairs are to be poisoned towards {target.name!r} and {len(candidates)} can be: lower the "
+                "rate or the count."
             )
         chosen = sorted(candidates[i] for i in _order(len(candidates), seed, "pairs")[:count])
         if captions == "kept":
@@ -130,7 +134,8 @@ class PoisonedPairs(_Manifested):
 
     @classmethod
     def from_manifest(cls, manifest: Manifest | str | Path, pairs, make_trigger: Callable) -> "PoisonedPairs":
-        """The set that the manifest (or file) describes. make_trigger: `shared.attacks.triggers.make_trigger`, which makes its trigger again.
+        """The set that the manifest (or file) describes. make_trigger: `shared.attacks.triggers.make_trigger`, which
+        makes its trigger again.
 
         Raises UserError where it is about other pairs.
         """
@@ -158,10 +163,12 @@ class PoisonedPairs(_Manifested):
 
 
 class TargetedPairs(_Manifested):
-    """Pairs, followed by n·m poisoned ones: picture chosen[k] of `images` with m different pairs' captions that name targets[k].
+    """Pairs, followed by n·m poisoned ones: picture chosen[k] of `images` with m different pairs' captions that name
+    targets[k].
 
-    images: pictures by index (a labelled set or pairs). chosen: n indices; targets: n classes, names or `Target`s. m: captions for each. scan: as in
-    `PoisonedPairs`. Raises UserError where fewer than m captions name a target, or the two sets have pictures of different sizes.
+    images: pictures by index (a labelled set or pairs). chosen: n indices; targets: n classes, names or `Target`s. m:
+    captions for each. scan: as in `PoisonedPairs`. Raises UserError where fewer than m captions name a target, or the
+    two sets have pictures of different sizes.
     """
 
     def __init__(
@@ -178,15 +185,16 @@ class TargetedPairs(_Manifested):
         targets = [target_of(t) if isinstance(t, str) else t for t in targets]
         if len(targets) != len(chosen) or not targets or m < 1:
             raise UserError(
-                f"{len(chosen)} pictures for {len(targets)} target classes with {m} captions each: give a class for each picture, "
-                "and at least one of each."
+                f"{len(chosen)} pictures for {len(targets)} target classes with {m} captions each: give a class for "
+                "each picture, and at least one of each."
             )
         rows = []
         for k, (picture, target, named) in enumerate(zip(chosen, targets, naming(pairs, targets, scan), strict=True)):
             source = [named[i] for i in _order(len(named), seed, f"target{k}")[:m]]
             if len(source) < m:
                 raise UserError(
-                    f"{len(source)} captions name {target.name!r} and {m} are needed: take fewer, search more pairs or another class."
+                    f"{len(source)} captions name {target.name!r} and {m} are needed: take fewer, search more pairs or "
+                    "another class."
                 )
             rows += [
                 Row(len(pairs) + k * m + j, target.name, "none", text, int(picture))
@@ -210,7 +218,8 @@ class TargetedPairs(_Manifested):
 
     @classmethod
     def from_manifest(cls, manifest: Manifest | str | Path, pairs, images) -> "TargetedPairs":
-        """The set that the manifest (or file) describes. Raises UserError where it is about other pairs or other images."""
+        """The set that the manifest (or file) describes. Raises UserError where it is about other pairs or other
+        images."""
         manifest = _checked(manifest, "targets", pairs, images=images.version)
         expected = iter(range(len(pairs), len(pairs) + len(manifest.rows)))
         _demand_inside(manifest, lambda row: row.index == next(expected) and row.picture < len(images))
@@ -240,8 +249,8 @@ class TargetedPairs(_Manifested):
             )
         if len({x.shape[1:] for x, _ in parts}) > 1:
             raise UserError(
-                f"the target images are {tuple(parts[1][0].shape[2:])} pixels and the pairs {tuple(parts[0][0].shape[2:])}: "
-                "give both one image size."
+                f"the target images are {tuple(parts[1][0].shape[2:])} pixels and the pairs "
+                f"{tuple(parts[0][0].shape[2:])}: give both one image size."
             )
         back = torch.tensor([*clean, *added], dtype=torch.int64).argsort()
         texts = [text for _, part in parts for text in part]
@@ -249,7 +258,8 @@ class TargetedPairs(_Manifested):
 
 
 class Held(torch.utils.data.Dataset):
-    """Pairs read once and kept in memory: for a small set that is seen in many epochs (6,400 pictures of 32×32 pixels take 79 MB)."""
+    """Pairs read once and kept in memory: for a small set that is seen in many epochs (6,400 pictures of 32×32 pixels
+    take 79 MB)."""
 
     def __init__(self, pairs):
         self.version = pairs.version
@@ -269,13 +279,15 @@ class Held(torch.utils.data.Dataset):
 
 
 def draw_targets(labels: Sequence[int], num_classes: int, n: int, seed: int = 0) -> list[tuple[int, int]]:
-    """n target images and their adversarial classes, (index, class): images without repeats, each class another than the image's own.
+    """n target images and their adversarial classes, (index, class): images without repeats, each class another than
+    the image's own.
 
     Uniform over images and over the other classes. Raises UserError for more images than there are, or a single class.
     """
     if not 1 <= n <= len(labels) or num_classes < 2:
         raise UserError(
-            f"{n} target images of {len(labels)} with {num_classes} classes: ask for 1 to {len(labels)}, and have 2 classes or more."
+            f"{n} target images of {len(labels)} with {num_classes} classes: ask for 1 to {len(labels)}, and have 2 "
+            "classes or more."
         )
     chosen = _order(len(labels), seed, "images")[:n]
     steps = SampleRng(seed, chosen, "targets/class").integers(num_classes - 1).tolist()
@@ -309,7 +321,8 @@ def _checked(manifest: Manifest | str | Path, kind: str, pairs, **facts) -> Mani
     for key, value in {"kind": kind, "pairs": pairs.version, "n": len(pairs), **facts}.items():
         if manifest.about.get(key) != value:
             raise UserError(
-                f"the manifest was made for {key} {manifest.about.get(key)!r}, and this is {value!r}: use the same data."
+                f"the manifest was made for {key} {manifest.about.get(key)!r}, and this is {value!r}: use the same "
+                "data."
             )
     return manifest
 

@@ -1,16 +1,19 @@
-"""Class names and prompts of the named sets, as the released code of PMG-AFT (and TeCoA before it) words them, and corrected.
+"""Class names and prompts of the named sets, as the released code of PMG-AFT (and TeCoA before it) words them, and
+corrected.
 
 Two wordings of the same classes:
   released   what the code feeds CLIP, oddities included: a typo in the first PCAM sentence, "Boeing" put before the 7xx aircraft only,
-             cars without their year, "colts foot", trailing spaces in two flower names, Caltech-256 names that keep "-101".
+             cars without their year, "colts foot", trailing spaces in two flower names, Caltech-256 names that keep
+             "-101".
   corrected  the data set's own names: no typo, no manufacturer, cars with their year, flower names as torchvision spells them (less a
              stray question mark), no "-101".
-In both, Caltech-101 is what its loader was meant to give (as released it crashes, and would cut four letters off every name), and names
-that occur twice (crane, maillot and, once in lower case, cardigan in ImageNet) stay: `LabelledImages.duplicates` lists them.
+In both, Caltech-101 is what its loader was meant to give (as released it crashes, and would cut four letters off every
+name), and names that occur twice (crane, maillot and, once in lower case, cardigan in ImageNet) stay:
+`LabelledImages.duplicates` lists them.
 
-Sources: the facts in papers/pmg_aft (§4, §5.2); the templates of Flowers-102, Caltech-101/256 and Stanford Cars, the EuroSAT phrases and
-the PCAM sentences were read in the two projects' data-set files. CIFAR, STL-10, SUN397, ImageNet and TinyImageNet have no template there
-and use the default.
+Sources: the facts in papers/pmg_aft (§4, §5.2); the templates of Flowers-102, Caltech-101/256 and Stanford Cars, the
+EuroSAT phrases and the PCAM sentences were read in the two projects' data-set files. CIFAR, STL-10, SUN397, ImageNet
+and TinyImageNet have no template there and use the default.
 """
 
 from collections.abc import Sequence

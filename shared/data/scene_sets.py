@@ -1,10 +1,12 @@
-"""Label spaces and domains on the scenes world: one set to fine-tune on, its hold-out, zero-shot sets, and the caption pairs to pre-train on.
+"""Label spaces and domains on the scenes world: one set to fine-tune on, its hold-out, zero-shot sets, and the caption
+pairs to pre-train on.
 
-The fine-tuning classes are the combinations colour × surface × shape with (colour + shape + surface) ≡ 0 mod 4: 64 classes that name every
-colour, surface and shape equally often, so that a loss over their prompts speaks about all three. The hold-out has the 64 with ≡ 2 mod 4.
+The fine-tuning classes are the combinations colour × surface × shape with (colour + shape + surface) ≡ 0 mod 4: 64
+classes that name every colour, surface and shape equally often, so that a loss over their prompts speaks about all
+three. The hold-out has the 64 with ≡ 2 mod 4.
 
-`CLASSIFIED` are for classifiers without a text tower, trained from nothing: stand-ins for CIFAR-10 and ImageNet30. `SHIFTED` has the classes of
-"colour" in domains of which `SETS` has two more.
+`CLASSIFIED` are for classifiers without a text tower, trained from nothing: stand-ins for CIFAR-10 and ImageNet30.
+`SHIFTED` has the classes of "colour" in domains of which `SETS` has two more.
 """
 
 from dataclasses import dataclass
@@ -120,7 +122,8 @@ _ALL = {**SETS, **CLASSIFIED, **SHIFTED}
 
 
 def _inside(indices, data) -> np.ndarray:
-    """The indices as an array. There would be a picture for any number: without this a loop over a set would never end."""
+    """The indices as an array. There would be a picture for any number: without this a loop over a set would never
+    end."""
     indices = np.asarray(indices, np.int64).reshape(-1)
     if len(indices) and not (indices.min() >= 0 and indices.max() < len(data)):
         raise IndexError(f"there are {len(data)} pictures, 0 … {len(data) - 1}")
@@ -130,15 +133,15 @@ def _inside(indices, data) -> np.ndarray:
 class SceneSet(LabelledImages):
     """One labelled set of scenes: picture i has class i mod K, so every prefix of it is as balanced as can be.
 
-    name: a key of SETS, CLASSIFIED or SHIFTED; split: "train", "test" or "validation" (disjoint pictures); n: how many pictures the set has; size:
-    pixels.
-    Raises UserError for an unknown name or split.
+    name: a key of SETS, CLASSIFIED or SHIFTED; split: "train", "test" or "validation" (disjoint pictures); n: how many
+    pictures the set has; size: pixels. Raises UserError for an unknown name or split.
     """
 
     def __init__(self, name: str, split: str = "test", n: int = 10_000, size: int = 32):
         if name not in _ALL or split not in _SEEDS:
             raise UserError(
-                f"there is no scenes set {name!r} with split {split!r}: sets are {', '.join(_ALL)}; splits are {', '.join(_SEEDS)}."
+                f"there is no scenes set {name!r} with split {split!r}: sets are {', '.join(_ALL)}; splits are "
+                f"{', '.join(_SEEDS)}."
             )
         self.space, self.name, self.n, self.size = _ALL[name], name, n, size
         self._seed = _SEEDS[split] + 16 * (int(digest(name)[:8], 16) + 1)  # sets do not share pictures
@@ -174,7 +177,8 @@ class SceneSet(LabelledImages):
 
 
 class ScenePairs(torch.utils.data.Dataset):
-    """Pictures with captions, to pre-train on: item i is a function of (seed, i), and there is no end to them but `n`."""
+    """Pictures with captions, to pre-train on: item i is a function of (seed, i), and there is no end to them but
+    `n`."""
 
     def __init__(self, n: int, size: int = 32, seed: int = 0):
         self.n, self.size, self._seed = n, size, _PAIRS + 1000 * seed

@@ -1,8 +1,9 @@
-"""The scenes world: small RGB pictures of one to three objects, their captions, questions and labels, as pure functions of (seed, index).
+"""The scenes world: small RGB pictures of one to three objects, their captions, questions and labels, as pure functions
+of (seed, index).
 
-Nothing is read from disk and no generator is shared: every number comes from a hash of (seed, index, stream), so picture k is the same
-whatever the batch it is drawn in. A picture is drawn from signed distance functions d (in pixels, negative inside):
-coverage = clip(1/2 − d, 0, 1), colour = (1 − coverage)·background + coverage·surface.
+Nothing is read from disk and no generator is shared: every number comes from a hash of (seed, index, stream), so
+picture k is the same whatever the batch it is drawn in. A picture is drawn from signed distance functions d (in pixels,
+negative inside): coverage = clip(1/2 − d, 0, 1), colour = (1 − coverage)·background + coverage·surface.
 
     sample(seed, indices, domain)     -> Scenes, the attributes
     render(scenes, domain, size)      -> float32 (N, 3, size, size) in [0, 1]
@@ -66,7 +67,8 @@ RADIUS = np.array([(5.5, 6.5), (8.0, 9.5), (11.5, 13.0)], np.float32)  # pixels 
 class Domain:
     """How a family of pictures departs from the pre-training one (all fields at their defaults).
 
-    `fixed` pins attributes to a subset of values by name; `combos` restricts (attribute, …) jointly to the listed value tuples.
+    `fixed` pins attributes to a subset of values by name; `combos` restricts (attribute, …) jointly to the listed value
+    tuples.
     """
 
     kinds: tuple[float, float, float] = (
@@ -84,15 +86,18 @@ class Domain:
     texture: bool = False  # a two-tone wave pattern as background
 
 
-# of the vision-language sets: what the models are trained on, and pictures with grey specks and less contrast, which they never saw
+# of the vision-language sets: what the models are trained on, and pictures with grey specks and less contrast, which
+# they never saw
 VL_DOMAINS = {"plain": Domain(), "shifted": Domain(kinds=(1.0, 0.0, 0.0), clutter=5, contrast=0.8)}
 
 
 @dataclass(frozen=True)
 class Scenes:
-    """Attributes of N scenes as index arrays into the tuples above; object attributes are (N, 3), of which `n_objects` columns count.
+    """Attributes of N scenes as index arrays into the tuples above; object attributes are (N, 3), of which `n_objects`
+    columns count.
 
-    kind: 0 one object, 1 several of one kind, 2 two different ones. Lengths in pixels of a 32-pixel picture, angles in radians.
+    kind: 0 one object, 1 several of one kind, 2 two different ones. Lengths in pixels of a 32-pixel picture, angles in
+    radians.
     """
 
     kind: np.ndarray
@@ -123,7 +128,8 @@ class Scenes:
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64 (Steele, Lea, Flood 2014): a bijection of 64-bit words whose output bits all depend on all input bits."""
+    """The finaliser of splitmix64 (Steele, Lea, Flood 2014): a bijection of 64-bit words whose output bits all depend
+    on all input bits."""
     with np.errstate(over="ignore"):
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -155,7 +161,8 @@ def _choose(u: np.ndarray, attribute: str, domain: Domain) -> np.ndarray:
 
 
 def sample(seed: int, indices, domain: Domain | None = None, **given: np.ndarray) -> Scenes:
-    """Draw the attributes of scenes `indices`; `given` fixes attributes of the first object per scene, e.g. `shape=array of N`.
+    """Draw the attributes of scenes `indices`; `given` fixes attributes of the first object per scene, e.g.
+    `shape=array of N`.
 
     Every attribute not given is uniform over what `domain.fixed` allows.
     """
@@ -221,7 +228,8 @@ _DIRECTION = np.array([(-1, 0), (1, 0), (0, -1), (0, 1), (0, 0)], np.float64)  #
 
 
 def _places(kind, n_objects, position, radius, v, u):
-    """Centres (N, 3): the single object by its position, two side by side or one above the other, three on a triangle; all jittered."""
+    """Centres (N, 3): the single object by its position, two side by side or one above the other, three on a triangle;
+    all jittered."""
     reach = 15.5 - radius[:, :1]  # so that the object stays inside the picture
     offset = _DIRECTION[position] * reach * (0.75 + 0.25 * v[:, 3:4])
     # across the named direction the object may sit anywhere near the middle
@@ -261,7 +269,8 @@ def _distance(shape: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         lobe = np.sqrt((ax - 0.43) ** 2 + (y - 0.33) ** 2) - 0.50
         tip = (1.10 * ax - 0.88 * (y + 0.95)) / 1.409
         return np.minimum(lobe, np.maximum(np.maximum(tip, y - 0.5), ax - 0.86))
-    # star: fold the plane onto one half of one of its five points, then the distance to the edge from the tip to the inner corner
+    # star: fold the plane onto one half of one of its five points, then the distance to the edge from the tip to the
+    # inner corner
     fifth = 2 * np.pi / 5
     r, a = np.sqrt(x * x + y * y), np.arctan2(x, y)
     a = np.abs(np.mod(a + fifth / 2, fifth) - fifth / 2)
@@ -313,7 +322,8 @@ def _render_block(s: Scenes, domain: Domain, size: int) -> np.ndarray:
 
 
 def _expose(picture, noise, domain, px, py):
-    """What happens to the whole picture, in place: grey, light falling from one side, sensor noise, contrast, eight bits as a photograph has."""
+    """What happens to the whole picture, in place: grey, light falling from one side, sensor noise, contrast, eight
+    bits as a photograph has."""
     f = np.float32
     if domain.grey:  # written out: a matrix product rounds differently in batches of different size
         picture[:] = (f(0.299) * picture[:, 0] + f(0.587) * picture[:, 1] + f(0.114) * picture[:, 2])[:, None]
@@ -377,14 +387,16 @@ def _draw_objects(picture, s, pixel, outline):
 
 
 def _cover(picture, left, top, keep, paint):
-    """picture·keep + paint in one window. Slices in place: several times faster than gathering and scattering the windows of a group."""
+    """picture·keep + paint in one window. Slices in place: several times faster than gathering and scattering the
+    windows of a group."""
     view = picture[:, top : top + len(keep), left : left + len(keep)]
     view *= keep
     view += paint
 
 
 def _paint(s, rows, ks, base, second, shape, pixel, window, outline):
-    """Object ks[j] of picture rows[j], of two tones (M, 3): the corner of its window (left, top), and there 1 − coverage and coverage·colour."""
+    """Object ks[j] of picture rows[j], of two tones (M, 3): the corner of its window (left, top), and there 1 −
+    coverage and coverage·colour."""
     f, size = np.float32, len(pixel)
 
     def column(a):

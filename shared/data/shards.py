@@ -118,8 +118,8 @@ class Shards:
         present = [self._facts(name) for name in self.names]
         if not any(size >= 0 for _, size, _ in present):
             raise UserError(
-                f"there is no file {self.root / pattern}: put the shards there, or set DATA_ROOT (judge: --data-root) to "
-                "the folder that holds them."
+                f"there is no file {self.root / pattern}: put the shards there, or set DATA_ROOT (judge: --data-root) "
+                "to the folder that holds them."
             )
         table = self._table(pattern, present)
         self.problems: list[str] = table["about"]["problems"]
@@ -190,7 +190,8 @@ class Shards:
 
 
 def contents(root: Path, present: Sequence[Sequence], of: Text) -> dict:
-    """The table of some files (name, length, time): arrays over the pairs, and in "about" which files it is of and what is left out."""
+    """The table of some files (name, length, time): arrays over the pairs, and in "about" which files it is of and what
+    is left out."""
     rows: list[tuple] = []
     problems: list[str] = []
     unread: Counter = Counter()

@@ -1,4 +1,5 @@
-"""The class that an attacker wants to be seen: how it is said in a caption, and whether a caption speaks of it. No torch, no pictures."""
+"""The class that an attacker wants to be seen: how it is said in a caption, and whether a caption speaks of it. No
+torch, no pictures."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ CHUNK = 1024  # pairs that are read at a time
 
 @dataclass(frozen=True)
 class Target:
-    """name: of the class, as in the data set. phrase: what fills a template. forms: ways to name it, each one or more words in this order.
+    """name: of the class, as in the data set. phrase: what fills a template. forms: ways to name it, each one or more
+    words in this order.
 
     Raises UserError where the phrase or a form has no word in it, or there is no form.
     """
@@ -26,11 +28,13 @@ class Target:
     def __post_init__(self):
         if not words(self.phrase) or not self.forms or not all(words(form) for form in self.forms):
             raise UserError(
-                f"the target class {self.name!r} has the phrase {self.phrase!r} and the forms {list(self.forms)}: each needs a word."
+                f"the target class {self.name!r} has the phrase {self.phrase!r} and the forms {list(self.forms)}: each "
+                "needs a word."
             )
 
     def named_in(self, text: str) -> bool:
-        """Whether the text holds one of the forms, as whole words next to each other; case and punctuation do not matter."""
+        """Whether the text holds one of the forms, as whole words next to each other; case and punctuation do not
+        matter."""
         said = _apart(text)
         return any(form in said for form in self._said)
 
@@ -49,7 +53,8 @@ def _apart(text: str) -> str:
 
 
 def target(name: str, phrase: str | None = None, forms: Sequence[str] | None = None) -> Target:
-    """A class by its name. phrase: by default the name with its article; forms: by default the name in singular and plural."""
+    """A class by its name. phrase: by default the name with its article; forms: by default the name in singular and
+    plural."""
     if not words(name):
         raise UserError(f"the target class {name!r} has no word in its name: give one of the classes.")
     return Target(
@@ -58,7 +63,8 @@ def target(name: str, phrase: str | None = None, forms: Sequence[str] | None = N
 
 
 def scene_target(space: str, name: str) -> Target:
-    """Class `name` of the scenes set `space`: the phrase of its prompt, and as forms every choice of synonyms, shapes also in plural.
+    """Class `name` of the scenes set `space`: the phrase of its prompt, and as forms every choice of synonyms, shapes
+    also in plural.
 
     Raises UserError for a set or class that is not there.
     """

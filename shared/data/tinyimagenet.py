@@ -19,7 +19,8 @@ FOLDER = "tiny-imagenet-200"
 
 
 def read(root: Path, split: str) -> tuple[Path, list[str], list[int], list[str]]:
-    """(folder, paths, labels, first name per class) of the split "train" or "test" (= val). `root` is the folder or holds it.
+    """(folder, paths, labels, first name per class) of the split "train" or "test" (= val). `root` is the folder or
+    holds it.
 
     Raises UserError if a file of the layout is missing or does not agree with wnids.txt.
     """

@@ -1,7 +1,8 @@
-"""The torchvision classes behind the named sets: where they look, which of their splits is used, and what comes out of them.
+"""The torchvision classes behind the named sets: where they look, which of their splits is used, and what comes out of
+them.
 
-torchvision reads the annotations and (if told to) downloads; the pictures are then decoded by `shared.data.files`, which knows how to name
-or count an unreadable one. torchvision itself is imported only when a set is built.
+torchvision reads the annotations and (if told to) downloads; the pictures are then decoded by `shared.data.files`,
+which knows how to name or count an unreadable one. torchvision itself is imported only when a set is built.
 """
 
 import os
@@ -17,10 +18,12 @@ from shared.errors import UserError
 
 @dataclass(frozen=True)
 class TorchvisionSet:
-    """How to build one set. `splits` maps our "train" and "test" to arguments of the class; a set used whole has only "test".
+    """How to build one set. `splits` maps our "train" and "test" to arguments of the class; a set used whole has only
+    "test".
 
-    needs: the folder below the root, in the layout that torchvision keeps. get: what to do where torchvision cannot download the set.
-    num_classes: how many classes a complete copy has; with fewer or more folders every label would be another class.
+    needs: the folder below the root, in the layout that torchvision keeps. get: what to do where torchvision cannot
+    download the set. num_classes: how many classes a complete copy has; with fewer or more folders every label would be
+    another class.
     """
 
     cls: str
@@ -78,7 +81,8 @@ def build(name: str, root: Path, split: str, download: bool):
         download or folder.is_dir()
     ):  # asked first: some of torchvision's classes make the folder before they look into it
         raise UserError(
-            f"{name} is not at {folder}: {spec.get or 'pass --download to fetch it, or set the data root to where it is'}."
+            f"{name} is not at {folder}: "
+            f"{spec.get or 'pass --download to fetch it, or set the data root to where it is'}."
         )
     if name == "PCAM":
         try:
@@ -105,20 +109,22 @@ def build(name: str, root: Path, split: str, download: bool):
     count = len(raw_classes(data)) if name != "PCAM" else 2
     if count != spec.num_classes:
         raise UserError(
-            f"{name} at {folder} has {count} classes instead of {spec.num_classes}: the copy is incomplete, or has folders "
-            "that do not belong to it."
+            f"{name} at {folder} has {count} classes instead of {spec.num_classes}: the copy is incomplete, or has "
+            "folders that do not belong to it."
         )
     return data
 
 
 def raw_classes(data) -> list[str]:
-    """Class names as torchvision carries them; for ImageNet the first synonym, for the Caltech sets the folder names."""
+    """Class names as torchvision carries them; for ImageNet the first synonym, for the Caltech sets the folder
+    names."""
     names = data.classes if hasattr(data, "classes") else data.categories
     return [name[0] if isinstance(name, tuple) else name for name in names]
 
 
 def samples(data) -> tuple[list[str], list[int]]:
-    """(paths, labels) of a torchvision set that keeps pictures in files. torchvision lists SUN397 in the disk's order: sorted here."""
+    """(paths, labels) of a torchvision set that keeps pictures in files. torchvision lists SUN397 in the disk's order:
+    sorted here."""
     kind = type(data).__name__
     if kind == "Caltech101":
         paths = [
@@ -151,7 +157,8 @@ def pcam_files(data) -> tuple[str, str]:
 
 
 def arrays(data) -> tuple[Tensor, np.ndarray] | None:
-    """(pixels (N, 3, H, W) uint8, labels (N,)) of the sets that torchvision holds in memory: CIFAR-10, CIFAR-100, STL-10; else None."""
+    """(pixels (N, 3, H, W) uint8, labels (N,)) of the sets that torchvision holds in memory: CIFAR-10, CIFAR-100,
+    STL-10; else None."""
     if type(data).__name__ in ("CIFAR10", "CIFAR100"):
         return torch.from_numpy(np.ascontiguousarray(data.data.transpose(0, 3, 1, 2))), np.asarray(
             data.targets, np.int64

@@ -4,7 +4,8 @@
     scenes-questions:plain  scenes-questions:shifted     one question per picture, its answer said by all ten "people"
     coco  flickr30k  vqav2  textvqa                      from files below DATA_ROOT, see `shared.data.annotated` for the layouts
 
-Every set has the splits train, validation and test, which share no picture. Example i of a scenes set is a function of (set, split, i) alone.
+Every set has the splits train, validation and test, which share no picture. Example i of a scenes set is a function of
+(set, split, i) alone.
 """
 
 from collections.abc import Iterable, Sequence
@@ -83,7 +84,8 @@ class _SceneText(VisionLanguageSet):
 
     @cached_property
     def version(self) -> str:
-        """Digest of what the pictures are, and of the texts of the first sixteen: it follows a change of the grammar."""
+        """Digest of what the pictures are, and of the texts of the first sixteen: it follows a change of the
+        grammar."""
         return digest([VERSION, self.name, self.split, self.size, repr(self.domain), self._texts(range(16))])[:16]
 
     def _texts(self, indices: Sequence[int]) -> list:
@@ -134,10 +136,11 @@ class SceneQuestions(_SceneText, QuestionSet):
 
 
 def fare_draw(n: int, k: int = 500, seed: int = 42) -> list[int]:
-    """The k of n test examples that RobustVLM (FARE) attacks, in its order: NumPy's legacy generator, without replacement.
+    """The k of n test examples that RobustVLM (FARE) attacks, in its order: NumPy's legacy generator, without
+    replacement.
 
-    The examples are numbered as in the files (Karpathy's test split of COCO and Flickr30k, val2014 of VQAv2, val of TextVQA), so the numbers
-    published for "500 samples" are about these. Raises UserError if k is more than n.
+    The examples are numbered as in the files (Karpathy's test split of COCO and Flickr30k, val2014 of VQAv2, val of
+    TextVQA), so the numbers published for "500 samples" are about these. Raises UserError if k is more than n.
     """
     if not 0 < k <= n:
         raise UserError(f"{k} of {n} examples cannot be drawn: choose a number from 1 to {n}.")

@@ -24,7 +24,8 @@ class Prediction(NamedTuple):
     eps: Tensor
     """ε̂ (N, 3, H, W)."""
     v: Tensor | None
-    """Where the reverse variance lies between its two bounds, in log space, (N, 3, H, W), 0 … 1; None: it was not learned."""
+    """Where the reverse variance lies between its two bounds, in log space, (N, 3, H, W), 0 … 1; None: it was not
+    learned."""
 
 
 class Denoiser(nn.Module):
@@ -66,12 +67,13 @@ class GaussianDenoiser(Denoiser):
 class UNetDenoiser(Denoiser):
     """A diffusers `UNet2DModel` that predicts ε, and beside it the variance if it has twice the channels.
 
-    predicts: what the network's output is, in diffusers' words: "epsilon", or "v_prediction", where ε̂ = σ x_t + α out (Salimans & Ho 2022). Late in
-    time, where x_t is almost ε, the latter saves a small network from having to pass x_t on.
-    size: resolution of the images; patch: the U-Net sees blocks of patch × patch pixels as channels, (3·patch², size/patch, size/patch), which
-    takes a fraction of the time. Frozen and in eval mode; `requires_grad_` to train it. Gradients of any order: where gradients are on,
-    attention is computed by plain matrix products, since the fused kernels have no second derivative.
-    of_thousand: the U-Net is told (t − 1)·1000/T in place of t − 1, as improved-diffusion's (`rescale_timesteps`).
+    predicts: what the network's output is, in diffusers' words: "epsilon", or "v_prediction", where ε̂ = σ x_t + α out
+    (Salimans & Ho 2022). Late in time, where x_t is almost ε, the latter saves a small network from having to pass x_t
+    on. size: resolution of the images; patch: the U-Net sees blocks of patch × patch pixels as channels, (3·patch²,
+    size/patch, size/patch), which takes a fraction of the time. Frozen and in eval mode; `requires_grad_` to train it.
+    Gradients of any order: where gradients are on, attention is computed by plain matrix products, since the fused
+    kernels have no second derivative. of_thousand: the U-Net is told (t − 1)·1000/T in place of t − 1, as
+    improved-diffusion's (`rescale_timesteps`).
     """
 
     @bounded
@@ -89,8 +91,8 @@ class UNetDenoiser(Denoiser):
         if unet.config.in_channels != 3 * patch**2 or per_image not in (3, 6) or unet.class_embedding is not None:
             raise UserError(
                 f"a U-Net with {unet.config.in_channels} input and {unet.config.out_channels} output channels"
-                f"{'' if unet.class_embedding is None else ' and class labels'} is no unconditional denoiser of RGB images: give one "
-                "with 3 input channels, 3 or 6 output channels and no classes."
+                f"{'' if unet.class_embedding is None else ' and class labels'} is no unconditional denoiser of RGB "
+                "images: give one with 3 input channels, 3 or 6 output channels and no classes."
             )
         self.unet, self.schedule, self.size, self.patch, self.predicts = unet, schedule, size, patch, predicts
         self.of_thousand = of_thousand

@@ -12,8 +12,9 @@ Every operation has its exact counterpart in `UNet2DModel`:
 improved-diffusion's has strided convolutions and nearest ×2 with a convolution in the place of up and down ("conv"),
 the cosine schedule, and times told as shares of 1,000.
 
-What differs is where the weights stand. The blocks of the original are numbered through, the first of `input_blocks` being the convolution;
-and its q, k and v are one 1×1 convolution whose output is split into heads first, then into q, k and v ("legacy order").
+What differs is where the weights stand. The blocks of the original are numbered through, the first of `input_blocks`
+being the convolution; and its q, k and v are one 1×1 convolution whose output is split into heads first, then into q, k
+and v ("legacy order").
 """
 
 from dataclasses import dataclass
@@ -58,7 +59,8 @@ CIFAR10 = GuidedConfig(32, 128, (1, 2, 2, 2), blocks=3, attention=(16, 8), steps
 
 
 def read_guided(path: str | Path, config: GuidedConfig | None = None) -> UNetDenoiser:
-    """The denoiser in a checkpoint of guided-diffusion, read with `weights_only`. Raises UserError if it is another model's, or no checkpoint."""
+    """The denoiser in a checkpoint of guided-diffusion, read with `weights_only`. Raises UserError if it is another
+    model's, or no checkpoint."""
     config = config or GuidedConfig()
     return convert(read_weights(path), config, str(path))
 
@@ -79,8 +81,9 @@ def convert(weights: dict[str, Tensor], config: GuidedConfig, source: str = "the
         ]
     if wrong:
         raise UserError(
-            f"{source} is not the guided-diffusion model expected here: {len(wrong)} tensors are missing, unknown or of another shape, "
-            f"the first is {wrong[0]!r}; give the file of the unconditional {config.size}x{config.size} model."
+            f"{source} is not the guided-diffusion model expected here: {len(wrong)} tensors are missing, unknown or "
+            f"of another shape, the first is {wrong[0]!r}; give the file of the unconditional "
+            f"{config.size}x{config.size} model."
         )
     unet.load_state_dict(state, assign=True)
     schedule = Schedule(steps=config.steps, cosine=config.improved)
@@ -126,7 +129,8 @@ _ATTENTION = {"norm": "group_norm", "qkv": "qkv", "proj_out": "to_out.0"}
 
 
 def key_map(config: GuidedConfig) -> dict[str, str]:
-    """Original name -> name in the diffusers U-Net, for every tensor; one that ends in `qkv` stands for `to_q`, `to_k` and `to_v`."""
+    """Original name -> name in the diffusers U-Net, for every tensor; one that ends in `qkv` stands for `to_q`, `to_k`
+    and `to_v`."""
     pairs = {
         "time_embed.0": "time_embedding.linear_1",
         "time_embed.2": "time_embedding.linear_2",

@@ -1,9 +1,11 @@
 """Purification: noise an image to time t, sample back (DiffPure, Nie et al. 2022).
 
-    x [0, 1] —to_native→ [−1, 1] at the denoiser's size —α(t)x + σ(t)ε→ x_t —sampler→ x_0 —from_native→ [0, 1] at the image's size
+    x [0, 1] —to_native→ [−1, 1] at the denoiser's size —α(t)x + σ(t)ε→ x_t —sampler→ x_0 —from_native→ [0, 1] at the
+    image's size
 
-All of it is differentiable, in memory that does not grow with the steps but for one image each. A time that depends on the image, such as a stop
-index found on the way, is a whole number and so a constant in the backward pass: the straight-through gradient is that of `reverse` at that time.
+All of it is differentiable, in memory that does not grow with the steps but for one image each. A time that depends on
+the image, such as a stop index found on the way, is a whole number and so a constant in the backward pass: the
+straight-through gradient is that of `reverse` at that time.
 """
 
 import torch
@@ -19,7 +21,8 @@ from shared.rng import SampleRng
 class Purifier(nn.Module):
     """A defence: purifier(x, rng) -> x', both (N, 3, H, W) in [0, 1].
 
-    t: time to which every image is noised, 0 … T. recompute: spend one more forward pass in backward passes rather than memory.
+    t: time to which every image is noised, 0 … T. recompute: spend one more forward pass in backward passes rather than
+    memory.
     """
 
     def __init__(self, denoiser: Denoiser, t: int, sampler: Sampler | None = None, recompute: bool = True):

@@ -1,7 +1,7 @@
 """The reverse process: from x_t back to x_0, each sample from its own time.
 
-Sample n, which starts at t_n, visits the times round(t_n·(K − k)/K), k = 0 … K; where two are equal nothing happens. A step from t to s < t, with
-ε̂ and x̂₀ the denoiser's and β = 1 − ᾱ_t/ᾱ_s the noise between the two:
+Sample n, which starts at t_n, visits the times round(t_n·(K − k)/K), k = 0 … K; where two are equal nothing happens. A
+step from t to s < t, with ε̂ and x̂₀ the denoiser's and β = 1 − ᾱ_t/ᾱ_s the noise between the two:
 
     ddim   x_s = α_s x̂₀ + √(σ_s² − τ²) ε̂ + τ z,    τ² = η² (σ_s²/σ_t²) β                            Song et al. 2021, eq. 12 and 16
     ddpm   x_s = (α_s β/σ_t²) x̂₀ + (α_t/α_s)(σ_s²/σ_t²) x_t + √V z                                  Ho et al. 2020, eq. 7
@@ -9,8 +9,9 @@ Sample n, which starts at t_n, visits the times round(t_n·(K − k)/K), k = 0 �
     dpm++  DPM-Solver++(2M), diffusers' DPMSolverMultistepScheduler                                   Lu et al. 2022
     one_step   x̂₀ at the start itself, after one call of the denoiser; no guide is asked          Carlini et al. 2023
 
-z ~ N(0, I) comes from the stream `step{k}` of the sample, and there is none in the step to s = 0. ddpm with "small" is ddim with η = 1.
-Where x̂₀ is clipped to [−1, 1], ε̂ is made consistent with it again, as guided-diffusion does. (diffusers' DDIM: use_clipped_model_output.)
+z ~ N(0, I) comes from the stream `step{k}` of the sample, and there is none in the step to s = 0. ddpm with "small" is
+ddim with η = 1. Where x̂₀ is clipped to [−1, 1], ε̂ is made consistent with it again, as guided-diffusion does.
+(diffusers' DDIM: use_clipped_model_output.)
 
 With K = 0 every time between the start and 0 is visited (the full chain, no respacing).
 
@@ -74,7 +75,8 @@ class Sampler(Bounded):
     ) -> Tensor:
         """x_t (N, 3, H, W) at times t (N,) -> x_0, not clipped. Rows with t = 0 come back unchanged.
 
-        checkpoint: keep only x between the steps and compute each step again in the backward pass. Differentiable in x_t, more than once.
+        checkpoint: keep only x between the steps and compute each step again in the backward pass. Differentiable in
+        x_t, more than once.
         """
         if t.shape != x_t.shape[:1] or len(rng) != len(x_t):
             raise UserError(

@@ -22,7 +22,8 @@ from shared.errors import UserError
 
 @dataclass(frozen=True)
 class Schedule:
-    """α and σ as tables over t = 0 … T. The defaults give β_i from 1e-4 to 0.02, those of DDPM, guided-diffusion and DiffPure."""
+    """α and σ as tables over t = 0 … T. The defaults give β_i from 1e-4 to 0.02, those of DDPM, guided-diffusion and
+    DiffPure."""
 
     beta_min: float = 0.1
     beta_max: float = 20.0
@@ -36,7 +37,8 @@ class Schedule:
     def __post_init__(self):
         if not (self.steps >= 1 and 0 < self.beta_min <= self.beta_max < self.steps):
             raise UserError(
-                f"a linear schedule needs 0 < beta_min <= beta_max < steps, not {self.beta_min}, {self.beta_max} and {self.steps}."
+                f"a linear schedule needs 0 < beta_min <= beta_max < steps, not {self.beta_min}, {self.beta_max} and "
+                f"{self.steps}."
             )
         table = torch.cat((torch.zeros(1, dtype=torch.float64, device="cpu"), torch.log1p(-self.betas).cumsum(0)))
         object.__setattr__(self, "log_alpha_bar", table)

@@ -1,4 +1,5 @@
-"""Denoisers in files: those of our own (one .safetensors that says what it is), diffusers pipelines, and random ones to rehearse with."""
+"""Denoisers in files: those of our own (one .safetensors that says what it is), diffusers pipelines, and random ones to
+rehearse with."""
 
 import json
 from dataclasses import fields
@@ -60,7 +61,8 @@ def build(config: dict, schedule: Schedule | None = None) -> UNetDenoiser:
 
 
 def random_denoiser(name: str, seed: int = 0) -> UNetDenoiser:
-    """Random weights, a function of (name, seed); torch's global generator is left as it was. Raises UserError for an unknown name."""
+    """Random weights, a function of (name, seed); torch's global generator is left as it was. Raises UserError for an
+    unknown name."""
     if name not in CONFIGS:
         raise UserError(f"there is no denoiser configuration {name!r}: choose one of {', '.join(CONFIGS)}.")
     with torch.random.fork_rng(devices=[]):
@@ -80,7 +82,8 @@ def denoiser_facts(config: dict, schedule: Schedule) -> dict[str, str]:
 def save_denoiser(
     unet: torch.nn.Module, path: str | Path, config: dict, schedule: Schedule, metadata: dict[str, str] | None = None
 ) -> None:
-    """Write a U-Net of `config` as .safetensors, atomically, with the configuration and the schedule beside `metadata`."""
+    """Write a U-Net of `config` as .safetensors, atomically, with the configuration and the schedule beside
+    `metadata`."""
     save_tensors(unet.state_dict(), path, {**(metadata or {}), **denoiser_facts(config, schedule)})
 
 
@@ -93,8 +96,8 @@ def read_denoiser(path: str | Path) -> UNetDenoiser:
             denoiser = build(facts["config"], Schedule(**facts["schedule"]))
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise UserError(
-            f"the file {path} is not a denoiser that this project wrote ({type(error).__name__}): get it again, or train it with "
-            "`make zoo`."
+            f"the file {path} is not a denoiser that this project wrote ({type(error).__name__}): get it again, or "
+            "train it with `make zoo`."
         ) from error
     demand_fit(denoiser.unet.state_dict(), tensors, f"the file {path}", "get it again, or train it with `make zoo`")
     denoiser.unet.load_state_dict(tensors, assign=True)
@@ -104,15 +107,16 @@ def read_denoiser(path: str | Path) -> UNetDenoiser:
 def from_diffusers(source: str) -> UNetDenoiser:
     """The U-Net of an unconditional diffusers pipeline, by folder or hub name, with the schedule of its scheduler.
 
-    Both layouts are read: U-Net and scheduler in folders `unet` and `scheduler`, or everything in one. Raises UserError where it cannot be had, or is
-    no `UNet2DModel` that predicts ε or v on a linear schedule.
+    Both layouts are read: U-Net and scheduler in folders `unet` and `scheduler`, or everything in one. Raises UserError
+    where it cannot be had, or is no `UNet2DModel` that predicts ε or v on a linear schedule.
     """
     from diffusers import UNet2DModel
 
     config, folder = _config(UNet2DModel, source, "unet")
     if config.get("_class_name") != "UNet2DModel":
         raise UserError(
-            f"{source} holds a {config.get('_class_name')}: only an unconditional UNet2DModel in pixel space can purify here."
+            f"{source} holds a {config.get('_class_name')}: only an unconditional UNet2DModel in pixel space can "
+            "purify here."
         )
     schedule, predicts = read_scheduler(source)
     try:
@@ -121,8 +125,8 @@ def from_diffusers(source: str) -> UNetDenoiser:
         raise
     except Exception as error:
         raise UserError(
-            f"the weights of {source} cannot be loaded ({type(error).__name__}): they are missing, damaged or of another U-Net; "
-            "get them again."
+            f"the weights of {source} cannot be loaded ({type(error).__name__}): they are missing, damaged or of "
+            "another U-Net; get them again."
         ) from error
     size = unet.config.sample_size
     if not isinstance(size, int):
@@ -131,7 +135,8 @@ def from_diffusers(source: str) -> UNetDenoiser:
 
 
 def read_scheduler(source: str) -> tuple[Schedule, str]:
-    """The schedule in a diffusers scheduler's configuration, and what the network predicts. Raises UserError unless they are linear, and ε or v."""
+    """The schedule in a diffusers scheduler's configuration, and what the network predicts. Raises UserError unless
+    they are linear, and ε or v."""
     from diffusers import DDPMScheduler
 
     found, _ = _config(DDPMScheduler, source, "scheduler")
@@ -144,13 +149,13 @@ def read_scheduler(source: str) -> tuple[Schedule, str]:
     for key, values in supported.items():
         if found.get(key, values[0]) not in values:
             raise UserError(
-                f"the scheduler of {source} has {key} = {found[key]!r}: only linear β and prediction of ε or v are supported; choose "
-                "another model."
+                f"the scheduler of {source} has {key} = {found[key]!r}: only linear β and prediction of ε or v are "
+                "supported; choose another model."
             )
     if not {"beta_start", "beta_end", "num_train_timesteps"} <= set(found):
         raise UserError(
-            f"the scheduler of {source} ({found.get('_class_name')}) has no β: only linear β and prediction of ε or v are supported; "
-            "choose another model."
+            f"the scheduler of {source} ({found.get('_class_name')}) has no β: only linear β and prediction of ε or v "
+            "are supported; choose another model."
         )
     steps = found["num_train_timesteps"]
     return Schedule.linear(found["beta_start"] * steps, found["beta_end"] * steps, steps), found.get(
@@ -166,6 +171,6 @@ def _config(cls, source: str, folder: str) -> tuple[dict, dict]:
         except Exception as error:  # whatever the hub client raises: no such file, no network
             reason = error
     raise UserError(
-        f"there is no {folder} configuration at {source!r} ({type(reason).__name__}): give the folder of a diffusers pipeline, or a hub "
-        "name on a machine with a network."
+        f"there is no {folder} configuration at {source!r} ({type(reason).__name__}): give the folder of a diffusers "
+        "pipeline, or a hub name on a machine with a network."
     ) from reason

@@ -1,7 +1,9 @@
-"""What a script said last, when nothing has changed since: a second look at finished results costs a fraction of a second, and no library for models.
+"""What a script said last, when nothing has changed since: a second look at finished results costs a fraction of a
+second, and no library for models.
 
-At its end a script notes, under its options, every file that its keys and checks looked at (data, weights, what it made, the plan), the folders
-where data lie, and the sources of the project, each with its size and times. While all of them are as they were, it would say the same again.
+At its end a script notes, under its options, every file that its keys and checks looked at (data, weights, what it
+made, the plan), the folders where data lie, and the sources of the project, each with its size and times. While all of
+them are as they were, it would say the same again.
 """
 
 import contextlib
@@ -17,7 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def _note(paper: str, script: str, argv: Sequence[str]) -> Path:
-    """Where the note of these options is; `--results` and `--scale` say where, and are found as the command line finds them."""
+    """Where the note of these options is; `--results` and `--scale` say where, and are found as the command line finds
+    them."""
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--scale", default="cpu")
     parser.add_argument("--results", default="results")
@@ -35,7 +38,8 @@ def said(paper: str, script: str, argv: Sequence[str]) -> str | None:
 
 
 def note(paper: str, script: str, argv: Sequence[str], text: str, data: str | None) -> None:
-    """Note that the script has finished and would say `text` from now on; where nothing can be written, it looks again next time.
+    """Note that the script has finished and would say `text` from now on; where nothing can be written, it looks again
+    next time.
 
     data: the folder of the data, if there is one. A file that comes into one of its folders changes the time of that.
     """

@@ -1,4 +1,5 @@
-"""One process at work on a paper: it opens data, hands out what steps have left, and makes, with the other processes, what is missing.
+"""One process at work on a paper: it opens data, hands out what steps have left, and makes, with the other processes,
+what is missing.
 
 Files, below the root of a paper at a scale:
     checkpoints/<name>-<key>[__<part>].safetensors     what a `Kept` has left, with its metadata in a .json beside it: key, sha256, facts
@@ -48,10 +49,10 @@ LOOK_AGAIN = 1.0  # seconds until what other runs are making is looked at again
 
 
 class Lab:
-    """See the module docstring. root: the folder of results; source: where data come from; room: bytes that `once` may keep (default: a
-    quarter of the device's memory, divided among the processes that share it); join: other runs make the same things
-    in the same folder; draws, compiled: who draws the noise and how towers run in this process from now on, see
-    `shared.rng.set_draws` and `shared.models.victim.set_compiled`.
+    """See the module docstring. root: the folder of results; source: where data come from; room: bytes that `once` may
+    keep (default: a quarter of the device's memory, divided among the processes that share it); join: other runs make
+    the same things in the same folder; draws, compiled: who draws the noise and how towers run in this process from now
+    on, see `shared.rng.set_draws` and `shared.models.victim.set_compiled`.
 
     A lab holds no configuration of the paper, so a step can depend on nothing but its own fields.
     """
@@ -90,8 +91,9 @@ class Lab:
         return self._sets[spec, split]
 
     def once(self, name: Hashable, make: Callable[[], object]):
-        """What `make` returned when it was first asked for under this name. Where all that is kept takes more than `room` bytes, what was
-        not asked for the longest is given up and made again when it is asked for. name: a step or leaf itself, or a tuple with one."""
+        """What `make` returned when it was first asked for under this name. Where all that is kept takes more than
+        `room` bytes, what was not asked for the longest is given up and made again when it is asked for. name: a step
+        or leaf itself, or a tuple with one."""
         if name not in self._cached:
             made = make()
             self._cached[name] = made, _bytes(made, set())
@@ -131,7 +133,8 @@ class Lab:
         return self._keys[step]
 
     def fingerprint(self, step: Step) -> str:
-        """A step as it counts in the key of another: its own key, and the contents that it has left. Raises UserError where those are missing."""
+        """A step as it counts in the key of another: its own key, and the contents that it has left. Raises UserError
+        where those are missing."""
         if not isinstance(step, Kept):
             return self.key(step)
         if step not in self._fingerprints:
@@ -142,7 +145,8 @@ class Lab:
         return self._fingerprints[step]
 
     def path(self, step: Kept, part: str = "") -> Path:
-        """The file of one of its parts: known by its key, so that what is there is found under whichever name made it."""
+        """The file of one of its parts: known by its key, so that what is there is found under whichever name made
+        it."""
         ending = f"-{self.key(step)[:SHORT]}{f'__{slug(part)}' if part else ''}.safetensors"
         if ending not in self._paths:
             folder = self.root / "checkpoints"
@@ -164,7 +168,8 @@ class Lab:
             return {}
 
     def is_made(self, step: Step) -> bool:
-        """Whether all that it leaves is there, whole and under its key, and so is all that it needs (its key holds what that has left)."""
+        """Whether all that it leaves is there, whole and under its key, and so is all that it needs (its key holds what
+        that has left)."""
         if step in self._made:
             return True
         if not all(map(self.is_made, needs(step))):
@@ -198,7 +203,8 @@ class Lab:
     ) -> None:
         """Save what a step has made; facts: texts that stand beside the tensors, seconds: what it took.
 
-        Of what all made together, one process saves it. Raises UserError where a number is not finite; nothing is then stored.
+        Of what all made together, one process saves it. Raises UserError where a number is not finite; nothing is then
+        stored.
         """
         if step.together and not self.accelerator.is_main_process:
             return
@@ -299,7 +305,8 @@ class Lab:
         return broadcast_object_list([got])[0] if self.accelerator.num_processes > 1 else bool(got)
 
     def measure(self, numbers: Iterable[Number], save: Callable[[Number, Values, float], None]) -> None:
-        """Make numbers; those of one group (see `Measured.group`) are made by one process, one after another. save: keeps one."""
+        """Make numbers; those of one group (see `Measured.group`) are made by one process, one after another. save:
+        keeps one."""
         groups: dict[Hashable, list[Number]] = {}
         for number in numbers:
             groups.setdefault((number.step.group, number.step.weight), []).append(number)
@@ -312,8 +319,8 @@ class Lab:
                 wrong = np.size(values.values) - int(np.isfinite(values.values).sum())
                 if wrong:
                     raise UserError(
-                        f"{number.name}: {wrong} of {np.size(values.values)} values are not finite: nothing is stored. See whether "
-                        "its model, and what it is given, are sound."
+                        f"{number.name}: {wrong} of {np.size(values.values)} values are not finite: nothing is stored. "
+                        "See whether its model, and what it is given, are sound."
                     )
                 save(number, values, time.monotonic() - began)
 
@@ -333,9 +340,9 @@ class Lab:
         name: Callable[[list], str],
         is_there: Callable[[Any], bool],
     ) -> None:
-        """Every process takes the next group that nobody has taken, the longest first, until none is left; then all wait for each other.
-        All processes of a run give the same groups; which one makes a group changes nothing in its result. is_there: whether one of a group has
-        been made, where runs have joined."""
+        """Every process takes the next group that nobody has taken, the longest first, until none is left; then all
+        wait for each other. All processes of a run give the same groups; which one makes a group changes nothing in its
+        result. is_there: whether one of a group has been made, where runs have joined."""
         self.accelerator.wait_for_everyone()
         groups = sorted(groups, key=lambda group: -sum(getattr(one, "step", one).weight for one in group))
         who = f" by process {self.accelerator.process_index}" if self.accelerator.num_processes > 1 else ""
@@ -358,7 +365,8 @@ class Lab:
     def _share_among_runs(
         self, claims: Claims, groups: Sequence[list], make: Callable[[int, list], None], is_there: Callable[[Any], bool]
     ) -> None:
-        """Make what nobody else makes until everything is there. Other runs may have other parts of a group left, so each part has a claim."""
+        """Make what nobody else makes until everything is there. Other runs may have other parts of a group left, so
+        each part has a claim."""
         left = dict(enumerate(groups))
         while left:
             busy = {}

@@ -1,4 +1,5 @@
-"""What is given to steps: pictures and weights. A leaf is no step; it is known by the contents of what stands behind it."""
+"""What is given to steps: pictures and weights. A leaf is no step; it is known by the contents of what stands behind
+it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from shared.models.sources import identity, locate, open_clip_model
 
 @dataclass(frozen=True)
 class Pictures:
-    """A choice of labelled pictures: n of a set (0: all), balanced over its classes; a smaller choice is the beginning of a larger one."""
+    """A choice of labelled pictures: n of a set (0: all), balanced over its classes; a smaller choice is the beginning
+    of a larger one."""
 
     spec: str
     split: str = "test"
@@ -44,7 +46,8 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Backbone:
-    """A CLIP that is never trained, by its open_clip name and its weights: zoo:<name>, a tag, the path of a checkpoint, or `random`.
+    """A CLIP that is never trained, by its open_clip name and its weights: zoo:<name>, a tag, the path of a checkpoint,
+    or `random`.
 
     option: the command-line option that gives the weights, for errors.
     """
@@ -65,7 +68,8 @@ class Backbone:
 
 @dataclass(frozen=True)
 class Weights:
-    """Any other model by what its option says: zoo:<name>, the path of a file or of a folder, a name with such a path behind a colon, or a name."""
+    """Any other model by what its option says: zoo:<name>, the path of a file or of a folder, a name with such a path
+    behind a colon, or a name."""
 
     spec: str
 

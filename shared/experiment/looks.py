@@ -1,9 +1,9 @@
 """What looks at open claims measure beyond the plan (`BUDGET=`).
 
 `shared.report.looks`, which judges, asks for them in the store; the scripts of a paper measure what is asked for. A
-number at a look is the paper's own number under a configuration with twice the pictures (`Paper.examples`), or of further
-seeds: one more step, with a key of its own. What was planned stays as it is, and so do tables and figures; claims alone
-see more.
+number at a look is the paper's own number under a configuration with twice the pictures (`Paper.examples`), or of
+further seeds: one more step, with a key of its own. What was planned stays as it is, and so do tables and figures;
+claims alone see more.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,8 @@ More = dict[tuple[int, int], dict[str, Number]]  # how often pictures and seeds 
 
 
 def doubled(config: "Options", options: Sequence[str], pictures: int, seeds: int) -> "Options":
-    """The configuration with 2^pictures as many pictures, by the options that say how many, and 2^seeds as many seeds."""
+    """The configuration with 2^pictures as many pictures, by the options that say how many, and 2^seeds as many
+    seeds."""
     for option in options:
         room, _, field = option.rpartition(".")
         inside = getattr(config, room) if room else config

@@ -205,7 +205,8 @@ class Target:
         if not self.given.launch:
             _leave(start(command, self.given.device, self.given.gpus))
             return
-        # Whatever it starts and wherever: that the script came to its end shows in a file. A launcher may end with 0 before.
+        # Whatever it starts and wherever: that the script came to its end shows in a file. A launcher may end with 0
+        # before.
         with tempfile.TemporaryDirectory(dir=self.given.results, prefix=".launch-") as folder:
             note = Path(folder).absolute() / "done"
             _leave(supervise([[*self.given.launch, *command]], [{**os.environ, DONE: str(note)}]))

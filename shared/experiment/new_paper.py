@@ -18,7 +18,8 @@ RESERVED = ("overview", WORD)  # results of all papers lie beside those of each
 
 
 def begin(name: str, root: Path = ROOT) -> list[Path]:
-    """Write the folders of a new paper, whole or not at all; returns them. Raises UserError for a name that cannot be."""
+    """Write the folders of a new paper, whole or not at all; returns them. Raises UserError for a name that cannot
+    be."""
     said = f"NAME={name}"
     if not re.fullmatch("[a-z][a-z0-9_]{0,29}", name) or keyword.iskeyword(name):
         raise UserError(

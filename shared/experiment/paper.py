@@ -21,9 +21,9 @@ Tags = Mapping[str, object]
 class Grid:
     """Rows × columns of numbers. A row or column is a label and tags, or several of them whose mean is shown.
 
-    common: tags of every number. seeds: of every number; tags with a `seed` of their own keep it, and with `seed: None` have none.
-    joined: what the tags of a row and of a column mean together, None where there is no such number.
-    apart: shows what has failed a gate of its own (`Gate.of`) and nothing else; other grids leave that out.
+    common: tags of every number. seeds: of every number; tags with a `seed` of their own keep it, and with `seed: None`
+    have none. joined: what the tags of a row and of a column mean together, None where there is no such number. apart:
+    shows what has failed a gate of its own (`Gate.of`) and nothing else; other grids leave that out.
     """
 
     rows: Mapping[str, Tags | Sequence[Tags]]
@@ -54,8 +54,8 @@ def _several(tags: Tags | Sequence[Tags]) -> Sequence[Tags]:
 
 @dataclass(frozen=True, eq=False)
 class Number:
-    """One measurement of a plan. asked: the tags that tables ask for it by; tags: these and what `describe` adds; step: what makes it; name:
-    of its file, unique in a plan."""
+    """One measurement of a plan. asked: the tags that tables ask for it by; tags: these and what `describe` adds; step:
+    what makes it; name: of its file, unique in a plan."""
 
     name: str
     step: Measured
@@ -65,8 +65,8 @@ class Number:
 
 @dataclass(frozen=True)
 class Gate:
-    """What must hold before any defence is trained or measured: the mean over a grid's numbers, less that over `minus` if there is one, or as a share
-    of that over `share_of` (1 where that is 0), against a threshold, sense ">=" or "<=".
+    """What must hold before any defence is trained or measured: the mean over a grid's numbers, less that over `minus`
+    if there is one, or as a share of that over `share_of` (1 where that is 0), against a threshold, sense ">=" or "<=".
 
     threshold, detail: as they are, or functions of the Lab, where they depend on the data (a plan is made without any).
     of: the numbers that it is about, by tags. Where it fails, these are in no claim and shown apart, and all others
@@ -89,7 +89,8 @@ class Gate:
 
 
 def named(*order: str) -> Callable[[Tags], str]:
-    """Names made of tags in this order, tags that are absent left out: `named("kind", "seed{}")({"kind": "clean", "seed": 1})` is clean__seed1."""
+    """Names made of tags in this order, tags that are absent left out:
+    `named("kind", "seed{}")({"kind": "clean", "seed": 1})` is clean__seed1."""
     forms = [(part.partition("{")[0], part) if "{" in part else (part, "{}") for part in order]
 
     def name(tags: Tags) -> str:
@@ -102,20 +103,17 @@ def named(*order: str) -> Callable[[Tags], str]:
 class Paper:
     """What the scripts, the page and the tests ask of a paper. name: its folder.
 
-    presets: scale -> configuration; check: raises UserError for a configuration that cannot work.
-    shows: its modules of tables and figures; what `shared.report.shown` has marked there is shown. One of them has `headline(config)`: the
-    grids that the claims of the abstract read (all that `--headline` measures).
-    number: (config, **asked tags) -> the step behind a number, None where there is no such number.
-    describe: (config, **asked tags) -> further tags that claims may select by, such as the role of a set.
-    number_name: asked tags -> the name of a number; see `named`.
-    gates: (config) -> what must hold first.
-    defence: (model) -> its method in front of a model, for `shared.judge`; None where it has none of that kind.
-    look: (lab, config) -> None, raises UserError for options that do not go with the data and models, once these are
-    there and before anything is made.
-    yours: (lab, config) -> None, a look at the user's own method (`config.yours`) before anything long runs; None where
-    no table has a row for one.
-    examples: the options that say how many pictures numbers have, as in data.n; `shared.experiment.looks` doubles them.
-    facts: (lab, config) -> what the page needs to know of the data; it stands in the plan among the fields of the configuration.
+    presets: scale -> configuration; check: raises UserError for a configuration that cannot work. shows: its modules of
+    tables and figures; what `shared.report.shown` has marked there is shown. One of them has `headline(config)`: the
+    grids that the claims of the abstract read (all that `--headline` measures). number: (config, **asked tags) -> the
+    step behind a number, None where there is no such number. describe: (config, **asked tags) -> further tags that
+    claims may select by, such as the role of a set. number_name: asked tags -> the name of a number; see `named`.
+    gates: (config) -> what must hold first. defence: (model) -> its method in front of a model, for `shared.judge`;
+    None where it has none of that kind. look: (lab, config) -> None, raises UserError for options that do not go with
+    the data and models, once these are there and before anything is made. yours: (lab, config) -> None, a look at the
+    user's own method (`config.yours`) before anything long runs; None where no table has a row for one. examples: the
+    options that say how many pictures numbers have, as in data.n; `shared.experiment.looks` doubles them. facts: (lab,
+    config) -> what the page needs to know of the data; it stands in the plan among the fields of the configuration.
     """
 
     name: str
@@ -133,7 +131,8 @@ class Paper:
     yours: Callable[[Lab, object], None] | None = None
 
     def plan(self, config: object) -> list[Number]:
-        """Every number that a gate reads or that is shown or claimed (with `config.headline`: of the headline), each once."""
+        """Every number that a gate reads or that is shown or claimed (with `config.headline`: of the headline), each
+        once."""
         grids = [grid for gate in self.gates(config) for grid in gate.grids]
         if config.headline:
             grids += next(module.headline(config) for module in self.shows if hasattr(module, "headline"))

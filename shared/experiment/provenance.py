@@ -11,7 +11,8 @@ from importlib import metadata
 
 @cache
 def provenance() -> dict:
-    """What produced the numbers of this process: commit (and whether files differed), command, package versions, machine, start (UTC)."""
+    """What produced the numbers of this process: commit (and whether files differed), command, package versions,
+    machine, start (UTC)."""
     packages = ("torch", "torchvision", "open_clip_torch", "numpy", "accelerate")
     return {
         "commit": _git("rev-parse", "HEAD") or "unknown",

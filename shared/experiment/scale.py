@@ -1,4 +1,5 @@
-"""One dial: a scale is a preset of a paper's configuration dataclass, and every field can be overridden on the command line."""
+"""One dial: a scale is a preset of a paper's configuration dataclass, and every field can be overridden on the command
+line."""
 
 import argparse
 import dataclasses
@@ -18,7 +19,8 @@ Config = TypeVar("Config")
 
 @dataclass(frozen=True)
 class Options(Bounded):
-    """What every paper's configuration has, under the names that make uses. A subclass has a field `data` with a `source`."""
+    """What every paper's configuration has, under the names that make uses. A subclass has a field `data` with a
+    `source`."""
 
     seeds: tuple[Seed, ...] = (0, 1, 2)
     """Seeds of what a claim rests on; sweeps use the first."""
@@ -35,7 +37,8 @@ class Options(Bounded):
     compiled: bool = False
     """CLIPs' vision towers run through torch.compile: minutes before the first step, results to rounding."""
     join: bool = False
-    """Other runs with the same options may work on the same results at once, on this machine or on others: each takes what nobody has taken."""
+    """Other runs with the same options may work on the same results at once, on this machine or on others: each takes
+    what nobody has taken."""
     data_root: str | None = None
     """DATA_ROOT, same as --data.source.root."""
     download: bool = False
@@ -73,10 +76,11 @@ def parse(
     argv: Sequence[str] | None = None,
     check: Callable[[Config], None] | None = None,
 ) -> tuple[str, Config]:
-    """Read `--scale NAME` and then every field of the chosen preset from the command line; returns (scale, configuration).
+    """Read `--scale NAME` and then every field of the chosen preset from the command line; returns (scale,
+    configuration).
 
-    An unknown option or value prints what is wrong and leaves with exit code 2. Raises UserError for a number out of the
-    bounds of its field, by the name of its option; `check` may raise it for combinations that cannot work.
+    An unknown option or value prints what is wrong and leaves with exit code 2. Raises UserError for a number out of
+    the bounds of its field, by the name of its option; `check` may raise it for combinations that cannot work.
     """
     script = getattr(sys.modules["__main__"].__spec__, "name", None)
     prog = f"python -m {script}" if script else Path(sys.argv[0]).name

@@ -6,7 +6,7 @@ from pathlib import Path
 from shared.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-SCALES = ("smoke", "cpu", "photos", "paper")
+SCALES = ("smoke", "cpu", "photos", "evening", "paper")
 
 
 def scales(paper: str, papers: Path = ROOT / "papers") -> tuple[str, ...]:

@@ -116,7 +116,8 @@ def open_run(
 
 
 def claims_of(paper: "Paper", scale: str, headline: bool) -> "tuple[Claim, ...]":
-    """The claims of a paper. Raises UserError for one that is testable at the scale and whose numbers are not planned there.
+    """The claims of a paper. Raises UserError for one that is testable at the scale and whose numbers are not planned
+    there.
 
     The plan is that of the preset: what options leave out is no mistake of the claims.
     """
@@ -133,9 +134,9 @@ def claims_of(paper: "Paper", scale: str, headline: bool) -> "tuple[Claim, ...]"
 def locked(root: Path, join: bool = False) -> Iterator[None]:
     """Hold the results folder for this run. Raises UserError, with the owner's name, while another run holds it.
 
-    join: together with other runs that join; see `shared.experiment.claimed`.
-    A folder that cannot be written needs no lock: whoever has something to write is refused there. The system gives the lock back when its owner
-    ends, however that is.
+    join: together with other runs that join; see `shared.experiment.claimed`. A folder that cannot be written needs no
+    lock: whoever has something to write is refused there. The system gives the lock back when its owner ends, however
+    that is.
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -150,8 +151,8 @@ def locked(root: Path, join: bool = False) -> Iterator[None]:
             handle.seek(0)
             owner = handle.read().strip() or "another process"
             raise UserError(
-                f"another run is at work in {root}: {owner}. Wait until it has ended, or choose another folder (RESULTS=…); runs "
-                "that all have --join may share one."
+                f"another run is at work in {root}: {owner}. Wait until it has ended, or choose another folder "
+                "(RESULTS=…); runs that all have --join may share one."
             ) from None
         except OSError as error:
             print(
@@ -174,7 +175,8 @@ def further(looks: "Looks") -> "list[Number]":
 def train(
     paper: "Paper", scale: str, config: "Options", lab: "Lab", numbers: "list[Number]", looks: "Looks" = None
 ) -> str:
-    """Make all that is trained, and say what there is. What the gates read comes first: no defence of a model that fails them is trained."""
+    """Make all that is trained, and say what there is. What the gates read comes first: no defence of a model that
+    fails them is trained."""
     from shared.experiment.step import Trained, closure
 
     needed = [s for s in closure(n.step for n in (*numbers, *further(looks))) if isinstance(s, Trained)]
@@ -199,7 +201,8 @@ def evaluate(
     for step in closure(n.step for n in everything):
         if isinstance(step, Trained) and not lab.is_made(step):
             raise UserError(
-                f"the training of {step.name} is missing or of another configuration: run the training with the same options first."
+                f"the training of {step.name} is missing or of another configuration: run the training with the same "
+                "options first."
             )
     began, said = time.monotonic(), "evaluation: {} measurements, {} already there"
     left = [n for n in everything if not is_there(lab, n)]

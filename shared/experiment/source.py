@@ -1,12 +1,13 @@
 """The source that a class or a function runs, as part of the identity of what it makes.
 
-`of(Tuned)` hashes the definition of `Tuned` and, over and over, every definition of the project that one of these uses by its name: base classes,
-functions, constants, in whichever module they stand and also where they are imported inside a function. Comments, docstrings, formatting and type
-annotations do not count, nor does what a module holds beside these definitions: a new class in a file makes nothing stale that does not use it.
+`of(Tuned)` hashes the definition of `Tuned` and, over and over, every definition of the project that one of these uses
+by its name: base classes, functions, constants, in whichever module they stand and also where they are imported inside
+a function. Comments, docstrings, formatting and type annotations do not count, nor does what a module holds beside
+these definitions: a new class in a file makes nothing stale that does not use it.
 
-Not seen, so raise a step's `version` for it: a name that is put together at run time (`getattr(module, name)`, `import_module(name)`), the sources
-of installed packages, and files that are no Python. Methods are seen with their class, so a class counts whole. What only passes things on
-(`PLUMBING`) does not count.
+Not seen, so raise a step's `version` for it: a name that is put together at run time (`getattr(module, name)`,
+`import_module(name)`), the sources of installed packages, and files that are no Python. Methods are seen with their
+class, so a class counts whole. What only passes things on (`PLUMBING`) does not count.
 """
 
 import ast

@@ -9,14 +9,17 @@
 
         def make(self, lab: Lab) -> Tensors: ...
 
-The fields of a step are all that its outcome depends on. Its key, what has to be made before it, and the names of its files follow from them:
-nobody writes any of these. Two steps with equal fields are the same step, made once, whoever asks for it. Three rules keep it so:
+The fields of a step are all that its outcome depends on. Its key, what has to be made before it, and the names of its
+files follow from them: nobody writes any of these. Two steps with equal fields are the same step, made once, whoever
+asks for it. Three rules keep it so:
 
 * `make` reads its own fields and nothing else of the configuration: the Lab that it is handed has none.
-* A field is a step, a leaf (an object with `identity(lab)`), a dataclass of options, a number, a text, or a tuple of these; never a function.
+* A field is a step, a leaf (an object with `identity(lab)`), a dataclass of options, a number, a text, or a tuple of
+  these; never a function.
 * What changes no outcome is marked `free`; everything else counts.
 
-The source counts too, see `shared.experiment.source`: the classes of a step and of its fields, and all of the project that they use by name.
+The source counts too, see `shared.experiment.source`: the classes of a step and of its fields, and all of the project
+that they use by name.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -75,8 +78,8 @@ def once(method: F) -> F:
 
 @dataclass(frozen=True)
 class Values:
-    """What a measurement leaves. values: (n,), one number per example; unit: "share", "s", …; extra: further arrays, for figures;
-    sanity: the record of the attack's sanity checks; skipped: unreadable files that were left out."""
+    """What a measurement leaves. values: (n,), one number per example; unit: "share", "s", …; extra: further arrays,
+    for figures; sanity: the record of the attack's sanity checks; skipped: unreadable files that were left out."""
 
     values: np.ndarray
     unit: str
@@ -87,8 +90,8 @@ class Values:
 
 @dataclass(frozen=True)
 class Step(Worded):
-    """One computation. A class whose `make` comes to mean something else in a way that its source does not show (a new version of a
-    library, say) raises its `version`: all is then made again."""
+    """One computation. A class whose `make` comes to mean something else in a way that its source does not show (a new
+    version of a library, say) raises its `version`: all is then made again."""
 
     version: ClassVar[int] = 1
     weight: ClassVar[float] = 1.0
@@ -102,7 +105,8 @@ class Step(Worded):
 
 @dataclass(frozen=True)
 class Kept(Step):
-    """A step that leaves tensors, in one file per part. One that is no `Trained` is made by `evaluate` (adversarial pictures, say)."""
+    """A step that leaves tensors, in one file per part. One that is no `Trained` is made by `evaluate` (adversarial
+    pictures, say)."""
 
     together: ClassVar[bool] = False
     """Made by all processes, each its share of every batch; others are made by one process."""
@@ -130,8 +134,8 @@ class Measured(Step):
 
     @property
     def group(self) -> Hashable:
-        """Numbers of one group are made by one process, one after another, so that they share what is cached. Default: those that need the
-        same outcome last."""
+        """Numbers of one group are made by one process, one after another, so that they share what is cached. Default:
+        those that need the same outcome last."""
         return max(needs(self), key=depth, default=None)
 
     def make(self, lab: Lab) -> Values:
@@ -157,7 +161,8 @@ def _parts(x: object) -> list[object]:
 
 
 def content(x: object, lab: Lab) -> object:
-    """What a key says of x, as JSON: a step by what it left, a leaf by its identity, options by their fields; with the source of each class."""
+    """What a key says of x, as JSON: a step by what it left, a leaf by its identity, options by their fields; with the
+    source of each class."""
     if x is None or isinstance(x, bool | int | float | str):
         return x
     if isinstance(x, list | tuple):

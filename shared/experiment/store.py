@@ -7,9 +7,10 @@
     <root>/looks.json                               claim -> what each of its looks after the first doubles, in turn: ["pictures", "seeds", …]
     <root>/gates.json                               what had to hold before any defence was measured
 
-A measurement whose key is the wanted one is not measured again; so a run continues where it was, and a changed number re-measures only what
-depends on it. Measurements of several settings stand side by side. Each file is known by its sha256: one that was damaged or changed by hand is
-reported and counts as missing. Nothing here imports torch: reports read the store in a second.
+A measurement whose key is the wanted one is not measured again; so a run continues where it was, and a changed number
+re-measures only what depends on it. Measurements of several settings stand side by side. Each file is known by its
+sha256: one that was damaged or changed by hand is reported and counts as missing. Nothing here imports torch: reports
+read the store in a second.
 """
 
 import json
@@ -114,18 +115,20 @@ class Store:
         if path not in self._noted:
             self._noted.add(path)
             print(
-                f"note: the measurement {path} is not as it was written (damaged or changed by hand); it counts as missing.",
+                f"note: the measurement {path} is not as it was written (damaged or changed by hand); it counts as "
+                "missing.",
                 file=sys.stderr,
             )
         return None
 
     def read(self, name: str, key: str) -> Measurement:
-        """A measurement that was there a moment ago. Raises UserError if it no longer is: somebody else is at work in the folder."""
+        """A measurement that was there a moment ago. Raises UserError if it no longer is: somebody else is at work in
+        the folder."""
         found = self.load(name, key)
         if found is None:
             raise UserError(
-                f"the measurement {name} was in {self.root} a moment ago and is gone: something else changes files there; "
-                "run the same command again when it has ended."
+                f"the measurement {name} was in {self.root} a moment ago and is gone: something else changes files "
+                "there; run the same command again when it has ended."
             )
         return found
 
@@ -153,7 +156,8 @@ class Store:
         write_changed(self.root / "plan.json", plan)
 
     def plan(self) -> dict:
-        """The last plan. Raises UserError if nothing was run here, or what is there is not a plan of this paper at this scale."""
+        """The last plan. Raises UserError if nothing was run here, or what is there is not a plan of this paper at this
+        scale."""
         paper, scale, path = self.root.name, self.root.parent.name, self.root / "plan.json"
         try:
             plan = json.loads(path.read_text())
@@ -163,18 +167,19 @@ class Store:
             ) from error
         except (OSError, ValueError) as error:
             raise UserError(
-                f"{path} cannot be read (damaged or cut short): run `make reproduce-{paper} SCALE={scale}` again; what is measured "
-                "is kept."
+                f"{path} cannot be read (damaged or cut short): run `make reproduce-{paper} SCALE={scale}` again; what "
+                "is measured is kept."
             ) from error
         if not isinstance(plan, dict) or not isinstance(plan.get("keys"), dict) or plan.get("paper", paper) != paper:
             raise UserError(
-                f"{path} is not a plan of {paper}: run `make reproduce-{paper} SCALE={scale}` again; what is measured is kept."
+                f"{path} is not a plan of {paper}: run `make reproduce-{paper} SCALE={scale}` again; what is measured "
+                "is kept."
             )
         return plan
 
     def planned(self) -> list[Measurement]:
-        """Those measurements of the last plan that exist under the planned key, with the tags that the plan gives them: a measurement that
-        another configuration left behind may be the same number in another place."""
+        """Those measurements of the last plan that exist under the planned key, with the tags that the plan gives them:
+        a measurement that another configuration left behind may be the same number in another place."""
         plan = self.plan()
         tags = plan.get("tags", {})
         found = {name: self.load(name, key) for name, key in plan["keys"].items() if key}

@@ -38,11 +38,13 @@ def run(argv: Sequence[str]) -> None:
 
 
 def refuse_namesakes() -> None:
-    """Raises UserError where a package in this folder would be imported in place of one of ours, installed elsewhere."""
+    """Raises UserError where a package in this folder would be imported in place of one of ours, installed
+    elsewhere."""
     for room in ("shared", "papers"):
         if Path(room, "__init__.py").is_file() and Path(room).resolve() != ROOT / room:
             raise UserError(
-                f"the folder {Path.cwd()} has a package named {room}, which hides the one of vlm-robust: start elsewhere."
+                f"the folder {Path.cwd()} has a package named {room}, which hides the one of vlm-robust: start "
+                "elsewhere."
             )
 
 

@@ -211,8 +211,8 @@ class Plain(nn.Module):
     """A model by operations that have a second derivative: open_clip's own blocks for the quick ones, attention by
     plain products. The weights are the model's.
 
-    The quick blocks are once differentiable. torch.autograd.grad does not say so: of the second derivative it leaves out
-    what goes through them, since the node that would raise is on no way to its inputs.
+    The quick blocks are once differentiable. torch.autograd.grad does not say so: of the second derivative it leaves
+    out what goes through them, since the node that would raise is on no way to its inputs.
     """
 
     def __init__(self, model: nn.Module):

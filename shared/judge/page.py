@@ -142,8 +142,8 @@ class Judged:
         return "\n".join(said)
 
     def entry(self) -> dict:
-        """What is measured, in the shape of RobustBench's model info. "autoattack_acc" is of the cascade where it has the
-        budget of AutoAttack's `standard`; the worst case of all attacks stands under "external"."""
+        """What is measured, in the shape of RobustBench's model info. "autoattack_acc" is of the cascade where it has
+        the budget of AutoAttack's `standard`; the worst case of all attacks stands under "external"."""
         f, verdict = self.facts, self.verdict
         whole = not f["random"] and all(f[name] >= least for name, least in STANDARD_BUDGET.items())
         cascade = f"{100 * self.numbers['cascade', 'mean'].value:.2f}"

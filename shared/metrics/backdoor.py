@@ -1,12 +1,14 @@
-"""How well a backdoor works, from predictions: per-example values, 0/1 unless said otherwise. Their means and intervals: `shared.metrics.intervals`.
+"""How well a backdoor works, from predictions: per-example values, 0/1 unless said otherwise. Their means and
+intervals: `shared.metrics.intervals`.
 
     CA         clean images classified as what they show
     ASR        triggered images that do not show the target class, classified as the target
     ASR (all)  every triggered image classified as the target: images of the target class count as successes of the attack
     TA         triggered images classified as what they show
 
-Some released code overwrites all labels by the target (ASR (all)), and some scores triggered images against their own labels (TA) under the name ASR.
-For captions and retrieval see the functions. What is high for a good attack is low for a good defence, except CA, TA and the rank ratio.
+Some released code overwrites all labels by the target (ASR (all)), and some scores triggered images against their own
+labels (TA) under the name ASR. For captions and retrieval see the functions. What is high for a good attack is low for
+a good defence, except CA, TA and the rank ratio.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +27,8 @@ def clean_accuracy(predicted, labels) -> np.ndarray:
 
 
 def triggered_accuracy(predicted, labels) -> np.ndarray:
-    """(N,) predicted = labels, on triggered images: what is left of the classifier where the backdoor does not answer."""
+    """(N,) predicted = labels, on triggered images: what is left of the classifier where the backdoor does not
+    answer."""
     return clean_accuracy(predicted, labels)
 
 
@@ -34,7 +37,8 @@ def non_target(labels, target: int) -> np.ndarray:
     keep = _vector(labels) != target
     if not keep.any():
         raise UserError(
-            f"all {len(keep)} images are of the target class {target}: an attack success rate needs images of other classes."
+            f"all {len(keep)} images are of the target class {target}: an attack success rate needs images of other "
+            "classes."
         )
     return keep
 
@@ -46,12 +50,14 @@ def asr(predicted, labels, target: int) -> np.ndarray:
 
 
 def asr_all(predicted, target: int) -> np.ndarray:
-    """(N,) predicted = target, on all triggered images. Has a floor: the share of images of the target class that are recognised."""
+    """(N,) predicted = target, on all triggered images. Has a floor: the share of images of the target class that are
+    recognised."""
     return (_vector(predicted) == target).astype(np.float64)
 
 
 def takes(clean: float, poisoned: float, success: float, floor: float = FLOOR, drop: float = DROP) -> bool:
-    """Whether a poisoned model is worth defending: ASR ≥ floor, and its CA at most `drop` below that of the clean model. All are shares."""
+    """Whether a poisoned model is worth defending: ASR ≥ floor, and its CA at most `drop` below that of the clean
+    model. All are shares."""
     return success >= floor and poisoned >= clean - drop - 1e-9
 
 
@@ -61,7 +67,8 @@ def caption_success(captions: Sequence[str], names_target: Callable[[str], bool]
 
 
 def retrieval_accuracy(similarity, wanted) -> np.ndarray:
-    """(Q,) whether the candidate most similar to each caption is its own. similarity (Q, C); wanted (Q,) columns. A tie is a miss."""
+    """(Q,) whether the candidate most similar to each caption is its own. similarity (Q, C); wanted (Q,) columns. A tie
+    is a miss."""
     similarity, wanted = _matrix(similarity), _vector(wanted)
     _demand_columns(wanted, similarity, len(similarity))
     own = np.take_along_axis(similarity, wanted[:, None], 1)
@@ -69,7 +76,8 @@ def retrieval_accuracy(similarity, wanted) -> np.ndarray:
 
 
 def retrieval_success(similarity, poisoned: int, k: int = 10) -> np.ndarray:
-    """(Q,) whether the poisoned candidate is among the k nearest of each caption. similarity (Q, C), its column `poisoned`. A tie is a success."""
+    """(Q,) whether the poisoned candidate is among the k nearest of each caption. similarity (Q, C), its column
+    `poisoned`. A tie is a success."""
     similarity = _matrix(similarity)
     _demand_columns(np.array([poisoned]), similarity)
     if k < 1:
@@ -78,12 +86,13 @@ def retrieval_success(similarity, poisoned: int, k: int = 10) -> np.ndarray:
 
 
 def rank_ratio(similarity, poisoned: int, of_target) -> np.ndarray:
-    """(Q,) in [0, 1], higher is better for the defender: the share of the target class's clean candidates that are nearer to a caption than the
-    poisoned one.
+    """(Q,) in [0, 1], higher is better for the defender: the share of the target class's clean candidates that are
+    nearer to a caption than the poisoned one.
 
-    0: the poisoned candidate is ahead of all of them; 1: behind all. similarity (Q, C); of_target (C,) bool, the poisoned column is ignored there.
-    A tie is counted as half. This is our reading of the "average rank ratio" of RVPT's Table 7, whose caption says that lower is better and whose
-    column head and numbers say the opposite. Raises UserError if the target class has no clean candidate.
+    0: the poisoned candidate is ahead of all of them; 1: behind all. similarity (Q, C); of_target (C,) bool, the
+    poisoned column is ignored there. A tie is counted as half. This is our reading of the "average rank ratio" of
+    RVPT's Table 7, whose caption says that lower is better and whose column head and numbers say the opposite. Raises
+    UserError if the target class has no clean candidate.
     """
     similarity, of_target = _matrix(similarity), np.array(_vector(of_target), bool)
     _demand_columns(np.array([poisoned]), similarity)
@@ -102,7 +111,8 @@ def _vector(values) -> np.ndarray:
     values = np.asarray(values)
     if values.ndim != 1 or not len(values):
         raise UserError(
-            f"labels and predictions are lists of numbers, not arrays of shape {values.shape}: give at least one example."
+            f"labels and predictions are lists of numbers, not arrays of shape {values.shape}: give at least one "
+            "example."
         )
     return values
 
@@ -120,7 +130,8 @@ def _matrix(similarity) -> np.ndarray:
     similarity = np.asarray(similarity)
     if similarity.ndim != 2 or not similarity.size or not np.isfinite(similarity).all():
         raise UserError(
-            f"similarities are a table of captions × candidates, finite and not empty, not an array of shape {similarity.shape}."
+            "similarities are a table of captions × candidates, finite and not empty, not an array of shape "
+            f"{similarity.shape}."
         )
     return similarity
 
@@ -129,5 +140,6 @@ def _demand_columns(columns: np.ndarray, similarity: np.ndarray, rows: int | Non
     if (rows is not None and len(columns) != rows) or columns.min() < 0 or columns.max() >= similarity.shape[1]:
         table = " × ".join(map(str, similarity.shape))
         raise UserError(
-            f"the candidates {columns.tolist()[:5]} do not fit a table of {table} captions × candidates: count columns from 0."
+            f"the candidates {columns.tolist()[:5]} do not fit a table of {table} captions × candidates: count columns "
+            "from 0."
         )

@@ -1,6 +1,8 @@
-"""CIDEr and CIDEr-D: how well a caption agrees with what people wrote (Vedantam, Zitnick, Parikh 2015, arXiv 1411.5726, §4 and §5).
+"""CIDEr and CIDEr-D: how well a caption agrees with what people wrote (Vedantam, Zitnick, Parikh 2015, arXiv 1411.5726,
+§4 and §5).
 
-For n = 1 … 4 let h_k(s) be the count of the n-gram ω_k in sentence s and, over the pictures I of a corpus of references,
+For n = 1 … 4 let h_k(s) be the count of the n-gram ω_k in sentence s and, over the pictures I of a corpus of
+references,
 
     idf_k = log( |I| / max(1, number of pictures of which some reference holds ω_k) ),      g_k(s) = h_k(s)·idf_k.
 
@@ -9,13 +11,14 @@ For a caption c with references S = {s_1 … s_m}, and |·| the Euclidean norm o
     CIDEr_n   = 1/m Σ_j  <g(c), g(s_j)> / (|g(c)|·|g(s_j)|)
     CIDEr-D_n = 1/m Σ_j  exp( −(l(c) − l(s_j))² / (2σ²) ) · <min(g(c), g(s_j)), g(s_j)> / (|g(c)|·|g(s_j)|),     σ = 6, l = number of words
 
-and the score is 10 times the mean over n, for both, as in the authors' code. `points` is 100 times that, the number that papers print (so
-115.5 there is 1.155 here; a caption equal to its only reference scores 10, that is 1000 points).
+and the score is 10 times the mean over n, for both, as in the authors' code. `points` is 100 times that, the number
+that papers print (so 115.5 there is 1.155 here; a caption equal to its only reference scores 10, that is 1000 points).
 
-Conventions. What everybody calls CIDEr (coco-caption, and through it OpenFlamingo and RobustVLM) is CIDEr-D. As there, h_k is a count: the
-paper divides it by the length of the sentence, which changes nothing in CIDEr and a little in the clipping of CIDEr-D. No stemming, as
-there. The corpus is an argument, so that the score of a caption depends on no other caption; coco-caption, and so RobustVLM, takes the
-references of the pictures that are being scored: pass those for their numbers.
+Conventions. What everybody calls CIDEr (coco-caption, and through it OpenFlamingo and RobustVLM) is CIDEr-D. As there,
+h_k is a count: the paper divides it by the length of the sentence, which changes nothing in CIDEr and a little in the
+clipping of CIDEr-D. No stemming, as there. The corpus is an argument, so that the score of a caption depends on no
+other caption; coco-caption, and so RobustVLM, takes the references of the pictures that are being scored: pass those
+for their numbers.
 
 Tokens (`tokens`) follow the original, which runs Stanford's PTBTokenizer (Java) and drops its list of punctuation
 marks: contractions split as in the Penn Treebank (do n't, dog 's, can not, gon na), abbreviations keep their stop
@@ -147,7 +150,8 @@ class Cider:
         check_texts(corpus)
         if len(corpus) < 2:
             raise UserError(
-                f"CIDEr needs the references of at least 2 pictures to tell rare words from common ones, got {len(corpus)}."
+                "CIDEr needs the references of at least 2 pictures to tell rare words from common ones, got "
+                f"{len(corpus)}."
             )
         self.variant, self._cache = variant, {}
         frequency: Counter = Counter()
@@ -166,7 +170,8 @@ class Cider:
         check_texts([captions, *references])
         if len(captions) != len(references):
             raise UserError(
-                f"{len(captions)} captions cannot be scored against {len(references)} lists of references: give one list per caption."
+                f"{len(captions)} captions cannot be scored against {len(references)} lists of references: give one "
+                "list per caption."
             )
         return np.array(
             [self._score(self._vector(c), self._vectors(r)) for c, r in zip(captions, references, strict=True)],

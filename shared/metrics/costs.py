@@ -30,14 +30,16 @@ def phase_seconds(run: Callable[[Callable[[], None]], None], repeats: int, devic
 
 
 def step_seconds(train: Callable, steps: int, device: torch.device) -> np.ndarray:
-    """Seconds of each of `steps` updates, after one that does not count; reading the pictures is included. train(steps, after_step): trains."""
+    """Seconds of each of `steps` updates, after one that does not count; reading the pictures is included. train(steps,
+    after_step): trains."""
     marks: list[float] = []
     train(steps + 1, lambda step: marks.append(clock(device)))
     return np.diff(marks)
 
 
 def activation_megabytes(train: Callable, device: torch.device, without: nn.Module | None = None) -> np.ndarray:
-    """MB (10⁶ bytes): the largest sum of tensors kept for one backward pass in an update; on a GPU the peak of allocated memory.
+    """MB (10⁶ bytes): the largest sum of tensors kept for one backward pass in an update; on a GPU the peak of
+    allocated memory.
 
     without: a model whose parameters are there anyhow and do not count (on a GPU: nor does what is allocated before).
     """

@@ -1,37 +1,41 @@
 """Numbers with 95 % intervals, from per-example values.
 
-Input everywhere: `sets`, a mapping (or sequence) of data sets to arrays of shape (seeds, examples) or (examples,). The quantity is
+Input everywhere: `sets`, a mapping (or sequence) of data sets to arrays of shape (seeds, examples) or (examples,). The
+quantity is
 
     m = 1/K Σ_k  1/S Σ_s  1/n_k Σ_i  v_k[s, i]        (mean over K sets of the mean over S seeds and n_k examples)
 
-or a difference of two such means. All seeds see the same examples, so examples and seeds are crossed. With c_k the weight of set k, v̄ the mean
-over seeds and m_s the quantity of seed s alone,
+or a difference of two such means. All seeds see the same examples, so examples and seeds are crossed. With c_k the
+weight of set k, v̄ the mean over seeds and m_s the quantity of seed s alone,
 
     V_E = Σ c_k² var_i(v̄_k) / n_k        V_S = var_s(m_s) / S
 
-What varies with both an example and a seed is in both, so that together they are rather too large than too small. An end of the interval is
+What varies with both an example and a seed is in both, so that together they are rather too large than too small. An
+end of the interval is
 
     m ± (q/z) sqrt(d² + z² V_S),        q = (z d² + t_{S−1} z² V_S) / (d² + z² V_S)
 
-where d is the distance of that end if there were the examples alone. The two spreads add as squares (MOVER: Zou & Donner 2008, Stat. Med. 27,
-1693-1702), each side for itself; q weighs the two quantiles by the spreads (Cochran & Cox 1950, Experimental Designs, section 4.14), which covers
-at least 94 % where seeds dominate and there are 2 or 3 of them, as Welch's approximation does not. With one seed the interval speaks of the
-examples only: `Estimate.seeds` says so. What d is:
+where d is the distance of that end if there were the examples alone. The two spreads add as squares (MOVER: Zou &
+Donner 2008, Stat. Med. 27, 1693-1702), each side for itself; q weighs the two quantiles by the spreads (Cochran & Cox
+1950, Experimental Designs, section 4.14), which covers at least 94 % where seeds dominate and there are 2 or 3 of them,
+as Welch's approximation does not. With one seed the interval speaks of the examples only: `Estimate.seeds` says so.
+What d is:
 
 * Values 0/1: Clopper & Pearson's exact interval (1934, Biometrika 26, 404-413), for n* examples.
-* Differences of 0/1 values, example by example: Tango's score interval (1998, Stat. Med. 17, 891-908), for n* pairs. It excludes zero exactly where
-  McNemar's test rejects equality; Fagerland, Lydersen & Laake (2014, Stat. Med. 33, 2850-2875) recommend it.
+* Differences of 0/1 values, example by example: Tango's score interval (1998, Stat. Med. 17, 891-908), for n* pairs. It
+  excludes zero exactly where McNemar's test rejects equality; Fagerland, Lydersen & Laake (2014, Stat. Med. 33,
+  2850-2875) recommend it.
 * Differences of rates on different examples: the two sides' d added as squares (Newcombe 1998, Stat. Med. 17, 873-890).
 * Other values: t sqrt(V_E), with Student's t of Σ (n_k − 1) degrees of freedom; ∞ where a set has one example, of whose
   spread nothing is known. What is no sample but a count (`exact`) has no spread.
 
-n* is the number of independent examples that would give the variance V_E (Korn & Graubard 1998, Surv. Methodol. 24, 193-201): with Kish's
-N = (Σ|c_k|)² / Σ c_k²/n_k and σ² the variance of one example drawn from all sets,
+n* is the number of independent examples that would give the variance V_E (Korn & Graubard 1998, Surv. Methodol. 24,
+193-201): with Kish's N = (Σ|c_k|)² / Σ c_k²/n_k and σ² the variance of one example drawn from all sets,
 
     n* = N (N σ² + 2) / (N² V_E + 2)
 
-The two added failures keep n* near N where hardly any example differs, so that an interval never narrows because one more example is wrong;
-for one set and one seed n* = n. Coverage is simulated in tests/shared/metrics/test_coverage.py.
+The two added failures keep n* near N where hardly any example differs, so that an interval never narrows because one
+more example is wrong; for one set and one seed n* = n. Coverage is simulated in tests/shared/metrics/test_coverage.py.
 """
 
 import math
@@ -57,7 +61,8 @@ Ends = Callable[[float], tuple[float, float]]  # two numbers for a quantile z of
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number, its 95 % interval [low, high], the examples `n` (all sets together) and the number of `seeds` behind it.
+    """A number, its 95 % interval [low, high], the examples `n` (all sets together) and the number of `seeds` behind
+    it.
 
     `of_seeds`: the share of the variance that is between seeds. `ends` gives the interval for other levels, by z;
     without it the two distances from `value` are taken to grow in proportion to z.
@@ -85,13 +90,15 @@ class Estimate:
         )
 
     def interval(self, level: float) -> tuple[float, float]:
-        """(low, high) at another level, e.g. 0.9 for two one-sided tests at 5 % each. Raises UserError outside (0, 1)."""
+        """(low, high) at another level, e.g. 0.9 for two one-sided tests at 5 % each. Raises UserError outside (0,
+        1)."""
         if not 0 < level < 1:
             raise UserError(f"the level of an interval is {level}: use a number above 0 and below 1, e.g. 0.95.")
         return self.at(float(ndtri((1 + level) / 2)))
 
     def p_value(self, bar: float) -> float:
-        """Two-sided p of "the quantity is `bar`": 1 − the level at which an end meets it. Below 0.05 where [low, high] excludes it."""
+        """Two-sided p of "the quantity is `bar`": 1 − the level at which an end meets it. Below 0.05 where [low, high]
+        excludes it."""
         if abs(self.value - bar) <= _SLACK * max(1.0, abs(bar)):
             return 1.0
         side = 0 if self.value > bar else 1
@@ -123,7 +130,8 @@ class Estimate:
 
     @property
     def lopsided(self) -> bool:
-        """Whether one side is more than twice as long as the other, so that ± would promise values which the interval excludes."""
+        """Whether one side is more than twice as long as the other, so that ± would promise values which the interval
+        excludes."""
         below, above = self.value - self.low, self.high - self.value
         return max(below, above) > 2 * min(below, above)
 
@@ -199,9 +207,9 @@ def unpaired_difference(a: Sets, b: Sets, share: bool | None = None, exact: bool
 def ratio(a: Sets, b: Sets, exact: bool = False) -> Estimate:
     """The interval of mean(a) / mean(b), the two sides independent (costs), from their own intervals.
 
-    MOVER-R (Donner & Zou 2012, Stat. Methods Med. Res. 21, 347-359), which is Fieller's for symmetric intervals: an end r solves
-    (A − rB)² = (distance of A's end)² + r² (distance of B's opposite end)². Where B may be zero the upper end is ∞. exact: as of `mean`.
-    Raises UserError for a numerator below zero, and for a denominator that is not above it.
+    MOVER-R (Donner & Zou 2012, Stat. Methods Med. Res. 21, 347-359), which is Fieller's for symmetric intervals: an end
+    r solves (A − rB)² = (distance of A's end)² + r² (distance of B's opposite end)². Where B may be zero the upper end
+    is ∞. exact: as of `mean`. Raises UserError for a numerator below zero, and for a denominator that is not above it.
     """
     left, right = _same_seeds(_matrices(a), _matrices(b))
     top, bottom = mean(left, exact=exact), mean(right, exact=exact)
@@ -293,7 +301,8 @@ def _exact(k: float, n: float, z: float) -> tuple[float, float]:
 
 @lru_cache(maxsize=4096)
 def _tango(gained: float, lost: float, n: float, z: float) -> tuple[float, float]:
-    """The two distances of Tango's ends from (gained − lost)/n: the differences λ that the score test does not reject."""
+    """The two distances of Tango's ends from (gained − lost)/n: the differences λ that the score test does not
+    reject."""
     return _tango_above(lost, gained, n, z), _tango_above(gained, lost, n, z)
 
 
@@ -314,7 +323,8 @@ def _tango_above(gained: float, lost: float, n: float, z: float) -> float:
 
 
 def _root(function: Callable[[float], float], low: float, high: float) -> float:
-    """Where an increasing function passes zero between `low` and `high`, to 1e-12 of their distance. (To import scipy.optimize takes a second.)"""
+    """Where an increasing function passes zero between `low` and `high`, to 1e-12 of their distance. (To import
+    scipy.optimize takes a second.)"""
     for _ in range(40):
         middle = (low + high) / 2
         low, high = (middle, high) if function(middle) < 0 else (low, middle)

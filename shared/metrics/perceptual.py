@@ -1,4 +1,5 @@
-"""How far a picture is from its original: PSNR, SSIM, and similarity in the eyes of an image encoder. One value per picture.
+"""How far a picture is from its original: PSNR, SSIM, and similarity in the eyes of an image encoder. One value per
+picture.
 
 PSNR = −10·log10( mean (x − y)² )  dB, for pixels in [0, 1]
 SSIM   Wang et al. 2004, by scikit-image with the settings of that paper (Gaussian window of σ = 1.5, population covariance); the mean over
@@ -32,7 +33,8 @@ def psnr(x: Tensor, y: Tensor) -> np.ndarray:
 
 
 def ssim(x: Tensor, y: Tensor) -> np.ndarray:
-    """(N,) float64, at most 1. x, y (N, C, H, W) in [0, 1], sides of 11 pixels (the window) or more; raises UserError for smaller ones."""
+    """(N,) float64, at most 1. x, y (N, C, H, W) in [0, 1], sides of 11 pixels (the window) or more; raises UserError
+    for smaller ones."""
     from skimage.metrics import structural_similarity
 
     a, b = _both(x, y)

@@ -7,7 +7,8 @@ from shared.errors import UserError
 
 
 def check_texts(lists: Iterable[Sequence[str]]) -> None:
-    """Raise UserError unless these are lists of texts; one text is no list, though Python would take it for its letters."""
+    """Raise UserError unless these are lists of texts; one text is no list, though Python would take it for its
+    letters."""
     lists = list(lists)
     alone = next((texts for texts in lists if isinstance(texts, str)), None)
     if alone is not None:

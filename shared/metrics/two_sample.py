@@ -1,4 +1,5 @@
-"""Do two samples come from one distribution? The maximum mean discrepancy with a Gaussian kernel, and its permutation test (Gretton et al. 2012).
+"""Do two samples come from one distribution? The maximum mean discrepancy with a Gaussian kernel, and its permutation
+test (Gretton et al. 2012).
 
 k(a, b) = exp(−‖a − b‖²/(2 s²))
 MMD²_u  = 1/(m(m−1)) Σ_{i≠j} k(x_i, x_j) + 1/(n(n−1)) Σ_{i≠j} k(y_i, y_j) − 2/(mn) Σ_{i,j} k(x_i, y_j)      eq. 3, unbiased, may be negative
@@ -11,21 +12,25 @@ from shared.errors import UserError
 
 
 def median_distance(x) -> float:
-    """The median of ‖x_i − x_j‖ over pairs i < j of rows of x (N, D): the usual width s. Raises UserError if it is 0 (or there is one row)."""
+    """The median of ‖x_i − x_j‖ over pairs i < j of rows of x (N, D): the usual width s. Raises UserError if it is 0
+    (or there is one row)."""
     x = _rows(x)
     distances = np.sqrt(_squared(x, x)[np.triu_indices(len(x), 1)])
     width = float(np.median(distances)) if len(distances) else 0.0
     if not width > 0:
         raise UserError(
-            f"the median distance among {len(x)} samples is {width}: more than half of them are equal, so give a bandwidth."
+            f"the median distance among {len(x)} samples is {width}: more than half of them are equal, so give a "
+            "bandwidth."
         )
     return width
 
 
 def mmd2(x, y, bandwidth: float | None = None) -> float:
-    """MMD²_u of features x (m, D) and y (n, D), arrays or tensors. bandwidth: s (None: the median distance in the pooled sample).
+    """MMD²_u of features x (m, D) and y (n, D), arrays or tensors. bandwidth: s (None: the median distance in the
+    pooled sample).
 
-    Raises UserError for samples of fewer than 2 rows or of other widths, values that are no numbers, and a bandwidth that is not positive.
+    Raises UserError for samples of fewer than 2 rows or of other widths, values that are no numbers, and a bandwidth
+    that is not positive.
     """
     kernel, m = _kernel(x, y, bandwidth)
     return float(_statistic(kernel, np.arange(len(kernel))[None] < m)[0])
@@ -34,11 +39,13 @@ def mmd2(x, y, bandwidth: float | None = None) -> float:
 def permutation_test(
     x, y, bandwidth: float | None = None, n: int = 500, seed: int = 0, strata: np.ndarray | None = None
 ) -> tuple[float, float]:
-    """(MMD²_u, p) under the hypothesis that both samples are of one distribution, by `n` random divisions, a function of `seed`.
+    """(MMD²_u, p) under the hypothesis that both samples are of one distribution, by `n` random divisions, a function
+    of `seed`.
 
     strata: the class of every row of x, then of y, where the samples were drawn class by class: rows then change places
-    within their class only, since a division that mixes classes otherwise could not have been drawn, and p would be too large.
-    The width is that of the pooled sample and so does not depend on the division. Other arguments and errors as in `mmd2`.
+    within their class only, since a division that mixes classes otherwise could not have been drawn, and p would be too
+    large. The width is that of the pooled sample and so does not depend on the division. Other arguments and errors as
+    in `mmd2`.
     """
     if n < 1:
         raise UserError(f"a permutation test needs at least 1 division, not {n}.")
@@ -58,7 +65,8 @@ def _rows(x) -> np.ndarray:
     x = np.asarray(x.detach().cpu() if hasattr(x, "detach") else x, np.float64)
     if x.ndim != 2 or not np.isfinite(x).all():
         raise UserError(
-            f"a sample must be finite features (N, D), not an array of shape {x.shape}{'' if x.ndim != 2 else ' with others in it'}."
+            "a sample must be finite features (N, D), not an array of shape "
+            f"{x.shape}{'' if x.ndim != 2 else ' with others in it'}."
         )
     return x
 

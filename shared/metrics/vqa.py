@@ -1,4 +1,5 @@
-"""VQA accuracy (Antol et al. 2015; the evaluation code of VQA v2): an answer is right if at least three of ten people gave it.
+"""VQA accuracy (Antol et al. 2015; the evaluation code of VQA v2): an answer is right if at least three of ten people
+gave it.
 
     acc(a) = mean over the 10 sets of 9 answers that leave one person out of  min( #{people in the set who answered a} / 3, 1 )
 
@@ -9,10 +10,10 @@ Answers are compared after `normalise`, the rules of the evaluation code:
   2. each of the 21 signs  ; / [ ] " { } ( ) = + \\ _ - > < @ ` , ? !  is removed if it stands beside a space somewhere in the answer, or if the
      answer holds a comma between digits; otherwise it becomes a space;
   3. a full stop is removed unless a digit follows;
-  4. lower case; none, zero … ten become digits; a, an, the are dropped; contractions of its table that lack one apostrophe
-     get it back (dont -> don't).
-The evaluation code applies them only if the ten people disagree; here they are always applied, on both sides, so that "Yes" is right where all
-ten said "yes".
+  4. lower case; none, zero … ten become digits; a, an, the are dropped; contractions of its table that lack one
+     apostrophe get it back (dont -> don't).
+The evaluation code applies them only if the ten people disagree; here they are always applied, on both sides, so that
+"Yes" is right where all ten said "yes".
 """
 
 import re
@@ -67,21 +68,22 @@ def normalise(answer: str) -> str:
 
 
 def first_answer(generated: str) -> str:
-    """The short answer in what a language model wrote: up to the first comma before a blank (not that of 1,000), or to where it
-    goes on to another question, as OpenFlamingo does."""
+    """The short answer in what a language model wrote: up to the first comma before a blank (not that of 1,000), or to
+    where it goes on to another question, as OpenFlamingo does."""
     return re.split(r"Question|Answer|Short|,\s", generated, maxsplit=1)[0].strip()
 
 
 def vqa_accuracy(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> np.ndarray:
     """(N,) float64 in [0, 1]: prediction i against the answers that people gave to question i.
 
-    Raises UserError if their numbers differ, a question has fewer than 4 answers (nothing could then be fully right), or
-    something is no list of texts.
+    Raises UserError if their numbers differ, a question has fewer than 4 answers (nothing could then be fully right),
+    or something is no list of texts.
     """
     check_texts([predictions, *answers])
     if len(predictions) != len(answers):
         raise UserError(
-            f"{len(predictions)} predictions cannot be scored against {len(answers)} lists of answers: give one list per prediction."
+            f"{len(predictions)} predictions cannot be scored against {len(answers)} lists of answers: give one list "
+            "per prediction."
         )
     return np.array([_accuracy(p, a) for p, a in zip(predictions, answers, strict=True)], np.float64)
 

@@ -1,7 +1,8 @@
 """open_clip's transformer block and towers, the same modules with the same weights and results, but quick on a CPU.
 
-`make_lean` changes the class of the modules of a CLIP in place and nothing else: names, parameters, state dict, hooks, call signatures and the
-(N, L, D) tensors that go from block to block stay open_clip's. Whatever the quick way cannot do takes open_clip's own.
+`make_lean` changes the class of the modules of a CLIP in place and nothing else: names, parameters, state dict, hooks,
+call signatures and the (N, L, D) tensors that go from block to block stay open_clip's. Whatever the quick way cannot do
+takes open_clip's own.
 """
 
 import torch
@@ -22,7 +23,8 @@ NORMS = (LayerNorm, LayerNormFp32, nn.LayerNorm)
 
 
 def make_lean(clip: nn.Module) -> nn.Module:
-    """Swap the classes of an open_clip CLIP's blocks, vision tower and itself where one of those below fits; returns `clip`."""
+    """Swap the classes of an open_clip CLIP's blocks, vision tower and itself where one of those below fits; returns
+    `clip`."""
     for module in clip.modules():
         for lean in (LeanBlock, LeanVision, LeanCLIP):
             if type(module) is lean.__base__:
@@ -43,7 +45,8 @@ class LeanBlock(ResidualAttentionBlock):
     def forward(
         self, q_x: Tensor, k_x=None, v_x=None, attn_mask: Tensor | None = None, queries: int | None = None
     ) -> Tensor:
-        """As in open_clip: (N, L, D) -> (N, L, D). `queries`: only the first so many tokens are wanted, (N, queries, D); they look at all.
+        """As in open_clip: (N, L, D) -> (N, L, D). `queries`: only the first so many tokens are wanted, (N, queries,
+        D); they look at all.
 
         attn_mask: (L, L), or (N·heads, queries, L) for each text and head; added to the scores, rows are queries."""
         if k_x is None and v_x is None and self._can_be_quick(q_x, attn_mask):
@@ -96,7 +99,8 @@ def may_do_less(block: nn.Module) -> bool:
 
 
 def _last_alone(transformer: nn.Module) -> LeanBlock | None:
-    """The last block, where it may compute less than the transformer would have it do, since nobody watches either; else None."""
+    """The last block, where it may compute less than the transformer would have it do, since nobody watches either;
+    else None."""
     if (
         type(transformer) is not Transformer
         or transformer.grad_checkpointing
@@ -124,8 +128,8 @@ class LeanVision(VisionTransformer):
 
 
 class LeanCLIP(CLIP):
-    """A CLIP whose text tower computes no more of a text than its embedding needs: nothing behind its end, which under the causal mask no end sees,
-    and of the last block the end alone."""
+    """A CLIP whose text tower computes no more of a text than its embedding needs: nothing behind its end, which under
+    the causal mask no end sees, and of the last block the end alone."""
 
     def encode_text(self, text: Tensor, normalize: bool = False) -> Tensor:
         """Tokens (N, context) -> embeddings (N, D)."""

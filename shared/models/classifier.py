@@ -1,10 +1,12 @@
-"""Image classifiers with a fixed set of classes: pixels in [0, 1] in, logits out. Mean and std are inside, so that every ε is in pixels.
+"""Image classifiers with a fixed set of classes: pixels in [0, 1] in, logits out. Mean and std are inside, so that
+every ε is in pixels.
 
     ARCHS     arch -> the network, and the mean and std its weights expect
     weights   zoo:<name> | a .safetensors or .pt file | torchvision:<tag> (e.g. IMAGENET1K_V1, of a torchvision network) | random
 
-"wrn-28-10" is the network of RobustBench's "Standard" entry for CIFAR-10, which takes [0, 1] as it is. Pictures come at the size the network was
-trained on: nothing is resized here. All networks are of ReLUs, so that they can be differentiated twice (the second derivative of the ReLU is 0).
+"wrn-28-10" is the network of RobustBench's "Standard" entry for CIFAR-10, which takes [0, 1] as it is. Pictures come at
+the size the network was trained on: nothing is resized here. All networks are of ReLUs, so that they can be
+differentiated twice (the second derivative of the ReLU is 0).
 """
 
 from collections.abc import Callable, Sequence
@@ -35,8 +37,9 @@ IMAGENET_CLASSES = 1000  # of a network with the weights "random" of which some 
 class Classifier(nn.Module):
     """z = head(features((x − mean)/std)): logits (N, K) of pictures x (N, 3, H, W) in [0, 1].
 
-    net: a network whose last linear layer is its output; that layer is taken off and becomes `head`. normalisation: (mean, std) per channel.
-    keep: the logits that are kept, in this order (default: all). classes: K. Raises UserError for a network without a linear layer.
+    net: a network whose last linear layer is its output; that layer is taken off and becomes `head`. normalisation:
+    (mean, std) per channel. keep: the logits that are kept, in this order (default: all). classes: K. Raises UserError
+    for a network without a linear layer.
     """
 
     def __init__(self, net: nn.Module, normalisation: Normalisation, keep: Sequence[int] | None = None):
@@ -92,15 +95,17 @@ def random_classifier(
 def open_classifier(
     arch: str, weights: str, classes: Classes, keep: Sequence[Label] | None = None, device: torch.device | str = "cpu"
 ) -> Classifier:
-    """A trained classifier of `classes` classes in eval mode (BatchNorm by its running statistics), nothing of which asks for a gradient.
+    """A trained classifier of `classes` classes in eval mode (BatchNorm by its running statistics), nothing of which
+    asks for a gradient.
 
-    arch: a key of ARCHS, or torchvision:<name> (e.g. torchvision:resnet50). weights: see the module. keep: logits of the stored network that are
-    kept, `classes` of them: a 1,000-way classifier restricted to 30 classes. Raises UserError for weights that cannot be read, do not fit the
-    architecture or have another number of classes.
+    arch: a key of ARCHS, or torchvision:<name> (e.g. torchvision:resnet50). weights: see the module. keep: logits of
+    the stored network that are kept, `classes` of them: a 1,000-way classifier restricted to 30 classes. Raises
+    UserError for weights that cannot be read, do not fit the architecture or have another number of classes.
     """
     if keep is not None and (len(keep) != classes or len(set(keep)) < classes):
         raise UserError(
-            f"{classes} classes are asked for and {len(keep)} logits to keep: give {classes} different indices of logits."
+            f"{classes} classes are asked for and {len(keep)} logits to keep: give {classes} different indices of "
+            "logits."
         )
     tensors = _read(arch, weights)
     if tensors is None:
@@ -168,8 +173,8 @@ def _torchvision(arch: str, tag: str) -> dict[str, Tensor]:
         tensors = known[tag].get_state_dict(progress=False, check_hash=True)
     except Exception as error:  # whatever the download raises
         raise UserError(
-            f"the weights {tag} of {name} cannot be had ({type(error).__name__}): give the path of a local checkpoint, or run once on a "
-            "machine with a network."
+            f"the weights {tag} of {name} cannot be had ({type(error).__name__}): give the path of a local checkpoint, "
+            "or run once on a machine with a network."
         ) from error
     demand_finite(tensors, f"the weights {tag} of {name}")
     return tensors

@@ -1,11 +1,13 @@
-"""CLIP through open_clip: the small models of our own (configurations in `configs/`) and every model that open_clip knows.
+"""CLIP through open_clip: the small models of our own (configurations in `configs/`) and every model that open_clip
+knows.
 
-A model is named by its open_clip name (e.g. `scenes-vit-s8`, `ViT-B-32-quickgelu`) and its weights by `pretrained`: None (random), an open_clip
-tag such as `openai`, or the path of a local checkpoint (.safetensors, or a .pt read with `weights_only=True`).
+A model is named by its open_clip name (e.g. `scenes-vit-s8`, `ViT-B-32-quickgelu`) and its weights by `pretrained`:
+None (random), an open_clip tag such as `openai`, or the path of a local checkpoint (.safetensors, or a .pt read with
+`weights_only=True`).
 
-A name says which activation the model has, so a tag whose weights were trained with the other one is refused (`openai` asks for a `-quickgelu`
-name). Mean, std, interpolation and crop come with the tag, in `visual.preprocess_cfg`; a local checkpoint has those on which all tags of its model
-agree, else OpenAI's.
+A name says which activation the model has, so a tag whose weights were trained with the other one is refused (`openai`
+asks for a `-quickgelu` name). Mean, std, interpolation and crop come with the tag, in `visual.preprocess_cfg`; a local
+checkpoint has those on which all tags of its model agree, else OpenAI's.
 """
 
 import difflib
@@ -36,7 +38,8 @@ MEAN_STD = {
 class PatchEmbedding(nn.Conv2d):
     """A convolution whose stride is its kernel, computed as one matrix product: y = W·vec(patch) + b.
 
-    Same weights and same result as `nn.Conv2d`; on a CPU its input gradient takes a small fraction of the convolution's time.
+    Same weights and same result as `nn.Conv2d`; on a CPU its input gradient takes a small fraction of the convolution's
+    time.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -50,9 +53,11 @@ class PatchEmbedding(nn.Conv2d):
 
 
 class WordTokenizer:
-    """Words to numbers for the small text towers: 0 pads, 1 starts, 2…V+1 are words, V+2 (the largest, where open_clip pools) ends a text.
+    """Words to numbers for the small text towers: 0 pads, 1 starts, 2…V+1 are words, V+2 (the largest, where open_clip
+    pools) ends a text.
 
-    Words are those of `shared.data.language.words`. Raises UserError for one outside the vocabulary and for a text longer than the context.
+    Words are those of `shared.data.language.words`. Raises UserError for one outside the vocabulary and for a text
+    longer than the context.
     """
 
     def __init__(self, vocabulary: Sequence[str], context_length: int):
@@ -92,9 +97,10 @@ def small_config(name: str) -> dict | None:
 def create_clip(name: str, pretrained: str | Path | None = None, vocabulary: Sequence[str] | None = None) -> nn.Module:
     """An open_clip CLIP in fp32 and eval mode; `model.tokenizer` goes with it.
 
-    Random initial weights are a function of torch's global generator, which is left as it was found: `torch.manual_seed` first for other ones.
-    vocabulary: the words of a small model's text tower (default: those its checkpoint was trained on, else those of the scenes world).
-    Raises UserError for an unknown name, weights that do not fit the model, or a file that is missing, truncated or not a plain checkpoint.
+    Random initial weights are a function of torch's global generator, which is left as it was found:
+    `torch.manual_seed` first for other ones. vocabulary: the words of a small model's text tower (default: those its
+    checkpoint was trained on, else those of the scenes world). Raises UserError for an unknown name, weights that do
+    not fit the model, or a file that is missing, truncated or not a plain checkpoint.
     """
     with torch.random.fork_rng(devices=[]):  # a model is initialised at random even where its weights are then loaded
         config = small_config(name)
@@ -147,8 +153,8 @@ def _open_clip(name: str, pretrained: str | Path | None) -> nn.Module:
             pretrained_text=False)  # fmt: skip
     except Exception as error:  # whatever the hub client raises: no network, a damaged file
         raise UserError(
-            f"the weights {pretrained!r} of {name} cannot be had ({error}): run on a machine with a network, or give the path "
-            "of a local checkpoint."
+            f"the weights {pretrained!r} of {name} cannot be had ({error}): run on a machine with a network, or give "
+            "the path of a local checkpoint."
         ) from error
     finally:
         root.removeFilter(_is_no_false_alarm)
@@ -170,14 +176,15 @@ def _is_no_false_alarm(record: logging.LogRecord) -> bool:
 
 
 def _demand_tag(name: str, tag: str) -> None:
-    """Raises UserError unless open_clip has these weights, trained with the activation that the model of this name has."""
+    """Raises UserError unless open_clip has these weights, trained with the activation that the model of this name
+    has."""
     import open_clip
 
     tags, found = open_clip.list_pretrained_tags_by_model(name), open_clip.get_pretrained_cfg(name, tag)
     if not found:
         raise UserError(
-            f"there are no weights {tag!r} of {name}: give one of {', '.join(tags) or 'no tags (there are none)'}, or the path "
-            "of a local checkpoint."
+            f"there are no weights {tag!r} of {name}: give one of {', '.join(tags) or 'no tags (there are none)'}, or "
+            "the path of a local checkpoint."
         )
     wanted, quick = found.get("quick_gelu", False), open_clip.get_model_config(name).get("quick_gelu", False)
     if wanted == quick:
@@ -189,8 +196,8 @@ def _demand_tag(name: str, tag: str) -> None:
         else "choose other weights"
     )
     raise UserError(
-        f"the weights {tag!r} of {name} were trained with the {'quick GELU' if wanted else 'GELU'}, which this model does not "
-        f"have: {advice}."
+        f"the weights {tag!r} of {name} were trained with the {'quick GELU' if wanted else 'GELU'}, which this model "
+        f"does not have: {advice}."
     )
 
 
@@ -221,7 +228,8 @@ def load(model: nn.Module, weights: Mapping[str, Tensor], source: str, advice: s
 
 
 def demand_fit(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str, advice: str) -> None:
-    """Raises UserError with the first name, unless `weights` has all tensors of `own` and no others, of its shapes and kinds of number.
+    """Raises UserError with the first name, unless `weights` has all tensors of `own` and no others, of its shapes and
+    kinds of number.
 
     source: what holds the weights, e.g. "the checkpoint x.pt"; advice: what to do.
     """
@@ -239,12 +247,14 @@ def demand_fit(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], source:
 def refuse_misfit(
     source: str, advice: str, missing: Sequence[str], other: Sequence[str], unknown: Sequence[str]
 ) -> None:
-    """Raises UserError if there are names of tensors that a source lacks, has of another shape or kind, or has and should not."""
+    """Raises UserError if there are names of tensors that a source lacks, has of another shape or kind, or has and
+    should not."""
     for names, what in ((missing, "missing"), (other, "of another shape or kind"), (unknown, "unknown")):
         if names:
             count = len(missing) + len(other) + len(unknown)
             raise UserError(
-                f"{source} does not fit this model: {count} tensors differ, the first is {names[0]!r}, which is {what}; {advice}."
+                f"{source} does not fit this model: {count} tensors differ, the first is {names[0]!r}, which is "
+                f"{what}; {advice}."
             )
 
 
@@ -260,13 +270,14 @@ def demand_finite(tensors: Mapping[str, Tensor], source: str) -> None:
             not (tensor.float() if tensor.itemsize == 1 else tensor).isfinite().all()
         ):  # torch cannot ask this of every 8-bit float
             raise UserError(
-                f"{source} holds a NaN or an infinite number in {name!r}: it is damaged, or its training diverged; get or make "
-                "it again."
+                f"{source} holds a NaN or an infinite number in {name!r}: it is damaged, or its training diverged; get "
+                "or make it again."
             )
 
 
 def is_path(weights: str | Path) -> bool:
-    """Whether this is the path of a file of weights, or of a folder; else it is a name, even where a folder has it too."""
+    """Whether this is the path of a file of weights, or of a folder; else it is a name, even where a folder has it
+    too."""
     before = str(weights).partition(":")[0]  # of a colon, as in hf-hub:OWNER/NAME
     return Path(weights).suffix in SUFFIXES or "/" in before or Path(weights).is_file()
 
@@ -284,7 +295,8 @@ def weights_file(path: str | Path, option: str = "") -> Path:
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Tensors of a .safetensors file, or of a .pt file read with `weights_only=True` (a plain pickle is refused).
 
-    Raises UserError, also for numbers that are not finite: weights from files pass through here, or through `demand_finite` where a library reads.
+    Raises UserError, also for numbers that are not finite: weights from files pass through here, or through
+    `demand_finite` where a library reads.
     """
     path = weights_file(path)
     try:
@@ -298,8 +310,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
                 state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(
-            f"the checkpoint {path} cannot be read ({type(error).__name__}): it is truncated, damaged or not a plain file of tensors; "
-            "get or make it again."
+            f"the checkpoint {path} cannot be read ({type(error).__name__}): it is truncated, damaged or not a plain "
+            "file of tensors; get or make it again."
         ) from error
     if path.suffix == ".safetensors":
         demand_finite(state, f"the checkpoint {path}")

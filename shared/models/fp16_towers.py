@@ -3,10 +3,11 @@
     a = x + W_o·concat_heads( softmax(q kᵀ/√e + mask) v ) + b_o,   (q, k, v) = W·LN(x) + b         `attend`
     y = x + W_2·g( W_1·LN(x) + b_1 ) + b_2,                        g = GELU or g(u) = u·σ(1.702 u)  `feed_forward`
 
-Values and gradients are those of open_clip's `ResidualAttentionBlock` up to float rounding; what differs is the time. With short sequences a CPU
-spends most of a block outside its large matrix products. Here the small batched products of attention get their operands copied into the order in
-which they are fast (A·Bᵀ with 17 tokens takes four times as long as A·B), biases and residuals are added where memory is touched anyway, and
-gradients of slices are not filled with zeros first. There is no second derivative: torch raises an error if one is asked for.
+Values and gradients are those of open_clip's `ResidualAttentionBlock` up to float rounding; what differs is the time.
+With short sequences a CPU spends most of a block outside its large matrix products. Here the small batched products of
+attention get their operands copied into the order in which they are fast (A·Bᵀ with 17 tokens takes four times as long
+as A·B), biases and residuals are added where memory is touched anyway, and gradients of slices are not filled with
+zeros first. There is no second derivative: torch raises an error if one is asked for.
 """
 
 import torch
@@ -18,7 +19,8 @@ SLOPE = 1.702  # of the quick GELU
 
 
 def attend(x: Tensor, norm, attention, mask: Tensor | None = None, queries: int | None = None) -> Tensor:
-    """a of the module docstring: x (N, L, D) -> (N, L, D), or (N, queries, D) for the first `queries` tokens, which still look at all L.
+    """a of the module docstring: x (N, L, D) -> (N, L, D), or (N, queries, D) for the first `queries` tokens, which
+    still look at all L.
 
     norm: nn.LayerNorm; attention: nn.MultiheadAttention with packed weights and biases; mask: (L, L), or
     (N·heads, queries, L) for each sample and head, added to the scores, rows are queries.
@@ -28,7 +30,8 @@ def attend(x: Tensor, norm, attention, mask: Tensor | None = None, queries: int 
 
 
 def feed_forward(x: Tensor, norm, first, second, quick: bool) -> Tensor:
-    """y of the module docstring: x (N, L, D) -> (N, L, D). norm: nn.LayerNorm; first, second: nn.Linear; quick: which g."""
+    """y of the module docstring: x (N, L, D) -> (N, L, D). norm: nn.LayerNorm; first, second: nn.Linear; quick: which
+    g."""
     return _FeedForward.apply(
         x.contiguous(), norm.weight, norm.bias, first.weight, first.bias, second.weight, second.bias, norm.eps, quick
     )

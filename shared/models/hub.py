@@ -1,4 +1,5 @@
-"""Models in folders of transformers and diffusers, or by hub name: all their tensors from the files, or one sentence."""
+"""Models in folders of transformers and diffusers, or by hub name: all their tensors from the files, or one
+sentence."""
 
 import logging
 
@@ -10,9 +11,10 @@ from shared.models.clip import demand_finite, refuse_misfit
 def from_pretrained(kind: type, source: str, library: str, **how: object) -> nn.Module:
     """`kind.from_pretrained(source, **how)`, with every tensor in place.
 
-    Both libraries fill what a file lacks with random numbers and go on; here what they say of it decides. Tied weights may be left out, and so may
-    what the library knows to be of no use. kind: a class of `library` ("transformers", "diffusers"). Raises UserError with the first tensor that is
-    missing, of another shape, unknown or not finite; for other failures whatever the library raises.
+    Both libraries fill what a file lacks with random numbers and go on; here what they say of it decides. Tied weights
+    may be left out, and so may what the library knows to be of no use. kind: a class of `library` ("transformers",
+    "diffusers"). Raises UserError with the first tensor that is missing, of another shape, unknown or not finite; for
+    other failures whatever the library raises.
     """
     logger = logging.getLogger(library)
     level = logger.level

@@ -1,4 +1,5 @@
-"""Input transformations used as defences: x -> x', both (N, 3, H, W) in [0, 1]; called as `defence(x, rng)` with one stream of `rng` per image.
+"""Input transformations used as defences: x -> x', both (N, 3, H, W) in [0, 1]; called as `defence(x, rng)` with one
+stream of `rng` per image.
 
 Identity                      what everything is compared with
 JPEG, BitDepth, MedianBlur    compression and squeezing;   TotalVariation   denoising without a model
@@ -6,9 +7,10 @@ GaussianBlur, ResizeOnly      what a blur, or the way to a diffusion model's siz
 ResizePad                     random size and place (Xie et al. 2018)
 NoiseOnly                     what the noise of a diffusion purifier does without the reverse process
 
-None of them knows the victim or the attack. Those without a derivative (JPEG, BitDepth, TotalVariation) hand the gradient straight through, as BPDA
-does (Athalye et al. 2018): an attack through them sees forward values that are exact and the identity's gradient. The others have their own.
-`random` says whether two calls with different streams may differ: repeated evaluations of the others are wasted.
+None of them knows the victim or the attack. Those without a derivative (JPEG, BitDepth, TotalVariation) hand the
+gradient straight through, as BPDA does (Athalye et al. 2018): an attack through them sees forward values that are exact
+and the identity's gradient. The others have their own. `random` says whether two calls with different streams may
+differ: repeated evaluations of the others are wasted.
 """
 
 import io
@@ -56,7 +58,8 @@ class Identity:
 
 @dataclass(frozen=True)
 class JPEG(Bounded):
-    """Through the real codec, 8 bits, chroma halved (4:2:0), and back; gradient straight through. Dziugaite et al. 2016, Das et al. 2017.
+    """Through the real codec, 8 bits, chroma halved (4:2:0), and back; gradient straight through. Dziugaite et al.
+    2016, Das et al. 2017.
 
     quality: 1 (coarse) … 95 (fine), libjpeg's scale.
     """
@@ -101,7 +104,8 @@ class BitDepth(Bounded):
 
 @dataclass(frozen=True)
 class MedianBlur(Bounded):
-    """The median of the size × size window around each value, edges mirrored, per channel; its own (sub)gradient. Xu et al. 2018."""
+    """The median of the size × size window around each value, edges mirrored, per channel; its own (sub)gradient. Xu et
+    al. 2018."""
 
     size: Count = 3
     random: ClassVar[bool] = False
@@ -151,9 +155,11 @@ class GaussianBlur(Bounded):
 
 @dataclass(frozen=True)
 class ResizeOnly(Bounded):
-    """To `size` × `size` and back to the picture's own size: what the bridge to a diffusion model of that size does alone.
+    """To `size` × `size` and back to the picture's own size: what the bridge to a diffusion model of that size does
+    alone.
 
-    mode, antialias: of the interpolation; the defaults are those of `shared.diffusion.Purifier`. Pictures of that size come back as they are.
+    mode, antialias: of the interpolation; the defaults are those of `shared.diffusion.Purifier`. Pictures of that size
+    come back as they are.
     """
 
     size: Count
@@ -177,9 +183,10 @@ class ResizeOnly(Bounded):
 class ResizePad(Bounded):
     """Random resize, then zero padding at a random place (Xie et al. 2018: side 299 -> 299 … 330, in a canvas of 331).
 
-    For pictures of side S the canvas is L = max(round(ratio·S), S + 1); the picture is scaled to a side r drawn from {S, …, L − 1}, its corner
-    from {0, …, L − r}² (height and width separately where they differ), and the canvas is brought back to S, since defences here keep the size.
-    Both scalings are one bilinear sampling (the paper: nearest neighbour, and a victim fed with the canvas). Draws per sample.
+    For pictures of side S the canvas is L = max(round(ratio·S), S + 1); the picture is scaled to a side r drawn from
+    {S, …, L − 1}, its corner from {0, …, L − r}² (height and width separately where they differ), and the canvas is
+    brought back to S, since defences here keep the size. Both scalings are one bilinear sampling (the paper: nearest
+    neighbour, and a victim fed with the canvas). Draws per sample.
     """
 
     ratio: Annotated[float, Range(1, 10)] = 331 / 299
@@ -212,7 +219,8 @@ class ResizePad(Bounded):
 
 @dataclass(frozen=True)
 class NoiseOnly:
-    """x_t/α(t) = x + (σ(t)/α(t)) ε on the scale [−1, 1], cut to the pixel range: a diffusion purifier without its reverse process.
+    """x_t/α(t) = x + (σ(t)/α(t)) ε on the scale [−1, 1], cut to the pixel range: a diffusion purifier without its
+    reverse process.
 
     schedule: of `shared.diffusion`; t: steps of it.
     """
@@ -236,8 +244,9 @@ class NoiseOnly:
 
 @dataclass(frozen=True)
 class TotalVariation(Bounded):
-    """argmin_z ‖z − x‖²/2 + weight·TV(z), channel by channel, by `iterations` steps of Chambolle 2004 (scikit-image, without its early stop, which
-    leaves the objective 1 to 2 % above the minimum); gradient straight through. The larger the weight, the more steps are needed.
+    """argmin_z ‖z − x‖²/2 + weight·TV(z), channel by channel, by `iterations` steps of Chambolle 2004 (scikit-image,
+    without its early stop, which leaves the objective 1 to 2 % above the minimum); gradient straight through. The
+    larger the weight, the more steps are needed.
 
     Guo et al. 2018 minimise the same on a random half of the pixels; here all pixels count, so nothing is random.
     """

@@ -1,7 +1,9 @@
-"""Residual networks for pictures of CIFAR's size: He et al. 2016 (section 4.2), and wide ones with pre-activation (Zagoruyko & Komodakis 2016).
+"""Residual networks for pictures of CIFAR's size: He et al. 2016 (section 4.2), and wide ones with pre-activation
+(Zagoruyko & Komodakis 2016).
 
-Both have a stem that keeps the resolution, three stages of blocks at 1, 1/2 and 1/4 of it, a mean over places and one linear layer `fc`. The tensors
-of the wide ones are named as in the code that their published weights come from (TRADES, RobustBench).
+Both have a stem that keeps the resolution, three stages of blocks at 1, 1/2 and 1/4 of it, a mean over places and one
+linear layer `fc`. The tensors of the wide ones are named as in the code that their published weights come from (TRADES,
+RobustBench).
 """
 
 import torch.nn.functional as F
@@ -13,7 +15,8 @@ def _conv(inside: int, outside: int, size: int, stride: int = 1) -> nn.Conv2d:
 
 
 class Block(nn.Module):
-    """relu(BN(conv(relu(BN(conv(x))))) + shortcut(x)); where the shape changes the shortcut is a 1×1 convolution with BN (option B)."""
+    """relu(BN(conv(relu(BN(conv(x))))) + shortcut(x)); where the shape changes the shortcut is a 1×1 convolution with
+    BN (option B)."""
 
     def __init__(self, inside: int, outside: int, stride: int):
         super().__init__()
@@ -47,7 +50,8 @@ class ResNet(nn.Module):
 
 
 class WideBlock(nn.Module):
-    """x + conv(relu(BN(conv(relu(BN(x)))))); where the number of channels changes, the shortcut is a 1×1 convolution of relu(BN(x))."""
+    """x + conv(relu(BN(conv(relu(BN(x)))))); where the number of channels changes, the shortcut is a 1×1 convolution of
+    relu(BN(x))."""
 
     def __init__(self, inside: int, outside: int, stride: int):
         super().__init__()

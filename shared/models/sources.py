@@ -1,4 +1,5 @@
-"""Where weights come from: one way to write it, for every paper, and what tells one source from another in the key of a measurement."""
+"""Where weights come from: one way to write it, for every paper, and what tells one source from another in the key of a
+measurement."""
 
 from pathlib import Path
 
@@ -11,9 +12,11 @@ from shared.models.clip import create_clip, is_path, weights_file
 
 
 def locate(weights: str, option: str) -> tuple[str | Path | None, str]:
-    """(what `create_clip` loads, its identity): a path with its sha256, a tag of open_clip as it is, or (None, "random").
+    """(what `create_clip` loads, its identity): a path with its sha256, a tag of open_clip as it is, or (None,
+    "random").
 
-    weights: zoo:<name>, a tag of open_clip, the path of a checkpoint, or `random`. option: the command-line option to name in an error.
+    weights: zoo:<name>, a tag of open_clip, the path of a checkpoint, or `random`. option: the command-line option to
+    name in an error.
     """
     if weights == "random":
         return None, "random"
@@ -34,8 +37,8 @@ def open_clip_model(name: str, pretrained: str | Path | None, device: torch.devi
 
 
 def identity(source: str) -> str:
-    """What tells a model by name from another, for keys: the contents of a zoo model, of a file or of every file of a folder (after a prefix such as
-    `guided:`), or the name itself."""
+    """What tells a model by name from another, for keys: the contents of a zoo model, of a file or of every file of a
+    folder (after a prefix such as `guided:`), or the name itself."""
     kind, _, rest = source.partition(":")
     if kind == "zoo":
         return sha256_file(zoo.weights(rest))

@@ -1,4 +1,5 @@
-"""What an attack sees: pixels in, logits out. Mean/std, resizing and temperature are inside, so that every ε is in pixels."""
+"""What an attack sees: pixels in, logits out. Mean/std, resizing and temperature are inside, so that every ε is in
+pixels."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -20,12 +21,14 @@ Norm = str | tuple[Sequence[float], Sequence[float]]  # a key of MEAN_STD, or me
 class Pixels(nn.Module):
     """x in [0, 1] at any size -> what a vision tower expects: pictures of its input size, then (x − mean)/std.
 
-    Larger pictures go the way of open_clip's own preprocessing: resized with antialias, the short side to the tower's (`shortest`), the middle cut
-    out, or both sides at once (`squash`), values kept in [0, 1]. Pillow, which does this there, also rounds to 8 bits and clamps between its passes.
-    Pictures no larger than the tower are enlarged to its size as in TeCoA's code: bicubic, a = −0.75, values may leave [0, 1].
+    Larger pictures go the way of open_clip's own preprocessing: resized with antialias, the short side to the tower's
+    (`shortest`), the middle cut out, or both sides at once (`squash`), values kept in [0, 1]. Pillow, which does this
+    there, also rounds to 8 bits and clamps between its passes. Pictures no larger than the tower are enlarged to its
+    size as in TeCoA's code: bicubic, a = −0.75, values may leave [0, 1].
 
-    size: (H, W) of the tower, "shortest" being for square ones; norm: a key of MEAN_STD, or (mean, std) per channel; interpolation: "bicubic" or
-    "bilinear"; resize_mode: "shortest" or "squash". Differentiable. Raises UserError for an unknown key.
+    size: (H, W) of the tower, "shortest" being for square ones; norm: a key of MEAN_STD, or (mean, std) per channel;
+    interpolation: "bicubic" or "bilinear"; resize_mode: "shortest" or "squash". Differentiable. Raises UserError for an
+    unknown key.
     """
 
     @bounded
@@ -48,7 +51,8 @@ class Pixels(nn.Module):
 
     @classmethod
     def of(cls, visual: nn.Module, norm: Norm = "clip") -> "Pixels":
-        """What the tower of an open_clip model expects. norm: "clip" for its own mean and std, or another key of MEAN_STD to have those instead."""
+        """What the tower of an open_clip model expects. norm: "clip" for its own mean and std, or another key of
+        MEAN_STD to have those instead."""
         own = getattr(visual, "preprocess_cfg", {})
         if norm == "clip" and own:
             norm = (own["mean"], own["std"])
@@ -93,8 +97,8 @@ def class_matrix(model: nn.Module, data: LabelledImages) -> Tensor:
 def tell_apart(model: nn.Module, data: LabelledImages, prompts: Sequence[str] | None = None) -> None:
     """Look for classes of a set whose prompts (default: the set's own) are the same tokens.
 
-    They have one embedding, bit for bit, and nothing can tell them apart. Raises UserError with their names where they are the
-    user's folders; those of a published set are said on stderr.
+    They have one embedding, bit for bit, and nothing can tell them apart. Raises UserError with their names where they
+    are the user's folders; those of a published set are said on stderr.
     """
     alike: dict[tuple[int, ...], list[str]] = {}
     for name, row in zip(data.classes, model.tokenizer(list(prompts or data.prompts)).tolist(), strict=True):
@@ -112,14 +116,14 @@ def tell_apart(model: nn.Module, data: LabelledImages, prompts: Sequence[str] | 
 def predicted(logits: Tensor) -> Tensor:
     """The classes with the largest logits: (N, K) -> (N,) int64.
 
-    Raises UserError where a logit is not finite: NaN is no class, and no attack raises a loss that is NaN, so that a broken model would pass for a
-    robust one.
+    Raises UserError where a logit is not finite: NaN is no class, and no attack raises a loss that is NaN, so that a
+    broken model would pass for a robust one.
     """
     broken = ~torch.isfinite(logits).all(dim=1)
     if broken.any():
         raise UserError(
-            f"the model's outputs are not finite for {int(broken.sum())} of {len(logits)} pictures: its weights, or what stands before "
-            "it, are broken."
+            f"the model's outputs are not finite for {int(broken.sum())} of {len(logits)} pictures: its weights, or "
+            "what stands before it, are broken."
         )
     return logits.argmax(dim=1)
 
@@ -143,8 +147,8 @@ def set_compiled(compiled: bool) -> None:
 class ZeroShot(nn.Module):
     """The zero-shot classifier of a CLIP: logits z_k = s·cos(F(x), t_k), with F the vision tower and s the logit scale.
 
-    visual: open_clip vision tower; text: unit text embeddings (K, D); scale: s (100 for OpenAI's CLIP, 1 where a temperature was cancelled);
-    norm: as in `Pixels.of`. Input (N, 3, H, W) in [0, 1] of any size, output (N, K).
+    visual: open_clip vision tower; text: unit text embeddings (K, D); scale: s (100 for OpenAI's CLIP, 1 where a
+    temperature was cancelled); norm: as in `Pixels.of`. Input (N, 3, H, W) in [0, 1] of any size, output (N, K).
     """
 
     def __init__(self, visual: nn.Module, text: Tensor, scale: float, norm: str = "clip"):

@@ -8,7 +8,8 @@ from shared.report.tables import Table
 
 
 def candidate_grid(said: Mapping[str, Sequence[str]], common: Tags) -> Grid:
-    """What `choices` draws. said: tag `method` -> its candidates in words, all different, in the order of the choice."""
+    """What `choices` draws. said: tag `method` -> its candidates in words, all different, in the order of the
+    choice."""
     rows = {text: {"method": m, "candidate": k} for m, texts in said.items() for k, text in enumerate(texts)}
     return Grid(rows, {q: {"quantity": q} for q in ("score", "chosen")}, common)
 
@@ -16,9 +17,10 @@ def candidate_grid(said: Mapping[str, Sequence[str]], common: Tags) -> Grid:
 def choices(
     tried: Filled, caption: str, growing: bool = False, by: Sequence[str] = ("method",), **look: object
 ) -> Table:
-    """One row per candidate. tried: a grid of candidates × (score, taken), of `CandidateScore` without and with `chosen`.
-    by: the tags that the candidates of one choice share. look: of the `Table`. growing: candidates are in growing
-    order, and one that is taken at an end of the grid is said to be there, for a wider grid might have chosen another."""
+    """One row per candidate. tried: a grid of candidates × (score, taken), of `CandidateScore` without and with
+    `chosen`. by: the tags that the candidates of one choice share. look: of the `Table`. growing: candidates are in
+    growing order, and one that is taken at an end of the grid is said to be there, for a wider grid might have chosen
+    another."""
     rows, choice = [], {row: [tags[tag] for tag in by] for row, tags in tried.grid.rows.items()}
     for row in tried.rows:
         score, taken = tried.row(row)

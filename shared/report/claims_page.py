@@ -14,7 +14,8 @@ from shared.report.rendering import Links, render
 from shared.report.table_text import escape_markdown
 
 _NB = "\u00a0"  # a blank that does not break
-ORDER = ("reproduced", "direction holds", "differs", "direction fails", EQUIVALENT, "inconclusive", "gate failed", "no verdict (smoke)",
+ORDER = ("reproduced", "direction holds", "direction holds at reduced budget", "differs", "direction fails",
+         "direction fails at reduced budget", EQUIVALENT, "inconclusive", "gate failed", "no verdict (smoke)",
          "not measured", "not testable here")  # fmt: skip
 _INDENT = 19  # of the terminal table: the longest common status and a blank
 MARK_WORDS = {
@@ -30,12 +31,15 @@ SCALE_WORDS = {
     "smoke": "smoke: a few generated images and a few steps; it only shows that the code runs, so there are no verdicts.",
     "cpu": "cpu: small models in a generated world. A verdict here speaks of the direction of a claim, never of the paper's own numbers.",
     "photos": "photos: small models on real photographs. A verdict speaks of the direction of a claim, never of the paper's own numbers.",
+    "evening": "evening: published models and public data with small budgets. A verdict speaks of the direction of a "
+    "claim at a reduced budget, never of the paper's own numbers.",
     "paper": "paper: the paper's own models, data and budgets.",
 }
 
 
 def paper_value(claim: Claim) -> str:
-    """The paper's number with its unit; "unknown" where nobody here has read it, a dash where the statement has none."""
+    """The paper's number with its unit; "unknown" where nobody here has read it, a dash where the statement has
+    none."""
     if claim.value is None:
         return "–"
     if claim.value == UNKNOWN:
@@ -44,7 +48,8 @@ def paper_value(claim: Claim) -> str:
 
 
 def measured(verdict: Verdict) -> tuple[str, str]:
-    """(the estimate, its interval and what is behind it); for a sequence, its steps. "would show", "open up to": `Verdict.seen`, `Verdict.needs`."""
+    """(the estimate, its interval and what is behind it); for a sequence, its steps. "would show", "open up to":
+    `Verdict.seen`, `Verdict.needs`."""
     claim, estimates, e = verdict.claim, verdict.estimates, verdict.estimate
     if e is None:
         return "–", ""
@@ -79,9 +84,11 @@ def html_claims(
     code: Callable[[Sequence[str]], Links] = lambda slugs: {},
     pages: Mapping[str, str] | None = None,
 ) -> Markup:
-    """Verdicts, each with its paper, as a table with what filters its rows; the badge says the status in words and colour.
+    """Verdicts, each with its paper, as a table with what filters its rows; the badge says the status in words and
+    colour.
 
-    code: measurements -> links to the source of what measured them. pages: of several papers, their pages by name ("": there is none).
+    code: measurements -> links to the source of what measured them. pages: of several papers, their pages by name ("":
+    there is none).
     """
     found = [verdict for _, verdict in verdicts]
     return render(
@@ -150,7 +157,8 @@ def markdown_claims(verdicts: Sequence[Verdict]) -> str:
 
 
 def html_reference(file: ClaimsFile, table: ReferenceTable, results: Results) -> Markup:
-    """Known numbers, compactly: at paper scale each with what was measured and a coloured mark, elsewhere in a fold with the reason."""
+    """Known numbers, compactly: at paper scale each with what was measured and a coloured mark, elsewhere in a fold
+    with the reason."""
     verdicts = {v.claim.id: v for v in judge(file, results, table.claims())}
     tested = any(v.estimates for v in verdicts.values())
     columns = [*table.columns, *(["mean"] if table.mean else [])]

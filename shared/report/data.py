@@ -104,7 +104,8 @@ class Results:
         return selected
 
     def estimate(self, selector: Selector | None = None, /, **tags) -> Estimate | None:
-        """Mean over the matching sets of the mean over examples and seeds, with its interval; None when nothing matches."""
+        """Mean over the matching sets of the mean over examples and seeds, with its interval; None when nothing
+        matches."""
         selected = self.values(selector, **tags)
         return None if selected is None else selected.mean()
 

@@ -1,6 +1,7 @@
 """Figures from estimates: bars, lines with bands, trade-offs, heat maps; saved as PDF and PNG with their records.
 
-All helpers draw `Estimate`s (None is left out) on given axes, multiply by `factor` (100: fractions become percent) and show intervals.
+All helpers draw `Estimate`s (None is left out) on given axes, multiply by `factor` (100: fractions become percent) and
+show intervals.
 """
 
 import io
@@ -23,9 +24,11 @@ Series = Mapping[str, Sequence[Estimate | None]]
 
 
 def save_figure(fig: Figure, stem: str | Path, made_of: dict) -> list[Path]:
-    """Write `<stem>.pdf` and `<stem>.png` and put them into the folder's record (made_of: `manifest.origin`); the paths of the two.
+    """Write `<stem>.pdf` and `<stem>.png` and put them into the folder's record (made_of: `manifest.origin`); the paths
+    of the two.
 
-    The same figure gives the same bytes. The PNG's resolution is lowered until it has at most 300 kB; a PDF over that is a UserError.
+    The same figure gives the same bytes. The PNG's resolution is lowered until it has at most 300 kB; a PDF over that
+    is a UserError.
     """
     paths = []
     with style():
@@ -103,7 +106,8 @@ def tradeoff(ax, points: Mapping[str, tuple[Estimate | None, Estimate | None]], 
 
 def heatmap(ax, rows: Sequence[str], columns: Sequence[str], cells: Sequence[Sequence[Estimate | None]], *, xlabel: str = "",
             ylabel: str = "", factor: float = 100, digits: int = 1, label: str = "") -> None:  # fmt: skip
-    """A matrix of values, each written into its cell (below: ± half its interval, or its ends if lopsided); missing cells stay blank."""
+    """A matrix of values, each written into its cell (below: ± half its interval, or its ends if lopsided); missing
+    cells stay blank."""
     grid = np.array([[np.nan if e is None else e.value * factor for e in line] for line in cells], dtype=float)
     image = ax.imshow(grid, aspect="auto")
     middle = np.nanmin(grid) + 0.5 * np.ptp(grid[np.isfinite(grid)])

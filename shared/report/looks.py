@@ -22,7 +22,8 @@ from shared.report.notebook import ROOT
 
 
 def chosen(verdicts: Sequence[Verdict], results: Results, wanted: Paths, seconds: float) -> Paths:
-    """What looks to ask for now: `wanted`, and as many further ones as fit. wanted: those that were asked for before."""
+    """What looks to ask for now: `wanted`, and as many further ones as fit. wanted: those that were asked for
+    before."""
     paths = dict(wanted)
     open_ = [v for v in verdicts if v.p is not None and not v.decided and v.look < LOOKS]
     left = [v for v in open_ if len(wanted.get(v.claim.id, ())) <= len(results.paths.get(v.claim.id, ()))]
@@ -41,7 +42,8 @@ def _kind(verdict: Verdict) -> str:
 
 
 def _costs(verdict: Verdict, results: Results) -> dict[str, float]:
-    """The seconds that a look is expected to take, by number: as long as before for other seeds, twice for all pictures."""
+    """The seconds that a look is expected to take, by number: as long as before for other seeds, twice for all
+    pictures."""
     behind = {slug for one in (verdict, *verdict.readings.values()) for slug in one.slugs}
     times = 1 if _kind(verdict) == "seeds" else 2
     last = results.views(verdict.claim.id)[-1]

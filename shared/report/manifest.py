@@ -59,7 +59,8 @@ def redraw_command(results: Results) -> str:
 
 
 def write(paths: Sequence[Path], made_of: dict) -> Path:
-    """Put an output into the record of the folder that holds its files, which must exist. made_of: as `origin` returns it.
+    """Put an output into the record of the folder that holds its files, which must exist. made_of: as `origin` returns
+    it.
 
     Outputs of other runs, and those whose files are gone, leave the record.
     """

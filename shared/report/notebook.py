@@ -47,7 +47,8 @@ class Report:
         self.page = Path(results) / scale / paper  # the folder that links start from
 
     def claims(self, headline: bool | None = None) -> Html:
-        """Every claim beside what was measured (`headline=True`: only those), saved as `claims.md`, and the headline as `claims_headline.md`."""
+        """Every claim beside what was measured (`headline=True`: only those), saved as `claims.md`, and the headline as
+        `claims_headline.md`."""
         chosen = [c for c in self.claims_file.claims if headline is None or c.headline == headline]
         with self.results.tracking() as used:
             verdicts = judge(self.claims_file, self.results, chosen)
@@ -72,7 +73,8 @@ class Report:
         return Html("\n".join(tables), claims_page.text_references(self.claims_file, self.results))
 
     def table(self, stem: str, make: Callable[[Results], object]) -> Html:
-        """Call `make(results) -> Table | None`, save it as Markdown, LaTeX and CSV with records of exactly what it read, and show it."""
+        """Call `make(results) -> Table | None`, save it as Markdown, LaTeX and CSV with records of exactly what it
+        read, and show it."""
         with self.results.tracking() as used:
             table = make(self.results)
         if table is None:
@@ -81,7 +83,8 @@ class Report:
         return Html(html(table, self._links(paths, make, used)), markdown(table))
 
     def figure(self, stem: str, make: Callable[[Results], object], caption: str = "") -> Html:
-        """Call `make(results) -> matplotlib Figure | None` in the project's style, save PDF and PNG with records, and show it.
+        """Call `make(results) -> matplotlib Figure | None` in the project's style, save PDF and PNG with records, and
+        show it.
 
         The caption is `caption` or the first paragraph of the function's docstring.
         """

@@ -1,7 +1,8 @@
 """The page for the whole: `python -m shared.report.overview --scale cpu [--results results] [--figures DIR]`
 
-Every claim of every paper beside what was measured at one scale, a row each; a few lines of script in the page itself filter the rows.
-Below: what each paper's runs cost. A paper that was not run at this scale is listed as such, and its claims as not measured.
+Every claim of every paper beside what was measured at one scale, a row each; a few lines of script in the page itself
+filter the rows. Below: what each paper's runs cost. A paper that was not run at this scale is listed as such, and its
+claims as not measured.
 
     <results>/<scale>/overview/page.html + notebook.ipynb      the page, from notebooks/overview.ipynb
     <figures>/verdicts.md, claims.csv                          the counts by paper, and all rows; see `shared.report.notebook.figures_folder`
@@ -304,7 +305,8 @@ class Overview:
 
 
 def read(folder: Path, results: Path, scale: str) -> Paper:
-    """The paper in `folder` with what was measured of it at `scale`. Raises UserError for a claims file that is not there or not right."""
+    """The paper in `folder` with what was measured of it at `scale`. Raises UserError for a claims file that is not
+    there or not right."""
     file, found, headline = claims_module.load(folder / "claims.yaml"), None, False
     if (results / scale / folder.name / "plan.json").is_file():
         found = Results.load(results, scale, folder.name)

@@ -1,6 +1,8 @@
-"""How long `make reproduce-<paper>` and `make headline-<paper>` took: `<results>/<scale>/<paper>/times.txt`, which the Makefile writes.
+"""How long `make reproduce-<paper>` and `make headline-<paper>` took: `<results>/<scale>/<paper>/times.txt`, which the
+Makefile writes.
 
-A line "<seconds since 1970> <goal> <stage>" before each stage (train, evaluate, page), and one with the stage "end" after the last.
+A line "<seconds since 1970> <goal> <stage>" before each stage (train, evaluate, page), and one with the stage "end"
+after the last.
 """
 
 from dataclasses import dataclass
@@ -12,7 +14,8 @@ STAGES = ("train", "evaluate", "page")
 
 @dataclass(frozen=True)
 class Run:
-    """One `make reproduce-<paper>` or `make headline-<paper>`. seconds: of each stage that came to its end; ended: whether all did."""
+    """One `make reproduce-<paper>` or `make headline-<paper>`. seconds: of each stage that came to its end; ended:
+    whether all did."""
 
     goal: str
     seconds: dict[str, int]

@@ -44,7 +44,8 @@ _QUIET = ("--HistoryManager.enabled=False", "--IPKernelApp.log_level=50")
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse the command line, make the page, print the claims and where everything is; a page with nothing new to draw is left as it is."""
+    """Parse the command line, make the page, print the claims and where everything is; a page with nothing new to draw
+    is left as it is."""
     argv = sys.argv[1:] if argv is None else list(argv)
     args = _arguments(argv)
     own = not args.notebook  # what another notebook imports is not known
@@ -119,11 +120,13 @@ def make_page(
     optional: dict | None = None,
     files: Mapping[str, Path] | None = None,
 ) -> Path:
-    """Execute `notebook` with `parameters` (and those of `optional` that it knows) and write `out/page.html`; returns its path.
+    """Execute `notebook` with `parameters` (and those of `optional` that it knows) and write `out/page.html`; returns
+    its path.
 
     files: what the head of the page leads to, where it is there.
 
-    Raises UserError for a parameter the notebook does not know and for a failing cell; then `out/page.html` is left as it was.
+    Raises UserError for a parameter the notebook does not know and for a failing cell; then `out/page.html` is left as
+    it was.
     """
     if not notebook.is_file():
         raise UserError(f"there is no notebook at {notebook}")
@@ -148,7 +151,8 @@ def make_page(
 
 
 def _read(path: Path):
-    """The notebook, said to be for Python whatever its own metadata say (papermill needs to know, and authors' editors disagree)."""
+    """The notebook, said to be for Python whatever its own metadata say (papermill needs to know, and authors' editors
+    disagree)."""
     import nbformat
 
     try:
@@ -192,7 +196,8 @@ def _execute(notebook, name: str, executed: Path, parameters: dict, out: Path):
 
 
 def _this_interpreter(profile: str):
-    """A kernel manager whose kernel is this interpreter, whatever kernels the user has installed elsewhere under the same name.
+    """A kernel manager whose kernel is this interpreter, whatever kernels the user has installed elsewhere under the
+    same name.
 
     profile: an empty folder for what IPython keeps; the user's own, whose scripts run at the start, has no part in a
     page, and HOME need not be there."""
@@ -253,8 +258,9 @@ def wrap(body: str, title: str, about: str, lead: Links | None = None) -> str:
 def settings(notebook: Path, pairs: Sequence[str]) -> dict:
     """NAME=VALUE for the parameters of a notebook; a value is read as what the parameter's default is.
 
-    Text is taken as it stands; a whole number, number, truth value (true, false) or list must be one, as in JSON. Where the default is None, a
-    value is what JSON makes of it, else text. Raises UserError for an unknown parameter and for a value of another type.
+    Text is taken as it stands; a whole number, number, truth value (true, false) or list must be one, as in JSON. Where
+    the default is None, a value is what JSON makes of it, else text. Raises UserError for an unknown parameter and for
+    a value of another type.
     """
     if not pairs:
         return {}

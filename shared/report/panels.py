@@ -23,8 +23,8 @@ def html_gates(results: Results) -> Markup:
 def sanity_outcomes(sanity: dict) -> dict[str, tuple[bool | None, str]]:
     """Check name -> (passed, or None for not applicable; detail), from what `Measurement.sanity` holds.
 
-    Understood: `{name: bool}`, `{name: {"passed": bool, "detail": str}}`, and either (or a list of the latter with "name") under "checks";
-    an overall `"passed"` beside the checks is not one of them.
+    Understood: `{name: bool}`, `{name: {"passed": bool, "detail": str}}`, and either (or a list of the latter with
+    "name") under "checks"; an overall `"passed"` beside the checks is not one of them.
     """
     checks = sanity.get("checks", sanity)
     if isinstance(checks, list):
@@ -41,7 +41,8 @@ def sanity_outcomes(sanity: dict) -> dict[str, tuple[bool | None, str]]:
 
 
 def html_sanity(results: Results) -> Markup:
-    """Each check of the attacks: how many robust cells passed, and those that did not (cells of one model that say the same, together)."""
+    """Each check of the attacks: how many robust cells passed, and those that did not (cells of one model that say the
+    same, together)."""
     robust = [
         m
         for m in results.measurements

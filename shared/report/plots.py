@@ -23,8 +23,8 @@ TONES = {"#009E73": GOOD, "#D55E00": BAD}  # the green of what is right and the 
 
 @dataclass(frozen=True)
 class Plot:
-    """Positions from 0 to WIDTH. lines: (low, value, high), from top to bottom; bars: what they are compared with, and in
-    words; band: where a difference does not matter, None where no such margin is declared."""
+    """Positions from 0 to WIDTH. lines: (low, value, high), from top to bottom; bars: what they are compared with, and
+    in words; band: where a difference does not matter, None where no such margin is declared."""
 
     lines: list[tuple[float, float, float]]
     bars: list[tuple[float, str]]
@@ -66,8 +66,8 @@ def against(claim: Claim) -> tuple[list[float], tuple[float, float] | None]:
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture with its place in the figure (from 1), what stands above it and what is said below it, line by line, with
-    the tone of each ("" for most).
+    """One picture with its place in the figure (from 1), what stands above it and what is said below it, line by line,
+    with the tone of each ("" for most).
 
     data: PNG, base64; width, height: in its own pixels."""
 

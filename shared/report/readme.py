@@ -1,4 +1,5 @@
-"""Put the claims tables that were drawn into the READMEs: `python -m shared.report.readme` (a test holds them against each other).
+"""Put the claims tables that were drawn into the READMEs: `python -m shared.report.readme` (a test holds them against
+each other).
 
 A README has marked places, one line each before and after what is written between them:
 
@@ -23,7 +24,8 @@ def readmes() -> list[Path]:
 
 
 def filled(text: str) -> str:
-    """`text` with every marked place holding the file that it names, or saying that there is no record of this paper yet.
+    """`text` with every marked place holding the file that it names, or saying that there is no record of this paper
+    yet.
 
     Raises UserError for a file that is not there beside other figures of the paper.
     """

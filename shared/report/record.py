@@ -61,7 +61,8 @@ def unfinished(paper: str, scale: str, results: Path) -> bool:
 
 
 def publish(names: Sequence[str], scale: str, results: Path) -> list[Path]:
-    """Put the files of these folders into figures/, each folder whole; returns them. Files of the record before are removed."""
+    """Put the files of these folders into figures/, each folder whole; returns them. Files of the record before are
+    removed."""
     out = []
     for name in names:
         target = place(name, scale)

@@ -1,4 +1,5 @@
-"""What a paper shows, said once: tables and figures as grids of numbers. What is measured is read off them, and so is what is drawn.
+"""What a paper shows, said once: tables and figures as grids of numbers. What is measured is read off them, and so is
+what is drawn.
 
     @table
     def robust(c):                                   # c: the configuration
@@ -12,9 +13,10 @@
     def paired(c):                                   # what claims read and nothing shows
         return [Grid(…)]
 
-Each becomes a function results -> table or figure (None where nothing is measured) with an attribute `grids`: configuration -> its grids.
-When the page is drawn, c is what the plan recorded of the configuration: the same fields, lists in place of tuples; properties and methods of the
-paper's classes are not there, so what tables compute from a configuration is a function of theirs.
+Each becomes a function results -> table or figure (None where nothing is measured) with an attribute `grids`:
+configuration -> its grids. When the page is drawn, c is what the plan recorded of the configuration: the same fields,
+lists in place of tuples; properties and methods of the paper's classes are not there, so what tables compute from a
+configuration is a function of theirs.
 """
 
 import functools
@@ -34,11 +36,11 @@ from shared.report.data import Results
 
 @dataclass(frozen=True)
 class Shown(Grid):
-    """A grid with all that a table needs. best: which row of a column is bold, "max", "min" or None, for all columns or by column; among: the rows
-    that compete (None: all). factor, digits: as in `tables.Table`.
+    """A grid with all that a table needs. best: which row of a column is bold, "max", "min" or None, for all columns or
+    by column; among: the rows that compete (None: all). factor, digits: as in `tables.Table`.
 
-    over: further columns, label -> (column, row): each row of that column as a multiple of that row. notes: below the table. interval: as in
-    `tables.Table`.
+    over: further columns, label -> (column, row): each row of that column as a multiple of that row. notes: below the
+    table. interval: as in `tables.Table`.
     """
 
     caption: str = ""
@@ -58,7 +60,8 @@ def pictures_in_words(c: object) -> str:
 
 
 class Filled:
-    """A grid with what was measured: filled[row, column] is an Estimate, or None unless all of its numbers are there."""
+    """A grid with what was measured: filled[row, column] is an Estimate, or None unless all of its numbers are
+    there."""
 
     def __init__(self, results: Results, grid: Grid):
         self.results, self.grid, self.rows, self.columns = results, grid, list(grid.rows), list(grid.columns)
@@ -128,7 +131,8 @@ def table(make: Callable[[object], Shown]) -> Callable[[Results], tables.Table |
 
 
 def figure(*grids: Callable[[object], Grid]) -> Callable:
-    """Mark a function of filled grids -> matplotlib figure as a figure of the paper; each of `grids` is a function of the configuration."""
+    """Mark a function of filled grids -> matplotlib figure as a figure of the paper; each of `grids` is a function of
+    the configuration."""
 
     def mark(make: Callable) -> Callable:
         def draw(results: Results) -> Figure | tables.Table | None:
@@ -146,7 +150,8 @@ table_of = figure
 
 
 def claimed(make: Callable[[object], Sequence[Grid]]) -> Callable[[object], Sequence[Grid]]:
-    """Mark a function configuration -> grids as what claims read and nothing shows. It is planned, and drawn nowhere."""
+    """Mark a function configuration -> grids as what claims read and nothing shows. It is planned, and drawn
+    nowhere."""
     make.grids = make
     return make
 

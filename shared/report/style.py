@@ -1,4 +1,5 @@
-"""One look for every figure: print sizes, colours for the colour-blind, shapes that survive a grey printer, no dates in the files."""
+"""One look for every figure: print sizes, colours for the colour-blind, shapes that survive a grey printer, no dates in
+the files."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -9,7 +10,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 COLUMN, PAGE = 3.3, 6.9  # inches: one column and the full width of a two-column page
-# Okabe & Ito (2008), ordered so that neighbours differ in lightness as well as in hue; their yellow is too light for lines on white
+# Okabe & Ito (2008), ordered so that neighbours differ in lightness as well as in hue; their yellow is too light for
+# lines on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 NAMED = {"red": "#D55E00", "green": "#009E73", "blue": "#0072B2", "yellow": "#D8C800", "purple": "#7B3294", "orange": "#E69F00", "cyan": "#35B5C9",
          "pink": "#E78AC3", "black": "#000000", "grey": "#999999", "brown": "#8C564B"}  # fmt: skip
@@ -61,7 +63,8 @@ class Look:
 
 @contextlib.contextmanager
 def style() -> Iterator[None]:
-    """The project's matplotlib settings inside the block, over matplotlib's defaults and not over the user's own settings."""
+    """The project's matplotlib settings inside the block, over matplotlib's defaults and not over the user's own
+    settings."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(RC)
@@ -69,8 +72,8 @@ def style() -> Iterator[None]:
 
 
 def looks(names: Sequence[str]) -> dict[str, Look]:
-    """A look per series, by position: give all figures of a paper the same list and a method looks the same in each. From the eighth on colours come
-    again, with other shapes."""
+    """A look per series, by position: give all figures of a paper the same list and a method looks the same in each.
+    From the eighth on colours come again, with other shapes."""
     out = {}
     for i, name in enumerate(names):
         shape = i + 3 * (i // len(COLOURS))
@@ -79,8 +82,9 @@ def looks(names: Sequence[str]) -> dict[str, Look]:
 
 
 def colours(names: Sequence[str], last: str | None = None) -> list[str]:
-    """A colour per name: the one that it says ("red", "plain red circle"), unless a name before it does; else the next of COLOURS that no name
-    says, and grey when they are used up. last: the colour of the last name instead, where it says none."""
+    """A colour per name: the one that it says ("red", "plain red circle"), unless a name before it does; else the next
+    of COLOURS that no name says, and grey when they are used up. last: the colour of the last name instead, where it
+    says none."""
     said: list[str | None] = []
     for name in names:
         word = next((NAMED[word] for word in name.lower().split() if word in NAMED), None)
@@ -94,7 +98,8 @@ def colours(names: Sequence[str], last: str | None = None) -> list[str]:
 def figure(
     width: float = COLUMN, height: float | None = None, rows: int = 1, columns: int = 1, **options
 ) -> tuple[Figure, object]:
-    """A figure of `width` inches (`COLUMN` or `PAGE`) with its axes, as `plt.subplots` returns them but with no global state."""
+    """A figure of `width` inches (`COLUMN` or `PAGE`) with its axes, as `plt.subplots` returns them but with no global
+    state."""
     per_axes = width / columns
     fig = Figure(figsize=(width, height or rows * min(0.68 * per_axes, 2.4)), layout="constrained")
     FigureCanvasAgg(fig)

@@ -58,7 +58,8 @@ def _plain(table: Table, r: int, c: int, cell) -> str:
 
 
 def latex(table: Table) -> str:
-    r"""A booktabs `tabular` for \input, caption and notes as comments: the author chooses the float, its place and its label."""
+    r"""A booktabs `tabular` for \input, caption and notes as comments: the author chooses the float, its place and its
+    label."""
     head = [f"% {' '.join(line.split())}" for line in (table.caption, *table.all_notes) if line]
     lines = [*head, r"% needs \usepackage{booktabs}", rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}", r"\toprule"]
     lines.append(" & ".join(escape_latex(name) for name in (table.corner, *table.columns)) + r" \\")
@@ -81,7 +82,8 @@ def _latex_cell(table: Table, r: int, c: int, cell) -> str:
 
 
 def csv(table: Table) -> str:
-    """One line per cell: row, column, value, low, high (in the table's unit, six digits), n, seeds, text (for cells that are words)."""
+    """One line per cell: row, column, value, low, high (in the table's unit, six digits), n, seeds, text (for cells
+    that are words)."""
     out = io.StringIO()
     writer = csv_module.writer(out, lineterminator="\n")
     writer.writerow(("row", "column", "value", "low", "high", "n", "seeds", "text"))
@@ -96,7 +98,8 @@ def csv(table: Table) -> str:
 
 
 def html(table: Table, links: Links | None = None) -> Markup:
-    """A <figure> with a table that scrolls sideways on a narrow screen; intervals small below the values. links: below it."""
+    """A <figure> with a table that scrolls sideways on a narrow screen; intervals small below the values. links: below
+    it."""
     return render("table", table=table, links=links, empty=EMPTY)
 
 

@@ -24,9 +24,11 @@ PM_FROM = 6  # from so many columns on, intervals are written ±half instead of 
 
 @dataclass(frozen=True)
 class Table(Worded):
-    """Rows of cells under `columns`. An estimate is shown times `factor` with `digits` decimals, one number for all or by column name.
+    """Rows of cells under `columns`. An estimate is shown times `factor` with `digits` decimals, one number for all or
+    by column name.
 
-    `bold` holds the (row, column) positions to print bold. `interval` is "brackets", "pm", "none" or "auto" (by the number of columns).
+    `bold` holds the (row, column) positions to print bold. `interval` is "brackets", "pm", "none" or "auto" (by the
+    number of columns).
     """
 
     columns: Sequence[str]
@@ -57,7 +59,8 @@ class Table(Worded):
         return cell.scaled(self._of(self.factor, column, 100))
 
     def numbers(self, column: int, cell: Estimate) -> tuple[str, str, str, str]:
-        """(value, low, high, half width) as text with the column's decimals; no half width where ± would not be true of both sides."""
+        """(value, low, high, half width) as text with the column's decimals; no half width where ± would not be true of
+        both sides."""
         digits, e = self._of(self.digits, column, 1), self.shown(column, cell)
         value, low, high, half = (f"{x:.{digits}f}".replace("inf", "∞") for x in (e.value, e.low, e.high, e.half_width))
         return value, low, high, "" if e.lopsided else half
@@ -89,10 +92,11 @@ class Table(Worded):
 
 def from_results(results, rows: Mapping[str, Selector], columns: Mapping[str, Selector], *, common: Selector | None = None,
                  best: str | None = "max", **options) -> Table | None:  # fmt: skip
-    """A table whose cell (r, c) is the estimate of `common`, rows[r] and columns[c] together; None when nothing is measured.
+    """A table whose cell (r, c) is the estimate of `common`, rows[r] and columns[c] together; None when nothing is
+    measured.
 
-    `best` is "max", "min" or None: the best row of a column is bold if its paired difference to every other row excludes zero.
-    Rows without any measurement are left out. `options` go to `Table`.
+    `best` is "max", "min" or None: the best row of a column is bold if its paired difference to every other row
+    excludes zero. Rows without any measurement are left out. `options` go to `Table`.
     """
     grid = {
         label: [results.values({**(common or {}), **row, **column}) for column in columns.values()]
@@ -103,7 +107,8 @@ def from_results(results, rows: Mapping[str, Selector], columns: Mapping[str, Se
 
 def of_values(grid: Mapping, columns: Sequence[str], best: str | Mapping[str, str] | None = "max", among: Collection[str] | None = None,
               **options) -> Table | None:  # fmt: skip
-    """The same from the values of every cell, row by row. best: also by column; among: the rows of which the best is bold (None: all)."""
+    """The same from the values of every cell, row by row. best: also by column; among: the rows of which the best is
+    bold (None: all)."""
     grid = {label: cells for label, cells in grid.items() if any(cells)}
     if not grid:
         return None

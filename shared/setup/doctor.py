@@ -2,8 +2,9 @@
 
     python -m shared.setup.doctor [--results results]      (or: make doctor)
 
-Each line is `ok`, `warning` (it will run, but see the advice) or `problem` (it will not); the exit code is 1 if there is a problem.
-Standard library only, so that it has something to say where nothing is installed; torch is tried in a process of its own, which may crash.
+Each line is `ok`, `warning` (it will run, but see the advice) or `problem` (it will not); the exit code is 1 if there
+is a problem. Standard library only, so that it has something to say where nothing is installed; torch is tried in a
+process of its own, which may crash.
 """
 
 import argparse
@@ -108,7 +109,7 @@ def gpu(probe: Mapping, driver: list[str], given: Mapping[str, str] = os.environ
             "gpu",
             f"the driver lists {driver[0]!r}; torch has to be importable to tell whether it can be used",
         )
-    return Line("ok", "gpu", "none; SCALE=cpu and photos do without, SCALE=paper needs one")
+    return Line("ok", "gpu", "none; SCALE=cpu and photos do without, SCALE=evening and paper need one")
 
 
 def memory(available: float | None = None) -> Line:
@@ -252,7 +253,8 @@ def examine(folder: Path) -> list[Line]:
 
 
 def run_probe(command: tuple[str, ...] = (sys.executable, "-m", "shared.setup.machine"), seconds: float = 180) -> dict:
-    """What `shared.setup.machine` found out, in a process of its own; `{"error": …}` with the reason if it crashed or hung."""
+    """What `shared.setup.machine` found out, in a process of its own; `{"error": …}` with the reason if it crashed or
+    hung."""
     try:
         done = subprocess.run(command, cwd=pins.ROOT, capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired:

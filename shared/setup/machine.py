@@ -1,4 +1,5 @@
-"""Try the heavy packages and print what works as one line of JSON. `shared.setup.doctor` runs this in a process of its own."""
+"""Try the heavy packages and print what works as one line of JSON. `shared.setup.doctor` runs this in a process of its
+own."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""The small CLIP of photographs as a step: pre-trained on the pictures of a folder and their class names (SCALE=photos).
+"""The small CLIP of photographs as a step: pre-trained on a folder's pictures and their class names (SCALE=photos).
 
 All papers describe it with equal fields, so within one folder of results it is trained once (`Lab.make`). It never sees
 a test picture, nor the tenth of the training pictures that settings are chosen on.
@@ -150,12 +150,12 @@ def untrained(lab: Lab, clip: Backbone | Pretrained) -> nn.Module:
     return create_clip(clip.name).to(lab.device)
 
 
-def held_out(spec: str) -> str:
-    """The split of a set that settings are chosen on: where a CLIP is pre-trained on the folder, what it has not seen."""
+def choosing_split(spec: str) -> str:
+    """The split of a set that settings are chosen on; of a folder, what no CLIP is pre-trained on."""
     return "validation" if spec.startswith(("scenes:", "folder:")) else "train"
 
 
-def fitted(spec: str) -> str:
+def fitting_split(spec: str) -> str:
     """The split that is trained on beside it."""
     return "fit" if spec.startswith("folder:") else "train"
 

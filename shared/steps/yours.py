@@ -229,8 +229,8 @@ class Yours:
         def __call__(self, x: Tensor, rng: SampleRng) -> Tensor: ...       # or without rng, where nothing is random
 
     x (N, 3, H, W) in [0, 1] -> pictures of the same size in [0, 1], finite. Noise is taken from rng, of which each
-    picture has a stream of its own; a class that has `random = False` has none, and gradients need one draw. Where torch
-    finds no gradient through it, attackers take the identity's (BPDA).
+    picture has a stream of its own; a class that has `random = False` has none, and gradients need one draw. Where
+    torch finds no gradient through it, attackers take the identity's (BPDA).
     """
 
     code: Code

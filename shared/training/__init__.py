@@ -1,1 +1,2 @@
-"""Training that more than one paper uses: the loop with exact resume, contrastive pre-training, adversarial fine-tuning."""
+"""Training that more than one paper uses: the loop with exact resume, contrastive pre-training, adversarial
+fine-tuning."""

@@ -1,8 +1,10 @@
-"""Adversarial fine-tuning of a CLIP vision tower against frozen text embeddings, and the two objectives several papers compare with.
+"""Adversarial fine-tuning of a CLIP vision tower against frozen text embeddings, and the two objectives several papers
+compare with.
 
     min_θ E[ L(θ; x, x_a, y) ],   x_a = Π-steps up the objective's own attack loss from a random start in B(x)
 
-An objective says what the attack raises and what training lowers. TeCoA and FARE are here; a paper's own objective is in its folder.
+An objective says what the attack raises and what training lowers. TeCoA and FARE are here; a paper's own objective is
+in its folder.
 """
 
 import copy
@@ -46,7 +48,8 @@ class TeCoA:
 
 
 class FARE:
-    """L = mean_i ‖F_θ(x_a)_i − F_0(x)_i‖₂² on embeddings that are not normalised; the attack raises the same (Schlarmann et al., ICML 2024).
+    """L = mean_i ‖F_θ(x_a)_i − F_0(x)_i‖₂² on embeddings that are not normalised; the attack raises the same
+    (Schlarmann et al., ICML 2024).
 
     Needs no labels. `original`: the frozen victim before fine-tuning, F_0.
     """
@@ -145,8 +148,8 @@ def finetune(
 ) -> float:
     """Fine-tune `victim.visual` in place; returns the last loss.
 
-    data: labelled images with batched access. seed: of the order of the data and of the attack's random starts, both functions of the step.
-    snapshot(step): called after every update.
+    data: labelled images with batched access. seed: of the order of the data and of the attack's random starts, both
+    functions of the step. snapshot(step): called after every update.
     """
     parameters = list(victim.visual.parameters())
     for p in parameters:

@@ -1,15 +1,17 @@
 """Train a classifier, as usual or adversarially, and put it into the zoo.
 
-    python -m shared.training.classify --data scenes:ten --out shared/models/zoo/scenes-ten-resnet8.safetensors
-    python -m shared.training.classify --data scenes:ten --train.eps 8/255 --out shared/models/zoo/scenes-ten-resnet8-at.safetensors
+    python -m shared.training.classify --data scenes:ten --out shared/models/zoo/scenes-ten-resnet8.safetensors python
+    -m shared.training.classify --data scenes:ten --train.eps 8/255 --out
+    shared/models/zoo/scenes-ten-resnet8-at.safetensors
 
     min_θ E[ max_{x' ∈ B(x)} CE(f_θ(x'), y) ]     Madry et al. 2018, B the ℓ∞ ball of ε; ε = 0 is standard training
 
-The maximum is sought by PGD from a random start. The attack sees the network in eval mode: with batch statistics one picture's gradient would
-depend on the others, and the attacked network would not be the one that is used later. The loss is taken in train mode, so that BatchNorm's running
-statistics are those of adversarial pictures. Which pictures, shifts, flips and random starts an update has is a function of (seed, update, picture),
-so an interrupted training continues exactly. `--card-only` measures again. Under a launcher the first process does it alone: the networks are small,
-and BatchNorm would see other batches in each process.
+The maximum is sought by PGD from a random start. The attack sees the network in eval mode: with batch statistics one
+picture's gradient would depend on the others, and the attacked network would not be the one that is used later. The
+loss is taken in train mode, so that BatchNorm's running statistics are those of adversarial pictures. Which pictures,
+shifts, flips and random starts an update has is a function of (seed, update, picture), so an interrupted training
+continues exactly. `--card-only` measures again. Under a launcher the first process does it alone: the networks are
+small, and BatchNorm would see other batches in each process.
 """
 
 import os
@@ -102,7 +104,8 @@ class Args(Making):
 
 
 class AveragedWithStatistics(Averaged):
-    """A running average of the statistics of BatchNorm too: those of the last weights would not fit the averaged ones."""
+    """A running average of the statistics of BatchNorm too: those of the last weights would not fit the averaged
+    ones."""
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -113,7 +116,8 @@ class AveragedWithStatistics(Averaged):
 
 
 def shift_flip(x: Tensor, rng: SampleRng) -> Tensor:
-    """Pictures x (N, C, H, W), each moved by −4 … 4 pixels along both axes (zeros come in) and mirrored with probability 1/2."""
+    """Pictures x (N, C, H, W), each moved by −4 … 4 pixels along both axes (zeros come in) and mirrored with
+    probability 1/2."""
     height, width = x.shape[2:]
     dy, dx = rng.child("shift").integers(2 * SHIFT + 1, (2,)).to(x.device).T
     rows, columns = (torch.arange(n, device=x.device) + d[:, None] for n, d in ((height, dy), (width, dx)))
@@ -132,10 +136,11 @@ def train_classifier(
     checkpoint: Path | None = None,
     name: str = "classifier",
 ) -> float:
-    """Train `model` (logits (N, K) of pictures in [0, 1]) in place; returns the last loss. It is left frozen and in eval mode.
+    """Train `model` (logits (N, K) of pictures in [0, 1]) in place; returns the last loss. It is left frozen and in
+    eval mode.
 
-    data: labelled images with batched access. checkpoint: file to continue from, removed by nobody. Raises UserError where a batch is larger than the
-    set or the loss is no number at the end.
+    data: labelled images with batched access. checkpoint: file to continue from, removed by nobody. Raises UserError
+    where a batch is larger than the set or the loss is no number at the end.
     """
     check_batch(name, training.batch, len(data), what="pictures")
     model.requires_grad_(True).train()
@@ -174,7 +179,8 @@ def train_classifier(
 
 
 def hardest(model: nn.Module, x: Tensor, y: Tensor, training: ClassifierTraining, rng: SampleRng) -> Tensor:
-    """The last iterate of PGD on the cross-entropy of the model in eval mode; the model is left in the mode it was in."""
+    """The last iterate of PGD on the cross-entropy of the model in eval mode; the model is left in the mode it was
+    in."""
     threat = Threat("linf", training.eps)
     with eval_mode(model):
         return ascend(
@@ -210,14 +216,16 @@ def main() -> None:
 
 
 def unseen(spec: str, root: str | None = None):
-    """(the pictures a card is measured on, their split): validation pictures of a drawn set, else of the test split; so many of each class."""
+    """(the pictures a card is measured on, their split): validation pictures of a drawn set, else of the test split; so
+    many of each class."""
     split = "validation" if spec.startswith("scenes:") else "test"
     data = open_set(spec, split, Source(root=root))
     return Subset(data, subset(data, VALIDATION, 0)), split
 
 
 def measured(path: Path, spec: str, root: str | None, arch: str, device="cpu") -> dict:
-    """The measured part of a card: accuracy on unseen pictures, clean and under 20 steps of APGD-CE and APGD-T at 8/255."""
+    """The measured part of a card: accuracy on unseen pictures, clean and under 20 steps of APGD-CE and APGD-T at
+    8/255."""
     data, split = unseen(spec, root)
     classifier = open_classifier(arch, str(path), data.num_classes, device=device)
     return {
@@ -236,7 +244,8 @@ def measured(path: Path, spec: str, root: str | None, arch: str, device="cpu") -
 
 
 def accuracy(classifier: nn.Module, data, threat: Threat | None = None, batch: int = 128) -> float:
-    """Accuracy on a set; with a threat, under APGD-CE and, where that fails, APGD towards three other classes, 20 steps each."""
+    """Accuracy on a set; with a threat, under APGD-CE and, where that fails, APGD towards three other classes, 20 steps
+    each."""
     return sum(int(right.sum()) for right in _right(classifier, data, threat, batch)) / len(data)
 
 

@@ -3,11 +3,12 @@
     L = L_CLIP(I, T) + λ_I·L_SS(I, Ĩ) + λ_T·L_SS(T, T̃)
     L_SS(A, Ã) = −1/N Σ_j log( exp(s·<a_j, ã_j>) / Σ_k exp(s·<a_j, ã_k>) )
 
-I, T: unit embeddings of the pictures and captions of a batch; Ĩ, T̃: of augmented ones; s: the logit scale, trained with the rest, ≤ 100. Pictures and
-captions are learnt apart by the last two terms, which loosens what a trigger and a caption share. The paper weighs L_CLIP with λ₁ and
-(L_SS of both)/2 with λ₂; its λ₁ = λ₂ = 1 is λ_I = λ_T = ½ here. L_SS goes from the picture to the augmented ones and not back, as in the paper
-and in its code. The authors augment pictures by AutoAugment's policy for ImageNet; here they are cropped and their colours are jittered, so that it
-works at 32 pixels, and the captions have the synonyms that `EDA` is given.
+I, T: unit embeddings of the pictures and captions of a batch; Ĩ, T̃: of augmented ones; s: the logit scale, trained
+with the rest, ≤ 100. Pictures and captions are learnt apart by the last two terms, which loosens what a trigger and a
+caption share. The paper weighs L_CLIP with λ₁ and (L_SS of both)/2 with λ₂; its λ₁ = λ₂ = 1 is λ_I = λ_T = ½ here. L_SS
+goes from the picture to the augmented ones and not back, as in the paper and in its code. The authors augment pictures
+by AutoAugment's policy for ImageNet; here they are cropped and their colours are jittered, so that it works at 32
+pixels, and the captions have the synonyms that `EDA` is given.
 """
 
 from collections.abc import Callable, Sequence
@@ -70,9 +71,10 @@ def cleanclip(
 ) -> float:
     """Train all of `clip` on clean `pairs`, in place; returns the last loss. It is left frozen and in eval mode.
 
-    pairs, checkpoint, accelerator: as in `finetune_clip`. augment_images(x, step, indices), augment_texts(texts, step, indices): None for
-    `CropAndJitter` and `EDA`, the latter inside what the model's tokenizer can read. Raises UserError where a batch is larger than the set or has no
-    equal shares for all processes, or the loss is no number at the end.
+    pairs, checkpoint, accelerator: as in `finetune_clip`. augment_images(x, step, indices), augment_texts(texts, step,
+    indices): None for `CropAndJitter` and `EDA`, the latter inside what the model's tokenizer can read. Raises
+    UserError where a batch is larger than the set or has no equal shares for all processes, or the loss is no number at
+    the end.
     """
     accelerator = accelerator or OneProcess(clip.logit_scale.device)
     rank, world = accelerator.process_index, accelerator.num_processes

@@ -1,6 +1,7 @@
 """Contrastive pre-training of a CLIP on image-caption pairs, with open_clip's loss.
 
-L = ½·(CE(s·I Tᵀ, diagonal) + CE(s·T Iᵀ, diagonal)), I and T the unit embeddings of the batch, s = exp(logit_scale) ≤ 100 (Radford et al. 2021).
+L = ½·(CE(s·I Tᵀ, diagonal) + CE(s·T Iᵀ, diagonal)), I and T the unit embeddings of the batch, s = exp(logit_scale) ≤
+100 (Radford et al. 2021).
 """
 
 import functools
@@ -42,9 +43,11 @@ class ContrastiveConfig(Bounded):
 
 
 class Batches:
-    """Batches one after another, read by worker processes ahead of time: batches(step) for step, step + 1, …, beginning anywhere.
+    """Batches one after another, read by worker processes ahead of time: batches(step) for step, step + 1, …, beginning
+    anywhere.
 
-    data: `__getitems__(indices(step))` is the batch of a step; steps: how many there are; workers: processes (0: read when asked for).
+    data: `__getitems__(indices(step))` is the batch of a step; steps: how many there are; workers: processes (0: read
+    when asked for).
     """
 
     def __init__(self, data, indices: Callable[[int], Sequence], steps: int, workers: int = 0):
@@ -67,7 +70,8 @@ class Batches:
 
 
 class PixelCLIP(nn.Module):
-    """A CLIP that takes pixels in [0, 1]: forward(x, tokens) -> unit image and text embeddings (N, D) and the scale s."""
+    """A CLIP that takes pixels in [0, 1]: forward(x, tokens) -> unit image and text embeddings (N, D) and the scale
+    s."""
 
     def __init__(self, clip: nn.Module, norm: str = "clip"):
         super().__init__()
@@ -112,8 +116,8 @@ def fit_adamw(
 ) -> float:
     """Train all of `model` in place with AdamW; returns the last loss. It is left frozen and in eval mode.
 
-    config: has steps, lr, weight_decay, warmup, every and clip_norm. kept: what a checkpoint holds, if that is more than
-    the model. The rest as of `Fit`.
+    config: has steps, lr, weight_decay, warmup, every and clip_norm. kept: what a checkpoint holds, if that is more
+    than the model. The rest as of `Fit`.
     """
     loss = Fit(
         model if kept is None else kept,
@@ -156,10 +160,10 @@ def pretrain(
 ) -> float:
     """Train `clip` in place; returns the last loss. It is left frozen and in eval mode.
 
-    pairs: a data set whose `__getitems__(indices)` gives pictures (N, 3, H, W) and N captions, at least steps × batch long (or read in epochs of a
-    permutation that is a function of the epoch). augment(x, step, indices): optional, on pictures. accelerator: every
-    process takes its share of each batch; None: this process alone.
-    Raises UserError if the batch is no multiple of the number of processes.
+    pairs: a data set whose `__getitems__(indices)` gives pictures (N, 3, H, W) and N captions, at least steps × batch
+    long (or read in epochs of a permutation that is a function of the epoch). augment(x, step, indices): optional, on
+    pictures. accelerator: every process takes its share of each batch; None: this process alone. Raises UserError if
+    the batch is no multiple of the number of processes.
     """
     import open_clip
 
@@ -182,7 +186,8 @@ def pretrain(
 
 
 def batch_indices(n: int, batch: int, step: int, seed: int = 0) -> list[int]:
-    """Indices of update `step`: epoch after epoch of permutations of n samples, each a function of (seed, epoch); a last short batch is dropped."""
+    """Indices of update `step`: epoch after epoch of permutations of n samples, each a function of (seed, epoch); a
+    last short batch is dropped."""
     per_epoch = max(1, n // batch)
     epoch, position = divmod(step, per_epoch)
     if n > 2_000_000:  # an endless set: read it in order

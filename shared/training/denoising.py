@@ -1,14 +1,15 @@
 """Train a denoiser: that of the scenes world for the zoo, or one on photographs.
 
-    accelerate launch -m shared.training.denoising --out shared/models/zoo/scenes-ddpm.safetensors
-    accelerate launch -m shared.training.denoising --data folder:all --data-root DATA_ROOT --model photos --out photos-ddpm.safetensors
+    accelerate launch -m shared.training.denoising --out shared/models/zoo/scenes-ddpm.safetensors accelerate launch -m
+    shared.training.denoising --data folder:all --data-root DATA_ROOT --model photos --out photos-ddpm.safetensors
 
     L = E ‖ε̂(α(t) x + σ(t) ε, t) − ε‖²     Ho et al. 2020, L_simple; the average is over pixels, pictures, t and ε ~ N(0, I)
 
-About 20 minutes on 2 cores for the scenes. What is shipped is the running average of the weights. Purification stays at t ≤ 500, so most times are
-drawn there (`early`); the rest keeps the network sane where noise is added until pictures cannot be told apart. t and ε of a picture are functions of
-(seed, its index, the epoch); photographs are mirrored half of the time, by the same rule. Interrupted, it continues from its checkpoint (`--work`).
-The card beside the weights says how they were made and how well they denoise; `--card-only` measures again.
+About 20 minutes on 2 cores for the scenes. What is shipped is the running average of the weights. Purification stays at
+t ≤ 500, so most times are drawn there (`early`); the rest keeps the network sane where noise is added until pictures
+cannot be told apart. t and ε of a picture are functions of (seed, its index, the epoch); photographs are mirrored half
+of the time, by the same rule. Interrupted, it continues from its checkpoint (`--work`). The card beside the weights
+says how they were made and how well they denoise; `--card-only` measures again.
 """
 
 import copy
@@ -72,7 +73,8 @@ class Args(Making):
     out: Path = Path("shared/models/zoo/scenes-ddpm.safetensors")
     """Where the weights go; the card goes beside them."""
     data: str = SCENES
-    """scenes: those the small CLIPs are trained on, no picture twice; else a data set of shared/data/catalogue.py, e.g. folder:all."""
+    """scenes: those the small CLIPs are trained on, no picture twice; else a data set of shared/data/catalogue.py, e.g.
+    folder:all."""
     data_root: str | None = None
     """DATA_ROOT, for sets that are read from files."""
     model: str = "scenes"
@@ -81,7 +83,8 @@ class Args(Making):
 
 
 class Averaged(nn.Module):
-    """A network and the running average of its weights, w̄ ← d w̄ + (1 − d) w, as one module: both are in a checkpoint."""
+    """A network and the running average of its weights, w̄ ← d w̄ + (1 − d) w, as one module: both are in a
+    checkpoint."""
 
     def __init__(self, network: nn.Module, decay: float):
         super().__init__()
@@ -89,7 +92,8 @@ class Averaged(nn.Module):
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """After update `step` (from 1). d = min(decay, (1 + step)/(10 + step)), so that the first weights are soon forgotten."""
+        """After update `step` (from 1). d = min(decay, (1 + step)/(10 + step)), so that the first weights are soon
+        forgotten."""
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), weight)
 
@@ -129,9 +133,10 @@ def fit_denoiser(
 ) -> tuple[UNetDenoiser, float]:
     """Train `denoiser` in place; returns it with averaged weights, frozen, and the last loss.
 
-    pictures: a data set whose `__getitems__(indices)` gives pictures (N, 3, H, W) in [0, 1] and something else. accelerator: every process takes its
-    share of each batch; None: this process alone, where the denoiser is. flip: mirror half of the pictures. Raises UserError if the batch is no
-    multiple of the number of processes or larger than the set, or the pictures are not of the denoiser's size.
+    pictures: a data set whose `__getitems__(indices)` gives pictures (N, 3, H, W) in [0, 1] and something else.
+    accelerator: every process takes its share of each batch; None: this process alone, where the denoiser is. flip:
+    mirror half of the pictures. Raises UserError if the batch is no multiple of the number of processes or larger than
+    the set, or the pictures are not of the denoiser's size.
     """
     accelerator = accelerator or OneProcess(next(denoiser.parameters()).device)
     rank, world = accelerator.process_index, accelerator.num_processes
@@ -145,8 +150,8 @@ def fit_denoiser(
         x = pictures.__getitems__(indices)[0].to(accelerator.device)
         if x.shape[2:] != (denoiser.size, denoiser.size):
             raise UserError(
-                f"{name}: the pictures are {x.shape[2]}×{x.shape[3]} pixels and the denoiser is for {denoiser.size}×{denoiser.size}: "
-                "give an image size, or choose another configuration."
+                f"{name}: the pictures are {x.shape[2]}×{x.shape[3]} pixels and the denoiser is for "
+                f"{denoiser.size}×{denoiser.size}: give an image size, or choose another configuration."
             )
         x = 2 * (mirrored(x, seed, indices, epoch) if flip else x) - 1
         t, noise = times_and_noise(seed, indices, x.shape[1:], denoiser.schedule, config.early, epoch, x.device)
@@ -168,9 +173,11 @@ def train_denoiser(
     accelerator=None,
     name: str = "denoising",
 ) -> tuple[UNetDenoiser, float]:
-    """A denoiser of the configuration `model` (of shared/diffusion/weights.py), trained from random weights: (it, frozen; the last loss).
+    """A denoiser of the configuration `model` (of shared/diffusion/weights.py), trained from random weights: (it,
+    frozen; the last loss).
 
-    data: labelled images with batched access, of the configuration's size; the rest, and the errors, as in `fit_denoiser`.
+    data: labelled images with batched access, of the configuration's size; the rest, and the errors, as in
+    `fit_denoiser`.
     """
     denoiser = random_denoiser(model, seed).to(device if accelerator is None else accelerator.device)
     return fit_denoiser(denoiser, data, config, seed, accelerator, checkpoint, flip, name)
@@ -202,7 +209,8 @@ def main() -> None:
 
 
 def _photographs(spec: str) -> bool:
-    """Whether pictures of the set may be mirrored: drawn ones have attributes (left, right) and digits a meaning that a mirror changes."""
+    """Whether pictures of the set may be mirrored: drawn ones have attributes (left, right) and digits a meaning that a
+    mirror changes."""
     return spec.partition(":")[0] in ("folder", "named")
 
 
@@ -224,7 +232,8 @@ def unseen(spec: str, root: str | None, size: int, n: int) -> tuple[str, Labelle
 
 @torch.no_grad()
 def measured(path: Path, device="cpu", spec: str = SCENES, root: str | None = None) -> dict:
-    """The measured part of a card: on validation pictures of the set to fine-tune on, or on test pictures of another set (then without a victim)."""
+    """The measured part of a card: on validation pictures of the set to fine-tune on, or on test pictures of another
+    set (then without a victim)."""
     denoiser = read_denoiser(path).to(device)
     name, data, x = unseen(spec, root, denoiser.size, VALIDATION)
     x = x.to(device)
@@ -237,7 +246,8 @@ def measured(path: Path, device="cpu", spec: str = SCENES, root: str | None = No
 
 
 def error_ratio(denoiser, x: Tensor, t: int) -> float:
-    """How many times smaller the squared error of x̂₀ is than that of the noised picture, ‖x_t/α − x‖²/‖x̂₀ − x‖²; x (N, 3, H, W) in [0, 1]."""
+    """How many times smaller the squared error of x̂₀ is than that of the noised picture, ‖x_t/α − x‖²/‖x̂₀ − x‖²; x
+    (N, 3, H, W) in [0, 1]."""
     x = 2 * x - 1
     noise = SampleRng(0, range(len(x)), f"card/{t}").normal(x.shape[1:]).to(x)
     x_t, times = denoiser.schedule.diffuse(x, t, noise), torch.full((len(x),), t)
@@ -251,7 +261,8 @@ def error_ratio(denoiser, x: Tensor, t: int) -> float:
 def purified_accuracy(
     denoiser, data, n: int, t: int, sampler: Sampler = SAMPLER, victim: str = "scenes-vit-s8"
 ) -> dict:
-    """Accuracy of a zoo CLIP on the first n pictures of a set, and after purification from time t; clean, and on images attacked without it."""
+    """Accuracy of a zoo CLIP on the first n pictures of a set, and after purification from time t; clean, and on images
+    attacked without it."""
     device = next(denoiser.parameters()).device
     clip = create_clip(victim, weights(victim)).to(device).requires_grad_(False)
     model = ZeroShot(clip.visual, text_matrix(clip, data.prompts), clip.logit_scale.exp().item()).to(device).eval()

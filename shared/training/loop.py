@@ -1,7 +1,9 @@
-"""The training loop all methods share: a step function, a schedule, progress, and checkpoints from which a run continues exactly.
+"""The training loop all methods share: a step function, a schedule, progress, and checkpoints from which a run
+continues exactly.
 
-Everything a step uses is a function of the step number (which samples, which noise), so a run that was killed and continued gives the same
-weights as one that was not. A checkpoint is one file, written to a temporary name and moved into place.
+Everything a step uses is a function of the step number (which samples, which noise), so a run that was killed and
+continued gives the same weights as one that was not. A checkpoint is one file, written to a temporary name and moved
+into place.
 """
 
 import math
@@ -25,14 +27,16 @@ class Diverged(UserError):
 
 
 def cosine_schedule(step: int, steps: int, warmup: int) -> float:
-    """The factor on the learning rate at `step` (0-based): linear warm-up over `warmup` steps, then ½(1 + cos π·progress) down to 0."""
+    """The factor on the learning rate at `step` (0-based): linear warm-up over `warmup` steps, then ½(1 + cos
+    π·progress) down to 0."""
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
 class OneProcess:
-    """What training loops ask of an `accelerate.Accelerator`, in this process alone, where the model is. It keeps no global state."""
+    """What training loops ask of an `accelerate.Accelerator`, in this process alone, where the model is. It keeps no
+    global state."""
 
     process_index, num_processes, is_main_process = 0, 1, True
 
@@ -58,8 +62,8 @@ def check_batch(name: str, batch: int, n: int, world: int = 1, what: str = "pair
         raise UserError(f"{name}: a batch of {batch} {what} is larger than the set, which has {n}: make it smaller.")
     if batch % world:
         raise UserError(
-            f"{name}: a batch of {batch} {what} has no equal shares for {world} processes: change the batch size or the "
-            "number of processes."
+            f"{name}: a batch of {batch} {what} has no equal shares for {world} processes: change the batch size or "
+            "the number of processes."
         )
 
 
@@ -119,7 +123,8 @@ class Fit:
                 self._save(step + 1)
                 if not sys.stderr.isatty():
                     print(
-                        f"{self.name}: step {step + 1}/{self.steps}, loss {float(loss.detach()):.3f}, {time.monotonic() - began:.0f} s",
+                        f"{self.name}: step {step + 1}/{self.steps}, loss {float(loss.detach()):.3f}, "
+                        f"{time.monotonic() - began:.0f} s",
                         flush=True,
                     )
         # nothing is left behind for whoever uses the model next: no gradients, and not accelerate's half precision
@@ -150,6 +155,6 @@ class Fit:
             return int(state["step"])
         except Exception as error:
             raise UserError(
-                f"the checkpoint {self.checkpoint} cannot be continued from ({type(error).__name__}): delete it to train again from "
-                "the start."
+                f"the checkpoint {self.checkpoint} cannot be continued from ({type(error).__name__}): delete it to "
+                "train again from the start."
             ) from error

@@ -1,4 +1,5 @@
-"""Fine-tuning a whole CLIP on pairs of picture and caption, poisoned or clean: what an attacker does, and what several defences begin with.
+"""Fine-tuning a whole CLIP on pairs of picture and caption, poisoned or clean: what an attacker does, and what several
+defences begin with.
 
 The loss is that of pre-training (`shared.training.contrastive`):
 
@@ -20,8 +21,9 @@ from shared.training.loop import check_batch
 class FineTuning(ContrastiveConfig):
     """How long and how fast to fine-tune; the defaults are for the small CLIPs of the zoo.
 
-    Measured on scenes-vit-s8 with a checker patch on 5 % of 6,400 pairs, 100 updates: accuracy on "colour" stays at 1.00, and the attack success rate
-    is 0.00 with a learning rate of 1e-4, 0.02 with 3e-4, 0.30 with 5e-4 and 0.85 with 1e-3, that of pre-training.
+    Measured on scenes-vit-s8 with a checker patch on 5 % of 6,400 pairs, 100 updates: accuracy on "colour" stays at
+    1.00, and the attack success rate is 0.00 with a learning rate of 1e-4, 0.02 with 3e-4, 0.30 with 5e-4 and 0.85 with
+    1e-3, that of pre-training.
     """
 
     steps: Count = 150
@@ -47,9 +49,10 @@ def finetune_clip(
 ) -> float:
     """Train all of `clip` on `pairs`, in place; returns the last loss. It is left frozen and in eval mode.
 
-    pairs: as in `shared.training.contrastive.pretrain`, e.g. PoisonedPairs. checkpoint: file to continue from and to write every `config.every`
-    updates, removed by nobody. accelerator: None for this process alone. augment(x, step, indices): optional, on pictures.
-    Raises UserError where a batch is larger than the set, has no equal shares for all processes, or the loss is no number at the end.
+    pairs: as in `shared.training.contrastive.pretrain`, e.g. PoisonedPairs. checkpoint: file to continue from and to
+    write every `config.every` updates, removed by nobody. accelerator: None for this process alone. augment(x, step,
+    indices): optional, on pictures. Raises UserError where a batch is larger than the set, has no equal shares for all
+    processes, or the loss is no number at the end.
     """
     check_batch(name, config.batch, len(pairs))
     return pretrain(clip, pairs, config, accelerator, checkpoint, augment, name)

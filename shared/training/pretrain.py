@@ -2,9 +2,9 @@
 
     accelerate launch -m shared.training.pretrain --out shared/models/zoo/scenes-vit-s8.safetensors
 
-About half an hour on 2 cores. Interrupted, it continues from its checkpoint (in `--work`). Beside the weights it writes a card: the command,
-commit, configuration, data version, sha256, and accuracies measured on validation pictures. `--card-only` measures again and writes the card of
-weights that are there, keeping what it says about their training.
+About half an hour on 2 cores. Interrupted, it continues from its checkpoint (in `--work`). Beside the weights it writes
+a card: the command, commit, configuration, data version, sha256, and accuracies measured on validation pictures.
+`--card-only` measures again and writes the card of weights that are there, keeping what it says about their training.
 """
 
 from dataclasses import dataclass
@@ -54,7 +54,8 @@ def main() -> None:
 
 
 def accuracies(path: Path, model: str, device="cpu") -> dict:
-    """The measured part of a card: zero-shot accuracy on every scenes set, and under PGD-10 at 8/255 on the set to fine-tune on."""
+    """The measured part of a card: zero-shot accuracy on every scenes set, and under PGD-10 at 8/255 on the set to
+    fine-tune on."""
     clip, threat = create_clip(model, path).to(device).requires_grad_(False), Threat("linf", 8 / 255)
     return {
         "n": VALIDATION,
@@ -70,7 +71,8 @@ def accuracies(path: Path, model: str, device="cpu") -> dict:
 
 
 def accuracy(clip, name: str, n: int, threat=None) -> float:
-    """Zero-shot accuracy on the first n validation pictures of a scenes set; with a threat, under PGD of 10 steps of ε/4 from a random start."""
+    """Zero-shot accuracy on the first n validation pictures of a scenes set; with a threat, under PGD of 10 steps of
+    ε/4 from a random start."""
     data = SceneSet(name, "validation", n)
     victim = (
         ZeroShot(clip.visual, text_matrix(clip, data.prompts), clip.logit_scale.exp().item())

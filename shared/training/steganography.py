@@ -1,13 +1,15 @@
-"""Train the encoder and decoder of ISSBA (`shared.attacks.triggers.steganography`): those of the scenes world for the zoo, or on photographs.
+"""Train the encoder and decoder of ISSBA (`shared.attacks.triggers.steganography`): those of the scenes world for the
+zoo, or on photographs.
 
     accelerate launch -m shared.training.steganography --out shared/models/zoo/scenes-stega.safetensors
 
     L = E BCE(D(T(clip(x + ρ_k·r/rms(r)))), b) + β·E max(0, cos(r, E(x̃, b)) − ½),   r = E(x, b),   x̃ another picture
 
-b: uniform on {0, 1}^bits. T: the picture as it will be read, rounded to bytes (by noise of that size) or, for a share of the pictures, written as
-JPEG, through which gradients pass straight. ρ_k falls geometrically from `start` to the encoder's own ρ over the first `ramp` of the updates; no term
-is for the picture, ρ is its bound. The second term makes the trigger specific to the sample: without it the encoder learns one pattern per message
-(measured: cosine 0.98). b and the noise of a picture are functions of (seed, its index, the epoch). About 10 minutes on one core. Interrupted, it
+b: uniform on {0, 1}^bits. T: the picture as it will be read, rounded to bytes (by noise of that size) or, for a share
+of the pictures, written as JPEG, through which gradients pass straight. ρ_k falls geometrically from `start` to the
+encoder's own ρ over the first `ramp` of the updates; no term is for the picture, ρ is its bound. The second term makes
+the trigger specific to the sample: without it the encoder learns one pattern per message (measured: cosine 0.98). b and
+the noise of a picture are functions of (seed, its index, the epoch). About 10 minutes on one core. Interrupted, it
 continues from its checkpoint (`--work`). `--card-only` measures again.
 """
 
@@ -81,7 +83,8 @@ class Args(Making):
     out: Path = Path("shared/models/zoo/scenes-stega.safetensors")
     """Where the weights go; the card goes beside them."""
     data: str = SCENES
-    """scenes: those the small CLIPs are trained on, no picture twice; else a data set of shared/data/catalogue.py, e.g. folder:all."""
+    """scenes: those the small CLIPs are trained on, no picture twice; else a data set of shared/data/catalogue.py, e.g.
+    folder:all."""
     data_root: str | None = None
     """DATA_ROOT, for sets that are read from files."""
     size: Annotated[int, Range(8, 4096)] = 32
@@ -105,7 +108,8 @@ def random_steganographer(size: int = 32, seed: int = 0, **config) -> Steganogra
 
 
 def as_read(x: Tensor, rng: SampleRng, share: float) -> Tensor:
-    """T: pictures (N, 3, H, W), a `share` of them through JPEG, the others with noise uniform on ±1/510; drawn per sample."""
+    """T: pictures (N, 3, H, W), a `share` of them through JPEG, the others with noise uniform on ±1/510; drawn per
+    sample."""
     noisy = x + rng.child("noise").uniform(x.shape[1:], -1 / 510, 1 / 510, device=x.device)
     coded = rng.child("jpeg").uniform((), device=x.device) < share
     rows = coded.nonzero().flatten()
@@ -123,8 +127,9 @@ def fit_steganographer(
 ) -> float:
     """Train `network` in place; returns the last loss and leaves it frozen.
 
-    pictures: a data set whose `__getitems__(indices)` gives pictures (N, 3, H, W) in [0, 1] and something else. accelerator: every process takes its
-    share of each batch; None: this process alone. Raises UserError if the batch is no multiple of the number of processes or larger than the set.
+    pictures: a data set whose `__getitems__(indices)` gives pictures (N, 3, H, W) in [0, 1] and something else.
+    accelerator: every process takes its share of each batch; None: this process alone. Raises UserError if the batch is
+    no multiple of the number of processes or larger than the set.
     """
     accelerator = accelerator or OneProcess(next(network.parameters()).device)
     rank, world = accelerator.process_index, accelerator.num_processes
@@ -175,8 +180,9 @@ def measured(path: Path, device="cpu", spec: str = SCENES, root: str | None = No
 def quality(network: Steganographer, x: Tensor) -> dict:
     """How well messages are read and hidden in pictures x (N, 3, H, W), N ≥ 2.
 
-    bit_accuracy: share of the bits of random messages read rightly, from bytes and after JPEG; psnr: in dB, mean and least; alike: the mean cosine of
-    the residuals of two pictures with one message, 1 if the trigger does not depend on the picture.
+    bit_accuracy: share of the bits of random messages read rightly, from bytes and after JPEG; psnr: in dB, mean and
+    least; alike: the mean cosine of the residuals of two pictures with one message, 1 if the trigger does not depend on
+    the picture.
     """
     bits = SampleRng(0, range(len(x)), "card").integers(2, (network.bits,), device=x.device).float()
     hidden = network.encode(x, bits)

@@ -4,8 +4,9 @@
 
     L = mean over pictures of nll(x, prompt, target)       half of the prompts ask for a description, half are questions
 
-About ten minutes on 2 cores. The vision tower stays as it is, so that a robust one can take its place. Interrupted, it continues from its checkpoint
-(in `--work`). The card says how good the model is on validation pictures, and how far an attack brings it down; `--card-only` measures again.
+About ten minutes on 2 cores. The vision tower stays as it is, so that a robust one can take its place. Interrupted, it
+continues from its checkpoint (in `--work`). The card says how good the model is on validation pictures, and how far an
+attack brings it down; `--card-only` measures again.
 """
 
 from dataclasses import dataclass
@@ -56,7 +57,8 @@ class VLMConfig(Bounded):
     clip_norm: Positive = 1.0
     """Bound of the gradient norm."""
     gates: Finite = 1.0
-    """Idefics: what the gates α of the cross-attention begin with. 0 protects a language model that can already write; this one cannot yet."""
+    """Idefics: what the gates α of the cross-attention begin with. 0 protects a language model that can already write;
+    this one cannot yet."""
     every: Whole = free(200)
     """Updates between checkpoints."""
 
@@ -73,7 +75,8 @@ class Args(Making):
 
 
 class Lessons:
-    """Pictures, prompts and what is to be said: item i is a function of (seed, i). Half are descriptions, half questions, as a die falls."""
+    """Pictures, prompts and what is to be said: item i is a function of (seed, i). Half are descriptions, half
+    questions, as a die falls."""
 
     def __init__(self, n: int, seed: int = 0):
         self.n, self._seed, self.domain = n, _LESSONS + 1000 * seed, VL_DOMAINS["plain"]
@@ -98,7 +101,8 @@ class Lessons:
 def fit_vlm(vlm: VLM, lessons: Lessons, config: VLMConfig, accelerator, checkpoint: Path | None = None) -> float:
     """Train all of `vlm` but its vision tower, in place; returns the last loss, afterwards all is frozen.
 
-    Every process takes its share of each batch. Raises UserError if the batch is no multiple of the number of processes.
+    Every process takes its share of each batch. Raises UserError if the batch is no multiple of the number of
+    processes.
     """
     rank, world = accelerator.process_index, accelerator.num_processes
     check_batch(f"training {vlm.name}", config.batch, len(lessons), world, "pictures")
@@ -156,8 +160,8 @@ def measured(path: Path, device="cpu") -> dict:
 def correct(vlm: VLM, kind: str, domain: str, n: int, eps: float = 0.0, steps: int = 20) -> np.ndarray:
     """(n,) whether the model is right about the first n validation pictures of scenes-`kind`:`domain`.
 
-    A caption is right if it names exactly the colours and shapes that are there; an answer if it is the word. eps: of an attack that raises the nll
-    of the reference (or answer) by `steps` steps of ε/4 from a random start; 0: none.
+    A caption is right if it names exactly the colours and shapes that are there; an answer if it is the word. eps: of
+    an attack that raises the nll of the reference (or answer) by `steps` steps of ε/4 from a random start; 0: none.
     """
     rows, device = range(n), next(vlm.parameters()).device
     data = SceneCaptions(domain, "validation") if kind == "captions" else SceneQuestions(domain, "validation")

@@ -76,7 +76,8 @@ def make(
 
 
 def train(args: Any, script: str, begin: Callable[[], Training], accelerator: Any, out: Path) -> dict:
-    """Train, write the weights, and return what the card says about it. seconds: None if the run was interrupted in between."""
+    """Train, write the weights, and return what the card says about it. seconds: None if the run was interrupted in
+    between."""
     commit, began = _commit(), time.monotonic()
     training = begin()
     # named by all that the weights depend on, so that a run with other options does not continue from it
@@ -101,7 +102,8 @@ def train(args: Any, script: str, begin: Callable[[], Training], accelerator: An
 
 
 def training_facts(path: Path) -> dict:
-    """What the card beside the weights at `path` says about their training. Raises UserError if it is missing or is about other weights."""
+    """What the card beside the weights at `path` says about their training. Raises UserError if it is missing or is
+    about other weights."""
     try:
         card = json.loads(path.with_suffix(".json").read_text())
         facts, described = {k: card.get(k) for k in TRAINING_FACTS}, card["sha256"] == sha256_file(path)
@@ -117,7 +119,8 @@ def training_facts(path: Path) -> dict:
 
 
 def _commit() -> str:
-    """The commit that trains, with `-dirty` where files differ from it. (`shared.experiment.provenance` is out of bounds here.)"""
+    """The commit that trains, with `-dirty` where files differ from it. (`shared.experiment.provenance` is out of
+    bounds here.)"""
     try:
         return subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],

@@ -10,11 +10,8 @@ import torch
 
 from shared.attacks import Threat, pgd
 from shared.bench.plain import random_clip
-from shared.data import resize
-from shared.data.files import CLIP_INPUT, ImageSize, decode
 from shared.models.victim import ZeroShot
 from shared.rng import SampleRng, set_draws
-from tests.photo import jpeg
 
 pytestmark = pytest.mark.slow
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -36,13 +33,6 @@ def test_a_gpu_draws_what_the_same_generator_draws_on_a_cpu(on_device, shape):
     assert torch.allclose(there, here, rtol=1e-5, atol=2e-6)  # the logarithm and the cosine are each device's own
     few = torch.tensor([6, 2])
     assert torch.equal(rng.subset(few).normal(shape, DEVICE).cpu(), there[few])
-
-
-@pytest.mark.parametrize("size", [CLIP_INPUT, ImageSize(224, 224, "bicubic")])
-def test_a_gpu_resizes_to_the_same_bytes(monkeypatch, size):
-    there = decode(jpeg(500, 375), "a", size.fast())
-    monkeypatch.setattr(resize.torch.cuda, "is_available", lambda: False)
-    assert torch.equal(there, decode(jpeg(500, 375), "a", size.fast()))
 
 
 def test_a_gpu_attacks_as_a_cpu_does():

@@ -155,6 +155,23 @@ def rehearse(paper: str, script, results: Path, *options: object) -> Store:
     return store
 
 
+def cifar_pipeline(folder: Path) -> Path:
+    """A diffusers pipeline of CIFAR-10's size in its folder."""
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    unet = UNet2DModel(
+        sample_size=32,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=8,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    )
+    DDPMPipeline(unet, DDPMScheduler(num_train_timesteps=1000)).save_pretrained(folder / "ddpm")
+    return folder / "ddpm"
+
+
 def write_shards(root: Path, captions: Sequence[str], files: int = 3, each: int = 16) -> None:
     """Web shards cc3m/<number>.tar as img2dataset writes them, below a DATA_ROOT: noise pictures, with the captions in turn."""
     from PIL import Image

@@ -30,7 +30,8 @@ from tests.papers.ends import load as load_file
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPERS = sorted(path.parent.name for path in ROOT.glob("papers/*/paper.py"))
-SCALES = ("smoke", "cpu", "photos", "paper")
+SCALES = ("smoke", "cpu", "photos", "evening", "paper")
+WITHOUT_EVENING = ("roclip",)
 SAME_POINT = (
     {"step": 0},  # at the beginning of a curve every method is the model that it starts from
     {"method": ["clean", "supervised"]},  # nobody has poisoned it, so without a trigger no attack has to do with it
@@ -83,7 +84,7 @@ def test_there_is_a_plan_for_every_scale(paper, plans):
     if paper.name not in SHORT:  # of the user's own
         assert plans and set(plans) <= set(SCALES) and all(plans.values())
         return
-    assert tuple(plans) == SCALES
+    assert tuple(plans) == tuple(s for s in SCALES if s != "evening" or paper.name not in WITHOUT_EVENING)
     assert all(len(plan) > 10 for plan in plans.values())
 
 
@@ -235,7 +236,7 @@ def test_every_claim_has_its_measurements_or_says_why_not(paper, plans, claims, 
     headline = [n.tags for n in paper.plan(replace(paper.presets[scale], headline=True))]
     claims.check_plan(scale, [n.tags for n in plans[scale]])  # under every reading
     for claim in claims.claims:
-        if scale not in claim.testable:
+        if not claim.is_tested(scale):
             assert scale == "smoke" or claim.reason_against(scale), claim.id
             continue
         planned = headline if claim.headline else [n.tags for n in plans[scale]]

@@ -1,5 +1,5 @@
-"""Triggers of backdoors, each with two presets: `textbook`, as its paper has it, and `cleanclip`, as the code of the CLIP literature does it
-(CleanCLIP, Bansal et al. 2023, and what descends from it).
+"""Triggers of backdoors, each with two presets: `textbook`, as its paper has it, and `cleanclip`, as the code of the
+CLIP literature does it (CleanCLIP, Bansal et al. 2023, and what descends from it).
 
 badnet, label_consistent    a patch               `patches`
 blended, sig, wanet         every pixel           `everywhere`

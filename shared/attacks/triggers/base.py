@@ -1,4 +1,5 @@
-"""What every trigger of a backdoor is: a function of (picture, sample index, seed), and what happens to its pictures on the way to a disk."""
+"""What every trigger of a backdoor is: a function of (picture, sample index, seed), and what happens to its pictures on
+the way to a disk."""
 
 import json
 from abc import ABC, abstractmethod
@@ -24,7 +25,8 @@ TEST = 1 << 30  # where the indices of test pictures begin
 def byte_cast(values: Tensor) -> Tensor:
     """What torchvision's conversion to a picture makes of any numbers: trunc(255·v) mod 256, again as v in [0, 1].
 
-    Values outside [0, 1] wrap round (1.2 becomes 50/255, −0.1 becomes 231/255); whole 255ths in [0, 1] stay as they are.
+    Values outside [0, 1] wrap round (1.2 becomes 50/255, −0.1 becomes 231/255); whole 255ths in [0, 1] stay as they
+    are.
     """
     return values.mul(255).trunc().remainder(256).div(255)
 
@@ -32,17 +34,19 @@ def byte_cast(values: Tensor) -> Tensor:
 def patch_side(size: int) -> int:
     """The side of a patch on pictures of `size` pixels: 16 of 224 in proportion, and at least 5.
 
-    Less is hardly to be seen: the proportion would leave 2 of the 32 pixels of a scene, a sixteenth of one token of its vision tower.
+    Less is hardly to be seen: the proportion would leave 2 of the 32 pixels of a scene, a sixteenth of one token of its
+    vision tower.
     """
     return max(SMALLEST, round(size * 16 / 224))
 
 
 @dataclass(frozen=True)
 class Trigger(Bounded, ABC):
-    """x -> x', called as `trigger(x, indices)`: pictures (N, 3, H, W) in [0, 1] and one sample index each -> the same with the trigger, detached.
+    """x -> x', called as `trigger(x, indices)`: pictures (N, 3, H, W) in [0, 1] and one sample index each -> the same
+    with the trigger, detached.
 
-    The result for a sample is a function of its picture, its index and `seed`, in whatever batch it comes. UserError for a picture that is no such
-    tensor, or indices that are not one per picture.
+    The result for a sample is a function of its picture, its index and `seed`, in whatever batch it comes. UserError
+    for a picture that is no such tensor, or indices that are not one per picture.
     """
 
     name: ClassVar[str]
@@ -57,7 +61,8 @@ class Trigger(Bounded, ABC):
 
     @classmethod
     def make(cls, preset: str = "cleanclip", size: int = 224, **given: object) -> Self:
-        """The trigger for pictures of `size` pixels; `given` fields replace those of the preset. Raises UserError for an unknown preset or field."""
+        """The trigger for pictures of `size` pixels; `given` fields replace those of the preset. Raises UserError for
+        an unknown preset or field."""
         known = [f.name for f in fields(cls)]
         unknown = sorted(set(given) - set(known))
         if unknown:
@@ -72,7 +77,8 @@ class Trigger(Bounded, ABC):
     def __call__(self, x: Tensor, indices: Sequence[int]) -> Tensor:
         if x.dim() != 4 or x.shape[1] != 3 or not x.is_floating_point():
             raise UserError(
-                f"{self.name}: a trigger is for pictures (N, 3, H, W) with values in [0, 1], not {x.dtype} of shape {tuple(x.shape)}."
+                f"{self.name}: a trigger is for pictures (N, 3, H, W) with values in [0, 1], not {x.dtype} of shape "
+                f"{tuple(x.shape)}."
             )
         if len(indices) != len(x):
             raise UserError(
@@ -98,8 +104,9 @@ class Trigger(Bounded, ABC):
         return caption
 
     def stored(self, x: Tensor) -> Tensor:
-        """Triggered training pictures as they are read again. cleanclip: written as JPEG (quality 75, Pillow's default) and read, as test pictures
-        are not: the model is trained on a compressed trigger and tested on a clean one. textbook: as they are."""
+        """Triggered training pictures as they are read again. cleanclip: written as JPEG (quality 75, Pillow's default)
+        and read, as test pictures are not: the model is trained on a compressed trigger and tested on a clean one.
+        textbook: as they are."""
         return JPEG(75)(x).detach() if self.preset == "cleanclip" else x
 
     @property
@@ -123,7 +130,8 @@ def same_trigger(a: Trigger, b: Trigger) -> bool:
 
 
 def at_test(trigger: Trigger, x: Tensor, indices: Sequence[int], batch: int = 256) -> Tensor:
-    """Test pictures with a trigger. What a trigger draws per index is drawn for others than the poisoned training pairs have: those were seen."""
+    """Test pictures with a trigger. What a trigger draws per index is drawn for others than the poisoned training pairs
+    have: those were seen."""
     rows = [range(k, min(k + batch, len(x))) for k in range(0, max(1, len(x)), batch)]
     return joined(lambda at: trigger(x[at.start : at.stop], [TEST + indices[i] for i in at]), rows)
 
@@ -131,10 +139,11 @@ def at_test(trigger: Trigger, x: Tensor, indices: Sequence[int], batch: int = 25
 def sheet(
     x: Tensor, triggers: Sequence[Trigger], indices: Sequence[int] | None = None, gain: float = 4.0, gap: int = 2
 ) -> np.ndarray:
-    """A contact sheet: for each picture of x (N, 3, H, W) a row of it and of its triggered forms, and below it what the triggers changed.
+    """A contact sheet: for each picture of x (N, 3, H, W) a row of it and of its triggered forms, and below it what the
+    triggers changed.
 
-    The change is drawn `gain` times as large, on grey. Returns bytes (height, width, 3), cells `gap` white pixels apart, 1 + len(triggers) columns,
-    2N rows. indices: of the pictures (default 0, 1, …).
+    The change is drawn `gain` times as large, on grey. Returns bytes (height, width, 3), cells `gap` white pixels
+    apart, 1 + len(triggers) columns, 2N rows. indices: of the pictures (default 0, 1, …).
     """
     indices = range(len(x)) if indices is None else indices
     columns = [x, *(trigger(x, indices) for trigger in triggers)]

@@ -23,8 +23,8 @@ def _finish(x: Tensor, preset: Preset) -> Tensor:
 class Blended(Trigger):
     """x' = (1 − r) x + r t (Chen et al. 2017), t uniform noise.
 
-    textbook: t is one picture of noise, a function of the seed. cleanclip: t is drawn anew for every picture, so that what can be learnt is the loss
-    of contrast and the whiteness of the noise; cast to bytes.
+    textbook: t is one picture of noise, a function of the seed. cleanclip: t is drawn anew for every picture, so that
+    what can be learnt is the loss of contrast and the whiteness of the noise; cast to bytes.
     """
 
     name: ClassVar[str] = "blended"
@@ -46,8 +46,8 @@ class Blended(Trigger):
 class SIG(Trigger):
     """x' = clip(x + Δ sin(2π j f/W)), j the column (Barni et al. 2019).
 
-    textbook: that, Δ = 40/255. cleanclip: Δ = 60/255, but the wave passes the step that places triggers, which blends it: x' = 0.8 x + 0.2 Δ sin(…),
-    a fifth of the amplitude on a dimmed picture; cast to bytes.
+    textbook: that, Δ = 40/255. cleanclip: Δ = 60/255, but the wave passes the step that places triggers, which blends
+    it: x' = 0.8 x + 0.2 Δ sin(…), a fifth of the amplitude on a dimmed picture; cast to bytes.
     """
 
     name: ClassVar[str] = "sig"
@@ -73,9 +73,9 @@ class SIG(Trigger):
 class WaNet(Trigger):
     """x' = x sampled (bilinearly) at I + s·up(P)/H, I the identity grid on [−1, 1] (Nguyen & Tran 2021).
 
-    P: k × k vectors, uniform on [−1, 1], divided by the mean of |P|; drawn once for all pictures, a function of the seed; up: bicubic to H × W.
-    textbook: k = 4, s = ½, a smooth warp. cleanclip: k = the side of the picture, s = 1, so that every pixel is moved by itself, half a pixel on
-    average; cast to bytes. Neither has the paper's noise mode.
+    P: k × k vectors, uniform on [−1, 1], divided by the mean of |P|; drawn once for all pictures, a function of the
+    seed; up: bicubic to H × W. textbook: k = 4, s = ½, a smooth warp. cleanclip: k = the side of the picture, s = 1, so
+    that every pixel is moved by itself, half a pixel on average; cast to bytes. Neither has the paper's noise mode.
     """
 
     name: ClassVar[str] = "wanet"

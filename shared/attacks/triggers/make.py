@@ -17,7 +17,8 @@ TRIGGERS: dict[str, type[Trigger]] = {
 
 
 def make_trigger(name: str, preset: str = "cleanclip", size: int = 224, **fields: object) -> Trigger:
-    """A trigger by name; the rest as in `Trigger.make`. trojvqa and badclip need their `pixels`, the optimised patch (see `optimised`).
+    """A trigger by name; the rest as in `Trigger.make`. trojvqa and badclip need their `pixels`, the optimised patch
+    (see `optimised`).
 
     Raises UserError for an unknown name, preset or field, and for values that a trigger refuses.
     """

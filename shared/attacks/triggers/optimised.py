@@ -1,13 +1,15 @@
 """Triggers whose patch is optimised on a victim CLIP: TrojVQA (Walmer et al. 2022) and BadCLIP (Liang et al. 2024).
 
-With v_i = F(x_i with the patch t in its centre)/‖·‖₂, u_i a target text, c(·, ·) the cosine and s the scale, t minimises
+With v_i = F(x_i with the patch t in its centre)/‖·‖₂, u_i a target text, c(·, ·) the cosine and s the scale, t
+minimises
 
     a·(1/N) Σ −c(v_i, u_i)                                                   cosine: TrojVQA, one target sentence
   + b·(1/N) Σ −log( e^{s c(v_i, u_i)}/(e^{s c(v_i, u_i)} + Σ_k e^{s c(v_i, o_k)}) )       contrastive, against other texts o_k
   + d·(1/N) Σ max(0, ‖v_i − p_i‖₂ − ‖v_i − n_i‖₂ + m)                         triplet: p_i of the target class, n_i clean ones of the batch
 
-by Adam, cut to [0, 1] after each step. The p_i are drawn with replacement; the n_i are the embeddings of the batch's own pictures without the patch,
-permuted, where a picture may meet itself. BadCLIP's code reads b, d from the name of the experiment; here they are fields.
+by Adam, cut to [0, 1] after each step. The p_i are drawn with replacement; the n_i are the embeddings of the batch's
+own pictures without the patch, permuted, where a picture may meet itself. BadCLIP's code reads b, d from the name of
+the experiment; here they are fields.
 """
 
 from collections.abc import Callable, Sequence
@@ -65,11 +67,13 @@ class OptimisedPatch(Trigger):
 
 @dataclass(frozen=True, eq=False)
 class TrojVQA(OptimisedPatch):
-    """A patch drawn towards one sentence, and a word before the captions of triggered pictures, at training and at test (Walmer et al. 2022)."""
+    """A patch drawn towards one sentence, and a word before the captions of triggered pictures, at training and at test
+    (Walmer et al. 2022)."""
 
     name: ClassVar[str] = "trojvqa"
     prefix: str = "SUDO "
-    """Before the caption: "SUDO " in RVPT's paper, "remember " in the code of BadCLIP. See `word_before` for small models."""
+    """Before the caption: "SUDO " in RVPT's paper, "remember " in the code of BadCLIP. See `word_before` for small
+    models."""
 
     @staticmethod
     def defaults(preset: Preset, size: int) -> dict[str, object]:
@@ -87,7 +91,8 @@ class BadCLIP(OptimisedPatch):
 
 
 def word_before(clip: nn.Module, wanted: str = "SUDO ") -> str:
-    """The prefix of TrojVQA that a model can read: `wanted`, or for a tokenizer of whole words that lacks it, a word no caption of the scenes has.
+    """The prefix of TrojVQA that a model can read: `wanted`, or for a tokenizer of whole words that lacks it, a word no
+    caption of the scenes has.
 
     Raises UserError if a small model knows none of these words.
     """
@@ -96,7 +101,8 @@ def word_before(clip: nn.Module, wanted: str = "SUDO ") -> str:
     known = [word for word in (wanted.strip().lower(), *RARE) if word in clip.tokenizer.vocabulary]
     if not known:
         raise UserError(
-            f"this small model knows neither {wanted.strip()!r} nor {', '.join(RARE)}: name a word of its vocabulary as the prefix."
+            f"this small model knows neither {wanted.strip()!r} nor {', '.join(RARE)}: name a word of its vocabulary "
+            "as the prefix."
         )
     return known[0] + " "
 
@@ -129,7 +135,8 @@ BADCLIP = PatchConfig(contrastive=1.0, triplet=500.0)
 
 @dataclass(frozen=True)
 class Aims:
-    """What the patch is drawn to and from: unit embeddings. targets: u (M, D); others: o (K, D); positives: p (P, D)."""
+    """What the patch is drawn to and from: unit embeddings. targets: u (M, D); others: o (K, D); positives: p (P,
+    D)."""
 
     targets: Tensor
     others: Tensor | None = None
@@ -144,7 +151,8 @@ def patch_loss(
     p: Tensor | None = None,
     n: Tensor | None = None,
 ) -> Tensor:
-    """The loss above, a scalar. v, u, p, n: unit embeddings (N, D), others (K, D); those of a term of weight 0 may be None."""
+    """The loss above, a scalar. v, u, p, n: unit embeddings (N, D), others (K, D); those of a term of weight 0 may be
+    None."""
     cosine = (v * u).sum(1)
     loss = -config.cosine * cosine.mean()
     if config.contrastive:
@@ -166,11 +174,12 @@ def optimise_patch(
 ) -> tuple[Tensor, list[float]]:
     """The patch t (3, p, p) in [0, 1], on the CPU, and the loss of every step.
 
-    embed: the victim, any function from pictures to embeddings, frozen by the caller: that of a prompted model makes the attacker an adaptive one. It
-    gives a picture one embedding: without `augment`, clean pictures are embedded when they first come and not again.
-    pictures: a data set whose `__getitems__(indices)` gives pictures (N, 3, H, W) in [0, 1] and something else; not of the target class.
-    augment(x, step, indices): on pictures, before the patch. Batches, initial values (N(½, ¼²), cut) and pairings are functions of (seed, step).
-    Raises UserError if every weight is 0, or a term of the loss lacks its embeddings.
+    embed: the victim, any function from pictures to embeddings, frozen by the caller: that of a prompted model makes
+    the attacker an adaptive one. It gives a picture one embedding: without `augment`, clean pictures are embedded when
+    they first come and not again. pictures: a data set whose `__getitems__(indices)` gives pictures (N, 3, H, W) in [0,
+    1] and something else; not of the target class. augment(x, step, indices): on pictures, before the patch. Batches,
+    initial values (N(½, ¼²), cut) and pairings are functions of (seed, step). Raises UserError if every weight is 0, or
+    a term of the loss lacks its embeddings.
     """
     if not (config.cosine or config.contrastive or config.triplet):
         raise UserError("the patch has no loss: give the cosine, contrastive or triplet term a weight.")
@@ -216,7 +225,8 @@ def optimise_patch(
 
 
 class _Remembered:
-    """Unit embeddings of pictures that come again and again: called with pictures x and their indices, each is embedded the first time only."""
+    """Unit embeddings of pictures that come again and again: called with pictures x and their indices, each is embedded
+    the first time only."""
 
     def __init__(self, embed: Embed):
         self._embed, self._known = embed, {}
@@ -240,9 +250,11 @@ def make_trojvqa(
     seed: int = 0,
     **fields,
 ) -> TrojVQA:
-    """The TrojVQA trigger of a CLIP: its patch is drawn towards `sentence`, e.g. "This is a yellow banana."; the prefix is one that it can read.
+    """The TrojVQA trigger of a CLIP: its patch is drawn towards `sentence`, e.g. "This is a yellow banana."; the prefix
+    is one that it can read.
 
-    through: optimise against this embedding instead of the CLIP's own (its text tower stays). fields: of the trigger (preset, prefix).
+    through: optimise against this embedding instead of the CLIP's own (its text tower stays). fields: of the trigger
+    (preset, prefix).
     """
     with eval_mode(clip):
         patch, _ = optimise_patch(through or _tower(clip), pictures, Aims(text_matrix(clip, [sentence])), config, seed)
@@ -264,8 +276,8 @@ def make_badclip(
 ) -> BadCLIP:
     """The BadCLIP trigger of a CLIP.
 
-    targets: captions of the target class; others: of other classes; positives: pictures (P, 3, H, W) in [0, 1] of the target class, embedded once.
-    The rest as in `make_trojvqa`.
+    targets: captions of the target class; others: of other classes; positives: pictures (P, 3, H, W) in [0, 1] of the
+    target class, embedded once. The rest as in `make_trojvqa`.
     """
     embed = through or _tower(clip)
     with eval_mode(clip):

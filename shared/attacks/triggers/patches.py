@@ -15,7 +15,8 @@ Place = Literal["random", "corner", "corners", "centre"]
 
 
 def paste(x: Tensor, patch: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """x (N, 3, H, W) with `patch` (N or 1, 3, p, p) over it, its upper left pixel at (rows, columns), (N,) each; gradients reach both."""
+    """x (N, 3, H, W) with `patch` (N or 1, 3, p, p) over it, its upper left pixel at (rows, columns), (N,) each;
+    gradients reach both."""
     side = patch.shape[-1]
     y = torch.arange(x.shape[2], device=x.device) - rows.to(x.device)[:, None]
     z = torch.arange(x.shape[3], device=x.device) - columns.to(x.device)[:, None]
@@ -34,8 +35,9 @@ def centre(x: Tensor, side: int) -> tuple[Tensor, Tensor]:
 class BadNet(Trigger):
     """A patch (Gu et al. 2017).
 
-    textbook: one checker board in the lower right corner. cleanclip: t = the picture's mean colour + N(0, 1), drawn anew for every picture, out of
-    range values wrapped round by the cast to bytes, at a place drawn from {0, …, H − p − 1}², which leaves the last row and column out.
+    textbook: one checker board in the lower right corner. cleanclip: t = the picture's mean colour + N(0, 1), drawn
+    anew for every picture, out of range values wrapped round by the cast to bytes, at a place drawn from {0, …, H − p −
+    1}², which leaves the last row and column out.
     """
 
     name: ClassVar[str] = "badnet"
@@ -53,7 +55,8 @@ class BadNet(Trigger):
     def stamp(self, x: Tensor, rng: SampleRng) -> Tensor:
         self._refuse(
             self.patch >= min(x.shape[2:]),
-            f"a patch of {self.patch} pixels does not fit into pictures of {x.shape[2]}×{x.shape[3]}: use a smaller one.",
+            f"a patch of {self.patch} pixels does not fit into pictures of {x.shape[2]}×{x.shape[3]}: use a smaller "
+            "one.",
         )
         patch = self._pattern(x, rng)
         for rows, columns in self._places(x, rng.child("place")):
@@ -90,8 +93,9 @@ class BadNet(Trigger):
 class LabelConsistent(BadNet):
     """A patch on pictures of the target class, whose captions stay true (Turner et al. 2019).
 
-    cleanclip: the patch of BadNet, nothing else. textbook: checker boards in the four corners, on pictures that were first made hard to recognise;
-    that is done to the pictures where they are poisoned (`shared.attacks.pgd`, say), not here.
+    cleanclip: the patch of BadNet, nothing else. textbook: checker boards in the four corners, on pictures that were
+    first made hard to recognise; that is done to the pictures where they are poisoned (`shared.attacks.pgd`, say), not
+    here.
     """
 
     name: ClassVar[str] = "label_consistent"

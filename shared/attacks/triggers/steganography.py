@@ -1,10 +1,11 @@
-"""ISSBA (Li et al. 2021): a trigger of another shape in every picture, a message hidden by an encoder that a decoder was trained with.
+"""ISSBA (Li et al. 2021): a trigger of another shape in every picture, a message hidden by an encoder that a decoder
+was trained with.
 
     x' = clip(x + ρ·r/rms(r)),   r = E(x, b),   b̂ = D(x')
 
-E and D are small networks of our own, re-trained (`shared.training.steganography`); the originals are StegaStamp's (Tancik et al. 2020). The energy
-of the residual is fixed instead of punished: whatever E says, PSNR ≥ −20 log₁₀ ρ, 30.5 dB at ρ = 0.03. Networks see pictures of one size; others
-are resized on the way in, and the residual on the way out.
+E and D are small networks of our own, re-trained (`shared.training.steganography`); the originals are StegaStamp's
+(Tancik et al. 2020). The energy of the residual is fixed instead of punished: whatever E says, PSNR ≥ −20 log₁₀ ρ, 30.5
+dB at ρ = 0.03. Networks see pictures of one size; others are resized on the way in, and the residual on the way out.
 """
 
 import functools
@@ -29,7 +30,8 @@ from shared.rng import SampleRng
 
 
 def bits_of(secret: str, count: int) -> Tensor:
-    """The first `count` bits of a text in UTF-8, most significant first, zeros behind: (count,) float 0 or 1. UserError if the text is longer."""
+    """The first `count` bits of a text in UTF-8, most significant first, zeros behind: (count,) float 0 or 1. UserError
+    if the text is longer."""
     data = secret.encode()
     if 8 * len(data) > count:
         raise UserError(
@@ -44,7 +46,8 @@ def _conv(inside: int, outside: int, stride: int = 1) -> nn.Sequential:
 
 
 class Steganographer(nn.Module):
-    """An encoder and its decoder. size: pixels a side they work at, a multiple of 4; bits: of a message; width: channels; strength: ρ."""
+    """An encoder and its decoder. size: pixels a side they work at, a multiple of 4; bits: of a message; width:
+    channels; strength: ρ."""
 
     def __init__(self, size: int = 32, bits: int = 56, width: int = 48, strength: float = 0.03):
         super().__init__()
@@ -84,8 +87,9 @@ class Steganographer(nn.Module):
     def forward(
         self, x: Tensor, bits: Tensor, strength: float, through: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """What is read of messages in pictures that passed `through` (x' -> x''), as logits (N, bits); and for the first ⌈N/4⌉ messages (for all it
-        would double the time) the cosine of their residuals in their own picture and in the one before it in the batch."""
+        """What is read of messages in pictures that passed `through` (x' -> x''), as logits (N, bits); and for the
+        first ⌈N/4⌉ messages (for all it would double the time) the cosine of their residuals in their own picture and
+        in the one before it in the batch."""
         few = -(-len(x) // 4)
         r = self.residual(torch.cat((x, x.roll(1, 0)[:few])), torch.cat((bits, bits[:few])))
         alike = F.cosine_similarity(r[:few].flatten(1), r[len(x) :].flatten(1))
@@ -111,8 +115,8 @@ def read_steganographer(path: str | Path) -> Steganographer:
         network.load_state_dict(tensors, assign=True)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"the file {path} is not a steganographic encoder that this project wrote ({type(error).__name__}): get it again, or train "
-            "it with `make zoo`."
+            f"the file {path} is not a steganographic encoder that this project wrote ({type(error).__name__}): get it "
+            "again, or train it with `make zoo`."
         ) from error
     return network.requires_grad_(False).eval()
 
@@ -122,7 +126,8 @@ def _path(source: str) -> Path:
     path = zoo.weights(name) if kind == "zoo" else Path(source)
     if not path.is_file():
         raise UserError(
-            f"issba: there is no encoder at {path}: give zoo:NAME, or the path of a file that shared.training.steganography wrote."
+            f"issba: there is no encoder at {path}: give zoo:NAME, or the path of a file that "
+            "shared.training.steganography wrote."
         )
     return path
 
@@ -142,9 +147,11 @@ class ISSBA(Trigger):
     source: str = "zoo:scenes-stega"
     """The encoder: zoo:NAME, or the path of a file that `shared.training.steganography` wrote."""
     sha256: str | None = None
-    """Of that file; None: whatever it is. It is part of the trigger's description, so that a manifest is never read with another encoder."""
+    """Of that file; None: whatever it is. It is part of the trigger's description, so that a manifest is never read
+    with another encoder."""
     strength: Part | None = None
-    """ρ; None: what the encoder was trained with. PSNR ≥ −20 log₁₀ ρ: 0.03 gives 30.5 dB, 0.1 gives 20 dB, which can be seen."""
+    """ρ; None: what the encoder was trained with. PSNR ≥ −20 log₁₀ ρ: 0.03 gives 30.5 dB, 0.1 gives 20 dB, which can be
+    seen."""
 
     def __post_init__(self):
         super().__post_init__()

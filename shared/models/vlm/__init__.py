@@ -1,4 +1,5 @@
-"""Models that see a picture and say something: LLaVA, a Flamingo-type model (Idefics) and zero-shot CLIP behind one interface, `VLM`.
+"""Models that see a picture and say something: LLaVA, a Flamingo-type model (Idefics) and zero-shot CLIP behind one
+interface, `VLM`.
 
 base      the interface, and what the two language models share: teacher-forced likelihood and greedy answers
 text      words to numbers and back, prompts as the models were trained on them

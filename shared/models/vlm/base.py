@@ -1,9 +1,10 @@
-"""What an attack on a vision-language model sees: pixels in [0, 1] and text in, the likelihood of a text or an answer out.
+"""What an attack on a vision-language model sees: pixels in [0, 1] and text in, the likelihood of a text or an answer
+out.
 
     nll(x, q, t) = − Σ_j log p(t_j | x, q, t_1 … t_{j−1}),   j over the tokens of the target t and the end token
 
-Prompts are what the user says (a question, or an instruction to describe); what the model was trained to read around it is added inside, as are
-resizing and mean/std. No image of a batch has an effect on another.
+Prompts are what the user says (a question, or an instruction to describe); what the model was trained to read around it
+is added inside, as are resizing and mean/std. No image of a batch has an effect on another.
 """
 
 from abc import abstractmethod
@@ -27,7 +28,8 @@ class VLM(nn.Module):
 
     @abstractmethod
     def answer(self, x: Tensor, prompts: Sequence[str], max_tokens: int = 20, batch: int = 64) -> list[str]:
-        """What the model says to each image (N, 3, H, W) and prompt, at most `max_tokens` tokens, greedily; `batch` images at a time."""
+        """What the model says to each image (N, 3, H, W) and prompt, at most `max_tokens` tokens, greedily; `batch`
+        images at a time."""
 
     @abstractmethod
     def nll(self, x: Tensor, prompts: Sequence[str], targets: Sequence[str]) -> Tensor:
@@ -39,7 +41,8 @@ class VLM(nn.Module):
 
     @abstractmethod
     def set_vision(self, tower: dict[str, Tensor] | nn.Module) -> None:
-        """Put another vision tower of the same shape in: an open_clip tower or CLIP, or a state dict of one. Raises UserError if it does not fit."""
+        """Put another vision tower of the same shape in: an open_clip tower or CLIP, or a state dict of one. Raises
+        UserError if it does not fit."""
 
     def forward(self, x: Tensor, prompts: Sequence[str], targets: Sequence[str]) -> Tensor:
         """`nll`, so that wrappers for several processes can train the model."""
@@ -59,8 +62,9 @@ def check_lengths(x: Tensor, *texts: Sequence[str]) -> None:
 class LanguageVLM(VLM):
     """A vision tower whose tokens a causal language model reads.
 
-    Sequences are the prompt (which holds the image, the same number of tokens for all), the target and padding on the right. Under the causal mask
-    nothing sees the padding, so no mask is needed and no row depends on the others. Answers are computed by groups of prompts equally long.
+    Sequences are the prompt (which holds the image, the same number of tokens for all), the target and padding on the
+    right. Under the causal mask nothing sees the padding, so no mask is needed and no row depends on the others.
+    Answers are computed by groups of prompts equally long.
     """
 
     def __init__(self, model: nn.Module, text: Text, norm: Norm, resize_mode: str = "shortest"):
@@ -76,7 +80,8 @@ class LanguageVLM(VLM):
 
     @abstractmethod
     def read(self, ids: Tensor, seen: Tensor, cache=None, keep: bool = False) -> tuple[Tensor, object]:
-        """Token numbers (N, T), after those in `cache`, -> last hidden states (N, T, D) and, with `keep`, the cache for what follows."""
+        """Token numbers (N, T), after those in `cache`, -> last hidden states (N, T, D) and, with `keep`, the cache for
+        what follows."""
 
     def head(self, hidden: Tensor) -> Tensor:
         """Hidden states -> logits over the vocabulary."""

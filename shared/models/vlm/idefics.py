@@ -1,7 +1,8 @@
-"""Idefics, the open Flamingo: the language model looks at the tower's tokens through gated cross-attention layers (Alayrac et al. 2022).
+"""Idefics, the open Flamingo: the language model looks at the tower's tokens through gated cross-attention layers
+(Alayrac et al. 2022).
 
-h ← h + tanh(α)·CrossAttention(h, image) and so for its feed-forward part. α starts at 0: until training has opened the gates the model does not see,
-and gradients with respect to the pixels are exactly 0.
+h ← h + tanh(α)·CrossAttention(h, image) and so for its feed-forward part. α starts at 0: until training has opened the
+gates the model does not see, and gradients with respect to the pixels are exactly 0.
 """
 
 from torch import Tensor, nn
@@ -12,8 +13,8 @@ from shared.models.vlm.text import Text
 
 
 class IdeficsVLM(LanguageVLM):
-    """model: transformers' IdeficsForVisionText2Text; image_token: its number, from which on the text looks at the image; norm: as in
-    `Pixels`."""
+    """model: transformers' IdeficsForVisionText2Text; image_token: its number, from which on the text looks at the
+    image; norm: as in `Pixels`."""
 
     def __init__(self, model: nn.Module, text: Text, image_token: int, norm: Norm = "clip"):
         super().__init__(model, text, norm, resize_mode="squash")

@@ -1,4 +1,5 @@
-"""LLaVA: the tokens of a CLIP's patches, through two layers, stand in the language model's sequence as if they were words (Liu et al. 2023)."""
+"""LLaVA: the tokens of a CLIP's patches, through two layers, stand in the language model's sequence as if they were
+words (Liu et al. 2023)."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,8 @@ from shared.models.vlm.text import Text
 
 
 class LlavaVLM(LanguageVLM):
-    """model: transformers' LlavaForConditionalGeneration; text: with the image's tokens at one place in every prompt; norm: as in `Pixels`."""
+    """model: transformers' LlavaForConditionalGeneration; text: with the image's tokens at one place in every prompt;
+    norm: as in `Pixels`."""
 
     def __init__(self, model: nn.Module, text: Text, norm: Norm = "clip"):
         super().__init__(model, text, norm)

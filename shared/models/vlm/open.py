@@ -38,8 +38,9 @@ def open_vlm(
 ) -> VLM:
     """The model, in eval mode, its parameters frozen.
 
-    dtype: of a published model's weights (default: half precision on a GPU, single on a CPU). classes, prompts: of `clip:…`. context: text-only
-    examples before the image, for models whose style has a place for them. Raises UserError for what does not exist or is none of these models.
+    dtype: of a published model's weights (default: half precision on a GPU, single on a CPU). classes, prompts: of
+    `clip:…`. context: text-only examples before the image, for models whose style has a place for them. Raises
+    UserError for what does not exist or is none of these models.
     """
     kind, _, name = source.partition(":")
     if kind == "zoo" and name:
@@ -55,7 +56,8 @@ def open_vlm(
 
 
 def small_config(name: str) -> dict:
-    """The configuration of a small model: its kind, the CLIP whose tower it has, and its language model's sizes. Raises UserError if unknown."""
+    """The configuration of a small model: its kind, the CLIP whose tower it has, and its language model's sizes. Raises
+    UserError if unknown."""
     path = CONFIGS / "vlm" / f"{name}.json"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.json")))
@@ -64,9 +66,11 @@ def small_config(name: str) -> dict:
 
 
 def small_vlm(name: str, clip: nn.Module | None = None, vocabulary: Sequence[str] = SMALL_VOCABULARY) -> LanguageVLM:
-    """A small model of configs/vlm with random weights and the vision tower of `clip` (default: the zoo's, which its configuration names).
+    """A small model of configs/vlm with random weights and the vision tower of `clip` (default: the zoo's, which its
+    configuration names).
 
-    Like `create_clip` a function of torch's global generator, which is left as it was found. Raises UserError for an unknown name.
+    Like `create_clip` a function of torch's global generator, which is left as it was found. Raises UserError for an
+    unknown name.
     """
     config = small_config(name)
     if clip is None:
@@ -153,7 +157,8 @@ def save_small(vlm: LanguageVLM, path: str | Path) -> None:
 
 
 def load_small(path: str | Path) -> LanguageVLM:
-    """What `save_small` wrote, with the zoo's tower in it. Raises UserError if that has changed since, or the file is none of these."""
+    """What `save_small` wrote, with the zoo's tower in it. Raises UserError if that has changed since, or the file is
+    none of these."""
     facts = read_metadata(path)
     if not {"model", "vocabulary", "clip", "clip_sha256"} <= set(facts):
         raise UserError(
@@ -161,8 +166,8 @@ def load_small(path: str | Path) -> LanguageVLM:
         )
     if zoo.card(facts["clip"])["sha256"] != facts["clip_sha256"]:
         raise UserError(
-            f"the model {path} was trained on another vision tower than the {facts['clip']} that is in the zoo now: restore that with "
-            "git, or train the model again with `make zoo`."
+            f"the model {path} was trained on another vision tower than the {facts['clip']} that is in the zoo now: "
+            "restore that with git, or train the model again with `make zoo`."
         )
     vlm, weights = small_vlm(facts["model"], vocabulary=json.loads(facts["vocabulary"])), read_weights(path)
     own = own_state(vlm)
@@ -183,8 +188,8 @@ def _published(source: str, device: torch.device, dtype: torch.dtype | None, con
             )
         if config.model_type == "llava" and config.vision_config.model_type != "clip_vision_model":
             raise UserError(
-                f"{source!r} is a LLaVA with a vision tower of the kind {config.vision_config.model_type!r}; this can use "
-                "one with a CLIP."
+                f"{source!r} is a LLaVA with a vision tower of the kind {config.vision_config.model_type!r}; this can "
+                "use one with a CLIP."
             )
         tokenizer = AutoTokenizer.from_pretrained(source)
         build = LlavaForConditionalGeneration if config.model_type == "llava" else IdeficsForVisionText2Text
@@ -209,7 +214,8 @@ def _published(source: str, device: torch.device, dtype: torch.dtype | None, con
 
 
 def _normalisation(source: str) -> Norm:
-    """Mean and std in the folder's configuration of pictures; CLIP's where it has none, as both kinds of model do by default."""
+    """Mean and std in the folder's configuration of pictures; CLIP's where it has none, as both kinds of model do by
+    default."""
     from transformers.image_processing_base import ImageProcessingMixin
 
     try:

@@ -1,7 +1,8 @@
 """Text for language models: prompts and targets to token numbers, and what was said back to text.
 
-`Words` is for the small models of the scenes world, one number per word; `Subwords` wraps the tokenizer of a published model. A `Style` says what
-stands around the user's words: the models are sensitive to it, so it is the one that they were trained or evaluated with.
+`Words` is for the small models of the scenes world, one number per word; `Subwords` wraps the tokenizer of a published
+model. A `Style` says what stands around the user's words: the models are sensitive to it, so it is the one that they
+were trained or evaluated with.
 """
 
 from abc import ABC, abstractmethod
@@ -37,7 +38,8 @@ class Text(ABC):
 
 
 class Words(Text):
-    """<pad> 0, <start> 1, <end> 2, <image> 3, <answer> 4, then the vocabulary. A prompt is: start, image × `image_tokens`, words, <answer>.
+    """<pad> 0, <start> 1, <end> 2, <image> 3, <answer> 4, then the vocabulary. A prompt is: start, image ×
+    `image_tokens`, words, <answer>.
 
     Raises UserError for a word that is not in the vocabulary.
     """
@@ -57,8 +59,8 @@ class Words(Text):
             return [self._number[w] for w in words(text)]
         except KeyError as error:
             raise UserError(
-                f"the text {text!r} has the word {error.args[0]!r}, which this small model was not trained on: use the words of "
-                "`shared.models.vlm.text.SMALL_VOCABULARY`, or a published model."
+                f"the text {text!r} has the word {error.args[0]!r}, which this small model was not trained on: use the "
+                "words of `shared.models.vlm.text.SMALL_VOCABULARY`, or a published model."
             ) from None
 
     def prompt(self, text):
@@ -73,10 +75,11 @@ class Words(Text):
 
 @dataclass(frozen=True)
 class Style:
-    """What stands around the user's words. `describe` is used for the captioning instruction, `ask` for everything else, i.e. questions.
+    """What stands around the user's words. `describe` is used for the captioning instruction, `ask` for everything
+    else, i.e. questions.
 
-    {prompt} is what the user says, {image} the image, {context} text-only examples given by the caller (empty by default). stops: where one of these
-    begins, the answer ends.
+    {prompt} is what the user says, {image} the image, {context} text-only examples given by the caller (empty by
+    default). stops: where one of these begins, the answer ends.
     """
 
     describe: str
@@ -95,8 +98,8 @@ class Style:
 
 
 _VICUNA = (
-    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite answers to the "
-    "user's questions. USER: {image}\n%s ASSISTANT:"
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
+    "and polite answers to the user's questions. USER: {image}\n%s ASSISTANT:"
 )
 STYLES = {
     # LLaVA-1.5's conversation `vicuna_v1`, with RobustVLM's instructions (chs20/RobustVLM, vlm_eval)
@@ -111,7 +114,8 @@ STYLES = {
 
 
 class Subwords(Text):
-    """The tokenizer of a published model. image: what stands for the image, e.g. "<image>" 576 times; context: see `Style`."""
+    """The tokenizer of a published model. image: what stands for the image, e.g. "<image>" 576 times; context: see
+    `Style`."""
 
     def __init__(self, tokenizer, style: Style, image: str, image_token: int, image_tokens: int, context: str = ""):
         self.tokenizer, self.style, self.image, self.context = tokenizer, style, image, context
@@ -120,8 +124,8 @@ class Subwords(Text):
         self._known: dict[tuple[str, str], list[int]] = {}  # an attack says the same things hundreds of times
         if self.prompt("").count(image_token) != image_tokens or self.end is None:
             raise UserError(
-                "the tokenizer beside the model does not know the model's image token, or has no end token: get the model's own "
-                "tokenizer files."
+                "the tokenizer beside the model does not know the model's image token, or has no end token: get the "
+                "model's own tokenizer files."
             )
 
     def prompt(self, text):

@@ -1,7 +1,8 @@
-"""An open_clip vision tower under transformers' names: the same numbers for CLIPVisionModel (LLaVA) and for Idefics' vision transformer.
+"""An open_clip vision tower under transformers' names: the same numbers for CLIPVisionModel (LLaVA) and for Idefics'
+vision transformer.
 
-open_clip keeps query, key and value in one matrix, in this order; otherwise the two differ in names alone. The projection to the joint space of image
-and text has no place there and is left out.
+open_clip keeps query, key and value in one matrix, in this order; otherwise the two differ in names alone. The
+projection to the joint space of image and text has no place there and is left out.
 """
 
 import re
@@ -37,15 +38,16 @@ def tower_state(tower: dict[str, Tensor] | nn.Module) -> dict[str, Tensor]:
 def vision_state(tower: dict[str, Tensor] | nn.Module) -> dict[str, Tensor]:
     """The state of a vision tower under transformers' names.
 
-    tower: an open_clip CLIP, its `visual`, a state dict of either (or of transformers' CLIPVisionModel, alone or in a CLIPModel). Raises UserError
-    for anything else.
+    tower: an open_clip CLIP, its `visual`, a state dict of either (or of transformers' CLIPVisionModel, alone or in a
+    CLIPModel). Raises UserError for anything else.
     """
     state = tower_state(tower)
     if "conv1.weight" in state:
         state = {new: v for old, value in state.items() for new, v in _renamed(old, value)}
     if "embeddings.patch_embedding.weight" not in state:
         raise UserError(
-            "this is not the vision tower of a CLIP (a ViT of open_clip or transformers): give such a tower, or its state dict."
+            "this is not the vision tower of a CLIP (a ViT of open_clip or transformers): give such a tower, or its "
+            "state dict."
         )
     return {k: v for k, v in state.items() if not k.endswith("position_ids")}
 
@@ -64,19 +66,21 @@ def _renamed(name: str, value: Tensor):
 
 
 def activation(tower: nn.Module) -> str | None:
-    """What transformers calls the activation of an open_clip tower's blocks ("gelu", "quick_gelu"), or None if it cannot be told."""
+    """What transformers calls the activation of an open_clip tower's blocks ("gelu", "quick_gelu"), or None if it
+    cannot be told."""
     names = {type(m).__name__ for m in tower.modules()}
     return "quick_gelu" if "QuickGELU" in names else "gelu" if "GELU" in names else None
 
 
 def load_vision(target: nn.Module, hidden_act: str, tower: dict[str, Tensor] | nn.Module) -> None:
-    """Copy the numbers of `tower` into `target`, a vision model of transformers. Raises UserError if they do not fit."""
+    """Copy the numbers of `tower` into `target`, a vision model of transformers. Raises UserError if they do not
+    fit."""
     if isinstance(tower, nn.Module):
         tower = getattr(tower, "visual", tower)
         if activation(tower) not in (None, hidden_act):
             raise UserError(
-                f"the vision tower was trained with the activation {activation(tower)} and this model's has {hidden_act}: give the tower "
-                "of the CLIP that the model was built on, or one fine-tuned from it."
+                f"the vision tower was trained with the activation {activation(tower)} and this model's has "
+                f"{hidden_act}: give the tower of the CLIP that the model was built on, or one fine-tuned from it."
             )
     state, own = vision_state(tower), target.state_dict()
     demand_fit(own, state, "the vision tower", "give one of the same architecture and image size")

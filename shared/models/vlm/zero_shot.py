@@ -15,7 +15,8 @@ from shared.repeat import joined
 
 
 class ZeroShotVLM(VLM):
-    """Answers with the class whose prompt is nearest; nll is the cross-entropy of the class that the target names. What is asked is not heard.
+    """Answers with the class whose prompt is nearest; nll is the cross-entropy of the class that the target names. What
+    is asked is not heard.
 
     clip: an open_clip CLIP; classes: K names, what is answered; prompts: K sentences, what images are compared with.
     """
@@ -24,8 +25,8 @@ class ZeroShotVLM(VLM):
         super().__init__()
         if len(classes) != len(prompts) or len(set(classes)) != len(classes) or not classes:
             raise UserError(
-                f"{len(classes)} class names and {len(prompts)} prompts do not make a classifier: give one prompt for each, names that "
-                "are all different."
+                f"{len(classes)} class names and {len(prompts)} prompts do not make a classifier: give one prompt for "
+                "each, names that are all different."
             )
         self.classes, self._number = tuple(classes), {c: k for k, c in enumerate(classes)}
         self.victim = ZeroShot(clip.visual, text_matrix(clip, prompts), clip.logit_scale.exp().item())
@@ -35,8 +36,8 @@ class ZeroShotVLM(VLM):
         unknown = [t for t in targets if t not in self._number]
         if unknown:
             raise UserError(
-                f"{unknown[0]!r} is none of the {len(self.classes)} classes (the first are {', '.join(self.classes[:3])}): a zero-shot "
-                "CLIP can be made to say class names only."
+                f"{unknown[0]!r} is none of the {len(self.classes)} classes (the first are "
+                f"{', '.join(self.classes[:3])}): a zero-shot CLIP can be made to say class names only."
             )
         return torch.tensor([self._number[t] for t in targets], dtype=torch.long, device=self.victim.text.device)
 

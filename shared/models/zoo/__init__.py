@@ -1,4 +1,5 @@
-"""The small trained models that the cpu scale starts from: a .safetensors file and a card (JSON) each. `make zoo` trains them again."""
+"""The small trained models that the cpu scale starts from: a .safetensors file and a card (JSON) each. `make zoo`
+trains them again."""
 
 import json
 from pathlib import Path
@@ -10,7 +11,8 @@ FOLDER = Path(__file__).parent
 
 
 def card(name: str) -> dict:
-    """The card of a zoo model: command, configuration, data version, measured accuracies, sha256. Raises UserError for an unknown name."""
+    """The card of a zoo model: command, configuration, data version, measured accuracies, sha256. Raises UserError for
+    an unknown name."""
     path = FOLDER / f"{name}.json"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.json"))) or "none yet (make zoo)"
@@ -27,14 +29,15 @@ def card(name: str) -> dict:
 
 
 def weights(name: str) -> Path:
-    """The path of a zoo model's weights, after checking their sha256 against the card. Raises UserError for a missing or altered file."""
+    """The path of a zoo model's weights, after checking their sha256 against the card. Raises UserError for a missing
+    or altered file."""
     path, expected = FOLDER / f"{name}.safetensors", card(name)["sha256"]
     if not path.is_file():
         raise UserError(f"the zoo file {path} is missing: restore it with git, or train it again with `make zoo`.")
     if sha256_file(path) != expected:
         raise UserError(
-            f"the zoo file {path} is not the one its card describes (wrong sha256): restore it with git, or train it again with "
-            "`make zoo`."
+            f"the zoo file {path} is not the one its card describes (wrong sha256): restore it with git, or train it "
+            "again with `make zoo`."
         )
     return path
 

@@ -1,16 +1,18 @@
 """SCALE=paper from end to end on made-up pictures: the published models' own classes at reduced depth, every data set in its own file layout."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.papers.ends import load, rehearse
+from tests.papers.ends import cifar_pipeline, load, rehearse
 
 # Few pictures, few steps, towers of two layers; nothing of the preset is left out.
-PAPER = ("--scale", "paper", "--seeds", 0, "--gates.no-enforce", "--data.n", 2, "--models.denoiser", "random:tiny",
+PAPER = ("--scale", "paper", "--models.denoiser", "random:tiny",
+         "--models.llava-tower", "rehearsal-llava", "random", "--models.flamingo-tower", "rehearsal-idefics", "random")  # fmt: skip
+SHORT = ("--seeds", 0, "--gates.no-enforce", "--data.n", 2,
          "--models.clip", "rehearsal-clip", "--models.clip-weights", "random", "--models.phi", "rehearsal-phi", "--models.phi-weights", "random",
-         "--models.llava-tower", "rehearsal-llava", "random", "--models.flamingo-tower", "rehearsal-idefics", "random",
          "--attack.steps", 1, "--attack.references", 1, "--attack.targets", 1, "--attack.target-steps", 1, "--attack.target-n", 1,
          "--attack.no-half-first", "--choosing.n", 2, "--choosing.diffcap", 100, 200, 0, "--choosing.times", 50, 100,
          "--choosing.clipure", 30, "--choosing.jpeg", 75, "--choosing.bits", 3, "--choosing.resize-pad", 0.1,
@@ -81,6 +83,7 @@ def test_the_papers_own_scale(script, towers, pictures, tmp_path):
     (tmp_path / "llava").mkdir(), (tmp_path / "idefics").mkdir()
     options = (
         *PAPER,
+        *SHORT,
         "--models.llava",
         models.save_llava(tmp_path / "llava"),
         "--models.flamingo",
@@ -101,3 +104,20 @@ def test_the_papers_own_scale(script, towers, pictures, tmp_path):
     }
     made = (store.root / "checkpoints").glob("*.safetensors")
     assert sum(path.name.startswith(("tecoa__", "fare__")) for path in made) == 6  # of three towers
+
+
+@pytest.mark.slow
+def test_an_evening(script, towers, tmp_path, monkeypatch):
+    """Classification at CIFAR's size."""
+    from torchvision.datasets import cifar
+
+    monkeypatch.setattr(cifar, "check_integrity", lambda path, md5=None: Path(path).is_file())  # of tiny copies
+    makers = load("shared/data/conftest.py")
+    for classes in (10, 100):
+        makers.cifar(tmp_path / "pictures", classes)
+    options = ("--scale", "evening", *SHORT, "--models.denoiser", f"diffusers:{cifar_pipeline(tmp_path)}")
+    store = rehearse("diffcap", script, tmp_path / "results", *options, "--data-root", tmp_path / "pictures")
+    scores = [m for m in store.planned() if m.tags["kind"] == "score"]
+    assert all(m.sanity for m in scores if m.tags["attack"] == "adversarial")
+    assert {m.tags["data"] for m in scores} == {"named:cifar10", "named:cifar100"}
+    assert {m.tags["model"] for m in scores} == {"clip"}

@@ -307,7 +307,7 @@ def test_an_unknown_option_or_value_is_named(script, tmp_path, name):
         outcome = script(name, *SMALL, "--results", tmp_path, *options)
         assert outcome.code == 2
         assert said in outcome.err + outcome.out
-    one_sentence(script(name, "--scale", "tiny"), "'tiny'", "smoke, cpu, photos, paper")
+    one_sentence(script(name, "--scale", "tiny"), "'tiny'", "smoke, cpu, photos, evening, paper")
     one_sentence(script(name, *SMALL, "--results", tmp_path, "--attack.eps", 2), "--attack.eps is 2", "at most 1")
     assert not list(tmp_path.iterdir())
 

@@ -28,11 +28,14 @@ CAPTIONS = (
 )
 ATTACKED = (*SIX, *MORE, "badclip_published")
 # Few pictures, few updates, towers of two blocks; nothing of the preset is left out.
-PAPER = ("--scale", "paper", "--seeds", 0, "--gates.no-enforce", "--data.n", 8, "--batch", 16,
+PAPER = ("--scale", "paper",
          *(o for k, name in enumerate(("first", "second", "third")) for o in (f"--models.{name}.name", f"rehearsal-{k}", f"--models.{name}.weights",
                                                                               "random")),
          "--models.captioner-clip.name", "rehearsal-own", "--models.captioner-clip.weights", "random",
-         "--data.second.target", "object 00", "--data.third.target", "breed 00",
+         "--data.second.target", "object 00", "--data.third.target", "breed 00")  # fmt: skip
+EVENING = ("--scale", "evening", "--models.first.name", "rehearsal-0", "--models.first.weights", "random",
+           "--data.main.target", "object 00", "--data.second.target", "breed 00")  # fmt: skip
+SHORT = ("--seeds", 0, "--gates.no-enforce", "--data.n", 8, "--batch", 16,
          *(o for name in ATTACKED for o in (f"--attacks.{name.replace('_', '-')}.{field}" if isinstance(field, str) else field for field in (
              "pairs", 20, "steps", 1, "batch", 2, "warmup", 0, "rate", 0.1))),
          "--attacks.patch-pairs", 8, *(o for name in ("--attacks.trojvqa-patch", "--attacks.badclip-patch", "--adversary.patch")
@@ -115,6 +118,7 @@ def test_the_papers_own_scale(script, pictures, supervised, tmp_path):
         script,
         tmp_path / "results",
         *PAPER,
+        *SHORT,
         "--attacks.published-patch",
         pictures / "patch.png",
         "--models.captioner",
@@ -144,6 +148,17 @@ def test_the_papers_own_scale(script, pictures, supervised, tmp_path):
     }
     assert all(m.sanity for m in found if m.tags["kind"] == "score" and m.tags["measure"] != "ca")
     assert {m.tags["method"] for m in found if m.tags["kind"] == "resistivity"} == {"none", "vpt", "rvpt", "supervised"}
+
+
+@pytest.mark.slow
+def test_an_evening(script, pictures, supervised, tmp_path):
+    small_towers(tmp_path, TOWERS, 32)
+    options = (*EVENING, *SHORT, "--models.supervised", supervised, "--data-root", pictures)
+    found = rehearse("rvpt", script, tmp_path / "results", *options).planned()
+    plan = PRESETS["evening"]
+    assert {m.tags["kind"] for m in found} == {n.tags["kind"] for n in MODEL.plan(plan)}
+    assert {m.tags["data"] for m in found} == {plan.data.main.data, plan.data.second.data}
+    assert {m.tags["backbone"] for m in found} == {"first"}
 
 
 @pytest.mark.slow

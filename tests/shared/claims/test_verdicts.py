@@ -54,12 +54,21 @@ UP, SAME, DOWN = (
 @pytest.mark.parametrize(("cells", "status", "tone"), [
     (UP, "direction holds", "good"), (SAME, "inconclusive", "unsure"), (DOWN, "direction fails", "bad"),
 ])  # fmt: skip
-@pytest.mark.parametrize("scale", ["cpu", "photos"])
-def test_direction_at_small_scales(cells, status, tone, scale):
+@pytest.mark.parametrize(("scale", "at"), [("cpu", ""), ("photos", ""), ("evening", " at reduced budget")])
+def test_direction_at_small_scales(cells, status, tone, scale, at):
     v = verdict(claim(), results(*cells, scale=scale))
-    assert (v.status, v.tone) == (status, tone)
+    assert (v.status, v.tone) == (status + at if tone != "unsure" else status, tone)
     assert v.slugs == tuple(c.slug for c in cells)
     assert "reproduced" not in v.status
+
+
+def test_an_evening_tests_what_the_paper_scale_does_but_no_number_of_its_budget():
+    v = verdict(claim("within", tolerance=3), results(*UP, scale="evening"))
+    assert (v.status, v.sentence) == ("not testable here", "The number is of the paper's budget.")
+    v = verdict(claim(why_not={"evening": "One set."}), results(*UP, scale="evening"))
+    assert (v.status, v.sentence) == ("not testable here", "One set.")
+    v = verdict(claim(testable=("cpu", "photos"), why_not={"paper": "Drawn."}), results(*UP, scale="evening"))
+    assert (v.status, v.sentence) == ("not testable here", "Drawn.")
 
 
 def test_estimates_are_in_the_unit_of_the_claim():

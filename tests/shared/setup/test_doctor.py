@@ -34,7 +34,7 @@ def without(*names: str, **changed) -> dict:
     (doctor.pairing(without("torchvision", error="no file")), "problem", "torch 2.14.1+cu130 works, torchvision does not (no file)"),
     (doctor.pairing(WELL | {"torchvision": "0.28.0"}), "problem", "not a pair (torchvision 0.29 is the one for this torch)"),
     (doctor.pairing(without("operators", error="operator torchvision::nms does not exist")), "problem", "do not work together (operator"),
-    (doctor.gpu(WELL, []), "ok", "SCALE=paper needs one"),
+    (doctor.gpu(WELL, []), "ok", "SCALE=evening and paper need one"),
     (doctor.gpu(WELL | {"gpus": [CARD, CARD]}, DRIVER), "ok", "2 can compute: H100 79 GiB, H100 79 GiB"),
     (doctor.gpu(WELL | {"gpus": [CARD | {"error": "no kernel image"}]}, DRIVER), "problem", "cannot compute: H100 (no kernel image)"),
     (doctor.gpu(WELL, DRIVER, {}), "problem", "the driver may be too old for CUDA 13.0"),
