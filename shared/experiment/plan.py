@@ -19,7 +19,7 @@ import torch
 
 from shared.errors import run_main
 from shared.experiment.machines import Machine, Measured, machine
-from shared.experiment.planned import PlanLab, name_in, planning
+from shared.experiment.planned import PlanLab, name_in, own, planning
 from shared.experiment.scale import parse
 from shared.experiment.step import Kept, Step, Trained, closure
 from shared.experiment.tally import Cost
@@ -99,17 +99,24 @@ def reading(stage: Stage, lab: PlanLab) -> float:
     return sum(n * (lab.rates.get(name) or READ) for name, n in stage.cost.pictures.items())
 
 
-def plan(paper: str, gpu: str, argv: Sequence[str]) -> str:
-    """The table, what has no estimate, and what does not fit."""
+def plan(paper: str, gpu: str, argv: Sequence[str]) -> Iterator[str]:
+    """The table with what has no estimate; then what does not fit, which takes longer."""
     made = importlib.import_module(f"papers.{paper}.paper").PAPER
     scale, config = parse(made.presets, __doc__, argv, check=made.check)
     machines = [machine(name) for name in gpu.split(",")]
     lab = PlanLab(torch.device("cpu"), config.source, half=machines[0].device != "cpu")
     with planning(lab):
         found = stages(made.plan(config), lab)
-        said = [line for on in machines for line in misfits(found, made, config, lab, on)]
+    yield _table(f"{paper} at SCALE={scale}", found, lab, machines)
+    for on in machines:
+        with planning(lab):
+            said = misfits(found, made, config, lab, on)
+        yield from said
+
+
+def _table(title: str, found: Mapping[str, Stage], lab: PlanLab, machines: Sequence[Machine | Measured]) -> str:
     spent = [price(found, lab, on) for on in machines]
-    lines = [f"{paper} at SCALE={scale}", *(f"{on.name}: {on.source}" for on in machines)]
+    lines = [title, *(f"{on.name}: {on.source}" for on in machines)]
     head = ("stage", "steps", "TFLOP", "peak GB", "disk GB", "pictures", *(f"h {on.name}" for on in machines))
     rows = [head]
     for script in dict.fromkeys(stage.script for stage in found.values()):
@@ -128,7 +135,7 @@ def plan(paper: str, gpu: str, argv: Sequence[str]) -> str:
         lines.append(f"{on.name}: {hours} hours with {on.processes} process{'es' if on.processes > 1 else ''}")
     for name, stage in found.items():
         lines += [f"not estimated: {n} of {stage.count} {name}: {why}" for why, n in stage.why.items()]
-    return "\n".join([*lines, *said])
+    return "\n".join(lines)
 
 
 def _together(found: Mapping[str, Stage]) -> Stage:
@@ -147,7 +154,7 @@ def misfits(
     room, said = USABLE * on.memory, []
     for name, stage in found.items():
         if stage.cost.peak > room and stage.largest is not None:
-            needs = f"{name} needs {_gigabytes(stage.cost.peak)} GB, {on.name} has {_gigabytes(on.memory)}"
+            needs = f"{name} needs {_digits(stage.cost.peak / 1e9)} GB, {on.name} has {_digits(on.memory / 1e9)}"
             said.append(f"{needs}: {smaller(stage, made, config, lab, room)}")
     return said
 
@@ -161,9 +168,11 @@ def smaller(stage: Stage, made: object, config: object, lab: PlanLab, room: floa
         while batch > 1:
             batch, before = batch // 2, peak
             step = list(names(made.plan(_with(config, path.split("."), batch))))[place]
+            if own(step) == own(stage.largest):
+                break  # it is an option of others
             peak = lab.trace(step).cost.peak
             if peak <= room:
-                return f"use --{path.replace('_', '-')} {batch} ({_gigabytes(peak)} GB)"
+                return f"use --{path.replace('_', '-')} {batch} ({_digits(peak / 1e9)} GB)"
             if peak > 0.95 * before:
                 break
     return "no batch makes it fit"
@@ -185,22 +194,23 @@ def _options(x: object, path: str = "") -> Iterator[tuple[str, object]]:
             yield from _options(inside, f"{path}{f.name}.")
 
 
-def _gigabytes(size: float) -> str:
-    return f"{size / 1e9:.0f}" if size >= 1e10 else f"{size / 1e9:.1f}"
-
-
 def _row(name: str, stage: Stage, spent: Sequence[float]) -> tuple[str, ...]:
     """≥ where some steps have no estimate."""
     c, missing = stage.cost, sum(stage.why.values())
-    sizes = (f"{c.flops / 1e12:,.1f}", f"{c.peak / 1e9:.1f}", f"{c.disk / 1e9:.1f}", f"{sum(c.pictures.values()):,.0f}")
+    sizes = (c.flops / 1e12, c.peak / 1e9, c.disk / 1e9, sum(c.pictures.values()))
     least = "≥ " if missing else ""
-    values = [f"{least}{value}" if missing < stage.count else "?" for value in (*sizes, *map(_hours, spent))]
+    values = [f"{least}{_digits(x)}" if missing < stage.count else "?" for x in (*sizes, *(s / 3600 for s in spent))]
     return (name, f"{stage.count:,}", *values)
 
 
 def _hours(seconds: float) -> str:
-    return f"{seconds / 3600:,.1f}" if seconds >= 3600 else f"{seconds / 3600:.3f}"
+    return _digits(seconds / 3600)
+
+
+def _digits(x: float) -> str:
+    """One digit behind the point, fewer of large numbers, more of small ones."""
+    return f"{x:,.0f}" if x >= 100 or x == 0 else f"{x:.1f}" if x >= 1 else f"{x:.1g}"
 
 
 if __name__ == "__main__":
-    run_main(lambda: print(plan(sys.argv[1], sys.argv[2], sys.argv[3:]), flush=True))
+    run_main(lambda: [print(said, flush=True) for said in plan(sys.argv[1], sys.argv[2], sys.argv[3:])])

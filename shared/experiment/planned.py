@@ -357,6 +357,13 @@ def _places(x: object, path: tuple = ()) -> Iterator[tuple[object, tuple]]:
                 yield from _places(value, (*path, f.name))
 
 
+def own(step: Step) -> list[object]:
+    """The options and leaves of a step, without those of steps that it needs."""
+    return [part for part, path in _places(step) if path and not isinstance(part, Kept | tuple)] + [
+        value for value in vars(step).values() if isinstance(value, bool | int | float | str)
+    ]
+
+
 def _resolve(places: list[tuple[object, tuple]], name: Hashable) -> tuple:
     """The parts of a name, those that stand in the step by their place there."""
     parts = name if isinstance(name, tuple) else (name,)

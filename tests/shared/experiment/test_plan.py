@@ -192,7 +192,7 @@ def test_what_does_not_fit_names_the_option_that_makes_it_fit():
 
 @pytest.mark.slow
 def test_a_plan_is_a_table():
-    said = plan("pmg_aft", "a100-80", ["--scale", "smoke", "--headline"])
+    said = "\n".join(plan("pmg_aft", "a100-80", ["--scale", "smoke", "--headline"]))
     lines = said.splitlines()
     assert lines[2].split()[:2] == ["stage", "steps"] and any(line.startswith("all ") for line in lines)
     assert "not estimated" not in said
