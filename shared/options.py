@@ -233,6 +233,12 @@ def from_command_line(kind: type[T], **how: Any) -> T:
     return options
 
 
+def changed(options: T, path: str, value: object) -> T:
+    """Options with one of them changed. path: its name, behind those of the options it is in: "data.n"."""
+    first, _, rest = path.partition(".")
+    return dataclasses.replace(options, **{first: changed(getattr(options, first), rest, value) if rest else value})
+
+
 def bounded(function: F) -> F:
     """Hold the arguments of a function to the bounds of their types; it raises UserError as `check_bounds` does."""
     signature = inspect.signature(function)

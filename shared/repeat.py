@@ -36,6 +36,11 @@ def repeated(
             yield passes[kinds.index(kind)]
 
 
+def parts_of(rows: Sequence[Part], size: int) -> list[Sequence[Part]]:
+    """Rows in parts of `size`, the last one with what is left; of a range these are ranges."""
+    return [rows[k : k + size] for k in range(0, len(rows), size)]
+
+
 def batches(parts: Sequence[Rows]) -> Iterator[Rows]:
     """The batches of a loop, each with a length. A plan takes the first for all, as often as it goes into their sum."""
     if not watched or len(parts) < 2:

@@ -68,7 +68,7 @@ def test_a_class_with_words_holds_itself_to_them():
 @pytest.mark.parametrize(
     ("count", "limit"),
     [
-        (tokens, 329_200),  # the goal is 205,000
+        (tokens, 329_000),  # the goal is 205,000
         (wide_lines, 1_290),  # 0
         (inner_imports, 22),
         (untyped_parameters, 495),  # 400

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from shared.attacks.autoattack import STANDARD, WITHOUT_FAB, Stage
 from shared.data.catalogue import Source
+from shared.data.named import SIXTEEN
 from shared.data.scene_sets import FINE_TUNING, HOLD_OUT, ZERO_SHOT
 from shared.errors import UserError
 from shared.experiment.scale import Options, check_seeds
@@ -158,26 +159,7 @@ _PAPER = Config(
     data=Data(
         "named:TinyImageNet",
         "named:TinyImageNet",
-        tuple(
-            f"named:{n}"
-            for n in (
-                "cifar10",
-                "cifar100",
-                "STL10",
-                "SUN397",
-                "Food101",
-                "OxfordPets",
-                "Flowers102",
-                "DTD",
-                "EuroSAT",
-                "FGVC-Aircraft",
-                "ImageNet",
-                "Caltech101",
-                "Caltech256",
-                "StanfordCars",
-                "PCAM",
-            )
-        ),
+        tuple(f"named:{name}" for name in SIXTEEN if name != "TinyImageNet"),
         (),
         ("named:cifar100",),
         n=0,

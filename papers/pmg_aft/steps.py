@@ -25,7 +25,7 @@ from shared.experiment.step import Lab, Measured, Tensors, Trained, Values, free
 from shared.metrics.costs import activation_megabytes, step_seconds
 from shared.models.victim import ZeroShot, class_matrix, labels_of
 from shared.options import Worded
-from shared.repeat import joined
+from shared.repeat import joined, parts_of
 from shared.report.shown import YOURS, yours
 from shared.rng import SampleRng
 from shared.steps.choice import CandidateScore, Choice, Settings
@@ -394,9 +394,10 @@ class Accuracy(Measured):
             x_adv = self.attacked(lab, victim, x, y, part)
             return labels_of(victim, x_adv, self.attack.batch).eq(y).float().cpu()
 
-        parts = [rows[k : k + size] for k in range(0, len(rows), size)]
         sanity = None if self.checks is None else self.checks.record(lab, self.tower)
-        return Values(joined(right, parts).numpy(), "share", sanity=sanity, skipped=self.data.open(lab).skipped)
+        return Values(
+            joined(right, parts_of(rows, size)).numpy(), "share", sanity=sanity, skipped=self.data.open(lab).skipped
+        )
 
     def attacked(self, lab: Lab, victim: ZeroShot, x: Tensor, y: Tensor, rows: list[int]) -> Tensor:
         return self.attack(victim, x, y, rows, self.stream)

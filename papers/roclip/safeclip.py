@@ -29,7 +29,7 @@ from shared.data.augment import EDA
 from shared.errors import UserError
 from shared.models.victim import Pixels
 from shared.options import Bounded, Count, Part, Range, Share
-from shared.repeat import joined
+from shared.repeat import joined, parts_of
 from shared.training.contrastive import batch_indices, clamp_scale
 from shared.training.loop import Fit, cosine_schedule
 
@@ -150,7 +150,7 @@ def safeclip(
             both = embed(*pairs.__getitems__(part))
             return (both["image"] * both["text"]).sum(1)
 
-        cosine = joined(agreement, [range(k, min(k + 256, len(pairs))) for k in range(0, len(pairs), 256)])
+        cosine = joined(agreement, parts_of(range(len(pairs)), 256))
         clip.train()
         state.safe.copy_(safe_pairs(cosine, config.confidence))
         state.safe[cosine.topk(round(config.least * len(pairs))).indices] = True

@@ -23,7 +23,7 @@ from papers.rvpt.tuning import Tuning, optimise, same_classes
 from shared.attacks.threat import Threat
 from shared.errors import UserError
 from shared.models.victim import Pixels, ZeroShot
-from shared.repeat import joined_all
+from shared.repeat import joined_all, parts_of
 from shared.rng import SampleRng
 from shared.training.adversarial import TrainAttack
 from shared.training.contrastive import ContrastiveConfig, batch_indices, fit_clip
@@ -72,8 +72,7 @@ class _Embedded(torch.utils.data.Dataset):
             x, y = data.__getitems__(part)
             return probe.embed(x.to(device)).cpu(), y
 
-        rows = list(range(len(data)))
-        self.embeddings, self.labels = joined_all(embedded, [rows[k : k + 256] for k in range(0, len(rows), 256)])
+        self.embeddings, self.labels = joined_all(embedded, parts_of(list(range(len(data))), 256))
 
     def __len__(self) -> int:
         return len(self.labels)

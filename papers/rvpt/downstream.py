@@ -35,7 +35,7 @@ from shared.metrics.captions import Cider, tokens
 from shared.models.victim import Pixels
 from shared.models.vlm import open_vlm
 from shared.models.vlm.llava import LlavaVLM
-from shared.repeat import joined
+from shared.repeat import joined, parts_of
 from shared.steps.backdoor import Aim, Pairs, Seen, Stamp, side
 
 WORDS = 20  # tokens of a caption, at most
@@ -112,16 +112,12 @@ class Described:
     @once
     def pictures(self, lab: Lab) -> Tensor:
         """x (n, 3, H, W), on the device."""
-        data, parts = self.open(lab), _split(self.rows(lab), 64)
+        data, parts = self.open(lab), parts_of(self.rows(lab), 64)
         return torch.cat([data.pictures(part) for part in parts]).to(lab.device)
 
     def references(self, lab: Lab) -> list[list[str]]:
         """The captions of each."""
         return self.open(lab).references(self.rows(lab))
-
-
-def _split(values: list, n: int) -> list[list]:
-    return [values[i : i + n] for i in range(0, len(values), n)]
 
 
 @dataclass(frozen=True)
@@ -240,7 +236,7 @@ class Search:
         named = [target.named_in(text) for text in texts]
         naming = [text for text, yes in zip(texts, named, strict=True) if yes]
         queries = list(dict.fromkeys(naming + [target.say(template) for template in TEMPLATES]))
-        parts = _split(list(range(len(pairs))), self.batch)
+        parts = parts_of(list(range(len(pairs))), self.batch)
         candidates = torch.cat([self._embedded(lab, model, pairs.__getitems__(rows)[0]) for rows in parts])
         own = self._embedded(lab, model, self._of_target(lab))
         asked, poisoned = model.text(queries).cpu(), self._embedded(lab, model, self._poisoned(lab))

@@ -24,7 +24,7 @@ from shared.experiment.leaves import Pictures
 from shared.experiment.step import Lab, Measured, Values, free
 from shared.metrics.perceptual import psnr
 from shared.models.victim import Pixels, predicted
-from shared.repeat import joined_all
+from shared.repeat import joined_all, parts_of
 from shared.rng import SampleRng
 from shared.steps.backdoor import Aim, Seen, Stamp
 
@@ -76,8 +76,7 @@ def by_batch(batch: int, function: Callable, *arrays: Tensor | Sequence) -> Tens
         kinds.append(type(found))
         return tuple(t.cpu() for t in found) if isinstance(found, tuple) else (found.cpu(),)
 
-    n = len(arrays[0])
-    columns = joined_all(made, [range(i, min(i + batch, n)) for i in range(0, n, batch)])
+    columns = joined_all(made, parts_of(range(len(arrays[0])), batch))
     return kinds[0](*columns) if issubclass(kinds[0], tuple) else columns[0]
 
 

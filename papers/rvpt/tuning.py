@@ -20,7 +20,7 @@ from shared.data.base import LabelledImages, Subset, loader
 from shared.errors import UserError
 from shared.models.victim import ZeroShot
 from shared.options import Batch, Bounded, Count, Decay, Part, Positive, Weight, Whole, Workers, free, shortened
-from shared.repeat import joined_all
+from shared.repeat import joined_all, parts_of
 from shared.rng import SampleRng
 from shared.training.contrastive import Batches
 from shared.training.loop import Fit
@@ -180,7 +180,7 @@ class _Begun(torch.utils.data.Dataset):
             f = prompts.begin(victim.pixels(part[0].to(device)))
             return f.cpu(), prompts.reference(f).cpu() if repulsion.active else torch.empty(len(f), 0), part[1]
 
-        batches = [list(range(len(data)))[k : k + 256] for k in range(0, len(data), 256)]
+        batches = parts_of(list(range(len(data))), 256)
         self.states, self.reference, self.labels = joined_all(begun, loader(data, batches, workers))
 
     def __len__(self) -> int:

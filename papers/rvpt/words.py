@@ -23,7 +23,7 @@ from papers.rvpt.tuning import Tuning, optimise, same_classes
 from shared.attacks.threat import Threat
 from shared.errors import UserError
 from shared.models.victim import ZeroShot
-from shared.repeat import joined_all
+from shared.repeat import joined_all, parts_of
 from shared.rng import SampleRng
 from shared.training.adversarial import TrainAttack
 
@@ -90,8 +90,7 @@ class _Bank(torch.utils.data.Dataset):
             with torch.no_grad():
                 return victim.embed(x_adv).cpu(), y
 
-        rows = list(range(len(data)))
-        self.embeddings, self.labels = joined_all(embedded, [rows[k : k + 64] for k in range(0, len(rows), 64)])
+        self.embeddings, self.labels = joined_all(embedded, parts_of(list(range(len(data))), 64))
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -36,7 +36,7 @@ class Source:
     """Size of the pictures of an image folder (and of digits and captioned pictures): native, 224, 256:224 (short side,
     centre crop)."""
     fast: bool = False
-    """Read JPEGs faster, by torchvision's decoder and a resize of our own: single bytes differ from Pillow's."""
+    """Read JPEGs faster, by torchvision's decoder and torch's resize of bytes: single bytes differ from Pillow's."""
     wording: str = "released"
     """Prompts of the named sets: released, or corrected (without the known slips)."""
     captions: str | None = None

@@ -9,6 +9,7 @@ claims alone see more.
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from shared.claims.claims import Claim
@@ -16,6 +17,7 @@ from shared.claims.looks import LOOKS
 from shared.claims.selection import matches
 from shared.experiment.paper import Number, Paper
 from shared.experiment.store import DOUBLED
+from shared.options import changed
 
 if TYPE_CHECKING:
     from shared.experiment.scale import Options
@@ -28,10 +30,7 @@ def doubled(config: "Options", options: Sequence[str], pictures: int, seeds: int
     """The configuration with 2^pictures as many pictures, by the options that say how many, and 2^seeds as many
     seeds."""
     for option in options:
-        room, _, field = option.rpartition(".")
-        inside = getattr(config, room) if room else config
-        larger = replace(inside, **{field: getattr(inside, field) << pictures})
-        config = replace(config, **{room: larger}) if room else larger
+        config = changed(config, option, attrgetter(option)(config) << pictures)
     further = range(max(config.seeds) + 1, max(config.seeds) + 1 + len(config.seeds) * (2**seeds - 1))
     return replace(config, seeds=(*config.seeds, *further))
 

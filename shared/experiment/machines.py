@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import psutil
 import torch
 from torch.utils._pytree import tree_map_only
 
@@ -78,7 +79,9 @@ class Measured:
     def __post_init__(self):
         gpu = torch.cuda.is_available()
         self.device, self.processes = ("cuda", torch.cuda.device_count()) if gpu else ("cpu", torch.get_num_threads())
-        self.memory = torch.cuda.get_device_properties(0).total_memory if gpu else _memory() / self.processes
+        self.memory = (
+            torch.cuda.get_device_properties(0).total_memory if gpu else psutil.virtual_memory().total / self.processes
+        )
         torch.set_num_threads(1)
         self.overhead = self._python()
         self.source = f"measured here, on {self.device}; Python takes {self.overhead * 1e6:.0f} µs per operation"
@@ -131,9 +134,3 @@ def machine(name: str) -> Machine | Measured:
     if name not in NAMED:
         raise UserError(f"there is no GPU={name}; choose one of: measure {' '.join(NAMED)}")
     return NAMED[name]
-
-
-def _memory() -> float:
-    import psutil
-
-    return float(psutil.virtual_memory().total)

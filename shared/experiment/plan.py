@@ -1,5 +1,6 @@
-"""What a paper at a scale would take, before anybody pays: `python -m shared.experiment.plan PAPER GPU[,GPU…] --scale
-paper …`
+"""What a paper at a scale would take, before anybody pays.
+
+    python -m shared.experiment.plan PAPER GPU[,GPU…] --scale paper …
 
 For each stage, the steps of one kind: how many there are, floating-point operations, peak memory, disk, pictures read,
 hours on machines of `shared.experiment.machines`. Needs no GPU, no weights and no data (`shared.experiment.planned`).
@@ -13,7 +14,7 @@ import importlib
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass
 
 import torch
 
@@ -23,6 +24,7 @@ from shared.experiment.planned import PlanLab, name_in, own, planning
 from shared.experiment.scale import parse
 from shared.experiment.step import Kept, Step, Trained, closure
 from shared.experiment.tally import Cost
+from shared.options import changed
 
 READ = 0.003  # seconds of one core for a 500 × 375 JPEG to 224 pixels, measured; anew for sets that can be opened
 USABLE = 0.92  # of a device's memory: the rest is the libraries' and lost between blocks; an assumption
@@ -167,7 +169,7 @@ def smaller(stage: Stage, made: object, config: object, lab: PlanLab, room: floa
         batch, peak = x.batch, stage.cost.peak
         while batch > 1:
             batch, before = batch // 2, peak
-            step = list(names(made.plan(_with(config, path.split("."), batch))))[place]
+            step = list(names(made.plan(changed(config, path, batch))))[place]
             if own(step) == own(stage.largest):
                 break  # it is an option of others
             peak = lab.trace(step).cost.peak
@@ -176,12 +178,6 @@ def smaller(stage: Stage, made: object, config: object, lab: PlanLab, room: floa
             if peak > 0.95 * before:
                 break
     return "no batch makes it fit"
-
-
-def _with(config: object, path: Sequence[str], value: int) -> object:
-    """A configuration with one option changed."""
-    inside = value if len(path) == 1 else _with(getattr(config, path[0]), path[1:], value)
-    return replace(config, **{path[0]: inside})
 
 
 def _options(x: object, path: str = "") -> Iterator[tuple[str, object]]:

@@ -1,10 +1,12 @@
 """Models that are not here, as large as their publishers describe them and without weights: what a plan opens in their
 place.
 
-LLaVA-1.5 7B, 13B       Llama (Touvron et al. 2023, table 2) behind CLIP ViT-L/14 at 336 pixels, 576 patches (Liu et
-al. 2023) Idefics 9B              Llama 7B with a cross-attention layer every fourth, ViT-H/14, a resampler to 64
-latents google/ddpm-cifar10-32  the U-Net of Ho et al. 2020 for CIFAR-10, 35.7 million parameters
-guided-, improved-diffusion, classifiers, CLIPs   their own configurations, which the code has
+    LLaVA-1.5 7B, 13B        Llama (Touvron et al. 2023, table 2) behind CLIP ViT-L/14 at 336 pixels, 576 patches
+                             (Liu et al. 2023)
+    Idefics 9B               Llama 7B with a cross-attention layer every fourth, ViT-H/14, a resampler to 64 latents
+    google/ddpm-cifar10-32   the U-Net of Ho et al. 2020 for CIFAR-10, 35.7 million parameters
+
+Guided and improved diffusion, classifiers and CLIPs have their own configurations, which the code has.
 """
 
 from pathlib import Path

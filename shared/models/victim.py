@@ -13,7 +13,7 @@ from shared.data.skipped import say
 from shared.errors import UserError
 from shared.models.clip import MEAN_STD
 from shared.options import bounded
-from shared.repeat import joined
+from shared.repeat import joined, parts_of
 
 Norm = str | tuple[Sequence[float], Sequence[float]]  # a key of MEAN_STD, or mean and std per channel
 
@@ -84,7 +84,7 @@ def image_size(visual: nn.Module) -> tuple[int, int]:
 def text_matrix(model: nn.Module, prompts: Sequence[str]) -> Tensor:
     """Unit text embeddings T (K, D) of K prompts, computed once; row k is t_k = text(prompt_k)/‖·‖₂."""
     device = next(model.parameters()).device
-    parts = [list(prompts[i : i + 256]) for i in range(0, len(prompts), 256)]
+    parts = parts_of(list(prompts), 256)
     return joined(lambda some: model.encode_text(model.tokenizer(some).to(device), normalize=True), parts).float()
 
 

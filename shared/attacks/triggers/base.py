@@ -14,7 +14,7 @@ from torch import Tensor
 from shared.errors import UserError
 from shared.models.preprocess import JPEG
 from shared.options import Bounded, Seed
-from shared.repeat import joined
+from shared.repeat import joined, parts_of
 from shared.rng import SampleRng
 
 Preset = Literal["cleanclip", "textbook"]
@@ -132,7 +132,7 @@ def same_trigger(a: Trigger, b: Trigger) -> bool:
 def at_test(trigger: Trigger, x: Tensor, indices: Sequence[int], batch: int = 256) -> Tensor:
     """Test pictures with a trigger. What a trigger draws per index is drawn for others than the poisoned training pairs
     have: those were seen."""
-    rows = [range(k, min(k + batch, len(x))) for k in range(0, max(1, len(x)), batch)]
+    rows = parts_of(range(len(x)), batch) or [range(0)]
     return joined(lambda at: trigger(x[at.start : at.stop], [TEST + indices[i] for i in at]), rows)
 
 

@@ -18,7 +18,7 @@ from shared.errors import UserError
 from shared.models.victim import Norm, Pixels, predicted
 from shared.models.vlm.text import Text
 from shared.models.vlm.vision import load_vision, quick_patches
-from shared.repeat import batches, repeated
+from shared.repeat import batches, parts_of, repeated
 
 
 class VLM(nn.Module):
@@ -116,7 +116,7 @@ class LanguageVLM(VLM):
         before, answers = [self.text.prompt(p) for p in prompts], [""] * len(x)
         for length in sorted(set(map(len, before))):
             rows = [i for i, b in enumerate(before) if len(b) == length]
-            for some in batches([rows[start : start + batch] for start in range(0, len(rows), batch)]):
+            for some in batches(parts_of(rows, batch)):
                 ids = torch.tensor([before[i] for i in some], device=x.device)
                 for i, said in zip(some, self._say(x[some], ids, max_tokens), strict=True):
                     answers[i] = self.text.say(said)
